@@ -1,0 +1,7 @@
+#include "bindings.h"
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "penstock's compiled core";
+  penstock::bind_data(module);
+  penstock::bind_philox(module);
+}

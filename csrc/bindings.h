@@ -1,0 +1,11 @@
+// Each folder of csrc/ adds its functions to the one extension module through a function declared here.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace penstock {
+
+void bind_data(pybind11::module_& module);
+void bind_philox(pybind11::module_& module);
+
+}  // namespace penstock

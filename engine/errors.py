@@ -1,0 +1,55 @@
+"""What a user can get wrong, each kind with an exit code of its own. The command line prints the message, one line."""
+
+
+class PenstockError(Exception):
+    """An error that the user can mend: its message says what, where and what to do."""
+
+    exit_code = 1
+
+
+class SourceError(PenstockError):
+    """The input texts or labels cannot be read or used."""
+
+    exit_code = 3
+
+
+class TokenizerError(PenstockError):
+    """The tokenizer cannot be found, loaded or trained."""
+
+    exit_code = 4
+
+
+class StoreError(PenstockError):
+    """A store is missing, incomplete, damaged or does not fit."""
+
+    exit_code = 5
+
+
+class ConfigError(PenstockError):
+    """A configuration key or value is wrong."""
+
+    exit_code = 6
+
+
+class RunError(PenstockError):
+    """A run or study directory is missing, incomplete, or belongs to something else."""
+
+    exit_code = 7
+
+
+class ModelError(PenstockError):
+    """A model cannot be found, loaded or used with this data."""
+
+    exit_code = 8
+
+
+class DiskError(PenstockError):
+    """The disk is full or cannot be written."""
+
+    exit_code = 9
+
+
+class NonFiniteError(PenstockError):
+    """The loss or the gradients are no longer finite; the last good checkpoint stands."""
+
+    exit_code = 10

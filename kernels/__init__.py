@@ -1,0 +1,6 @@
+"""Fused kernels for ragged batches: they stand on their own and need torch only."""
+
+from penstock.kernels.dispatch import use_backend
+from penstock.kernels.ragged import Ragged
+
+__all__ = ["Ragged", "use_backend"]

@@ -1,0 +1,102 @@
+"""Which implementation serves a call, and why.
+
+Every operation registers its backends here, fastest first, each with a `why_not`: given the call's facts it returns
+None if the backend can serve them, else the reason in one line. The choice is made once, in forward, and handed to the
+operation as a string argument, so that backward (which runs on autograd's threads) uses the same backend.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+BACKENDS = ("cuda", "triton", "cpu", "torch", "reference")
+
+_forced: ContextVar[str | None] = ContextVar("penstock_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one operation."""
+
+    name: str
+    implementation: Any
+    why_not: Callable[..., str | None]
+    available: Callable[[], str | None]
+
+
+_registry: dict[str, dict[str, Backend]] = {}
+
+
+def register(
+    operation: str,
+    name: str,
+    implementation: Any,
+    why_not: Callable[..., str | None] = lambda **_: None,
+    available: Callable[[], str | None] = lambda: None,
+) -> None:
+    """Adds a backend to an operation.
+
+    Args:
+        implementation: whatever the operation's `ops.py` calls: a module or an object with its functions.
+        why_not: takes the facts of a call as keywords, returns None or one line saying why it cannot serve them.
+        available: returns None or one line saying why this backend cannot run here at all.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
+    backends = _registry.setdefault(operation, {})
+    backends[name] = Backend(name, implementation, why_not, available)
+    _registry[operation] = dict(sorted(backends.items(), key=lambda item: BACKENDS.index(item[0])))
+
+
+def implementation(operation: str, name: str) -> Any:
+    """The implementation that `choose` named."""
+    return _registry[operation][name].implementation
+
+
+def choose(operation: str, **facts: Any) -> str:
+    """The name of the fastest backend that can serve a call with these facts, or the one that `use_backend` forces.
+
+    Raises:
+        RuntimeError: the forced backend cannot serve the call; the message gives its reason.
+    """
+    backends = _registry[operation]
+    forced = _forced.get()
+    if forced is not None:
+        backend = backends.get(forced)
+        if backend is None:
+            raise RuntimeError(f"{operation} has no {forced!r} backend; it has {', '.join(backends)}")
+        reason = backend.available() or backend.why_not(**facts)
+        if reason:
+            raise RuntimeError(f"backend {forced!r} cannot serve {operation}: {reason}")
+        return forced
+    for name, backend in backends.items():
+        if backend.available() is None and backend.why_not(**facts) is None:
+            return name
+    raise RuntimeError(f"no backend can serve {operation} with {facts}")
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Forces one backend for every penstock operation called inside the `with` block; None restores the default.
+
+    Raises:
+        ValueError: no backend has this name.
+    """
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def status() -> list[tuple[str, str, str | None]]:
+    """(operation, backend, None or why it cannot run here) for everything registered; `penstock doctor` prints it."""
+    return [
+        (operation, backend.name, backend.available())
+        for operation, backends in sorted(_registry.items())
+        for backend in backends.values()
+    ]

@@ -1,0 +1,83 @@
+"""The one batch format: sequences laid end to end, with their bounds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """A batch of sequences of different lengths without padding.
+
+    Attributes:
+        values: (total_tokens, ...), sequence b in rows cu_seqlens[b] to cu_seqlens[b + 1].
+        cu_seqlens: int32, (batch + 1,), the layout of FlashAttention's varlen calls and of a jagged NestedTensor.
+        max_seqlen: an upper bound of the lengths, known on the host: no device is asked for it.
+        ids: int64, (batch,), names the examples (the store's rows), for reproducible dropout and for messages.
+    """
+
+    values: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    ids: Tensor | None = None
+
+    @classmethod
+    def from_lengths(cls, values: Tensor, lengths: Sequence[int] | Tensor, ids: Tensor | None = None) -> "Ragged":
+        """Builds and checks a batch from the lengths of its sequences, given on the host.
+
+        Raises:
+            ValueError: the lengths are negative, do not add up to `values`' rows, or disagree with `ids` in number.
+        """
+        lengths = torch.as_tensor(lengths, dtype=torch.int64)
+        if lengths.ndim != 1:
+            raise ValueError(f"lengths must be one-dimensional, got shape {tuple(lengths.shape)}")
+        if lengths.numel() and int(lengths.min()) < 0:
+            raise ValueError(f"lengths must not be negative, got {int(lengths.min())}")
+        total = int(lengths.sum())
+        if total != values.shape[0]:
+            raise ValueError(f"lengths add up to {total}, but values has {values.shape[0]} rows")
+        if total > torch.iinfo(torch.int32).max:
+            raise ValueError(f"{total} tokens in one batch: cu_seqlens is int32, split the batch")
+        if ids is not None and ids.shape != lengths.shape:
+            raise ValueError(f"ids has shape {tuple(ids.shape)} for {lengths.numel()} sequences")
+        cu_seqlens = torch.zeros(lengths.numel() + 1, dtype=torch.int32)
+        torch.cumsum(lengths, 0, out=cu_seqlens[1:])
+        max_seqlen = int(lengths.max()) if lengths.numel() else 0
+        return cls(values, cu_seqlens.to(values.device), max_seqlen, ids)
+
+    @property
+    def batch_size(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """int32, (batch,), on the batch's device."""
+        return self.cu_seqlens.diff()
+
+    def with_values(self, values: Tensor) -> "Ragged":
+        """The same sequences with other values, (total_tokens, ...)."""
+        return Ragged(values, self.cu_seqlens, self.max_seqlen, self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Ragged":
+        ids = None if self.ids is None else self.ids.to(device, non_blocking=non_blocking)
+        return Ragged(
+            self.values.to(device, non_blocking=non_blocking),
+            self.cu_seqlens.to(device, non_blocking=non_blocking),
+            self.max_seqlen,
+            ids,
+        )
+
+    def pin_memory(self) -> "Ragged":
+        ids = None if self.ids is None else self.ids.pin_memory()
+        return Ragged(self.values.pin_memory(), self.cu_seqlens.pin_memory(), self.max_seqlen, ids)
+
+
+pytree.register_pytree_node(
+    Ragged,
+    lambda ragged: ([ragged.values, ragged.cu_seqlens, ragged.max_seqlen, ragged.ids], None),
+    lambda leaves, _: Ragged(*leaves),
+    serialized_type_name="penstock.kernels.Ragged",
+)
