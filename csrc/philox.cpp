@@ -19,7 +19,8 @@ void bind_philox(py::module_& module) {
         return out;
       },
       py::arg("seed"), py::arg("example_id"), py::arg("position"), py::arg("stream"), py::arg("units"),
-      "The 16 random bits of each of the first `units` units at one position of one example: the rule as C++ applies it.");
+      "The 16 random bits of each of the first `units` units at one position of one example: the rule as C++ applies "
+      "it.");
 }
 
 }  // namespace penstock

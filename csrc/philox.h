@@ -14,7 +14,8 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, uint3
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{kPhiloxM0} * counter[0];
     const uint64_t p1 = uint64_t{kPhiloxM1} * counter[2];
-    counter = {uint32_t(p1 >> 32) ^ counter[1] ^ key0, uint32_t(p1), uint32_t(p0 >> 32) ^ counter[3] ^ key1, uint32_t(p0)};
+    counter = {uint32_t(p1 >> 32) ^ counter[1] ^ key0, uint32_t(p1), uint32_t(p0 >> 32) ^ counter[3] ^ key1,
+               uint32_t(p0)};
     key0 += kPhiloxW0;
     key1 += kPhiloxW1;
   }

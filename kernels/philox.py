@@ -59,10 +59,7 @@ def dropout_bits(seed: Tensor, example_id: Tensor, position: Tensor, stream: Ten
         int32, (N, units), values 0 to 65535.
     """
     example_id, position = example_id.long()[:, None], position.long()[:, None]
-    if isinstance(stream, Tensor):
-        stream = stream.long()[:, None]
-    else:
-        stream = torch.full_like(position, stream)
+    stream = stream.long()[:, None] if isinstance(stream, Tensor) else torch.full_like(position, stream)
     block = torch.arange((units + 7) // 8, device=position.device)[None, :]
     block, position, stream, example_id = torch.broadcast_tensors(block, position, stream, example_id)
     seed = seed.long()

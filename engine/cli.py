@@ -1,0 +1,51 @@
+"""The command line: `penstock COMMAND`. Each group of commands lives in a `cli_*.py` beside this file."""
+
+import errno
+import importlib.util
+import os
+import sys
+
+import typer
+
+from penstock.engine.errors import DiskError, PenstockError
+
+app = typer.Typer(
+    name="penstock",
+    help="Train text classifiers on millions of labelled examples, and learn when pretraining stops paying.\n\n"
+    "Start with:  penstock study --train reviews.csv --test held-out.csv --text text --label stars --out answer",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for name in ("cli_data", "cli_train", "cli_study", "cli_bench", "cli_doctor"):
+    if importlib.util.find_spec(f"penstock.engine.{name}"):
+        importlib.import_module(f"penstock.engine.{name}").register(app)
+
+
+def main() -> None:
+    """Runs the command line; what a user can mend ends in one line on stderr and an exit code of its own kind."""
+    # Tokenizers warn about forks that the data path makes on purpose, and no progress bar but ours is wanted.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except PenstockError as error:
+        fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        fail(
+            DiskError(f"{error.filename or 'the output'}: {error.strerror}; free some space and run the command again")
+        )
+    except KeyboardInterrupt:
+        print("penstock: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(error: PenstockError) -> None:
+    print(f"penstock: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
