@@ -59,12 +59,12 @@ def dropout_bits(seed: Tensor, example_id: Tensor, position: Tensor, stream: Ten
         int32, (N, units), values 0 to 65535.
     """
     example_id, position = example_id.long()[:, None], position.long()[:, None]
-    stream = stream.long()[:, None] if isinstance(stream, Tensor) else torch.full_like(position, stream)
+    streams = stream.long()[:, None] if isinstance(stream, Tensor) else torch.full_like(position, stream)
     block = torch.arange((units + 7) // 8, device=position.device)[None, :]
-    block, position, stream, example_id = torch.broadcast_tensors(block, position, stream, example_id)
+    block, position, streams, example_id = torch.broadcast_tensors(block, position, streams, example_id)
     seed = seed.long()
     key = (seed & _MASK, (seed >> 32 & _MASK) ^ (example_id >> 32 & _MASK))
-    words = philox4x32((block & _MASK, position & _MASK, stream & _MASK, example_id & _MASK), key)
+    words = philox4x32((block & _MASK, position & _MASK, streams & _MASK, example_id & _MASK), key)
     halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
     return torch.stack(halves, dim=-1).flatten(1)[:, :units].to(torch.int32)
 

@@ -1,0 +1,5 @@
+"""The compiled core; its functions document themselves (`help(penstock._native)`)."""
+
+from typing import Any
+
+def __getattr__(name: str) -> Any: ...
