@@ -1,6 +1,7 @@
 """Fused kernels for ragged batches: they stand on their own and need torch only."""
 
+from penstock.kernels.attention.ops import varlen_attention
 from penstock.kernels.dispatch import use_backend
 from penstock.kernels.ragged import Ragged
 
-__all__ = ["Ragged", "use_backend"]
+__all__ = ["Ragged", "use_backend", "varlen_attention"]
