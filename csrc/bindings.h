@@ -6,6 +6,7 @@
 namespace penstock {
 
 void bind_data(pybind11::module_& module);
+void bind_isa(pybind11::module_& module);
 void bind_philox(pybind11::module_& module);
 
 }  // namespace penstock

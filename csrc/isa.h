@@ -1,0 +1,23 @@
+// The vector instruction sets that the CPU kernels are compiled for, and the choice among them at run time.
+//
+// A kernel's source is one header, written with simd.h, which small files include: avx2.cpp and so on, each compiled
+// with its own flags (CMakeLists.txt) into a namespace of its own. Such files must keep clear of non-trivial inline
+// functions from other headers: the linker keeps one copy of those, perhaps one with instructions this machine lacks.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace penstock {
+
+enum class Isa { portable, avx2, avx512, avx512_bf16 };
+
+// What this build and this machine can both run, slowest first.
+const std::vector<Isa>& available_isas();
+
+std::string name(Isa isa);
+
+// An empty name means the fastest. Throws std::invalid_argument if the name is unknown or the machine lacks it.
+Isa isa_named(const std::string& name);
+
+}  // namespace penstock

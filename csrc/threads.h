@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace penstock {
+
+// Calls work(item, worker) once for every item in [0, items), on at most `threads` threads; 0 <= worker < threads tells
+// the threads of one call apart. Items are handed out in order as threads become free, so put the long ones first.
+// Runs on torch's own OpenMP threads where there are any: threads of ours would compete with them, because OpenMP's
+// idle threads spin for milliseconds after every operation. An exception thrown by `work` arrives at the caller.
+void parallel_for(int64_t items, int threads, const std::function<void(int64_t item, int worker)>& work);
+
+}  // namespace penstock
