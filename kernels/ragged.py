@@ -1,5 +1,6 @@
 """The one batch format: sequences laid end to end, with their bounds."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,3 +82,25 @@ pytree.register_pytree_node(
     lambda leaves, _: Ragged(*leaves),
     serialized_type_name="penstock.kernels.Ragged",
 )
+
+
+def check_cu_seqlens(name: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
+    """Checks the contents of sequence bounds: always on the CPU, elsewhere only if PENSTOCK_DEBUG=1, for it waits.
+
+    Raises:
+        ValueError: the bounds do not start at 0, decrease, do not end at `tokens`, or a length exceeds `max_seqlen`.
+    """
+    if cu_seqlens.device.type != "cpu":
+        if os.environ.get("PENSTOCK_DEBUG", "0") in ("", "0"):
+            return
+        cu_seqlens = cu_seqlens.cpu()
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0 or last != tokens:
+        raise ValueError(f"{name} must run from 0 to the number of tokens, {tokens}, got {first} to {last}")
+    if cu_seqlens.numel() == 1:
+        return
+    shortest, longest = (int(bound) for bound in cu_seqlens.diff().aminmax())
+    if shortest < 0:
+        raise ValueError(f"{name} must not decrease, but a sequence has length {shortest}")
+    if longest > max_seqlen:
+        raise ValueError(f"max_seqlen is {max_seqlen}, but {name} holds a sequence of length {longest}")

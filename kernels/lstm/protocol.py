@@ -1,0 +1,122 @@
+"""What a backend of the LSTM implements: one layer, both directions, forward and backward."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class LayerWeights(NamedTuple):
+    """One layer's weights, a list entry per direction (forward, then reverse); an absent kind is an empty list.
+
+    Gates are stacked in nn.LSTM's order i, f, g, o. H is hidden_size, P is proj_size, or H without a projection.
+    """
+
+    w_ih: list[Tensor]  # (4H, I)
+    w_hh: list[Tensor]  # (4H, P)
+    b_ih: list[Tensor]  # (4H,)
+    b_hh: list[Tensor]  # (4H,)
+    w_hr: list[Tensor]  # (P, H)
+
+    @property
+    def directions(self) -> int:
+        return len(self.w_ih)
+
+    @property
+    def input_size(self) -> int:
+        return self.w_ih[0].shape[1]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.w_ih[0].shape[0] // 4
+
+    @property
+    def output_size(self) -> int:
+        """P: the width of one direction's output and of what is fed back."""
+        return self.w_hh[0].shape[1]
+
+
+class LayerInputs(NamedTuple):
+    """Everything one layer reads. x, the weights and h0 share one dtype; c0 has `cell_dtype(x.dtype)`.
+
+    The state of a sequence b of length n starts at h0[d, b], c0[d, b] (zero if None). Direction 0 reads rows
+    cu_seqlens[b] + t, direction 1 rows cu_seqlens[b + 1] - 1 - t, for t = 0 ... n - 1.
+    `zone_h` and `zone_c` are zoneout's weight of the old state, broadcastable to (tokens, D * P) and (tokens, D * H).
+    """
+
+    x: Tensor  # (tokens, I)
+    cu_seqlens: Tensor  # int32, (B + 1,)
+    max_seqlen: int
+    weights: LayerWeights
+    h0: Tensor | None = None  # (D, B, P)
+    c0: Tensor | None = None  # (D, B, H)
+    zone_h: Tensor | None = None
+    zone_c: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+
+class LayerOutputs(NamedTuple):
+    """Direction d lies in columns d * P to (d + 1) * P of y, and d * H to (d + 1) * H of cells.
+
+    A sequence of length 0 returns its h0 and c0. c_n and cells have `cell_dtype(x.dtype)`.
+    """
+
+    y: Tensor  # (tokens, D * P)
+    h_n: Tensor  # (D, B, P)
+    c_n: Tensor  # (D, B, H)
+    cells: Tensor  # (tokens, D * H) if asked for, else (0,)
+    saved: list[Tensor]  # what the backend's own backward needs, as `saved_like` describes it; [] if not asked for
+
+
+class OutputGrads(NamedTuple):
+    """The gradients of y, h_n, c_n and cells; None stands for zero."""
+
+    y: Tensor | None
+    h_n: Tensor | None
+    c_n: Tensor | None
+    cells: Tensor | None
+
+
+class InputGrads(NamedTuple):
+    """The gradients, in the dtype of what they belong to; None, or an empty list, where there is nothing to return.
+
+    `bias` is the gradient of b_ih and of b_hh alike.
+    """
+
+    x: Tensor | None
+    w_ih: list[Tensor]
+    w_hh: list[Tensor]
+    bias: list[Tensor]
+    w_hr: list[Tensor]
+    h0: Tensor | None
+    c0: Tensor | None
+
+
+class Implementation(Protocol):
+    """A backend: a module with these functions, registered with `dispatch.register("lstm", name, module, ...)`."""
+
+    def forward(self, inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs: ...
+
+    def backward(
+        self,
+        grads: OutputGrads,
+        inputs: LayerInputs,
+        y: Tensor,
+        saved: list[Tensor],
+        need_x: bool,
+        need_weights: bool,
+    ) -> InputGrads:
+        """Gradients of h0 and c0 are returned whenever h0 and c0 are given. `grads` must not be written to."""
+        ...
+
+    def saved_like(self, inputs: LayerInputs) -> list[Tensor]:
+        """Empty tensors of the shapes and dtypes of `saved`; called with fake tensors when a graph is traced."""
+        ...
+
+
+def cell_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The cell state's dtype: float32, whatever the dtype of inputs and outputs, save for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
