@@ -2,6 +2,7 @@
 
 from penstock.kernels.attention.ops import varlen_attention
 from penstock.kernels.dispatch import use_backend
+from penstock.kernels.pooling.ops import segment_pool
 from penstock.kernels.ragged import Ragged
 
-__all__ = ["Ragged", "use_backend", "varlen_attention"]
+__all__ = ["Ragged", "segment_pool", "use_backend", "varlen_attention"]

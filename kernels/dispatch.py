@@ -6,14 +6,21 @@ operation as a string argument, so that backward (which runs on autograd's threa
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 BACKENDS = ("cuda", "triton", "cpu", "torch", "reference")
 
-_forced: ContextVar[str | None] = ContextVar("penstock_backend", default=None)
+
+class _Forced(threading.local):
+    """What `use_backend` forces on this thread; unlike a ContextVar, torch.compile can read and guard it."""
+
+    name: str | None = None
+
+
+_forced = _Forced()
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def choose(operation: str, **facts: Any) -> str:
         RuntimeError: the forced backend cannot serve the call; the message gives its reason.
     """
     backends = _registry[operation]
-    forced = _forced.get()
+    forced = _forced.name
     if forced is not None:
         backend = backends.get(forced)
         if backend is None:
@@ -86,11 +93,11 @@ def use_backend(name: str | None) -> Iterator[None]:
     """
     if name is not None and name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
-    token = _forced.set(name)
+    before, _forced.name = _forced.name, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.name = before
 
 
 def status() -> list[tuple[str, str, str | None]]:

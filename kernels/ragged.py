@@ -84,6 +84,20 @@ pytree.register_pytree_node(
 )
 
 
+def check_cu_seqlens_form(name: str, cu_seqlens: Tensor, device: torch.device) -> None:
+    """Checks what can be known without reading sequence bounds, also while a compiler traces.
+
+    Raises:
+        TypeError: not int32. ValueError: not of shape (batch + 1,), or not on the tokens' device.
+    """
+    if cu_seqlens.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {cu_seqlens.dtype}")
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        raise ValueError(f"{name} must have shape (batch + 1,), got {tuple(cu_seqlens.shape)}")
+    if cu_seqlens.device != device:
+        raise ValueError(f"{name} is on {cu_seqlens.device}, the tokens are on {device}")
+
+
 def check_cu_seqlens(name: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
     """Checks the contents of sequence bounds: always on the CPU, elsewhere only if PENSTOCK_DEBUG=1, for it waits.
 

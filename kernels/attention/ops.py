@@ -7,8 +7,8 @@ from torch import Tensor
 
 from penstock.kernels import dispatch, philox
 from penstock.kernels.attention import reference
-from penstock.kernels.attention.problem import Problem, lse_dtype
-from penstock.kernels.bounds import check_bounds, check_cu_seqlens
+from penstock.kernels.attention.protocol import Problem, lse_dtype
+from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
 _BACKENDS = {"reference": reference}
 
@@ -117,8 +117,8 @@ def _check(
         raise ValueError(f"q's {q.shape[1]} heads must be a multiple of the {k.shape[1]} heads of k and v")
     if q.shape[2] == 0:
         raise ValueError("q has head_dim 0")
-    check_cu_seqlens(cu_seqlens_q, q.device, "cu_seqlens_q")
-    check_cu_seqlens(cu_seqlens_k, q.device, "cu_seqlens_k")
+    check_cu_seqlens_form("cu_seqlens_q", cu_seqlens_q, q.device)
+    check_cu_seqlens_form("cu_seqlens_k", cu_seqlens_k, q.device)
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise ValueError(
             f"cu_seqlens_q holds {cu_seqlens_q.shape[0] - 1} sequences, cu_seqlens_k {cu_seqlens_k.shape[0] - 1}"
@@ -149,8 +149,8 @@ _PROBLEM = (
 def _forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *fields, backend = arguments
     problem = Problem(*fields)
-    check_bounds(problem.cu_seqlens_q, q.shape[0], problem.max_seqlen_q, "_q")
-    check_bounds(problem.cu_seqlens_k, k.shape[0], problem.max_seqlen_k, "_k")
+    check_cu_seqlens("cu_seqlens_q", problem.cu_seqlens_q, q.shape[0], problem.max_seqlen_q)
+    check_cu_seqlens("cu_seqlens_k", problem.cu_seqlens_k, k.shape[0], problem.max_seqlen_k)
     q, k, v = (_last_stride_one(x) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         return dispatch.implementation("varlen_attention", backend).forward(q, k, v, problem)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import philox
-from penstock.kernels.attention.problem import Problem, lse_dtype
+from penstock.kernels.attention.protocol import Problem, lse_dtype
 
 
 def visible(length_q: int, length_k: int, problem: Problem, device: torch.device) -> Tensor:
