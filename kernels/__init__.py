@@ -2,7 +2,8 @@
 
 from penstock.kernels.attention.ops import varlen_attention
 from penstock.kernels.dispatch import use_backend
+from penstock.kernels.lstm import LSTM, lstm
 from penstock.kernels.pooling.ops import segment_pool
 from penstock.kernels.ragged import Ragged
 
-__all__ = ["Ragged", "segment_pool", "use_backend", "varlen_attention"]
+__all__ = ["LSTM", "Ragged", "lstm", "segment_pool", "use_backend", "varlen_attention"]

@@ -9,6 +9,7 @@ from penstock.kernels import dispatch
 from penstock.kernels.lstm import reference
 from penstock.kernels.lstm import torch as torch_backend
 from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, OutputGrads, cell_dtype
+from penstock.kernels.lstm.segments import Segments
 from penstock.kernels.ragged import check_cu_seqlens
 
 dispatch.register("lstm", "torch", torch_backend)
@@ -17,9 +18,9 @@ dispatch.register("lstm", "reference", reference)
 _INPUTS = (
     "Tensor x, Tensor cu_seqlens, SymInt max_seqlen, "
     "Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, "
-    "Tensor? h0, Tensor? c0, Tensor? zone_h, Tensor? zone_c"
+    "Tensor? h0, Tensor? c0, Tensor? zone_h, Tensor? zone_c, Tensor? resets"
 )
-_NUM_INPUTS = 12
+_NUM_INPUTS = 13
 
 torch.library.define(
     "penstock::lstm_layer",
@@ -37,9 +38,8 @@ torch.library.define(
 
 
 def _inputs(args: tuple) -> LayerInputs:
-    x, cu_seqlens, max_seqlen, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, zone_h, zone_c = args
-    weights = LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr)
-    return LayerInputs(x, cu_seqlens, max_seqlen, weights, h0, c0, zone_h, zone_c)
+    x, cu_seqlens, max_seqlen, *weights_and_states = args
+    return LayerInputs(x, cu_seqlens, max_seqlen, LayerWeights(*weights_and_states[:5]), *weights_and_states[5:])
 
 
 @torch.library.impl("penstock::lstm_layer", "default")
@@ -47,8 +47,15 @@ def _forward(*args: Any) -> Any:
     inputs = _inputs(args[:_NUM_INPUTS])
     return_cells, save, backend = args[_NUM_INPUTS:]
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.x.shape[0], inputs.max_seqlen)
+    implementation = dispatch.implementation("lstm", backend)
     with torch.autocast(inputs.x.device.type, enabled=False):
-        return tuple(dispatch.implementation("lstm", backend).forward(inputs, return_cells, save))
+        if inputs.resets is None or implementation is reference:
+            return tuple(implementation.forward(inputs, return_cells, save))
+        segments = Segments.of(inputs.cu_seqlens, inputs.resets)
+        out = implementation.forward(segments.split(inputs), return_cells, save)
+        h_n = segments.final(out.h_n, inputs.h0, inputs.batch_size)
+        c_n = segments.final(out.c_n, inputs.c0, inputs.batch_size)
+        return tuple(out._replace(h_n=h_n, c_n=c_n))
 
 
 @torch.library.register_fake("penstock::lstm_layer")
@@ -72,8 +79,18 @@ def _backward(*args: Any) -> Any:
     inputs = _inputs(args[4 : 4 + _NUM_INPUTS])
     y, saved, need_x, need_weights, backend = args[4 + _NUM_INPUTS :]
     implementation = dispatch.implementation("lstm", backend)
+    grads = OutputGrads(*args[:4])
     with torch.autocast(inputs.x.device.type, enabled=False):
-        found = implementation.backward(OutputGrads(*args[:4]), inputs, y, saved, need_x, need_weights)
+        if inputs.resets is None or implementation is reference:
+            found = implementation.backward(grads, inputs, y, saved, need_x, need_weights)
+        else:
+            segments = Segments.of(inputs.cu_seqlens, inputs.resets)
+            found = implementation.backward(
+                segments.split_grads(grads), segments.split(inputs), y, saved, need_x, need_weights
+            )
+            dh0 = segments.initial_grad(found.h0, grads.h_n, inputs.batch_size)
+            dc0 = segments.initial_grad(found.c0, grads.c_n, inputs.batch_size)
+            found = found._replace(h0=dh0, c0=dc0)
     nothing = inputs.x.new_empty(0)
     dx, dh0, dc0 = (grad if grad is not None else nothing.clone() for grad in (found.x, found.h0, found.c0))
     return dx, found.w_ih, found.w_hh, found.bias, found.w_hr, dh0, dc0
@@ -101,19 +118,19 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(*saved, *([] if cells.numel() else [cells]))
     ctx.counts = [len(kind) for kind in layer.weights] + [len(saved)]
     weights = [weight for kind in layer.weights for weight in kind]
-    states = layer.h0, layer.c0, layer.zone_h, layer.zone_c
+    states = layer.h0, layer.c0, layer.zone_h, layer.zone_c, layer.resets
     ctx.save_for_backward(layer.x, layer.cu_seqlens, *states, y, *weights, *saved)
 
 
 def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, _: Any) -> Any:
-    x, cu_seqlens, h0, c0, zone_h, zone_c, y, *rest = ctx.saved_tensors
+    x, cu_seqlens, h0, c0, zone_h, zone_c, resets, y, *rest = ctx.saved_tensors
     kinds = []
     for count in ctx.counts:
         kinds.append(rest[:count])
         rest = rest[count:]
     *weights, saved = kinds
     need_x, need_weights = ctx.needs_input_grad[0], any(any(kind) for kind in ctx.needs_input_grad[3:8])
-    args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c)
+    args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets)
     if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
         found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells), _inputs(args))
     else:
@@ -125,10 +142,13 @@ def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, _: Any)
         dx if need_x else None,
         None,
         None,
-        *(grads if need_weights else [None] * len(kind) for grads, kind in zip((dw_ih, dw_hh, db, db, dw_hr), weights)),
+        *(
+            grads if need_weights else [None] * len(kind)
+            for grads, kind in zip((dw_ih, dw_hh, db, db, dw_hr), weights, strict=True)
+        ),
         dh0 if h0 is not None else None,
         dc0 if c0 is not None else None,
-        *[None] * 5,
+        *[None] * 6,
     )
 
 

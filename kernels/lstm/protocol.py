@@ -52,6 +52,7 @@ class LayerInputs(NamedTuple):
     c0: Tensor | None = None  # (D, B, H)
     zone_h: Tensor | None = None
     zone_c: Tensor | None = None
+    resets: Tensor | None = None  # bool, (tokens,), a new segment starts; backends never see it (see segments.py)
 
     @property
     def batch_size(self) -> int:
@@ -113,7 +114,10 @@ class Implementation(Protocol):
         ...
 
     def saved_like(self, inputs: LayerInputs) -> list[Tensor]:
-        """Empty tensors of the shapes and dtypes of `saved`; called with fake tensors when a graph is traced."""
+        """Empty tensors of the shapes and dtypes of `saved`; called with fake tensors when a graph is traced.
+
+        Shapes depend on the number of tokens, never on the number of sequences: resets change the latter.
+        """
         ...
 
 

@@ -4,7 +4,8 @@
     c~ = f c_{t-1} + i g                        c_t = z_c c_{t-1} + (1 - z_c) c~
     h~ = W_hr (o tanh(c~))                      h_t = z_h h_{t-1} + (1 - z_h) h~
 
-z_c and z_h are zoneout's (Krueger et al., "Zoneout", ICLR 2017, equation 6), 0 without it; W_hr is nn.LSTM's projection.
+z_c and z_h are zoneout's (Krueger et al., "Zoneout: Regularizing RNNs by randomly preserving hidden activations", ICLR
+2017), 0 without it; W_hr is nn.LSTM's projection.
 """
 
 from collections.abc import Callable
@@ -16,13 +17,9 @@ from torch import Tensor
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads, cell_dtype
 
 
-def lstm_layer(inputs: LayerInputs, resets: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, h_n, c_n and cells, as in LayerOutputs.
-
-    Args:
-        resets: bool, (tokens,). True where a new segment starts: no state crosses this border in either direction.
-    """
-    x, weights = inputs.x, inputs.weights
+def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, h_n, c_n and cells, as in LayerOutputs. No state crosses a reset, in either direction."""
+    x, weights, resets = inputs.x, inputs.weights, inputs.resets
     compute = cell_dtype(x.dtype)
     batch, hidden, output = inputs.batch_size, weights.hidden_size, weights.output_size
     starts, ends = inputs.cu_seqlens[:-1].long(), inputs.cu_seqlens[1:].long()
@@ -68,7 +65,6 @@ def lstm_layer(inputs: LayerInputs, resets: Tensor | None = None) -> tuple[Tenso
 def _mix(zone: Tensor | None, d: int, width: int, rows: Tensor, before: Tensor, new: Tensor) -> Tensor:
     if zone is None:
         return new
-    zone = zone.expand(-1, zone.shape[1] if zone.shape[1] == 1 else -1)
     kept = zone if zone.shape[0] == 1 else zone[rows]
     kept = kept if kept.shape[1] == 1 else kept[:, d * width : (d + 1) * width]
     return kept * before + (1 - kept) * new

@@ -1,8 +1,8 @@
 """The torch backend: plain torch operations, one step in time for all sequences and both directions at once.
 
-Sequences are sorted by length, so that the rows still active at step t are the first sizes[t] ones, and tokens are laid
-out step by step ("packed", as in a PackedSequence). All products that do not wait for the recurrence are made once, over
-all tokens: the input projection before the loop, the gradients of weights and input after it.
+Sequences are sorted by length, so that the rows still active at step t are the first sizes[t] ones, and tokens are
+laid out step by step ("packed", as in a PackedSequence). All products that do not wait for the recurrence are made
+once, over all tokens: the input projection before the loop, the gradients of weights and input after it.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,20 @@
+"""Autocast, written by hand: `torch.library.register_autocast` knows one fixed dtype and would cast every tensor."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, None, Tensor | None)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for on x's device, None where it is off or x is float64."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def cast(tensor: _MaybeTensor, dtype: torch.dtype) -> _MaybeTensor:
+    return None if tensor is None else tensor.to(dtype)

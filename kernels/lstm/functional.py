@@ -1,0 +1,188 @@
+"""The LSTM as a function of ragged input: layers, directions, dropout."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import dispatch
+from penstock.kernels.autocast import autocast_dtype, cast
+from penstock.kernels.dropout import dropout as ragged_dropout
+from penstock.kernels.dropout import keep_mask
+from penstock.kernels.lstm import ops
+from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, cell_dtype
+from penstock.kernels.philox import new_seed
+
+# dropout of a layer's output has its layer as its stream; zoneout's streams lie beyond
+_ZONE_H_STREAM, _ZONE_C_STREAM = 1 << 16, 2 << 16
+
+
+def lstm(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    weights: Sequence[LayerWeights],
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    variational: bool = False,
+    zoneout: tuple[float, float] = (0.0, 0.0),
+    training: bool = True,
+    resets: Tensor | None = None,
+    return_cells: bool = False,
+    ids: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Runs a stack of LSTM layers over a ragged batch.
+
+    With L layers, D directions, H = hidden size and P = projection size (or H):
+
+    Args:
+        x: (tokens, I), the sequences end to end.
+        cu_seqlens: int32, (B + 1,), sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1]; lengths of 0 are allowed.
+        max_seqlen: an upper bound of the lengths.
+        weights: one LayerWeights per layer, all in x's dtype (under autocast they are cast as x is).
+        h0: (L * D, B, P), x's dtype; zero if None. c0: (L * D, B, H), float32 or x's dtype; zero if None.
+        dropout: probability of dropping an output of every layer but the last, if `training`.
+        variational: one dropout mask per sequence, the same at each of its tokens (Gal & Ghahramani, NeurIPS 2016).
+        zoneout: probabilities of keeping the old h and the old c (Krueger et al., ICLR 2017); their expectations apply
+            if not `training`.
+        resets: bool, (tokens,), True where a new segment starts: no state crosses this border in either direction;
+            dropout still counts positions from the sequence's start.
+        return_cells: also return every cell state.
+        ids: int64, (B,), names the examples for dropout; their places in the batch if None.
+        seed: int64 scalar for dropout and zoneout; drawn from torch's generator if None.
+
+    Returns:
+        y (tokens, D * P) in x's dtype, h_n (L * D, B, P) in x's dtype, c_n (L * D, B, H) in float32 (float64 for
+        float64) and, with `return_cells`, a list of L tensors (tokens, D * H) in c_n's dtype.
+
+    Raises:
+        ValueError: shapes or devices disagree, or cu_seqlens is malformed (checked on the CPU, elsewhere only with
+            PENSTOCK_DEBUG=1).
+        TypeError: dtypes disagree.
+    """
+    lowered = autocast_dtype(x)
+    if lowered is not None:
+        x, h0 = cast(x, lowered), cast(h0, lowered)
+        weights = [LayerWeights(*([cast(w, lowered) for w in kind] for kind in layer)) for layer in weights]
+    _check(x, cu_seqlens, weights, h0, c0, resets, ids)
+    if c0 is not None:
+        c0 = c0.to(cell_dtype(x.dtype))
+    random = training and (any(zoneout) or (dropout > 0 and len(weights) > 1))
+    if random and seed is None:
+        seed = new_seed(x.device)
+
+    directions = weights[0].directions
+    tensors = [x, *(w for layer in weights for kind in layer for w in kind), h0, c0]
+    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    final_h, final_c, cells = [], [], []
+    for layer, layer_weights in enumerate(weights):
+        rows = slice(layer * directions, (layer + 1) * directions)
+        if layer and training and dropout > 0:
+            x = ragged_dropout(x, cu_seqlens, dropout, seed, layer - 1, ids, per_sequence=variational)
+        zones = []
+        widths = layer_weights.output_size * directions, layer_weights.hidden_size * directions
+        for p, stream, width in zip(zoneout, (_ZONE_H_STREAM, _ZONE_C_STREAM), widths, strict=True):
+            if p == 0:
+                zones.append(None)
+            elif training:
+                kept = keep_mask(cu_seqlens, x.shape[0], p, seed, stream + layer, ids, width)
+                zones.append((~kept).to(x.dtype))
+            else:
+                zones.append(x.new_full((1, 1), p))
+        h0_layer, c0_layer = (None if state is None else state[rows] for state in (h0, c0))
+        inputs = LayerInputs(x, cu_seqlens, max_seqlen, layer_weights, h0_layer, c0_layer, *zones, resets)
+        x, h_n, c_n, layer_cells = ops.lstm_layer(inputs, return_cells, save, _choose(inputs, return_cells))
+        final_h.append(h_n)
+        final_c.append(c_n)
+        cells.append(layer_cells)
+    h_n, c_n = torch.cat(final_h), torch.cat(final_c)
+    return (x, h_n, c_n, cells) if return_cells else (x, h_n, c_n)
+
+
+def _choose(inputs: LayerInputs, return_cells: bool) -> str:
+    needs = []
+    if inputs.zone_h is not None or inputs.zone_c is not None:
+        needs.append("zoneout")
+    if return_cells:
+        needs.append("cells")
+    weights = inputs.weights
+    return dispatch.choose(
+        "lstm",
+        device_type=inputs.x.device.type,
+        dtype=inputs.x.dtype,
+        input_size=weights.input_size,
+        hidden_size=weights.hidden_size,
+        proj_size=weights.output_size if weights.w_hr else 0,
+        needs=tuple(needs),
+    )
+
+
+def _check(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: Sequence[LayerWeights],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    ids: Tensor | None,
+) -> None:
+    if x.ndim != 2:
+        raise ValueError(f"x must be (tokens, input size), got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be of a floating dtype, got {x.dtype}")
+    if cu_seqlens.dtype != torch.int32:
+        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens must be (batch + 1,), got shape {tuple(cu_seqlens.shape)}")
+    if not weights:
+        raise ValueError("weights must hold at least one layer")
+    directions, batch = weights[0].directions, cu_seqlens.shape[0] - 1
+    if directions not in (1, 2):
+        raise ValueError(f"weights must have one or two directions, got {directions}")
+    hidden, output = weights[0].hidden_size, weights[0].output_size
+    width = x.shape[1]
+    for layer, of_layer in enumerate(weights):
+        if hidden == 0 or width == 0 or output == 0:
+            raise ValueError(f"layer {layer} has input size {width}, hidden size {hidden}: neither may be 0")
+        expected = {
+            "w_ih": (4 * hidden, width),
+            "w_hh": (4 * hidden, output),
+            "b_ih": (4 * hidden,),
+            "b_hh": (4 * hidden,),
+            "w_hr": (output, hidden),
+        }
+        if not of_layer.w_hr and output != hidden:
+            raise ValueError(f"weights[{layer}].w_hh takes {output} units of {hidden}, but there is no w_hr")
+        if len(of_layer.b_ih) != len(of_layer.b_hh):
+            raise ValueError(f"weights[{layer}] must have both b_ih and b_hh or neither")
+        for kind, tensors in of_layer._asdict().items():
+            if len(tensors) not in ((directions,) if kind in ("w_ih", "w_hh") else (0, directions)):
+                raise ValueError(f"weights[{layer}].{kind} has {len(tensors)} entries for {directions} directions")
+            for tensor in tensors:
+                _check_tensor(f"weights[{layer}].{kind}", tensor, expected[kind], x, (x.dtype,))
+        width = directions * output
+    states = len(weights) * directions
+    if h0 is not None:
+        _check_tensor("h0", h0, (states, batch, output), x, (x.dtype,))
+    if c0 is not None:
+        _check_tensor("c0", c0, (states, batch, hidden), x, (x.dtype, cell_dtype(x.dtype)))
+    if resets is not None:
+        _check_tensor("resets", resets, (x.shape[0],), x, (torch.bool,))
+    if ids is not None:
+        _check_tensor("ids", ids, (batch,), x, (torch.int64,))
+    if cu_seqlens.device != x.device:
+        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, x on {x.device}")
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")

@@ -1,0 +1,164 @@
+"""`LSTM`: torch.nn.LSTM's place-taker."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from penstock.kernels import convert, philox
+from penstock.kernels.lstm.functional import lstm
+from penstock.kernels.lstm.protocol import LayerWeights
+from penstock.kernels.ragged import Ragged
+
+_WEIGHT_STREAM = 3 << 16
+
+
+class LSTM(nn.RNNBase):
+    """A drop-in for torch.nn.LSTM: same arguments, parameters, initialisation and state_dict.
+
+    Takes what nn.LSTM takes (padded, a PackedSequence, or one unbatched sequence), and a Ragged or a jagged
+    NestedTensor; the output has the input's form. h_n and c_n have the input's dtype.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
+            as in nn.LSTM. Dropout is reproducible: its mask depends on a seed and on the example (`Ragged.ids`), the
+            token's place and the layer, not on the batch around it.
+        variational: draw dropout's mask once per sequence, not per token (Gal & Ghahramani, NeurIPS 2016).
+        weight_dropout: probability of dropping a weight of W_hh, drawn once per call (DropConnect, as in
+            AWD-LSTM; Merity et al., ICLR 2018).
+        zoneout: probability of keeping an old state; one for h and c, or a pair (Krueger et al., ICLR 2017).
+
+    Raises:
+        ValueError: input_size, hidden_size or num_layers is not positive, or a probability is outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        variational: bool = False,
+        weight_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+    ) -> None:
+        if input_size < 1:
+            raise ValueError(f"input_size must be positive, got {input_size}")
+        self.zoneout = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout)
+        self.variational = variational
+        self.weight_dropout = weight_dropout
+        for name, p in (("weight_dropout", weight_dropout), ("zoneout", self.zoneout[0]), ("zoneout", self.zoneout[1])):
+            if not 0 <= p <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {p}")
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.variational:
+            text += ", variational=True"
+        if self.weight_dropout:
+            text += f", weight_dropout={self.weight_dropout}"
+        if any(self.zoneout):
+            text += f", zoneout={self.zoneout}"
+        return text
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: these kernels take the weights where they lie."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence | Ragged,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Tensor | None = None,
+        return_cells: bool = False,
+        seed: Tensor | None = None,
+    ) -> Any:
+        """Runs the layers.
+
+        Args:
+            input: (T, B, I), or (B, T, I) with batch_first; (T, I) unbatched; a PackedSequence; a Ragged of (tokens, I);
+                or a jagged NestedTensor of (B, *, I).
+            hx: (h_0, c_0), (L * D, B, P) and (L * D, B, H), without B if unbatched; zero if None.
+            resets: bool, True at tokens where a new segment starts: (tokens,) in the order of a Ragged's or a
+                NestedTensor's values, else of input's shape without I.
+            return_cells: also return all cell states, a list with one entry per layer, in the input's form but float32.
+            seed: int64 scalar for dropout; drawn from torch's generator if None.
+
+        Returns:
+            output, (h_n, c_n) as nn.LSTM does, then the cell states if asked for.
+        """
+        border = convert.Border.of(input, self.batch_first)
+        ragged = border.ragged
+        if ragged.values.shape[-1] != self.input_size:
+            raise ValueError(f"input has {ragged.values.shape[-1]} features, expected input_size = {self.input_size}")
+        h0, c0 = (None, None) if hx is None else (border.state_in(state) for state in hx)
+        if seed is None and self.training and (self.dropout or self.weight_dropout or any(self.zoneout)):
+            seed = philox.new_seed(ragged.values.device)
+        y, h_n, c_n, *cells = lstm(
+            ragged.values,
+            ragged.cu_seqlens,
+            ragged.max_seqlen,
+            self._layers(seed),
+            h0,
+            c0,
+            dropout=self.dropout,
+            variational=self.variational,
+            zoneout=self.zoneout,
+            training=self.training,
+            resets=None if resets is None else border.tokens_in(resets),
+            return_cells=return_cells,
+            ids=ragged.ids,
+            seed=seed,
+        )
+        states = border.state_out(h_n), border.state_out(c_n.to(h_n.dtype))
+        if return_cells:
+            return border.values_out(y), states, [border.values_out(layer) for layer in cells[0]]
+        return border.values_out(y), states
+
+    def _layers(self, seed: Tensor | None) -> list[LayerWeights]:
+        suffixes = ["", "_reverse"] if self.bidirectional else [""]
+
+        def weights(kind: str, layer: int) -> list[Tensor]:
+            return [getattr(self, f"{kind}_l{layer}{suffix}") for suffix in suffixes]
+
+        layers = []
+        for layer in range(self.num_layers):
+            w_hh = weights("weight_hh", layer)
+            if self.weight_dropout and self.training:
+                w_hh = [self._drop(w, seed, _WEIGHT_STREAM + 2 * layer + d) for d, w in enumerate(w_hh)]
+            layers.append(
+                LayerWeights(
+                    weights("weight_ih", layer),
+                    w_hh,
+                    weights("bias_ih", layer) if self.bias else [],
+                    weights("bias_hh", layer) if self.bias else [],
+                    weights("weight_hr", layer) if self.proj_size else [],
+                )
+            )
+        return layers
+
+    def _drop(self, weight: Tensor, seed: Tensor, stream: int) -> Tensor:
+        row = torch.arange(weight.shape[0], device=weight.device)
+        kept = philox.keep_mask(seed, torch.zeros_like(row), row, stream, weight.shape[1], self.weight_dropout)
+        return weight * kept * philox.scale(self.weight_dropout)

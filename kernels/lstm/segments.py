@@ -1,0 +1,83 @@
+"""State resets inside sequences: each piece between two resets is run as a sequence of its own.
+
+This is exact, lets every backend serve resets at full speed, and shortens the recurrence.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from penstock.kernels.lstm.protocol import LayerInputs, OutputGrads
+
+
+@dataclass
+class Segments:
+    """The segments of a batch; sequences without tokens have none."""
+
+    cu_seqlens: Tensor  # int32, (segments + 1,)
+    sequences: Tensor  # (S,), the sequences that have tokens
+    first: Tensor  # (S,), their first segments
+    last: Tensor  # (S,), their last segments
+    fresh: Tensor  # bool, (S,), reset at the very first token: the forward direction ignores the initial state
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor, resets: Tensor) -> "Segments":
+        starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+        sequences = torch.nonzero(ends > starts).squeeze(1)
+        starts, ends = starts[sequences], ends[sequences]
+        fresh = resets[starts]
+        begins = resets.clone()
+        begins[starts] = True
+        begin_rows = torch.nonzero(begins).squeeze(1).to(cu_seqlens.dtype)
+        first = torch.searchsorted(begin_rows, starts)
+        last = torch.searchsorted(begin_rows, ends) - 1
+        return cls(torch.cat([begin_rows, cu_seqlens[-1:]]), sequences, first, last, fresh)
+
+    @property
+    def count(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+    def split(self, inputs: LayerInputs) -> LayerInputs:
+        return inputs._replace(
+            cu_seqlens=self.cu_seqlens, resets=None, h0=self._spread(inputs.h0), c0=self._spread(inputs.c0)
+        )
+
+    def final(self, of_segments: Tensor, initial: Tensor | None, batch: int) -> Tensor:
+        """Each sequence's final state, (D, B, width), from its segments'."""
+        directions, _, width = of_segments.shape
+        out = of_segments.new_zeros(directions, batch, width) if initial is None else initial.clone()
+        for d, ends in enumerate((self.last, self.first)[:directions]):
+            out[d, self.sequences] = of_segments[d, ends]
+        return out
+
+    def split_grads(self, grads: OutputGrads) -> OutputGrads:
+        return grads._replace(h_n=self._spread_grad(grads.h_n), c_n=self._spread_grad(grads.c_n))
+
+    def initial_grad(self, of_segments: Tensor | None, final_grad: Tensor | None, batch: int) -> Tensor | None:
+        """The gradient of h0 or c0, (D, B, width), from the segments'; an empty sequence passes its final state's on."""
+        if of_segments is None:
+            return None
+        directions, _, width = of_segments.shape
+        out = of_segments.new_zeros(directions, batch, width) if final_grad is None else final_grad.clone()
+        for d, begins in enumerate((self.first, self.last)[:directions]):
+            grad = of_segments[d, begins]
+            out[d, self.sequences] = torch.where(self.fresh[:, None], 0, grad) if d == 0 else grad
+        return out
+
+    def _spread(self, state: Tensor | None) -> Tensor | None:
+        if state is None:
+            return None
+        out = state.new_zeros(state.shape[0], self.count, state.shape[2])
+        for d, begins in enumerate((self.first, self.last)[: state.shape[0]]):
+            initial = state[d, self.sequences]
+            out[d, begins] = torch.where(self.fresh[:, None], 0, initial) if d == 0 else initial
+        return out
+
+    def _spread_grad(self, grad: Tensor | None) -> Tensor | None:
+        if grad is None:
+            return None
+        out = grad.new_zeros(grad.shape[0], self.count, grad.shape[2])
+        for d, ends in enumerate((self.last, self.first)[: grad.shape[0]]):
+            out[d, ends] = grad[d, self.sequences]
+        return out
