@@ -1,0 +1,97 @@
+"""The commands that make and check stores."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
+
+Example: penstock prepare reviews.csv --out stores/train --tokenizer train:bpe:30000 --text review --label stars
+
+A test set with the same tokenizer and labels: penstock prepare test.csv --out stores/test --like stores/train
+"""
+
+
+def prepare(
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Files (csv, tsv, jsonl, parquet, arrow), hf:..., synthetic:...")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = ...,  # type: ignore[assignment]
+    tokenizer: Annotated[str | None, typer.Option(help="Hub name, path, train:bpe:N or train:wordpiece:N.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longer texts are cut to this many tokens.  [default: 512]")
+    ] = None,
+    truncation: Annotated[
+        str | None, typer.Option(help="head or head+tail: what is kept of them.  [default: head]")
+    ] = None,
+    like: Annotated[Path | None, typer.Option(help="Take tokenizer, labels and lengths from this store.")] = None,
+    bad_rows: Annotated[str, typer.Option(help="fail, or quarantine: set them aside in OUT.bad-rows.jsonl.")] = "fail",
+    rows_per_shard: Annotated[int | None, typer.Option(help="Rows of each file of the store.", hidden=True)] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: make only every n-th file, from the i-th; then --finalize.")
+    ] = None,
+    finalize: Annotated[bool, typer.Option("--finalize", help="Join what --shard runs have made.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store in OUT.")] = False,
+) -> None:
+    from penstock.engine.data import prepare as preparing
+    from penstock.engine.errors import ConfigError
+
+    if finalize:
+        _describe(preparing.finalize(out))
+        return
+    if not sources:
+        raise ConfigError("say what to prepare: one source at least")
+    options = {
+        "tokenizer": tokenizer,
+        "text": text,
+        "label": label,
+        "max_length": max_length,
+        "truncation": truncation,
+        "like": like,
+        "bad_rows": bad_rows,
+        "rows_per_shard": rows_per_shard,
+    }
+    if shard is not None:
+        i, _, n = shard.partition("/")
+        if not (i.isdecimal() and n.isdecimal()):
+            raise ConfigError(f"shard {shard}: expected i/n, as in 0/4")
+        preparing.prepare_part(sources, out, (int(i), int(n)), **options)  # type: ignore[arg-type]
+        return
+    _describe(preparing.prepare(sources, out, overwrite=overwrite, **options))  # type: ignore[arg-type]
+
+
+def verify(
+    store: Annotated[Path, typer.Argument(help="The folder that prepare wrote.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also compare every row with the index, and the tokenizer.")
+    ] = False,
+) -> None:
+    """Read a store and compare every file with its checksum.
+
+    Example: penstock verify stores/train --deep
+    """
+    from penstock.engine.data.store import Store
+
+    opened = Store.open(store)
+    files = sum(1 for _ in opened.verify(deep))
+    print(f"{store}: sound: {files} files, {opened.num_examples:,} examples, {opened.num_tokens:,} tokens")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("prepare", help=PREPARE_EXAMPLE)(prepare)
+    app.command("verify")(verify)
+
+
+def _describe(store) -> None:  # type: ignore[no-untyped-def]
+    manifest = store.manifest
+    mean = manifest.num_tokens / manifest.num_examples
+    print(f"{store.path}: {manifest.num_examples:,} examples, {manifest.num_tokens:,} tokens ({mean:.1f} each)")
+    labels = ", ".join(
+        f"{name}: {n:,}" for name, n in list(zip(manifest.label_names, manifest.label_counts, strict=True))[:20]
+    )
+    print(f"labels: {labels}" + (" ..." if len(manifest.label_names) > 20 else ""))
+    cut, empty, bad = manifest.truncated_texts, manifest.empty_texts, manifest.bad_rows
+    print(f"cut to {manifest.max_length} tokens: {cut:,}; empty texts: {empty:,}; bad rows set aside: {bad:,}")

@@ -1,0 +1,249 @@
+"""A preparation under way: what its folder holds until the manifest makes a store of it.
+
+    preparing.json      what is prepared, from what; written before the first shard
+    tokenizer/          the tokenizer's files
+    shard-00000.arrow   a finished shard, and
+    shard-00000.json    its receipt: size, checksum and counts; written after it
+
+Shard k holds the usable rows k * rows_per_shard and on, in the order of the sources: whoever makes it, whenever, its bytes are
+the same. So an interrupted preparation goes on where it was, and several machines can share one.
+"""
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from penstock.engine.data.commit import (
+    TEMPORARY_SUFFIX,
+    CommittedFile,
+    committed,
+    disk_errors,
+    fsync_folder,
+    remove_committed,
+    write_committed,
+)
+from penstock.engine.data.manifest import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    MANIFEST_NAME,
+    TOKENIZER_NAME,
+    FileEntry,
+    Manifest,
+    SourceEntry,
+    TokenizerEntry,
+    canonical_json,
+    shard_name,
+    shard_schema,
+)
+from penstock.engine.errors import StoreError
+
+JOB_NAME = "preparing.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is prepared; `preparation` is the digest of all that decides the store's bytes."""
+
+    preparation: str
+    max_length: int
+    truncation: str
+    dtype: str
+    vocab_size: int
+    label_names: list[str]
+    label_counts: list[int]
+    content: str
+    rows_per_shard: int
+    sources: list[SourceEntry]
+    tokenizer: TokenizerEntry
+
+    @property
+    def rows(self) -> int:
+        return sum(source.rows for source in self.sources)
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.rows // self.rows_per_shard)
+
+    def rows_of(self, shard: int) -> int:
+        return min(self.rows_per_shard, self.rows - shard * self.rows_per_shard)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Job | None":
+        """None when no preparation is under way there."""
+        try:
+            content = json.loads((folder / JOB_NAME).read_bytes())
+            content["sources"] = [SourceEntry(**entry) for entry in content["sources"]]
+            content["tokenizer"] = TokenizerEntry(**content["tokenizer"])
+            return cls(**content)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder / JOB_NAME}: damaged: {error}; --overwrite starts anew") from None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A finished shard."""
+
+    preparation: str
+    file: FileEntry
+    truncated_texts: int
+    empty_texts: int
+
+    @classmethod
+    def read(cls, folder: Path, shard: int) -> "Receipt | None":
+        try:
+            content = json.loads(_receipt_path(folder, shard).read_bytes())
+            return cls(**{**content, "file": FileEntry(**content["file"])})
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The contents of one shard."""
+
+    values: list[np.ndarray]  # uint16 or uint32, parts of (tokens,)
+    lengths: np.ndarray  # int32, (rows,)
+    labels: np.ndarray  # int32, (rows,)
+    sources: np.ndarray  # int32, (rows,)
+    source_rows: np.ndarray  # int64, (rows,)
+    truncated_texts: int
+    empty_texts: int
+
+
+@contextmanager
+def locked(folder: Path, shared: bool) -> Iterator[None]:
+    """Keeps a second `prepare` out of the folder; shared ones only keep out others."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{folder}: another penstock prepare is writing to it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def start_job(folder: Path, job: Job, tokenizer_files: dict[str, bytes]) -> None:
+    """Writes what `Job.read` finds; the job file last."""
+    with disk_errors(folder / TOKENIZER_NAME):
+        (folder / TOKENIZER_NAME).mkdir(exist_ok=True)
+        fsync_folder(folder)
+    for name, content in tokenizer_files.items():
+        write_committed(folder / TOKENIZER_NAME / name, content)
+    write_committed(folder / JOB_NAME, json.dumps(asdict(job), indent=2, ensure_ascii=False).encode())
+
+
+def write_shard(folder: Path, job: Job, shard: int, rows: ShardRows) -> None:
+    """Writes one shard, then its receipt."""
+    schema = shard_schema(job.dtype, shard, job.preparation)
+    offsets = np.zeros(len(rows.lengths) + 1, np.int64)
+    np.cumsum(rows.lengths, out=offsets[1:])
+    values = np.concatenate(rows.values) if rows.values else np.empty(0, job.dtype)
+    tokens = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=schema.field("tokens").type)
+    columns = [tokens, pa.array(rows.labels), pa.array(rows.sources), pa.array(rows.source_rows)]
+    path = folder / shard_name(shard)
+    with committed(path) as file:
+        write_batch(file, pa.record_batch(columns, schema=schema))
+    entry = FileEntry(path.name, file.size, file.crc32, len(rows.lengths), len(values))
+    receipt = Receipt(job.preparation, entry, rows.truncated_texts, rows.empty_texts)
+    write_committed(_receipt_path(folder, shard), canonical_json(asdict(receipt)))
+
+
+def write_batch(file: CommittedFile, batch: pa.RecordBatch) -> None:
+    with pa.PythonFile(file, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def finished_shard(folder: Path, job: Job, shard: int) -> Receipt | None:
+    """The receipt of a shard, if it is there, of this preparation, and its bytes are what the receipt says."""
+    receipt = Receipt.read(folder, shard)
+    if receipt is None or receipt.preparation != job.preparation or receipt.file.rows != job.rows_of(shard):
+        return None
+    try:
+        crc32 = size = 0
+        with open(folder / receipt.file.name, "rb") as file:
+            while chunk := file.read(1 << 22):
+                crc32 = zlib.crc32(chunk, crc32)
+                size += len(chunk)
+    except OSError:
+        return None
+    return receipt if (size, crc32) == (receipt.file.bytes, receipt.file.crc32) else None
+
+
+def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
+    """Writes the index, then the manifest, and removes what is no longer needed."""
+    lengths, labels = np.empty(job.rows, np.int32), np.empty(job.rows, np.int64)
+    begin = 0
+    for receipt in receipts:
+        with pa.memory_map(str(folder / receipt.file.name)) as source:
+            batch = pa.ipc.open_file(source).get_batch(0)
+            end = begin + batch.num_rows
+            lengths[begin:end] = np.diff(np.asarray(batch["tokens"].offsets))
+            labels[begin:end] = np.asarray(batch["label"])
+        begin = end
+    num_tokens = sum(receipt.file.tokens for receipt in receipts)
+    with committed(folder / INDEX_NAME) as file:
+        write_batch(file, pa.record_batch([pa.array(lengths), pa.array(labels)], schema=INDEX_SCHEMA))
+    manifest = Manifest(
+        preparation=job.preparation,
+        max_length=job.max_length,
+        truncation=job.truncation,
+        dtype=job.dtype,
+        vocab_size=job.vocab_size,
+        label_names=job.label_names,
+        label_counts=job.label_counts,
+        num_examples=job.rows,
+        num_tokens=num_tokens,
+        truncated_texts=sum(receipt.truncated_texts for receipt in receipts),
+        empty_texts=sum(receipt.empty_texts for receipt in receipts),
+        bad_rows=sum(source.bad_rows for source in job.sources),
+        content=job.content,
+        sources=job.sources,
+        tokenizer=job.tokenizer,
+        index=FileEntry(INDEX_NAME, file.size, file.crc32, job.rows, num_tokens),
+        shards=[receipt.file for receipt in receipts],
+    )
+    write_committed(folder / MANIFEST_NAME, manifest.to_json())
+    remove_leftovers(folder)
+    return manifest
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a store has no use for: receipts, the job and temporary files of killed runs."""
+    for path in [*folder.glob("shard-*.json"), *temporary_files(folder), folder / JOB_NAME]:
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    return [*folder.glob(f"*{TEMPORARY_SUFFIX}"), *folder.glob(f"{TOKENIZER_NAME}/*{TEMPORARY_SUFFIX}")]
+
+
+def clear(folder: Path) -> None:
+    """Removes a store or a job, its manifest first; files that penstock did not write stay."""
+    remove_committed(folder / MANIFEST_NAME)
+    remove_committed(folder / JOB_NAME)
+    remove_leftovers(folder)
+    with disk_errors(folder):
+        for path in [*folder.glob("shard-*.arrow"), folder / INDEX_NAME, *folder.glob(f"{TOKENIZER_NAME}/*")]:
+            path.unlink(missing_ok=True)
+        if (folder / TOKENIZER_NAME).is_dir():
+            (folder / TOKENIZER_NAME).rmdir()
+        fsync_folder(folder)
+
+
+def _receipt_path(folder: Path, shard: int) -> Path:
+    return (folder / shard_name(shard)).with_suffix(".json")

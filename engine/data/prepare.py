@@ -1,0 +1,462 @@
+"""From labelled texts to a store: survey, tokenizer, shards, manifest."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penstock.engine.data.commit import disk_errors, fsync_folder
+from penstock.engine.data.job import (
+    Job,
+    Receipt,
+    ShardRows,
+    clear,
+    finish_job,
+    finished_shard,
+    locked,
+    remove_leftovers,
+    start_job,
+    temporary_files,
+    write_shard,
+)
+from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, TokenizerEntry, digest
+from penstock.engine.data.progress import RowProgress
+from penstock.engine.data.sources import Rows, Source, open_sources
+from penstock.engine.data.sources.base import sort_labels
+from penstock.engine.data.store import Store
+from penstock.engine.data.survey import ContentHash, Survey, survey, usable_rows
+from penstock.engine.data.tokenizers import (
+    Encoded,
+    TextTokenizer,
+    crc32_of_files,
+    load_saved_tokenizer,
+    load_tokenizer,
+    parse_train_spec,
+    save_tokenizer,
+    train_tokenizer,
+)
+from penstock.engine.errors import ConfigError, SourceError, StoreError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENS_PER_SHARD = 1 << 26  # at most: it bounds the memory of a preparation
+ROWS_PER_SHARD = 1 << 18
+ENCODING_AHEAD = 3  # batches being tokenized at a time
+
+
+def prepare(
+    sources: str | Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    max_length: int | None = None,
+    truncation: str | None = None,
+    bad_rows: str = "fail",
+    like: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    rows_per_shard: int | None = None,
+    progress: bool = True,
+) -> Store:
+    """Tokenizes labelled texts into a store.
+
+    An interrupted preparation goes on where it was when it is called again with the same arguments: finished shards are
+    checked and kept. Calling it again on a finished store of the same content and settings changes nothing.
+
+    Args:
+        sources: one or more sources (see `penstock.engine.data.sources`), read one after the other.
+        out: the folder to write; it must be new, empty, or hold an unfinished preparation of the same.
+        tokenizer: a hub name, a local path, `train:bpe:N` or `train:wordpiece:N` (learned from these texts).
+        text, label: column names; None for the usual ones.
+        max_length: longer texts are cut to this many tokens, special ones included, and counted; 512 by default.
+        truncation: "head" (default) or "head+tail", which part of a long text is kept.
+        bad_rows: "fail" at the first row that cannot be used, or "quarantine" them in OUT.bad-rows.jsonl.
+        like: a store whose tokenizer, labels, max_length and truncation are taken: for test sets.
+        overwrite: replace what `out` holds, when it is a store or an unfinished one.
+        rows_per_shard: rows of each file; by default as many as bound a shard to 2^26 tokens, at most 2^18.
+        progress: show it on stderr.
+
+    Raises:
+        SourceError: the input cannot be read or used.
+        TokenizerError: the tokenizer cannot be found, loaded, trained or used.
+        StoreError: `out` holds something else, or the store given by `like` is not one.
+        ConfigError: arguments that contradict each other or are out of range.
+        DiskError: the disk is full or cannot be written.
+    """
+    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress)
+    _prepare(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, None)
+    return Store.open(out)
+
+
+def prepare_part(
+    sources: str | Sequence[str],
+    out: str | os.PathLike[str],
+    part: tuple[int, int],
+    *,
+    tokenizer: str | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    max_length: int | None = None,
+    truncation: str | None = None,
+    bad_rows: str = "fail",
+    like: str | os.PathLike[str] | None = None,
+    rows_per_shard: int | None = None,
+    progress: bool = True,
+) -> None:
+    """`prepare`, but only the shards k with k % n == i for part = (i, n), and no store yet: `finalize` joins them.
+
+    Every part reads all the sources, and tokenizes its own share.
+
+    Raises:
+        as `prepare`.
+    """
+    if not 0 <= part[0] < part[1]:
+        raise ConfigError(f"shard {part[0]}/{part[1]}: expected i/n with 0 <= i < n")
+    options = _Options(text, label, bad_rows, False, rows_per_shard, progress)
+    _prepare(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, part)
+
+
+@dataclass(frozen=True)
+class _Options:
+    text: str | None
+    label: str | None
+    bad_rows: str
+    overwrite: bool
+    rows_per_shard: int | None
+    progress: bool
+
+
+def _prepare(
+    sources: str | Sequence[str], folder: Path, settings: "_Settings", options: _Options, part: tuple[int, int] | None
+) -> None:
+    bad_rows, overwrite, progress = options.bad_rows, options.overwrite, options.progress
+    names = [sources] if isinstance(sources, str) else list(sources)
+    if bad_rows not in ("fail", "quarantine"):
+        raise ConfigError(f"bad rows: expected fail or quarantine, got {bad_rows!r}")
+    rows_per_shard = options.rows_per_shard
+    if rows_per_shard is None:
+        rows_per_shard = max(1, min(ROWS_PER_SHARD, TOKENS_PER_SHARD // settings.max_length))
+    if rows_per_shard < 1:
+        raise ConfigError(f"rows per shard must be 1 at least, got {rows_per_shard}")
+    opened = open_sources(names, text=options.text, label=options.label)
+    _check_folder(folder, overwrite)
+
+    quarantine = folder.with_name(folder.name + ".bad-rows.jsonl") if bad_rows == "quarantine" else None
+    with RowProgress("reading", shown=progress) as bar:
+        found = survey(opened, quarantine=quarantine, known_labels=settings.label_names, advance=bar.advance)
+    label_names = settings.label_names or sort_labels(list(found.label_counts))
+    if len(label_names) < 2:
+        raise SourceError(f"{names[0]}: only one label, {label_names[0]!r}: there is nothing to tell apart")
+    preparation = digest(
+        {
+            "content": found.content,
+            "positions": found.positions,
+            "rows": [[source.rows, source.bad_rows] for source in found.sources],
+            "tokenizer": settings.tokenizer_identity,
+            "max_length": settings.max_length,
+            "truncation": settings.truncation,
+            "label_names": label_names,
+            "rows_per_shard": rows_per_shard,
+        }
+    )
+    if (folder / MANIFEST_NAME).exists() and not overwrite:
+        if Manifest.read(folder).preparation != preparation:
+            raise StoreError(f"{folder}: a store of other data or settings; choose another folder, or --overwrite it")
+        with locked(folder, shared=False):
+            remove_leftovers(folder)
+        return
+    run = _Preparation(opened, found, settings, folder, preparation, label_names, rows_per_shard, progress)
+    run.run(overwrite, part)
+
+
+class _Settings:
+    """Tokenizer, labels and lengths: as given, or as another store has them."""
+
+    def __init__(
+        self, tokenizer: str | None, max_length: int | None, truncation: str | None, like: str | os.PathLike | None
+    ):
+        self.label_names: list[str] | None = None
+        self.spec = None
+        self.loaded: PreTrainedTokenizerFast | None = None
+        self.like: Store | None = None
+        if like is not None:
+            if tokenizer is not None:
+                raise ConfigError("--like takes the tokenizer of another store; leave --tokenizer out")
+            self.like = Store.open(like)
+            self.label_names = self.like.label_names
+            self.max_length, self.truncation = self.like.max_length, self.like.manifest.truncation
+            for name, given, theirs in (
+                ("max length", max_length, self.max_length),
+                ("truncation", truncation, self.truncation),
+            ):
+                if given is not None and given != theirs:
+                    raise ConfigError(f"--like: {like} has {name} {theirs}, not {given}; leave it out")
+            self.origin = self.like.manifest.tokenizer.origin
+            self.loaded = self.like.tokenizer()
+        elif tokenizer is None:
+            raise ConfigError("say which tokenizer: a name, a path, train:bpe:N or train:wordpiece:N, or --like STORE")
+        else:
+            self.max_length = 512 if max_length is None else max_length
+            self.truncation = truncation or "head"
+            self.origin = tokenizer
+            self.spec = parse_train_spec(tokenizer)
+            if self.spec is None:
+                self.loaded = load_tokenizer(tokenizer)
+        if not 1 <= self.max_length <= 1 << 24:
+            raise ConfigError(f"max length must be between 1 and {1 << 24}, got {self.max_length}")
+        if self.loaded is not None:
+            self.tokenizer_identity = TextTokenizer(self.loaded, self.max_length, self.truncation).fingerprint()
+        else:
+            self.tokenizer_identity = f"{self.origin} by tokenizers {version('tokenizers')}"
+
+
+class _Preparation:
+    """One run over one folder."""
+
+    def __init__(
+        self,
+        sources: list[Source],
+        found: Survey,
+        settings: _Settings,
+        folder: Path,
+        preparation: str,
+        label_names: list[str],
+        rows_per_shard: int,
+        progress: bool,
+    ) -> None:
+        self.sources = sources
+        self.found = found
+        self.settings = settings
+        self.folder = folder
+        self.preparation = preparation
+        self.label_names = label_names
+        self.rows_per_shard = rows_per_shard
+        self.progress = progress
+
+    def run(self, overwrite: bool, part: tuple[int, int] | None) -> None:
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fsync_folder(self.folder.parent)
+        finished = 0
+        with locked(self.folder, shared=part is not None):
+            try:
+                job = self._start(overwrite, part)
+                done = {k: finished_shard(self.folder, job, k) for k in range(job.num_shards)}
+                finished = sum(receipt is not None for receipt in done.values())
+                index, parts = part or (0, 1)
+                wanted = {k for k, receipt in done.items() if receipt is None and k % parts == index}
+                if wanted:
+                    tokenizer = TextTokenizer(self._saved_tokenizer(job), job.max_length, job.truncation)
+                    for shard in self._write_shards(job, tokenizer, wanted):
+                        finished += 1
+                        done[shard] = Receipt.read(self.folder, shard)
+                receipts = [receipt for receipt in done.values() if receipt is not None]
+                if part is None:
+                    finish_job(self.folder, job, receipts)
+            except BaseException as error:
+                if part is None and (finished == 0 or isinstance(error, SourceError)):
+                    self._abandon()
+                raise
+
+    def _start(self, overwrite: bool, part: tuple[int, int] | None) -> Job:
+        """The job in the folder if it is this one; otherwise a new one."""
+        job = None if overwrite else Job.read(self.folder)
+        if job is not None and job.preparation == self.preparation:
+            if part is None:
+                for path in temporary_files(self.folder):
+                    path.unlink(missing_ok=True)
+            return job
+        if job is not None:
+            raise StoreError(
+                f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose another "
+                "folder, or --overwrite it"
+            )
+        tokenizer = self._tokenizer()
+        encoder = TextTokenizer(tokenizer, self.settings.max_length, self.settings.truncation)
+        files = save_tokenizer(tokenizer, self.settings.max_length)
+        clear(self.folder)
+        job = Job(
+            preparation=self.preparation,
+            max_length=self.settings.max_length,
+            truncation=self.settings.truncation,
+            dtype="uint16" if encoder.vocab_size <= 1 << 16 else "uint32",
+            vocab_size=encoder.vocab_size,
+            label_names=self.label_names,
+            label_counts=[self.found.label_counts.get(name, 0) for name in self.label_names],
+            content=self.found.content,
+            rows_per_shard=self.rows_per_shard,
+            sources=self.found.sources,
+            tokenizer=TokenizerEntry(
+                self.settings.origin, encoder.fingerprint(), encoder.probes(), crc32_of_files(files)
+            ),
+        )
+        start_job(self.folder, job, files)
+        return job
+
+    def _tokenizer(self) -> "PreTrainedTokenizerFast":
+        if self.settings.loaded is not None:
+            return self.settings.loaded
+        assert self.settings.spec is not None
+        with RowProgress("learning the tokenizer", self.found.rows, self.progress) as bar:
+            texts = (rows.texts for _, rows in usable_rows(self.sources, self.settings.label_names))
+            return train_tokenizer(self.settings.spec, texts, bar.advance)
+
+    def _saved_tokenizer(self, job: Job) -> "PreTrainedTokenizerFast":
+        """From the folder: what every later reader will use, also after an interruption."""
+        folder = self.folder / TOKENIZER_NAME
+        files = {name: (folder / name).read_bytes() for name in job.tokenizer.files if (folder / name).is_file()}
+        if crc32_of_files(files) != job.tokenizer.files:
+            raise StoreError(f"{folder}: damaged: not the files that were written; --overwrite starts anew")
+        return load_saved_tokenizer(folder)
+
+    def _write_shards(self, job: Job, tokenizer: TextTokenizer, wanted: set[int]) -> Iterator[int]:
+        """Reads the sources again and makes the wanted shards; yields each when it is on the disk."""
+        shard = _ShardBuilder(job, 0)
+        digest_again = ContentHash()
+        with RowProgress("tokenizing", job.rows, self.progress) as bar:
+            for piece, encoded in _encoded(self._pieces(job, wanted, digest_again), tokenizer):
+                if encoded is not None:
+                    shard.add(piece, encoded)
+                shard.seen += len(piece.rows.texts)
+                bar.advance(len(piece.rows.texts))
+                if shard.seen == job.rows_of(shard.number):
+                    if shard.number in wanted:
+                        write_shard(self.folder, job, shard.number, shard.rows())
+                        yield shard.number
+                    shard = _ShardBuilder(job, shard.number + 1)
+        if digest_again.content() != job.content or shard.number != job.num_shards:
+            raise SourceError(f"{self.sources[0].name}: the sources have changed while they were read; run it again")
+
+    def _pieces(self, job: Job, wanted: set[int], digest_again: ContentHash) -> Iterator["_Piece"]:
+        """The usable rows, cut where shards end."""
+        label_ids = {name: number for number, name in enumerate(job.label_names)}
+        begin = 0
+        for source, rows in usable_rows(self.sources, job.label_names):
+            digest_again.update(rows)
+            at = 0
+            while at < len(rows.texts):
+                shard = begin // job.rows_per_shard
+                end = min(len(rows.texts), at + (shard + 1) * job.rows_per_shard - begin)
+                cut = Rows(rows.texts[at:end], rows.labels[at:end], rows.positions[at:end], [])
+                yield _Piece(source, cut, [label_ids[name] for name in cut.labels], shard in wanted)
+                begin += end - at
+                at = end
+
+    def _abandon(self) -> None:
+        """Nothing of use was made: leaves nothing behind."""
+        clear(self.folder)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+class _Piece:
+    """Rows of one source and one shard."""
+
+    def __init__(self, source: int, rows: Rows, labels: list[int], wanted: bool) -> None:
+        self.source = source
+        self.rows = rows
+        self.labels = labels
+        self.wanted = wanted
+
+
+class _ShardBuilder:
+    """Gathers the rows of one shard, as narrow arrays."""
+
+    def __init__(self, job: Job, number: int) -> None:
+        self.number = number
+        self.seen = 0
+        self._job = job
+        self._values: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._sources: list[np.ndarray] = []
+        self._source_rows: list[np.ndarray] = []
+        self._truncated = 0
+        self._empty = 0
+
+    def add(self, piece: _Piece, encoded: Encoded) -> None:
+        if len(encoded.values) and int(encoded.values.max()) >= self._job.vocab_size:
+            raise StoreError(
+                f"the tokenizer gave token {int(encoded.values.max())}, its vocabulary has {self._job.vocab_size}"
+            )
+        self._values.append(encoded.values.astype(self._job.dtype))
+        self._lengths.append(encoded.lengths)
+        self._labels.append(np.array(piece.labels, np.int32))
+        self._sources.append(np.full(len(piece.labels), piece.source, np.int32))
+        self._source_rows.append(np.array(piece.rows.positions, np.int64))
+        self._truncated += encoded.truncated
+        self._empty += piece.rows.texts.count("")
+
+    def rows(self) -> ShardRows:
+        columns = (np.concatenate(c) for c in (self._lengths, self._labels, self._sources, self._source_rows))
+        return ShardRows(self._values, *columns, self._truncated, self._empty)
+
+
+def _encoded(pieces: Iterator[_Piece], tokenizer: TextTokenizer) -> Iterator[tuple[_Piece, Encoded | None]]:
+    """The pieces in order with their tokens (None where they are not wanted), a few of them tokenized ahead.
+
+    The tokenizer's own threads do the work without the GIL; a second batch keeps them busy while the first is read
+    from, and put into arrays, under it.
+    """
+    ahead: deque[tuple[_Piece, Future[Encoded] | None]] = deque()
+    pool = ThreadPoolExecutor(ENCODING_AHEAD - 1, "tokenize")
+    try:
+        for piece in pieces:
+            ahead.append((piece, pool.submit(tokenizer.encode, piece.rows.texts) if piece.wanted else None))
+            while len(ahead) >= ENCODING_AHEAD:
+                first, future = ahead.popleft()
+                yield first, None if future is None else future.result()
+        for piece, future in ahead:
+            yield piece, None if future is None else future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def finalize(out: str | os.PathLike[str]) -> Store:
+    """Joins the shards that `prepare(..., part=(i, n))` made, once all of them are there, into a store.
+
+    Raises:
+        StoreError: nothing is under way there, or shards are missing or damaged: they are named.
+    """
+    folder = Path(out)
+    if (folder / MANIFEST_NAME).exists():
+        return Store.open(folder)
+    job = Job.read(folder)
+    if job is None:
+        raise StoreError(f"{folder}: no preparation is under way there")
+    with locked(folder, shared=False):
+        done = [finished_shard(folder, job, k) for k in range(job.num_shards)]
+        missing = [k for k, receipt in enumerate(done) if receipt is None]
+        if missing:
+            listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            raise StoreError(f"{folder}: {len(missing)} of {job.num_shards} shards are missing or damaged: {listed}")
+        finish_job(folder, job, [receipt for receipt in done if receipt is not None])
+    return Store.open(folder)
+
+
+def _unreadable_is_none(folder: Path) -> Job | None:
+    try:
+        return Job.read(folder)
+    except StoreError:
+        return None
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuses a place that holds something else, before any work."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: a file; a store is a folder")
+    ours = (folder / MANIFEST_NAME).exists() or _unreadable_is_none(folder) is not None
+    if (folder / MANIFEST_NAME).exists() and not overwrite:
+        Manifest.read(folder)
+    if not ours and any(folder.iterdir()):
+        raise StoreError(f"{folder}: not empty and not a store; choose another folder")

@@ -1,0 +1,176 @@
+"""Sources that are Arrow tables in the end: Parquet, Arrow IPC files and streams, and data sets of the hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from penstock.engine.data.sources.base import BATCH_CHARACTERS, BATCH_ROWS, RawRows, Source
+from penstock.engine.errors import SourceError
+
+
+class ColumnarSource(Source):
+    """A source of Arrow record batches. `schema` and `batches` are all that the forms differ in."""
+
+    class_names: list[str] | None = None  # of a label column that holds their numbers
+
+    def choose(self, schema: pa.Schema, text: str | None, label: str | None, need_label: bool) -> None:
+        self.choose_columns(schema.names, text, label, need_label)
+        for column in (self.text, self.label):
+            if column is not None and schema.names.count(column) > 1:
+                raise SourceError(f"{self.name}: two columns are called {column!r}")
+        kind = _value_type(schema.field(self.text).type)
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise SourceError(f"{self.name}: column {self.text!r} holds {kind}, not text")
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        raise NotImplementedError
+
+    def read(self) -> Iterator[RawRows]:
+        position = 1
+        for whole in self.batches():
+            for batch in _slices(whole, self.text):
+                texts = _to_list(batch.column(self.text))
+                labels = _to_list(batch.column(self.label)) if self.label is not None else []
+                if self.class_names is not None:
+                    labels = [self._class_name(label) for label in labels]
+                yield RawRows(texts, labels, range(position, position + len(texts)))
+                position += len(texts)
+
+    def _class_name(self, label: Any) -> Any:
+        assert self.class_names is not None
+        # -1 is how the hub's data sets say that a row has no label.
+        return self.class_names[label] if label is not None and 0 <= label < len(self.class_names) else None
+
+
+class ParquetSource(ColumnarSource):
+    def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
+        super().__init__(name)
+        self._path = path
+        with _columnar_errors(name), pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+        self.choose(schema, text, label, need_label)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        columns = [column for column in (self.text, self.label) if column is not None]
+        with _columnar_errors(self.name), pq.ParquetFile(self._path, pre_buffer=False) as file:
+            yield from file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+
+
+class ArrowSource(ColumnarSource):
+    """An IPC file or an IPC stream; which, its first bytes say."""
+
+    def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
+        super().__init__(name)
+        self._path = path
+        with _columnar_errors(name):
+            if path.stat().st_size == 0:
+                raise SourceError(f"{name}: empty")
+            with pa.memory_map(str(path)) as file:
+                schema = self._open(file).schema
+        self.choose(schema, text, label, need_label)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        with _columnar_errors(self.name), pa.memory_map(str(self._path)) as file:
+            reader = self._open(file)
+            if isinstance(reader, pa.RecordBatchFileReader):
+                yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                yield from reader
+
+    @staticmethod
+    def _open(file: pa.MemoryMappedFile) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        return pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+
+
+SPLITS = ("train", "test", "validation", "valid", "dev", "val", "unsupervised", "all")
+
+
+class HubSource(ColumnarSource):
+    """`hf:name[:config][:split]`: a data set by its hub name, or a local folder or saved data set; split train by default."""
+
+    def __init__(self, name: str, text: str | None, label: str | None, need_label: bool) -> None:
+        super().__init__(name)
+        parts = name.removeprefix("hf:").split(":")
+        if not parts[0] or len(parts) > 3:
+            raise SourceError(f"{name}: expected hf:name, hf:name:split or hf:name:config:split")
+        path, config, split = parts[0], None, "train"
+        if len(parts) == 3:
+            config, split = parts[1:]
+        elif len(parts) == 2 and parts[1].split("[")[0] in SPLITS:
+            split = parts[1]
+        elif len(parts) == 2:
+            config = parts[1]
+        self._data = self._load(path, config, split)
+        self.choose(self._data.features.arrow_schema, text, label, need_label)
+        self.class_names = getattr(self._data.features.get(self.label), "names", None)
+
+    def _load(self, path: str, config: str | None, split: str) -> Any:
+        try:
+            import datasets
+        except ImportError:
+            raise SourceError(f"{self.name}: needs the datasets library: pip install 'penstock[hub]'") from None
+        try:
+            if (Path(path) / "state.json").is_file():
+                return datasets.load_from_disk(path)
+            if (Path(path) / "dataset_dict.json").is_file():
+                return datasets.load_from_disk(path)[split]
+            return datasets.load_dataset(path, config, split=split)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise SourceError(f"{self.name}: cannot be loaded: {reason}") from error
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        columns = [column for column in (self.text, self.label) if column is not None]
+        for table in self._data.select_columns(columns).with_format("arrow").iter(BATCH_ROWS):
+            yield from table.combine_chunks().to_batches()
+
+
+class _columnar_errors:  # noqa: N801 - used as a function
+    """Turns Arrow's refusals to read a file into a SourceError of one line."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise SourceError(f"{self._name}: no such file") from None
+        if isinstance(error, pa.ArrowException | OSError):
+            raise SourceError(f"{self._name}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _slices(batch: pa.RecordBatch, text: str) -> Iterator[pa.RecordBatch]:
+    """Parts of a batch that bound the memory that their texts take as Python strings."""
+    rows = BATCH_ROWS
+    if batch.num_rows:
+        mean = max(1, batch.column(text).nbytes // batch.num_rows)
+        rows = max(1, min(BATCH_ROWS, BATCH_CHARACTERS // mean))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
+def _to_list(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        return [value if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value

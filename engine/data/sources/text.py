@@ -1,0 +1,185 @@
+"""Sources of text lines: CSV, TSV and JSON lines, plain or compressed with gzip or Zstandard."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from penstock.engine.data.sources.base import (
+    BATCH_CHARACTERS,
+    BATCH_ROWS,
+    MISSING,
+    BadRow,
+    RawRows,
+    Source,
+    excerpt,
+)
+from penstock.engine.errors import SourceError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MAX_RECORD = 1 << 26  # bytes or characters: a longer line or field is a fault of the file, not a text
+
+csv.field_size_limit(MAX_RECORD)
+
+
+@contextmanager
+def open_bytes(path: Path, name: str) -> Iterator[io.BufferedReader]:
+    """Opens a file for reading, decompressed; what goes wrong then or later is a SourceError."""
+    try:
+        with (
+            pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix.lower())) as stream,
+            io.BufferedReader(stream, 1 << 20) as reader,
+        ):
+            yield reader
+    except FileNotFoundError:
+        raise SourceError(f"{name}: no such file") from None
+    except (OSError, pa.ArrowException, EOFError) as error:
+        raise SourceError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
+class JsonLinesSource(Source):
+    """One JSON object a line. Blank lines are no rows."""
+
+    unit = "line"
+
+    def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
+        super().__init__(name)
+        self._path = path
+        first_fault = "no line in it"
+        with open_bytes(path, name) as file:
+            for number, line in islice(_lines(file, name), 1000):
+                try:
+                    record = _parse_object(line)
+                except ValueError as error:
+                    if number == 1 and line.lstrip().startswith(b"["):
+                        raise SourceError(f"{name}: a JSON array; JSON lines are needed, one object a line") from None
+                    if first_fault == "no line in it":
+                        first_fault = f"line {number}: {error}"
+                    continue
+                self.choose_columns(list(record), text, label, need_label)
+                return
+        raise SourceError(f"{name}: no JSON object in its first 1000 lines: {first_fault}")
+
+    def read(self) -> Iterator[RawRows]:
+        rows, characters = _new_rows(), 0
+        with open_bytes(self._path, self.name) as file:
+            for number, line in _lines(file, self.name):
+                try:
+                    record = _parse_object(line)
+                except ValueError as error:
+                    rows.bad.append(BadRow(number, str(error), excerpt(line)))
+                else:
+                    rows.texts.append(record.get(self.text, MISSING))
+                    rows.labels.append(record.get(self.label, MISSING))
+                    rows.positions.append(number)
+                characters += len(line)
+                if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                    yield rows
+                    rows, characters = _new_rows(), 0
+        yield rows
+
+
+class CsvSource(Source):
+    """Comma- or tab-separated values with a header line, quoted as spreadsheets do. A row's line is its first."""
+
+    unit = "line"
+
+    def __init__(
+        self, name: str, path: Path, delimiter: str, text: str | None, label: str | None, need_label: bool
+    ) -> None:
+        super().__init__(name)
+        self._path = path
+        self._delimiter = delimiter
+        with open_bytes(path, name) as file:
+            reader = self._reader(file)
+            try:
+                self._header = next(reader)
+            except StopIteration:
+                raise SourceError(f"{name}: empty: it has no header line") from None
+            except csv.Error as error:
+                raise SourceError(f"{name}: line 1: {error}") from None
+            self._header = [column.encode("utf-8", "backslashreplace").decode() for column in self._header]
+            for column in self._header:
+                if self._header.count(column) > 1 and column in (text, label):
+                    raise SourceError(f"{name}: two columns are called {column!r}")
+            self.choose_columns(self._header, text, label, need_label)
+
+    def read(self) -> Iterator[RawRows]:
+        width = len(self._header)
+        text_at = self._header.index(self.text)
+        label_at = self._header.index(self.label) if self.label is not None else text_at
+        rows, characters = _new_rows(), 0
+        with open_bytes(self._path, self.name) as file:
+            reader = self._reader(file)
+            next(reader)
+            while True:
+                line = reader.line_num + 1
+                try:
+                    record = next(reader)
+                except StopIteration:
+                    break
+                except csv.Error as error:
+                    reason = str(error)
+                    if reader.line_num > line:
+                        reason += f" (the row goes on to line {reader.line_num}: a quote that is not closed?)"
+                    rows.bad.append(BadRow(line, reason))
+                    continue
+                if len(record) == width:
+                    rows.texts.append(record[text_at])
+                    rows.labels.append(record[label_at])
+                    rows.positions.append(line)
+                    characters += len(record[text_at])
+                elif record:
+                    reason = f"{len(record)} fields where the header has {width}"
+                    rows.bad.append(BadRow(line, reason, excerpt(self._delimiter.join(record))))
+                if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                    yield rows
+                    rows, characters = _new_rows(), 0
+        yield rows
+
+    def _reader(self, file: io.BufferedReader) -> Any:
+        # Bytes that are not UTF-8 come through as lone surrogates, so that the row that holds them can be named.
+        lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        return csv.reader(lines, delimiter=self._delimiter, strict=True)
+
+
+def _new_rows() -> RawRows:
+    return RawRows([], [], [], [])
+
+
+def _lines(file: io.BufferedReader, name: str) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    while line := file.readline(MAX_RECORD + 1):
+        number += 1
+        if len(line) > MAX_RECORD:
+            raise SourceError(
+                f"{name}: line {number} is longer than {MAX_RECORD >> 20} MiB; is this one record a line?"
+            )
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.isspace():
+            yield number, line
+
+
+def _parse_object(line: bytes) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: why the line is not a JSON object.
+    """
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not valid UTF-8 at byte {error.start + 1}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"broken JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("broken JSON: nested too deeply") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record

@@ -1,0 +1,239 @@
+"""Prepared data on the disk: a folder of Arrow shards with token ids, an index of lengths and labels, and a manifest."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from penstock._native import Shards
+from penstock.engine.data.manifest import INDEX_NAME, INDEX_SCHEMA, TOKENIZER_NAME, FileEntry, Manifest, shard_schema
+from penstock.engine.errors import StoreError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Reader = Literal["mmap", "pread"]
+READERS = ("mmap", "pread")
+
+
+@dataclass(frozen=True)
+class ShardBuffers:
+    """A mapped shard: its two token buffers and where they begin in the file."""
+
+    values: np.ndarray  # uint16 or uint32, (tokens,)
+    offsets: np.ndarray  # int64, (rows + 1,)
+    values_at: int
+    offsets_at: int
+    batch: pa.RecordBatch
+
+
+class Store:
+    """A prepared data set, open for reading. Rows are numbered from 0 in the order of the sources.
+
+    Opening takes no time or memory that grows with the rows: sizes, Arrow's marks at both ends of each file, types and
+    counts are checked, contents are not (see `verify`).
+
+    Attributes:
+        path: the folder.
+        manifest: what its manifest.json says.
+        lengths: int32, (num_examples,): tokens of each row, special tokens included.
+        labels: int64, (num_examples,): indices into `label_names`.
+        shards: the token buffers, for the loader.
+    """
+
+    path: Path
+    manifest: Manifest
+    lengths: np.ndarray
+    labels: np.ndarray
+    shards: Shards
+
+    def __init__(self, path: Path, manifest: Manifest, reader: Reader) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.reader = reader
+        self.lengths, self.labels = self._open_index()
+        self.shards = self._open_shards()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], reader: Reader = "mmap") -> "Store":
+        """
+        Args:
+            path: the folder that `prepare` wrote.
+            reader: "mmap" maps the shards. "pread" reads them with ordinary system calls, for file systems (networks,
+                FUSE) where a map is slow or where a file that shrinks under it would kill the process; the index is
+                then held in memory, 12 bytes a row.
+
+        Raises:
+            StoreError: no store, an incomplete one, or a shard that is not what the manifest says: it is named.
+        """
+        if reader not in READERS:
+            raise ValueError(f"reader must be one of {', '.join(READERS)}, got {reader!r}")
+        folder = Path(path)
+        return cls(folder, Manifest.read(folder), reader)
+
+    @property
+    def num_examples(self) -> int:
+        return self.manifest.num_examples
+
+    @property
+    def num_tokens(self) -> int:
+        return self.manifest.num_tokens
+
+    @property
+    def label_names(self) -> list[str]:
+        return self.manifest.label_names
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.manifest.label_names)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        return self.manifest.max_length
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {self.num_examples} examples, {self.num_tokens} tokens, {self.num_labels} labels)"
+
+    def __reduce__(self) -> tuple:
+        return Store.open, (self.path, self.reader)
+
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer that made the tokens."""
+        from penstock.engine.data.tokenizers import load_saved_tokenizer
+
+        return load_saved_tokenizer(self.path / TOKENIZER_NAME)
+
+    def tokens(self, row: int) -> np.ndarray:
+        """int32, (lengths[row],): the token ids of one row. For looking at data; batches come from a Loader."""
+        rows = np.array([range(self.num_examples)[row]])
+        values = np.empty(int(self.lengths[rows[0]]), np.int32)
+        cu_seqlens, label = np.empty(2, np.int32), np.empty(1, np.int64)
+        try:
+            self.shards.gather(
+                rows, self.labels, values.ctypes.data, values.size, cu_seqlens.ctypes.data, label.ctypes.data
+            )
+        except RuntimeError as error:
+            raise StoreError(f"{self.path}: {error}") from None
+        return values
+
+    def source_of(self, row: int) -> tuple[str, int]:
+        """The input of one row and its line or row in it, from 1."""
+        row = range(self.num_examples)[row]
+        for number, entry in enumerate(self.manifest.shards):
+            if row < entry.rows:
+                batch = self.map_shard(number).batch
+                return self.manifest.sources[batch["source"][row].as_py()].name, batch["source_row"][row].as_py()
+            row -= entry.rows
+        raise AssertionError("the manifest's rows add up to num_examples")
+
+    def verify(self, deep: bool = False) -> Iterator[str]:
+        """Reads every file and compares it with the manifest, yielding the name of each that is sound.
+
+        Args:
+            deep: besides the checksums, check that shards and index agree row by row, that ids are inside the vocabulary,
+                and that the tokenizer still gives the ids that it gave when the store was prepared.
+
+        Raises:
+            StoreError: names the first file that is damaged.
+        """
+        from penstock.engine.data.verify import verify
+
+        yield from verify(self, deep)
+
+    def map_shard(self, number: int) -> ShardBuffers:
+        """Maps one shard, its sizes and types checked."""
+        entry = self.manifest.shards[number]
+        schema = shard_schema(self.manifest.dtype, number, self.manifest.preparation)
+        file, batch = self._map(entry, schema)
+        if batch.schema.metadata != schema.metadata:
+            raise StoreError(f"{self.path / entry.name}: belongs to another store or place; prepare the store again")
+        tokens = batch.column(0)
+        _, offsets, _, values = tokens.buffers()
+        width = np.dtype(self.manifest.dtype)
+        sizes_fit = tokens.offset == 0 and offsets.size >= 8 * (entry.rows + 1)
+        if not sizes_fit or (values.size if values is not None else 0) < width.itemsize * entry.tokens:
+            raise StoreError(f"{self.path / entry.name}: damaged: its buffers are shorter than the manifest says")
+        return ShardBuffers(
+            np.frombuffer(values, width, entry.tokens) if entry.tokens else np.empty(0, width),
+            np.frombuffer(offsets, np.int64, entry.rows + 1),
+            values.address - file.address if entry.tokens else 0,
+            offsets.address - file.address,
+            batch,
+        )
+
+    def check_crc32(self, entry: FileEntry) -> None:
+        """
+        Raises:
+            StoreError: the file's bytes are not those that were written.
+        """
+        path = self.path / entry.name
+        crc32 = 0
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 22):
+                    crc32 = zlib.crc32(chunk, crc32)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+        if crc32 != entry.crc32:
+            raise StoreError(f"{path}: damaged: its checksum is not the manifest's; prepare the store again")
+
+    def _open_index(self) -> tuple[np.ndarray, np.ndarray]:
+        entry, rows = self.manifest.index, self.num_examples
+        if sum(shard.rows for shard in self.manifest.shards) != rows or entry.rows != rows:
+            raise StoreError(f"{self.path}: damaged: the manifest's rows do not add up")
+        _, batch = self._map(entry, INDEX_SCHEMA)
+        lengths, labels = (np.asarray(batch.column(i)) for i in range(2))
+        return (lengths, labels) if self.reader == "mmap" else (lengths.copy(), labels.copy())
+
+    def _open_shards(self) -> Shards:
+        shards = Shards(np.dtype(self.manifest.dtype).itemsize, self.vocab_size)
+        for number, entry in enumerate(self.manifest.shards):
+            mapped = self.map_shard(number)
+            if self.reader == "mmap":
+                shards.add_mapped(entry.name, mapped.values, mapped.offsets)
+            else:
+                path = str(self.path / entry.name)
+                shards.add_file(entry.name, path, entry.rows, entry.tokens, mapped.values_at, mapped.offsets_at)
+        return shards
+
+    def _map(self, entry: FileEntry, schema: pa.Schema) -> tuple[pa.Buffer, pa.RecordBatch]:
+        """The whole file and its one record batch, mapped."""
+        path = self.path / entry.name
+        try:
+            size = os.stat(path).st_size
+            if size != entry.bytes:
+                raise StoreError(f"{path}: damaged: {size} bytes where the manifest says {entry.bytes}")
+            source = pa.memory_map(str(path))
+            file = source.read_buffer(size)
+            reader = pa.ipc.open_file(pa.BufferReader(file))
+            if not reader.schema.equals(schema):
+                raise StoreError(f"{path}: damaged: its columns are not a store's")
+            if reader.num_record_batches != 1:
+                raise StoreError(f"{path}: damaged: {reader.num_record_batches} record batches instead of one")
+            batch = reader.get_batch(0)
+        except FileNotFoundError:
+            raise StoreError(f"{path}: missing; prepare the store again") from None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
+        if batch.num_rows != entry.rows:
+            raise StoreError(f"{path}: damaged: {batch.num_rows} rows where the manifest says {entry.rows}")
+        return file, batch
+
+
+__all__ = ["INDEX_NAME", "READERS", "Reader", "ShardBuffers", "Store"]

@@ -1,0 +1,315 @@
+"""Tokenizers: found by name or path, or learned from the texts; and their use on whole batches of texts."""
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from penstock.engine.data.manifest import digest
+from penstock.engine.errors import TokenizerError
+
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+Truncation = Literal["head", "head+tail"]
+TRUNCATIONS = ("head", "head+tail")
+
+TEMPLATE_PROBES = ("a", "the cat sat", "1 2 3")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a batch of texts, end to end."""
+
+    values: np.ndarray  # uint32, (tokens,)
+    lengths: np.ndarray  # int32, (texts,)
+    truncated: int  # how many texts were cut
+
+
+class TextTokenizer:
+    """Turns texts into ids: the tokenizer's own special tokens around at most what `max_length` leaves of the text.
+
+    Cutting is done here on the ids, not by the library, so that it can be counted and can keep both ends.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        max_length: tokens of a row at most, special tokens included.
+        truncation: "head" keeps the beginning of a text that is too long; "head+tail" its first quarter and the end
+            (Sun et al., "How to fine-tune BERT for text classification?", 2019, keep 128 of 510 in front).
+
+    Raises:
+        TokenizerError: not a fast tokenizer, special tokens that are not a prefix and a suffix, or no room for a text.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int, truncation: str = "head") -> None:
+        if truncation not in TRUNCATIONS:
+            raise TokenizerError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {truncation!r}")
+        if not getattr(tokenizer, "is_fast", False):
+            raise TokenizerError(
+                f"{tokenizer.name_or_path}: has no fast tokenizer (tokenizer.json); penstock needs one"
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.truncation = truncation
+        self._backend: tokenizers.Tokenizer = copy_backend(tokenizer)
+        self.prefix, self.suffix = self._special_tokens()
+        self.room = max_length - len(self.prefix) - len(self.suffix)
+        if self.room < 1:
+            raise TokenizerError(
+                f"max_length {max_length} leaves no room for text beside {len(self.prefix) + len(self.suffix)} special tokens"
+            )
+        ids = self._backend.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = max(ids, default=-1) + 1
+
+    def encode(self, texts: list[str]) -> Encoded:
+        """Token ids of `texts`; the library's threads do the work and the GIL is released meanwhile."""
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+        flat = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.uint32, int(lengths.sum()))
+        kept = np.minimum(lengths, self.room)
+        truncated = int((lengths > self.room).sum())
+        out_lengths = kept + len(self.prefix) + len(self.suffix)
+        ends = np.cumsum(out_lengths)
+        values = np.empty(int(ends[-1]) if len(ends) else 0, np.uint32)
+        starts = ends - out_lengths
+        if not truncated:
+            body = np.ones(len(values), bool)
+            for i, token in enumerate(self.prefix):
+                values[starts + i] = token
+                body[starts + i] = False
+            for i, token in enumerate(self.suffix):
+                values[ends - len(self.suffix) + i] = token
+                body[ends - len(self.suffix) + i] = False
+            values[body] = flat
+            return Encoded(values, out_lengths.astype(np.int32), 0)
+        head = self.room if self.truncation == "head" else self.room // 4
+        tail = self.room - head
+        begin = 0
+        for start, end, length in zip(starts.tolist(), ends.tolist(), lengths.tolist(), strict=True):
+            text = flat[begin : begin + length]
+            begin += length
+            values[start : start + len(self.prefix)] = self.prefix
+            body_start, body_end = start + len(self.prefix), end - len(self.suffix)
+            if length <= self.room:
+                values[body_start:body_end] = text
+            else:
+                values[body_start : body_start + head] = text[:head]
+                values[body_start + head : body_end] = text[length - tail :]
+            values[body_end:end] = self.suffix
+        return Encoded(values, out_lengths.astype(np.int32), truncated)
+
+    def fingerprint(self) -> str:
+        """Of the saved tokenizer's content and the library's release; never of a live object's state."""
+        release = ".".join(version("tokenizers").split(".")[:2])
+        return digest({"tokenizer": canonical_tokenizer(self._backend), "tokenizers": release})
+
+    def probes(self) -> str:
+        """A digest of the ids of fixed strings: tells apart two libraries that read the same files differently."""
+        encoded = self.encode(list(probe_texts()))
+        return digest([encoded.values.tolist(), encoded.lengths.tolist()])
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        found: tuple[list[int], list[int]] | None = None
+        for text in TEMPLATE_PROBES:
+            bare = self._backend.encode(text, add_special_tokens=False).ids
+            whole = self._backend.encode(text, add_special_tokens=True).ids
+            place = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None)
+            if place is None or not bare:
+                raise TokenizerError(f"{self.tokenizer.name_or_path}: its special tokens do not stand around the text")
+            around = whole[:place], whole[place + len(bare) :]
+            if found not in (None, around):
+                raise TokenizerError(f"{self.tokenizer.name_or_path}: its special tokens depend on the text")
+            found = around
+        assert found is not None
+        return found
+
+
+def copy_backend(tokenizer: "PreTrainedTokenizerFast") -> "tokenizers.Tokenizer":
+    """The Rust tokenizer without truncation and padding; a copy, for calling a tokenizer changes its own."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def canonical_tokenizer(backend: "tokenizers.Tokenizer") -> dict:
+    content = json.loads(backend.to_str())
+    content["truncation"] = content["padding"] = None
+    return content
+
+
+def probe_texts() -> Iterable[str]:
+    """Fixed strings: words, digits, punctuation, blanks and letters of many scripts, in 1000 mixtures."""
+    ranges = [(0x20, 0x7E), (0x61, 0x7A), (0x61, 0x7A), (0xA1, 0x17F), (0x370, 0x3FF), (0x400, 0x45F), (0x5D0, 0x5EA)]
+    ranges += [(0x620, 0x64A), (0x900, 0x97F), (0xE01, 0xE2E), (0x3041, 0x30FF), (0x4E00, 0x4FFF), (0xAC00, 0xACFF)]
+    ranges += [(0x300, 0x33F), (0x2000, 0x206F), (0x1F600, 0x1F64F), (0x1, 0x1F)]
+    state = 1
+    for _ in range(1000):
+        letters = []
+        for _ in range(24):
+            state = state * 6364136223846793005 + 1442695040888963407 & (1 << 64) - 1
+            first, last = ranges[(state >> 33) % len(ranges)]
+            letters.append(chr(first + (state >> 45) % (last - first + 1)) if state >> 62 else " ")
+        yield "".join(letters)
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
+    """A tokenizer by local folder, tokenizer.json file or hub name.
+
+    Raises:
+        TokenizerError: there is none, or it is not a fast one.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+    except Exception as error:
+        if path.exists():
+            reason = f"no tokenizer can be loaded from it: {_first_line(error)}"
+        elif name.startswith(("/", ".", "~")):
+            reason = "no such folder or file"
+        else:
+            reason = "no local folder has this name and it cannot be had from the hub"
+            if os.environ.get("HF_HUB_OFFLINE"):
+                reason += " (HF_HUB_OFFLINE is set)"
+        raise TokenizerError(f"tokenizer {name}: {reason}") from error
+
+
+def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer that a store holds."""
+    if not (folder / "tokenizer.json").is_file():
+        raise TokenizerError(f"{folder}: holds no tokenizer.json")
+    return load_tokenizer(str(folder))
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """`train:bpe:N` or `train:wordpiece:N`."""
+
+    model: Literal["bpe", "wordpiece"]
+    vocab_size: int
+
+
+SPECIAL_TOKENS = {
+    "bpe": {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    },
+    "wordpiece": {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+}
+
+
+def parse_train_spec(name: str) -> TrainSpec | None:
+    """
+    Returns:
+        None when `name` does not ask for training.
+
+    Raises:
+        TokenizerError: it does, but wrongly.
+    """
+    if not name.startswith("train:"):
+        return None
+    parts = name.split(":")
+    if len(parts) != 3 or parts[1] not in SPECIAL_TOKENS or not parts[2].isdecimal():
+        raise TokenizerError(
+            f"tokenizer {name}: expected train:bpe:N or train:wordpiece:N with N the vocabulary's size"
+        )
+    smallest = 256 + len(SPECIAL_TOKENS["bpe"]) if parts[1] == "bpe" else 100
+    if int(parts[2]) < smallest:
+        raise TokenizerError(f"tokenizer {name}: the vocabulary must have {smallest} tokens at least")
+    return TrainSpec("bpe" if parts[1] == "bpe" else "wordpiece", int(parts[2]))
+
+
+def train_tokenizer(
+    spec: TrainSpec, texts: Iterable[list[str]], advance: Callable[[int], None] = lambda rows: None
+) -> "PreTrainedTokenizerFast":
+    """Learns a vocabulary from batches of texts: byte-level BPE as RoBERTa's, or lower-cased WordPiece as BERT's.
+
+    The same texts give the same tokenizer. Memory grows with the number of different words, not of texts.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = SPECIAL_TOKENS[spec.model]
+    tokens = list(special.values())
+    if spec.model == "bpe":
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=spec.vocab_size,
+            min_frequency=2,
+            special_tokens=tokens,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        first, last = "<s>", "</s>"
+        roles = {**special, "cls_token": "<s>", "sep_token": "</s>"}
+    else:
+        backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=spec.vocab_size,
+            min_frequency=2,
+            special_tokens=tokens,
+            limit_alphabet=min(1000, spec.vocab_size // 4),
+            show_progress=False,
+        )
+        first, last = "[CLS]", "[SEP]"
+        roles = special
+
+    def counted() -> Iterable[list[str]]:
+        for batch in texts:
+            yield batch
+            advance(len(batch))
+
+    backend.train_from_iterator(counted(), trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(first, backend.token_to_id(first)), (last, backend.token_to_id(last))],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> dict[str, bytes]:
+    """The files of a tokenizer as transformers saves them, by name; its maximal length is the store's."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.model_max_length = max_length
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+def crc32_of_files(files: dict[str, bytes]) -> dict[str, int]:
+    return {name: zlib.crc32(content) for name, content in files.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
