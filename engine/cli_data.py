@@ -58,9 +58,9 @@ def prepare(
         i, _, n = shard.partition("/")
         if not (i.isdecimal() and n.isdecimal()):
             raise ConfigError(f"shard {shard}: expected i/n, as in 0/4")
-        preparing.prepare_part(sources, out, (int(i), int(n)), **options)  # type: ignore[arg-type]
+        preparing.prepare_part(sources, out, (int(i), int(n)), **options)
         return
-    _describe(preparing.prepare(sources, out, overwrite=overwrite, **options))  # type: ignore[arg-type]
+    _describe(preparing.prepare(sources, out, overwrite=overwrite, **options))
 
 
 def verify(
@@ -85,7 +85,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify")(verify)
 
 
-def _describe(store) -> None:  # type: ignore[no-untyped-def]
+def _describe(store) -> None:
     manifest = store.manifest
     mean = manifest.num_tokens / manifest.num_examples
     print(f"{store.path}: {manifest.num_examples:,} examples, {manifest.num_tokens:,} tokens ({mean:.1f} each)")

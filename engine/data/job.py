@@ -5,8 +5,8 @@
     shard-00000.arrow   a finished shard, and
     shard-00000.json    its receipt: size, checksum and counts; written after it
 
-Shard k holds the usable rows k * rows_per_shard and on, in the order of the sources: whoever makes it, whenever, its bytes are
-the same. So an interrupted preparation goes on where it was, and several machines can share one.
+Shard k holds the usable rows k * rows_per_shard and on, in the order of the sources: whoever makes it, whenever, its
+bytes are the same. So an interrupted preparation goes on where it was, and several machines can share one.
 """
 
 import fcntl

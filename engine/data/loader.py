@@ -67,12 +67,13 @@ class Step:
 class Loader:
     """Iterates over the steps of an epoch.
 
-    Each `for step in loader` goes through one epoch and moves on to the next; leaving it early and starting again repeats
-    the epoch, as with a DataLoader. After `load_state_dict`, the first one goes on where the state was taken. Order and
-    batches depend on the store, the seed, the parameters and the rows alone: not on ranks, threads or interruptions.
+    Each `for step in loader` goes through one epoch and moves on to the next; leaving it early and starting again
+    repeats the epoch, as with a DataLoader. After `load_state_dict`, the first one goes on where the state was taken.
+    Order and batches depend on the store, the seed, the parameters and the rows alone: not on ranks, threads or
+    interruptions.
 
-    Batches are new tensors, never reused while anything refers to them; they are in pinned memory when there is a GPU, from
-    torch's allocator, which also waits for copies under way.
+    Batches are new tensors, never reused while anything refers to them; they are in pinned memory when there is a GPU,
+    from torch's allocator, which also waits for copies under way.
 
     Args:
         store: what to read.

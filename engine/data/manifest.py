@@ -24,7 +24,7 @@ def shard_name(number: int) -> str:
 
 
 def shard_schema(dtype: str, number: int, preparation: str) -> pa.Schema:
-    """The columns of a shard; its metadata says which shard of which preparation it is, so that a foreign one is known."""
+    """The columns of a shard. Its metadata says which shard of which preparation it is, to know a foreign one."""
     ids = {"uint16": pa.uint16(), "uint32": pa.uint32()}[dtype]
     return pa.schema(
         [
@@ -71,8 +71,11 @@ class SourceEntry:
 
 @dataclass(frozen=True)
 class TokenizerEntry:
-    """Which tokenizer made the tokens. `files` holds the CRC-32 of its saved files, `probes` a digest of the ids that it
-    gives to fixed strings: it shows a library that tokenizes otherwise than the one that prepared the store."""
+    """Which tokenizer made the tokens.
+
+    `files` holds the CRC-32 of its saved files, `probes` a digest of the ids that it gives to fixed strings: it shows a
+    library that tokenizes otherwise than the one that prepared the store.
+    """
 
     origin: str
     fingerprint: str

@@ -1,4 +1,4 @@
-"""The batches of an epoch: a pure function of lengths, seed, epoch and parameters, the same on every rank and machine."""
+"""The batches of an epoch: a pure function of lengths, seed, epoch and parameters, the same on every machine."""
 
 import hashlib
 from dataclasses import asdict, dataclass, fields
@@ -21,8 +21,8 @@ class PlanParameters:
 
     Attributes:
         tokens_per_batch: a batch holds at most this many tokens, unless it is one longer example.
-        batches_per_step: batches of one optimizer step (U). Ranks x accumulation = U: any number of ranks that divides it
-            trains the same steps.
+        batches_per_step: batches of one optimizer step (U). Ranks x accumulation = U: any number of ranks that divides
+            it trains the same steps.
         mode: "pack" takes the shuffled examples as they come: every batch is a fair draw. "bucket" sorts them by length
             inside windows and shuffles the batches: for models whose cost follows the longest example.
         window_batches: batches' worth of examples in a window of mode "bucket".
@@ -101,8 +101,8 @@ class Plan:
     def statistics(self) -> dict[str, float]:
         """How well the batches are filled and how evenly a step's work is spread.
 
-        `fill` is tokens over room, the last step left out. `attention_balance` is the mean over steps of the mean over the
-        greatest sum of squared lengths among a step's batches: 1 when all ranks have the same work.
+        `fill` is tokens over room, the last step left out. `attention_balance` is the mean over steps of the mean over
+        the greatest sum of squared lengths among a step's batches: 1 when all ranks have the same work.
         """
         width = self.parameters.batches_per_step
         full = self.tokens[:-width] if self.num_steps > 1 else self.tokens
@@ -153,7 +153,7 @@ def plan_epoch(
         fingerprint: the store's.
         seed: 0 to 2^64 - 1.
         rows: int64, the rows of the store to use; None for all.
-        shuffle: False keeps the rows' order (within windows, in mode "bucket"), the same in every epoch: for evaluation.
+        shuffle: False keeps the rows' order (of windows, in mode "bucket"), the same in every epoch: for evaluation.
 
     Raises:
         ConfigError: fewer examples than a step has batches.

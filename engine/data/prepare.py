@@ -1,21 +1,16 @@
 """From labelled texts to a store: survey, tokenizer, shards, manifest."""
 
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from penstock.engine.data.commit import disk_errors, fsync_folder
 from penstock.engine.data.job import (
     Job,
     Receipt,
-    ShardRows,
     clear,
     finish_job,
     finished_shard,
@@ -27,20 +22,19 @@ from penstock.engine.data.job import (
 )
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, TokenizerEntry, digest
 from penstock.engine.data.progress import RowProgress
-from penstock.engine.data.sources import Rows, Source, open_sources
+from penstock.engine.data.sources import Source, open_sources
 from penstock.engine.data.sources.base import sort_labels
 from penstock.engine.data.store import Store
 from penstock.engine.data.survey import ContentHash, Survey, survey, usable_rows
+from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
 from penstock.engine.data.tokenizers import (
-    Encoded,
     TextTokenizer,
     crc32_of_files,
     load_saved_tokenizer,
     load_tokenizer,
-    parse_train_spec,
     save_tokenizer,
-    train_tokenizer,
 )
+from penstock.engine.data.tokenizing import ShardBuilder, cut_into_shards, encode_pieces
 from penstock.engine.errors import ConfigError, SourceError, StoreError
 
 if TYPE_CHECKING:
@@ -48,7 +42,6 @@ if TYPE_CHECKING:
 
 TOKENS_PER_SHARD = 1 << 26  # at most: it bounds the memory of a preparation
 ROWS_PER_SHARD = 1 << 18
-ENCODING_AHEAD = 3  # batches being tokenized at a time
 
 
 def prepare(
@@ -276,8 +269,8 @@ class _Preparation:
             return job
         if job is not None:
             raise StoreError(
-                f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose another "
-                "folder, or --overwrite it"
+                f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose "
+                "another folder, or --overwrite it"
             )
         tokenizer = self._tokenizer()
         encoder = TextTokenizer(tokenizer, self.settings.max_length, self.settings.truncation)
@@ -319,10 +312,11 @@ class _Preparation:
 
     def _write_shards(self, job: Job, tokenizer: TextTokenizer, wanted: set[int]) -> Iterator[int]:
         """Reads the sources again and makes the wanted shards; yields each when it is on the disk."""
-        shard = _ShardBuilder(job, 0)
+        shard = ShardBuilder(job, 0)
         digest_again = ContentHash()
+        pieces = cut_into_shards(self.sources, job, wanted, digest_again)
         with RowProgress("tokenizing", job.rows, self.progress) as bar:
-            for piece, encoded in _encoded(self._pieces(job, wanted, digest_again), tokenizer):
+            for piece, encoded in encode_pieces(pieces, tokenizer):
                 if encoded is not None:
                     shard.add(piece, encoded)
                 shard.seen += len(piece.rows.texts)
@@ -331,93 +325,15 @@ class _Preparation:
                     if shard.number in wanted:
                         write_shard(self.folder, job, shard.number, shard.rows())
                         yield shard.number
-                    shard = _ShardBuilder(job, shard.number + 1)
+                    shard = ShardBuilder(job, shard.number + 1)
         if digest_again.content() != job.content or shard.number != job.num_shards:
             raise SourceError(f"{self.sources[0].name}: the sources have changed while they were read; run it again")
-
-    def _pieces(self, job: Job, wanted: set[int], digest_again: ContentHash) -> Iterator["_Piece"]:
-        """The usable rows, cut where shards end."""
-        label_ids = {name: number for number, name in enumerate(job.label_names)}
-        begin = 0
-        for source, rows in usable_rows(self.sources, job.label_names):
-            digest_again.update(rows)
-            at = 0
-            while at < len(rows.texts):
-                shard = begin // job.rows_per_shard
-                end = min(len(rows.texts), at + (shard + 1) * job.rows_per_shard - begin)
-                cut = Rows(rows.texts[at:end], rows.labels[at:end], rows.positions[at:end], [])
-                yield _Piece(source, cut, [label_ids[name] for name in cut.labels], shard in wanted)
-                begin += end - at
-                at = end
 
     def _abandon(self) -> None:
         """Nothing of use was made: leaves nothing behind."""
         clear(self.folder)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
-
-
-class _Piece:
-    """Rows of one source and one shard."""
-
-    def __init__(self, source: int, rows: Rows, labels: list[int], wanted: bool) -> None:
-        self.source = source
-        self.rows = rows
-        self.labels = labels
-        self.wanted = wanted
-
-
-class _ShardBuilder:
-    """Gathers the rows of one shard, as narrow arrays."""
-
-    def __init__(self, job: Job, number: int) -> None:
-        self.number = number
-        self.seen = 0
-        self._job = job
-        self._values: list[np.ndarray] = []
-        self._lengths: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
-        self._sources: list[np.ndarray] = []
-        self._source_rows: list[np.ndarray] = []
-        self._truncated = 0
-        self._empty = 0
-
-    def add(self, piece: _Piece, encoded: Encoded) -> None:
-        if len(encoded.values) and int(encoded.values.max()) >= self._job.vocab_size:
-            raise StoreError(
-                f"the tokenizer gave token {int(encoded.values.max())}, its vocabulary has {self._job.vocab_size}"
-            )
-        self._values.append(encoded.values.astype(self._job.dtype))
-        self._lengths.append(encoded.lengths)
-        self._labels.append(np.array(piece.labels, np.int32))
-        self._sources.append(np.full(len(piece.labels), piece.source, np.int32))
-        self._source_rows.append(np.array(piece.rows.positions, np.int64))
-        self._truncated += encoded.truncated
-        self._empty += piece.rows.texts.count("")
-
-    def rows(self) -> ShardRows:
-        columns = (np.concatenate(c) for c in (self._lengths, self._labels, self._sources, self._source_rows))
-        return ShardRows(self._values, *columns, self._truncated, self._empty)
-
-
-def _encoded(pieces: Iterator[_Piece], tokenizer: TextTokenizer) -> Iterator[tuple[_Piece, Encoded | None]]:
-    """The pieces in order with their tokens (None where they are not wanted), a few of them tokenized ahead.
-
-    The tokenizer's own threads do the work without the GIL; a second batch keeps them busy while the first is read
-    from, and put into arrays, under it.
-    """
-    ahead: deque[tuple[_Piece, Future[Encoded] | None]] = deque()
-    pool = ThreadPoolExecutor(ENCODING_AHEAD - 1, "tokenize")
-    try:
-        for piece in pieces:
-            ahead.append((piece, pool.submit(tokenizer.encode, piece.rows.texts) if piece.wanted else None))
-            while len(ahead) >= ENCODING_AHEAD:
-                first, future = ahead.popleft()
-                yield first, None if future is None else future.result()
-        for piece, future in ahead:
-            yield piece, None if future is None else future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def finalize(out: str | os.PathLike[str]) -> Store:

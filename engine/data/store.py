@@ -1,4 +1,4 @@
-"""Prepared data on the disk: a folder of Arrow shards with token ids, an index of lengths and labels, and a manifest."""
+"""Prepared data on the disk: a folder of Arrow shards of token ids, an index of lengths and labels, a manifest."""
 
 import os
 import zlib
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from penstock._native import Shards
-from penstock.engine.data.manifest import INDEX_NAME, INDEX_SCHEMA, TOKENIZER_NAME, FileEntry, Manifest, shard_schema
+from penstock.engine.data.manifest import INDEX_SCHEMA, TOKENIZER_NAME, FileEntry, Manifest, shard_schema
 from penstock.engine.errors import StoreError
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class Store:
         return self.num_examples
 
     def __repr__(self) -> str:
-        return f"Store({str(self.path)!r}, {self.num_examples} examples, {self.num_tokens} tokens, {self.num_labels} labels)"
+        counts = f"{self.num_examples} examples, {self.num_tokens} tokens, {self.num_labels} labels"
+        return f"Store({str(self.path)!r}, {counts})"
 
     def __reduce__(self) -> tuple:
         return Store.open, (self.path, self.reader)
@@ -146,8 +147,8 @@ class Store:
         """Reads every file and compares it with the manifest, yielding the name of each that is sound.
 
         Args:
-            deep: besides the checksums, check that shards and index agree row by row, that ids are inside the vocabulary,
-                and that the tokenizer still gives the ids that it gave when the store was prepared.
+            deep: besides the checksums, check that shards and index agree row by row, that ids are inside the
+                vocabulary, and that the tokenizer still gives the ids that it gave when the store was prepared.
 
         Raises:
             StoreError: names the first file that is damaged.
@@ -234,6 +235,3 @@ class Store:
         if batch.num_rows != entry.rows:
             raise StoreError(f"{path}: damaged: {batch.num_rows} rows where the manifest says {entry.rows}")
         return file, batch
-
-
-__all__ = ["INDEX_NAME", "READERS", "Reader", "ShardBuffers", "Store"]

@@ -83,7 +83,8 @@ def survey(
     """Reads everything once.
 
     Args:
-        quarantine: a file for the bad rows, one JSON object each with source, position and reason; None to fail at the first.
+        quarantine: a file for the bad rows, one JSON object each with source, position and reason; None to fail at the
+            first.
         known_labels: labels are to be among these.
 
     Raises:

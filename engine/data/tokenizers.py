@@ -1,14 +1,15 @@
-"""Tokenizers: found by name or path, or learned from the texts; and their use on whole batches of texts."""
+"""Tokenizers found by name or path, and their use on whole batches of texts."""
 
 import json
 import os
+import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-Truncation = Literal["head", "head+tail"]
 TRUNCATIONS = ("head", "head+tail")
 
 TEMPLATE_PROBES = ("a", "the cat sat", "1 2 3")
@@ -46,7 +46,7 @@ class TextTokenizer:
             (Sun et al., "How to fine-tune BERT for text classification?", 2019, keep 128 of 510 in front).
 
     Raises:
-        TokenizerError: not a fast tokenizer, special tokens that are not a prefix and a suffix, or no room for a text.
+        TokenizerError: special tokens that are not a prefix and a suffix, or no room for a text beside them.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int, truncation: str = "head") -> None:
@@ -63,9 +63,8 @@ class TextTokenizer:
         self.prefix, self.suffix = self._special_tokens()
         self.room = max_length - len(self.prefix) - len(self.suffix)
         if self.room < 1:
-            raise TokenizerError(
-                f"max_length {max_length} leaves no room for text beside {len(self.prefix) + len(self.suffix)} special tokens"
-            )
+            special = len(self.prefix) + len(self.suffix)
+            raise TokenizerError(f"max_length {max_length} leaves no room for text beside {special} special tokens")
         ids = self._backend.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
 
@@ -175,8 +174,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
-    except Exception as error:
+        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+    except Exception as error:  # whatever the library may raise for a name that is none
         if path.exists():
             reason = f"no tokenizer can be loaded from it: {_first_line(error)}"
         elif name.startswith(("/", ".", "~")):
@@ -186,6 +185,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
             if os.environ.get("HF_HUB_OFFLINE"):
                 reason += " (HF_HUB_OFFLINE is set)"
         raise TokenizerError(f"tokenizer {name}: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TokenizerError(f"tokenizer {name}: has no fast tokenizer (tokenizer.json); penstock needs one")
+    return tokenizer
 
 
 def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
@@ -195,111 +197,8 @@ def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return load_tokenizer(str(folder))
 
 
-@dataclass(frozen=True)
-class TrainSpec:
-    """`train:bpe:N` or `train:wordpiece:N`."""
-
-    model: Literal["bpe", "wordpiece"]
-    vocab_size: int
-
-
-SPECIAL_TOKENS = {
-    "bpe": {
-        "bos_token": "<s>",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    },
-    "wordpiece": {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    },
-}
-
-
-def parse_train_spec(name: str) -> TrainSpec | None:
-    """
-    Returns:
-        None when `name` does not ask for training.
-
-    Raises:
-        TokenizerError: it does, but wrongly.
-    """
-    if not name.startswith("train:"):
-        return None
-    parts = name.split(":")
-    if len(parts) != 3 or parts[1] not in SPECIAL_TOKENS or not parts[2].isdecimal():
-        raise TokenizerError(
-            f"tokenizer {name}: expected train:bpe:N or train:wordpiece:N with N the vocabulary's size"
-        )
-    smallest = 256 + len(SPECIAL_TOKENS["bpe"]) if parts[1] == "bpe" else 100
-    if int(parts[2]) < smallest:
-        raise TokenizerError(f"tokenizer {name}: the vocabulary must have {smallest} tokens at least")
-    return TrainSpec("bpe" if parts[1] == "bpe" else "wordpiece", int(parts[2]))
-
-
-def train_tokenizer(
-    spec: TrainSpec, texts: Iterable[list[str]], advance: Callable[[int], None] = lambda rows: None
-) -> "PreTrainedTokenizerFast":
-    """Learns a vocabulary from batches of texts: byte-level BPE as RoBERTa's, or lower-cased WordPiece as BERT's.
-
-    The same texts give the same tokenizer. Memory grows with the number of different words, not of texts.
-    """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = SPECIAL_TOKENS[spec.model]
-    tokens = list(special.values())
-    if spec.model == "bpe":
-        backend = Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=spec.vocab_size,
-            min_frequency=2,
-            special_tokens=tokens,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        first, last = "<s>", "</s>"
-        roles = {**special, "cls_token": "<s>", "sep_token": "</s>"}
-    else:
-        backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=spec.vocab_size,
-            min_frequency=2,
-            special_tokens=tokens,
-            limit_alphabet=min(1000, spec.vocab_size // 4),
-            show_progress=False,
-        )
-        first, last = "[CLS]", "[SEP]"
-        roles = special
-
-    def counted() -> Iterable[list[str]]:
-        for batch in texts:
-            yield batch
-            advance(len(batch))
-
-    backend.train_from_iterator(counted(), trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=f"{first} $A {last} $B:1 {last}:1",
-        special_tokens=[(first, backend.token_to_id(first)), (last, backend.token_to_id(last))],
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
-
-
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> dict[str, bytes]:
     """The files of a tokenizer as transformers saves them, by name; its maximal length is the store's."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.model_max_length = max_length
         tokenizer.save_pretrained(folder)

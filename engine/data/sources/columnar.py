@@ -91,7 +91,7 @@ SPLITS = ("train", "test", "validation", "valid", "dev", "val", "unsupervised", 
 
 
 class HubSource(ColumnarSource):
-    """`hf:name[:config][:split]`: a data set by its hub name, or a local folder or saved data set; split train by default."""
+    """`hf:name[:config][:split]`: a data set by its hub name, or a local folder of one; split train by default."""
 
     def __init__(self, name: str, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
@@ -130,7 +130,7 @@ class HubSource(ColumnarSource):
             yield from table.combine_chunks().to_batches()
 
 
-class _columnar_errors:  # noqa: N801 - used as a function
+class _columnar_errors:
     """Turns Arrow's refusals to read a file into a SourceError of one line."""
 
     def __init__(self, name: str) -> None:
