@@ -5,6 +5,7 @@
 
 namespace penstock {
 
+void bind_attention(pybind11::module_& module);
 void bind_data(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_philox(pybind11::module_& module);

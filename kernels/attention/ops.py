@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, philox
-from penstock.kernels.attention import reference
+from penstock.kernels.attention import cpu, reference
 from penstock.kernels.attention import torch as torch_backend
 from penstock.kernels.attention.protocol import Problem, lse_dtype
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
-_BACKENDS = {"torch": torch_backend, "reference": reference}
+_BACKENDS = {"cpu": cpu, "torch": torch_backend, "reference": reference}
 
 for _name, _module in _BACKENDS.items():
     dispatch.register("varlen_attention", _name, _module, _module.why_not, _module.available)

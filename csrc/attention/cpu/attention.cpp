@@ -1,0 +1,114 @@
+// The calls from Python: raw addresses in, work divided among threads by sequence and head.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+#include "attention/cpu/problem.h"
+#include "bindings.h"
+#include "isa.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace penstock {
+namespace attention {
+namespace {
+
+const Kernels& kernels_for(Isa isa) {
+  switch (isa) {
+#ifdef __x86_64__
+    case Isa::avx2: return avx2_kernels;
+    case Isa::avx512: return avx512_kernels;
+    case Isa::avx512_bf16: return avx512_bf16_kernels;
+#endif
+    default: return portable_kernels;
+  }
+}
+
+Tensor tensor(const py::handle& description) {
+  const auto parts = description.cast<py::tuple>();
+  return {reinterpret_cast<void*>(parts[0].cast<uintptr_t>()), parts[1].cast<int64_t>(), parts[2].cast<int64_t>()};
+}
+
+template <class T>
+T* address(const py::dict& arguments, const char* name) {
+  return reinterpret_cast<T*>(arguments[name].cast<uintptr_t>());
+}
+
+Problem problem(const py::dict& a) {
+  Problem p{};
+  const auto integer = [&a](const char* name) { return a[name].cast<int64_t>(); };
+  p.storage = a["bfloat16"].cast<bool>() ? Storage::bfloat16 : Storage::float32;
+  p.batch = integer("batch"), p.heads = integer("heads"), p.kv_heads = integer("kv_heads");
+  p.head_dim = integer("head_dim"), p.total_q = integer("total_q"), p.total_k = integer("total_k");
+  p.cu_seqlens_q = address<const int32_t>(a, "cu_seqlens_q");
+  p.cu_seqlens_k = address<const int32_t>(a, "cu_seqlens_k");
+  p.scale = a["scale"].cast<float>();
+  p.window_left = integer("window_left"), p.window_right = integer("window_right");
+  p.dropout_threshold = a["dropout_threshold"].cast<uint32_t>();
+  p.dropout_scale = a["dropout_scale"].cast<float>();
+  p.seed = a["seed"].cast<uint64_t>();
+  p.ids = address<const int64_t>(a, "ids");
+  p.q = tensor(a["q"]), p.k = tensor(a["k"]), p.v = tensor(a["v"]), p.out = tensor(a["out"]);
+  p.lse = address<float>(a, "lse");
+  return p;
+}
+
+struct Costed {
+  double cost;
+  Item item;
+};
+
+// The longest first, so that no thread is left with a long item when the others are done. Each item writes what no
+// other does, so the results do not depend on the number of threads.
+void run(std::vector<Costed> items, int threads, const Problem& p, void (*kernel)(const Problem&, const Item&, Scratch&)) {
+  std::stable_sort(items.begin(), items.end(), [](const Costed& a, const Costed& b) { return a.cost > b.cost; });
+  parallel_for(int64_t(items.size()), threads,
+               [&](int64_t i, int) { kernel(p, items[i].item, Scratch::of_this_thread()); });
+}
+
+void forward(const py::dict& arguments, const std::string& isa, int threads) {
+  constexpr int64_t kQueriesPerItem = 512;
+  const Problem p = problem(arguments);
+  const Kernels& kernels = kernels_for(isa_named(isa));
+  const py::gil_scoped_release release;
+  std::vector<Costed> items;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s(p, b);
+    for (int64_t head = 0; head < p.heads; ++head)
+      for (int64_t first = 0; first < s.length_q; first += kQueriesPerItem) {
+        const int64_t last = std::min(first + kQueriesPerItem, s.length_q);
+        items.push_back({double(last - first) * double(s.length_k), {b, head, first, last}});
+      }
+  }
+  run(std::move(items), threads, p, kernels.forward);
+}
+
+void backward(const py::dict& arguments, const std::string& isa, int threads) {
+  Problem p = problem(arguments);
+  p.grad_out = tensor(arguments["grad_out"]), p.grad_q = tensor(arguments["grad_q"]);
+  p.grad_k = tensor(arguments["grad_k"]), p.grad_v = tensor(arguments["grad_v"]);
+  const Kernels& kernels = kernels_for(isa_named(isa));
+  const py::gil_scoped_release release;
+  std::vector<Costed> items;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s(p, b);
+    for (int64_t head = 0; head < p.kv_heads; ++head)
+      items.push_back({double(s.length_q) * double(s.length_k), {b, head, 0, s.length_q}});
+  }
+  run(std::move(items), threads, p, kernels.backward);
+}
+
+}  // namespace
+}  // namespace attention
+
+void bind_attention(py::module_& module) {
+  module.def("attention_forward", &attention::forward, py::arg("arguments"), py::arg("isa"), py::arg("threads"),
+             "Fills out and lse; kernels/attention/cpu.py makes the arguments.");
+  module.def("attention_backward", &attention::backward, py::arg("arguments"), py::arg("isa"), py::arg("threads"),
+             "Fills grad_q, grad_k and grad_v from what forward filled and grad_out.");
+}
+
+}  // namespace penstock

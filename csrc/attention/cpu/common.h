@@ -1,0 +1,75 @@
+// What forward and backward share, in the namespace PENSTOCK_ISA (see simd.h).
+#pragma once
+
+#include "attention/cpu/problem.h"
+#include "dropout.h"
+#include "pack.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+using namespace penstock::attention;
+
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// Rows of queries whose scores are computed together, even and a whole number of tiles, and the keys packed together.
+constexpr int64_t kStrip = 12, kKeyBlock = 512;
+
+template <class Element>
+static Element* rows_of(const Tensor& tensor, int64_t token, int64_t head) {
+  return static_cast<Element*>(tensor.data) + token * tensor.token_stride + head * tensor.head_stride;
+}
+
+// The sizes of one head's operands.
+template <class Unit>
+struct Shape {
+  static constexpr int kElements = UnitTraits<Unit>::kElements;
+  int64_t units;    // of a head's row
+  int64_t row;      // units from row to row
+  int64_t width;    // lanes of a head's row
+  int64_t vectors;  // width / kLanes
+
+  explicit Shape(int64_t head_dim)
+      : units((head_dim + kElements - 1) / kElements),
+        row(round_up(units, kLanes)),
+        width(round_up(head_dim, kLanes)),
+        vectors(width / kLanes) {}
+};
+
+// `rows` rows from copy_rows as the right operand of a product that sums over the rows: floats as they are, bfloat16
+// paired in `paired`.
+template <class Unit>
+static const Unit* summed_over_rows(const Unit* from, const Shape<Unit>& shape, int64_t rows,
+                                    [[maybe_unused]] Unit* paired) {
+  if constexpr (Shape<Unit>::kElements == 1) {
+    return from;
+  } else {
+    pair_rows(from, shape.row, rows, shape.width, paired, shape.width);
+    return paired;
+  }
+}
+
+template <class Element>
+static float dot(const Element* a, const Element* b, int64_t count) {
+  Floats sum{};
+  int64_t d = 0;
+  for (; d + kLanes <= count; d += kLanes) sum += load(a + d) * load(b + d);
+  float result = horizontal_sum(sum);
+  for (; d < count; ++d) result += to_float(a[d]) * to_float(b[d]);
+  return result;
+}
+
+// head_dim elements of x * factor.
+template <class Element>
+static void write_row(const float* x, float factor, int64_t head_dim, Element* to) {
+  int64_t d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) store(to + d, load(x + d) * factor);
+  if (d < head_dim) {
+    Element last[kLanes];
+    store(last, load(x + d) * factor);
+    std::memcpy(to + d, last, size_t(head_dim - d) * sizeof(Element));
+  }
+}
+
+static inline void fill_zero(float* x, int64_t count) { std::memset(x, 0, size_t(count) * sizeof(float)); }
+
+}  // namespace penstock::PENSTOCK_ISA

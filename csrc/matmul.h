@@ -1,0 +1,118 @@
+// Small matrix products on packed operands, in the namespace PENSTOCK_ISA (see simd.h).
+//
+// The operands' elements are units of 32 bits: a float, or a pair of bfloat16 that are neighbours along the summed
+// dimension, which AVX-512 multiplies and adds in one instruction. Both run through the same code.
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include "simd.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+struct Pair {
+  uint32_t bits;
+};
+typedef Uints Pairs;
+
+template <class Unit>
+struct UnitTraits;
+template <>
+struct UnitTraits<float> {
+  using Vector = Floats;
+  static constexpr int kElements = 1;  // along the summed dimension
+};
+template <>
+struct UnitTraits<Pair> {
+  using Vector = Pairs;
+  static constexpr int kElements = 2;
+};
+
+PENSTOCK_INLINE Floats multiply_add(Floats sum, Floats a, Floats b) { return a * b + sum; }
+#if defined(__AVX512BF16__)
+PENSTOCK_INLINE Floats multiply_add(Floats sum, Pairs a, Pairs b) {
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+PENSTOCK_INLINE Floats broadcast_unit(const float* p) { return splat(*p); }
+PENSTOCK_INLINE Pairs broadcast_unit(const Pair* p) { return splat(p->bits); }
+
+// Unit (i, k) of the left operand at data[i * row + k * step]: either of the two may be 1.
+template <class Unit>
+struct Left {
+  const Unit* data;
+  int64_t row, step;
+};
+// Row k of the right operand, a whole number of vectors, at data + k * row.
+template <class Unit>
+struct Right {
+  const Unit* data;
+  int64_t row;
+};
+struct Product {
+  float* data;
+  int64_t row;
+};
+
+template <class Unit, int kRows, int kColumns, bool kAccumulate>
+static void multiply_tile(Left<Unit> a, Right<Unit> b, Product c, int64_t depth) {
+  using Vector = typename UnitTraits<Unit>::Vector;
+  Floats sum[kRows][kColumns];
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kColumns; ++j) sum[i][j] = kAccumulate ? load(c.data + i * c.row + j * kLanes) : Floats{};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector right[kColumns];
+    for (int j = 0; j < kColumns; ++j) right[j] = load_as<Vector>(b.data + k * b.row + j * kLanes);
+    for (int i = 0; i < kRows; ++i) {
+      const Vector left = broadcast_unit(a.data + i * a.row + k * a.step);
+      for (int j = 0; j < kColumns; ++j) sum[i][j] = multiply_add(sum[i][j], left, right[j]);
+    }
+  }
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kColumns; ++j) store(c.data + i * c.row + j * kLanes, sum[i][j]);
+}
+
+// As many accumulators as leave registers for a row of the right operand and one of the left's units.
+constexpr int kMaxColumns = kRegisters == 32 ? 4 : 2;
+constexpr int max_rows(int columns) { return (kRegisters == 32 ? 24 : 12) / columns; }
+
+template <class Unit, bool kAccumulate, int kColumns, int... kRows>
+constexpr auto tiles_of_width(std::integer_sequence<int, kRows...>) {
+  return std::array{&multiply_tile<Unit, kRows + 1, kColumns, kAccumulate>...};
+}
+
+template <class Unit, bool kAccumulate, int kColumns>
+static void multiply_panel(Left<Unit> a, Right<Unit> b, Product c, int64_t rows, int64_t depth) {
+  static constexpr auto tiles =
+      tiles_of_width<Unit, kAccumulate, kColumns>(std::make_integer_sequence<int, max_rows(kColumns)>{});
+  for (int64_t parts = (rows + max_rows(kColumns) - 1) / max_rows(kColumns); parts > 0; --parts) {
+    const int64_t part = (rows + parts - 1) / parts;  // near-equal parts: a tile of few rows waits for its loads
+    tiles[part - 1](a, b, c, depth);
+    a.data += part * a.row;
+    c.data += part * c.row;
+    rows -= part;
+  }
+}
+
+// c (rows x vectors * kLanes) = a b, or += if kAccumulate.
+template <bool kAccumulate, class Unit>
+static void multiply(Left<Unit> a, Right<Unit> b, Product c, int64_t rows, int64_t vectors, int64_t depth) {
+  while (vectors > 0) {
+    const int64_t parts = (vectors + kMaxColumns - 1) / kMaxColumns;
+    const int64_t part = (vectors + parts - 1) / parts;
+    switch (part) {
+      case 1: multiply_panel<Unit, kAccumulate, 1>(a, b, c, rows, depth); break;
+      case 2: multiply_panel<Unit, kAccumulate, 2>(a, b, c, rows, depth); break;
+#if defined(__AVX512BW__)
+      case 3: multiply_panel<Unit, kAccumulate, 3>(a, b, c, rows, depth); break;
+      default: multiply_panel<Unit, kAccumulate, 4>(a, b, c, rows, depth);
+#endif
+    }
+    b.data += part * kLanes;
+    c.data += part * kLanes;
+    vectors -= part;
+  }
+}
+
+}  // namespace penstock::PENSTOCK_ISA

@@ -1,0 +1,82 @@
+// Rearranging rows into operands of matmul.h, in the namespace PENSTOCK_ISA (see simd.h).
+#pragma once
+
+#include "matmul.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+template <class Vector, int... kIndex>
+PENSTOCK_INLINE Vector interleave_low(Vector a, Vector b, std::integer_sequence<int, kIndex...>) {
+  return __builtin_shufflevector(a, b, (kIndex / 2 + kIndex % 2 * int(sizeof...(kIndex)))...);
+}
+template <class Vector, int... kIndex>
+PENSTOCK_INLINE Vector interleave_high(Vector a, Vector b, std::integer_sequence<int, kIndex...>) {
+  constexpr int n = sizeof...(kIndex);
+  return __builtin_shufflevector(a, b, (n / 2 + kIndex / 2 + kIndex % 2 * n)...);
+}
+
+// The first `width` elements of each of `count` rows (`stride` elements apart), as rows of units `to_row` apart; filled
+// with zeros up to `rows` rows and to a multiple of kLanes elements, for which to_row must suffice.
+template <class Unit, class Element>
+static void copy_rows(const Element* from, int64_t stride, int64_t count, int64_t width, Unit* to, int64_t to_row,
+                      int64_t rows) {
+  using Target = std::conditional_t<UnitTraits<Unit>::kElements == 2, bf16, float>;
+  const int64_t whole = width / kLanes * kLanes, padded = round_up(width, kLanes);
+  for (int64_t i = 0; i < rows; ++i) {
+    Target* out = reinterpret_cast<Target*>(to + i * to_row);
+    if (i >= count) {
+      for (int64_t d = 0; d < padded; d += kLanes) store(out + d, Floats{});
+      continue;
+    }
+    const Element* in = from + i * stride;
+    for (int64_t d = 0; d < whole; d += kLanes) {
+      if constexpr (std::is_same_v<Element, Target> && sizeof(Element) == 2)
+        store_as(out + d, load_as<Halves>(in + d));
+      else
+        store(out + d, load(in + d));
+    }
+    if (whole < padded) {
+      Element last[kLanes] = {};
+      std::memcpy(last, in + whole, size_t(width - whole) * sizeof(Element));
+      store(out + whole, load(last));
+    }
+  }
+}
+
+// to[unit][row] = from[row][unit] for `units` units of `rows` rows, a multiple of kLanes; reads whole vectors of units.
+template <class Unit>
+static void transpose(const Unit* from, int64_t from_row, int64_t rows, int64_t units, Unit* to, int64_t to_row) {
+  constexpr auto indices = std::make_integer_sequence<int, kLanes>{};
+  for (int64_t row = 0; row < rows; row += kLanes)
+    for (int64_t unit = 0; unit < units; unit += kLanes) {
+      Uints block[kLanes], mixed[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = load_as<Uints>(from + (row + i) * from_row + unit);
+      for (int width = kLanes; width > 1; width /= 2) {  // interleaving the halves log2(kLanes) times transposes
+        for (int i = 0; i < kLanes / 2; ++i) {
+          mixed[2 * i] = interleave_low(block[i], block[i + kLanes / 2], indices);
+          mixed[2 * i + 1] = interleave_high(block[i], block[i + kLanes / 2], indices);
+        }
+        for (int i = 0; i < kLanes; ++i) block[i] = mixed[i];
+      }
+      const int64_t count = units - unit < kLanes ? units - unit : kLanes;
+      for (int i = 0; i < count; ++i) store_as(to + (unit + i) * to_row + row, block[i]);
+    }
+}
+
+// Rows 2i and 2i + 1 as one row of pairs: to[i][d] = (from[2i][d], from[2i + 1][d]) for an even number of rows of
+// `width` elements, a multiple of kLanes.
+static inline void pair_rows(const Pair* from, int64_t from_row, int64_t rows, int64_t width, Pair* to, int64_t to_row) {
+  for (int64_t i = 0; i < rows / 2; ++i) {
+    const bf16* even = reinterpret_cast<const bf16*>(from + 2 * i * from_row);
+    const bf16* odd = reinterpret_cast<const bf16*>(from + (2 * i + 1) * from_row);
+    for (int64_t d = 0; d < width; d += kLanes) {
+      const Uints low = __builtin_convertvector(load_as<Halves>(even + d), Uints);
+      const Uints high = __builtin_convertvector(load_as<Halves>(odd + d), Uints);
+      store_as(to + i * to_row + d, low | high << 16);
+    }
+  }
+}
+
+}  // namespace penstock::PENSTOCK_ISA

@@ -1,0 +1,45 @@
+#include "scratch.h"
+
+#include <algorithm>
+#include <new>
+
+namespace penstock {
+namespace {
+
+constexpr size_t kAlignment = 64, kSmallestBlock = size_t{1} << 18;
+
+}  // namespace
+
+void Scratch::Free::operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t(kAlignment)); }
+
+Scratch& Scratch::of_this_thread() {
+  thread_local Scratch scratch;
+  scratch.reset();
+  return scratch;
+}
+
+void Scratch::reset() {
+  used_ = 0;
+  if (blocks_.size() <= 1) return;
+  blocks_.clear();  // next time one block serves all that was asked for this time
+  size_ = 0;
+  const size_t whole = total_;
+  total_ = 0;
+  take_bytes(whole);
+  used_ = 0;
+}
+
+void* Scratch::take_bytes(size_t bytes) {
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (used_ + bytes > size_) {
+    size_ = std::max(bytes, kSmallestBlock);
+    blocks_.emplace_back(static_cast<std::byte*>(::operator new[](size_, std::align_val_t(kAlignment))));
+    used_ = 0;
+    total_ += size_;
+  }
+  void* p = blocks_.back().get() + used_;
+  used_ += bytes;
+  return p;
+}
+
+}  // namespace penstock

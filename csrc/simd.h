@@ -1,0 +1,161 @@
+// Vectors of float32 as wide as the instruction set that the including file is compiled for (see isa.h), in the
+// namespace PENSTOCK_ISA, which that file defines. GCC's vector extensions do the arithmetic; intrinsics only what
+// these cannot say.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BW__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace penstock {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+namespace PENSTOCK_ISA {
+
+#if defined(__AVX512BW__)
+constexpr int kLanes = 16, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kRegisters = 16;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Uints __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+
+#define PENSTOCK_INLINE static inline __attribute__((always_inline))
+
+PENSTOCK_INLINE Floats splat(float x) { return x - Floats{}; }
+PENSTOCK_INLINE Uints splat(uint32_t x) { return x - Uints{}; }
+
+template <class Vector, class T>
+PENSTOCK_INLINE Vector load_as(const T* p) {
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class Vector, class T>
+PENSTOCK_INLINE void store_as(T* p, Vector v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+PENSTOCK_INLINE Floats load(const float* p) { return load_as<Floats>(p); }
+PENSTOCK_INLINE Floats load(const bf16* p) {
+  return (Floats)(__builtin_convertvector(load_as<Halves>(p), Uints) << 16);
+}
+
+// Round to nearest even; NaN stays NaN.
+PENSTOCK_INLINE Halves to_halves(Floats x) {
+#if defined(__AVX512BF16__)
+  return (Halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const Uints bits = (Uints)x;
+  const Uints rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+  const Uints nan = bits >> 16 | 64u;
+  return __builtin_convertvector(x != x ? nan : rounded, Halves);
+#endif
+}
+PENSTOCK_INLINE void store(float* p, Floats v) { store_as(p, v); }
+PENSTOCK_INLINE void store(bf16* p, Floats v) { store_as(p, to_halves(v)); }
+
+PENSTOCK_INLINE float to_float(float x) { return x; }
+PENSTOCK_INLINE float to_float(bf16 x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+PENSTOCK_INLINE Floats max(Floats a, Floats b) {
+#if defined(__AVX512BW__)
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+PENSTOCK_INLINE float horizontal_sum(Floats v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+PENSTOCK_INLINE float horizontal_max(Floats v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+
+// Bit i of a mask speaks for lane i.
+constexpr uint32_t kAllLanes = (1u << kLanes) - 1;
+
+// The lanes whose index, counted from `first`, lies in [low, high).
+PENSTOCK_INLINE uint32_t lanes_between(int64_t first, int64_t low, int64_t high) {
+  const int64_t from = low <= first ? 0 : low - first, to = high - first;
+  if (from >= kLanes || to <= from) return 0;
+  const uint32_t below = to >= kLanes ? kAllLanes : (1u << to) - 1;
+  return below & ~((1u << from) - 1);
+}
+
+PENSTOCK_INLINE Ints lane_mask(uint32_t bits) {
+  Uints bit_of_lane;
+  for (int i = 0; i < kLanes; ++i) bit_of_lane[i] = 1u << i;
+  return (splat(bits) & bit_of_lane) != 0u;
+}
+
+// x in the lanes of the mask, 0 elsewhere.
+PENSTOCK_INLINE Floats keep(uint32_t bits, Floats x) {
+#if defined(__AVX512BW__)
+  return (Floats)_mm512_maskz_mov_ps(__mmask16(bits), (__m512)x);
+#else
+  return (Floats)((Ints)x & lane_mask(bits));
+#endif
+}
+// x in the lanes of the mask, y elsewhere.
+PENSTOCK_INLINE Floats choose(uint32_t bits, Floats x, Floats y) {
+#if defined(__AVX512BW__)
+  return (Floats)_mm512_mask_mov_ps((__m512)y, __mmask16(bits), (__m512)x);
+#else
+  return lane_mask(bits) ? x : y;
+#endif
+}
+
+// 2^x for x <= 127, relative error below 2e-7; 0 below -127 and for -inf, NaN for NaN.
+PENSTOCK_INLINE Floats exp2(Floats x) {
+#if defined(__AVX512BW__)
+  const Floats whole = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  x = max(splat(-127.0f), x);               // in this order NaN passes
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
+  const Floats shifted = x + magic;
+  const Floats whole = shifted - magic;
+#endif
+  // minimax polynomial of 2^f on [-1/2, 1/2]
+  const Floats f = x - whole;
+  Floats p = 1.326472e-3f * f + 9.671513e-3f;
+  p = p * f + 5.550734e-2f;
+  p = p * f + 2.4022242e-1f;
+  p = p * f + 6.93147e-1f;
+  p = p * f + 1.0f;
+#if defined(__AVX512BW__)
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
+  return p * (Floats)(((Ints)shifted - (Ints)magic + 127) << 23);
+#endif
+}
+
+}  // namespace PENSTOCK_ISA
+}  // namespace penstock
