@@ -299,7 +299,10 @@ class _Preparation:
             return self.settings.loaded
         assert self.settings.spec is not None
         with RowProgress("learning the tokenizer", self.found.rows, self.progress) as bar:
-            texts = (rows.texts for _, rows in usable_rows(self.sources, self.settings.label_names))
+
+            def texts() -> Iterator[list[str]]:
+                return (rows.texts for _, rows in usable_rows(self.sources, self.settings.label_names))
+
             return train_tokenizer(self.settings.spec, texts, bar.advance)
 
     def _saved_tokenizer(self, job: Job) -> "PreTrainedTokenizerFast":

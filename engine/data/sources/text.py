@@ -173,11 +173,11 @@ def _parse_object(line: bytes) -> dict[str, Any]:
         ValueError: why the line is not a JSON object.
     """
     try:
-        record = json.loads(line.decode())
+        record = json.loads(line.rstrip().decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"not valid UTF-8 at byte {error.start + 1}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"broken JSON: {error.msg} at column {error.colno}") from None
+        raise ValueError(f"broken JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("broken JSON: nested too deeply") from None
     if not isinstance(record, dict):
