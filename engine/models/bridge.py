@@ -1,0 +1,88 @@
+"""transformers' attention interface, served by `varlen_attention`.
+
+A model with `attn_implementation=ATTENTION` runs on one row that holds the whole batch's tokens end to end. The bounds
+of the sequences travel as the keyword arguments that transformers already has for them (`cu_seq_lens_q`, `max_length_q`
+and the same for keys), so no token of one sequence sees another's. Without bounds the call fails: the library's own
+fallback would be to attend to everything.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from penstock.kernels import Ragged, varlen_attention
+
+# Not "flash", "sdpa", "flex_attention" or "a/b" anywhere in it: transformers gives names that hold these a meaning.
+ATTENTION = "penstock_varlen"
+
+
+def bounds(batch: Ragged) -> dict[str, Any]:
+    """The keyword arguments that tell a transformers model where the sequences of its one row begin and end."""
+    return {
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
+        "max_length_q": batch.max_seqlen,
+        "max_length_k": batch.max_seqlen,
+        "example_ids": batch.ids,
+    }
+
+
+def positions(batch: Ragged) -> Tensor:
+    """Each token's place in its own sequence, int64, (total_tokens,)."""
+    total = batch.values.shape[0]
+    starts = torch.repeat_interleave(batch.cu_seqlens[:-1], batch.lengths, output_size=total)
+    return torch.arange(total, device=starts.device) - starts
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    example_ids: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query, key and value: (1, heads, tokens, head_dim), as transformers hands them over; the result (1, tokens, heads,
+    head_dim)."""
+    if attention_mask is not None:
+        raise ValueError(f"{ATTENTION} attention takes no attention_mask: give the sequences' bounds (cu_seq_lens_q, ...)")
+    if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
+        raise ValueError(
+            f"{ATTENTION} attention needs the sequences' bounds: cu_seq_lens_q, cu_seq_lens_k, max_length_q and "
+            "max_length_k; without them every token would attend to the whole batch"
+        )
+    if query.shape[0] != 1:
+        raise ValueError(f"{ATTENTION} attention takes all sequences in one row, got a batch of {query.shape[0]} rows")
+    # What arrives for a local layer is the number of keys to either side plus one (checked in transformers 5.23).
+    side = -1 if sliding_window is None else sliding_window - 1
+    out = varlen_attention(
+        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        cu_seq_lens_q,
+        cu_seq_lens_k,
+        max_length_q,
+        max_length_k,
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        window=(side, side),
+        ids=example_ids,
+    )
+    return out[None], None
+
+
+def _mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+    """No mask is made; one that was given is passed on, for `_attend` to refuse."""
+    return attention_mask
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, _mask)

@@ -1,0 +1,131 @@
+"""From settings, or from a folder, to a model."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from penstock.engine.errors import ModelError
+from penstock.engine.models.encoder import EncoderClassifier
+from penstock.engine.models.families import family_of
+from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.lstm import LSTMClassifier, LSTMClassifierConfig
+from penstock.engine.models.settings import ModelSettings
+
+
+def build_model(
+    settings: ModelSettings,
+    *,
+    vocab_size: int,
+    num_labels: int,
+    label_names: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> LSTMClassifier | EncoderClassifier:
+    """A new model, its fresh weights drawn from torch's generator.
+
+    Args:
+        vocab_size: the number of different token ids in the data.
+        label_names: the names of the classes in the order of their numbers.
+        tokenizer: the one that the data was prepared with; compared with the encoder's, if one is used.
+    Raises:
+        ModelError: there are fewer than two classes, the encoder cannot be loaded or used, or the data was prepared with
+            another tokenizer than the encoder's.
+    """
+    if num_labels < 2:
+        raise ModelError(f"a classifier needs at least two classes, the data has {num_labels}")
+    names = [str(name) for name in label_names or (f"LABEL_{i}" for i in range(num_labels))]
+    if len(names) != num_labels:
+        raise ModelError(f"{len(names)} label names for {num_labels} classes")
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if settings.encoder is not None and (settings.kind == "encoder" or settings.embeddings == "encoder"):
+        _check_tokenizer(settings.encoder, vocab_size, tokenizer)
+    if settings.kind == "encoder":
+        return _build_encoder(settings, labels)
+    return _build_lstm(settings, vocab_size, labels, tokenizer)
+
+
+def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier:
+    """Loads a saved model: a folder with a `config.json`, or a run, of which the best checkpoint is taken.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        if not (folder / "best" / "config.json").is_file():
+            raise ModelError(f"no model in {folder}: neither config.json nor best/config.json is there")
+        folder = folder / "best"
+    if isinstance(load_config(folder), LSTMClassifierConfig):
+        with quiet(), as_model_error(folder):
+            return LSTMClassifier.from_pretrained(folder, dtype=torch.float32)
+    return EncoderClassifier.from_pretrained(folder)
+
+
+def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
+    assert settings.encoder is not None
+    family = family_of(load_config(settings.encoder))
+    rates = (settings.encoder_dropout, settings.encoder_attention_dropout, settings.encoder_head_dropout)
+    changed = {name: rate for name, rate in zip(family.dropouts, rates, strict=True) if rate is not None}
+    model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **changed)
+    model.get_input_embeddings().weight.requires_grad_(not settings.freeze_embeddings)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def _build_lstm(
+    settings: ModelSettings, vocab_size: int, labels: dict, tokenizer: PreTrainedTokenizerBase | None
+) -> LSTMClassifier:
+    pretrained = None
+    embedding_size = settings.embedding_size
+    if settings.embeddings == "encoder":
+        assert settings.encoder is not None
+        pretrained = _token_embeddings(settings.encoder)[:vocab_size]
+        if embedding_size not in (None, pretrained.shape[1]):
+            raise ModelError(
+                f"model.embedding_size={embedding_size}, but the token embeddings of {settings.encoder!r} have "
+                f"{pretrained.shape[1]} dimensions; leave it out"
+            )
+        embedding_size = pretrained.shape[1]
+    config = LSTMClassifierConfig(
+        vocab_size=vocab_size,
+        embedding_size=embedding_size,
+        hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers,
+        bidirectional=settings.bidirectional,
+        pooling=settings.pooling,
+        embedding_dropout=settings.embedding_dropout,
+        dropout=settings.dropout,
+        head_dropout=settings.head_dropout,
+        freeze_embeddings=settings.freeze_embeddings,
+        pad_token_id=None if tokenizer is None else tokenizer.pad_token_id,
+        **labels,
+    )
+    model = LSTMClassifier(config)
+    if pretrained is not None:
+        with torch.no_grad():
+            model.embeddings.weight.copy_(pretrained)
+    return model
+
+
+def _token_embeddings(name: str) -> torch.Tensor:
+    with quiet(), as_model_error(name):
+        encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
+    return encoder.get_input_embeddings().weight.detach()
+
+
+def _check_tokenizer(encoder: str, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    rows = load_config(encoder).vocab_size
+    remedy = f"prepare it with --tokenizer {encoder}"
+    if vocab_size > rows:
+        raise ModelError(f"the data has {vocab_size} token ids, encoder {encoder!r} knows {rows}; {remedy}")
+    if tokenizer is None:
+        return
+    try:
+        own = AutoTokenizer.from_pretrained(encoder)
+    except (OSError, ValueError):
+        return  # a checkpoint without a tokenizer: the number of ids is all there is to compare
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(f"the data was prepared with another tokenizer than encoder {encoder!r} has; {remedy}")

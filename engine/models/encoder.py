@@ -1,0 +1,154 @@
+"""A pretrained transformers encoder for sequence classification, run without padding."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from penstock.engine.errors import ModelError
+from penstock.engine.models.bridge import ATTENTION, bounds, positions
+from penstock.engine.models.families import family_of, first_position, layers_of, max_length, pools_mean
+from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.output import classifier_output
+from penstock.engine.models.ragged_input import as_ragged
+from penstock.kernels import Ragged, segment_pool
+
+
+class EncoderClassifier(nn.Module):
+    """Runs a stock `...ForSequenceClassification` model on ragged batches; its code and its checkpoints stay stock.
+
+    All tokens of a batch go through the model as one row. The head, which expects one row a text, gets each sequence's
+    first token (or the mean over its tokens, where the checkpoint pools so) from a hook.
+
+    Attributes:
+        model: the stock model. What it saves loads in transformers alone.
+
+    Raises:
+        ModelError: the architecture cannot run unpadded.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        family_of(model.config)
+        self.model = model
+        self.max_length = max_length(model.config)
+        self.first_position = first_position(model.config)
+        model.set_attn_implementation(ATTENTION)
+        if pools_mean(model.config):
+            model.base_model.register_forward_hook(_pool_mean, with_kwargs=True)
+        else:
+            layers_of(model)[-1].register_forward_hook(_pool_first, with_kwargs=True)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **config: Any) -> "EncoderClassifier":
+        """Loads a checkpoint, with a fresh head (drawn from torch's generator) where it has none that fits.
+
+        Args:
+            name: a model's name on the Hugging Face hub, or the path of its folder.
+            config: entries of the model's configuration to set, such as id2label and label2id.
+        Raises:
+            ModelError: there is no such checkpoint, it cannot run unpadded, or it lacks weights of the encoder itself.
+        """
+        loaded = load_config(name)
+        family_of(loaded)
+        for key, value in config.items():
+            setattr(loaded, key, value)
+        with quiet(), as_model_error(name):
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name, config=loaded, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+        head = (model.base_model_prefix + ".pooler.",)
+        lacking = [
+            key
+            for key in sorted(info["missing_keys"])
+            if key.startswith(model.base_model_prefix + ".") and not key.startswith(head)
+        ]
+        if lacking:
+            raise ModelError(f"checkpoint {str(name)!r} lacks {len(lacking)} weights of its encoder, such as {lacking[0]}")
+        return cls(model)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def gradient_checkpointing_enable(self) -> None:
+        # The first is the name since transformers 5.2x, the second until version 6.
+        enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """Writes the stock model: `AutoModelForSequenceClassification.from_pretrained(path)` needs no penstock."""
+        with quiet():
+            self.model.save_pretrained(path)
+
+    def forward(
+        self,
+        input_ids: Ragged | Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> SequenceClassifierOutput:
+        """Classifies a batch of texts.
+
+        Args:
+            input_ids: token ids: a `Ragged` of (total_tokens,), or padded, (batch, length).
+            attention_mask: (batch, length), nonzero where a token is; with padded input only.
+            labels: integer, (batch,).
+            token_type_ids: (batch, length), with padded input only, for models that have them; zeros if None.
+            reduction: of the loss over the batch: "mean", "sum" or "none".
+        Returns:
+            logits (batch, num_labels) and, given labels, the loss. A text without tokens, which has no first token, has
+            the logits of a zero vector.
+        Raises:
+            TypeError, ValueError: the input is neither form, the mask does not fit it, or there is no token at all.
+            ModelError: a sequence is longer than the model has positions for.
+        """
+        batch = as_ragged(input_ids, attention_mask)
+        total = batch.values.shape[0]
+        if total == 0:
+            raise ValueError("the batch has no tokens: an encoder reads at least one of each text, such as [CLS]")
+        self._check_lengths(batch)
+        inputs: dict[str, Any] = {"input_ids": batch.values[None], **bounds(batch)}
+        inputs["position_ids"] = (positions(batch) + self.first_position)[None]
+        if token_type_ids is not None:
+            if isinstance(input_ids, Ragged):
+                raise ValueError("token_type_ids goes with padded input_ids only")
+            inputs["token_type_ids"] = (
+                token_type_ids.reshape(1, -1) if attention_mask is None else token_type_ids[attention_mask != 0][None]
+            )
+        return classifier_output(self.model(**inputs).logits, labels, reduction)
+
+    def _check_lengths(self, batch: Ragged) -> None:
+        if batch.max_seqlen <= self.max_length:
+            return
+        longest, row = batch.lengths.max(0)  # max_seqlen is an upper bound: only now is the device asked
+        if int(longest) > self.max_length:
+            raise ModelError(
+                f"sequence {int(row)} of the batch has {int(longest)} tokens, the model has positions for "
+                f"{self.max_length}; cut the texts (--max-length {self.max_length})"
+            )
+
+
+def _pool_first(module: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> Tensor:
+    """(1, total_tokens, width) -> (batch, 1, width): each sequence's first token, zero for an empty sequence."""
+    cu_seqlens = kwargs["cu_seq_lens_q"]
+    first = cu_seqlens[:-1].clamp(max=hidden.shape[1] - 1)
+    is_empty = (cu_seqlens.diff() == 0)[:, None]
+    return hidden[0, first].masked_fill(is_empty, 0)[:, None]
+
+
+def _pool_mean(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """(1, total_tokens, width) -> (batch, 1, width): the mean over each sequence, of which the stock head takes the mean."""
+    output.last_hidden_state = segment_pool(output.last_hidden_state[0], kwargs["cu_seq_lens_q"], "mean")[:, None]
+    return output

@@ -1,0 +1,72 @@
+"""The encoders of transformers that run unpadded, and where they differ."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from penstock.engine.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the ragged path must know of one architecture.
+
+    Attributes:
+        layers: the path of the list of layers inside the base model.
+        positions_after_padding: whether positions count from `pad_token_id + 1`, as in fairseq, not from 0.
+        dropouts: the configuration's names for the dropout of hidden states, of attention weights, and of the head.
+    """
+
+    layers: str
+    positions_after_padding: bool = False
+    dropouts: tuple[str, str, str] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+
+
+FAMILIES = {
+    "bert": Family("encoder.layer"),
+    "electra": Family("encoder.layer"),
+    "roberta": Family("encoder.layer", positions_after_padding=True),
+    "xlm-roberta": Family("encoder.layer", positions_after_padding=True),
+    "camembert": Family("encoder.layer", positions_after_padding=True),
+    "distilbert": Family("transformer.layer", dropouts=("dropout", "attention_dropout", "seq_classif_dropout")),
+    "modernbert": Family("layers", dropouts=("mlp_dropout", "attention_dropout", "classifier_dropout")),
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a model's configuration.
+
+    Raises:
+        ModelError: penstock cannot run this architecture unpadded.
+    """
+    family = FAMILIES.get(config.model_type)
+    name = config.name_or_path or config.model_type
+    if family is None:
+        raise ModelError(
+            f"encoder {name!r} is a {config.model_type!r} model, which cannot run unpadded; use one of the types "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    if getattr(config, "is_decoder", False):
+        raise ModelError(f"encoder {name!r} is configured as a decoder (is_decoder), whose tokens see only the past")
+    return family
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """The position id of a sequence's first token."""
+    return config.pad_token_id + 1 if family_of(config).positions_after_padding else 0
+
+
+def max_length(config: PreTrainedConfig) -> int:
+    """The longest sequence, in tokens, that the model has positions for."""
+    return config.max_position_embeddings - first_position(config)
+
+
+def pools_mean(config: PreTrainedConfig) -> bool:
+    """Whether the stock head reads the mean over the tokens; else it reads the first one."""
+    return getattr(config, "classifier_pooling", "cls") == "mean"
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of layers of a model for sequence classification."""
+    return model.base_model.get_submodule(family_of(model.config).layers)

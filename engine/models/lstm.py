@@ -1,0 +1,115 @@
+"""The LSTM classifier, a transformers model like any other."""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from penstock.engine.models.output import classifier_output
+from penstock.engine.models.ragged_input import as_ragged
+from penstock.kernels import LSTM, Ragged, segment_pool
+from penstock.kernels.dropout import dropout
+from penstock.kernels.philox import new_seed
+
+# Dropout's streams beyond those of the LSTM's layers, zoneout and weights.
+_EMBEDDING_STREAM, _HEAD_STREAM = 4 << 16, 5 << 16
+
+
+class LSTMClassifierConfig(PreTrainedConfig):
+    """Sizes and options of an `LSTMClassifier`; their meaning is that of `ModelSettings`."""
+
+    model_type = "penstock_lstm"
+    attribute_map = {"num_hidden_layers": "num_layers"}  # noqa: RUF012 (transformers' own declaration)
+
+    vocab_size: int = 30522
+    embedding_size: int = 256
+    hidden_size: int = 256
+    num_layers: int = 1
+    bidirectional: bool = True
+    pooling: str = "max"
+    embedding_dropout: float = 0.0
+    dropout: float = 0.1
+    head_dropout: float = 0.1
+    freeze_embeddings: bool = False
+    pad_token_id: int | None = None
+
+
+class LSTMClassifier(PreTrainedModel):
+    """Token embeddings, a (bidirectional, stacked) LSTM, pooling over the tokens, and a linear classifier.
+
+    Weights start as torch's own modules initialise them. Dropout depends on a seed from torch's generator and on the
+    example (`Ragged.ids`), not on the batch around it.
+    """
+
+    config_class = LSTMClassifierConfig
+    base_model_prefix = ""
+
+    def __init__(self, config: LSTMClassifierConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        width = config.hidden_size * (2 if config.bidirectional else 1)
+        self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.embeddings.weight.requires_grad_(not config.freeze_embeddings)
+        self.lstm = LSTM(
+            config.embedding_size,
+            config.hidden_size,
+            config.num_layers,
+            dropout=config.dropout if config.num_layers > 1 else 0.0,
+            bidirectional=config.bidirectional,
+        )
+        self.scores = nn.Linear(width, 1) if config.pooling == "attention" else None
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding | nn.Linear | LSTM):
+            module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings = value
+
+    def forward(
+        self,
+        input_ids: Ragged | Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+        reduction: str = "mean",
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Classifies a batch of texts.
+
+        Args:
+            input_ids: token ids: a `Ragged` of (total_tokens,), or padded, (batch, length).
+            attention_mask: (batch, length), nonzero where a token is; with padded input only.
+            labels: integer, (batch,).
+            token_type_ids: ignored; some tokenizers give them.
+            return_dict: False for a plain tuple.
+            reduction: of the loss over the batch: "mean", "sum" or "none".
+        Returns:
+            logits (batch, num_labels) and, given labels, the loss. A text without tokens has the logits of a zero vector.
+        Raises:
+            TypeError, ValueError: the input is neither form, or the mask does not fit it.
+        """
+        batch = as_ragged(input_ids, attention_mask)
+        config = self.config
+        seed = new_seed(batch.values.device) if self.training else None
+        x = self.embeddings(batch.values)
+        if seed is not None and config.embedding_dropout:
+            x = dropout(x, batch.cu_seqlens, config.embedding_dropout, seed, _EMBEDDING_STREAM, batch.ids)
+        hidden, _ = self.lstm(batch.with_values(x), seed=seed)
+        scores = None if self.scores is None else self.scores(hidden.values)
+        both_ways = config.bidirectional and config.pooling == "last"
+        pooled = segment_pool(hidden.values, batch.cu_seqlens, config.pooling, scores, bidirectional=both_ways)
+        if seed is not None and config.head_dropout:
+            one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=pooled.device)
+            pooled = dropout(pooled, one_each, config.head_dropout, seed, _HEAD_STREAM, batch.ids)
+        output = classifier_output(self.classifier(pooled), labels, reduction)
+        return output.to_tuple() if return_dict is False else output
+
+
+AutoConfig.register(LSTMClassifierConfig.model_type, LSTMClassifierConfig)
+AutoModelForSequenceClassification.register(LSTMClassifierConfig, LSTMClassifier)

@@ -1,0 +1,41 @@
+"""The border between padded batches, as transformers passes them, and ragged ones."""
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import Ragged
+
+
+def as_ragged(input_ids: Ragged | Tensor, attention_mask: Tensor | None = None) -> Ragged:
+    """A ragged batch of token ids, (total_tokens,), from either form of input.
+
+    Args:
+        input_ids: token ids, ragged or (batch, length).
+        attention_mask: (batch, length), nonzero where a token is; for padded input only. The tokens of a row may stand
+            at either end, not in pieces. Without it every token counts.
+    Raises:
+        TypeError, ValueError: the input has another form, the mask does not fit, has holes, or comes with ragged input.
+    """
+    if isinstance(input_ids, Ragged):
+        if attention_mask is not None:
+            raise ValueError("attention_mask goes with padded input_ids only: a ragged batch has its bounds in cu_seqlens")
+        if input_ids.values.ndim != 1:
+            raise ValueError(f"token ids must have shape (total_tokens,), got {tuple(input_ids.values.shape)}")
+        return input_ids
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(f"input_ids must be a Ragged or a tensor, got {type(input_ids).__name__}")
+    if input_ids.ndim != 2:
+        raise ValueError(f"padded input_ids must have shape (batch, length), got {tuple(input_ids.shape)}")
+    if attention_mask is None:
+        return Ragged.from_lengths(input_ids.flatten(), [input_ids.shape[1]] * input_ids.shape[0])
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)} for input_ids of {tuple(input_ids.shape)}"
+        )
+    mask = attention_mask != 0
+    # A row in one piece turns from 0 to 1 at most once.
+    starts = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, :1].sum(1)
+    if bool((starts > 1).any()):
+        row = int((starts > 1).nonzero()[0, 0])
+        raise ValueError(f"attention_mask has a hole in row {row}: the tokens of a row must stand side by side")
+    return Ragged.from_lengths(input_ids[mask], mask.sum(1).cpu())

@@ -1,0 +1,216 @@
+import copy
+
+import pytest
+import torch
+import torch._dynamo.testing
+import transformers
+from tiny_encoders import CONFIGS, LABELS, POSITIONS, VOCAB, stock_model
+from torch import Tensor
+
+from penstock.engine.errors import ModelError
+from penstock.engine.models import EncoderClassifier
+from penstock.kernels import Ragged
+
+LENGTHS = [7, 1, 13, 2, 31]
+LABEL = torch.tensor([0, 1, 2, 1, 0])
+
+
+@pytest.fixture(params=CONFIGS)
+def stock(request: pytest.FixtureRequest) -> transformers.PreTrainedModel:
+    return stock_model(request.param)
+
+
+def ragged_form(stock: transformers.PreTrainedModel) -> EncoderClassifier:
+    return EncoderClassifier(copy.deepcopy(stock))
+
+
+def batch_of(lengths: list[int], seed: int = 1) -> tuple[Ragged, Tensor, Tensor]:
+    """The same random texts, ragged and padded, with the padded form's mask."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(3, VOCAB, (sum(lengths),), generator=generator, dtype=torch.int32)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    padded = torch.ones(mask.shape, dtype=torch.int64).masked_scatter(mask, values.long())
+    return Ragged.from_lengths(values, lengths), padded, mask.long()
+
+
+def test_logits_and_gradients_equal_the_padded_eager_model(stock: transformers.PreTrainedModel) -> None:
+    ragged, padded, mask = batch_of(LENGTHS)
+    model = ragged_form(stock)
+
+    expected = stock(input_ids=padded, attention_mask=mask, labels=LABEL)
+    actual = model(ragged, labels=LABEL)
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-5, atol=1e-5)
+
+    expected.loss.backward()
+    actual.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.model.named_parameters()}
+    total = torch.stack([parameter.grad.norm() for parameter in stock.parameters()]).norm()
+    for name, parameter in stock.named_parameters():
+        # A key's bias has no effect, so its gradient is rounding alone: the whole gradient's size is the measure there.
+        error = (gradients[name] - parameter.grad).norm() / parameter.grad.norm().clamp(min=0.01 * total)
+        assert error < 1e-5, f"{name}: {error}"
+
+
+def test_padded_input_equals_ragged_input(stock: transformers.PreTrainedModel) -> None:
+    ragged, padded, mask = batch_of(LENGTHS)
+    model = ragged_form(stock)
+    with torch.no_grad():
+        expected = model(ragged).logits
+        assert torch.equal(model(padded, mask).logits, expected)
+        left_padded = torch.stack([row.roll(row.shape[0] - n) for row, n in zip(padded, LENGTHS, strict=True)])
+        assert torch.equal(model(left_padded, mask.flip(1)).logits, expected)
+
+
+def test_one_sequence_never_sees_another(stock: transformers.PreTrainedModel) -> None:
+    ragged, _, _ = batch_of(LENGTHS)
+    model = ragged_form(stock)
+    with torch.no_grad():
+        before = model(ragged).logits
+        for changed in range(len(LENGTHS)):
+            values = ragged.values.clone()
+            start, end = ragged.cu_seqlens[changed : changed + 2].tolist()
+            values[start:end] = (values[start:end] + 17) % (VOCAB - 3) + 3
+            after = model(ragged.with_values(values)).logits
+            others = torch.arange(len(LENGTHS)) != changed
+            assert torch.equal(after[others], before[others])
+            assert not torch.equal(after[changed], before[changed])
+
+
+def test_an_empty_sequence_leaves_the_others_alone(stock: transformers.PreTrainedModel) -> None:
+    ragged, _, _ = batch_of([4, 6])
+    with_empty = Ragged.from_lengths(ragged.values, [0, 4, 0, 6, 0])
+    model = ragged_form(stock)
+    with torch.no_grad():
+        logits = model(with_empty).logits
+        torch.testing.assert_close(logits[[1, 3]], model(ragged).logits)
+        torch.testing.assert_close(logits[[0, 2]], logits[[4, 4]])
+        with pytest.raises(ValueError, match="no tokens"):
+            model(Ragged.from_lengths(ragged.values[:0], [0, 0]))
+
+
+def test_gradient_checkpointing_changes_nothing(stock: transformers.PreTrainedModel) -> None:
+    ragged, _, _ = batch_of(LENGTHS)
+    gradients = []
+    for checkpointing in (False, True):
+        model = ragged_form(stock).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(5)
+        model(ragged, labels=LABEL).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "dropouts"),
+    [
+        ("bert", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}),
+        ("distilbert", {"dropout": 0.0, "attention_dropout": 0.5, "seq_classif_dropout": 0.0}),
+    ],
+)
+def test_attention_dropout_follows_the_example_not_the_batch(name: str, dropouts: dict[str, float]) -> None:
+    model = EncoderClassifier(stock_model(name, **dropouts)).train()
+    values = batch_of([9, 4, 12])[0].values
+    ids = torch.tensor([70, 11, 5_000_000_000])
+    together = Ragged.from_lengths(values, [9, 4, 12], ids)
+    alone = Ragged.from_lengths(values[9:13], [4], ids[1:2])
+
+    def logits(batch: Ragged, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return model(batch).logits
+
+    torch.testing.assert_close(logits(alone, 3)[0], logits(together, 3)[1])
+    assert not torch.allclose(logits(together, 3), logits(together, 4), atol=1e-3)
+
+
+def test_reductions() -> None:
+    ragged, _, _ = batch_of(LENGTHS)
+    model = EncoderClassifier(stock_model("bert"))
+    losses = model(ragged, labels=LABEL.int(), reduction="none").loss
+    assert losses.shape == (5,)
+    torch.testing.assert_close(model(ragged, labels=LABEL, reduction="sum").loss, losses.sum())
+    torch.testing.assert_close(model(ragged, labels=LABEL).loss, losses.mean())
+    with pytest.raises(ValueError, match="reduction"):
+        model(ragged, labels=LABEL, reduction="total")
+
+
+def test_token_types_of_text_pairs() -> None:
+    stock = stock_model("bert")
+    _, padded, mask = batch_of(LENGTHS)
+    types = (torch.arange(padded.shape[1]) > 3).long().expand(padded.shape) * mask
+    with torch.no_grad():
+        expected = stock(input_ids=padded, attention_mask=mask, token_type_ids=types).logits
+        actual = ragged_form(stock)(padded, mask, token_type_ids=types).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("bert", POSITIONS), ("roberta", POSITIONS - 2), ("modernbert", POSITIONS)])
+def test_a_sequence_longer_than_the_positions_is_refused(name: str, limit: int) -> None:
+    model = EncoderClassifier(stock_model(name))
+    ragged, _, _ = batch_of([3, limit])
+    assert model(ragged).logits.shape == (2, LABELS)
+    loose = Ragged(ragged.values, ragged.cu_seqlens, 10 * POSITIONS)  # max_seqlen is only an upper bound
+    assert torch.equal(model(loose).logits, model(ragged).logits)
+    too_long, _, _ = batch_of([3, limit + 1])
+    with pytest.raises(ModelError, match=rf"sequence 1 .* {limit + 1} tokens.*--max-length {limit}\)"):
+        model(too_long)
+
+
+def test_wrong_input_is_refused() -> None:
+    model = EncoderClassifier(stock_model("bert"))
+    ragged, padded, mask = batch_of(LENGTHS)
+    with pytest.raises(ValueError, match="attention_mask goes with padded"):
+        model(ragged, mask)
+    holes = mask.clone()
+    holes[2, 4] = 0
+    with pytest.raises(ValueError, match="hole in row 2"):
+        model(padded, holes)
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        model(padded, mask[:, :-1])
+    with pytest.raises(ValueError, match="padded input_ids must have shape"):
+        model(padded[0])
+    with pytest.raises(TypeError, match="Ragged or a tensor"):
+        model([[1, 2], [3]])
+    with pytest.raises(ValueError, match="labels has shape"):
+        model(ragged, labels=LABEL[:3])
+
+
+def test_attention_without_bounds_is_refused() -> None:
+    model = EncoderClassifier(stock_model("bert")).model
+    _, padded, mask = batch_of(LENGTHS)
+    with pytest.raises(ValueError, match="needs the sequences' bounds"):
+        model(input_ids=padded)
+    with pytest.raises(ValueError, match="takes no attention_mask"):
+        model(input_ids=padded, attention_mask=mask)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2), transformers.T5Config(d_model=8, d_kv=4, num_layers=1)],
+    ids=["gpt2", "t5"],
+)
+def test_other_architectures_are_refused(config: transformers.PreTrainedConfig) -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ModelError, match=r"cannot run unpadded; use one of the types bert, camembert"):
+        EncoderClassifier(model)
+
+
+def test_a_decoder_is_refused() -> None:
+    with pytest.raises(ModelError, match="decoder"):
+        EncoderClassifier(stock_model("bert", is_decoder=True))
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert-mean"])
+def test_compiles_to_one_graph_for_every_packing(name: str) -> None:
+    model = EncoderClassifier(stock_model(name))
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=graphs, fullgraph=True, dynamic=True)
+    for lengths in ([7, 1, 13], [5, 5], [31, 2, 2, 9], [1, 30, 3]):
+        ragged, _, _ = batch_of(lengths)
+        torch.testing.assert_close(compiled(ragged).logits, model(ragged).logits)
+    assert graphs.frame_count == 1
