@@ -52,10 +52,11 @@ def _attend(
     example_ids: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query, key and value: (1, heads, tokens, head_dim), as transformers hands them over; the result (1, tokens, heads,
-    head_dim)."""
+    """From query, key and value, (1, heads, tokens, head_dim), to (1, tokens, heads, head_dim)."""
     if attention_mask is not None:
-        raise ValueError(f"{ATTENTION} attention takes no attention_mask: give the sequences' bounds (cu_seq_lens_q, ...)")
+        raise ValueError(
+            f"{ATTENTION} attention takes no attention_mask but the sequences' bounds (cu_seq_lens_q, ...)"
+        )
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         raise ValueError(
             f"{ATTENTION} attention needs the sequences' bounds: cu_seq_lens_q, cu_seq_lens_k, max_length_q and "

@@ -11,7 +11,8 @@ from penstock.engine.errors import ModelError
 from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.families import family_of
 from penstock.engine.models.loading import as_model_error, load_config, quiet
-from penstock.engine.models.lstm import LSTMClassifier, LSTMClassifierConfig
+from penstock.engine.models.lstm import LSTMClassifier
+from penstock.engine.models.lstm_config import LSTMClassifierConfig
 from penstock.engine.models.settings import ModelSettings
 
 
@@ -30,8 +31,8 @@ def build_model(
         label_names: the names of the classes in the order of their numbers.
         tokenizer: the one that the data was prepared with; compared with the encoder's, if one is used.
     Raises:
-        ModelError: there are fewer than two classes, the encoder cannot be loaded or used, or the data was prepared with
-            another tokenizer than the encoder's.
+        ModelError: there are fewer than two classes, the encoder cannot be loaded or used, or the data was prepared
+            with another tokenizer than the encoder's.
     """
     if num_labels < 2:
         raise ModelError(f"a classifier needs at least two classes, the data has {num_labels}")

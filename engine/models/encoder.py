@@ -67,7 +67,9 @@ class EncoderClassifier(nn.Module):
             if key.startswith(model.base_model_prefix + ".") and not key.startswith(head)
         ]
         if lacking:
-            raise ModelError(f"checkpoint {str(name)!r} lacks {len(lacking)} weights of its encoder, such as {lacking[0]}")
+            raise ModelError(
+                f"checkpoint {str(name)!r} lacks {len(lacking)} weights of its encoder, such as {lacking[0]}"
+            )
         return cls(model)
 
     @property
@@ -83,7 +85,9 @@ class EncoderClassifier(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         # The first is the name since transformers 5.2x, the second until version 6.
-        enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        enable = (
+            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        )
         enable({"use_reentrant": False})
 
     def save_pretrained(self, path: str | os.PathLike) -> None:

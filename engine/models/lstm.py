@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from penstock.engine.models.lstm_config import LSTMClassifierConfig
 from penstock.engine.models.output import classifier_output
 from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import LSTM, Ragged, segment_pool
@@ -13,25 +14,6 @@ from penstock.kernels.philox import new_seed
 
 # Dropout's streams beyond those of the LSTM's layers, zoneout and weights.
 _EMBEDDING_STREAM, _HEAD_STREAM = 4 << 16, 5 << 16
-
-
-class LSTMClassifierConfig(PreTrainedConfig):
-    """Sizes and options of an `LSTMClassifier`; their meaning is that of `ModelSettings`."""
-
-    model_type = "penstock_lstm"
-    attribute_map = {"num_hidden_layers": "num_layers"}  # noqa: RUF012 (transformers' own declaration)
-
-    vocab_size: int = 30522
-    embedding_size: int = 256
-    hidden_size: int = 256
-    num_layers: int = 1
-    bidirectional: bool = True
-    pooling: str = "max"
-    embedding_dropout: float = 0.0
-    dropout: float = 0.1
-    head_dropout: float = 0.1
-    freeze_embeddings: bool = False
-    pad_token_id: int | None = None
 
 
 class LSTMClassifier(PreTrainedModel):
@@ -111,5 +93,4 @@ class LSTMClassifier(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
 
-AutoConfig.register(LSTMClassifierConfig.model_type, LSTMClassifierConfig)
 AutoModelForSequenceClassification.register(LSTMClassifierConfig, LSTMClassifier)

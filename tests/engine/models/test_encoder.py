@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-import torch._dynamo.testing
+import torch._dynamo.utils
 import transformers
 from tiny_encoders import CONFIGS, LABELS, POSITIONS, VOCAB, stock_model
 from torch import Tensor
@@ -147,7 +147,9 @@ def test_token_types_of_text_pairs() -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("bert", POSITIONS), ("roberta", POSITIONS - 2), ("modernbert", POSITIONS)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("bert", POSITIONS), ("roberta", POSITIONS - 2), ("modernbert", POSITIONS)]
+)
 def test_a_sequence_longer_than_the_positions_is_refused(name: str, limit: int) -> None:
     model = EncoderClassifier(stock_model(name))
     ragged, _, _ = batch_of([3, limit])
@@ -204,13 +206,13 @@ def test_a_decoder_is_refused() -> None:
         EncoderClassifier(stock_model("bert", is_decoder=True))
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert-mean"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("modernbert-mean", marks=pytest.mark.slow)])
 def test_compiles_to_one_graph_for_every_packing(name: str) -> None:
     model = EncoderClassifier(stock_model(name))
     torch._dynamo.reset()
-    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, backend=graphs, fullgraph=True, dynamic=True)
-    for lengths in ([7, 1, 13], [5, 5], [31, 2, 2, 9], [1, 30, 3]):
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    for lengths in ([7, 1, 13], [5, 5], [1, 30, 3, 9]):
         ragged, _, _ = batch_of(lengths)
         torch.testing.assert_close(compiled(ragged).logits, model(ragged).logits)
-    assert graphs.frame_count == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

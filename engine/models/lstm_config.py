@@ -1,0 +1,26 @@
+"""The LSTM classifier's configuration: apart, because transformers may ask for it before its model classes exist."""
+
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import AutoConfig
+
+
+class LSTMClassifierConfig(PreTrainedConfig):
+    """Sizes and options of an `LSTMClassifier`; their meaning is that of `ModelSettings`."""
+
+    model_type = "penstock_lstm"
+    attribute_map = {"num_hidden_layers": "num_layers"}  # noqa: RUF012 (transformers' own declaration)
+
+    vocab_size: int = 30522
+    embedding_size: int = 256
+    hidden_size: int = 256
+    num_layers: int = 1
+    bidirectional: bool = True
+    pooling: str = "max"
+    embedding_dropout: float = 0.0
+    dropout: float = 0.1
+    head_dropout: float = 0.1
+    freeze_embeddings: bool = False
+    pad_token_id: int | None = None
+
+
+AutoConfig.register(LSTMClassifierConfig.model_type, LSTMClassifierConfig)

@@ -1,0 +1,36 @@
+import pytest
+
+from penstock.engine.errors import ConfigError
+from penstock.engine.models import ModelSettings
+
+
+def test_a_preset_fixes_layers_and_hidden_size() -> None:
+    settings = ModelSettings(preset="lstm-4-512")
+    assert (settings.num_layers, settings.hidden_size, settings.embedding_size) == (4, 512, 256)
+    assert ModelSettings() == ModelSettings(num_layers=1, hidden_size=256)
+    assert ModelSettings(hidden_size=32).num_layers == 1
+    assert ModelSettings(embeddings="encoder", encoder="somewhere").embedding_size is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "gru"}, r"model.kind must be one of lstm, encoder, got 'gru'"),
+        ({"preset": "lstm-3-256"}, r"model.preset must be one of lstm-1-256, lstm-4-256, lstm-4-512"),
+        ({"preset": "lstm-4-512", "hidden_size": 256}, r"model.hidden_size=256 contradicts model.preset=lstm-4-512"),
+        ({"pooling": "first"}, r"model.pooling must be one of"),
+        ({"hidden_size": 0}, r"model.hidden_size must be a positive integer, got 0"),
+        ({"num_layers": 1.5}, r"model.num_layers must be a positive integer"),
+        ({"embedding_size": True}, r"model.embedding_size must be a positive integer"),
+        ({"dropout": 1.0}, r"model.dropout must lie in \[0, 1\), got 1.0"),
+        ({"head_dropout": -0.1}, r"model.head_dropout must lie"),
+        ({"bidirectional": "yes"}, r"model.bidirectional must be true or false"),
+        ({"kind": "encoder"}, r"model.kind=encoder needs model.encoder"),
+        ({"embeddings": "encoder"}, r"model.embeddings=encoder needs model.encoder"),
+        ({"freeze_embeddings": True}, r"would keep random embeddings"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        ModelSettings(**values)
+    assert "\n" not in str(error.value)
