@@ -58,7 +58,7 @@ def varlen_attention(
     if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window, ids)
+    _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window, ids, seed)
     window_left, window_right = window
     if causal:
         window_right = 0
@@ -100,6 +100,7 @@ def _check(
     max_seqlen_k: int,
     window: tuple[int, int],
     ids: Tensor | None,
+    seed: Tensor | None,
 ) -> None:
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {q.dtype}")
@@ -128,6 +129,10 @@ def _check(
         raise ValueError(f"max_seqlen_q and max_seqlen_k must not be negative, got {max_seqlen_q} and {max_seqlen_k}")
     if len(window) != 2 or min(window) < -1:
         raise ValueError(f"window must be two integers of at least -1, got {window}")
+    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != q.device):
+        raise ValueError(f"seed must be one int64 on {q.device}, got {seed.dtype} {tuple(seed.shape)} on {seed.device}")
+    if ids is not None and ids.device != q.device:
+        raise ValueError(f"ids is on {ids.device}, q is on {q.device}")
     if ids is not None and (ids.dtype != torch.int64 or ids.shape[0] != cu_seqlens_q.shape[0] - 1):
         raise ValueError(
             f"ids must be int64 with one entry for each of {cu_seqlens_q.shape[0] - 1} sequences, "
@@ -195,8 +200,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, seed, ids = ctx.saved_tensors
-    gradients = torch.ops.penstock.varlen_attention_backward(grad_out, *tensors, *ctx.numbers, seed, ids, ctx.backend)
+    q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seed, ids = ctx.saved_tensors
+    problem = cu_seqlens_q, cu_seqlens_k, *ctx.numbers, seed, ids
+    if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
+        leaves = (x if x.requires_grad else x.detach().requires_grad_() for x in (q, k, v))
+        gradients = reference.differentiate(grad_out, *leaves, Problem(*problem))
+    else:
+        gradients = torch.ops.penstock.varlen_attention_backward(grad_out, q, k, v, out, lse, *problem, ctx.backend)
     return *gradients, *(None,) * 11
 
 

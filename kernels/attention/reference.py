@@ -93,6 +93,13 @@ def backward(
     return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
 
 
+def differentiate(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, ...]:
+    """dq, dk, dv that can be differentiated again; to be called above autograd."""
+    with torch.autocast(q.device.type, enabled=False):
+        out, _ = forward(q, k, v, problem)
+    return torch.autograd.grad(out, (q, k, v), grad_out, create_graph=True)
+
+
 def why_not(**_: object) -> str | None:
     return None
 
