@@ -1,6 +1,7 @@
-"""The LSTM: `LSTM`, the module, and `lstm`, the function behind it."""
+"""The LSTM: `LSTM`, the module; `lstm`, the function behind it; `lstm_cell`, one step without its products."""
 
+from penstock.kernels.lstm.cell import lstm_cell
 from penstock.kernels.lstm.functional import lstm
 from penstock.kernels.lstm.module import LSTM
 
-__all__ = ["LSTM", "lstm"]
+__all__ = ["LSTM", "lstm", "lstm_cell"]

@@ -97,11 +97,11 @@ class LSTM(nn.RNNBase):
         """Runs the layers.
 
         Args:
-            input: (T, B, I), or (B, T, I) with batch_first; (T, I) unbatched; a PackedSequence; a Ragged of (tokens, I);
-                or a jagged NestedTensor of (B, *, I).
+            input: (T, B, I), or (B, T, I) with batch_first; (T, I) unbatched; a PackedSequence; a Ragged of
+                (tokens, I); or a jagged NestedTensor of (B, *, I).
             hx: (h_0, c_0), (L * D, B, P) and (L * D, B, H), without B if unbatched; zero if None.
-            resets: bool, True at tokens where a new segment starts: (tokens,) in the order of a Ragged's or a
-                NestedTensor's values, else of input's shape without I.
+            resets: bool, True at tokens where a new segment starts; of input's shape without I, or (tokens,) in the
+                order of the values of a Ragged, a NestedTensor, a PackedSequence.
             return_cells: also return all cell states, a list with one entry per layer, in the input's form but float32.
             seed: int64 scalar for dropout; drawn from torch's generator if None.
 

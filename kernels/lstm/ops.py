@@ -70,7 +70,7 @@ def _fake_forward(*args: Any) -> Any:
         x.new_empty(directions, batch, weights.output_size),
         x.new_empty(directions, batch, weights.hidden_size, dtype=cell),
         x.new_empty((tokens, directions * weights.hidden_size) if return_cells else (0,), dtype=cell),
-        dispatch.implementation("lstm", backend).saved_like(inputs) if save else [],
+        dispatch.implementation("lstm", backend).saved_like(inputs, return_cells) if save else [],
     )
 
 

@@ -52,7 +52,7 @@ class LayerInputs(NamedTuple):
     c0: Tensor | None = None  # (D, B, H)
     zone_h: Tensor | None = None
     zone_c: Tensor | None = None
-    resets: Tensor | None = None  # bool, (tokens,), a new segment starts; backends never see it (see segments.py)
+    resets: Tensor | None = None  # bool, (tokens,), a new segment starts; a backend finds it applied (see segments.py)
 
     @property
     def batch_size(self) -> int:
@@ -113,7 +113,7 @@ class Implementation(Protocol):
         """Gradients of h0 and c0 are returned whenever h0 and c0 are given. `grads` must not be written to."""
         ...
 
-    def saved_like(self, inputs: LayerInputs) -> list[Tensor]:
+    def saved_like(self, inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
         """Empty tensors of the shapes and dtypes of `saved`; called with fake tensors when a graph is traced.
 
         Shapes depend on the number of tokens, never on the number of sequences: resets change the latter.

@@ -82,7 +82,7 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs
     return LayerOutputs(y, h_n, c_n, cells if return_cells else cells.new_empty(0), [])
 
 
-def saved_like(inputs: LayerInputs) -> list[Tensor]:
+def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
     return []
 
 

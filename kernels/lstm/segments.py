@@ -39,9 +39,7 @@ class Segments:
         return self.cu_seqlens.shape[0] - 1
 
     def split(self, inputs: LayerInputs) -> LayerInputs:
-        return inputs._replace(
-            cu_seqlens=self.cu_seqlens, resets=None, h0=self._spread(inputs.h0), c0=self._spread(inputs.c0)
-        )
+        return inputs._replace(cu_seqlens=self.cu_seqlens, h0=self._spread(inputs.h0), c0=self._spread(inputs.c0))
 
     def final(self, of_segments: Tensor, initial: Tensor | None, batch: int) -> Tensor:
         """Each sequence's final state, (D, B, width), from its segments'."""
@@ -55,7 +53,7 @@ class Segments:
         return grads._replace(h_n=self._spread_grad(grads.h_n), c_n=self._spread_grad(grads.c_n))
 
     def initial_grad(self, of_segments: Tensor | None, final_grad: Tensor | None, batch: int) -> Tensor | None:
-        """The gradient of h0 or c0, (D, B, width), from the segments'; an empty sequence passes its final state's on."""
+        """The gradient of h0 or c0, (D, B, width), from the segments'; empty sequences pass their final state's on."""
         if of_segments is None:
             return None
         directions, _, width = of_segments.shape
