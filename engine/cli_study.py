@@ -21,7 +21,7 @@ def study(
         list[str] | None,
         typer.Argument(
             metavar="[[FAMILY.]SECTION.KEY=VALUE]...",
-            help="Training settings for every family, or for one: lstm.model.preset=lstm-4-512 encoder.training.epochs=3",
+            help="Training settings for every family, or for one: lstm.model.preset=lstm-4-512 training.epochs=3",
         ),
     ] = None,
     train: Annotated[
@@ -59,8 +59,8 @@ def study(
 ) -> None:
     """Train every model family on growing subsets and report accuracy, gap, break-even size and costs.
 
-    Interrupted, the same command goes on; with more sizes or seeds, it adds what is missing. Without arguments it runs on
-    generated reviews.
+    Interrupted, the same command goes on; with more sizes or seeds, it adds what is missing. Without arguments it runs
+    on generated reviews.
 
     Example:  penstock study --train reviews.parquet --test held-out.parquet --text text --label stars --out answer
     --sizes 500,2k,8k,32k --seeds 3,32k:1 --max-size encoder=8k

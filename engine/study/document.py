@@ -123,7 +123,7 @@ body { margin: 0; background: #fff; color: var(--ink);
 main { max-width: 56rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.25rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
-.headline { background: var(--panel); border-left: 4px solid var(--accent); padding: .6rem 1.2rem; border-radius: 0 6px 6px 0; }
+.headline { background: var(--panel); border-left: 4px solid var(--accent); padding: .6rem 1.2rem; }
 .headline p { margin: .45rem 0; font-weight: 550; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }

@@ -9,8 +9,8 @@ from penstock.engine.study.break_even import BreakEven, break_even, equivalent_s
 from penstock.engine.study.cells import read_results
 from penstock.engine.study.costs import Cost, read_cost
 from penstock.engine.study.curves import Curve, fit_curve
+from penstock.engine.study.directory import read_study
 from penstock.engine.study.families import FAMILIES, REFERENCE
-from penstock.engine.study.study import read_study
 from penstock.engine.study.table import Table
 
 

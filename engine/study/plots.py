@@ -153,9 +153,7 @@ def _finish(axes: Any, sizes: Sequence[int]) -> None:
     axes.set_xlabel("training examples (log scale)")
     axes.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25)
     # every size has its tick unless they are too close together to be read
-    apart = (
-        len(sizes) <= 1 or min(b / a for a, b in itertools.pairwise(sizes)) > (sizes[-1] / sizes[0]) ** 0.05
-    )
+    apart = len(sizes) <= 1 or min(b / a for a, b in itertools.pairwise(sizes)) > (sizes[-1] / sizes[0]) ** 0.05
     if apart:
         axes.set_xticks(sizes)
     else:

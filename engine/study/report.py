@@ -92,8 +92,8 @@ def _blocks(findings: Findings) -> list[Block]:
             "accuracy.png", "Test accuracy; bars: 95% t intervals over seeds; faint points: single runs.", "cells.csv"
         ),
         Paragraph(
-            "Accuracy in %, ± half of the 95% interval over seeds; in brackets the gap: the encoder's accuracy minus this "
-            "one's in points, over the same subsets."
+            "Accuracy in %, ± half of the 95% interval over seeds; in brackets the gap: the encoder's accuracy minus "
+            "this one's in points, over the same subsets."
         ),
         _accuracy_table(table),
     ]
@@ -141,8 +141,8 @@ def _equivalents(findings: Findings) -> list[Block]:
         )
     return [
         Paragraph(
-            "Examples that each family needs to be as accurate as the encoder is with the number at the head of the column "
-            "(between measured sizes, linear in the logarithm; brackets: 95% interval)."
+            "Examples that each family needs to be as accurate as the encoder is with the number at the head of the "
+            "column (between measured sizes, linear in the logarithm; brackets: 95% interval)."
         ),
         TableBlock(["", *(f"{size:,}" for size in sizes)], rows, "gap.csv"),
     ]
@@ -174,8 +174,8 @@ def _curves(findings: Findings) -> list[Block]:
         rows.append(
             [
                 title,
-                f"{curve.fit.exponent:.2f} [{curve.exponent_interval[0]:.2f}; {curve.exponent_interval[1]:.2f}]",
-                f"{100 * curve.fit.floor:.1f} [{100 * curve.floor_interval[0]:.1f}; {100 * curve.floor_interval[1]:.1f}]",
+                "{:.2f} [{:.2f}; {:.2f}]".format(curve.fit.exponent, *curve.exponent_interval),
+                "{:.1%} [{:.1%}; {:.1%}]".format(curve.fit.floor, *curve.floor_interval),
                 held_out,
             ]
         )
@@ -185,10 +185,10 @@ def _curves(findings: Findings) -> list[Block]:
     if rows:
         blocks += [
             Paragraph(
-                "error(n) = scale · n^−exponent + floor, weighted by the variance over seeds; brackets: 95% intervals by "
-                "bootstrap over seeds and sizes. The last column predicts the largest size from the others."
+                "error(n) = scale · n^−exponent + floor, weighted by the variance over seeds; brackets: 95% intervals "
+                "by bootstrap over seeds and sizes. The last column predicts the largest size from the others."
             ),
-            TableBlock(["", "exponent", "floor, % error", "held out: predicted for measured, %"], rows, "curves.csv"),
+            TableBlock(["", "exponent", "floor (error)", "held out: predicted for measured, %"], rows, "curves.csv"),
         ]
     return blocks + ([Bullets(notes)] if notes else [])
 
@@ -217,8 +217,8 @@ def _costs(findings: Findings) -> list[Block]:
     return [
         Heading("Costs"),
         Paragraph(
-            "Training time without evaluation, and real tokens per second in it, at each family's largest size, means over "
-            "seeds. Latency: the median forward pass over test texts that are tokenized already."
+            "Training time without evaluation, and real tokens per second in it, at each family's largest size, means "
+            "over seeds. Latency: the median forward pass over test texts that are tokenized already."
         ),
         TableBlock(columns, rows, "costs.csv"),
         Figure("cost.png", "Accuracy against the training time that it took.", "cells.csv"),
@@ -234,21 +234,20 @@ def _method(findings: Findings) -> list[str]:
         f"Test data: {_names(identity['test'])}{_examples(study.get('test'))}. "
         f"{len(study.get('labels', []))} classes; texts cut at {identity['max_length']} tokens.",
         f"Encoder: {encoder_title(identity['encoder'])}; all families share its tokenizer.",
-        "Subsets are stratified by class and nested: a seed's smaller subsets lie inside its larger ones, and all families "
-        "train on the same ones. A validation split carved from each subset chooses the model and stops the training; the "
-        "number of examples includes it. The test set is read once for each cell.",
-        "Seeds vary the subset, the initial weights, the order and dropout together. Intervals are Student's t over seeds; "
-        "a figure without an interval comes from one seed.",
+        "Subsets are stratified by class and nested: a seed's smaller subsets lie inside its larger ones, and all "
+        "families train on the same ones. A validation split carved from each subset chooses the model and stops the "
+        "training; the number of examples includes it. The test set is read once for each cell.",
+        "Seeds vary the subset, the initial weights, the order and dropout together. Intervals are Student's t over "
+        "seeds; a figure without an interval comes from one seed.",
     ]
     if tests:
         count = max(tests)
-        worst = max((p.accuracy for f in table.families for p in table.points(f) if p.accuracy), key=_binomial)
+        means = [point.accuracy.mean for family in table.families for point in table.points(family) if point.accuracy]
+        sampling = 1.96 * math.sqrt(max(mean * (1 - mean) for mean in means) / count)
         items.append(
-            f"Evaluated on {count:,} test rows"
-            + (", the same for every cell" if identity.get("max_test") else "")
-            + ". "
-            f"Another test set of this size would move an accuracy by up to ± {100 * 1.96 * math.sqrt(_binomial(worst) / count):.1f} "
-            "points (95%), which the intervals over seeds do not contain."
+            f"Evaluated on {count:,} test rows{', the same for every cell' if identity.get('max_test') else ''}. Another "
+            f"test set of this size would move an accuracy by up to ± {100 * sampling:.1f} points (95%), which the "
+            "intervals over seeds do not contain."
         )
     items.append(_unfinished(table.results))
     if identity.get("overrides"):
@@ -270,7 +269,8 @@ def _unfinished(results: Sequence[CellResult]) -> str:
     if not lost:
         return f"All {done} cells that were run are done; none diverged or failed."
     named = "; ".join(f"{result.cell.name} {result.status} ({result.error})" for result in lost[:5])
-    return f"{done} cells are done, {len(lost)} are not and have no part in the means: {named}{'; …' if len(lost) > 5 else ''}."
+    more = "; …" if len(lost) > 5 else ""
+    return f"{done} cells are done, {len(lost)} are not and have no part in the means: {named}{more}."
 
 
 def encoder_title(encoder: str) -> str:
@@ -294,10 +294,6 @@ def _points(estimate: Estimate | None) -> str:
     assert estimate is not None
     half = estimate.half_width
     return f"{100 * estimate.mean:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
-
-
-def _binomial(estimate: Estimate) -> float:
-    return estimate.mean * (1 - estimate.mean)
 
 
 def _mean(values: Any) -> float:

@@ -8,27 +8,24 @@ runs/            a cell in progress, or all of them on request
 report.*, *.csv, *.png
 """
 
-import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from penstock.engine.data import Store, prepare
-from penstock.engine.data.commit import disk_errors, write_committed
 from penstock.engine.data.manifest import MANIFEST_NAME
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.cells import Cell, CellResult, plan_cells, read_result, result_path, write_result
 from penstock.engine.study.costs import device_name, measure_cost, write_cost
+from penstock.engine.study.directory import claim, write_study
 from penstock.engine.study.pool import RunCell, run_cells
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_cell import CellTask, run_cell
 from penstock.engine.study.settings import StudySettings, cell_settings, subset_seed
 from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
 
-STUDY_NAME = "study.json"
 _LONG_CELL = 20_000  # examples from which a cell shows its own progress
 
 
@@ -61,7 +58,7 @@ def run_study(
     if jobs < 1:
         raise ConfigError(f"--jobs must be 1 at least, got {jobs}")
     folder = Path(out)
-    with _claim(folder, settings.identity()):
+    with claim(folder, settings.identity()):
         train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress)
         test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
         if settings.max_test is not None and settings.max_test > test.num_examples:
@@ -110,57 +107,6 @@ def open_or_prepare(
     return prepare(list(sources), folder, progress=progress, **choices)
 
 
-def read_study(folder: Path | str) -> dict[str, Any]:
-    """The contents of DIR/study.json.
-
-    Raises:
-        RunError: there is no study, or it cannot be read.
-    """
-    path = Path(folder) / STUDY_NAME
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{folder} holds no study: there is no {STUDY_NAME}") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != 1:
-        raise RunError(f"{path} was written by another version of penstock")
-    return document
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
-    """Locks the directory and makes sure that it is this study's, or new."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file: give a directory for the study")
-    path = folder / STUDY_NAME
-    if folder.is_dir() and not path.exists() and any(name != ".lock" for name in os.listdir(folder)):
-        raise RunError(f"{folder} is not empty and holds no study: give another --out")
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 -- held as long as the study runs
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists():
-            there = read_study(folder)["identity"]
-            for key in [*identity, *there]:
-                if there.get(key) != identity.get(key):
-                    raise RunError(
-                        f"{folder} belongs to another study: {key} is {there.get(key)!r} there and "
-                        f"{identity.get(key)!r} here; give another --out"
-                    )
-        else:
-            _write_json(path, {"format": 1, "identity": identity})
-            for name in ("data", "costs", "cells", "runs"):
-                (folder / name).mkdir(exist_ok=True)
-    except BlockingIOError:
-        lock.close()
-        raise RunError(f"{folder} is in use by another process: wait for it or give another --out") from None
-    except BaseException:
-        lock.close()
-        raise
-    return lock
-
-
 def _describe(
     folder: Path, settings: StudySettings, train: Store, test: Store, cells: Sequence[Cell], jobs: int
 ) -> None:
@@ -168,7 +114,6 @@ def _describe(
     import torch
 
     document = {
-        "format": 1,
         "identity": settings.identity(),
         "families": list(settings.families),
         "cells": [cell.name for cell in cells],
@@ -183,7 +128,7 @@ def _describe(
             "torch": torch.__version__,
         },
     }
-    _write_json(folder / STUDY_NAME, document)
+    write_study(folder, document)
 
 
 def _task(
@@ -222,7 +167,3 @@ def _run(
         first = finished[tasks[0].cell]
         raise RunError(f"every cell failed; the first one, {first.cell.name}: {first.error}")
     return [finished[task.cell] for task in tasks]
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    write_committed(path, (json.dumps(document, indent=2) + "\n").encode())
