@@ -42,7 +42,9 @@ class BreakEven:
             text = f"reached at the smallest size already ({self.smallest:,})"
         else:
             text = f"about {rounded(self.size)} examples"
-        if self.low is not None and self.high is not None and not (self.size == 0 == self.high):
+        ends = (self.low, self.high)
+        # an interval that repeats what was said already is left out
+        if self.low is not None and self.high is not None and ends not in ((0, 0), (math.inf, math.inf)):
             text += f", 95% interval {self._end(self.low)} to {self._end(self.high)}"
         if self.extrapolated is not None:
             size, low, high = (_far(value, self.largest) for value in self.extrapolated)

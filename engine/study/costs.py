@@ -18,7 +18,7 @@ from penstock.engine.errors import RunError
 if TYPE_CHECKING:
     import torch
 
-    from penstock.engine.data import Store
+    from penstock.engine.data.store import Store
     from penstock.engine.training.settings import Settings
 
 BATCH_SIZES = (1, 32)

@@ -2,31 +2,26 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from penstock.engine.data.commit import write_committed
-from penstock.engine.study.break_even import BreakEven
 from penstock.engine.study.cells import CellResult
-from penstock.engine.study.costs import BATCH_SIZES, Cost
+from penstock.engine.study.costs import BATCH_SIZES
 from penstock.engine.study.curves import Curve
+from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
-from penstock.engine.study.table import Table
 
 
-def write_csv_files(
-    folder: Path,
-    table: Table,
-    curves: Mapping[str, Curve | str],
-    break_evens: Mapping[str, BreakEven],
-    costs: Mapping[str, Cost],
-) -> None:
-    """Writes cells.csv, accuracy.csv, gap.csv, break_even.csv, curves.csv and costs.csv.
+def write_csv_files(folder: Path, findings: Findings) -> None:
+    """Writes cells.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv and costs.csv.
 
-    Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is empty.
+    Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
+    empty; a size beyond all measured ones is inf, one below them 0.
     """
+    table = findings.table
     points = [point for family in table.families for point in table.points(family)]
     measured = [field.name for field in fields(CellResult) if field.name != "cell"]
     _write(
@@ -53,8 +48,13 @@ def write_csv_files(
         ["family", "size", "low", "high", "smallest", "largest", "note"],
         (
             [family, found.size, found.low, found.high, found.smallest, found.largest, found.note]
-            for family, found in break_evens.items()
+            for family, found in findings.break_evens.items()
         ),
+    )
+    _write(
+        folder / "equivalents.csv",
+        ["family", "encoder_size", "size", "low", "high"],
+        ([family, size, *needed] for family, own in findings.equivalents.items() for size, needed in own.items()),
     )
     _write(
         folder / "curves.csv",
@@ -70,7 +70,7 @@ def write_csv_files(
             "floor_high",
             "note",
         ],
-        (_curve(family, curve) for family, curve in curves.items()),
+        (_curve(family, curve) for family, curve in findings.curves.items()),
     )
     figures = ["parameters", "embedding_parameters", "bytes_on_disk", "device", "threads"]
     _write(
@@ -78,7 +78,7 @@ def write_csv_files(
         ["family", *figures, *(f"latency_ms_batch_{batch}" for batch in BATCH_SIZES)],
         (
             [family, *(asdict(cost)[name] for name in figures), *(cost.latency_ms[batch] for batch in BATCH_SIZES)]
-            for family, cost in costs.items()
+            for family, cost in findings.costs.items()
         ),
     )
 

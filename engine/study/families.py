@@ -30,7 +30,7 @@ FAMILIES = {
     family.name: family
     for family in (
         Family("lstm", "BiLSTM from scratch", {"kind": "lstm"}),
-        Family("lstm-embeddings", "BiLSTM on the encoder's embeddings", {"kind": "lstm", "embeddings": "encoder"}),
+        Family("lstm-embeddings", "BiLSTM, pretrained embeddings", {"kind": "lstm", "embeddings": "encoder"}),
         Family("encoder", "fine-tuned encoder", {"kind": "encoder"}),
     )
 }

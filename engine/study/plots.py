@@ -21,8 +21,10 @@ from penstock.engine.study.table import Table
 
 # distinguishable to the colour-blind and in grey
 COLOURS = {"lstm": "#0072b2", "lstm-embeddings": "#009e73", "encoder": "#d55e00"}
+LABELS = {"lstm": (14, -14), "lstm-embeddings": (-12, 8), "encoder": (14, -14)}  # offsets in printer's points
+_RUNS: dict[str, Any] = {"s": 26, "alpha": 0.4, "linewidths": 0}  # single runs
 MARKERS = {"lstm": "o", "lstm-embeddings": "s", "encoder": "D"}
-_SPREAD = 1.035  # families at the same size are drawn a little apart
+_SPREAD = 0.009  # of the width: families at the same size are drawn a little apart
 
 _STYLE = {
     "font.size": 11,
@@ -49,7 +51,7 @@ def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> N
             style: dict[str, Any] = {"color": COLOURS[family], "marker": MARKERS[family]}
             for point in points:
                 values = 100 * np.array(list(point.accuracies.values()))
-                axes.scatter([point.size * shift] * len(values), values, s=16, alpha=0.4, linewidths=0, **style)
+                axes.scatter([point.size * shift] * len(values), values, **_RUNS, **style)
             curve = curves.get(family)
             fitted = isinstance(curve, Curve)
             _series(axes, points, [p.accuracy for p in points], family, shift, joined=not fitted)
@@ -81,7 +83,7 @@ def plot_gap(table: Table, path: Path) -> None:
             for point in points:
                 gaps = 100 * np.array(list(point.gaps.values()))
                 axes.scatter(
-                    [point.size * shift] * len(gaps), gaps, s=16, alpha=0.4, linewidths=0,
+                    [point.size * shift] * len(gaps), gaps, **_RUNS,
                     color=COLOURS[family], marker=MARKERS[family],
                 )  # fmt: skip
             _series(axes, points, [point.gap for point in points], family, shift, joined=True)
@@ -103,7 +105,7 @@ def plot_cost(table: Table, path: Path) -> None:
                 seconds = [max(cell.train_seconds, 1e-3) for cell in cells]
                 accuracies = [100 * (cell.accuracy or 0.0) for cell in cells]
                 style: dict[str, Any] = {"color": COLOURS[family], "marker": MARKERS[family]}
-                axes.scatter(seconds, accuracies, s=16, alpha=0.4, linewidths=0, **style)
+                axes.scatter(seconds, accuracies, **_RUNS, **style)
                 means.append((float(np.exp(np.mean(np.log(seconds)))), float(np.mean(accuracies)), point.size))
             if not means:
                 continue
@@ -111,10 +113,11 @@ def plot_cost(table: Table, path: Path) -> None:
             axes.plot(x, y, label=FAMILIES[family].title, color=COLOURS[family], marker=MARKERS[family], linewidth=1.6)
             for place in {0, len(means) - 1}:
                 axes.annotate(
-                    _count(sizes[place]), (x[place], y[place]), xytext=(6, -12), textcoords="offset points", fontsize=9,
-                    color=COLOURS[family],
+                    _count(sizes[place]), (x[place], y[place]), xytext=LABELS[family], textcoords="offset points",
+                    ha="center", fontsize=9, color=COLOURS[family],
                 )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("training time, seconds (log scale); labels: training examples")
         axes.set_ylabel("test accuracy, %")
         axes.legend(loc="lower right")
@@ -145,7 +148,7 @@ def _series(axes: Any, points: Sequence, estimates: Sequence, family: str, shift
 
 def _shift(family: str, table: Table) -> float:
     place = table.families.index(family) - (len(table.families) - 1) / 2
-    return _SPREAD**place
+    return max(table.sizes[-1] / table.sizes[0], 2.0) ** (_SPREAD * place)
 
 
 def _finish(axes: Any, sizes: Sequence[int]) -> None:

@@ -44,9 +44,10 @@ def write_report(folder: Path | str) -> Findings:
     folder = Path(folder)
     findings = Findings.of(folder)
     with disk_errors(folder):
-        write_csv_files(folder, findings.table, findings.curves, findings.break_evens, findings.costs)
+        write_csv_files(folder, findings)
         plot_accuracy(findings.table, findings.curves, folder / "accuracy.png")
-        plot_gap(findings.table, folder / "gap.png")
+        if findings.break_evens:
+            plot_gap(findings.table, folder / "gap.png")
         plot_cost(findings.table, folder / "cost.png")
         blocks = _blocks(findings)
         write_committed(folder / "report.md", to_markdown(TITLE, blocks).encode())
@@ -72,7 +73,7 @@ def headline(findings: Findings) -> list[str]:
     points = f"{100 * THRESHOLD:g} point"
     lines = []
     for family, found in findings.break_evens.items():
-        lines.append(f"{FAMILIES[family].title}: within {points} of the encoder: {found}.")
+        lines.append(f"{FAMILIES[family].title}, break-even (gap to the encoder below {points}): {found}.")
         both = [point for point in findings.table.points(family) if point.gap is not None]
         if both:
             lines[-1] += f" At {both[-1].size:,} examples the gap is {_points(both[-1].gap)} points."
@@ -144,7 +145,7 @@ def _equivalents(findings: Findings) -> list[Block]:
             "Examples that each family needs to be as accurate as the encoder is with the number at the head of the "
             "column (between measured sizes, linear in the logarithm; brackets: 95% interval)."
         ),
-        TableBlock(["", *(f"{size:,}" for size in sizes)], rows, "gap.csv"),
+        TableBlock(["", *(f"{size:,}" for size in sizes)], rows, "equivalents.csv"),
     ]
 
 
@@ -245,9 +246,9 @@ def _method(findings: Findings) -> list[str]:
         means = [point.accuracy.mean for family in table.families for point in table.points(family) if point.accuracy]
         sampling = 1.96 * math.sqrt(max(mean * (1 - mean) for mean in means) / count)
         items.append(
-            f"Evaluated on {count:,} test rows{', the same for every cell' if identity.get('max_test') else ''}. Another "
-            f"test set of this size would move an accuracy by up to ± {100 * sampling:.1f} points (95%), which the "
-            "intervals over seeds do not contain."
+            f"Evaluated on {count:,} test rows{', the same for every cell' if identity.get('max_test') else ''}. "
+            f"Another test set of this size would move an accuracy by up to ± {100 * sampling:.1f} points (95%): the "
+            "intervals over seeds do not contain that."
         )
     items.append(_unfinished(table.results))
     if identity.get("overrides"):

@@ -63,9 +63,10 @@ def run_cell(task: CellTask) -> CellResult:
 
 
 def _train_and_evaluate(task: CellTask) -> CellResult:
-    from penstock.engine.data import Store
+    from penstock.engine.data.store import Store
     from penstock.engine.models import load_model
-    from penstock.engine.training import evaluate, train
+    from penstock.engine.training.evaluate import evaluate
+    from penstock.engine.training.train import train
 
     store, test = Store.open(task.train_store), Store.open(task.test_store)
     rows = subset(store.labels, task.cell.size, task.subset_seed)

