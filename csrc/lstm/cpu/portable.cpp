@@ -1,2 +1,0 @@
-#define PENSTOCK_ISA portable
-#include "kernels_impl.h"

@@ -1,0 +1,72 @@
+"""One process or many under torchrun: who we are, and what all must agree on."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from penstock.engine.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` processes, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: torch.device | str | None = None) -> "World":
+        """Reads torchrun's environment and starts the process group it asks for: NCCL on GPUs, gloo on CPUs."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if device is None:
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if size == 1:
+            return cls(0, 1, device)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), size, device)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Runs `action` on rank 0; every process gets its result, or its exception."""
+        if self.size == 1:
+            return action()
+        outcome: list[object] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[1], Exception):
+            raise outcome[1]
+        return outcome[0]  # type: ignore[return-value]
+
+    def check_divides(self, batches_per_step: int) -> None:
+        """Raises ConfigError unless the processes share a step's batches evenly."""
+        if batches_per_step % self.size:
+            raise ConfigError(
+                f"data.batches_per_step={batches_per_step} cannot be shared by {self.size} processes: "
+                f"set it to a multiple of {self.size}"
+            )

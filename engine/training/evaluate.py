@@ -1,0 +1,78 @@
+"""Running a model over data without training it."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from penstock.engine.data.loader import Batch, Loader
+from penstock.engine.data.plan import PlanParameters
+from penstock.engine.data.store import Store
+from penstock.engine.training.distributed import World
+from penstock.engine.training.metrics import Metrics, confusion_counts
+from penstock.engine.training.precision import autocast, resolve_precision
+
+
+def evaluate(
+    model: nn.Module,
+    store: Store,
+    *,
+    rows: np.ndarray | None = None,
+    tokens_per_batch: int = 8192,
+    precision: str = "auto",
+    world: World | None = None,
+) -> Metrics:
+    """Accuracy, macro-F1 and loss of a model on a store's rows; under several processes each takes its share.
+
+    Args:
+        model: on its device; called with ragged batches of token ids.
+        rows: int64, the rows to evaluate; all by default.
+    """
+    world = world or _alone(model)
+    batches = store_batches(store, rows, tokens_per_batch, world)
+    return evaluate_batches(model, batches, len(store.label_names), precision, world)
+
+
+def evaluate_batches(
+    model: nn.Module, batches: Iterable[Batch], num_labels: int, precision: str = "auto", world: World | None = None
+) -> Metrics:
+    """As `evaluate`, of this process's batches."""
+    world = world or _alone(model)
+    confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=world.device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+    for batch, logits in run(model, batches, precision):
+        confusion += confusion_counts(batch.labels, logits.argmax(-1), num_labels)
+        loss_sum += F.cross_entropy(logits, batch.labels, reduction="sum")
+    return Metrics.from_confusion(world.sum(confusion).cpu(), world.sum(loss_sum).item())
+
+
+@torch.no_grad()
+def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> Iterator[tuple[Batch, Tensor]]:
+    """The batches, on the model's device, and their logits, float32 (batch, num_labels), in evaluation mode."""
+    device = next(model.parameters()).device
+    precision = resolve_precision(precision, device)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            batch = batch.to(device)
+            with autocast(precision, device):
+                logits = model(batch.tokens).logits
+            yield batch, logits.float()
+    finally:
+        model.train(was_training)
+
+
+def store_batches(store: Store, rows: np.ndarray | None, tokens_per_batch: int, world: World) -> Iterator[Batch]:
+    """This process's share of the rows, grouped by length: an evaluation has no order, and an LSTM then idles less."""
+    parameters = PlanParameters(tokens_per_batch=tokens_per_batch, batches_per_step=world.size, mode="bucket")
+    loader = Loader(
+        store, seed=0, parameters=parameters, rows=rows, rank=world.rank, world_size=world.size, shuffle=False
+    )
+    yield from loader.batches()
+
+
+def _alone(model: nn.Module) -> World:
+    return World(0, 1, next(model.parameters()).device)

@@ -1,0 +1,44 @@
+"""Model FLOPs utilisation: arithmetic done against what the device could do."""
+
+import torch
+from torch import nn
+
+# Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets.
+_PEAK_TFLOPS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "A10": 125,
+    "L40S": 362,
+    "L4": 121,
+    "V100": 125,
+    "T4": 65,
+    "B200": 2250,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of the device in 16-bit arithmetic; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for key, tflops in _PEAK_TFLOPS.items() if key in name), None)
+
+
+def training_flops_per_token(model: nn.Module) -> float:
+    """6 FLOPs (forward 2, backward 4) for each matrix weight that every token meets; 2 for frozen ones.
+
+    Look-up tables do no arithmetic. Attention's score products, which grow with length, are left out: the
+    utilisation shown is a lower bound.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return float(
+        sum(
+            (6 if parameter.requires_grad else 2) * parameter.numel()
+            for parameter in model.parameters()
+            if parameter.ndim == 2 and id(parameter) not in tables
+        )
+    )

@@ -1,0 +1,316 @@
+"""The training loop, one for every model."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from penstock.engine.data.loader import Loader, Step
+from penstock.engine.data.manifest import TOKENIZER_NAME
+from penstock.engine.data.plan import PlanParameters
+from penstock.engine.data.store import Store
+from penstock.engine.models import build_model, load_model
+from penstock.engine.models.loading import quiet
+from penstock.engine.training.checkpoint import read_state, write_checkpoint
+from penstock.engine.training.distributed import World
+from penstock.engine.training.evaluate import evaluate
+from penstock.engine.training.flops import peak_flops, training_flops_per_token
+from penstock.engine.training.metrics import Metrics
+from penstock.engine.training.precision import resolve_precision
+from penstock.engine.training.progress import Mode, open_display
+from penstock.engine.training.run_directory import MetricsLog, RunDirectory
+from penstock.engine.training.schedule import learning_rate_factor
+from penstock.engine.training.settings import Settings
+from penstock.engine.training.signals import Interrupted, StopSignal
+from penstock.engine.training.step import Stepper, StepReport, derive_seed
+from penstock.engine.training.trackers import open_trackers
+
+_SECONDS_BETWEEN_CHECKPOINTS = 300.0
+
+
+@dataclass
+class Counters:
+    """Where a run stands; part of every checkpoint.
+
+    Attributes:
+        epoch, step: finished ones. examples, tokens: trained on so far. seconds: spent in steps, waiting for data included.
+        best: figures of the best model so far, found at `best_step`; `since_best` evaluations ago.
+        stopped_by: why the run is over: "epochs", "max_steps", "patience"; empty while it is not.
+        interval_*: of the steps since the last line of metrics.jsonl.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: Metrics | None = None
+    best_step: int = 0
+    since_best: int = 0
+    stopped_by: str = ""
+    interval_loss: float = 0.0
+    interval_correct: int = 0
+    interval_examples: int = 0
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Counters":
+        return cls(**{**state, "best": Metrics(**state["best"]) if state["best"] else None})
+
+
+class Loop:
+    """A run in progress: opened from its directory's last checkpoint, or from new weights."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        rows: np.ndarray,
+        validation_rows: np.ndarray,
+        world: World,
+        directory: RunDirectory,
+    ) -> None:
+        self.settings, self.world, self.directory = settings, world, directory
+        self._store, self._validation_rows = store, validation_rows
+        self.num_rows = len(rows)
+        self._precision = resolve_precision(settings.training.precision, world.device)
+        state = read_state(directory.path)
+        self.counters = Counters() if state is None else Counters.from_state(state["counters"])
+        torch.manual_seed(derive_seed(settings.training.seed, "weights"))
+        self.model = build_model(
+            settings.model,
+            vocab_size=store.vocab_size,
+            num_labels=len(store.label_names),
+            label_names=store.label_names,
+            tokenizer=store.tokenizer(),
+        )
+        if state is not None:
+            self.model.load_state_dict(load_model(directory.path / "last").state_dict())
+        self.model.to(world.device)  # type: ignore[arg-type]  # transformers wraps to() out of its type
+        self._log_offset = 0 if state is None else state["log_offset"]
+        assert settings.data.mode != "auto"
+        self._stepper = Stepper(self.model, settings.training, self._precision, world)
+        self._loader = Loader(
+            store,
+            seed=derive_seed(settings.training.seed, "order"),
+            parameters=PlanParameters(
+                tokens_per_batch=settings.data.tokens_per_batch,
+                batches_per_step=settings.data.batches_per_step,
+                mode=settings.data.mode,
+            ),
+            rows=rows,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        if state is not None and not self.counters.stopped_by:
+            self._stepper.load_state_dict(state["stepper"])
+            self._loader.load_state_dict(state["loader"])
+
+    def run(self, stop: StopSignal, progress: Mode) -> None:
+        """Trains until the settings say that it is over.
+
+        Raises:
+            NonFiniteError, DiskError, Interrupted: see `train`.
+        """
+        if self.counters.stopped_by:
+            return
+        main = self.world.is_main
+        self._log = MetricsLog(self.directory.path / "metrics.jsonl", self._log_offset) if main else None
+        self._display = open_display(progress if main else "none")
+        self._trackers = open_trackers(self.settings, self.directory.path) if main else []
+        self._flops_per_token, self._peak = training_flops_per_token(self.model), peak_flops(self.world.device)
+        try:
+            self._loop(stop)
+        finally:
+            self._display.close()
+            if self._log:
+                self._log.close()
+            for _, close in self._trackers:
+                close()
+
+    def _loop(self, stop: StopSignal) -> None:
+        counters, training = self.counters, self.settings.training
+        interval = _Interval()
+        saved = time.monotonic()
+        for timed in self._steps():
+            step = timed.step
+            rate = self._learning_rate(step.num_examples)
+            wants_save = time.monotonic() - saved >= _SECONDS_BETWEEN_CHECKPOINTS
+            report = self._stepper(
+                step.batches,
+                step=counters.step + 1,
+                num_examples=step.num_examples,
+                learning_rate=rate,
+                votes=(stop.received is not None, wants_save),
+            )
+            stopping, save_by_time = report.votes
+            self._count(timed, report, interval)
+
+            evaluation_due = _due(counters.step, training.evaluate_every_steps, otherwise=timed.ends_epoch)
+            best = bool(evaluation_due or counters.stopped_by) and self._evaluate()
+            if counters.step % training.log_every_steps == 0 or counters.stopped_by:
+                self._log_step(report, rate, interval)
+                interval = _Interval()
+            resumable = stopping or _due(counters.step, training.checkpoint_every_steps, otherwise=save_by_time)
+            if best or resumable or counters.stopped_by:
+                self._checkpoint(best=best, last=resumable or bool(counters.stopped_by))
+            if resumable:
+                saved = time.monotonic()
+            if counters.stopped_by:
+                return
+            if stopping:
+                raise Interrupted(stop.received, self.directory.path, counters.step)
+
+    def _steps(self) -> Iterator["_TimedStep"]:
+        """The steps left, epoch after epoch."""
+        while True:
+            began = time.perf_counter()
+            for step in self._loader:
+                yield _TimedStep(step, began, time.perf_counter() - began, self._loader.epoch > step.epoch)
+                began = time.perf_counter()
+
+    def _count(self, timed: "_TimedStep", report: StepReport, interval: "_Interval") -> None:
+        counters, settings = self.counters, self.settings.training
+        now = time.perf_counter()
+        counters.seconds += now - timed.began
+        counters.step += 1
+        counters.epoch += timed.ends_epoch
+        counters.examples += timed.step.num_examples
+        counters.tokens += timed.step.num_tokens
+        counters.interval_loss += report.loss_sum
+        counters.interval_correct += report.correct
+        counters.interval_examples += timed.step.num_examples
+        interval.add(timed, now)
+        if settings.max_steps is not None and counters.step >= settings.max_steps:
+            counters.stopped_by = "max_steps"
+        elif settings.epochs is not None and counters.epoch >= settings.epochs:
+            counters.stopped_by = "epochs"
+
+    def _done(self, examples: float, steps: float) -> float:
+        """The share of the run that so many examples and steps are, 0 to 1."""
+        training = self.settings.training
+        by_examples = examples / (training.epochs * self.num_rows) if training.epochs else 0.0
+        by_steps = steps / training.max_steps if training.max_steps else 0.0
+        return min(max(by_examples, by_steps), 1.0)
+
+    def _learning_rate(self, examples: int) -> float:
+        """Taken in the middle of the step, so that neither the first nor the last step has a rate of 0."""
+        training = self.settings.training
+        done = self._done(self.counters.examples + examples / 2, self.counters.step + 0.5)
+        factor = learning_rate_factor(done, warmup=training.warmup, schedule=training.schedule)
+        assert training.learning_rate is not None
+        return training.learning_rate * factor
+
+    def _evaluate(self) -> bool:
+        """Evaluates on the validation rows; whether this is the best model so far. Without such rows the last one is."""
+        counters, training = self.counters, self.settings.training
+        if not len(self._validation_rows):
+            counters.best_step = counters.step
+            return bool(counters.stopped_by)
+        metrics = evaluate(
+            self.model,
+            self._store,
+            rows=self._validation_rows,
+            tokens_per_batch=self.settings.data.tokens_per_batch,
+            precision=self._precision,
+            world=self.world,
+        )
+        best = metrics.better_than(counters.best, training.metric)
+        if best:
+            counters.best, counters.best_step, counters.since_best = metrics, counters.step, 0
+        else:
+            counters.since_best += 1
+            if training.patience and counters.since_best >= training.patience:
+                counters.stopped_by = counters.stopped_by or "patience"
+        record = {"split": "validation", "step": counters.step, **dataclasses.asdict(metrics), "best": best}
+        self._write(record)
+        self._display.evaluation(record)
+        return best
+
+    def _log_step(self, report: StepReport, rate: float, interval: "_Interval") -> None:
+        counters = self.counters
+        record = {
+            "split": "train",
+            "step": counters.step,
+            "epoch": round(counters.examples / self.num_rows, 3),
+            "loss": counters.interval_loss / counters.interval_examples,
+            "accuracy": counters.interval_correct / counters.interval_examples,
+            "learning_rate": rate,
+            "grad_norm": report.grad_norm,
+            "examples": counters.examples,
+            "tokens": counters.tokens,
+            "seconds": round(counters.seconds, 3),
+            **interval.speed(self._flops_per_token, self._peak, self.world.size),
+        }
+        counters.interval_loss, counters.interval_correct, counters.interval_examples = 0.0, 0, 0
+        self._write(record)
+        self._display.step(record, self._done(counters.examples, counters.step))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._log:
+            self._log.write(record)
+        for log, _ in self._trackers:
+            log(record)
+
+    def _checkpoint(self, *, best: bool, last: bool) -> None:
+        """Saves the model as the best, the last, or both; with what the run needs to go on if it is the last."""
+        counters = self.counters
+
+        def save_model(folder: Path) -> None:
+            with quiet():
+                self.model.save_pretrained(folder)
+            shutil.copytree(self._store.path / TOKENIZER_NAME, folder, dirs_exist_ok=True)
+
+        def write() -> None:
+            state: dict[str, Any] | None = None
+            if last:
+                assert self._log is not None
+                state = {"counters": dataclasses.asdict(counters), "log_offset": self._log.sync()}
+                if not counters.stopped_by:
+                    state |= {"stepper": self._stepper.state_dict(), "loader": self._loader.state_dict()}
+            links = [name for name, wanted in (("best", best), ("last", last)) if wanted]
+            write_checkpoint(self.directory.path, counters.step, save_model, state, links)
+
+        self.world.on_main(write)
+
+
+@dataclass(frozen=True)
+class _TimedStep:
+    """A step of the plan, when it was asked for, how long this process waited for it, and whether it is its epoch's last."""
+
+    step: Step
+    began: float
+    waited: float
+    ends_epoch: bool
+
+
+class _Interval:
+    """Speed since the last line of metrics.jsonl: time in steps only, evaluation and checkpoints not counted."""
+
+    def __init__(self) -> None:
+        self._examples, self._tokens, self._seconds, self._waited = 0, 0, 0.0, 0.0
+
+    def add(self, timed: _TimedStep, now: float) -> None:
+        self._examples += timed.step.num_examples
+        self._tokens += timed.step.num_tokens
+        self._seconds += now - timed.began
+        self._waited += timed.waited
+
+    def speed(self, flops_per_token: float, peak: float | None, devices: int) -> dict[str, float | None]:
+        seconds = max(self._seconds, 1e-9)
+        tokens_per_second = self._tokens / seconds
+        return {
+            "tokens_per_second": round(tokens_per_second, 1),
+            "examples_per_second": round(self._examples / seconds, 2),
+            "data_wait": round(self._waited / seconds, 5),
+            "mfu": round(tokens_per_second * flops_per_token / (peak * devices), 5) if peak else None,
+        }
+
+
+def _due(step: int, every: int, *, otherwise: bool) -> bool:
+    return step % every == 0 if every else otherwise

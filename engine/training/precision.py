@@ -1,0 +1,37 @@
+"""Mixed precision: which type, and the contexts that apply it."""
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+from penstock.engine.errors import ConfigError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """ "fp32", "bf16" or "fp16" for "auto": bf16 where the GPU computes in it, fp16 on older ones, fp32 on a CPU.
+
+    Raises:
+        ConfigError: the device cannot train in the precision asked for.
+    """
+    if precision == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("training.precision=fp16 needs a GPU: on a CPU use bf16 or fp32")
+    return precision
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The autocast context of a resolved precision; nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling, which only fp16 needs; disabled otherwise."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -1,0 +1,118 @@
+"""What a run shows while it runs, on stderr: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+Mode = Literal["auto", "live", "plain", "none"]
+
+
+class Display(Protocol):
+    """Receives the records that also go to metrics.jsonl."""
+
+    def step(self, record: Mapping[str, Any], done: float) -> None:
+        """A training record; `done` is the finished share of the run, 0 to 1."""
+
+    def evaluation(self, record: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_display(mode: Mode) -> Display:
+    if mode == "auto":
+        mode = "live" if sys.stderr.isatty() else "plain"
+    return {"live": LiveDisplay, "plain": PlainDisplay, "none": NoDisplay}[mode]()
+
+
+class NoDisplay:
+    def step(self, record: Mapping[str, Any], done: float) -> None: ...
+
+    def evaluation(self, record: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PlainDisplay:
+    """A line at most every `interval` seconds, and one per evaluation."""
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self._interval = interval
+        self._remaining = _Remaining()
+        self._shown = time.monotonic()
+
+    def step(self, record: Mapping[str, Any], done: float) -> None:
+        remaining = self._remaining(done)
+        if time.monotonic() - self._shown >= self._interval:
+            self._shown = time.monotonic()
+            print(f"{done:4.0%}  {describe_step(record)}  {remaining} left", file=sys.stderr, flush=True)
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        print(describe_evaluation(record), file=sys.stderr, flush=True)
+
+    def close(self) -> None: ...
+
+
+class LiveDisplay:
+    """One bar that redraws itself, and a lasting line per evaluation."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        self._remaining = _Remaining()
+        self._progress = Progress(
+            BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"), console=Console(stderr=True)
+        )
+        self._task = self._progress.add_task("", total=1.0)
+        self._progress.start()
+
+    def step(self, record: Mapping[str, Any], done: float) -> None:
+        text = f"{describe_step(record)}  {self._remaining(done)} left"
+        self._progress.update(self._task, completed=done, description=text)
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        self._progress.console.print(describe_evaluation(record), highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Remaining:
+    """The time left, from the share done since this process began."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._first: float | None = None
+
+    def __call__(self, done: float) -> str:
+        if self._first is None:
+            self._start, self._first = time.monotonic(), done
+        gained = done - self._first
+        if gained <= 0:
+            return "-:--"
+        seconds = round((time.monotonic() - self._start) * (1.0 - done) / gained)
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+
+
+def describe_step(record: Mapping[str, Any]) -> str:
+    parts = [
+        f"step {record['step']}",
+        f"epoch {record['epoch']}",
+        f"loss {record['loss']:.4f}",
+        f"lr {record['learning_rate']:.2e}",
+        f"{record['tokens_per_second']:,.0f} tokens/s",
+        f"{record['examples_per_second']:,.0f} examples/s",
+        f"data wait {record['data_wait']:.1%}",
+    ]
+    if record.get("mfu") is not None:
+        parts.append(f"MFU {record['mfu']:.1%}")
+    return "  ".join(parts)
+
+
+def describe_evaluation(record: Mapping[str, Any]) -> str:
+    return (
+        f"{record['split']} at step {record['step']}: accuracy {record['accuracy']:.4f}  macro-F1 {record['macro_f1']:.4f}  "
+        f"loss {record['loss']:.4f}  ({record['num_examples']:,} examples)" + ("  best" if record.get("best") else "")
+    )

@@ -1,0 +1,52 @@
+"""The validation split, carved from the training rows."""
+
+import numpy as np
+
+from penstock.engine.errors import ConfigError
+
+
+def split_validation(
+    labels: np.ndarray, rows: np.ndarray, *, fraction: float, maximum: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits rows into (training, validation), each sorted, with the classes in proportion.
+
+    Every class keeps at least one training row. The result depends on nothing but the arguments.
+
+    Args:
+        labels: int64, of the whole store. rows: int64, the rows to split.
+        fraction: share of the rows that goes to validation, `maximum` rows at most; 0 gives no validation rows.
+
+    Raises:
+        ConfigError: the rows are too few to leave something on both sides.
+    """
+    wanted = min(round(fraction * len(rows)), maximum) if fraction > 0 else 0
+    if fraction > 0:
+        wanted = max(wanted, 1)
+    random = np.random.default_rng([seed, 0x5B117])
+    shuffled = rows[random.permutation(len(rows))]
+    classes, counts = np.unique(labels[shuffled], return_counts=True)
+    available = counts - 1
+    if wanted > available.sum():
+        raise ConfigError(
+            f"{len(rows)} training rows in {len(classes)} classes leave no validation split: "
+            "give more rows or set data.validation_fraction=0"
+        )
+    take = _proportional(counts, available, wanted)
+    order = np.argsort(labels[shuffled], kind="stable")
+    starts = np.cumsum(counts) - counts
+    chosen = np.zeros(len(rows), dtype=bool)
+    for start, number in zip(starts, take, strict=True):
+        chosen[order[start : start + number]] = True
+    return np.sort(shuffled[~chosen]), np.sort(shuffled[chosen])
+
+
+def _proportional(counts: np.ndarray, available: np.ndarray, wanted: int) -> np.ndarray:
+    """Integers that add up to `wanted`, in proportion to `counts` by largest remainder, none above `available`."""
+    share = wanted * counts / max(counts.sum(), 1)
+    take = np.minimum(np.floor(share).astype(np.int64), available)
+    by_remainder = np.argsort(-(share - np.floor(share)), kind="stable")
+    while take.sum() < wanted:
+        for index in by_remainder:
+            if take.sum() < wanted and take[index] < available[index]:
+                take[index] += 1
+    return take

@@ -1,0 +1,144 @@
+"""One optimizer step: several batches, on one process or many, as if they were one."""
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from penstock.engine.data.loader import Batch
+from penstock.engine.errors import NonFiniteError
+from penstock.engine.training.distributed import World
+from penstock.engine.training.optimizer import build_optimizer, gradient_norm
+from penstock.engine.training.precision import autocast, gradient_scaler
+from penstock.engine.training.settings import TrainingSettings
+
+# A loss scale halves at every overflow: after as many in a row it is not the scale that is wrong.
+_MAX_OVERFLOWS = 20
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from a run's seed and what it is for; unrelated for different parts."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did, over all processes.
+
+    Attributes:
+        loss_sum: summed cross-entropy of the step's examples. correct: examples predicted right.
+        grad_norm: before clipping.
+        votes: for each question put to the processes, whether any of them voted yes.
+    """
+
+    loss_sum: float
+    correct: int
+    grad_norm: float
+    votes: tuple[bool, ...]
+
+
+class Stepper:
+    """Holds the optimizer and takes steps.
+
+    The gradient is that of the mean loss over the step's examples, wherever they were computed. Random numbers of a
+    batch depend on the seed, the step and the batch's place in the step alone: neither the number of processes nor an
+    interruption changes them.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings, precision: str, world: World) -> None:
+        self._settings = settings
+        self._precision = precision
+        self._world = world
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert settings.learning_rate is not None
+        self._optimizer = build_optimizer(
+            model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._scaler = gradient_scaler(precision, world.device)
+        self._overflows = 0
+        if settings.compile:
+            model.compile(dynamic=True)
+        self._model: nn.Module = model
+        if world.size > 1:
+            self._model = DistributedDataParallel(
+                model, device_ids=[world.device] if world.device.type == "cuda" else None, broadcast_buffers=False
+            )
+
+    def __call__(
+        self, batches: list[Batch], *, step: int, num_examples: int, learning_rate: float, votes: tuple[bool, ...] = ()
+    ) -> StepReport:
+        """Takes step number `step`.
+
+        Args:
+            batches: this process's share of the step, in order; places rank, rank + size, ... of the plan's step.
+            num_examples: in the whole step, over all processes.
+            votes: this process's, on whatever all processes must decide alike.
+
+        Raises:
+            NonFiniteError: the loss or the gradients are not finite; the weights are as before the step.
+        """
+        world, device = self._world, self._world.device
+        totals = torch.tensor([0.0, 0.0, *votes], dtype=torch.float64, device=device)
+        self._model.train()
+        for index, batch in enumerate(batches):
+            torch.manual_seed(derive_seed(self._settings.seed, "step", step, index * world.size + world.rank))
+            batch = batch.to(device)
+            last = index == len(batches) - 1
+            with self._without_sync() if not last else contextlib.nullcontext():
+                with autocast(self._precision, device):
+                    logits = self._model(batch.tokens).logits
+                loss_sum = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+                # DistributedDataParallel averages the gradients over the processes: the factor makes it a sum
+                self._scaler.scale(loss_sum * (world.size / num_examples)).backward()
+            totals[0] += loss_sum.detach()
+            totals[1] += (logits.detach().argmax(-1) == batch.labels).sum()
+        self._scaler.unscale_(self._optimizer)
+        norm = gradient_norm(self._parameters, self._settings.max_grad_norm)
+        world.sum(totals)
+        loss_total, correct, *votes_yes, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
+        self._check_finite(loss_total / num_examples, grad_norm, step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepReport(loss_total, int(correct), grad_norm, tuple(yes > 0 for yes in votes_yes))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "overflows": self._overflows,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._overflows = state["overflows"]
+
+    def _without_sync(self) -> contextlib.AbstractContextManager:
+        if isinstance(self._model, DistributedDataParallel):
+            return self._model.no_sync()
+        return contextlib.nullcontext()
+
+    def _check_finite(self, loss: float, grad_norm: float, step: int) -> None:
+        finite_loss, finite_norm = abs(loss) < float("inf"), abs(grad_norm) < float("inf")
+        if finite_loss and finite_norm:
+            self._overflows = 0
+            return
+        if finite_loss and self._scaler.is_enabled():
+            # fp16 gradients may overflow while the loss scale settles: the scaler skips such a step
+            self._overflows += 1
+            if self._overflows <= _MAX_OVERFLOWS:
+                return
+        what = f"the gradient norm is {grad_norm}" if finite_loss else f"the loss is {loss}"
+        raise NonFiniteError(
+            f"step {step}: {what}; the weights were not touched. "
+            "Lower training.learning_rate, or set training.precision=fp32, and train into another directory"
+        )

@@ -1,0 +1,51 @@
+"""Where metrics go besides metrics.jsonl."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.errors import ConfigError
+from penstock.engine.training.settings import Settings
+
+Tracker = Callable[[Mapping[str, Any]], None]
+
+
+def open_trackers(settings: Settings, run: Path) -> list[tuple[Tracker, Callable[[], None]]]:
+    """(log a record, close) for TensorBoard where it is installed and for W&B where a project is set.
+
+    Raises:
+        ConfigError: a W&B project is set and wandb is not installed.
+    """
+    trackers: list[tuple[Tracker, Callable[[], None]]] = []
+    if settings.training.tensorboard and importlib.util.find_spec("tensorboard"):
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(run / "tensorboard"))
+
+        def to_tensorboard(record: Mapping[str, Any]) -> None:
+            for name, value in _scalars(record):
+                writer.add_scalar(name, value, record["step"])
+
+        trackers.append((to_tensorboard, writer.close))
+    if settings.training.wandb_project:
+        if not importlib.util.find_spec("wandb"):
+            raise ConfigError(
+                "training.wandb_project is set, but wandb is not installed: pip install 'penstock[tracking]'"
+            )
+        import wandb
+
+        # the run's folder names it, so that a resumed run goes on in the same place
+        session = wandb.init(
+            project=settings.training.wandb_project, name=run.name, dir=str(run), config=settings.flat(), resume="allow"
+        )
+        trackers.append((lambda record: session.log(dict(_scalars(record)), step=record["step"]), session.finish))
+    return trackers
+
+
+def _scalars(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return [
+        (f"{record['split']}/{name}", float(value))
+        for name, value in record.items()
+        if name not in ("split", "step", "best") and isinstance(value, (int, float))
+    ]

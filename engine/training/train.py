@@ -1,0 +1,177 @@
+"""From settings and a store to a trained model in a run directory."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from penstock.engine.data.store import Store
+from penstock.engine.errors import ConfigError
+from penstock.engine.models import load_model
+from penstock.engine.training.checkpoint import export_best
+from penstock.engine.training.distributed import World
+from penstock.engine.training.evaluate import evaluate
+from penstock.engine.training.loop import Loop
+from penstock.engine.training.metrics import Metrics
+from penstock.engine.training.progress import Mode
+from penstock.engine.training.run_directory import RunDirectory
+from penstock.engine.training.settings import FREE_KEYS, Settings
+from penstock.engine.training.signals import StopSignal
+from penstock.engine.training.split import split_validation
+from penstock.engine.training.trained import check_fits, describe_data
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to; also the entry `result` of run.json.
+
+    Attributes:
+        validation: figures of the best model, found at `best_step`; None without a validation split.
+        test: figures of the best model on the test store, if one was given.
+        stopped_by: "epochs", "max_steps" or "patience".
+        seconds: time in training steps, waiting for data included, evaluation and checkpoints not.
+        parameters: of the model; trainable_parameters: those that were not frozen.
+    """
+
+    validation: Metrics | None
+    test: Metrics | None
+    best_step: int
+    stopped_by: str
+    steps: int
+    epochs: float
+    examples: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    examples_per_second: float
+    parameters: int
+    trainable_parameters: int
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "TrainResult":
+        metrics = {key: Metrics(**record[key]) if record[key] else None for key in ("validation", "test")}
+        return cls(**{**record, **metrics})
+
+
+def train(
+    settings: Settings,
+    train_store: Store,
+    out_dir: Path | str,
+    *,
+    rows: np.ndarray | None = None,
+    validation_rows: np.ndarray | None = None,
+    test_store: Store | None = None,
+    device: torch.device | str | None = None,
+    progress: Mode = "auto",
+) -> TrainResult:
+    """Trains a model on a store's rows and keeps the best by the validation split; goes on where an earlier call stopped.
+
+    The run's directory then loads as the best model. The caller's random state is left as it was.
+
+    Args:
+        out_dir: the run's directory. One that holds the same run is resumed or, if that is complete, its result returned.
+        rows: int64, the training rows; all by default.
+        validation_rows: int64, rows of the same store for validation; by default carved from `rows`.
+        test_store: read once, at the end, by the best model.
+        device: by default a GPU if there is one. Under torchrun each process has its own.
+        progress: "auto", "live" (a terminal), "plain" (lines) or "none".
+
+    Raises:
+        ConfigError: settings that do not fit each other, the data or the number of processes.
+        ModelError: the model cannot be built for this data.
+        RunError: the directory holds something else.
+        NonFiniteError: the loss or the gradients are no longer finite; the last checkpoint stands as it was.
+        DiskError: a checkpoint cannot be written; the earlier one stands.
+        Interrupted: SIGTERM or SIGINT came; the run was checkpointed.
+    """
+    settings = settings.resolve()
+    world = World.join(device)
+    world.check_divides(settings.data.batches_per_step)
+    rows, validation_rows = _split(settings, train_store, rows, validation_rows)
+    identity = _identity(settings, train_store, rows, validation_rows, test_store)
+    data = describe_data(train_store)
+    if test_store is not None:
+        check_fits(test_store, data)
+    with RunDirectory(Path(out_dir)) as directory:
+        # rank 0 alone creates and locks it
+        directory.record = world.on_main(lambda: directory.claim(identity, settings.to_yaml(), data))
+        if directory.is_complete:
+            return TrainResult.from_json(directory.record["result"])
+        with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []), StopSignal() as stop:
+            loop = Loop(settings, train_store, rows, validation_rows, world, directory)
+            loop.run(stop, progress)
+            result = _conclude(loop, test_store)
+    return result
+
+
+def _split(
+    settings: Settings, store: Store, rows: np.ndarray | None, validation_rows: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.arange(store.num_examples, dtype=np.int64) if rows is None else np.sort(rows)
+    if not len(rows):
+        raise ConfigError("there are no training rows")
+    if validation_rows is not None:
+        return rows, np.sort(validation_rows)
+    data = settings.data
+    return split_validation(
+        store.labels,
+        rows,
+        fraction=data.validation_fraction,
+        maximum=data.validation_max,
+        seed=settings.training.seed,
+    )
+
+
+def _identity(
+    settings: Settings, store: Store, rows: np.ndarray, validation_rows: np.ndarray, test_store: Store | None
+) -> dict[str, Any]:
+    """All that decides a run's result."""
+    return {
+        **{key: value for key, value in settings.flat().items() if key not in FREE_KEYS},
+        "training data": store.fingerprint,
+        "training rows": _digest(rows),
+        "validation rows": _digest(validation_rows),
+        "test data": test_store.fingerprint if test_store else None,
+    }
+
+
+def _digest(rows: np.ndarray) -> str:
+    return f"{len(rows)} rows, {hashlib.blake2b(rows.astype(np.int64).tobytes(), digest_size=8).hexdigest()}"
+
+
+def _conclude(loop: Loop, test_store: Store | None) -> TrainResult:
+    """The best model's files in the run's own folder, the one look at the test set, and run.json."""
+    counters, directory, world = loop.counters, loop.directory, loop.world
+    world.on_main(lambda: export_best(directory.path))
+    test = None
+    if test_store is not None:
+        model = load_model(directory.path).to(world.device)  # type: ignore[arg-type]
+        test = evaluate(
+            model,
+            test_store,
+            tokens_per_batch=loop.settings.data.tokens_per_batch,
+            precision=loop.settings.training.precision,
+            world=world,
+        )
+    seconds = max(counters.seconds, 1e-9)
+    result = TrainResult(
+        validation=counters.best,
+        test=test,
+        best_step=counters.best_step,
+        stopped_by=counters.stopped_by,
+        steps=counters.step,
+        epochs=counters.examples / loop.num_rows,
+        examples=counters.examples,
+        tokens=counters.tokens,
+        seconds=counters.seconds,
+        tokens_per_second=counters.tokens / seconds,
+        examples_per_second=counters.examples / seconds,
+        parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
+        trainable_parameters=sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad),
+    )
+    world.on_main(lambda: directory.update(status="complete", result=dataclasses.asdict(result)))
+    return result

@@ -1,0 +1,67 @@
+import csv
+import random
+from pathlib import Path
+
+import pytest
+
+from penstock.engine.data.prepare import prepare
+from penstock.engine.data.store import Store
+from penstock.engine.training.settings import load_settings
+
+LABELS = ("bad", "fair", "good")
+WORDS = {"bad": "awful dull broken", "fair": "plain usual middling", "good": "lovely bright superb"}
+FILLER = "the a film story actor scene music plot it was and with"
+
+
+def write_texts(file: Path, rows: int, seed: int) -> Path:
+    """Short texts whose label follows from a word or two among filler."""
+    draw = random.Random(seed)
+    with open(file, "w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["text", "label"])
+        for number in range(rows):
+            label = LABELS[number % 3]
+            words = draw.choices(FILLER.split(), k=draw.randrange(0, 14)) + draw.choices(WORDS[label].split(), k=2)
+            draw.shuffle(words)
+            writer.writerow([" ".join(words), label])
+    return file
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("texts")
+    return {"train": write_texts(folder / "train.csv", 240, 0), "test": write_texts(folder / "test.csv", 90, 1)}
+
+
+@pytest.fixture(scope="session")
+def store(texts, tmp_path_factory) -> Store:
+    folder = tmp_path_factory.mktemp("stores") / "train"
+    return prepare(str(texts["train"]), folder, tokenizer="train:wordpiece:150", max_length=64, progress=False)
+
+
+@pytest.fixture(scope="session")
+def test_store(texts, store) -> Store:
+    return prepare(str(texts["test"]), store.path.with_name("test"), like=store.path, progress=False)
+
+
+@pytest.fixture
+def settings():
+    """A tiny LSTM and quick training; takes overrides."""
+
+    def make(*overrides: str):
+        return load_settings(
+            None,
+            [
+                "model.hidden_size=8",
+                "model.embedding_size=8",
+                "model.num_layers=1",
+                "data.tokens_per_batch=256",
+                "training.learning_rate=3e-2",
+                "training.epochs=4",
+                "training.log_every_steps=1",
+                "training.tensorboard=false",
+                *overrides,
+            ],
+        )
+
+    return make

@@ -1,0 +1,232 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.engine.errors import ConfigError, NonFiniteError, RunError, StoreError
+from penstock.engine.training.evaluate import evaluate
+from penstock.engine.training.train import train
+
+
+def records(run, split):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_learns_and_leaves_all_that_it_should(tmp_path, store, test_store, settings):
+    run = tmp_path / "run"
+    result = train(settings(), store, run, test_store=test_store, progress="none")
+    losses = [record["loss"] for record in records(run, "train")]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert result.validation.accuracy > 0.9
+    assert result.test.accuracy > 0.9
+    assert result.test.num_examples == 90
+    assert (result.steps, result.examples, result.stopped_by) == (len(losses), 4 * 216, "epochs")
+    assert result.epochs == 4
+    assert len(records(run, "validation")) == 4
+    for name in (
+        "config.yaml",
+        "run.json",
+        "best/model.safetensors",
+        "last/config.json",
+        "config.json",
+        "tokenizer.json",
+    ):
+        assert (run / name).exists(), name
+    assert (run / "training_state.pt").exists() is False
+    assert not any(file.name.startswith(".writing") for file in (run / "checkpoints").iterdir())
+
+
+def test_the_run_serves_in_a_pipeline(tmp_path, store, settings):
+    from transformers import pipeline
+
+    train(settings("training.epochs=6"), store, tmp_path, progress="none")
+    for folder in (tmp_path, tmp_path / "best", tmp_path / "last"):
+        classify = pipeline("text-classification", str(folder))
+        assert [found["label"] for found in classify(["a lovely bright film", "awful and broken"])] == ["good", "bad"]
+
+
+def test_a_complete_run_gives_its_result_again_and_reads_nothing(tmp_path, store, test_store, settings, monkeypatch):
+    first = train(settings(), store, tmp_path, test_store=test_store, progress="none")
+    monkeypatch.setattr("penstock.engine.training.train.Loop", None)
+    assert train(settings(), store, tmp_path, test_store=test_store, progress="none") == first
+
+
+def test_another_run_in_the_directory(tmp_path, store, settings):
+    train(settings("training.max_steps=2"), store, tmp_path, progress="none")
+    with pytest.raises(RunError, match=r"holds another run: training.seed is 0 there and 1 here"):
+        train(settings("training.max_steps=2", "training.seed=1"), store, tmp_path, progress="none")
+    with pytest.raises(RunError, match=r"holds another run: training rows is"):
+        train(settings("training.max_steps=2"), store, tmp_path, rows=np.arange(100), progress="none")
+
+
+def test_accumulation_is_one_large_batch(tmp_path, store, settings):
+    """Four batches of a quarter in a step, and one batch of all: the same gradient, up to rounding."""
+    same = ("training.epochs=4", "model.head_dropout=0", "data.mode=pack", "data.validation_fraction=0")
+    one = train(settings(*same, "data.tokens_per_batch=100000"), store, tmp_path / "one", progress="none")
+    four = train(
+        settings(*same, "data.tokens_per_batch=100000", "data.batches_per_step=4"),
+        store,
+        tmp_path / "four",
+        progress="none",
+    )
+    assert one.examples == four.examples == 4 * 240
+    for a, b in zip(records(tmp_path / "one", "train"), records(tmp_path / "four", "train"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 9, 11, 20])
+def test_an_interrupted_run_ends_bitwise_as_an_uninterrupted_one(tmp_path, store, settings, stop_at):
+    """Stopped in the middle of an epoch, at its end and beyond, with accumulation and dropout."""
+    import signal
+
+    from penstock.engine.training.signals import Interrupted
+    from penstock.engine.training.step import Stepper
+
+    chosen = settings("data.batches_per_step=2", "data.tokens_per_batch=128", "training.log_every_steps=3")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = train(chosen, store, whole, progress="none")
+    assert result.steps > 21
+    take_step = Stepper.__call__
+
+    def with_signal(self, batches, *, step, **rest):
+        if step == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return take_step(self, batches, step=step, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "__call__", with_signal)
+        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stop_at + 1};") as caught:
+            train(chosen, store, parts, progress="none")
+    assert caught.value.exit_code == 143
+    again = train(chosen, store, parts, progress="none")
+    assert same_weights(whole / "last", parts / "last")
+    assert same_weights(whole / "best", parts / "best")
+    assert again.validation == result.validation
+    assert (again.steps, again.examples, again.tokens) == (result.steps, result.examples, result.tokens)
+    timeless = ("seconds", "tokens_per_second", "examples_per_second", "data_wait")
+    for split in ("train", "validation"):
+        one, other = (
+            [{k: v for k, v in r.items() if k not in timeless} for r in records(run, split)] for run in (whole, parts)
+        )
+        assert one == other
+
+
+def test_the_callers_random_numbers_are_left_alone(tmp_path, store, settings):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(settings("training.max_steps=2"), store, tmp_path, progress="none")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeds_differ_and_repeat(tmp_path, store, settings):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(settings("training.max_steps=3", f"training.seed={seed}"), store, tmp_path / name, progress="none")
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert not same_weights(tmp_path / "a", tmp_path / "c")
+
+
+def test_early_stopping_keeps_the_best(tmp_path, store, settings):
+    # a rate of 0 never gets better than the first evaluation
+    chosen = settings("training.learning_rate=0", "training.epochs=50", "training.patience=2")
+    result = train(chosen, store, tmp_path, progress="none")
+    validations = records(tmp_path, "validation")
+    assert [record["best"] for record in validations] == [True, False, False]
+    assert (result.stopped_by, result.best_step) == ("patience", validations[0]["step"])
+    assert result.steps == validations[2]["step"]
+
+
+def test_evaluation_at_intervals_of_steps_and_at_the_end(tmp_path, store, settings):
+    train(settings("training.max_steps=7", "training.evaluate_every_steps=3"), store, tmp_path, progress="none")
+    assert [record["step"] for record in records(tmp_path, "validation")] == [3, 6, 7]
+
+
+def test_without_a_validation_split_the_last_model_is_the_best(tmp_path, store, settings):
+    result = train(settings("training.max_steps=3", "data.validation_fraction=0"), store, tmp_path, progress="none")
+    assert result.validation is None
+    assert result.best_step == 3
+    assert same_weights(tmp_path, tmp_path / "last")
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_before_the_weights_are_touched(tmp_path, store, settings, where):
+    from penstock.engine.training.step import Stepper
+
+    take_step = Stepper.__call__
+
+    def poison(self, batches, *, step, **rest):
+        if step == 5:
+            parameter = self._parameters[-1]
+            if where == "loss":
+                parameter.register_hook(lambda grad: grad)
+                with torch.no_grad():
+                    parameter[0] = float("nan")
+            else:
+                self._parameters[0].register_hook(lambda grad: grad * float("inf"))
+        return take_step(self, batches, step=step, **rest)
+
+    chosen = settings("training.checkpoint_every_steps=4")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "__call__", poison)
+        what = "the loss is nan" if where == "loss" else "the gradient norm is"
+        with pytest.raises(NonFiniteError, match=f"step 5: {what}.*RUN/last|step 5: {what}"):
+            train(chosen, store, tmp_path, progress="none")
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "last").values())
+    # the same command goes on from the checkpoint
+    assert train(chosen, store, tmp_path, progress="none").validation is not None
+
+
+def test_given_validation_rows_and_a_subset(tmp_path, store, settings):
+    result = train(
+        settings("training.max_steps=2"),
+        store,
+        tmp_path,
+        rows=np.arange(60),
+        validation_rows=np.arange(60, 90),
+        progress="none",
+    )
+    assert result.validation.num_examples == 30
+    model = __import__("penstock.engine.models", fromlist=["load_model"]).load_model(tmp_path)
+    again = evaluate(model, store, rows=np.arange(60, 90))
+    assert again.accuracy == result.validation.accuracy
+    assert again.loss == pytest.approx(result.validation.loss, rel=1e-6)
+
+
+def test_a_test_set_with_other_labels(tmp_path, texts, store, settings):
+    from penstock.engine.data.prepare import prepare
+
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\na,x\nb,y\n")
+    others = prepare(str(other), tmp_path / "other", tokenizer=str(store.path / "tokenizer"), progress=False)
+    with pytest.raises(StoreError, match="was prepared with other (labels|tokenizer) than the training data"):
+        train(settings(), store, tmp_path / "run", test_store=others, progress="none")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_rows(tmp_path, store, settings):
+    with pytest.raises(ConfigError, match="there are no training rows"):
+        train(settings(), store, tmp_path / "run", rows=np.empty(0, np.int64), progress="none")
+
+
+def test_bf16_on_a_cpu_learns(tmp_path, store, settings):
+    result = train(settings("training.precision=bf16", "training.epochs=6"), store, tmp_path, progress="none")
+    assert result.validation.accuracy > 0.8
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path, store, settings):
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        train(settings("training.precision=fp16"), store, tmp_path, progress="none", device="cpu")
