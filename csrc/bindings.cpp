@@ -5,5 +5,6 @@ PYBIND11_MODULE(_native, module) {
   penstock::bind_attention(module);
   penstock::bind_data(module);
   penstock::bind_isa(module);
+  penstock::bind_lstm_cpu(module);
   penstock::bind_philox(module);
 }

@@ -14,16 +14,33 @@ namespace {
 
 // The entry point of gcc's OpenMP run time, which Intel's and LLVM's also have: runs a function on a team of threads.
 using GompParallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+using GetNumber = int (*)();
+
+struct OpenMP {
+  GompParallel parallel;
+  GetNumber get_thread_num, get_num_threads;
+};
 
 // Found in whichever OpenMP library is loaded already, under the names that builds of torch give it; never loads one.
-GompParallel loaded_openmp() {
+OpenMP loaded_openmp() {
+  const auto symbols = [](void* library) {
+    return OpenMP{reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel")),
+                  reinterpret_cast<GetNumber>(dlsym(library, "omp_get_thread_num")),
+                  reinterpret_cast<GetNumber>(dlsym(library, "omp_get_num_threads"))};
+  };
   for (const char* name : {"libgomp.so.1", "libgomp.so", "libiomp5.so", "libomp.so", "libomp.dylib", "libiomp5.dylib"}) {
     void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
     if (library == nullptr) continue;
-    if (void* symbol = dlsym(library, "GOMP_parallel")) return reinterpret_cast<GompParallel>(symbol);
+    const OpenMP found = symbols(library);
+    if (found.parallel != nullptr) return found;
     dlclose(library);
   }
-  return reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return symbols(RTLD_DEFAULT);
+}
+
+const OpenMP& openmp() {
+  static const OpenMP found = loaded_openmp();
+  return found;
 }
 
 struct Job {
@@ -49,19 +66,38 @@ struct Job {
 }  // namespace
 
 void parallel_for(int64_t items, int threads, const std::function<void(int64_t, int)>& work) {
-  static const GompParallel openmp = loaded_openmp();
   threads = int(std::min<int64_t>(threads, items));
   Job job{items, work};
   if (threads <= 1) {
     job.run();
-  } else if (openmp != nullptr) {
-    openmp([](void* data) { static_cast<Job*>(data)->run(); }, &job, unsigned(threads), 0);
+  } else if (openmp().parallel != nullptr) {
+    openmp().parallel([](void* data) { static_cast<Job*>(data)->run(); }, &job, unsigned(threads), 0);
   } else {
     std::vector<std::jthread> helpers;
     for (int i = 1; i < threads; ++i) helpers.emplace_back([&job] { job.run(); });
     job.run();
   }
   if (job.error) std::rethrow_exception(job.error);
+}
+
+void run_together(int threads, void (*work)(void* context, int member, int members), void* context) {
+  if (threads <= 1) return work(context, 0, 1);
+  if (openmp().parallel != nullptr && openmp().get_num_threads != nullptr) {
+    struct Call {
+      void (*work)(void*, int, int);
+      void* context;
+    } call{work, context};
+    openmp().parallel(
+        [](void* data) {
+          const Call& call = *static_cast<Call*>(data);
+          call.work(call.context, openmp().get_thread_num(), openmp().get_num_threads());
+        },
+        &call, unsigned(threads), 0);
+    return;
+  }
+  std::vector<std::jthread> helpers;
+  for (int i = 1; i < threads; ++i) helpers.emplace_back(work, context, i, threads);
+  work(context, 0, threads);
 }
 
 }  // namespace penstock

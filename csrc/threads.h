@@ -11,4 +11,8 @@ namespace penstock {
 // idle threads spin for milliseconds after every operation. An exception thrown by `work` arrives at the caller.
 void parallel_for(int64_t items, int threads, const std::function<void(int64_t item, int worker)>& work);
 
+// Calls work(context, member, members) for every member on a thread of its own, all at the same time; `members` is
+// `threads`, or fewer where the run time grants no more (inside another parallel region).
+void run_together(int threads, void (*work)(void* context, int member, int members), void* context);
+
 }  // namespace penstock

@@ -15,7 +15,8 @@ def _words(text: str) -> tuple[str, ...]:
 GENERAL: Scale = {
     2: _words(
         "excellent great wonderful fantastic amazing superb outstanding brilliant perfect terrific exceptional "
-        "fabulous flawless stunning magnificent marvelous impeccable phenomenal splendid first-rate remarkable sublime stellar "
+        "fabulous flawless stunning magnificent marvelous impeccable phenomenal splendid first-rate remarkable "
+        "sublime stellar "
         "faultless exquisite glorious top-notch"
     ),
     1: _words(

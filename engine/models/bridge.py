@@ -66,8 +66,11 @@ def _attend(
         raise ValueError(f"{ATTENTION} attention takes all sequences in one row, got a batch of {query.shape[0]} rows")
     # What arrives for a local layer is the number of keys to either side plus one (checked in transformers 5.23).
     side = -1 if sliding_window is None else sliding_window - 1
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     out = varlen_attention(
-        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        q,
+        k,
+        v,
         cu_seq_lens_q,
         cu_seq_lens_k,
         max_length_q,

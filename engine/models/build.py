@@ -79,6 +79,8 @@ def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
 def _build_lstm(
     settings: ModelSettings, vocab_size: int, labels: dict, tokenizer: PreTrainedTokenizerBase | None
 ) -> LSTMClassifier:
+    assert settings.num_layers is not None
+    assert settings.hidden_size is not None
     pretrained = None
     embedding_size = settings.embedding_size
     if settings.embeddings == "encoder":
@@ -90,6 +92,7 @@ def _build_lstm(
                 f"{pretrained.shape[1]} dimensions; leave it out"
             )
         embedding_size = pretrained.shape[1]
+    assert embedding_size is not None
     config = LSTMClassifierConfig(
         vocab_size=vocab_size,
         embedding_size=embedding_size,

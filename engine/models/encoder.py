@@ -67,9 +67,7 @@ class EncoderClassifier(nn.Module):
             if key.startswith(model.base_model_prefix + ".") and not key.startswith(head)
         ]
         if lacking:
-            raise ModelError(
-                f"checkpoint {str(name)!r} lacks {len(lacking)} weights of its encoder, such as {lacking[0]}"
-            )
+            raise ModelError(f"model {str(name)!r} lacks {len(lacking)} weights of its encoder, such as {lacking[0]}")
         return cls(model)
 
     @property
@@ -84,10 +82,9 @@ class EncoderClassifier(nn.Module):
         return self.model.get_input_embeddings()
 
     def gradient_checkpointing_enable(self) -> None:
-        # The first is the name since transformers 5.2x, the second until version 6.
-        enable = (
-            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
-        )
+        # The second is the first one's name in transformers before 5.23.
+        names = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+        enable = next(getattr(self.model, name) for name in names if hasattr(self.model, name))
         enable({"use_reentrant": False})
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
@@ -153,6 +150,6 @@ def _pool_first(module: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: 
 
 
 def _pool_mean(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-    """(1, total_tokens, width) -> (batch, 1, width): the mean over each sequence, of which the stock head takes the mean."""
+    """(1, total_tokens, width) -> (batch, 1, width): each sequence's mean, of which the stock head takes the mean."""
     output.last_hidden_state = segment_pool(output.last_hidden_state[0], kwargs["cu_seq_lens_q"], "mean")[:, None]
     return output

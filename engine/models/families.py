@@ -69,4 +69,6 @@ def pools_mean(config: PreTrainedConfig) -> bool:
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """The list of layers of a model for sequence classification."""
-    return model.base_model.get_submodule(family_of(model.config).layers)
+    layers = model.base_model.get_submodule(family_of(model.config).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers

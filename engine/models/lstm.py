@@ -40,7 +40,7 @@ class LSTMClassifier(PreTrainedModel):
             bidirectional=config.bidirectional,
         )
         self.scores = nn.Linear(width, 1) if config.pooling == "attention" else None
-        self.classifier = nn.Linear(width, config.num_labels)
+        self.classifier = nn.Linear(width, len(config.id2label or ()))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -50,7 +50,8 @@ class LSTMClassifier(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.embeddings = value
 
     def forward(
@@ -72,7 +73,8 @@ class LSTMClassifier(PreTrainedModel):
             return_dict: False for a plain tuple.
             reduction: of the loss over the batch: "mean", "sum" or "none".
         Returns:
-            logits (batch, num_labels) and, given labels, the loss. A text without tokens has the logits of a zero vector.
+            logits (batch, num_labels) and, given labels, the loss. A text without tokens has the logits of a zero
+            vector.
         Raises:
             TypeError, ValueError: the input is neither form, or the mask does not fit it.
         """

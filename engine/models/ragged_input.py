@@ -1,6 +1,5 @@
 """The border between padded batches, as transformers passes them, and ragged ones."""
 
-import torch
 from torch import Tensor
 
 from penstock.kernels import Ragged
@@ -18,9 +17,7 @@ def as_ragged(input_ids: Ragged | Tensor, attention_mask: Tensor | None = None) 
     """
     if isinstance(input_ids, Ragged):
         if attention_mask is not None:
-            raise ValueError(
-                "attention_mask goes with padded input_ids only: a ragged batch has its bounds in cu_seqlens"
-            )
+            raise ValueError("attention_mask goes with padded input_ids only: a ragged batch has cu_seqlens")
         if input_ids.values.ndim != 1:
             raise ValueError(f"token ids must have shape (total_tokens,), got {tuple(input_ids.values.shape)}")
         return input_ids

@@ -23,7 +23,7 @@ class ModelSettings:
 
     Attributes:
         kind: "lstm" (from scratch) or "encoder" (a pretrained transformers encoder, fine-tuned).
-        preset: "lstm-1-256" (the default size), "lstm-4-256" or "lstm-4-512": the layers and the hidden size of an LSTM.
+        preset: "lstm-1-256" (the default sizes), "lstm-4-256" or "lstm-4-512": an LSTM's layers and hidden size.
         num_layers, hidden_size: of an LSTM, the hidden size counted per direction.
         bidirectional: whether the LSTM also reads from the end.
         embedding_size: of an LSTM's token embeddings; None is 256, or the encoder's if they are taken from one.
@@ -71,7 +71,7 @@ class ModelSettings:
                 object.__setattr__(self, name, value)
             elif self.preset is not None and given != value:
                 raise ConfigError(
-                    f"model.{name}={given} contradicts model.preset={self.preset}, which is {value}; leave one of them out"
+                    f"model.{name}={given} contradicts model.preset={self.preset}, which is {value}; leave one out"
                 )
         if self.embedding_size is None and self.embeddings == "scratch":
             object.__setattr__(self, "embedding_size", 256)
@@ -81,9 +81,10 @@ class ModelSettings:
                 raise ConfigError(f"model.{name} must be a positive integer, got {value!r}")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.endswith("dropout") and value is not None:
-                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                    raise ConfigError(f"model.{field.name} must lie in [0, 1), got {value!r}")
+            if not field.name.endswith("dropout") or value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ConfigError(f"model.{field.name} must lie in [0, 1), got {value!r}")
         for name in ("bidirectional", "freeze_embeddings", "gradient_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"model.{name} must be true or false, got {getattr(self, name)!r}")

@@ -158,7 +158,9 @@ def test_packaged_minilm(minilm: str, capfd: pytest.CaptureFixture[str]) -> None
     texts = ["A film that never quite finds its feet, but what feet.", "Dull.", "I would see it again. " * 20]
     padded = own(texts, padding=True, return_tensors="pt")
     rows = [own(text)["input_ids"] for text in texts]
-    ragged = Ragged.from_lengths(torch.tensor(sum(rows, []), dtype=torch.int32), [len(row) for row in rows])
+    ragged = Ragged.from_lengths(
+        torch.cat([torch.tensor(row, dtype=torch.int32) for row in rows]), [len(row) for row in rows]
+    )
     torch.manual_seed(0)
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(
         minilm, num_labels=5, attn_implementation="eager"

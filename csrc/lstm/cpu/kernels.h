@@ -1,0 +1,21 @@
+// The layer for each instruction set: one templated source, compiled by avx2.cpp and its like (see csrc/isa.h).
+#pragma once
+
+#include "isa.h"
+#include "layer.h"
+
+namespace penstock::lstm {
+
+struct Kernels {
+  void (*forward)(const Layer&, const Forward&);
+  void (*backward)(const Layer&, const Backward&);
+};
+
+namespace portable { extern const Kernels kernels; }
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+namespace avx512_bf16 { extern const Kernels kernels; }
+
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace penstock::lstm

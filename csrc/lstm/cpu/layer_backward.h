@@ -1,0 +1,101 @@
+// A whole layer backward: the recurrence of every team, then dx and the weights' gradients over all tokens at once.
+#pragma once
+
+#include "layer_forward.h"
+#include "recurrence_backward.h"
+
+namespace penstock::lstm::PENSTOCK_ISA {
+
+// The row of h that entered each token's cell, (tokens) pointers.
+template <class T>
+void rows_before(const Layer& layer, const Schedule& schedule, int direction, const T* y, const T* zeros, const T** rows) {
+  const int64_t H = layer.hidden_size, stride = layer.directions * H;
+  const T* h0 = of_direction<T>(layer.h0, direction, layer);
+  if (schedule.covered < layer.tokens) {
+    for (int64_t token = 0; token < layer.tokens; ++token) rows[token] = zeros;
+  }
+  for (const Sequence& sequence : schedule.sequences) {
+    if (sequence.length == 0) continue;
+    const int64_t end = sequence.start + sequence.length, back = direction == 0 ? -1 : 1;
+    for (int64_t token = sequence.start; token < end; ++token) rows[token] = y + (token + back) * stride + direction * H;
+    rows[direction == 0 ? sequence.start : end - 1] = h0 ? h0 + sequence.index * H : zeros;
+  }
+}
+
+template <class T>
+void weight_gradients(const Layer& layer, const Schedule& schedule, const Backward& io,
+                      const typename Operand<T>::Element* dgates, int64_t dgates_stride, const T* zeros) {
+  using Lane = typename Operand<T>::Lane;
+  const int64_t H = layer.hidden_size;
+  const int per_direction = layer.threads > layer.directions ? layer.threads / layer.directions : 1;
+  const int tasks = per_direction * layer.directions;
+  const int workers = layer.threads < tasks ? layer.threads : tasks;
+
+  Block rows_block(layer.directions * layer.tokens * sizeof(const T*));
+  WeightProduct<T> products[kMaxDirections];
+  for (int d = 0; d < layer.directions; ++d) {
+    const T** h_before = rows_block.as<const T*>() + d * layer.tokens;
+    rows_before(layer, schedule, d, static_cast<const T*>(io.y), zeros, h_before);
+    products[d] = {layer.tokens, layer.input_size, H, static_cast<const T*>(layer.x), h_before,
+                   dgates + d * 4 * H, dgates_stride, static_cast<T*>(io.weights[d].w_ih),
+                   static_cast<T*>(io.weights[d].w_hh), static_cast<T*>(io.weights[d].bias)};
+  }
+  const int64_t most_rows = (4 * H + per_direction - 1) / per_direction;
+  const int64_t operand_lanes = products[0].operand_lanes(most_rows), sum_floats = products[0].sum_floats(most_rows);
+  Block operands(workers * operand_lanes * sizeof(Lane)), sums(workers * sum_floats * sizeof(float));
+  auto multiply = [&](int worker, int available) {
+    const Range mine = share(tasks, available, worker);
+    for (int64_t task = mine.begin; task < mine.end; ++task) {
+      products[task / per_direction].run(share(4 * H, per_direction, task % per_direction),
+                                         operands.as<Lane>() + worker * operand_lanes,
+                                         sums.as<float>() + worker * sum_floats);
+    }
+  };
+  parallel(workers, multiply);
+}
+
+template <class T>
+void backward(const Layer& layer, const Backward& io) {
+  using Lane = typename Operand<T>::Lane;
+  using Element = typename Operand<T>::Element;
+  const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
+  const Schedule schedule(layer);
+  const Teams teams(layer, schedule);
+
+  const int64_t dgates_stride = (D * 4 * H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
+  const int64_t panels = panels_of(H), packed_lanes = panels * kPanel * Operand<T>::lanes(4 * H);
+  Block dgates_block(layer.tokens * dgates_stride * sizeof(Element));
+  Block w_block(D * packed_lanes * sizeof(Lane)), dc_block(D * B * H * sizeof(float));
+  Block zeros_block(4 * H * sizeof(float));
+  Element* dgates = dgates_block.as<Element>();
+  std::memset(zeros_block.as<void>(), 0, 4 * H * sizeof(float));
+  if (schedule.covered < layer.tokens) std::memset(dgates, 0, layer.tokens * dgates_stride * sizeof(Element));
+
+  auto pack = [&](int member, int members) {
+    const Range mine = share(D * panels, members, member);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      RecurrentWeightsBackward<T>::pack(static_cast<const T*>(layer.weights[i / panels].w_hh), H, i % panels,
+                                        w_block.as<Lane>() + i / panels * packed_lanes);
+    }
+  };
+  parallel(layer.threads, pack);
+
+  teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
+    const int direction = teams.direction(index);
+    const BackwardTeam<T> team{
+        direction, layer.directions, H, schedule.sequences.data() + teams.part(index), teams.rows(index), teams.parts,
+        w_block.as<Lane>() + direction * packed_lanes, static_cast<const T*>(io.gates), io.c,
+        of_direction<float>(layer.c0, direction, layer), static_cast<const T*>(io.dy), io.dc,
+        of_direction<T>(io.dh_n, direction, layer), dgates, dgates_stride, zeros_block.as<Element>(),
+        dc_block.as<float>() + teams.first_row(index) * H, of_direction<T>(io.dh0, direction, layer)};
+    if (member == 0) team.start(of_direction<float>(io.dc_n, direction, layer));
+    barrier.wait();
+    team.run(share(panels, members, member), barrier);
+    if (member == 0 && io.dc0) team.finish(of_direction<float>(io.dc0, direction, layer));
+  });
+
+  if (io.dx) project_gradient<T>(layer, dgates, dgates_stride, static_cast<T*>(io.dx));
+  if (io.weights[0].w_ih) weight_gradients<T>(layer, schedule, io, dgates, dgates_stride, zeros_block.as<T>());
+}
+
+}  // namespace penstock::lstm::PENSTOCK_ISA

@@ -1,0 +1,97 @@
+// A whole layer forward: the input's projection, then the recurrence of every team.
+#pragma once
+
+#include <new>
+
+#include "projection.h"
+#include "recurrence_forward.h"
+
+namespace penstock::lstm::PENSTOCK_ISA {
+
+template <class T>
+T* of_direction(const void* base, int direction, const Layer& layer) {
+  if (base == nullptr) return nullptr;
+  return static_cast<T*>(const_cast<void*>(base)) + direction * layer.batch * layer.hidden_size;
+}
+
+// The teams of a recurrence, numbered direction by direction.
+struct Teams {
+  int64_t batch;
+  int directions, parts, members;
+
+  Teams(const Layer& layer, const Schedule& schedule)
+      : batch(layer.batch), directions(layer.directions), parts(schedule.parts), members(schedule.members) {}
+
+  int count() const { return directions * parts; }
+  int direction(int64_t team) const { return int(team / parts); }
+  int64_t part(int64_t team) const { return team % parts; }
+  int64_t rows(int64_t team) const { return (batch - part(team) + parts - 1) / parts; }
+  // Teams' states lie one after the other.
+  int64_t first_row(int64_t team) const {
+    int64_t row = direction(team) * batch;
+    for (int64_t earlier = team - part(team); earlier < team; ++earlier) row += rows(earlier);
+    return row;
+  }
+
+  // Calls work(team, member, members, barrier) for every member of every team.
+  template <class Work>
+  void run(int threads, const Work& work) const {
+    const int wanted = count() * members;
+    Block block(count() * sizeof(Barrier));
+    for (int team = 0; team < count(); ++team) new (block.as<Barrier>() + team) Barrier(members);
+    auto on_thread = [&](int thread, int available) {
+      if (members > 1 && available == wanted) {
+        work(thread / members, thread % members, members, block.as<Barrier>()[thread / members]);
+        return;
+      }
+      const Range mine = share(count(), available, thread);
+      Barrier alone(1);
+      for (int64_t team = mine.begin; team < mine.end; ++team) work(team, 0, 1, alone);
+    };
+    parallel(threads < wanted ? threads : wanted, on_thread);
+  }
+};
+
+template <class T>
+void forward(const Layer& layer, const Forward& out) {
+  using Lane = typename Operand<T>::Lane;
+  using Element = typename Operand<T>::Element;
+  const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
+  const Schedule schedule(layer);
+  const Teams teams(layer, schedule);
+  const bool save = out.gates != nullptr;
+  if (schedule.covered < layer.tokens) std::memset(out.y, 0, layer.tokens * D * H * sizeof(T));
+
+  Block gates_block(save ? 0 : layer.tokens * D * 4 * H * sizeof(T));
+  T* gates = save ? static_cast<T*>(out.gates) : gates_block.as<T>();
+  project_input<T>(layer, gates);
+
+  const int64_t panels = RecurrentWeights<T>::panels(H), panel_lanes = RecurrentWeights<T>::panel_lanes(H);
+  const int64_t h_stride = (H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
+  Block w_block(D * panels * panel_lanes * sizeof(Lane));
+  Block h_block(2 * D * B * h_stride * sizeof(Element)), c_block(D * B * H * sizeof(float));
+
+  auto pack = [&](int member, int members) {
+    const Range mine = share(D * panels, members, member);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      RecurrentWeights<T>::pack(static_cast<const T*>(layer.weights[i / panels].w_hh), H, i % panels,
+                                w_block.as<Lane>() + i / panels * panels * panel_lanes);
+    }
+  };
+  parallel(layer.threads, pack);
+
+  teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
+    const int direction = teams.direction(index);
+    Element* h = h_block.as<Element>() + 2 * teams.first_row(index) * h_stride;
+    const ForwardTeam<T> team{
+        direction, layer.directions, H, schedule.sequences.data() + teams.part(index), teams.rows(index), teams.parts,
+        w_block.as<Lane>() + direction * panels * panel_lanes, gates, save, out.c, static_cast<T*>(out.y),
+        {h, h + teams.rows(index) * h_stride}, h_stride, c_block.as<float>() + teams.first_row(index) * H};
+    if (member == 0) team.start(of_direction<T>(layer.h0, direction, layer), of_direction<float>(layer.c0, direction, layer));
+    barrier.wait();
+    team.run(share(panels, members, member), barrier);
+    if (member == 0) team.finish(of_direction<T>(out.h_n, direction, layer), of_direction<float>(out.c_n, direction, layer));
+  });
+}
+
+}  // namespace penstock::lstm::PENSTOCK_ISA

@@ -1,0 +1,93 @@
+// What x and the gates exchange, over all tokens at once: gates = x W_ih^T + b, and dx = dgates W_ih.
+#pragma once
+
+#include "layer.h"
+#include "products.h"
+#include "team.h"
+#include "workspace.h"
+
+namespace penstock::lstm::PENSTOCK_ISA {
+
+// gates: (tokens, directions, 4H).
+template <class T>
+void project_input(const Layer& layer, T* gates) {
+  using Lane = typename Operand<T>::Lane;
+  const int64_t H = layer.hidden_size, I = layer.input_size, columns = layer.directions * 4 * H;
+  const int64_t panels = panels_of(columns), lanes = Operand<T>::lanes(I), x_stride = lanes + kLinePad;
+
+  Block w_block(panels * kPanel * lanes * sizeof(Lane)), bias_block(panels * kPanel * sizeof(float));
+  Lane* w = w_block.as<Lane>();
+  float* bias = bias_block.as<float>();
+  auto pack = [&](int member, int members) {
+    const Range mine = share(panels, members, member);
+    for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
+      const int64_t first = panel * kPanel, width = vecs_of_panel(columns, panel) * kLanes;
+      pack_transposed<T>(I, width, [&](int64_t j) -> const T* {
+        const int64_t column = first + j;
+        if (column >= columns) return nullptr;
+        return static_cast<const T*>(layer.weights[column / (4 * H)].w_ih) + gate_row(column % (4 * H), H) * I;
+      }, w + first * lanes);
+      for (int64_t column = first; column < first + width; ++column) {
+        bias[column] = 0;
+        if (column >= columns) continue;
+        const Weights& weights = layer.weights[column / (4 * H)];
+        const int64_t row = gate_row(column % (4 * H), H);
+        if (weights.b_ih) bias[column] += to_float(static_cast<const T*>(weights.b_ih)[row]);
+        if (weights.b_hh) bias[column] += to_float(static_cast<const T*>(weights.b_hh)[row]);
+      }
+    }
+  };
+  parallel(layer.threads, pack);
+
+  Block x_block(layer.tokens * x_stride * sizeof(Lane));
+  const int64_t partial_floats = lanes > kDepth ? kRowBlock * panels * kPanel : 0;
+  Block partial_block(layer.threads * partial_floats * sizeof(float));
+  auto project = [&](int member, int members) {
+    const Range rows = share(layer.tokens, members, member);
+    auto x_row = [&](int64_t row) { return x_block.as<Lane>() + row * x_stride; };
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T* from = static_cast<const T*>(layer.x) + row * I;
+      Lane* to = x_row(row);
+      for (int64_t k = 0; k < lanes; ++k) to[k] = lane_along(from, k, I);
+    }
+    product_by_rows<T>(rows, lanes, columns, x_row, w, partial_block.as<float>() + member * partial_floats,
+                       [&](int64_t row, int64_t column, int64_t n, Vec value) {
+                         store(gates + row * columns + column, value + load(bias + column), n);
+                       });
+  };
+  parallel(layer.threads, project);
+}
+
+// dgates: (tokens, dgates_stride), of which the first directions * 4H elements of each row.
+template <class T>
+void project_gradient(const Layer& layer, const typename Operand<T>::Element* dgates, int64_t dgates_stride, T* dx) {
+  using Lane = typename Operand<T>::Lane;
+  const int64_t H = layer.hidden_size, I = layer.input_size, gates = layer.directions * 4 * H;
+  const int64_t panels = panels_of(I), lanes = Operand<T>::lanes(gates);
+
+  Block w_block(panels * kPanel * lanes * sizeof(Lane));
+  Lane* w = w_block.as<Lane>();
+  auto pack = [&](int member, int members) {
+    const Range mine = share(panels, members, member);
+    for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
+      const int64_t first = panel * kPanel, width = vecs_of_panel(I, panel) * kLanes;
+      pack_rows<T>(gates, I - first < width ? I - first : width, width, [&](int64_t k) {
+        return static_cast<const T*>(layer.weights[k / (4 * H)].w_ih) + gate_row(k % (4 * H), H) * I + first;
+      }, w + first * lanes);
+    }
+  };
+  parallel(layer.threads, pack);
+
+  const int64_t partial_floats = lanes > kDepth ? kRowBlock * panels * kPanel : 0;
+  Block partial_block(layer.threads * partial_floats * sizeof(float));
+  auto project = [&](int member, int members) {
+    product_by_rows<T>(
+        share(layer.tokens, members, member), lanes, I,
+        [&](int64_t row) { return reinterpret_cast<const Lane*>(dgates + row * dgates_stride); }, w,
+        partial_block.as<float>() + member * partial_floats,
+        [&](int64_t row, int64_t column, int64_t n, Vec value) { store(dx + row * I + column, value, n); });
+  };
+  parallel(layer.threads, project);
+}
+
+}  // namespace penstock::lstm::PENSTOCK_ISA

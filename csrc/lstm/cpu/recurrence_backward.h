@@ -1,0 +1,166 @@
+// Gradients back through time for one direction: each step is one product of the following step's gate gradients with
+// W_hh, whose epilogue is the cell's backward.
+#pragma once
+
+#include "cell.h"
+#include "gate_layout.h"
+#include "layer.h"
+#include "pack.h"
+#include "schedule.h"
+#include "team.h"
+
+namespace penstock::lstm::PENSTOCK_ISA {
+
+// W_hh for the backward product: panels of H columns, k runs over the 4H gates in the order of gate_layout.h.
+template <class T>
+struct RecurrentWeightsBackward {
+  using Lane = typename Operand<T>::Lane;
+
+  static int64_t panel_offset(int64_t hidden_size, int64_t panel) {
+    return panel * kPanel * Operand<T>::lanes(4 * hidden_size);
+  }
+
+  static void pack(const T* w_hh, int64_t hidden_size, int64_t panel, Lane* out) {
+    const int64_t first = panel * kPanel, width = vecs_of_panel(hidden_size, panel) * kLanes;
+    const int64_t columns = hidden_size - first < width ? hidden_size - first : width;
+    pack_rows<T>(4 * hidden_size, columns, width,
+                 [&](int64_t k) { return w_hh + gate_row(k, hidden_size) * hidden_size + first; },
+                 out + panel_offset(hidden_size, panel));
+  }
+};
+
+template <class T>
+struct BackwardTeam {
+  using Element = typename Operand<T>::Element;
+  using Lane = typename Operand<T>::Lane;
+
+  int direction, directions;
+  int64_t hidden_size;
+  const Sequence* sequences;  // sequence r of this team is sequences[r * parts]
+  int64_t rows, parts;
+  const Lane* w_hh;
+  const T* gates;       // (tokens, directions, 4H) pre-activations
+  const float* c;       // (tokens, directions, H)
+  const float* c0;      // (batch, H) of this direction, or null
+  const T* dy;          // (tokens, directions * H) or null
+  const float* dcells;  // (tokens, directions * H), gradient of every c, or null
+  const T* dh_n;        // (batch, H) of this direction, or null
+  Element* dgates;      // (tokens, dgates_stride), this direction's from column direction * 4H
+  int64_t dgates_stride;
+  const Element* zeros;  // 4H of them: the gate gradients after a sequence's last step
+  float* dc;             // (rows, H), the state
+  T* dh0;                // (batch, H) of this direction, or null
+
+  // dc_n: (batch, H) of this direction, or null for zeros.
+  void start(const float* dc_n) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      float* state = dc + r * hidden_size;
+      for (int64_t unit = 0; unit < hidden_size; ++unit) {
+        state[unit] = dc_n ? dc_n[sequence(r).index * hidden_size + unit] : 0.0f;
+      }
+    }
+  }
+
+  // After `run` the state is the initial state's gradient.
+  void finish(float* dc0) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(dc0 + sequence(r).index * hidden_size, dc + r * hidden_size, hidden_size * sizeof(float));
+    }
+  }
+
+  void run(Range panels, Barrier& barrier) const {
+    const int64_t longest = rows > 0 ? sequences[0].length : 0;
+    int64_t active = 0;
+    for (int64_t step = longest; step-- > 0;) {
+      while (active < rows && sequences[active * parts].length > step) ++active;
+      for_tiles(active, panels, [&](int64_t panel, Range tile) { step_tile(step, panel, tile.begin, tile.size()); });
+      barrier.wait();
+    }
+    if (dh0 == nullptr) return;
+    for_tiles(rows, panels, [&](int64_t panel, Range tile) { initial_tile(panel, tile.begin, tile.size()); });
+  }
+
+ private:
+  template <class Function>
+  void for_tiles(int64_t active, Range panels, const Function& function) const {
+    const int64_t tiles = tiles_of(active);
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      for (int64_t i = 0; i < tiles; ++i) function(panel, share(active, tiles, i));
+    }
+  }
+
+  const Sequence& sequence(int64_t row) const { return sequences[row * parts]; }
+
+  int64_t token(int64_t row, int64_t step) const {
+    return sequence(row).start + (direction == 0 ? step : sequence(row).length - 1 - step);
+  }
+
+  // dh that comes from the step after `step`, for a tile of units; step -1 gives the initial state's.
+  void recurrent_share(int64_t step, int64_t panel, int64_t first_row, int64_t height, float* out) const {
+    const Lane* a[kTileRows];
+    for (int64_t r = 0; r < height; ++r) {
+      const int64_t row = first_row + r;
+      const bool has_next = step + 1 < sequence(row).length;
+      a[r] = reinterpret_cast<const Lane*>(
+          has_next ? dgates + token(row, step + 1) * dgates_stride + direction * 4 * hidden_size : zeros);
+    }
+    multiply_rows<T>(height, vecs_of_panel(hidden_size, panel), a,
+                     w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, panel),
+                     Operand<T>::lanes(4 * hidden_size), out, kPanel);
+  }
+
+  void step_tile(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
+    alignas(64) float dh_recurrent[kTileRows][kPanel];
+    recurrent_share(step, panel, first_row, height, dh_recurrent[0]);
+
+    const int64_t first = panel * kPanel;
+    const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
+    for (int64_t r = 0; r < height; ++r) {
+      const int64_t row = first_row + r, here = token(row, step);
+      const int64_t cell = here * directions + direction;
+      const float* c_before = step > 0 ? c + (token(row, step - 1) * directions + direction) * hidden_size
+                              : c0     ? c0 + sequence(row).index * hidden_size
+                                       : nullptr;
+      const T* last_dh = dh_n && step + 1 == sequence(row).length ? dh_n + sequence(row).index * hidden_size : nullptr;
+      for (int64_t unit = first; unit < end; unit += kLanes) {
+        const int64_t n = end - unit < kLanes ? end - unit : kLanes;
+        const GateSlot slot = gate_slot(unit, hidden_size);
+        const T* gate = gates + cell * 4 * hidden_size + slot.offset;
+        Vec dh = load(dh_recurrent[r] + (unit - first));
+        if (dy) dh += load(dy + cell * hidden_size + unit, n);
+        if (last_dh) dh += load(last_dh + unit, n);
+        float* dc_state = dc + row * hidden_size + unit;
+        Vec dc_here = load(dc_state, n);
+        if (dcells) dc_here += load(dcells + cell * hidden_size + unit, n);
+        const CellGradient gradient =
+            cell_backward(load(gate, n), load(gate + slot.stride, n), load(gate + 2 * slot.stride, n),
+                          load(gate + 3 * slot.stride, n), c_before ? load(c_before + unit, n) : Vec{},
+                          load(c + cell * hidden_size + unit, n), dh, dc_here);
+        Element* out = dgates + here * dgates_stride + direction * 4 * hidden_size + slot.offset;
+        store(out, gradient.i, n);
+        store(out + slot.stride, gradient.f, n);
+        store(out + 2 * slot.stride, gradient.g, n);
+        store(out + 3 * slot.stride, gradient.o, n);
+        store(dc_state, gradient.c_before, n);
+      }
+    }
+  }
+
+  void initial_tile(int64_t panel, int64_t first_row, int64_t height) const {
+    alignas(64) float dh[kTileRows][kPanel];
+    recurrent_share(-1, panel, first_row, height, dh[0]);
+    const int64_t first = panel * kPanel;
+    const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
+    for (int64_t r = 0; r < height; ++r) {
+      const Sequence& s = sequence(first_row + r);
+      for (int64_t unit = first; unit < end; unit += kLanes) {
+        const int64_t n = end - unit < kLanes ? end - unit : kLanes;
+        Vec value = load(dh[r] + (unit - first));
+        if (dh_n && s.length == 0) value += load(dh_n + s.index * hidden_size + unit, n);
+        store(dh0 + s.index * hidden_size + unit, value, n);
+      }
+    }
+  }
+};
+
+}  // namespace penstock::lstm::PENSTOCK_ISA

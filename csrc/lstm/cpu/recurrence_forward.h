@@ -1,0 +1,148 @@
+// h and c through time for one direction: each step is one product with W_hh whose epilogue is the cell.
+#pragma once
+
+#include "cell.h"
+#include "gate_layout.h"
+#include "layer.h"
+#include "pack.h"
+#include "schedule.h"
+#include "team.h"
+
+namespace penstock::lstm::PENSTOCK_ISA {
+
+// W_hh for the forward product: a panel holds kLanes units with their four gates side by side.
+template <class T>
+struct RecurrentWeights {
+  using Lane = typename Operand<T>::Lane;
+
+  static int64_t panels(int64_t hidden_size) { return (hidden_size + kLanes - 1) / kLanes; }
+  static int64_t panel_lanes(int64_t hidden_size) { return Operand<T>::lanes(hidden_size) * 4 * kLanes; }
+
+  static void pack(const T* w_hh, int64_t hidden_size, int64_t panel, Lane* out) {
+    pack_transposed<T>(hidden_size, 4 * kLanes, [&](int64_t column) -> const T* {
+      const int64_t unit = panel * kLanes + column % kLanes;
+      return unit < hidden_size ? w_hh + (column / kLanes * hidden_size + unit) * hidden_size : nullptr;
+    }, out + panel * panel_lanes(hidden_size));
+  }
+};
+
+// What a team works on: every `parts`-th sequence of one direction.
+template <class T>
+struct ForwardTeam {
+  using Element = typename Operand<T>::Element;
+  using Lane = typename Operand<T>::Lane;
+
+  int direction, directions;
+  int64_t hidden_size;
+  const Sequence* sequences;  // sequence r of this team is sequences[r * parts]
+  int64_t rows, parts;
+  const Lane* w_hh;
+  T* gates;         // (tokens, directions, 4H): the input's share
+  bool save_gates;  // whether to add h's share to them
+  float* c_saved;   // (tokens, directions, H) or null
+  T* y;
+  Element* h[2];  // (rows, h_stride), the steps alternate; beyond H zeros
+  int64_t h_stride;
+  float* c;  // (rows, H), the state
+
+  // h0, c0: (batch, H) of this direction, or null for zeros.
+  void start(const T* h0, const float* c0) const {
+    std::memset(h[0], 0, rows * h_stride * sizeof(Element));
+    std::memset(h[1], 0, rows * h_stride * sizeof(Element));
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t index = sequences[r * parts].index;
+      for (int64_t unit = 0; unit < hidden_size; ++unit) {
+        if (h0) h[0][r * h_stride + unit] = to_element(h0[index * hidden_size + unit]);
+        c[r * hidden_size + unit] = c0 ? c0[index * hidden_size + unit] : 0.0f;
+      }
+    }
+  }
+
+  // h_n, c_n: (batch, H) of this direction. A sequence's last h stays in the buffer that its last step wrote.
+  void finish(T* h_n, float* c_n) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Sequence& sequence = sequences[r * parts];
+      const Element* last = h[sequence.length % 2] + r * h_stride;
+      for (int64_t unit = 0; unit < hidden_size; unit += kLanes) {
+        const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes, at = sequence.index * hidden_size + unit;
+        store(h_n + at, load(last + unit, n), n);
+        store(c_n + at, load(c + r * hidden_size + unit, n), n);
+      }
+    }
+  }
+
+  void run(Range panels, Barrier& barrier) const {
+    int64_t active = rows;
+    for (int64_t step = 0;; ++step) {
+      while (active > 0 && sequences[(active - 1) * parts].length <= step) --active;
+      if (active == 0) return;
+      const int64_t tiles = tiles_of(active);
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        for (int64_t i = 0; i < tiles; ++i) {
+          const Range tile = share(active, tiles, i);
+          run_tile(step, panel, tile.begin, tile.size());
+        }
+      }
+      barrier.wait();
+    }
+  }
+
+ private:
+  static Element to_element(T value) {
+    if constexpr (std::is_same_v<T, Element>) {
+      return value;
+    } else {
+      return to_float(value);
+    }
+  }
+
+  int64_t token(int64_t row, int64_t step) const {
+    const Sequence& sequence = sequences[row * parts];
+    return sequence.start + (direction == 0 ? step : sequence.length - 1 - step);
+  }
+
+  void run_tile(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
+    const int64_t unit = panel * kLanes;
+    const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes;
+    const GateSlot slot = gate_slot(unit, hidden_size);
+    const Element* h_before = h[step % 2];
+    Element* h_after = h[(step + 1) % 2];
+
+    int64_t cell[kTileRows];  // (token, direction)
+    const Lane* a[kTileRows];
+    for (int64_t r = 0; r < height; ++r) {
+      cell[r] = token(first_row + r, step) * directions + direction;
+      a[r] = reinterpret_cast<const Lane*>(h_before + (first_row + r) * h_stride);
+      const T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
+      for (int v = 0; v < 4; ++v) __builtin_prefetch(gate + v * slot.stride, 1);
+      if (c_saved) __builtin_prefetch(c_saved + cell[r] * hidden_size + unit, 1);
+      __builtin_prefetch(y + cell[r] * hidden_size + unit, 1);
+    }
+    alignas(64) float product[kTileRows][4][kLanes];
+    multiply_rows<T>(height, 4, a, w_hh + panel * RecurrentWeights<T>::panel_lanes(hidden_size),
+                     Operand<T>::lanes(hidden_size), product[0][0], 4 * kLanes);
+
+    for (int64_t r = 0; r < height; ++r) {
+      T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
+      Vec value[4];
+      for (int v = 0; v < 4; ++v) {
+        value[v] = load(product[r][v]) + load(gate + v * slot.stride, n);
+        if (save_gates) store(gate + v * slot.stride, value[v], n);
+      }
+      float* state = c + (first_row + r) * hidden_size + unit;
+      const Cell after = cell_forward(value[0], value[1], value[2], value[3], load(state, n));
+      store(state, after.c, n);
+      if (c_saved) store(c_saved + cell[r] * hidden_size + unit, after.c, n);
+      T* out = y + cell[r] * hidden_size + unit;
+      store(out, after.h, n);
+      Element* next = h_after + (first_row + r) * h_stride + unit;
+      if constexpr (std::is_same_v<T, Element>) {
+        store(next, after.h, n);
+      } else {
+        store(next, load(out, n), n);
+      }
+    }
+  }
+};
+
+}  // namespace penstock::lstm::PENSTOCK_ISA

@@ -1,0 +1,30 @@
+// Who computes what, in which order: sequences sorted by length, threads shared out among directions and rows.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layer.h"
+
+namespace penstock::lstm {
+
+struct Sequence {
+  int64_t start, length;  // in tokens
+  int64_t index;          // in the batch
+};
+
+struct Schedule {
+  // Longest first, ties in batch order, so that the sequences still running at a step are a prefix. Bounds are clamped to
+  // the tokens that exist and never overlap, whatever cu_seqlens holds.
+  std::vector<Sequence> sequences;
+  int64_t covered = 0;  // tokens that belong to a sequence
+
+  // The recurrence runs as directions x parts teams: a team owns every parts-th sequence, and its members share out the
+  // hidden units and meet at a barrier after each step. With one member to a team, threads may run several teams.
+  int parts = 1;
+  int members = 1;
+
+  explicit Schedule(const Layer& layer);
+};
+
+}  // namespace penstock::lstm

@@ -1,0 +1,91 @@
+"""The cells of a study and their results on the disk: one JSON file each, written when the cell is over."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from penstock.engine.data.commit import write_committed
+from penstock.engine.errors import RunError
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training run: a family on a number of examples, the `seed`-th time."""
+
+    size: int
+    seed: int
+    family: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.size}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell measured.
+
+    Attributes:
+        status: "done"; "diverged", its loss became non-finite; "failed", it ended in another error.
+        error: one line, where it is not done.
+        accuracy, macro_f1, loss: on the test set, shares and nats.
+        validation_accuracy: of the chosen model, on the split carved from the cell's examples.
+        train_examples, validation_examples, test_examples: the sizes of the three.
+        steps, epochs: run before the training ended.
+        train_seconds: in training steps and validation. tokens_per_second: real ones, in training steps.
+    """
+
+    cell: Cell
+    status: Literal["done", "diverged", "failed"]
+    error: str = ""
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    loss: float | None = None
+    validation_accuracy: float | None = None
+    train_examples: int = 0
+    validation_examples: int = 0
+    test_examples: int = 0
+    steps: int = 0
+    epochs: float = 0.0
+    train_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+
+
+def plan_cells(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Cell]:
+    """All cells, small ones first: {family: its sizes} by {size: its number of seeds}."""
+    return sorted(
+        Cell(size, seed, family) for family, own in sizes.items() for size in own for seed in range(seeds[size])
+    )
+
+
+def result_path(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.name}.json"
+
+
+def write_result(folder: Path, result: CellResult) -> None:
+    """
+    Raises:
+        DiskError: it cannot be written.
+    """
+    document = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
+    write_committed(result_path(folder, result.cell), document.encode())
+
+
+def read_result(path: Path) -> CellResult:
+    """
+    Raises:
+        RunError: the file is not a cell's result.
+    """
+    try:
+        document = json.loads(path.read_text())
+        return CellResult(**{**document, "cell": Cell(**document["cell"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: not a cell's result ({error}); remove it to run the cell again") from None
+
+
+def read_results(folder: Path) -> list[CellResult]:
+    """The results of all cells in the folder, small cells first."""
+    return sorted((read_result(path) for path in folder.glob("*.json")), key=lambda result: result.cell)

@@ -1,0 +1,111 @@
+"""The figures behind the report's tables and plots, as CSV files."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.data.commit import write_committed
+from penstock.engine.study.cells import CellResult
+from penstock.engine.study.costs import BATCH_SIZES
+from penstock.engine.study.curves import Curve
+from penstock.engine.study.findings import Findings
+from penstock.engine.study.intervals import Estimate
+
+
+def write_csv_files(folder: Path, findings: Findings) -> None:
+    """Writes cells.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv and costs.csv.
+
+    Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
+    empty; a size beyond all measured ones is inf, one below them 0.
+    """
+    table = findings.table
+    points = [point for family in table.families for point in table.points(family)]
+    measured = [field.name for field in fields(CellResult) if field.name != "cell"]
+    _write(
+        folder / "cells.csv",
+        ["family", "size", "seed", *measured],
+        (
+            [result.cell.family, result.cell.size, result.cell.seed, *(getattr(result, name) for name in measured)]
+            for result in table.results
+        ),
+    )
+    interval = ["mean", "low", "high", "seeds"]
+    _write(
+        folder / "accuracy.csv",
+        ["family", "size", *interval, "not_done"],
+        ([point.family, point.size, *_interval(point.accuracy), point.unfinished] for point in points),
+    )
+    _write(
+        folder / "gap.csv",
+        ["family", "size", *interval],
+        ([point.family, point.size, *_interval(point.gap)] for point in points if point.gap is not None),
+    )
+    _write(
+        folder / "break_even.csv",
+        ["family", "size", "low", "high", "smallest", "largest", "note"],
+        (
+            [family, found.size, found.low, found.high, found.smallest, found.largest, found.note]
+            for family, found in findings.break_evens.items()
+        ),
+    )
+    _write(
+        folder / "equivalents.csv",
+        ["family", "encoder_size", "size", "low", "high"],
+        ([family, size, *needed] for family, own in findings.equivalents.items() for size, needed in own.items()),
+    )
+    _write(
+        folder / "curves.csv",
+        [
+            "family",
+            "scale",
+            "exponent",
+            "floor",
+            "unit",
+            "exponent_low",
+            "exponent_high",
+            "floor_low",
+            "floor_high",
+            "note",
+        ],
+        (_curve(family, curve) for family, curve in findings.curves.items()),
+    )
+    figures = ["parameters", "embedding_parameters", "bytes_on_disk", "device", "threads"]
+    _write(
+        folder / "costs.csv",
+        ["family", *figures, *(f"latency_ms_batch_{batch}" for batch in BATCH_SIZES)],
+        (
+            [family, *(asdict(cost)[name] for name in figures), *(cost.latency_ms[batch] for batch in BATCH_SIZES)]
+            for family, cost in findings.costs.items()
+        ),
+    )
+
+
+def _curve(family: str, curve: Curve | str) -> list[Any]:
+    if isinstance(curve, str):
+        return [family, *[None] * 8, curve]
+    fit = curve.fit
+    return [
+        family,
+        fit.scale,
+        fit.exponent,
+        fit.floor,
+        fit.unit,
+        *curve.exponent_interval,
+        *curve.floor_interval,
+        curve.reason,
+    ]
+
+
+def _interval(estimate: Estimate | None) -> list[Any]:
+    return [None] * 4 if estimate is None else [estimate.mean, estimate.low, estimate.high, estimate.count]
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_committed(path, text.getvalue().encode())

@@ -1,0 +1,67 @@
+"""The directory of a study: whose it is, and the lock on it."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from penstock.engine.data.commit import disk_errors, write_committed
+from penstock.engine.errors import RunError
+
+STUDY_NAME = "study.json"
+
+
+def read_study(folder: Path | str) -> dict[str, Any]:
+    """The contents of DIR/study.json.
+
+    Raises:
+        RunError: there is no study, or it cannot be read.
+    """
+    path = Path(folder) / STUDY_NAME
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{folder} holds no study: there is no {STUDY_NAME}") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != 1:
+        raise RunError(f"{path} was written by another version of penstock")
+    return document
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
+    """Locks the directory and makes sure that it is this study's, or new."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: give a directory for the study")
+    path = folder / STUDY_NAME
+    if folder.is_dir() and not path.exists() and any(name != ".lock" for name in os.listdir(folder)):
+        raise RunError(f"{folder} is not empty and holds no study: give another --out")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 -- held as long as the study runs
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists():
+            there = read_study(folder)["identity"]
+            for key in [*identity, *there]:
+                if there.get(key) != identity.get(key):
+                    raise RunError(
+                        f"{folder} belongs to another study: {key} is {there.get(key)!r} there and "
+                        f"{identity.get(key)!r} here; give another --out"
+                    )
+        else:
+            write_study(folder, {"identity": identity})
+            for name in ("data", "costs", "cells", "runs"):
+                (folder / name).mkdir(exist_ok=True)
+    except BlockingIOError:
+        lock.close()
+        raise RunError(f"{folder} is in use by another process: wait for it or give another --out") from None
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def write_study(folder: Path, document: dict[str, Any]) -> None:
+    write_committed(folder / STUDY_NAME, (json.dumps({"format": 1, **document}, indent=2) + "\n").encode())

@@ -1,0 +1,85 @@
+"""What a study found: everything that its report says, computed from its directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.errors import RunError
+from penstock.engine.study.break_even import BreakEven, break_even, equivalent_size
+from penstock.engine.study.cells import read_results
+from penstock.engine.study.costs import Cost, read_cost
+from penstock.engine.study.curves import Curve, fit_curve
+from penstock.engine.study.directory import read_study
+from penstock.engine.study.families import FAMILIES, REFERENCE
+from penstock.engine.study.table import Table
+
+
+@dataclass(frozen=True)
+class Findings:
+    """
+    Attributes:
+        study: the contents of study.json.
+        curves: {family: its learning curve, or why there is none}.
+        break_evens: {family: ...} of the families other than the encoder.
+        equivalents: {family: {encoder's size: (size that the family needs, low, high)}}.
+        costs: of the families that were measured.
+        missing: cells that are planned and have no result yet.
+    """
+
+    study: dict[str, Any]
+    table: Table
+    curves: dict[str, Curve | str]
+    break_evens: dict[str, BreakEven]
+    equivalents: dict[str, dict[int, tuple[float, float | None, float | None]]]
+    costs: dict[str, Cost]
+    missing: int
+
+    @classmethod
+    def of(cls, folder: Path) -> "Findings":
+        """
+        Raises:
+            RunError: the folder holds no study, or one without a finished cell.
+        """
+        study = read_study(folder)
+        results = read_results(folder / "cells")
+        table = Table(results)
+        if not any(table.points(family) for family in table.families):
+            raise RunError(f"{folder}: no cell of this study is done yet; run penstock study again to go on")
+        accuracies = {
+            family: {point.size: point.accuracies for point in table.points(family)} for family in table.families
+        }
+        curves = {
+            family: fit_curve({size: _errors(values) for size, values in own.items()})
+            for family, own in accuracies.items()
+            if own
+        }
+        reference = accuracies.get(REFERENCE) or {}
+        others = [family for family in table.families if family != REFERENCE and accuracies[family]]
+        finished = {result.cell.name for result in results if result.status != "failed"}
+        return cls(
+            study=study,
+            table=table,
+            curves=curves,
+            break_evens={
+                family: break_even(
+                    {point.size: point.gaps for point in table.points(family) if point.gaps},
+                    (curves[family], curves[REFERENCE]),
+                )
+                for family in others
+                if reference
+            },
+            equivalents={
+                family: {size: equivalent_size(accuracies[family], target) for size, target in reference.items()}
+                for family in others
+            },
+            costs={
+                family: read_cost(path)
+                for family in FAMILIES
+                if (path := folder / "costs" / f"{family}.json").is_file()
+            },
+            missing=len(set(study.get("cells", [])) - finished),
+        )
+
+
+def _errors(accuracies: dict[int, float]) -> dict[int, float]:
+    return {seed: 1 - accuracy for seed, accuracy in accuracies.items()}

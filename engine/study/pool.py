@@ -1,0 +1,78 @@
+"""Cells one after the other in this process, or several at a time in processes of their own."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from penstock.engine.errors import PenstockError, RunError
+from penstock.engine.study.cells import CellResult
+from penstock.engine.study.run_cell import CellTask
+
+RunCell = Callable[[CellTask], CellResult]
+_PR_SET_PDEATHSIG = 1
+
+
+def run_cells(tasks: Sequence[CellTask], jobs: int, run_cell: RunCell) -> Iterator[CellResult]:
+    """Yields results as they come: in the order of the tasks with one job, large cells first with several.
+
+    Raises:
+        PenstockError: of the first cell that cannot be run; the others are checkpointed and stopped.
+        RunError: a process was killed.
+    """
+    if jobs == 1:
+        yield from map(run_cell, tasks)
+        return
+    # the largest cell last would leave the other processes idle
+    tasks = sorted(tasks, key=lambda task: task.cell.size, reverse=True)
+    pool = ProcessPoolExecutor(
+        max_workers=min(jobs, len(tasks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_prepare_worker,
+        initargs=(max(1, (os.cpu_count() or 1) // jobs),),
+    )
+    previous = signal.signal(signal.SIGTERM, _exit_on_signal)
+    try:
+        futures: dict[Future[CellResult], CellTask] = {pool.submit(_in_worker, run_cell, task): task for task in tasks}
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                raise RunError(
+                    f"a process was killed while it ran {futures[future].cell.name} or beside it (out of memory?): "
+                    "the same command goes on; try fewer --jobs"
+                ) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        # terminated workers write a checkpoint first
+        for process in multiprocessing.active_children():
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        # a parent that is killed outright cannot stop its workers
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _in_worker(run_cell: RunCell, task: CellTask) -> CellResult:
+    try:
+        return run_cell(task)
+    except PenstockError as error:
+        # only what a message and an exit code carry survives the way to the parent
+        if error.exit_code > 128:
+            os._exit(error.exit_code)
+        raise error from None
+
+
+def _exit_on_signal(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)

@@ -1,0 +1,103 @@
+"""One cell: train on the subset, evaluate once on the test set."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.engine.errors import NonFiniteError, PenstockError
+from penstock.engine.study.cells import Cell, CellResult
+from penstock.engine.study.subsets import subset
+
+if TYPE_CHECKING:
+    from penstock.engine.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class CellTask:
+    """All that a cell needs, in a form that another process can take.
+
+    Attributes:
+        settings: of the training run.
+        train_store, test_store: folders.
+        subset_seed: of the permutation whose first `cell.size` rows are trained on.
+        max_test: number of test rows, always the same ones; None for all.
+        run: the run's directory, from which an interrupted cell goes on.
+        keep_run: leave it there; it holds the trained model.
+        progress: of the training, see `train`.
+    """
+
+    cell: Cell
+    settings: "Settings"
+    train_store: Path
+    test_store: Path
+    subset_seed: int
+    max_test: int | None
+    run: Path
+    keep_run: bool = False
+    progress: str = "none"
+
+
+def run_cell(task: CellTask) -> CellResult:
+    """Trains and evaluates.
+
+    A loss that diverges and an error that is not the user's to mend (say, out of memory) are results too.
+
+    Raises:
+        PenstockError: the study cannot go on like this (settings, data, disk), or the run was interrupted.
+    """
+    try:
+        result = _train_and_evaluate(task)
+    except NonFiniteError as error:
+        result = CellResult(task.cell, "diverged", error=_one_line(error))
+    except PenstockError:
+        raise
+    except Exception as error:
+        if os.environ.get("PENSTOCK_DEBUG"):
+            raise
+        return CellResult(task.cell, "failed", error=f"{type(error).__name__}: {_one_line(error)}")
+    if not task.keep_run:
+        shutil.rmtree(task.run, ignore_errors=True)
+    return result
+
+
+def _train_and_evaluate(task: CellTask) -> CellResult:
+    from penstock.engine.data.store import Store
+    from penstock.engine.models import load_model
+    from penstock.engine.training.evaluate import evaluate
+    from penstock.engine.training.train import train
+
+    store, test = Store.open(task.train_store), Store.open(task.test_store)
+    rows = subset(store.labels, task.cell.size, task.subset_seed)
+    trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+    test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
+    model = load_model(task.run).to(trained.device)
+    metrics = evaluate(
+        model,
+        test,
+        rows=test_rows,
+        tokens_per_batch=task.settings.data.tokens_per_batch,
+        precision=task.settings.training.precision,
+    )
+    validation = trained.validation.num_examples if trained.validation else 0
+    return CellResult(
+        task.cell,
+        "done",
+        accuracy=metrics.accuracy,
+        macro_f1=metrics.macro_f1,
+        loss=metrics.loss,
+        validation_accuracy=trained.validation.accuracy if trained.validation else None,
+        train_examples=len(rows) - validation,
+        validation_examples=validation,
+        test_examples=metrics.num_examples,
+        steps=trained.steps,
+        epochs=trained.epochs,
+        train_seconds=trained.seconds,
+        tokens_per_second=trained.tokens_per_second,
+    )
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""

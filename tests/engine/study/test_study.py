@@ -1,0 +1,271 @@
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fabricated_study import result, stand_in
+
+from penstock.engine.data.prepare import prepare
+from penstock.engine.data.reviews import generate_reviews
+from penstock.engine.data.store import Store
+from penstock.engine.errors import ConfigError, ModelError, NonFiniteError, RunError, SourceError
+from penstock.engine.study import run_cell as run_cell_module
+from penstock.engine.study.cells import Cell, CellResult
+from penstock.engine.study.costs import Cost, median_milliseconds
+from penstock.engine.study.families import recipe
+from penstock.engine.study.run_cell import CellTask, run_cell
+from penstock.engine.study.settings import StudySettings, overrides_for, subset_seed
+from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
+from penstock.engine.study.study import run_study
+
+FAMILIES = ("lstm", "lstm-embeddings", "encoder")
+
+
+@pytest.fixture(scope="module")
+def stores(minilm: str, tmp_path_factory) -> dict[str, tuple[str]]:
+    folder = tmp_path_factory.mktemp("stores")
+    train = prepare("synthetic:reviews?n=400&seed=0", folder / "train", tokenizer=minilm, progress=False)
+    test = prepare("synthetic:reviews?n=100&seed=1", folder / "test", like=train.path, progress=False)
+    return {"train": (str(train.path),), "test": (str(test.path),)}
+
+
+@pytest.fixture
+def study(minilm: str, stores: dict[str, tuple[str]]) -> StudySettings:
+    return StudySettings(
+        **stores,
+        encoder=minilm,
+        sizes=parse_sizes("50,100,100%"),
+        seeds=parse_seeds("2,400:1"),
+        max_sizes=parse_max_sizes(["encoder=100"], FAMILIES),
+    )
+
+
+def no_cost(family, settings, train, test) -> Cost:
+    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
+
+
+def run(study: StudySettings, out: Path, run_cell=stand_in, **options) -> list[CellResult]:
+    return run_study(study, out, progress=False, run_cell=run_cell, measure=no_cost, **options)
+
+
+def marks(out: Path) -> dict[str, int]:
+    return {path.name: len(path.read_text().splitlines()) for path in (out / "marks").iterdir()}
+
+
+def test_every_cell_of_the_grid_is_run_once(study, tmp_path):
+    results = run(study, tmp_path / "study")
+    names = [made.cell.name for made in results]
+    assert len(names) == len(set(names)) == 3 * 2 * 2 + 2
+    assert "encoder-400-0" not in names
+    assert {"lstm-400-0", "lstm-50-1"} <= set(names)
+    assert set(marks(tmp_path / "study").values()) == {1}
+    assert {path.stem for path in (tmp_path / "study" / "cells").iterdir()} == set(names)
+    described = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert described["train"]["examples"] == 400
+    assert sorted(described["cells"]) == sorted(names)
+
+
+def test_an_interrupted_study_goes_on_where_it_was(study, tmp_path):
+    ran = []
+
+    def stops_at_the_fifth(task: CellTask) -> CellResult:
+        if len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append(task.cell.name)
+        return stand_in(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, tmp_path / "study", stops_at_the_fifth)
+    assert sorted(path.stem for path in (tmp_path / "study" / "cells").iterdir()) == sorted(ran)
+    results = run(study, tmp_path / "study")
+    assert set(marks(tmp_path / "study").values()) == {1}
+    assert results == run(study, tmp_path / "other")
+
+
+def test_a_study_may_grow(study, tmp_path):
+    run(study, tmp_path / "study")
+    grown = replace(study, sizes=parse_sizes("50,100,200,400"), seeds=parse_seeds("3"))
+    assert len(run(grown, tmp_path / "study")) == 3 * 2 * 3 + 2 * 3 * 2
+    assert set(marks(tmp_path / "study").values()) == {1}
+
+
+def test_failed_cells_are_tried_again_and_diverged_ones_are_not(study, tmp_path):
+    def unlucky(task: CellTask) -> CellResult:
+        stand_in(task)
+        status = {"lstm-50-0": "failed", "lstm-50-1": "diverged"}.get(task.cell.name)
+        if status:
+            return CellResult(task.cell, status, error="bad luck")
+        return result(task.cell.family, task.cell.size, task.cell.seed)
+
+    statuses = {made.cell.name: made.status for made in run(study, tmp_path / "study", unlucky)}
+    assert (statuses["lstm-50-0"], statuses["lstm-50-1"]) == ("failed", "diverged")
+    statuses = {made.cell.name: made.status for made in run(study, tmp_path / "study")}
+    assert (statuses["lstm-50-0"], statuses["lstm-50-1"]) == ("done", "diverged")
+    ran = marks(tmp_path / "study")
+    assert (ran["lstm-50-0"], ran["lstm-50-1"], ran["encoder-50-0"]) == (2, 1, 1)
+
+
+def test_when_every_cell_fails_the_study_fails(study, tmp_path):
+    with pytest.raises(RunError, match=r"every cell failed; .*: no luck"):
+        run(study, tmp_path / "study", lambda task: CellResult(task.cell, "failed", error="no luck"))
+
+
+def test_another_study_in_the_directory(study, tmp_path):
+    run(study, tmp_path / "study")
+    with pytest.raises(RunError, match="belongs to another study: seed is 0 there and 7 here"):
+        run(replace(study, seed=7), tmp_path / "study")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        run(study, tmp_path / "full")
+    with pytest.raises(RunError, match="is a file"):
+        run(study, tmp_path / "full" / "thesis.txt")
+
+
+def test_two_processes_cannot_work_in_one_study(study, tmp_path):
+    def second(task: CellTask) -> CellResult:
+        with pytest.raises(RunError, match="in use by another process"):
+            run(study, tmp_path / "study")
+        return stand_in(task)
+
+    run(
+        replace(study, sizes=parse_sizes("50"), seeds=parse_seeds("1"), families=("lstm",), max_sizes={}),
+        tmp_path / "study",
+        second,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"sizes": parse_sizes("50,1k")}, ConfigError, "size 1k is larger"),
+        ({"max_test": 101}, ConfigError, "the test data has 100"),
+        ({"overrides": ("training.epohcs=3",)}, ConfigError, "epohcs"),
+        ({"overrides": ("bert.training.epochs=3",)}, ConfigError, "no setting"),
+        ({"max_sizes": parse_max_sizes(["encoder=10"], FAMILIES)}, ConfigError, "leaves no size for encoder"),
+        ({"train": ("missing.csv",)}, SourceError, "missing.csv"),
+    ],
+)
+def test_bad_input_is_one_line(study, tmp_path, change, error, message):
+    with pytest.raises(error, match=message) as raised:
+        run(replace(study, **change), tmp_path / "study")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_stores_are_taken_as_they_are(study, tmp_path):
+    run(study, tmp_path / "study")
+    assert not list((tmp_path / "study" / "data").iterdir())
+
+
+def test_the_subset_is_shared_by_families_and_nested_by_size(study, tmp_path):
+    tasks: list[CellTask] = []
+
+    def collect(task: CellTask) -> CellResult:
+        tasks.append(task)
+        return stand_in(task)
+
+    run(study, tmp_path / "study", collect)
+    by_seed = {seed: {task.subset_seed for task in tasks if task.cell.seed == seed} for seed in (0, 1)}
+    assert all(len(seeds) == 1 for seeds in by_seed.values())
+    assert by_seed[0] != by_seed[1]
+    training = {(task.cell.size, task.cell.seed): set() for task in tasks}
+    for task in tasks:
+        training[task.cell.size, task.cell.seed].add(task.settings.training.seed)
+    assert all(len(seeds) == 1 for seeds in training.values()), "families share the validation split"
+    assert len({next(iter(seeds)) for seeds in training.values()}) == len(training)
+    assert subset_seed(0, 1) != subset_seed(1, 0)
+
+
+def test_overrides_for_all_and_for_one_family():
+    given = [
+        "lstm.training.epochs=4",
+        "training.epochs=2",
+        "training.learning_rate=1e-3",
+        "encoder.model.encoder=a/b: c",
+    ]
+    assert overrides_for(given, "lstm") == {"training.epochs": 4, "training.learning_rate": "1e-3"}
+    assert overrides_for(given, "encoder")["training.epochs"] == 2
+
+
+def test_recipes_give_small_sets_more_epochs_and_smaller_steps():
+    for kind in ("lstm", "encoder"):
+        sizes = (100, 1000, 10_000, 100_000)
+        epochs, tokens = zip(
+            *[(r["training.epochs"], r["data.tokens_per_batch"]) for r in (recipe(kind, n, 44.0, 256) for n in sizes)],
+            strict=True,
+        )
+        assert list(epochs) == sorted(epochs, reverse=True)
+        assert list(tokens) == sorted(tokens)
+        assert min(tokens) >= 256
+
+
+def task_in(folder: Path) -> CellTask:
+    return CellTask(Cell(10, 0, "lstm"), None, folder, folder, 0, None, folder / "runs" / "cell")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (NonFiniteError("loss is nan at step 3"), "diverged"),
+        (MemoryError("no\nmore"), "failed"),
+        (RuntimeError(), "failed"),
+    ],
+)
+def test_what_a_cell_may_survive(monkeypatch, tmp_path, error, status):
+    def fails(task: CellTask) -> CellResult:
+        raise error
+
+    monkeypatch.setattr(run_cell_module, "_train_and_evaluate", fails)
+    found = run_cell(task_in(tmp_path))
+    assert found.status == status
+    assert "\n" not in found.error
+
+
+def test_what_a_cell_may_not_survive(monkeypatch, tmp_path):
+    def fails(task: CellTask) -> CellResult:
+        raise ModelError("another tokenizer")
+
+    monkeypatch.setattr(run_cell_module, "_train_and_evaluate", fails)
+    with pytest.raises(ModelError):
+        run_cell(task_in(tmp_path))
+
+
+def test_the_median_is_over_repeated_runs():
+    waits = iter([0.0] * 3 + [0.002] * 11 + [0.02] * 9)
+    median, runs = median_milliseconds(lambda wait: time.sleep(wait), lambda: next(waits, 0.002))
+    assert runs >= 20
+    assert 1.5 < median < 10
+
+
+def dies(task: CellTask) -> CellResult:
+    if task.cell.name == "lstm-100-0":
+        os._exit(9)
+    return stand_in(task)
+
+
+def test_cells_in_parallel_give_the_same(study, tmp_path):
+    assert run(study, tmp_path / "two", jobs=2) == run(study, tmp_path / "one")
+
+
+def test_a_killed_worker_ends_in_one_line_and_the_study_goes_on(study, tmp_path):
+    with pytest.raises(RunError, match="a process was killed"):
+        run(study, tmp_path / "study", dies, jobs=2)
+    assert run(study, tmp_path / "study") == run(study, tmp_path / "other")
+
+
+def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
+    small = {"sizes": parse_sizes("50"), "families": ("lstm",), "max_sizes": {}}
+    sources = replace(
+        study, train=("synthetic:reviews?n=400&seed=0",), test=("synthetic:reviews?n=100&seed=1",), **small
+    )
+    run(sources, tmp_path / "study")
+    store, test = (Store.open(tmp_path / "study" / "data" / name) for name in ("train", "test"))
+    labels = [int(store.label_names[label]) for label in store.labels]
+    assert labels == [stars for _, stars in generate_reviews(400, 0)]
+    assert store.vocab_size == test.vocab_size == 30522
+    assert store.max_length == 256
+    before = (store.path / "manifest.json").stat().st_mtime_ns
+    run(sources, tmp_path / "study")
+    assert (store.path / "manifest.json").stat().st_mtime_ns == before
