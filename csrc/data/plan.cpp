@@ -66,12 +66,22 @@ void bucket(int64_t* order, const int32_t* lengths, int64_t count, const PlanOpt
 }
 
 // The last step gets as many batches as the others: its largest ones are halved, each half well inside the budget.
-// Batches stay empty only where the step has fewer examples than batches.
+// Where it has too few examples for that, the step before is taken in, and so on; batches stay empty only where an epoch
+// has fewer examples than batches.
 void complete_last_step(const int64_t* order, const int32_t* lengths, int64_t batches_per_step, std::vector<Span>& batches) {
   const int64_t surplus = static_cast<int64_t>(batches.size()) % batches_per_step;
   if (surplus == 0) return;
-  const int64_t first = static_cast<int64_t>(batches.size()) - surplus;
-  while (static_cast<int64_t>(batches.size()) - first < batches_per_step) {
+  int64_t first = static_cast<int64_t>(batches.size()) - surplus, wanted = batches_per_step;
+  const auto examples = [&] {
+    int64_t count = 0;
+    for (size_t i = first; i < batches.size(); ++i) count += batches[i].end - batches[i].begin;
+    return count;
+  };
+  while (first > 0 && examples() < wanted) {
+    first -= batches_per_step;
+    wanted += batches_per_step;
+  }
+  while (static_cast<int64_t>(batches.size()) - first < wanted) {
     auto largest = batches.end();
     for (auto it = batches.begin() + first; it != batches.end(); ++it)
       if (it->end - it->begin > 1 && (largest == batches.end() || it->tokens > largest->tokens)) largest = it;

@@ -1,6 +1,6 @@
 """A preparation under way: what its folder holds until the manifest makes a store of it.
 
-    preparing.json      what is prepared, from what; written before the first shard
+    preparing.json      what is prepared, from what; written first
     tokenizer/          the tokenizer's files
     shard-00000.arrow   a finished shard, and
     shard-00000.json    its receipt: size, checksum and counts; written after it
@@ -12,8 +12,9 @@ bytes are the same. So an interrupted preparation goes on where it was, and seve
 import fcntl
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,14 +137,35 @@ def locked(folder: Path, shared: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def start_job(folder: Path, job: Job, tokenizer_files: dict[str, bytes]) -> None:
-    """Writes what `Job.read` finds; the job file last."""
+def start_job(folder: Path, job: Job, shared: bool) -> None:
+    """Makes the folder this job's: afterwards nothing in it is of another, and nothing is lost if it was this one's.
+
+    The job's file comes first and a store that is overwritten goes after it: at every moment one of them says whose the
+    folder is.
+
+    Args:
+        shared: other processes may be working on the same job.
+    """
+    if _read_or_none(folder) != job:
+        write_committed(folder / JOB_NAME, json.dumps(asdict(job), indent=2, ensure_ascii=False).encode())
+    if (folder / MANIFEST_NAME).exists():
+        remove_committed(folder / MANIFEST_NAME)
+    of_job = set()
+    for shard in range(job.num_shards):
+        receipt = Receipt.read(folder, shard)
+        if receipt is not None and receipt.preparation == job.preparation:
+            of_job |= {_receipt_path(folder, shard), folder / shard_name(shard)}
+    if not shared:
+        _remove([*_data_files(folder, without=of_job), *temporary_files(folder)])
+
+
+def write_tokenizer(folder: Path, files: dict[str, bytes]) -> None:
     with disk_errors(folder / TOKENIZER_NAME):
         (folder / TOKENIZER_NAME).mkdir(exist_ok=True)
         fsync_folder(folder)
-    for name, content in tokenizer_files.items():
+    _remove([path for path in folder.glob(f"{TOKENIZER_NAME}/*") if path.name not in files])
+    for name, content in files.items():
         write_committed(folder / TOKENIZER_NAME / name, content)
-    write_committed(folder / JOB_NAME, json.dumps(asdict(job), indent=2, ensure_ascii=False).encode())
 
 
 def write_shard(folder: Path, job: Job, shard: int, rows: ShardRows) -> None:
@@ -222,27 +244,47 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a store has no use for: receipts, the job and temporary files of killed runs."""
-    for path in [*folder.glob("shard-*.json"), *temporary_files(folder), folder / JOB_NAME]:
+    """Removes what a finished store has no use for: receipts, the job and temporary files of killed runs."""
+    _remove([*folder.glob("shard-*.json"), *temporary_files(folder), folder / JOB_NAME])
+
+
+def clear(folder: Path) -> None:
+    """Removes a job, its file last; files that penstock did not write stay."""
+    _remove([*_data_files(folder), *temporary_files(folder), *folder.glob(f"{TOKENIZER_NAME}/*")])
+    with disk_errors(folder):
+        if (folder / TOKENIZER_NAME).is_dir():
+            (folder / TOKENIZER_NAME).rmdir()
+    _remove([folder / JOB_NAME])
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether the folder holds a store, finished or not, or nothing at all."""
+    if (folder / MANIFEST_NAME).exists() or (folder / JOB_NAME).exists():
+        return True
+    return set(folder.iterdir()) <= set(temporary_files(folder))
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    found = [*folder.glob(f"*{TEMPORARY_SUFFIX}"), *folder.glob(f"{TOKENIZER_NAME}/*{TEMPORARY_SUFFIX}")]
+    return [path for path in found if re.fullmatch(r"[0-9a-f]{32}", path.name.split(".")[-2])]
+
+
+def _data_files(folder: Path, without: Collection[Path] = ()) -> list[Path]:
+    found = [*folder.glob("shard-*.arrow"), *folder.glob("shard-*.json"), *folder.glob(INDEX_NAME)]
+    return [path for path in found if path not in without]
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         with disk_errors(path):
             path.unlink(missing_ok=True)
 
 
-def temporary_files(folder: Path) -> list[Path]:
-    return [*folder.glob(f"*{TEMPORARY_SUFFIX}"), *folder.glob(f"{TOKENIZER_NAME}/*{TEMPORARY_SUFFIX}")]
-
-
-def clear(folder: Path) -> None:
-    """Removes a store or a job, its manifest first; files that penstock did not write stay."""
-    remove_committed(folder / MANIFEST_NAME)
-    remove_committed(folder / JOB_NAME)
-    remove_leftovers(folder)
-    with disk_errors(folder):
-        for path in [*folder.glob("shard-*.arrow"), folder / INDEX_NAME, *folder.glob(f"{TOKENIZER_NAME}/*")]:
-            path.unlink(missing_ok=True)
-        if (folder / TOKENIZER_NAME).is_dir():
-            (folder / TOKENIZER_NAME).rmdir()
-        fsync_folder(folder)
+def _read_or_none(folder: Path) -> Job | None:
+    try:
+        return Job.read(folder)
+    except StoreError:
+        return None
 
 
 def _receipt_path(folder: Path, shard: int) -> Path:

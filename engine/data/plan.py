@@ -56,8 +56,9 @@ class PlanParameters:
 class Plan:
     """The batches of one epoch. Step s consists of the batches s * U to (s + 1) * U - 1.
 
-    Every row is in exactly one batch. The last step's batches are smaller; some are empty only if it has fewer than U
-    examples. In epoch 0 the largest batch comes first, so that memory that does not suffice shows at once.
+    Every row is in exactly one batch. The last step's batches are smaller; none is empty unless the epoch has fewer
+    examples than batches (long examples, each in a batch of its own). In epoch 0 the largest batch comes first, so that
+    memory that does not suffice shows at once.
 
     Attributes:
         fingerprint: of all that decides the epochs' batches, the epoch number left out.

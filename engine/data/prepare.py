@@ -14,11 +14,12 @@ from penstock.engine.data.job import (
     clear,
     finish_job,
     finished_shard,
+    is_ours,
     locked,
     remove_leftovers,
     start_job,
-    temporary_files,
     write_shard,
+    write_tokenizer,
 )
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, TokenizerEntry, digest
 from penstock.engine.data.progress import RowProgress
@@ -233,50 +234,56 @@ class _Preparation:
         self.label_names = label_names
         self.rows_per_shard = rows_per_shard
         self.progress = progress
+        self.begun = False  # whether the folder is this preparation's, and may be cleared
 
     def run(self, overwrite: bool, part: tuple[int, int] | None) -> None:
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            fsync_folder(self.folder.parent)
         finished = 0
         with locked(self.folder, shared=part is not None):
             try:
-                job = self._start(overwrite, part)
+                with disk_errors(self.folder):
+                    fsync_folder(self.folder.parent)
+                job, tokenizer = self._start(overwrite, shared=part is not None)
                 done = {k: finished_shard(self.folder, job, k) for k in range(job.num_shards)}
                 finished = sum(receipt is not None for receipt in done.values())
                 index, parts = part or (0, 1)
                 wanted = {k for k, receipt in done.items() if receipt is None and k % parts == index}
-                if wanted:
-                    tokenizer = TextTokenizer(self._saved_tokenizer(job), job.max_length, job.truncation)
-                    for shard in self._write_shards(job, tokenizer, wanted):
-                        finished += 1
-                        done[shard] = Receipt.read(self.folder, shard)
-                receipts = [receipt for receipt in done.values() if receipt is not None]
+                for shard in self._write_shards(job, tokenizer, wanted) if wanted else ():
+                    finished += 1
+                    done[shard] = Receipt.read(self.folder, shard)
                 if part is None:
-                    finish_job(self.folder, job, receipts)
+                    finish_job(self.folder, job, [receipt for receipt in done.values() if receipt is not None])
             except BaseException as error:
-                if part is None and (finished == 0 or isinstance(error, SourceError)):
+                if self.begun and part is None and (finished == 0 or isinstance(error, SourceError)):
                     self._abandon()
                 raise
 
-    def _start(self, overwrite: bool, part: tuple[int, int] | None) -> Job:
-        """The job in the folder if it is this one; otherwise a new one."""
+    def _start(self, overwrite: bool, shared: bool) -> tuple[Job, TextTokenizer]:
+        """Goes on with the job in the folder if it is this one, otherwise begins it."""
         job = None if overwrite else Job.read(self.folder)
-        if job is not None and job.preparation == self.preparation:
-            if part is None:
-                for path in temporary_files(self.folder):
-                    path.unlink(missing_ok=True)
-            return job
-        if job is not None:
+        if job is not None and job.preparation != self.preparation:
             raise StoreError(
                 f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose "
                 "another folder, or --overwrite it"
             )
-        tokenizer = self._tokenizer()
-        encoder = TextTokenizer(tokenizer, self.settings.max_length, self.settings.truncation)
-        files = save_tokenizer(tokenizer, self.settings.max_length)
-        clear(self.folder)
-        job = Job(
+        if job is not None and self._has_tokenizer(job):
+            self.begun = True
+            start_job(self.folder, job, shared)
+        else:
+            tokenizer = self._tokenizer()
+            files = save_tokenizer(tokenizer, self.settings.max_length)
+            job = self._new_job(TextTokenizer(tokenizer, self.settings.max_length, self.settings.truncation), files)
+            self.begun = not (self.folder / MANIFEST_NAME).exists()
+            start_job(self.folder, job, shared)
+            self.begun = True
+            write_tokenizer(self.folder, files)
+        # As saved: what every later reader uses, and what an interrupted preparation goes on with.
+        saved = load_saved_tokenizer(self.folder / TOKENIZER_NAME)
+        return job, TextTokenizer(saved, job.max_length, job.truncation)
+
+    def _new_job(self, encoder: TextTokenizer, files: dict[str, bytes]) -> Job:
+        return Job(
             preparation=self.preparation,
             max_length=self.settings.max_length,
             truncation=self.settings.truncation,
@@ -291,8 +298,12 @@ class _Preparation:
                 self.settings.origin, encoder.fingerprint(), encoder.probes(), crc32_of_files(files)
             ),
         )
-        start_job(self.folder, job, files)
-        return job
+
+    def _has_tokenizer(self, job: Job) -> bool:
+        """Whether the saved tokenizer's files are all there and whole."""
+        folder = self.folder / TOKENIZER_NAME
+        files = {name: (folder / name).read_bytes() for name in job.tokenizer.files if (folder / name).is_file()}
+        return crc32_of_files(files) == job.tokenizer.files
 
     def _tokenizer(self) -> "PreTrainedTokenizerFast":
         if self.settings.loaded is not None:
@@ -304,14 +315,6 @@ class _Preparation:
                 return (rows.texts for _, rows in usable_rows(self.sources, self.settings.label_names))
 
             return train_tokenizer(self.settings.spec, texts, bar.advance)
-
-    def _saved_tokenizer(self, job: Job) -> "PreTrainedTokenizerFast":
-        """From the folder: what every later reader will use, also after an interruption."""
-        folder = self.folder / TOKENIZER_NAME
-        files = {name: (folder / name).read_bytes() for name in job.tokenizer.files if (folder / name).is_file()}
-        if crc32_of_files(files) != job.tokenizer.files:
-            raise StoreError(f"{folder}: damaged: not the files that were written; --overwrite starts anew")
-        return load_saved_tokenizer(folder)
 
     def _write_shards(self, job: Job, tokenizer: TextTokenizer, wanted: set[int]) -> Iterator[int]:
         """Reads the sources again and makes the wanted shards; yields each when it is on the disk."""
@@ -361,21 +364,13 @@ def finalize(out: str | os.PathLike[str]) -> Store:
     return Store.open(folder)
 
 
-def _unreadable_is_none(folder: Path) -> Job | None:
-    try:
-        return Job.read(folder)
-    except StoreError:
-        return None
-
-
 def _check_folder(folder: Path, overwrite: bool) -> None:
     """Refuses a place that holds something else, before any work."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise StoreError(f"{folder}: a file; a store is a folder")
-    ours = (folder / MANIFEST_NAME).exists() or _unreadable_is_none(folder) is not None
+    if not is_ours(folder):
+        raise StoreError(f"{folder}: not empty and not a store; choose another folder")
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         Manifest.read(folder)
-    if not ours and any(folder.iterdir()):
-        raise StoreError(f"{folder}: not empty and not a store; choose another folder")

@@ -4,8 +4,8 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -147,19 +147,22 @@ def canonical_tokenizer(backend: "tokenizers.Tokenizer") -> dict:
     return content
 
 
-def probe_texts() -> Iterable[str]:
+@cache
+def probe_texts() -> tuple[str, ...]:
     """Fixed strings: words, digits, punctuation, blanks and letters of many scripts, in 1000 mixtures."""
     ranges = [(0x20, 0x7E), (0x61, 0x7A), (0x61, 0x7A), (0xA1, 0x17F), (0x370, 0x3FF), (0x400, 0x45F), (0x5D0, 0x5EA)]
     ranges += [(0x620, 0x64A), (0x900, 0x97F), (0xE01, 0xE2E), (0x3041, 0x30FF), (0x4E00, 0x4FFF), (0xAC00, 0xACFF)]
     ranges += [(0x300, 0x33F), (0x2000, 0x206F), (0x1F600, 0x1F64F), (0x1, 0x1F)]
     state = 1
+    texts = []
     for _ in range(1000):
         letters = []
         for _ in range(24):
             state = state * 6364136223846793005 + 1442695040888963407 & (1 << 64) - 1
             first, last = ranges[(state >> 33) % len(ranges)]
             letters.append(chr(first + (state >> 45) % (last - first + 1)) if state >> 62 else " ")
-        yield "".join(letters)
+        texts.append("".join(letters))
+    return tuple(texts)
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":

@@ -7,7 +7,8 @@ import pytest
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 
-WORDS = "the film was not very good but its end made me laugh and cry over all of it again".split()
+SENTENCE = "the film was not very good but its end made me laugh and cry over all of it again"
+WORDS = SENTENCE.split()
 
 
 def make_texts(count: int) -> list[str]:

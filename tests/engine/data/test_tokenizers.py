@@ -95,7 +95,8 @@ from penstock.engine.data.tokenizer_training import parse_train_spec, train_toke
 import hashlib
 texts = [text for text, _ in generate_reviews(500, 0)]
 for name in ("train:bpe:1000", "train:wordpiece:1000"):
-    print(hashlib.sha256(train_tokenizer(parse_train_spec(name), lambda: [texts]).backend_tokenizer.to_str().encode()).hexdigest())
+    learned = train_tokenizer(parse_train_spec(name), lambda: [texts]).backend_tokenizer.to_str()
+    print(hashlib.sha256(learned.encode()).hexdigest())
 """
 
 

@@ -1,0 +1,290 @@
+"""The loader's batches against a plain loop; going on anywhere; independence of ranks; buffers never reused."""
+
+import gc
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from penstock._native import Prefetcher, Shards
+from penstock.engine.data.loader import Loader
+from penstock.engine.data.plan import PlanParameters
+from penstock.engine.data.store import READERS, Store
+from penstock.engine.errors import ConfigError, RunError
+
+PARAMETERS = PlanParameters(tokens_per_batch=100, batches_per_step=4)
+
+
+def make(store, **options) -> Loader:
+    return Loader(store, **{"seed": 3, "parameters": PARAMETERS, **options})
+
+
+def as_lists(batch) -> tuple:
+    tokens = batch.tokens
+    return tokens.ids.tolist(), tokens.values.tolist(), tokens.cu_seqlens.tolist(), batch.labels.tolist()
+
+
+def ids(steps) -> list[list[list[int]]]:
+    return [[batch.tokens.ids.tolist() for batch in step] for step in steps]
+
+
+@pytest.mark.parametrize("mode", ["pack", "bucket"])
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_equals_a_plain_loop(store, reader, threads, mode, shuffle):
+    parameters = PlanParameters(100, 4, mode, 2)
+    opened = Store.open(store.path, reader=reader)
+    loader = make(opened, parameters=parameters, threads=threads, shuffle=shuffle)
+    plan = loader.plan()
+    batches = list(loader.batches())
+    assert len(batches) == plan.num_batches
+    for number, batch in enumerate(batches):
+        rows = plan.rows(number)
+        assert batch.tokens.ids.tolist() == rows.tolist()
+        assert batch.labels.tolist() == store.labels[rows].tolist()
+        expected = [store.tokens(int(row)) for row in rows]
+        assert batch.tokens.values.tolist() == [int(token) for tokens in expected for token in tokens]
+        assert batch.tokens.cu_seqlens.tolist() == [0, *np.cumsum([len(tokens) for tokens in expected]).tolist()]
+        assert batch.tokens.max_seqlen == max(map(len, expected))
+        assert len(batch) == batch.tokens.batch_size == len(rows)
+        assert batch.num_tokens == sum(map(len, expected))
+        assert batch.tokens.values.dtype == batch.tokens.cu_seqlens.dtype == torch.int32
+        assert batch.labels.dtype == batch.tokens.ids.dtype == torch.int64
+
+
+def test_steps_know_their_size(store):
+    for index, step in enumerate(make(store)):
+        assert (step.epoch, step.index, len(step)) == (0, index, 4)
+        assert step.num_examples == sum(len(batch) for batch in step)
+        assert step.num_tokens == sum(batch.num_tokens for batch in step)
+
+
+def test_epochs_follow_each_other(store):
+    loader = make(store)
+    first, second = ids(loader), ids(loader)
+    assert loader.epoch == 2
+    assert first != second
+    again = make(store)
+    again.set_epoch(1)
+    assert ids(again) == second
+
+
+def test_leaving_early_repeats_the_epoch(store):
+    loader = make(store)
+    first = next(iter(loader))
+    assert ids(loader) == ids(make(store))
+    assert ids([first]) == ids(make(store))[:1]
+
+
+def test_len_is_of_the_current_epoch(store):
+    loader = make(store)
+    assert len(loader) == loader.plan().num_steps == len(list(loader))
+
+
+def test_rows_restrict(store):
+    rows = np.array([5, 99, 7, 50, 2, 31])
+    loader = make(store, rows=rows)
+    assert loader.num_examples == 6
+    seen = [row for step in ids(loader) for batch in step for row in batch]
+    assert sorted(seen) == sorted(rows.tolist())
+    in_order = make(store, rows=rows, shuffle=False, parameters=PlanParameters(10_000))
+    assert ids(in_order) == [[rows.tolist()]]
+
+
+def test_evaluation_is_the_same_every_time(store):
+    loader = make(store, shuffle=False, parameters=PlanParameters(64))
+    assert ids(loader) == ids(loader)
+    assert [row for step in ids(loader) for batch in step for row in batch] == list(range(103))
+
+
+@pytest.mark.parametrize("mode", ["pack", "bucket"])
+def test_going_on_after_every_step(store, mode):
+    """With 1, 2 and 4 ranks, over the end of an epoch, in a fresh loader: the same stream."""
+    parameters = PlanParameters(100, 4, mode, 2)
+    straight = make(store, parameters=parameters)
+    stream = ids(straight) + ids(straight)
+    steps = len(stream)
+    for stop in range(steps):
+        loader, seen = make(store, parameters=parameters), []
+        state = loader.state_dict()
+        while len(seen) < stop:
+            for step in loader:
+                seen += ids([step])
+                state = loader.state_dict()
+                if len(seen) == stop:
+                    break
+        state = json.loads(json.dumps(state))
+        for world_size in (1, 2, 4):
+            resumed = [
+                make(store, parameters=parameters, rank=rank, world_size=world_size, start_state=state)
+                for rank in range(world_size)
+            ]
+            epochs = range(resumed[0].epoch, 2)
+            per_rank = [[step for _ in epochs for step in ids(loader)] for loader in resumed]
+            merged = [
+                [parts[batch % world_size][batch // world_size] for batch in range(4)]
+                for parts in zip(*per_rank, strict=True)
+            ]
+            assert seen + merged == stream
+
+
+def test_going_on_twice(store):
+    stream = ids(make(store))
+    loader = make(store)
+    seen = []
+    for stop in (2, 3):
+        for step in loader:
+            seen += ids([step])
+            if len(seen) == stop:
+                break
+        state = loader.state_dict()
+        loader = make(store)
+        loader.load_state_dict(state)
+    assert seen + ids(loader) == stream
+
+
+def test_state_counts_what_was_seen(store):
+    loader = make(store)
+    for _ in loader:
+        pass
+    assert loader.state_dict() == {
+        "version": 1,
+        "plan": loader.fingerprint,
+        "epoch": 1,
+        "step": 0,
+        "examples": 103,
+        "tokens": store.num_tokens,
+    }
+    resumed = make(store, start_state=loader.state_dict())
+    next(iter(resumed))
+    assert resumed.state_dict()["examples"] > 103
+
+
+def test_set_epoch_keeps_a_resumed_position(store):
+    state = {**make(store).state_dict(), "epoch": 1, "step": 2}
+    loader = make(store, start_state=state)
+    loader.set_epoch(1)
+    assert next(iter(loader)).index == 2
+    loader.set_epoch(2)
+    assert next(iter(loader)).index == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 4},
+        {"parameters": PlanParameters(101, 4)},
+        {"parameters": PlanParameters(100, 2)},
+        {"rows": np.arange(50)},
+        {"shuffle": False},
+    ],
+)
+def test_foreign_state_is_refused(store, options):
+    state = make(store).state_dict()
+    with pytest.raises(RunError, match="belongs to other data or other batches"):
+        make(store, start_state=state, **options)
+
+
+def test_state_of_another_version(store):
+    with pytest.raises(RunError, match="version 7"):
+        make(store, start_state={"version": 7})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"world_size": 3}, "3 ranks cannot share steps of 4 batches"),
+        ({"world_size": 0}, "0 ranks"),
+        ({"world_size": 2, "rank": 2}, "rank 2 of 2"),
+        ({"threads": 0}, "one thread"),
+    ],
+)
+def test_wrong_numbers(store, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make(store, **options)
+
+
+def test_too_few_examples(store):
+    with pytest.raises(ConfigError, match="3 examples are too few for steps of 4 batches"):
+        next(iter(make(store, rows=np.arange(3))))
+
+
+def test_batches_are_never_reused(store):
+    """`list(loader)` is correct, with threads that run ahead and tensors that die at any time."""
+    expected = [as_lists(batch) for batch in make(store).batches()]
+    kept = list(make(store, threads=4, ahead=16).batches())
+    assert [as_lists(batch) for batch in kept] == expected
+    views = [batch.tokens.values[1:3] for batch in make(store, threads=4).batches()]
+    gc.collect()
+    assert [view.tolist() for view in views] == [values[1:3] for _, values, _, _ in expected]
+
+
+def test_loader_left_with_batches_under_way(store):
+    for _ in range(50):
+        iterator = iter(make(store, threads=2, ahead=8))
+        next(iterator)
+        del iterator
+    gc.collect()
+
+
+def test_store_outlived_by_its_batches(store):
+    iterator = make(Store.open(store.path)).batches()
+    gc.collect()
+    assert sum(batch.num_tokens for batch in iterator) == store.num_tokens
+
+
+def test_several_loaders_at_once(store):
+    together = zip(make(store), make(store, threads=2), strict=True)
+    assert all(ids([a]) == ids([b]) for a, b in together)
+
+
+def test_to_device(store):
+    batch = next(make(store).batches()).to("cpu")
+    assert batch.tokens.values.device.type == "cpu"
+    meta = batch.to("meta")
+    assert meta.labels.device.type == meta.tokens.cu_seqlens.device.type == "meta"
+
+
+@pytest.mark.gpu
+def test_pinned_batches_survive_their_copies(store):
+    expected = [as_lists(batch) for batch in make(store, pin_memory=False).batches()]
+    loader = make(store, threads=2, ahead=8)
+    on_device = []
+    for batch in loader.batches():
+        assert batch.tokens.values.is_pinned()
+        on_device.append(batch.to("cuda", non_blocking=True))
+        del batch
+    assert [as_lists(batch) for batch in on_device] == expected
+
+
+def test_native_arguments_are_checked():
+    labels = np.zeros(2, np.int64)
+    with pytest.raises(ValueError, match="2 or 4"):
+        Shards(8, 10)
+    shards = Shards(2, 10)
+    with pytest.raises(ValueError, match="another width"):
+        shards.add_mapped("a", np.zeros(4, np.uint32), np.array([0, 4]))
+    with pytest.raises(RuntimeError, match="cannot be opened"):
+        shards.add_file("a", "/no/such/file", 1, 1, 0, 0)
+    shards.add_mapped("a", np.arange(4, dtype=np.uint16), np.array([0, 1, 4]))
+    out = np.full(4, -1, np.int32)
+    bounds = np.zeros(3, np.int32)
+    got = np.zeros(2, np.int64)
+
+    def gather(rows, capacity, all_labels=labels) -> None:
+        shards.gather(np.array(rows), all_labels, out.ctypes.data, capacity, bounds.ctypes.data, got.ctypes.data)
+
+    gather([1, 0], 4)
+    assert out.tolist() == [1, 2, 3, 0]
+    with pytest.raises(RuntimeError, match="longer than the index says"):
+        gather([1, 0], 3)
+    with pytest.raises(RuntimeError, match="row 2 of a store of 2 rows"):
+        gather([2], 1)
+    with pytest.raises(RuntimeError, match="row -1"):
+        gather([-1], 1)
+    with pytest.raises(ValueError, match="number of rows"):
+        gather([0], 1, np.zeros(3, np.int64))
+    with pytest.raises(IndexError):
+        Prefetcher(shards, 1).pop()
