@@ -51,9 +51,9 @@ def recipe(kind: str, size: int, mean_length: float, max_length: int) -> dict[st
         examples = 16 if size < 1_000 else 32
         patience = 3
     else:
-        epochs = _between(6, round(60_000 / size), 40)
+        epochs = _between(2, round(40 * (500 / size) ** 0.5), 40)
         examples = 16 if size < 1_000 else 32 if size < 10_000 else 64
-        patience = 5
+        patience = 4
     return {
         "training.epochs": epochs,
         "training.patience": patience,

@@ -11,14 +11,15 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "fp32", "bf16" or "fp16" for "auto": bf16 where the GPU computes in it, fp16 on older ones, fp32 on a CPU.
+    """ "fp32", "bf16" or "fp16" for "auto": bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU.
 
     Raises:
         ConfigError: the device cannot train in the precision asked for.
     """
     if precision == "auto":
         if device.type != "cuda":
-            return "fp32"
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            return "bf16" if native else "fp32"
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("training.precision=fp16 needs a GPU: on a CPU use bf16 or fp32")
