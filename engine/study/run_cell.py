@@ -63,6 +63,8 @@ def run_cell(task: CellTask) -> CellResult:
 
 
 def _train_and_evaluate(task: CellTask) -> CellResult:
+    import torch
+
     from penstock.engine.data.store import Store
     from penstock.engine.models import load_model
     from penstock.engine.training.evaluate import evaluate
@@ -72,7 +74,7 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
     rows = subset(store.labels, task.cell.size, task.subset_seed)
     trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
     test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
-    model = load_model(task.run).to(trained.device)
+    model = load_model(task.run).to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = evaluate(
         model,
         test,
