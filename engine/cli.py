@@ -1,12 +1,12 @@
 """The command line: `penstock COMMAND`. Each group of commands lives in a `cli_*.py` beside this file."""
 
 import errno
-import importlib.util
 import os
 import sys
 
 import typer
 
+from penstock.engine import cli_bench, cli_data, cli_doctor, cli_study, cli_train
 from penstock.engine.errors import DiskError, PenstockError
 
 app = typer.Typer(
@@ -18,9 +18,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for name in ("cli_data", "cli_train", "cli_study", "cli_bench", "cli_doctor"):
-    if importlib.util.find_spec(f"penstock.engine.{name}"):
-        importlib.import_module(f"penstock.engine.{name}").register(app)
+for commands in (cli_data, cli_train, cli_study, cli_bench, cli_doctor):
+    commands.register(app)
 
 
 def main() -> None:
@@ -34,9 +33,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
             raise
-        fail(
-            DiskError(f"{error.filename or 'the output'}: {error.strerror}; free some space and run the command again")
-        )
+        where = error.filename or "the output"
+        fail(DiskError(f"{where}: {error.strerror}; free some space and run the command again"))
     except KeyboardInterrupt:
         print("penstock: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,10 +1,13 @@
 """The LSTM classifier, a transformers model like any other."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from penstock.engine.models.loading import quiet
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
 from penstock.engine.models.output import classifier_output
 from penstock.engine.models.ragged_input import as_ragged
@@ -53,6 +56,10 @@ class LSTMClassifier(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         assert isinstance(value, nn.Embedding)
         self.embeddings = value
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        with quiet():
+            super().save_pretrained(*args, **kwargs)
 
     def forward(
         self,
