@@ -2,11 +2,49 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
+
 #include "bindings.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
 namespace penstock {
+namespace {
+
+struct MaskRequest {
+  const int32_t* cu_seqlens;  // (batch + 1)
+  const int64_t* ids;         // (batch), or null for 0, 1, 2 ...
+  int64_t batch, units;
+  uint64_t seed;
+  uint32_t stream, threshold;
+  bool per_sequence;  // every token has position 0's mask
+  uint8_t* out;       // (tokens, units)
+};
+
+void fill_row(const MaskRequest& request, const DropoutKey& key, uint32_t position, uint8_t* row) {
+  for (int64_t unit = 0; unit < request.units; unit += 8) {
+    const auto bits = dropout_bits(key, position, uint32_t(unit / 8));
+    const int64_t count = std::min<int64_t>(8, request.units - unit);
+    for (int64_t i = 0; i < count; ++i) row[unit + i] = bits[i] >= request.threshold;
+  }
+}
+
+void fill_sequence(const MaskRequest& request, int64_t b) {
+  const int64_t begin = request.cu_seqlens[b], end = request.cu_seqlens[b + 1];
+  const DropoutKey key(request.seed, request.ids != nullptr ? request.ids[b] : b, request.stream);
+  uint8_t* const first = request.out + begin * request.units;
+  for (int64_t row = begin; row < end; ++row) {
+    uint8_t* const out = request.out + row * request.units;
+    if (request.per_sequence && row > begin) {
+      std::copy(first, first + request.units, out);
+    } else {
+      fill_row(request, key, uint32_t(row - begin), out);
+    }
+  }
+}
+
+}  // namespace
 
 void bind_philox(py::module_& module) {
   module.def(
@@ -21,6 +59,26 @@ void bind_philox(py::module_& module) {
       py::arg("seed"), py::arg("example_id"), py::arg("position"), py::arg("stream"), py::arg("units"),
       "The 16 random bits of each of the first `units` units at one position of one example: the rule as C++ applies "
       "it.");
+  module.def(
+      "keep_mask",
+      [](uintptr_t cu_seqlens, int64_t batch, uintptr_t ids, uint64_t seed, uint32_t stream, int64_t units,
+         uint32_t threshold, bool per_sequence, uintptr_t out, int threads) {
+        const MaskRequest request{reinterpret_cast<const int32_t*>(cu_seqlens),
+                                  reinterpret_cast<const int64_t*>(ids),
+                                  batch,
+                                  units,
+                                  seed,
+                                  stream,
+                                  threshold,
+                                  per_sequence,
+                                  reinterpret_cast<uint8_t*>(out)};
+        parallel_for(batch, threads, [&](int64_t b, int) { fill_sequence(request, b); });
+      },
+      py::arg("cu_seqlens"), py::arg("batch"), py::arg("ids"), py::arg("seed"), py::arg("stream"), py::arg("units"),
+      py::arg("threshold"), py::arg("per_sequence"), py::arg("out"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Writes 1 where a unit is kept, 0 where it is dropped, to (tokens, units) bytes. Pointers are addresses; ids may "
+      "be 0.");
 }
 
 }  // namespace penstock

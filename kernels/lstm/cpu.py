@@ -11,14 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock import _native
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, OutputGrads
+
+try:
+    from penstock import _native
+except ImportError:  # penstock.kernels works without its compiled module
+    _native = None
 
 # an instruction set of `_native.available_isas()`; empty for the fastest
 isa = os.environ.get("PENSTOCK_ISA", "")
 
 # smaller tensors come from torch's allocator: a kept piece of memory is worth its bookkeeping from about here
 _POOLED_BYTES = 1 << 20
+
+
+def available() -> str | None:
+    """None if this backend can run here, else the reason."""
+    return None if hasattr(_native, "lstm_cpu") else "penstock's compiled module is missing, or built without it"
 
 
 def why_not(
@@ -44,7 +53,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(_native.lstm_cpu.Buffer(size), dtype=dtype).view(shape)
 
 
-def saved_like(inputs: LayerInputs) -> list[Tensor]:
+def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
     tokens, weights = inputs.x.shape[0], inputs.weights
     width = weights.directions * weights.hidden_size
     return [inputs.x.new_empty(tokens, 4 * width), inputs.x.new_empty(tokens, width, dtype=torch.float32)]

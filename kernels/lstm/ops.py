@@ -12,7 +12,7 @@ from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, OutputGrad
 from penstock.kernels.lstm.segments import Segments
 from penstock.kernels.ragged import check_cu_seqlens
 
-dispatch.register("lstm", "cpu", cpu, cpu.why_not)
+dispatch.register("lstm", "cpu", cpu, cpu.why_not, cpu.available)
 dispatch.register("lstm", "torch", torch_backend)
 dispatch.register("lstm", "reference", reference)
 

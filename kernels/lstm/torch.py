@@ -14,7 +14,8 @@ from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs
 
 def _library_serves(inputs: LayerInputs, return_cells: bool) -> bool:
     """Decided by shapes and dtypes alone, for `saved_like` must agree with `forward`."""
-    if inputs.zone_h is not None or inputs.zone_c is not None or inputs.resets is not None or return_cells:
+    beyond_it = inputs.zone_h is not None or inputs.zone_c is not None or inputs.resets is not None or return_cells
+    if beyond_it or inputs.x.shape[0] == 0:
         return False
     if inputs.x.device.type != "cpu":
         return True
@@ -32,8 +33,6 @@ def _library(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
     nonempty = order[: packing.nonempty]
     h0 = x.new_zeros(directions, batch, weights.output_size) if inputs.h0 is None else inputs.h0
     c0 = x.new_zeros(directions, batch, weights.hidden_size) if inputs.c0 is None else inputs.c0.to(x.dtype)
-    if not packing.sizes:
-        return x.new_zeros(0, directions * weights.output_size), h0 + 0, c0 + 0
     flat = [weight for d in range(directions) for kind in weights for weight in kind[d : d + 1]]
     y, h, c = torch._VF.lstm(
         x[rows],

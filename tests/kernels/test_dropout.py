@@ -1,0 +1,45 @@
+"""One dropout rule: Python, C++ and torch agree on it, and it does what dropout must."""
+
+import pytest
+import torch
+
+from penstock import _native
+from penstock.kernels import dropout, philox
+
+SEED = torch.tensor(0x5EED_0123_4567_89AB)
+BOUNDS = torch.tensor([0, 3, 3, 8, 9], dtype=torch.int32)
+IDS = torch.tensor([5, 6, 2**33 + 1, 0])
+
+
+@pytest.mark.parametrize("ids", [None, IDS])
+@pytest.mark.parametrize("units", [1, 8, 13])
+@pytest.mark.parametrize("per_sequence", [False, True])
+def test_compiled_mask_is_pythons(ids: torch.Tensor | None, units: int, per_sequence: bool) -> None:
+    args = BOUNDS, 9, 0.3, SEED, 2, ids, units, per_sequence
+    mask = dropout.keep_mask(*args)
+    assert torch.equal(mask, dropout._plain_keep_mask(*args))
+    names = torch.arange(4) if ids is None else ids
+    for row, (b, position) in enumerate([(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2), (2, 3), (2, 4), (3, 0)]):
+        bits = _native.dropout_bits(int(SEED), int(names[b]), 0 if per_sequence else position, 2, units)
+        assert mask[row].tolist() == [int(bit) >= philox.threshold(0.3) for bit in bits]
+
+
+def test_operation_passes_torchs_checks() -> None:
+    torch.library.opcheck(torch.ops.penstock.keep_mask.default, (BOUNDS, 9, 0.3, SEED, 2, IDS, 13, False))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+def test_keeps_the_mean(p: float) -> None:
+    x = torch.ones(4096, 64, requires_grad=True)
+    y = dropout.dropout(x, torch.tensor([0, 4096], dtype=torch.int32), p, SEED, 0)
+    assert abs(float(y.mean()) - (p < 1)) < 0.01
+    assert abs(float((y == 0).float().mean()) - p) < 0.01
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_neighbours_are_independent() -> None:
+    mask = dropout.keep_mask(torch.tensor([0, 2048, 4096], dtype=torch.int32), 4096, 0.5, SEED, 0, None, 64).float()
+    other_layer = dropout.keep_mask(torch.tensor([0, 4096], dtype=torch.int32), 4096, 0.5, SEED, 1, None, 64).float()
+    for a, b in [(mask[:-1], mask[1:]), (mask[:, :-1], mask[:, 1:]), (mask[:2048], mask[2048:]), (mask, other_layer)]:
+        assert abs(float(((a - 0.5) * (b - 0.5)).mean())) < 0.005
