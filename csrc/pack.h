@@ -17,32 +17,33 @@ PENSTOCK_INLINE Vector interleave_high(Vector a, Vector b, std::integer_sequence
   return __builtin_shufflevector(a, b, (n / 2 + kIndex / 2 + kIndex % 2 * n)...);
 }
 
-// The first `width` elements of each of `count` rows (`stride` elements apart), as rows of units `to_row` apart; filled
-// with zeros up to `rows` rows and to a multiple of kLanes elements, for which to_row must suffice.
+// The first `width` elements of each of `count` rows (`stride` elements apart), as rows of units `to_row` apart, a
+// multiple of kLanes; filled with zeros up to `rows` rows and to whole vectors.
 template <class Unit, class Element>
 static void copy_rows(const Element* from, int64_t stride, int64_t count, int64_t width, Unit* to, int64_t to_row,
                       int64_t rows) {
   using Target = std::conditional_t<UnitTraits<Unit>::kElements == 2, bf16, float>;
-  const int64_t whole = width / kLanes * kLanes, padded = round_up(width, kLanes);
-  for (int64_t i = 0; i < rows; ++i) {
-    Target* out = reinterpret_cast<Target*>(to + i * to_row);
-    if (i >= count) {
-      for (int64_t d = 0; d < padded; d += kLanes) store(out + d, Floats{});
-      continue;
-    }
+  constexpr bool kSame = std::is_same_v<Element, Target>;
+  constexpr int64_t kVector = kSame ? sizeof(Uints) / sizeof(Element) : kLanes;
+  const auto copy = [](const Element* in, Target* out) {
+    if constexpr (kSame)
+      store_as(out, load_as<Uints>(in));
+    else
+      store(out, load(in));
+  };
+  const int64_t whole = width / kVector * kVector;
+  for (int64_t i = 0; i < count; ++i) {
     const Element* in = from + i * stride;
-    for (int64_t d = 0; d < whole; d += kLanes) {
-      if constexpr (std::is_same_v<Element, Target> && sizeof(Element) == 2)
-        store_as(out + d, load_as<Halves>(in + d));
-      else
-        store(out + d, load(in + d));
-    }
-    if (whole < padded) {
-      Element last[kLanes] = {};
+    __builtin_prefetch(in + width);  // where the next head's row lies, as a rule
+    Target* out = reinterpret_cast<Target*>(to + i * to_row);
+    for (int64_t d = 0; d < whole; d += kVector) copy(in + d, out + d);
+    if (whole < width) {
+      Element last[kVector] = {};
       std::memcpy(last, in + whole, size_t(width - whole) * sizeof(Element));
-      store(out + whole, load(last));
+      copy(last, out + whole);
     }
   }
+  if (count < rows) std::memset(to + count * to_row, 0, size_t((rows - count) * to_row) * sizeof(Unit));
 }
 
 // to[unit][row] = from[row][unit] for `units` units of `rows` rows, a multiple of kLanes; reads whole vectors of units.

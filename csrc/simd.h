@@ -84,19 +84,28 @@ PENSTOCK_INLINE Floats max(Floats a, Floats b) {
 #endif
 }
 
-PENSTOCK_INLINE float horizontal_sum(Floats v) {
+// Halves the vector until one lane is left, so that the order of the operations is the same everywhere.
+template <class Operation>
+PENSTOCK_INLINE float reduce(Floats v, Operation operation) {
+#if defined(__AVX512BW__)
+  v = operation(v, (Floats)_mm512_shuffle_f32x4((__m512)v, (__m512)v, 0x4E));
+  v = operation(v, (Floats)_mm512_shuffle_f32x4((__m512)v, (__m512)v, 0xB1));
+  v = operation(v, (Floats)_mm512_permute_ps((__m512)v, 0x4E));
+  v = operation(v, (Floats)_mm512_permute_ps((__m512)v, 0xB1));
+  return v[0];
+#else
   float lanes[kLanes];
   store(lanes, v);
   for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int i = 0; i < width; ++i) lanes[i] = operation(splat(lanes[i]), splat(lanes[i + width]))[0];
   return lanes[0];
+#endif
+}
+PENSTOCK_INLINE float horizontal_sum(Floats v) {
+  return reduce(v, [](Floats a, Floats b) __attribute__((always_inline)) { return a + b; });
 }
 PENSTOCK_INLINE float horizontal_max(Floats v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
+  return reduce(v, [](Floats a, Floats b) __attribute__((always_inline)) { return max(a, b); });
 }
 
 // Bit i of a mask speaks for lane i.

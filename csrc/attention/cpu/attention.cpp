@@ -56,17 +56,39 @@ Problem problem(const py::dict& a) {
   return p;
 }
 
-struct Costed {
+// Neighbouring heads of a sequence, which share its pages.
+struct Work {
   double cost;
   Item item;
+  int64_t heads;
 };
 
-// The longest first, so that no thread is left with a long item when the others are done. Each item writes what no
-// other does, so the results do not depend on the number of threads.
-void run(std::vector<Costed> items, int threads, const Problem& p, void (*kernel)(const Problem&, const Item&, Scratch&)) {
-  std::stable_sort(items.begin(), items.end(), [](const Costed& a, const Costed& b) { return a.cost > b.cost; });
-  parallel_for(int64_t(items.size()), threads,
-               [&](int64_t i, int) { kernel(p, items[i].item, Scratch::of_this_thread()); });
+// Items are pieces of sequences, each with all its heads, which are divided further until there is enough for all
+// threads. The longest come first, so that no thread is left with a long one when the others are done. Each head of an
+// item writes what no other does, so the results depend neither on this division nor on the number of threads.
+void run(const Problem& p, const std::vector<Item>& items, int64_t heads, int threads,
+         void (*kernel)(const Problem&, const Item&, Scratch&)) {
+  const auto cost_of = [&p](const Item& item) {
+    return double(item.last - item.first) * double(64 + Sequence(p, item.sequence).length_k);
+  };
+  double total = 0;
+  for (const Item& item : items) total += cost_of(item) * double(heads);
+  const double limit = total / (16.0 * threads);
+  std::vector<Work> queue;
+  for (const Item& item : items) {
+    const double cost = cost_of(item);
+    const int64_t together = std::clamp(int64_t(limit / std::max(cost, 1.0)), int64_t{1}, heads);
+    for (int64_t head = 0; head < heads; head += together) {
+      const int64_t count = std::min(together, heads - head);
+      queue.push_back({cost * double(count), {item.sequence, head, item.first, item.last}, count});
+    }
+  }
+  std::stable_sort(queue.begin(), queue.end(), [](const Work& a, const Work& b) { return a.cost > b.cost; });
+  parallel_for(int64_t(queue.size()), threads, [&](int64_t i, int) {
+    Item item = queue[size_t(i)].item;
+    for (const int64_t end = item.head + queue[size_t(i)].heads; item.head < end; ++item.head)
+      kernel(p, item, Scratch::of_this_thread());
+  });
 }
 
 void forward(const py::dict& arguments, const std::string& isa, int threads) {
@@ -74,16 +96,13 @@ void forward(const py::dict& arguments, const std::string& isa, int threads) {
   const Problem p = problem(arguments);
   const Kernels& kernels = kernels_for(isa_named(isa));
   const py::gil_scoped_release release;
-  std::vector<Costed> items;
+  std::vector<Item> items;
   for (int64_t b = 0; b < p.batch; ++b) {
-    const Sequence s(p, b);
-    for (int64_t head = 0; head < p.heads; ++head)
-      for (int64_t first = 0; first < s.length_q; first += kQueriesPerItem) {
-        const int64_t last = std::min(first + kQueriesPerItem, s.length_q);
-        items.push_back({double(last - first) * double(s.length_k), {b, head, first, last}});
-      }
+    const int64_t length = Sequence(p, b).length_q;
+    for (int64_t first = 0; first < length; first += kQueriesPerItem)
+      items.push_back({b, 0, first, std::min(first + kQueriesPerItem, length)});
   }
-  run(std::move(items), threads, p, kernels.forward);
+  run(p, items, p.heads, threads, kernels.forward);
 }
 
 void backward(const py::dict& arguments, const std::string& isa, int threads) {
@@ -92,13 +111,9 @@ void backward(const py::dict& arguments, const std::string& isa, int threads) {
   p.grad_k = tensor(arguments["grad_k"]), p.grad_v = tensor(arguments["grad_v"]);
   const Kernels& kernels = kernels_for(isa_named(isa));
   const py::gil_scoped_release release;
-  std::vector<Costed> items;
-  for (int64_t b = 0; b < p.batch; ++b) {
-    const Sequence s(p, b);
-    for (int64_t head = 0; head < p.kv_heads; ++head)
-      items.push_back({double(s.length_q) * double(s.length_k), {b, head, 0, s.length_q}});
-  }
-  run(std::move(items), threads, p, kernels.backward);
+  std::vector<Item> items;
+  for (int64_t b = 0; b < p.batch; ++b) items.push_back({b, 0, 0, Sequence(p, b).length_q});
+  run(p, items, p.kv_heads, threads, kernels.backward);
 }
 
 }  // namespace

@@ -96,6 +96,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
   constexpr int64_t kTileRow = kTileKeys + kLanes;
   float *scores = scratch.take<float>(kStrip * kTileRow), *grad_weights = scratch.take<float>(kStrip * kTileRow);
   SavedQuery saved[kQueryBlock];
+  const int64_t block_size = part_size(s.length_q, kQueryBlock, 2);
   uint64_t words[2][kTileKeys / 64];
 
   for (int64_t block = 0; block < s.length_k; block += kKeyBlock) {
@@ -114,9 +115,9 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
     for (int64_t member = 0; member < group; ++member) {
       const int64_t head = item.head * group + member;
       const KeepRule rule(DropoutKey(p.seed, dropout ? p.ids[item.sequence] : 0, uint32_t(head)), p.dropout_threshold);
-      for (int64_t first = 0; first < s.length_q; first += kQueryBlock) {
-        const int64_t rows = s.length_q - first < kQueryBlock ? s.length_q - first : kQueryBlock;
-        const int64_t even_rows = round_up(rows, 2);
+      for (int64_t first = 0; first < s.length_q; first += block_size) {
+        const int64_t rows = s.length_q - first < block_size ? s.length_q - first : block_size;
+        const int64_t even_rows = round_up(rows, 2), strip_size = part_size(even_rows, kStrip, 2);
         const Range seen = visible_keys(p, s, first, first + rows - 1).within(block, block + count);
         if (seen.empty()) continue;
         const int64_t from = (seen.low - block) / 64 * 64, to = seen.high - block;
@@ -137,32 +138,34 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
         for (int64_t tile = from; tile < to; tile += kTileKeys) {
           const int64_t length = to - tile < kTileKeys ? to - tile : kTileKeys;
           const int64_t vectors = round_up(length, kLanes) / kLanes;
-          for (int64_t strip = 0; strip < even_rows; strip += kStrip) {
-            const int64_t strip_rows = even_rows - strip < kStrip ? even_rows - strip : kStrip;
+          for (int64_t strip = 0; strip < even_rows; strip += strip_size) {
+            const int64_t strip_rows = even_rows - strip < strip_size ? even_rows - strip : strip_size;
             multiply<false>(Left<Unit>{queries + strip * shape.row, shape.row, 1}, Right<Unit>{keys + tile, key_row},
                             Product{scores, kTileRow}, strip_rows, vectors, shape.units);
             multiply<false>(Left<Unit>{grad_out + strip * shape.row, shape.row, 1}, Right<Unit>{values + tile, key_row},
                             Product{grad_weights, kTileRow}, strip_rows, vectors, shape.units);
             for (int64_t i = 0; i < strip_rows; i += 2) {
-              Range range[2];
-              for (int j = 0; j < 2; ++j) {
-                const int64_t query = first + strip + i + j;
-                range[j] = visible_keys(p, s, query);
-                if (dropout) rule.fill(uint32_t(query), uint32_t(block + tile), length, words[j]);
-              }
-              for (int64_t c = 0; c < vectors * kLanes; c += kLanes) {
+              const int64_t query = first + strip + i, offset = block + tile;
+              const Range even = visible_keys(p, s, query), odd = visible_keys(p, s, query + 1);
+              const Range range[2]{{even.low - offset, even.high - offset}, {odd.low - offset, odd.high - offset}};
+              if (dropout)
+                for (int j = 0; j < 2; ++j) rule.fill(uint32_t(query + j), uint32_t(offset), length, words[j]);
+              const Range both{range[0].low > range[1].low ? range[0].low : range[1].low,
+                               range[0].high < range[1].high ? range[0].high : range[1].high};
+              const auto compute = [&](int64_t c, auto whole) __attribute__((always_inline)) {
                 Floats weight[2], gradient[2];
                 for (int j = 0; j < 2; ++j) {
                   const auto [lse, delta] = saved[strip + i + j];
-                  const uint32_t lanes = lanes_between(block + tile + c, range[j].low, range[j].high);
-                  weight[j] = keep(lanes, exp2(load(scores + (i + j) * kTileRow + c) * scale - lse));
+                  weight[j] = exp2(load(scores + (i + j) * kTileRow + c) * scale - lse);
+                  if (!whole) weight[j] = keep(lanes_between(c, range[j].low, range[j].high), weight[j]);
                   Floats grad = load(grad_weights + (i + j) * kTileRow + c);
                   if (dropout) grad = keep(keep_lanes(words[j], c), grad);
                   gradient[j] = weight[j] * (grad - delta);
                   if (dropout) weight[j] = keep(keep_lanes(words[j], c), weight[j]);
                 }
                 gradients.put(strip + i, tile + c, weight, gradient);
-              }
+              };
+              for_vectors(0, vectors * kLanes, both, compute);
             }
           }
         }

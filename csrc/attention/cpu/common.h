@@ -58,6 +58,22 @@ static float dot(const Element* a, const Element* b, int64_t count) {
   return result;
 }
 
+// Calls body(c, whole) for every vector c in [from, to); `whole` is a std::true_type where the vector lies in `inner`.
+template <class Body>
+PENSTOCK_INLINE void for_vectors(int64_t from, int64_t to, Range inner, Body body) {
+  const int64_t last = (inner.high < to ? inner.high : to) / kLanes * kLanes;
+  int64_t c = from;
+  for (; c < to && c < inner.low; c += kLanes) body(c, std::false_type{});
+  for (; c < last; c += kLanes) body(c, std::true_type{});
+  for (; c < to; c += kLanes) body(c, std::false_type{});
+}
+
+// The size of the near-equal parts, a multiple of `multiple`, that `count` is divided into so that none exceeds `most`.
+constexpr int64_t part_size(int64_t count, int64_t most, int64_t multiple) {
+  const int64_t parts = (count + most - 1) / most;
+  return parts == 0 ? most : round_up((count + parts - 1) / parts, multiple);
+}
+
 // head_dim elements of x * factor.
 template <class Element>
 static void write_row(const float* x, float factor, int64_t head_dim, Element* to) {

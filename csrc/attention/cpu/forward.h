@@ -17,21 +17,22 @@ struct OnlineSoftmax {
 template <class Target>
 static float softmax_row(const float* scores, float scale, Range range, const uint64_t* words, OnlineSoftmax& state,
                          Target* weights, int64_t end) {
+  const auto seen = [&](int64_t c, auto whole, Floats x, Floats otherwise) __attribute__((always_inline)) {
+    return whole ? x : choose(lanes_between(c, range.low, range.high), x, otherwise);
+  };
   Floats largest = splat(-__builtin_inff());
-  for (int64_t c = range.low / kLanes * kLanes; c < range.high; c += kLanes) {
-    const Floats x = load(scores + c) * scale;
-    largest = max(largest, choose(lanes_between(c, range.low, range.high), x, largest));
-  }
+  for_vectors(range.low / kLanes * kLanes, range.high, range, [&](int64_t c, auto whole) __attribute__((always_inline)) {
+    largest = max(largest, seen(c, whole, load(scores + c) * scale, largest));
+  });
   const float before = state.max, highest = horizontal_max(largest);
   state.max = before > highest ? before : highest;  // in this order NaN passes
   Floats total{};
-  for (int64_t c = 0; c < end; c += kLanes) {
-    const uint32_t seen = lanes_between(c, range.low, range.high);
-    Floats weight = keep(seen, exp2(load(scores + c) * scale - state.max));
+  for_vectors(0, end, range, [&](int64_t c, auto whole) __attribute__((always_inline)) {
+    Floats weight = seen(c, whole, exp2(load(scores + c) * scale - state.max), Floats{});
     total += weight;
     if (words != nullptr) weight = keep(keep_lanes(words, c), weight);
     store(weights + c, weight);
-  }
+  });
   const float rescale = before == state.max || before == -__builtin_inff() ? 1.0f : exp2(splat(before - state.max))[0];
   state.total = state.total * rescale + horizontal_sum(total);
   return rescale;
@@ -67,6 +68,7 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   float* scores = scratch.take<float>(kStrip * key_row);
   Unit* weights = scratch.take<Unit>(kStrip * key_row);
   uint64_t words[kKeyBlock / 64 + 1];
+  const int64_t strip_size = part_size(rows, kStrip, 1);
 
   for (int64_t block = start; block < all.high; block += kKeyBlock) {
     const int64_t count = all.high - block < kKeyBlock ? all.high - block : kKeyBlock, padded = round_up(count, kLanes);
@@ -77,8 +79,8 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
               padded);
     const Unit* values = summed_over_rows(copied, shape, padded, paired);
 
-    for (int64_t strip = 0; strip < rows; strip += kStrip) {
-      const int64_t strip_rows = rows - strip < kStrip ? rows - strip : kStrip, first = item.first + strip;
+    for (int64_t strip = 0; strip < rows; strip += strip_size) {
+      const int64_t strip_rows = rows - strip < strip_size ? rows - strip : strip_size, first = item.first + strip;
       const Range seen = visible_keys(p, s, first, first + strip_rows - 1).within(block, block + count);
       if (seen.empty()) continue;
       const int64_t from = (seen.low - block) / 64 * 64, length = seen.high - block - from;

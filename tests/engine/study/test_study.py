@@ -11,6 +11,7 @@ from penstock.engine.data.prepare import prepare
 from penstock.engine.data.reviews import generate_reviews
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, NonFiniteError, RunError, SourceError
+from penstock.engine.study import costs
 from penstock.engine.study import run_cell as run_cell_module
 from penstock.engine.study.cells import Cell, CellResult
 from penstock.engine.study.costs import Cost, median_milliseconds
@@ -269,3 +270,40 @@ def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
     before = (store.path / "manifest.json").stat().st_mtime_ns
     run(sources, tmp_path / "study")
     assert (store.path / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_cells_train_and_evaluate_for_real(study, tmp_path):
+    tiny = ("model.hidden_size=8", "model.num_layers=1", "training.epochs=2", "data.tokens_per_batch=2048")
+    small = replace(
+        study,
+        sizes=parse_sizes("40,80"),
+        seeds=parse_seeds("1"),
+        families=("lstm", "lstm-embeddings"),
+        max_sizes={},
+        max_test=50,
+        overrides=tiny,
+    )
+    results = run(small, tmp_path / "study", run_cell)
+    assert [made.status for made in results] == ["done"] * 4, [made.error for made in results]
+    assert {made.test_examples for made in results} == {50}
+    assert all(made.train_examples + made.validation_examples == made.cell.size for made in results)
+    assert all(made.tokens_per_second > 0 and made.train_seconds > 0 and made.epochs == 2 for made in results)
+    assert not list((tmp_path / "study" / "runs").iterdir())
+    again = run(small, tmp_path / "again", run_cell, keep_runs=True)
+    assert [(made.accuracy, made.loss) for made in again] == [(made.accuracy, made.loss) for made in results]
+    assert (tmp_path / "again" / "runs" / "lstm-40-0" / "model.safetensors").is_file()
+
+
+def test_costs_are_measured(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "_SECONDS", 0.0)
+    small = replace(
+        study, sizes=parse_sizes("50"), families=("lstm",), max_sizes={}, overrides=("model.hidden_size=8",)
+    )
+    run_study(small, tmp_path / "study", progress=False, run_cell=stand_in)
+    cost = costs.read_cost(tmp_path / "study" / "costs" / "lstm.json")
+    assert cost.embedding_parameters == 30522 * 256
+    assert 0 < cost.parameters - cost.embedding_parameters < 50_000
+    assert cost.bytes_on_disk == pytest.approx(4 * cost.parameters, rel=0.01)
+    assert set(cost.latency_ms) == {1, 32}
+    assert min(cost.latency_ms.values()) > 0
+    assert cost.device

@@ -1,0 +1,189 @@
+"""The C++ attention for CPUs against the float64 reference, on every instruction set that this machine has."""
+
+from functools import cache
+from itertools import accumulate
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock import _native
+from penstock.kernels import use_backend, varlen_attention
+
+LENGTHS = (0, 1, 2, 17, 61, 64, 65, 127, 0, 5)
+LONG = (3, 1031, 4)  # more than one block of keys and more than one item of queries
+BOUND = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 2e-2)}  # values, gradients
+SEED, SHIFT = 1234567890123456789, 10_000_000_019
+
+
+@pytest.fixture(params=_native.available_isas())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PENSTOCK_CPU_ISA", request.param)
+    return request.param
+
+
+@pytest.fixture(params=(torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+def make_inputs(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(sum(lengths_q), heads), (sum(lengths_k), kv_heads), (sum(lengths_k), kv_heads), (sum(lengths_q), heads)]
+    return [torch.randn(*shape, head_dim, generator=generator).to(dtype) for shape in shapes]
+
+
+def attend(backend, q, k, v, grad_out, lengths_q, lengths_k, ids=None, **options) -> list[Tensor]:
+    """The output and the gradients of q, k and v."""
+    bounds = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (lengths_q, lengths_k)]
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    ids = torch.arange(len(lengths_q)) * SHIFT if ids is None else ids
+    seed = torch.tensor(SEED)
+    with use_backend(backend):
+        out = varlen_attention(*inputs, *bounds, max(lengths_q), max(lengths_k), ids=ids, seed=seed, **options)
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
+
+
+@cache
+def expected_results(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype, options) -> list[Tensor]:
+    """The reference's, which all instruction sets share."""
+    inputs = make_inputs(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype)
+    return attend("reference", *(x.double() for x in inputs), lengths_q, lengths_k, **dict(options))
+
+
+def check(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype, **options) -> None:
+    inputs = make_inputs(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype)
+    actual = attend("cpu", *inputs, lengths_q, lengths_k, **options)
+    expected = expected_results(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype, tuple(options.items()))
+    errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=True)]
+    assert errors[0] < BOUND[dtype][0], errors
+    assert max(errors[1:]) < BOUND[dtype][1], errors
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("head_dim", [16, 32, 37, 64, 80, 256])
+def test_matches_reference(isa, dtype, head_dim, dropout_p):
+    check(LENGTHS, LENGTHS, 2, 2, head_dim, dtype, dropout_p=dropout_p)
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"), [(True, (-1, -1)), (False, (7, 70)), (True, (33, 0)), (False, (1, 0)), (False, (-1, 3))]
+)
+@pytest.mark.parametrize(
+    ("lengths_q", "lengths_k"),
+    [(LENGTHS, LENGTHS), ((5, 1, 0, 200, 3), (130, 67, 9, 70, 0))],
+    ids=("same", "other"),
+)
+def test_windows_and_bounds(isa, dtype, lengths_q, lengths_k, causal, window):
+    check(lengths_q, lengths_k, 4, 2, 32, dtype, dropout_p=0.1, causal=causal, window=window)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (600, 20)])
+def test_long_sequences(isa, dtype, window):
+    check(LONG, LONG, 2, 1, 16, dtype, dropout_p=0.1, window=window)
+
+
+def test_first_tokens_only(isa, dtype):
+    lengths_k = (1, 64, 65, 513, 0)
+    check((1,) * len(lengths_k), lengths_k, 3, 3, 32, dtype, dropout_p=0.1)
+
+
+@pytest.mark.parametrize("dropout_p", [0.5, 1.0])
+def test_strong_dropout(isa, dtype, dropout_p):
+    check((70, 9), (70, 9), 2, 2, 32, dtype, dropout_p=dropout_p)
+
+
+def test_scale(isa, dtype):
+    check((70, 9), (70, 9), 2, 2, 32, dtype, softmax_scale=-0.3)
+
+
+def test_dropout_follows_the_rule(isa):
+    """With uniform weights and one-hot values the output shows the mask itself."""
+    from penstock.kernels import philox
+
+    length, heads, head_dim, p = 190, 3, 192, 0.3
+    q = torch.zeros(length, heads, head_dim)
+    v = torch.eye(length, head_dim)[:, None].expand(-1, heads, -1).contiguous()
+    ids = torch.tensor([2**40 + 12345])
+    out = attend("cpu", q, q, v, q, [length], [length], ids=ids, dropout_p=p)[0]
+    for head in range(heads):
+        ones = torch.ones(length, dtype=torch.long)
+        keep = philox.keep_mask(torch.tensor(SEED), ids * ones, torch.arange(length), head, length, p)
+        assert torch.equal(out[:, head, :length] != 0, keep)
+
+
+def test_views_of_one_buffer(isa, dtype):
+    tokens, heads, head_dim = sum(LENGTHS), 2, 32
+    fused = torch.randn(tokens, 3, heads, head_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+    grad_out = torch.randn(tokens, heads, head_dim).to(dtype)
+    views = attend("cpu", *fused.unbind(1), grad_out, LENGTHS, LENGTHS, dropout_p=0.1)
+    copies = attend("cpu", *(x.contiguous() for x in fused.unbind(1)), grad_out, LENGTHS, LENGTHS, dropout_p=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(views, copies, strict=True))
+
+
+def test_every_element_is_written(isa, dtype):
+    """torch fills what `empty` returns with NaN while deterministic algorithms are on."""
+    lengths_q, lengths_k = (0, 5, 40, 3), (7, 0, 90, 3)
+    inputs = make_inputs(lengths_q, lengths_k, 2, 1, 37, dtype)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = attend("cpu", *inputs, lengths_q, lengths_k, dropout_p=0.1, causal=True)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(x.isfinite().all() for x in results)
+    assert results[0][:5].count_nonzero() == 0, "queries that see no key give 0"
+    assert results[2][:7].count_nonzero() == 0, "keys that no query sees have no gradient"
+
+
+def test_same_bits_for_any_number_of_threads(isa, dtype):
+    lengths = (300, 17, 1, 0, 64, 90, 33)
+    inputs = make_inputs(lengths, lengths, 3, 3, 32, dtype)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 2, 3):
+            torch.set_num_threads(count)
+            results.append(attend("cpu", *inputs, lengths, lengths, dropout_p=0.1))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_sequences_are_independent(isa, dtype):
+    lengths = (33, 70, 12)
+    inputs = make_inputs(lengths, lengths, 2, 2, 32, dtype)
+    before = attend("cpu", *inputs, lengths, lengths, dropout_p=0.1)
+    for x in inputs:
+        x[33:103] = float("nan")
+    after = attend("cpu", *inputs, lengths, lengths, dropout_p=0.1)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a[:33], b[:33])
+        assert torch.equal(a[103:], b[103:])
+        assert b[33:103].isnan().all()
+
+
+def test_one_sequence_alone_gives_the_same_bits(isa, dtype):
+    lengths = (33, 70, 12)
+    inputs = make_inputs(lengths, lengths, 2, 2, 32, dtype)
+    together = attend("cpu", *inputs, lengths, lengths, dropout_p=0.1, ids=torch.tensor([5, 6, 7]))
+    alone = attend("cpu", *(x[33:103] for x in inputs), [70], [70], dropout_p=0.1, ids=torch.tensor([6]))
+    assert all(torch.equal(a[33:103], b) for a, b in zip(together, alone, strict=True))
+
+
+def test_unknown_instruction_set(monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CPU_ISA", "mmx")
+    inputs = make_inputs((3,), (3,), 1, 1, 32, torch.float32)
+    with pytest.raises(ValueError, match="no instruction set 'mmx' here, there is portable"):
+        attend("cpu", *inputs, (3,), (3,))
+
+
+def test_serves_only_what_it_can():
+    inputs = make_inputs((3,), (3,), 1, 1, 32, torch.float64)
+    with pytest.raises(RuntimeError, match="bfloat16 and float32"):
+        attend("cpu", *inputs, (3,), (3,))
