@@ -40,6 +40,14 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         return Batch(self.tokens.to(device, non_blocking), self.labels.to(device, non_blocking=non_blocking))
 
+    def padded(self, pad_token_id: int) -> dict[str, Tensor]:
+        """input_ids, attention_mask (int64, (batch, longest)) and labels, for models that know no ragged batches."""
+        lengths = self.tokens.lengths
+        mask = torch.arange(self.tokens.max_seqlen, device=lengths.device) < lengths[:, None]
+        input_ids = torch.full(mask.shape, pad_token_id, device=lengths.device)
+        input_ids[mask] = self.tokens.values.long()
+        return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": self.labels}
+
 
 @dataclass(frozen=True)
 class Step:

@@ -1,0 +1,71 @@
+"""The loader as a torch data set."""
+
+import json
+
+import pytest
+from torch.utils.data import DataLoader
+
+from penstock.engine.data.loader import Loader
+from penstock.engine.data.plan import PlanParameters
+from penstock.engine.data.torch_dataset import BatchDataset
+from penstock.engine.errors import ConfigError
+
+
+def make(store, **options) -> BatchDataset:
+    parameters = PlanParameters(tokens_per_batch=100, batches_per_step=4)
+    return BatchDataset(Loader(store, seed=3, parameters=parameters, world_size=2, rank=1), **options)
+
+
+def rows(batches) -> list[list[int]]:
+    return [batch.tokens.ids.tolist() for batch in batches]
+
+
+def test_through_a_data_loader(store):
+    expected = rows(make(store).loader.batches())
+    assert rows(DataLoader(make(store), batch_size=None)) == expected
+    assert rows(DataLoader(make(store), batch_size=None, num_workers=1)) == expected
+    assert len(DataLoader(make(store), batch_size=None)) == len(expected)
+    with pytest.raises(ConfigError, match="2 workers"):
+        list(DataLoader(make(store), batch_size=None, num_workers=2))
+
+
+def test_going_on_after_every_batch(store):
+    straight = make(store)
+    stream = rows(straight) + rows(straight)
+    dataset = make(store)
+    seen, states = [], [dataset.state_dict()]
+    for _ in range(2):
+        for batch in dataset:
+            seen += rows([batch])
+            states.append(json.loads(json.dumps(dataset.state_dict())))
+    assert seen == stream
+    for done, state in enumerate(states):
+        resumed = make(store)
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        rest = [row for _ in range(resumed.loader.epoch, 2) for row in rows(resumed)]
+        assert stream[:done] + rest == stream
+
+
+def test_stateful_data_loader(store):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    loader = stateful.StatefulDataLoader(make(store), batch_size=None)
+    stream = rows(loader)
+    loader = stateful.StatefulDataLoader(make(store), batch_size=None)
+    iterator = iter(loader)
+    seen = rows(next(iterator) for _ in range(3))
+    resumed = stateful.StatefulDataLoader(make(store), batch_size=None)
+    resumed.load_state_dict(loader.state_dict())
+    assert seen + rows(resumed) == stream
+
+
+def test_padded(store):
+    ragged, padded = list(make(store)), list(make(store, pad_token_id=1))
+    for batch, dictionary in zip(ragged, padded, strict=True):
+        lengths = batch.tokens.lengths.tolist()
+        assert dictionary["attention_mask"].sum(1).tolist() == lengths
+        for row, length, tokens in zip(
+            dictionary["input_ids"].tolist(), lengths, batch.tokens.values.split(lengths), strict=True
+        ):
+            assert row == tokens.tolist() + [1] * (max(lengths) - length)
+        assert dictionary["labels"].tolist() == batch.labels.tolist()
