@@ -38,6 +38,8 @@ class Batch:
         return self.tokens.values.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+        # A copy to the CPU is read by it, which waits for no stream: that one must block.
+        non_blocking = non_blocking and torch.device(device).type != "cpu"
         return Batch(self.tokens.to(device, non_blocking), self.labels.to(device, non_blocking=non_blocking))
 
     def padded(self, pad_token_id: int) -> dict[str, Tensor]:
