@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads, cell_dtype
+from penstock.kernels.recording import recording
 
 
 def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,7 +92,7 @@ def backward(
 ) -> InputGrads:
     """Runs the layer again, recorded, and differentiates it."""
 
-    with torch.enable_grad():
+    with recording():
         recorded = _each(inputs, lambda tensor: tensor.detach().requires_grad_())
         return _gradients(grads, recorded, create_graph=False)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from penstock.kernels.lstm import stepwise
 from penstock.kernels.lstm.packing import Packing
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
+from penstock.kernels.recording import recording
 
 
 def _library_serves(inputs: LayerInputs, return_cells: bool) -> bool:
@@ -69,21 +70,21 @@ def backward(
     if saved:
         return stepwise.backward(grads, inputs, y, saved, need_x, need_weights)
     states = inputs.h0, inputs.c0
-    with torch.enable_grad():
+    with recording():
         x = inputs.x.detach().requires_grad_(need_x)
         weights = LayerWeights(*([w.detach().requires_grad_(need_weights) for w in kind] for kind in inputs.weights))
         h0, c0 = (None if state is None else state.detach().requires_grad_() for state in states)
         outputs = _library(inputs._replace(x=x, weights=weights, h0=h0, c0=c0))
-    wanted = [*weights.w_ih, *weights.w_hh, *weights.b_ih, *weights.w_hr] if need_weights else []
-    wanted += [tensor for tensor in (x if need_x else None, h0, c0) if tensor is not None]
-    pairs = [(out, grad) for out, grad in zip(outputs, grads[:3], strict=True) if grad is not None]
-    found = torch.autograd.grad(
-        [out for out, _ in pairs],
-        wanted,
-        [grad.to(out.dtype) for out, grad in pairs],
-        allow_unused=True,
-        materialize_grads=True,
-    )
+        wanted = [*weights.w_ih, *weights.w_hh, *weights.b_ih, *weights.w_hr] if need_weights else []
+        wanted += [tensor for tensor in (x if need_x else None, h0, c0) if tensor is not None]
+        pairs = [(out, grad) for out, grad in zip(outputs, grads[:3], strict=True) if grad is not None]
+        found = torch.autograd.grad(
+            [out for out, _ in pairs],
+            wanted,
+            [grad.to(out.dtype) for out, grad in pairs],
+            allow_unused=True,
+            materialize_grads=True,
+        )
     by_tensor = dict(zip(map(id, wanted), found, strict=True))
 
     def of(kind: list[Tensor]) -> list[Tensor]:

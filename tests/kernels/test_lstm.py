@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 from penstock.kernels import dispatch
 from penstock.kernels.lstm import ops
@@ -212,3 +213,11 @@ def test_saves_nothing_at_inference(backend: str) -> None:
         *_, saved = torch.ops.penstock.lstm_layer(x, cu_seqlens, max_seqlen, *weights, *states, False, save, backend)
         like = dispatch.implementation("lstm", backend).saved_like(inputs, False) if save else []
         assert [(t.shape, t.dtype) for t in saved] == [(t.shape, t.dtype) for t in like]
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize("lengths", [[3, 5], [4, 4]])
+def test_gradients_under_a_dispatch_mode(backend: str, lengths: list[int]) -> None:
+    inputs = cases.layer(lengths, 4, 6)
+    with FlopCounterMode(display=False):
+        cases.check(backend, inputs, torch.float32)
