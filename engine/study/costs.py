@@ -55,7 +55,7 @@ def measure_cost(family: str, settings: "Settings", train: "Store", test: "Store
     from penstock.engine.models import build_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(
+    model: Any = build_model(
         settings.model,
         vocab_size=train.vocab_size,
         num_labels=len(train.label_names),

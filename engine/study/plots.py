@@ -26,7 +26,7 @@ _RUNS: dict[str, Any] = {"s": 26, "alpha": 0.4, "linewidths": 0}  # single runs
 MARKERS = {"lstm": "o", "lstm-embeddings": "s", "encoder": "D"}
 _SPREAD = 0.009  # of the width: families at the same size are drawn a little apart
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,

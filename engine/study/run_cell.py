@@ -4,7 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.engine.errors import NonFiniteError, PenstockError
 from penstock.engine.study.cells import Cell, CellResult
@@ -36,7 +36,7 @@ class CellTask:
     max_test: int | None
     run: Path
     keep_run: bool = False
-    progress: str = "none"
+    progress: Literal["auto", "live", "plain", "none"] = "none"
 
 
 def run_cell(task: CellTask) -> CellResult:
@@ -74,7 +74,7 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
     rows = subset(store.labels, task.cell.size, task.subset_seed)
     trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
     test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
-    model = load_model(task.run).to("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = load_model(task.run).to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = evaluate(
         model,
         test,
