@@ -74,7 +74,8 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
     rows = subset(store.labels, task.cell.size, task.subset_seed)
     trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
     test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
-    model: Any = load_model(task.run).to("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = load_model(task.run)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = evaluate(
         model,
         test,
