@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill at any instant.
 
-A checkpoint is one folder, RUN/checkpoints/step-N: the model as the transformers library saves it, and, where the run can go on
-from there, `training_state.pt`. It is written under another name, forced to the disk and renamed; then the symbolic
-link RUN/last (RUN/best) is turned to it in one instant. So `last` always leads to a whole checkpoint.
+A checkpoint is one folder, RUN/checkpoints/step-N: the model as the transformers library saves it, and, where the run
+can go on from there, `training_state.pt`. It is written under another name, forced to the disk and renamed; then the
+symbolic link RUN/last (RUN/best) is turned to it in one instant. So `last` always leads to a whole checkpoint.
 """
 
 import os
@@ -23,9 +23,10 @@ _STATE = "training_state.pt"
 def write_checkpoint(
     run: Path, step: int, save_model: Callable[[Path], None], state: dict[str, Any] | None, links: Sequence[str]
 ) -> None:
-    """Writes a checkpoint and turns `links` ("last", "best") to it, in this order; what no link holds any more is removed.
+    """Writes a checkpoint and turns links to it; what no link holds any more is removed.
 
     Args:
+        links: "last", "best" or both, turned in this order.
         save_model: writes the model's files into a folder.
         state: what the run needs to go on from here; None for a model alone.
 

@@ -39,7 +39,8 @@ class Counters:
     """Where a run stands; part of every checkpoint.
 
     Attributes:
-        epoch, step: finished ones. examples, tokens: trained on so far. seconds: spent in steps, waiting for data included.
+        epoch, step: finished ones. examples, tokens: trained on so far.
+        seconds: spent in steps, waiting for data included.
         best: figures of the best model so far, found at `best_step`; `since_best` evaluations ago.
         stopped_by: why the run is over: "epochs", "max_steps", "patience"; empty while it is not.
         interval_*: of the steps since the last line of metrics.jsonl.
@@ -207,7 +208,7 @@ class Loop:
         return training.learning_rate * factor
 
     def _evaluate(self) -> bool:
-        """Evaluates on the validation rows; whether this is the best model so far. Without such rows the last one is."""
+        """Evaluates on the validation rows; whether it is the best so far. Without such rows the last one is."""
         counters, training = self.counters, self.settings.training
         if not len(self._validation_rows):
             counters.best_step = counters.step
@@ -281,7 +282,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class _TimedStep:
-    """A step of the plan, when it was asked for, how long this process waited for it, and whether it is its epoch's last."""
+    """A step of the plan, when it was asked for, how long we waited for it, whether it is its epoch's last."""
 
     step: Step
     began: float

@@ -12,7 +12,7 @@ class Metrics:
 
     Attributes:
         accuracy: share of examples whose label has the highest logit.
-        macro_f1: mean over classes of F1 = 2 TP / (2 TP + FP + FN); classes that neither occur nor are predicted are left out.
+        macro_f1: mean of F1 = 2 TP / (2 TP + FP + FN) over the classes that occur or are predicted.
         loss: mean cross-entropy per example, nats.
         num_examples: examples evaluated.
     """

@@ -112,7 +112,8 @@ def describe_step(record: Mapping[str, Any]) -> str:
 
 
 def describe_evaluation(record: Mapping[str, Any]) -> str:
+    best = "  best" if record.get("best") else ""
     return (
-        f"{record['split']} at step {record['step']}: accuracy {record['accuracy']:.4f}  macro-F1 {record['macro_f1']:.4f}  "
-        f"loss {record['loss']:.4f}  ({record['num_examples']:,} examples)" + ("  best" if record.get("best") else "")
+        f"{record['split']} at step {record['step']}: accuracy {record['accuracy']:.4f}  "
+        f"macro-F1 {record['macro_f1']:.4f}  loss {record['loss']:.4f}  ({record['num_examples']:,} examples){best}"
     )

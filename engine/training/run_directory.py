@@ -136,7 +136,8 @@ def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
     for key in [*here, *there]:
         if there.get(key) != here.get(key):
             raise RunError(
-                f"{path} holds another run: {key} is {there.get(key)!r} there and {here.get(key)!r} here; give another --out"
+                f"{path} holds another run: {key} is {there.get(key)!r} there and {here.get(key)!r} here; "
+                "give another --out"
             )
 
 

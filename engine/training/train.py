@@ -68,12 +68,12 @@ def train(
     device: torch.device | str | None = None,
     progress: Mode = "auto",
 ) -> TrainResult:
-    """Trains a model on a store's rows and keeps the best by the validation split; goes on where an earlier call stopped.
+    """Trains a model on a store's rows, or goes on where an earlier call stopped.
 
-    The run's directory then loads as the best model. The caller's random state is left as it was.
+    The run's directory then loads as the best model by the validation split. The caller's random state is left alone.
 
     Args:
-        out_dir: the run's directory. One that holds the same run is resumed or, if that is complete, its result returned.
+        out_dir: the run's directory. If it holds the same run, that is resumed or, if complete, its result returned.
         rows: int64, the training rows; all by default.
         validation_rows: int64, rows of the same store for validation; by default carved from `rows`.
         test_store: read once, at the end, by the best model.

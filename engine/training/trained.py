@@ -42,7 +42,8 @@ def check_fits(store: Store, data: dict[str, Any]) -> None:
     ):
         if here != there:
             raise StoreError(
-                f"{store.path} was prepared with other {what} than the training data: prepare it with --like {data['store']}"
+                f"{store.path} was prepared with other {what} than the training data: "
+                f"prepare it with --like {data['store']}"
             )
 
 

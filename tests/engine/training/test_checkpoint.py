@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, kind):
         full = os.strerror(errno.ENOSPC)
         raise OSError(errno.ENOSPC, full) if kind == "os" else RuntimeError(f"I/O error: {full} (os error 28)")
 
-    with pytest.raises(DiskError, match="cannot write .*No space left"):
+    with pytest.raises(DiskError, match=r"cannot write .*No space left"):
         write_checkpoint(tmp_path, 2, fail, {"x": 2}, ["last"])
     assert checkpoints(tmp_path) == ["step-00000001"]
     assert read_state(tmp_path) == {"x": 1}

@@ -87,7 +87,7 @@ def test_a_wrong_file_is_one_clear_line(tmp_path, text, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read the configuration .*absent.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent\.yaml: No such file"):
         load_settings(tmp_path / "absent.yaml")
 
 

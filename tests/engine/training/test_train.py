@@ -212,7 +212,7 @@ def test_a_test_set_with_other_labels(tmp_path, texts, store, settings):
     other = tmp_path / "other.csv"
     other.write_text("text,label\na,x\nb,y\n")
     others = prepare(str(other), tmp_path / "other", tokenizer=str(store.path / "tokenizer"), progress=False)
-    with pytest.raises(StoreError, match="was prepared with other (labels|tokenizer) than the training data"):
+    with pytest.raises(StoreError, match=r"was prepared with other (labels|tokenizer) than the training data"):
         train(settings(), store, tmp_path / "run", test_store=others, progress="none")
     assert not (tmp_path / "run").exists()
 
