@@ -1,7 +1,5 @@
 """AdamW with decay where it belongs."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +16,3 @@ def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: flo
         {"params": plain, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
-
-
-def gradient_norm(parameters: Sequence[Tensor], maximum: float) -> Tensor:
-    """The global 2-norm of the gradients, which are scaled down to `maximum` where that is above 0."""
-    return nn.utils.clip_grad_norm_(parameters, maximum if maximum > 0 else float("inf"))

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from penstock.engine.data.loader import Batch
 from penstock.engine.errors import NonFiniteError
 from penstock.engine.training.distributed import World
-from penstock.engine.training.optimizer import build_optimizer, gradient_norm
+from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
 from penstock.engine.training.settings import TrainingSettings
 
@@ -99,10 +99,13 @@ class Stepper:
             totals[0] += loss_sum.detach()
             totals[1] += (logits.detach().argmax(-1) == batch.labels).sum()
         self._scaler.unscale_(self._optimizer)
-        norm = gradient_norm(self._parameters, self._settings.max_grad_norm)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         world.sum(totals)
         loss_total, correct, *votes_yes, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         self._check_finite(loss_total / num_examples, grad_norm, step)
+        # known here on the host, so that gradients that are short enough are not gone over
+        if 0 < self._settings.max_grad_norm < grad_norm < float("inf"):
+            nn.utils.clip_grads_with_norm_(self._parameters, self._settings.max_grad_norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._scaler.step(self._optimizer)

@@ -230,3 +230,61 @@ def test_bf16_on_a_cpu_learns(tmp_path, store, settings):
 def test_fp16_on_a_cpu_is_refused(tmp_path, store, settings):
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         train(settings("training.precision=fp16"), store, tmp_path, progress="none", device="cpu")
+
+
+def test_a_last_step_with_fewer_examples_than_batches(tmp_path, store, settings):
+    chosen = settings("data.batches_per_step=4", "data.tokens_per_batch=1", "data.validation_fraction=0")
+    result = train(chosen, store, tmp_path, rows=np.arange(9), progress="none")
+    assert (result.steps, result.examples) == (4 * 3, 4 * 9)
+
+
+def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
+    import signal
+
+    from penstock.engine.training.signals import Interrupted
+    from penstock.engine.training.step import Stepper
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=store.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "encoder")
+    chosen = settings(
+        "model.kind=encoder",
+        f"model.encoder={tmp_path / 'encoder'}",
+        "training.learning_rate=1e-2",
+        "training.epochs=3",
+        "data.batches_per_step=2",
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = train(chosen, store, whole, progress="none")
+    assert result.validation.accuracy > 0.6
+    take_step = Stepper.__call__
+
+    def with_signal(self, batches, *, step, **rest):
+        if step == 7:
+            signal.raise_signal(signal.SIGINT)
+        return take_step(self, batches, step=step, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "__call__", with_signal)
+        with pytest.raises(Interrupted) as caught:
+            train(chosen, store, parts, progress="none")
+    assert caught.value.exit_code == 130
+    train(chosen, store, parts, progress="none")
+    assert same_weights(whole / "last", parts / "last")
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike(tmp_path, store, settings):
+    same = ("training.max_steps=4", "model.head_dropout=0", "data.validation_fraction=0")
+    train(settings(*same), store, tmp_path / "eager", progress="none")
+    train(settings(*same, "training.compile=true"), store, tmp_path / "compiled", progress="none")
+    for a, b in zip(records(tmp_path / "eager", "train"), records(tmp_path / "compiled", "train"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)

@@ -1,0 +1,105 @@
+import csv
+import json
+
+import pyarrow.parquet
+import pytest
+from typer.testing import CliRunner
+
+from penstock.engine.cli import app
+from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError
+
+TINY = [
+    "model.hidden_size=8",
+    "model.embedding_size=8",
+    "data.tokens_per_batch=256",
+    "training.learning_rate=3e-2",
+    "training.epochs=5",
+    "training.tensorboard=false",
+]
+
+
+def penstock(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(store, test_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    result = penstock(
+        "train", "--model", "lstm", "--train", store.path, "--eval", test_store.path, "--out", folder, *TINY
+    )
+    assert result.exit_code == 0
+    assert "stopped by epochs" in result.output
+    assert "test: accuracy" in result.output
+    return folder
+
+
+def test_evaluate_gives_the_same_of_a_store_and_of_its_source(run, texts, test_store):
+    of_store = penstock("evaluate", run, "--data", test_store.path).output
+    of_source = penstock("evaluate", run, "--data", texts["test"]).output
+    test = json.loads((run / "run.json").read_text())["result"]["test"]
+    assert of_store == of_source
+    assert of_store.startswith(
+        f"accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}, loss {test['loss']:.4f}"
+    )
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_predict(run, texts, tmp_path, form):
+    out = tmp_path / f"predictions.{form}"
+    source = tmp_path / "unlabelled.csv"
+    with open(texts["test"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(source, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["text"], *([row["text"]] for row in rows)])
+    assert penstock("predict", run, source, "--out", out).exit_code == 0
+    if form == "csv":
+        with open(out, newline="") as file:
+            found = list(csv.DictReader(file))
+    elif form == "jsonl":
+        found = [json.loads(line) for line in out.read_text().splitlines()]
+    else:
+        found = pyarrow.parquet.read_table(out).to_pylist()
+    assert [int(row["row"]) for row in found] == list(range(90))
+    right = sum(row["label"] == truth["label"] for row, truth in zip(found, rows, strict=True))
+    test = json.loads((run / "run.json").read_text())["result"]["test"]
+    assert right / 90 == pytest.approx(test["accuracy"])
+    for row in found:
+        probabilities = [float(row[f"probability: {name}"]) for name in ("bad", "fair", "good")]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert row["label"] == ("bad", "fair", "good")[probabilities.index(max(probabilities))]
+
+
+def test_wrong_uses(run, texts, store, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\na film,splendid\n")
+    with pytest.raises(SourceError, match=r"line 2: the label 'splendid' was not there in training"):
+        penstock("evaluate", run, "--data", other)
+    with pytest.raises(ConfigError, match=r"the ending names the format, one of \.csv, \.jsonl, \.parquet"):
+        penstock("predict", run, texts["test"], "--out", tmp_path / "out.txt")
+    with pytest.raises(RunError, match="holds no run"):
+        penstock("predict", tmp_path, texts["test"], "--out", tmp_path / "out.csv")
+    with pytest.raises(StoreError):
+        penstock("evaluate", run, "--data", tmp_path)
+    with pytest.raises(ConfigError, match=r"unknown setting 'training.epoch': did you mean 'training.epochs'\?"):
+        penstock("train", "--train", store.path, "--out", tmp_path / "new", "training.epoch=1")
+    with pytest.raises(RunError, match="holds another run: training.epochs is 5 there and 6 here"):
+        penstock("train", "--train", store.path, "--out", run, *TINY, "training.epochs=6")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_configuration_file_under_the_command_line(store, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("model:\n  kind: lstm\n  hidden_size: 8\ntraining:\n  max_steps: 3\n  tensorboard: false\n")
+    arguments = ["--config", config, "training.max_steps=2"]
+    assert "2 steps" in penstock("train", "--train", store.path, "--out", tmp_path / "run", *arguments).output
+
+
+def test_every_setting_is_listed():
+    listing = penstock("train", "--settings").output
+    assert "training.max_steps=null  (a whole number or null)" in listing
+    assert "data.tokens_per_batch=8192" in listing

@@ -1,0 +1,113 @@
+"""Runs in processes of their own: killed at any time, or several at once."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    "model.hidden_size=8",
+    "model.embedding_size=8",
+    "model.embedding_dropout=0.2",
+    "data.tokens_per_batch=128",
+    "data.batches_per_step=2",
+    "training.learning_rate=1e-2",
+    "training.epochs=12",
+    "training.patience=0",
+    "training.log_every_steps=1",
+    "training.checkpoint_every_steps=2",
+    "training.tensorboard=false",
+]
+
+
+def command(store, run, *overrides, launcher=()):
+    arguments = [*launcher, "-m", "penstock.engine.cli", "train", "--train", str(store.path), "--out", str(run)]
+    return [sys.executable, *arguments, *TINY, *overrides]
+
+
+def start(arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(arguments):
+    process = start(arguments)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out
+
+
+def lines(run):
+    timeless = ("seconds", "tokens_per_second", "examples_per_second", "data_wait")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in timeless} for record in records]
+
+
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(store, tmp_path):
+    finish(command(store, tmp_path / "whole"))
+    draw, kills = random.Random(0), 0
+    while True:
+        process = start(command(store, tmp_path / "killed"))
+        # the process is killed at work, not while it imports torch
+        while process.poll() is None and not (tmp_path / "killed" / "run.json").exists():
+            time.sleep(0.02)
+        before = progress_of(tmp_path / "killed")
+        while process.poll() is None and progress_of(tmp_path / "killed") == before:
+            time.sleep(0.005)
+        time.sleep(draw.random() * 0.5)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert process.wait() == 0, process.communicate()
+    assert kills >= 2
+    for name in ("best", "last"):
+        one, other = (tmp_path / run / name / "model.safetensors" for run in ("whole", "killed"))
+        assert one.read_bytes() == other.read_bytes()
+    assert lines(tmp_path / "whole") == lines(tmp_path / "killed")
+
+
+def progress_of(run):
+    file = run / "metrics.jsonl"
+    return file.stat().st_size if file.exists() else 0
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_checkpoints_and_exits(store, tmp_path, signum, code):
+    process = start(command(store, tmp_path / "run", "training.checkpoint_every_steps=0", "training.epochs=200"))
+    while not progress_of(tmp_path / "run"):
+        time.sleep(0.05)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"penstock: stopped by {signum.name} after step" in err.splitlines()[-1]
+    assert (tmp_path / "run" / "last" / "training_state.pt").exists()
+
+
+def test_two_processes_train_as_one(store, tmp_path):
+    overrides = ["training.epochs=2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finish(command(store, tmp_path / "one", *overrides))
+    finish(command(store, tmp_path / "two", *overrides, launcher=launcher))
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert len(one) == len(two) > 10
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == (pytest.approx(b[key], rel=1e-3, abs=1e-6) if isinstance(a[key], float) else b[key]), key
+
+
+def test_processes_that_do_not_divide_a_step(store, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = start(command(store, tmp_path / "run", "data.batches_per_step=3", launcher=launcher))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "data.batches_per_step=3 cannot be shared by 2 processes: set it to a multiple of 2" in err
