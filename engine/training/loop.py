@@ -123,7 +123,7 @@ class Loop:
         main = self.world.is_main
         self._log = MetricsLog(self.directory.path / "metrics.jsonl", self._log_offset) if main else None
         self._display = open_display(progress if main else "none")
-        self._trackers = open_trackers(self.settings, self.directory.path) if main else []
+        self._trackers = open_trackers(self.settings, self.directory.path, self.counters.step) if main else []
         self._flops_per_token, self._peak = training_flops_per_token(self.model), peak_flops(self.world.device)
         try:
             self._loop(stop)

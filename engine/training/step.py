@@ -90,6 +90,9 @@ class Stepper:
             torch.manual_seed(derive_seed(self._settings.seed, "step", step, index * world.size + world.rank))
             batch = batch.to(device)
             last = index == len(batches) - 1
+            if not len(batch):
+                self._join(batch, last)
+                continue
             with self._without_sync() if not last else contextlib.nullcontext():
                 with autocast(self._precision, device):
                     logits = self._model(batch.tokens).logits
@@ -124,6 +127,12 @@ class Stepper:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self._overflows = state["overflows"]
+
+    def _join(self, batch: Batch, last: bool) -> None:
+        """Takes part in summing the gradients with a batch without examples, which has none of its own."""
+        if last and isinstance(self._model, DistributedDataParallel):
+            self._model(batch.tokens)
+            torch.stack([parameter.sum() for parameter in self._parameters]).sum().mul(0.0).backward()
 
     def _without_sync(self) -> contextlib.AbstractContextManager:
         if isinstance(self._model, DistributedDataParallel):

@@ -1,5 +1,6 @@
 """Where metrics go besides metrics.jsonl."""
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +12,11 @@ from penstock.engine.training.settings import Settings
 Tracker = Callable[[Mapping[str, Any]], None]
 
 
-def open_trackers(settings: Settings, run: Path) -> list[tuple[Tracker, Callable[[], None]]]:
+def open_trackers(settings: Settings, run: Path, step: int) -> list[tuple[Tracker, Callable[[], None]]]:
     """(log a record, close) for TensorBoard where it is installed and for W&B where a project is set.
+
+    Args:
+        step: the one the run goes on from; what was logged after it is dropped.
 
     Raises:
         ConfigError: a W&B project is set and wandb is not installed.
@@ -21,7 +25,7 @@ def open_trackers(settings: Settings, run: Path) -> list[tuple[Tracker, Callable
     if settings.training.tensorboard and importlib.util.find_spec("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(run / "tensorboard"))
+        writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
         def to_tensorboard(record: Mapping[str, Any]) -> None:
             for name, value in _scalars(record):
@@ -35,9 +39,14 @@ def open_trackers(settings: Settings, run: Path) -> list[tuple[Tracker, Callable
             )
         import wandb
 
-        # the run's folder names it, so that a resumed run goes on in the same place
+        # the run's place names it, so that a resumed run goes on in the same record
         session = wandb.init(
-            project=settings.training.wandb_project, name=run.name, dir=str(run), config=settings.flat(), resume="allow"
+            project=settings.training.wandb_project,
+            id=hashlib.blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest(),
+            name=run.name,
+            dir=str(run),
+            config=settings.flat(),
+            resume="allow",
         )
         trackers.append((lambda record: session.log(dict(_scalars(record)), step=record["step"]), session.finish))
     return trackers

@@ -87,7 +87,7 @@ def test_wrong_uses(run, texts, store, tmp_path):
         penstock("evaluate", run, "--data", tmp_path)
     with pytest.raises(ConfigError, match=r"unknown setting 'training.epoch': did you mean 'training.epochs'\?"):
         penstock("train", "--train", store.path, "--out", tmp_path / "new", "training.epoch=1")
-    with pytest.raises(RunError, match="holds another run: training.epochs is 5 there and 6 here"):
+    with pytest.raises(RunError, match=r"holds another run: training\.epochs is 5 there and 6 here"):
         penstock("train", "--train", store.path, "--out", run, *TINY, "training.epochs=6")
     assert not (tmp_path / "out.csv").exists()
 

@@ -241,9 +241,10 @@ def test_a_last_step_with_fewer_examples_than_batches(tmp_path, store, settings)
 def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
     import signal
 
+    from transformers import BertConfig, BertForSequenceClassification
+
     from penstock.engine.training.signals import Interrupted
     from penstock.engine.training.step import Stepper
-    from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
     config = BertConfig(
