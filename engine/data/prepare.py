@@ -238,6 +238,7 @@ class _Preparation:
 
     def run(self, overwrite: bool, part: tuple[int, int] | None) -> None:
         with disk_errors(self.folder):
+            self.begun = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
         finished = 0
         with locked(self.folder, shared=part is not None):
