@@ -1,0 +1,181 @@
+"""Attention over ragged batches in Triton: which tiles, and how the kernels of `triton_kernels.py` are launched."""
+
+import contextlib
+import importlib.util
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import philox
+from penstock.kernels.attention.protocol import Problem
+
+UNVERIFIED = "it has run in Triton's interpreter only, not yet on a GPU; use_backend('triton') asks for it"
+_INSTALLED = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Tile(NamedTuple):
+    """What one kernel computes at a time, and how."""
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+class Tiles(NamedTuple):
+    forward: Tile
+    dq: Tile
+    dkdv: Tile
+
+
+# By bytes per element, then by head_dim up to. Compiled with dropout, the 16-bit kernels spill no register on sm_90, and
+# all fit the 99 KiB of shared memory of sm_86 when built for sm_80. Not yet timed.
+_TILES = {
+    2: {
+        32: Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+        64: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+        128: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+        256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    },
+    4: {
+        32: Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        64: Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
+        128: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        256: Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    },
+}
+_SHORT = 64  # up to this max_seqlen no block is longer than this: half of a longer one would be empty
+
+
+def choose_tiles(dtype: torch.dtype, head_dim: int, max_seqlen: int) -> Tiles:
+    """The tiles for a call; they depend on nothing else, so that results do not either."""
+    table = _TILES[dtype.itemsize]
+    tiles = table[next(limit for limit in table if head_dim <= limit)]
+    if max_seqlen > _SHORT:
+        return tiles
+    return Tiles(*(Tile(min(t.block_q, _SHORT), min(t.block_k, _SHORT), *t[2:]) for t in tiles))
+
+
+def block_d(head_dim: int) -> int:
+    """The width of a tile's rows: the next power of two, and no less than a matrix instruction takes."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def _constants(q: Tensor, k: Tensor, problem: Problem, tile: Tile) -> dict[str, Any]:
+    # three products of tf32 parts are as exact as float32, and run on the tensor cores
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    return {
+        "HEADS": q.shape[1],
+        "GROUP": q.shape[1] // k.shape[1],
+        "HEAD_DIM": q.shape[2],
+        "BLOCK_D": block_d(q.shape[2]),
+        "BLOCK_Q": tile.block_q,
+        "BLOCK_K": tile.block_k,
+        "HAS_LEFT": problem.window_left >= 0,
+        "HAS_RIGHT": problem.window_right >= 0,
+        "DROPOUT": problem.dropout_p > 0,
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 and not tf32 else "tf32",
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+    }
+
+
+def _arguments(q: Tensor, k: Tensor, v: Tensor, problem: Problem, blocks: int) -> tuple[Any, ...]:
+    """What the kernels take behind their own tensors."""
+    return (
+        problem.cu_seqlens_q,
+        problem.cu_seqlens_k,
+        problem.seed,
+        problem.ids,
+        *q.stride()[:2],
+        *k.stride()[:2],
+        *v.stride()[:2],
+        q.shape[0],
+        k.shape[0],
+        blocks,
+        problem.window_left,
+        problem.window_right,
+        problem.scale,
+        philox.threshold(problem.dropout_p),
+        philox.scale(problem.dropout_p),
+    )
+
+
+def _on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _blocks(length: int, block: int) -> int:
+    return -(-length // block)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    from penstock.kernels.attention.triton_kernels import forward_kernel
+
+    heads = q.shape[1]
+    out = q.new_empty(q.shape)
+    lse = q.new_empty((heads, q.shape[0]), dtype=torch.float32)
+    tile = choose_tiles(q.dtype, q.shape[2], max(problem.max_seqlen_q, problem.max_seqlen_k)).forward
+    blocks = _blocks(problem.max_seqlen_q, tile.block_q)
+    if q.shape[0] and blocks:
+        with _on_device(q):
+            forward_kernel[problem.batch_size * blocks, heads](
+                q, k, v, out, lse, *_arguments(q, k, v, problem, blocks), **_constants(q, k, problem, tile)
+            )
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, problem: Problem
+) -> tuple[Tensor, Tensor, Tensor]:
+    from penstock.kernels.attention.triton_kernels import delta_kernel, dkdv_kernel, dq_kernel
+
+    (tokens_q, heads, head_dim), kv_heads = q.shape, k.shape[1]
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    delta = torch.empty_like(lse)
+    tiles = choose_tiles(q.dtype, head_dim, max(problem.max_seqlen_q, problem.max_seqlen_k))
+    with _on_device(q):
+        if tokens_q and problem.max_seqlen_q:
+            rows = 64
+            delta_kernel[_blocks(tokens_q, rows), heads](
+                out, grad_out, delta, tokens_q, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK=rows
+            )
+            blocks = _blocks(problem.max_seqlen_q, tiles.dq.block_q)
+            dq_kernel[problem.batch_size * blocks, heads](
+                *(q, k, v, grad_out, lse, delta, dq),
+                *_arguments(q, k, v, problem, blocks),
+                **_constants(q, k, problem, tiles.dq),
+            )
+        if k.shape[0] and problem.max_seqlen_k:
+            blocks = _blocks(problem.max_seqlen_k, tiles.dkdv.block_k)
+            dkdv_kernel[problem.batch_size * blocks, kv_heads](
+                *(q, k, v, grad_out, lse, delta, dk, dv),
+                *_arguments(q, k, v, problem, blocks),
+                **_constants(q, k, problem, tiles.dkdv),
+            )
+    return dq, dk, dv
+
+
+def why_not(*, device_type: str, dtype: torch.dtype, head_dim: int, **_: object) -> str | None:
+    if device_type != ("cpu" if _INTERPRETED else "cuda"):
+        return f"it serves CUDA tensors, not {device_type}"
+    if dtype == torch.float64:
+        return "it has no float64"
+    if head_dim > 256:
+        return f"its head_dim goes to 256, not {head_dim}"
+    return None
+
+
+def available() -> str | None:
+    if not _INSTALLED:
+        return "triton is not installed"
+    if _INTERPRETED:
+        return None
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "it needs compute capability 8.0"
+    return None
