@@ -31,6 +31,7 @@ class Backend:
     implementation: Any
     why_not: Callable[..., str | None]
     available: Callable[[], str | None]
+    on_request: str | None
 
 
 _registry: dict[str, dict[str, Backend]] = {}
@@ -42,6 +43,7 @@ def register(
     implementation: Any,
     why_not: Callable[..., str | None] = lambda **_: None,
     available: Callable[[], str | None] = lambda: None,
+    on_request: str | None = None,
 ) -> None:
     """Adds a backend to an operation.
 
@@ -49,11 +51,12 @@ def register(
         implementation: whatever the operation's `ops.py` calls: a module or an object with its functions.
         why_not: takes the facts of a call as keywords, returns None or one line saying why it cannot serve them.
         available: returns None or one line saying why this backend cannot run here at all.
+        on_request: None, or one line saying why only `use_backend` chooses this backend.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
     backends = _registry.setdefault(operation, {})
-    backends[name] = Backend(name, implementation, why_not, available)
+    backends[name] = Backend(name, implementation, why_not, available, on_request)
     _registry[operation] = dict(sorted(backends.items(), key=lambda item: BACKENDS.index(item[0])))
 
 
@@ -79,7 +82,7 @@ def choose(operation: str, **facts: Any) -> str:
             raise RuntimeError(f"backend {forced!r} cannot serve {operation}: {reason}")
         return forced
     for name, backend in backends.items():
-        if backend.available() is None and backend.why_not(**facts) is None:
+        if backend.on_request is None and backend.available() is None and backend.why_not(**facts) is None:
             return name
     raise RuntimeError(f"no backend can serve {operation} with {facts}")
 
@@ -101,9 +104,9 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def status() -> list[tuple[str, str, str | None]]:
-    """(operation, backend, None or why it cannot run here) for everything registered; `penstock doctor` prints it."""
+    """(operation, backend, None or why it is not chosen by itself here) of everything registered, for the doctor."""
     return [
-        (operation, backend.name, backend.available())
+        (operation, backend.name, backend.available() or backend.on_request)
         for operation, backends in sorted(_registry.items())
         for backend in backends.values()
     ]

@@ -8,13 +8,15 @@ from torch import Tensor
 from penstock.kernels import dispatch, philox
 from penstock.kernels.attention import cpu, reference
 from penstock.kernels.attention import torch as torch_backend
+from penstock.kernels.attention import triton as triton_backend
 from penstock.kernels.attention.protocol import Problem, lse_dtype
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
-_BACKENDS = {"cpu": cpu, "torch": torch_backend, "reference": reference}
+_BACKENDS = {"triton": triton_backend, "cpu": cpu, "torch": torch_backend, "reference": reference}
+_ON_REQUEST = {"triton": triton_backend.UNVERIFIED}
 
 for _name, _module in _BACKENDS.items():
-    dispatch.register("varlen_attention", _name, _module, _module.why_not, _module.available)
+    dispatch.register("varlen_attention", _name, _module, _module.why_not, _module.available, _ON_REQUEST.get(_name))
 
 
 def varlen_attention(
@@ -203,8 +205,8 @@ def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None
     q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seed, ids = ctx.saved_tensors
     problem = cu_seqlens_q, cu_seqlens_k, *ctx.numbers, seed, ids
     if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
-        leaves = (x if x.requires_grad else x.detach().requires_grad_() for x in (q, k, v))
-        gradients = reference.differentiate(grad_out, *leaves, Problem(*problem))
+        q, k, v = (x if x.requires_grad else x.detach().requires_grad_() for x in (q, k, v))
+        gradients = reference.differentiate(grad_out, q, k, v, Problem(*problem))
     else:
         gradients = torch.ops.penstock.varlen_attention_backward(grad_out, q, k, v, out, lse, *problem, ctx.backend)
     return *gradients, *(None,) * 11

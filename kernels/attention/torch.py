@@ -258,17 +258,17 @@ def _flash_forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[T
         window_size_left=problem.window_left,
         window_size_right=problem.window_right,
     )
-    return out, lse
+    return out.contiguous(), lse
 
 
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
-    """FlashAttention's backward adds dq with atomics unless torch is told to be deterministic."""
+    """FlashAttention's backward adds dq with atomics unless torch must be deterministic; a warning is not enough."""
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
