@@ -26,8 +26,8 @@ DISTILBERT = {
     "initializer_range": 0.2,
     "num_labels": LABELS,
 }
-# Layer 0 of three is global, the others see two tokens to either side.
-MODERNBERT = {**BERT, "global_attn_every_n_layers": 3, "local_attention": 4, "pad_token_id": 0}
+# The first and the last layer are global, those between see two tokens to either side.
+MODERNBERT = {**BERT, "num_hidden_layers": 4, "global_attn_every_n_layers": 3, "local_attention": 4, "pad_token_id": 0}
 CONFIGS = {
     "bert": lambda: transformers.BertConfig(**{**BERT, "pad_token_id": 0}),
     "roberta": lambda: transformers.RobertaConfig(**BERT),

@@ -124,12 +124,13 @@ def main() -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(
         encoder, num_labels=len(names), attn_implementation="eager", dtype=torch.float32
     )
-    for name, (ours, theirs) in (
-        ("lstm-1-256", lstm_losses(batches, len(tokenizer), len(names))),
-        (encoder, encoder_losses(batches, stock)),
-    ):
-        figures = {"steps": len(ours), "first": ours[0], "last": ours[-1], "difference": difference(ours, theirs)}
-        print(json.dumps({"model": Path(name).name, **figures}))
+    report("lstm-1-256", *lstm_losses(batches, len(tokenizer), len(names)))
+    report(Path(encoder).name, *encoder_losses(batches, stock))
+
+
+def report(name: str, ours: list[float], theirs: list[float]) -> None:
+    figures = {"steps": len(ours), "first": ours[0], "last": ours[-1], "difference": difference(ours, theirs)}
+    print(json.dumps({"model": name, **figures}), flush=True)
 
 
 if __name__ == "__main__":

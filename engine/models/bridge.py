@@ -36,12 +36,27 @@ def positions(batch: Ragged) -> Tensor:
     return torch.arange(total, device=starts.device) - starts
 
 
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
+def first_tokens(hidden: Tensor, bounds: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """The hidden states of each sequence's first token, and the bounds with which they attend to all of its tokens.
+
+    Args:
+        hidden: (1, total_tokens, width).
+        bounds: the keyword arguments that a layer receives, the bounds among them.
+    Returns:
+        (batch, 1, width), where an empty sequence has some other's token; and keyword arguments for `attend`.
+    """
+    cu_seqlens = bounds["cu_seq_lens_k"]
+    first = hidden[0, cu_seqlens[:-1].clamp(max=hidden.shape[1] - 1)]
+    one_each = torch.arange(cu_seqlens.shape[0], dtype=torch.int32, device=cu_seqlens.device)
+    names = ("cu_seq_lens_k", "max_length_k", "example_ids")
+    return first[:, None], {"cu_seq_lens_q": one_each, "max_length_q": 1, **{name: bounds[name] for name in names}}
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention_mask: Tensor | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -51,23 +66,22 @@ def _attend(
     max_length_k: int | None = None,
     example_ids: Tensor | None = None,
     **_: Any,
-) -> tuple[Tensor, None]:
-    """From query, key and value, (1, heads, tokens, head_dim), to (1, tokens, heads, head_dim)."""
+) -> Tensor:
+    """Attention within each sequence, of (tokens, heads, head_dim) tensors.
+
+    Raises:
+        ValueError: there is a mask, or the bounds are missing.
+    """
     if attention_mask is not None:
-        raise ValueError(
-            f"{ATTENTION} attention takes no attention_mask but the sequences' bounds (cu_seq_lens_q, ...)"
-        )
+        raise ValueError(f"{ATTENTION} attention takes no attention_mask: give the sequences' bounds")
     if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
         raise ValueError(
             f"{ATTENTION} attention needs the sequences' bounds: cu_seq_lens_q, cu_seq_lens_k, max_length_q and "
             "max_length_k; without them every token would attend to the whole batch"
         )
-    if query.shape[0] != 1:
-        raise ValueError(f"{ATTENTION} attention takes all sequences in one row, got a batch of {query.shape[0]} rows")
     # What arrives for a local layer is the number of keys to either side plus one (checked in transformers 5.23).
     side = -1 if sliding_window is None else sliding_window - 1
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = varlen_attention(
+    return varlen_attention(
         q,
         k,
         v,
@@ -80,13 +94,25 @@ def _attend(
         window=(side, side),
         ids=example_ids,
     )
-    return out[None], None
+
+
+def _interface(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """From query, key and value, (1, heads, tokens, head_dim), to (1, tokens, heads, head_dim)."""
+    if query.shape[0] != 1:
+        raise ValueError(
+            f"{ATTENTION} attention takes all sequences in one row and needs the sequences' bounds, got a batch of "
+            f"{query.shape[0]} rows"
+        )
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend(q, k, v, attention_mask, **kwargs)[None], None
 
 
 def _mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
-    """No mask is made; one that was given is passed on, for `_attend` to refuse."""
+    """No mask is made; one that was given is passed on, for `attend` to refuse."""
     return attention_mask
 
 
-AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(ATTENTION, _interface)
 AttentionMaskInterface.register(ATTENTION, _mask)

@@ -9,8 +9,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models.bridge import ATTENTION, bounds, positions
+from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
 from penstock.engine.models.families import family_of, first_position, layers_of, max_length, pools_mean
+from penstock.engine.models.fuse import fuse, is_fused
 from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.output import classifier_output
 from penstock.engine.models.ragged_input import as_ragged
@@ -23,8 +24,9 @@ class EncoderClassifier(nn.Module):
     All tokens of a batch go through the model as one row. The head, which expects one row a text, gets each sequence's
     first token (or the mean over its tokens, where the checkpoint pools so) from a hook.
 
-    Attributes:
-        model: the stock model. What it saves loads in transformers alone.
+    Args:
+        model: the stock model. It is changed: attention goes through the bridge, and some methods are replaced by
+            faster ones (`fuse.py`). Its parameters and what it saves stay as they were, for transformers alone to load.
 
     Raises:
         ModelError: the architecture cannot run unpadded.
@@ -41,6 +43,7 @@ class EncoderClassifier(nn.Module):
             model.base_model.register_forward_hook(_pool_mean, with_kwargs=True)
         else:
             layers_of(model)[-1].register_forward_hook(_pool_first, with_kwargs=True)
+        fuse(model)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **config: Any) -> "EncoderClassifier":
@@ -142,11 +145,11 @@ class EncoderClassifier(nn.Module):
 
 
 def _pool_first(module: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> Tensor:
-    """(1, total_tokens, width) -> (batch, 1, width): each sequence's first token, zero for an empty sequence."""
-    cu_seqlens = kwargs["cu_seq_lens_q"]
-    first = cu_seqlens[:-1].clamp(max=hidden.shape[1] - 1)
-    is_empty = (cu_seqlens.diff() == 0)[:, None]
-    return hidden[0, first].masked_fill(is_empty, 0)[:, None]
+    """The last layer's (1, total_tokens, width) -> (batch, 1, width): first tokens, zero for an empty sequence."""
+    if not is_fused(module):
+        hidden, _ = first_tokens(hidden, kwargs)
+    is_empty = kwargs["cu_seq_lens_k"].diff() == 0
+    return hidden.masked_fill(is_empty[:, None, None], 0)
 
 
 def _pool_mean(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models import EncoderClassifier
+from penstock.engine.models.fuse import is_fused, unfuse
 from penstock.kernels import Ragged
 
 LENGTHS = [7, 1, 13, 2, 31]
@@ -50,6 +51,28 @@ def test_logits_and_gradients_equal_the_padded_eager_model(stock: transformers.P
         # A key's bias has no effect, so its gradient is rounding alone: the whole gradient's size is the measure there.
         error = (gradients[name] - parameter.grad).norm() / parameter.grad.norm().clamp(min=0.01 * total)
         assert error < 1e-5, f"{name}: {error}"
+
+
+def test_fused_layers_change_nothing_but_speed(stock: transformers.PreTrainedModel) -> None:
+    ragged, _, _ = batch_of(LENGTHS)
+    fused, plain = ragged_form(stock), ragged_form(stock)
+    unfuse(plain.model)
+    assert any(map(is_fused, fused.modules())) == ("mean" not in getattr(stock.config, "classifier_pooling", ""))
+    assert not any(map(is_fused, plain.modules()))
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    gradients = []
+    for model in (fused, plain):
+        torch.manual_seed(0)
+        # in training, but without the dropout of hidden states: its random numbers depend on what is computed
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.train(False)
+        output = model(ragged, labels=LABEL)
+        output.loss.backward()
+        gradients.append((output.logits, *(parameter.grad for parameter in model.parameters())))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_padded_input_equals_ragged_input(stock: transformers.PreTrainedModel) -> None:
@@ -183,10 +206,15 @@ def test_wrong_input_is_refused() -> None:
 def test_attention_without_bounds_is_refused() -> None:
     model = EncoderClassifier(stock_model("bert")).model
     _, padded, mask = batch_of(LENGTHS)
-    with pytest.raises(ValueError, match="needs the sequences' bounds"):
-        model(input_ids=padded)
-    with pytest.raises(ValueError, match="takes no attention_mask"):
-        model(input_ids=padded, attention_mask=mask)
+    for plain in (False, True):
+        if plain:
+            unfuse(model)
+        with pytest.raises(ValueError, match="needs the sequences' bounds"):
+            model(input_ids=padded)
+        with pytest.raises(ValueError, match="needs the sequences' bounds"):
+            model(input_ids=padded[:1])
+        with pytest.raises(ValueError, match="takes no attention_mask"):
+            model(input_ids=padded[:1], attention_mask=mask[:1])
 
 
 @pytest.mark.parametrize(
