@@ -256,12 +256,13 @@ def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
         max_position_embeddings=64,
     )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "encoder")
+    store.tokenizer().save_pretrained(tmp_path / "encoder")
     chosen = settings(
         "model.kind=encoder",
         f"model.encoder={tmp_path / 'encoder'}",
         "training.learning_rate=1e-2",
-        "training.epochs=3",
-        "data.batches_per_step=2",
+        "training.epochs=6",
+        "data.tokens_per_batch=128",
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     result = train(chosen, store, whole, progress="none")
@@ -269,7 +270,7 @@ def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
     take_step = Stepper.__call__
 
     def with_signal(self, batches, *, step, **rest):
-        if step == 7:
+        if step == 37:
             signal.raise_signal(signal.SIGINT)
         return take_step(self, batches, step=step, **rest)
 
