@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch
+from penstock.kernels.lstm import triton as triton_backend
 from penstock.kernels.lstm.protocol import cell_dtype
 
 torch.library.define(
@@ -64,6 +65,14 @@ class PlainCell:
         return torch.cat(of_gates, dim=1).to(gates.dtype), dc * f
 
 
+dispatch.register(
+    "lstm_cell",
+    "triton",
+    triton_backend.Cell,
+    triton_backend.why_not,
+    triton_backend.available,
+    on_request=triton_backend.UNVERIFIED,
+)
 dispatch.register("lstm_cell", "torch", PlainCell)
 dispatch.register("lstm_cell", "reference", PlainCell)
 

@@ -8,10 +8,19 @@ from torch import Tensor
 from penstock.kernels import dispatch
 from penstock.kernels.lstm import cpu, reference
 from penstock.kernels.lstm import torch as torch_backend
+from penstock.kernels.lstm import triton as triton_backend
 from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, OutputGrads, cell_dtype
 from penstock.kernels.lstm.segments import Segments
 from penstock.kernels.ragged import check_cu_seqlens
 
+dispatch.register(
+    "lstm",
+    "triton",
+    triton_backend,
+    triton_backend.why_not,
+    triton_backend.available,
+    on_request=triton_backend.UNVERIFIED,
+)
 dispatch.register("lstm", "cpu", cpu, cpu.why_not, cpu.available)
 dispatch.register("lstm", "torch", torch_backend)
 dispatch.register("lstm", "reference", reference)

@@ -11,6 +11,7 @@ def operation(monkeypatch: pytest.MonkeyPatch) -> str:
     dispatch.register("op", "reference", "R")
     dispatch.register("op", "torch", "T", lambda size, **_: f"size {size} is odd" if size % 2 else None)
     dispatch.register("op", "triton", "G", available=lambda: "no GPU")
+    dispatch.register("op", "cuda", "C", on_request="not tried yet")
     return "op"
 
 
@@ -27,6 +28,8 @@ def test_forced(operation: str) -> None:
             assert dispatch.choose("op", size=2) == "torch"
         assert dispatch.choose("op", size=2) == "reference"
     assert dispatch.choose("op", size=2) == "torch"
+    with use_backend("cuda"):
+        assert dispatch.choose("op", size=2) == "cuda"
 
 
 @pytest.mark.parametrize(("name", "reason"), [("torch", "size 3 is odd"), ("triton", "no GPU"), ("cpu", "no 'cpu'")])
@@ -43,4 +46,9 @@ def test_unknown_names(operation: str) -> None:
 
 
 def test_status(operation: str) -> None:
-    assert dispatch.status() == [("op", "triton", "no GPU"), ("op", "torch", None), ("op", "reference", None)]
+    assert dispatch.status() == [
+        ("op", "cuda", "not tried yet"),
+        ("op", "triton", "no GPU"),
+        ("op", "torch", None),
+        ("op", "reference", None),
+    ]
