@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import pytest
 import torch
 from torch import Tensor
 
+from penstock.kernels import dispatch
 from penstock.kernels.lstm import ops, reference
 from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, cell_dtype
 
@@ -15,6 +17,10 @@ BOUNDS = {
     torch.float16: (2e-3, 2e-3),
     torch.bfloat16: (1e-2, 2e-2),
 }
+
+
+# what runs here by default, besides the reference
+BACKENDS = [name for operation, name, reason in dispatch.status() if operation == "lstm" and reason is None][:-1]
 
 
 def layer(
@@ -109,10 +115,26 @@ def truth(inputs: LayerInputs, grads: list[Tensor | None]) -> tuple[list[Tensor]
     return list(outputs), _gradients(outputs, copy, grads)
 
 
+def require(backend: str, inputs: LayerInputs, dtype: torch.dtype, return_cells: bool = False) -> None:
+    """Skips the test where the backend cannot serve such a layer."""
+    needs = ["zoneout"] if inputs.zone_h is not None else []
+    reason = dispatch._registry["lstm"][backend].why_not(
+        device_type="cpu",
+        dtype=dtype,
+        input_size=inputs.weights.input_size,
+        hidden_size=inputs.weights.hidden_size,
+        proj_size=inputs.weights.output_size if inputs.weights.w_hr else 0,
+        needs=tuple([*needs, "cells"] if return_cells else needs),
+    )
+    if reason:
+        pytest.skip(f"{backend}: {reason}")
+
+
 def run(
     backend: str, inputs: LayerInputs, dtype: torch.dtype, grads: list[Tensor | None], return_cells: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients by one backend, through the operation."""
+    require(backend, inputs, dtype, return_cells)
     copy = recorded(inputs, dtype)
     outputs = ops.lstm_layer(copy, return_cells, True, backend)
     return list(outputs if return_cells else outputs[:3]), _gradients(outputs, copy, grads)

@@ -3,5 +3,6 @@
 from penstock.kernels.lstm.cell import lstm_cell
 from penstock.kernels.lstm.functional import lstm
 from penstock.kernels.lstm.module import LSTM
+from penstock.kernels.lstm.protocol import LayerWeights
 
-__all__ = ["LSTM", "lstm", "lstm_cell"]
+__all__ = ["LSTM", "LayerWeights", "lstm", "lstm_cell"]

@@ -19,7 +19,7 @@ UNVERIFIED = "it has run in Triton's interpreter only, not yet on a GPU: use_bac
 # W_hh's four blocks, padded, stay on the chip up to this many bytes: H <= 128 in 16 bits, 64 in float32
 _RESIDENT_BYTES = 128 * 1024
 _PERSISTENT_ROWS = 16  # sequences per program: the least a tensor core's tile takes
-_STEP_TILE = {"BLOCK_B": 32, "BLOCK_H": 32, "BLOCK_K": 64}
+_STEP_TILE = {"BLOCK_B": 32, "BLOCK_H": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
 _CELL_BLOCK = 1024
 
 
@@ -196,9 +196,14 @@ def _persistent(weights: LayerWeights) -> bool:
 
 
 def _persistent_launch(inputs: LayerInputs) -> tuple[tuple[int, int], dict[str, int]]:
-    padded = _padded(inputs.weights.hidden_size)
     grid = (-(-inputs.batch_size // _PERSISTENT_ROWS), inputs.weights.directions)
-    return grid, {"BLOCK_B": _PERSISTENT_ROWS, "BLOCK_H": padded, "num_warps": 4 if padded <= 64 else 8}
+    return grid, _persistent_tile(_padded(inputs.weights.hidden_size))
+
+
+def _persistent_tile(padded: int) -> dict[str, int]:
+    # W_hh fills the shared memory: the compiler must not buffer loads there ahead of time (num_stages)
+    warps = 4 if padded <= 64 else 8
+    return {"BLOCK_B": _PERSISTENT_ROWS, "BLOCK_H": padded, "num_warps": warps, "num_stages": 1}
 
 
 def _step_grid(inputs: LayerInputs) -> tuple[int, int, int]:

@@ -163,14 +163,12 @@ def compile_for(capability: int, name: str, storage: str, hidden: int) -> object
     from penstock.kernels.lstm import triton_kernels
 
     kernel = getattr(triton_kernels, name)
-    padded = backend._padded(hidden)
+    tile = backend._persistent_tile(backend._padded(hidden)) if "persistent" in name else dict(backend._STEP_TILE)
+    options = {option: tile.pop(option) for option in ("num_warps", "num_stages")}
     flags = dict.fromkeys((arg for arg in kernel.arg_names if arg.startswith(("HAS_", "SAVE_"))), True)
-    tile = {"BLOCK_B": 16, "BLOCK_H": padded} if name.startswith("persistent") else backend._STEP_TILE
     constants = {"H": hidden, "D": 2, "FIRST": False, "PRECISION": "ieee", "BLOCK": 1024, **flags, **tile}
-    types, values = signature(kernel, storage, constants)
-    warps = 8 if padded > 64 and name.startswith("persistent") else 4
-    source = ASTSource(kernel, types, values)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    source = ASTSource(kernel, *signature(kernel, storage, constants))
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
