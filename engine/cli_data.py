@@ -1,7 +1,7 @@
 """The commands that make and check stores."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,7 +44,7 @@ def prepare(
         return
     if not sources:
         raise ConfigError("say what to prepare: one source at least")
-    options = {
+    options: dict[str, Any] = {
         "tokenizer": tokenizer,
         "text": text,
         "label": label,

@@ -94,7 +94,7 @@ def _of_packed(input: PackedSequence) -> Border:
     return Border(ragged, lambda tokens: tokens[packed_row], lambda y: input._replace(data=y[token]))
 
 
-def _of_nested(input: Tensor) -> Border:
+def _of_nested(input: Any) -> Border:
     if input.layout != torch.jagged or input.ndim != 3 or not input.shape[2:].numel():
         raise ValueError("input must be a jagged NestedTensor of shape (B, *, features)")
     if input.lengths() is not None:

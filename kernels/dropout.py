@@ -9,7 +9,7 @@ from penstock.kernels.ragged import check_cu_seqlens
 try:
     from penstock import _native
 except ImportError:  # penstock.kernels works without its compiled module
-    _native = None
+    _native = None  # type: ignore[assignment]
 
 torch.library.define(
     "penstock::keep_mask",

@@ -91,5 +91,12 @@ class ShardBuilder:
         self._empty += piece.rows.texts.count("")
 
     def rows(self) -> ShardRows:
-        columns = (np.concatenate(c) for c in (self._lengths, self._labels, self._sources, self._source_rows))
-        return ShardRows(self._values, *columns, self._truncated, self._empty)
+        return ShardRows(
+            self._values,
+            np.concatenate(self._lengths),
+            np.concatenate(self._labels),
+            np.concatenate(self._sources),
+            np.concatenate(self._source_rows),
+            self._truncated,
+            self._empty,
+        )

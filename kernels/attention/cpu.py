@@ -13,7 +13,7 @@ from penstock.kernels.attention.protocol import Problem, lse_dtype
 try:
     from penstock import _native
 except ImportError as error:  # penstock.kernels works without its compiled module
-    _native, _missing = None, str(error)
+    _native, _missing = None, str(error)  # type: ignore[assignment]
 
 
 def _view(x: Tensor) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs
 try:
     from penstock import _native
 except ImportError:  # penstock.kernels works without its compiled module
-    _native = None
+    _native = None  # type: ignore[assignment]
 
 # an instruction set of `_native.available_isas()`; empty for the fastest
 isa = os.environ.get("PENSTOCK_ISA", "")
@@ -116,7 +116,9 @@ class _Call:
         self.tokens, self.directions, self.hidden = inputs.x.shape[0], weights.directions, weights.hidden_size
         self.x, self.cu_seqlens = inputs.x.contiguous(), inputs.cu_seqlens.contiguous()
         kinds = [weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh]
-        self.weights = [[weight.contiguous() for weight in kind] or [None] * self.directions for kind in kinds]
+        self.weights: list[list[Any]] = [
+            [weight.contiguous() for weight in kind] or [None] * self.directions for kind in kinds
+        ]
         self.states = [None if state is None else state.contiguous() for state in (inputs.h0, inputs.c0)]
         self.arguments = {
             "isa": isa,

@@ -80,20 +80,21 @@ def lstm(
     final_h, final_c, cells = [], [], []
     for layer, layer_weights in enumerate(weights):
         rows = slice(layer * directions, (layer + 1) * directions)
-        if layer and training and dropout > 0:
+        if layer and training and dropout > 0 and seed is not None:
             x = ragged_dropout(x, cu_seqlens, dropout, seed, layer - 1, ids, per_sequence=variational)
-        zones = []
+        zones: list[Tensor | None] = []
         widths = layer_weights.output_size * directions, layer_weights.hidden_size * directions
         for p, stream, width in zip(zoneout, (_ZONE_H_STREAM, _ZONE_C_STREAM), widths, strict=True):
             if p == 0:
                 zones.append(None)
-            elif training:
+            elif training and seed is not None:
                 kept = keep_mask(cu_seqlens, x.shape[0], p, seed, stream + layer, ids, width)
                 zones.append((~kept).to(x.dtype))
             else:
                 zones.append(x.new_full((1, 1), p))
         h0_layer, c0_layer = (None if state is None else state[rows] for state in (h0, c0))
-        inputs = LayerInputs(x, cu_seqlens, max_seqlen, layer_weights, h0_layer, c0_layer, *zones, resets)
+        zone_h, zone_c = zones
+        inputs = LayerInputs(x, cu_seqlens, max_seqlen, layer_weights, h0_layer, c0_layer, zone_h, zone_c, resets)
         x, h_n, c_n, layer_cells = ops.lstm_layer(inputs, return_cells, save, _choose(inputs, return_cells))
         final_h.append(h_n)
         final_c.append(c_n)

@@ -145,7 +145,7 @@ class LSTM(nn.RNNBase):
         layers = []
         for layer in range(self.num_layers):
             w_hh = weights("weight_hh", layer)
-            if self.weight_dropout and self.training:
+            if self.weight_dropout and self.training and seed is not None:
                 w_hh = [self._drop(w, seed, _WEIGHT_STREAM + 2 * layer + d) for d, w in enumerate(w_hh)]
             layers.append(
                 LayerWeights(

@@ -130,6 +130,7 @@ def _gradients(grads: OutputGrads, inputs: LayerInputs, create_graph: bool) -> I
     by_place = dict(zip(places, found, strict=True))
     every = iter([by_place.get(place, torch.zeros_like(tensor)) for place, tensor in enumerate(wanted)])
     dx = next(every)
-    kinds = [list(islice(every, len(kind))) for kind in (weights.w_ih, weights.w_hh, biases, weights.w_hr)]
+    kinds = (weights.w_ih, weights.w_hh, biases, weights.w_hr)
+    dw_ih, dw_hh, db, dw_hr = (list(islice(every, len(kind))) for kind in kinds)
     dh0, dc0 = (None if state is None else next(every) for state in (inputs.h0, inputs.c0))
-    return InputGrads(dx, *kinds, dh0, dc0)
+    return InputGrads(dx, dw_ih, dw_hh, db, dw_hr, dh0, dc0)

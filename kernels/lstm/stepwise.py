@@ -122,7 +122,7 @@ def backward(
         if dc_old is not None:
             dc_t -= dc_old
         dhidden = dh_t
-        if dprojected is not None:
+        if dprojected is not None and w_hr is not None:
             dprojected[:, step] = dh_t
             dhidden = torch.bmm(dprojected[:, step], w_hr).to(cell)
         dc_t.addcmul_(dhidden, through_h[:, step])

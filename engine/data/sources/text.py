@@ -75,9 +75,8 @@ class JsonLinesSource(Source):
                 except ValueError as error:
                     rows.bad.append(BadRow(number, str(error), excerpt(line)))
                 else:
-                    rows.texts.append(record.get(self.text, MISSING))
-                    rows.labels.append(record.get(self.label, MISSING))
-                    rows.positions.append(number)
+                    label = MISSING if self.label is None else record.get(self.label, MISSING)
+                    _append(rows, record.get(self.text, MISSING), label, number)
                 characters += len(line)
                 if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
                     yield rows
@@ -131,9 +130,7 @@ class CsvSource(Source):
                     rows.bad.append(BadRow(line, reason))
                     continue
                 if len(record) == width:
-                    rows.texts.append(record[text_at])
-                    rows.labels.append(record[label_at])
-                    rows.positions.append(line)
+                    _append(rows, record[text_at], record[label_at], line)
                     characters += len(record[text_at])
                 elif record:
                     reason = f"{len(record)} fields where the header has {width}"
@@ -151,6 +148,13 @@ class CsvSource(Source):
 
 def _new_rows() -> RawRows:
     return RawRows([], [], [], [])
+
+
+def _append(rows: RawRows, text: Any, label: Any, position: int) -> None:
+    assert isinstance(rows.positions, list)
+    rows.texts.append(text)
+    rows.labels.append(label)
+    rows.positions.append(position)
 
 
 def _lines(file: io.BufferedReader, name: str) -> Iterator[tuple[int, bytes]]:
