@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "lstm/cpu/kernels.h"
+#include "lstm/cpu/team.h"
 #include "lstm/cpu/workspace.h"
 
 namespace py = pybind11;
@@ -31,14 +32,19 @@ class Buffer {
   size_t size_;
 };
 
+lstm::DType dtype_named(const std::string& name) {
+  if (name == "float32") return lstm::DType::float32;
+  if (name == "bfloat16") return lstm::DType::bfloat16;
+  throw std::invalid_argument("dtype must be float32 or bfloat16, got " + name);
+}
+
 lstm::Layer make_layer(const std::string& dtype, int64_t tokens, int64_t batch, int64_t input_size, int64_t hidden_size,
                        int threads, uint64_t x, uint64_t cu_seqlens, const std::vector<std::array<uint64_t, 4>>& weights,
                        uint64_t h0, uint64_t c0) {
-  if (dtype != "float32" && dtype != "bfloat16") throw std::invalid_argument("dtype must be float32 or bfloat16, got " + dtype);
   if (weights.empty() || weights.size() > lstm::kMaxDirections) throw std::invalid_argument("weights must be of 1 or 2 directions");
   if (tokens < 0 || batch < 0 || input_size < 1 || hidden_size < 1) throw std::invalid_argument("sizes must be positive");
   lstm::Layer layer{};
-  layer.dtype = dtype == "float32" ? lstm::DType::float32 : lstm::DType::bfloat16;
+  layer.dtype = dtype_named(dtype);
   layer.tokens = tokens;
   layer.batch = batch;
   layer.input_size = input_size;
@@ -116,6 +122,23 @@ void bind_lstm_cpu(py::module_& parent) {
       py::arg("c0"), py::arg("y"), py::arg("gates"), py::arg("c"), py::arg("dy"), py::arg("dc"), py::arg("dh_n"), py::arg("dc_n"),
       py::arg("dx"), py::arg("weight_gradients"), py::arg("dh0"), py::arg("dc0"));
 
+  module.def(
+      "multiply_in_registers",
+      [](const std::string& isa, const std::string& dtype, int threads, int64_t rounds) {
+        const lstm::Kernels& kernels = lstm::kernels_for(isa_named(isa));
+        const lstm::DType type = dtype_named(dtype);
+        double operations = 0;
+        py::gil_scoped_release released;
+        auto run = [&](int member, int members) {
+          const double done = kernels.multiply_in_registers(type, rounds);
+          if (member == 0) operations = done * members;
+        };
+        lstm::parallel(threads, run);
+        return operations;
+      },
+      py::arg("isa"), py::arg("dtype"), py::arg("threads"), py::arg("rounds"),
+      "Multiplies on every thread without touching memory; returns the floating-point operations done. Timed, it gives "
+      "the machine's peak.");
   module.def("workspace_use", [] {
     const lstm::WorkspaceUse use = lstm::workspace_use();
     return py::dict(py::arg("kept") = use.kept, py::arg("in_use") = use.in_use, py::arg("limit") = use.limit);

@@ -9,6 +9,8 @@ namespace penstock::lstm {
 struct Kernels {
   void (*forward)(const Layer&, const Forward&);
   void (*backward)(const Layer&, const Backward&);
+  // Floating-point operations done in `rounds` rounds of multiplication without memory traffic, for benchmarks.
+  double (*multiply_in_registers)(DType, int64_t rounds);
 };
 
 namespace portable { extern const Kernels kernels; }

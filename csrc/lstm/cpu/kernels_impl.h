@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "layer_backward.h"
+#include "peak.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
@@ -12,6 +13,11 @@ const Kernels kernels = {
     },
     [](const Layer& layer, const Backward& io) {
       layer.dtype == DType::float32 ? backward<float>(layer, io) : backward<bfloat16>(layer, io);
+    },
+    [](DType dtype, int64_t rounds) {
+      alignas(64) float sink[kLanes] = {};
+      return dtype == DType::float32 ? multiply_in_registers<float>(rounds, sink)
+                                     : multiply_in_registers<bfloat16>(rounds, sink);
     },
 };
 

@@ -1,0 +1,29 @@
+// The rate of multiplication that a tile could reach if it never waited for memory: what benchmarks compare with.
+#pragma once
+
+#include "tile.h"
+
+namespace penstock::lstm::PENSTOCK_ISA {
+
+// Multiplies a full tile in registers `rounds` times; returns the number of floating-point operations.
+template <class T>
+double multiply_in_registers(int64_t rounds, float* sink) {
+  Vec sum[kTileRows][kTileVecs] = {};
+  Vec b[kTileVecs];
+  for (int v = 0; v < kTileVecs; ++v) b[v] = broadcast(1e-3f * float(v));
+  Vec a = broadcast(*sink);
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (int r = 0; r < kTileRows; ++r) {
+#if defined(__x86_64__)
+      asm volatile("" : "+v"(a));  // else one row's products would serve all
+#endif
+      for (int v = 0; v < kTileVecs; ++v) multiply_add(sum[r][v], a, b[v], std::bool_constant<Operand<T>::kPairs>{});
+    }
+  }
+  for (int r = 0; r < kTileRows; ++r) {
+    for (int v = 0; v < kTileVecs; ++v) store(sink, load(sink) + sum[r][v]);
+  }
+  return 2.0 * double(rounds) * kTileRows * kTileVecs * kLanes * Operand<T>::kPerLane;
+}
+
+}  // namespace penstock::lstm::PENSTOCK_ISA
