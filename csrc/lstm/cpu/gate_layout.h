@@ -24,7 +24,8 @@ inline int64_t gate_row(int64_t position, int64_t hidden_size) {
   const int64_t first = position / (4 * kUnitBlock) * kUnitBlock;
   const int64_t width = hidden_size - first < kUnitBlock ? hidden_size - first : kUnitBlock;
   const int64_t within = position - 4 * first;
-  return within / width * hidden_size + first + within % width;
+  const int64_t gate = width == kUnitBlock ? within / kUnitBlock : within / width;  // a division by 16 is a shift
+  return gate * hidden_size + first + within - gate * width;
 }
 
 }  // namespace penstock::lstm

@@ -45,12 +45,14 @@ template <class T, class Row>
 void pack_transposed(int64_t size, int64_t width, const Row& row, typename Operand<T>::Lane* out) {
   using Lane = typename Operand<T>::Lane;
   const int64_t lanes = Operand<T>::lanes(size);
+  const T* rows[kPanel];
+  for (int64_t j = 0; j < width; ++j) rows[j] = row(j);
   // Cache line by cache line along the rows: whole rows at a power-of-two distance would evict each other.
   constexpr int64_t kStep = 16;
   for (int64_t k0 = 0; k0 < lanes; k0 += kStep) {
     const int64_t k1 = k0 + kStep < lanes ? k0 + kStep : lanes;
     for (int64_t j = 0; j < width; ++j) {
-      const T* from = row(j);
+      const T* from = rows[j];
       if (from == nullptr) {
         for (int64_t k = k0; k < k1; ++k) out[k * width + j] = Lane{0};
       } else {

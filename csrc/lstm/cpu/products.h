@@ -7,51 +7,77 @@
 namespace penstock::lstm::PENSTOCK_ISA {
 
 constexpr int64_t kDepth = 512;     // lanes of k at a time: a panel of B stays in the second-level cache
-constexpr int64_t kRowBlock = 96;   // rows of A that share a pass over B
+constexpr int64_t kRowBlock = 96;   // rows of A that share a pass over B; their part of k stays in that cache too
 constexpr int64_t kLinePad = 16;    // lanes added to strides, lest rows a power of two apart evict each other
 
-// C (rows, columns) = A (rows, k) B (k, columns), for the rows of one thread.
-//   a_row(r): A's row, lanes contiguous.      b: panels as [panel][k][width].
-//   finish(r, column, n, value): takes n <= kLanes results.
-//   partial: kRowBlock * panels * kPanel floats, used when k > kDepth.
-template <class T, class RowOfA, class Finish>
-void product_by_rows(Range rows, int64_t lanes, int64_t columns, const RowOfA& a_row, const typename Operand<T>::Lane* b,
-                     float* partial, const Finish& finish) {
+// C (rows, columns) = A (rows, k) B (k, columns) + bias, for the rows of one thread.
+template <class T>
+struct RowProduct {
   using Lane = typename Operand<T>::Lane;
-  const int64_t panels = panels_of(columns), partial_stride = panels * kPanel;
-  const int64_t blocks = (rows.size() + kRowBlock - 1) / kRowBlock;
-  for (int64_t block = 0; block < blocks; ++block) {
-    Range in_block = share(rows.size(), blocks, block);
-    in_block.begin += rows.begin, in_block.end += rows.begin;
-    const int64_t tiles = tiles_of(in_block.size());
-    for (int64_t k0 = 0; k0 < lanes; k0 += kDepth) {
-      const int64_t depth = lanes - k0 < kDepth ? lanes - k0 : kDepth;
-      const bool last = k0 + depth == lanes;
+
+  int64_t lanes, columns;  // lanes of k
+  const Lane* a;           // rows a_stride lanes apart
+  int64_t a_stride;
+  const Lane* b;      // panels of [k][width]
+  const float* bias;  // (columns, rounded up to a panel) or null
+  T* c;               // (rows, columns)
+
+  // Floats that `run` needs between the parts of k, if there are several.
+  static int64_t partial_floats(int64_t lanes, int64_t columns) {
+    return lanes > kDepth ? kRowBlock * panels_of(columns) * kPanel : 0;
+  }
+
+  void run(Range rows, float* partial) const {
+    const int64_t blocks = (rows.size() + kRowBlock - 1) / kRowBlock;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const Range block = share(rows.size(), blocks, i);
+      run_block(rows.begin + block.begin, block.size(), partial);
+    }
+  }
+
+ private:
+  void run_block(int64_t first, int64_t rows, float* partial) const {
+    const Tiling tiles(rows);
+    const int64_t panels = panels_of(columns);
+    for (int64_t k = 0; k < lanes; k += kDepth) {
+      const int64_t depth = lanes - k < kDepth ? lanes - k : kDepth;
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t vecs = vecs_of_panel(columns, panel);
-        const Lane* b_part = b + panel * kPanel * lanes + k0 * vecs * kLanes;
-        for (int64_t i = 0; i < tiles; ++i) {
-          const Range tile = share(in_block.size(), tiles, i);
-          const int64_t row = in_block.begin + tile.begin;
+        const Lane* b_part = b + panel * kPanel * lanes + k * vecs * kLanes;
+        for (int64_t i = 0; i < tiles.count; ++i) {
+          const Range tile = tiles[i];
+          const bool last = k + depth == lanes;
+          if (last) prefetch(first + tile.begin, tile.size(), panel * kPanel, vecs);
+          const Lane* a_rows[kTileRows];
+          for (int64_t r = 0; r < tile.size(); ++r) a_rows[r] = a + (first + tile.begin + r) * a_stride + k;
           alignas(64) float result[kTileRows * kPanel];
-          // The sums stay in `partial` between the parts of k; with a single part they never get there.
-          float* sums = lanes > kDepth ? partial + tile.begin * partial_stride + panel * kPanel : result;
-          const int64_t stride = lanes > kDepth ? partial_stride : kPanel;
-          const Lane* a[kTileRows];
-          for (int64_t r = 0; r < tile.size(); ++r) a[r] = a_row(row + r) + k0;
-          multiply_rows<T>(tile.size(), vecs, a, b_part, depth, sums, stride, k0 > 0);
-          if (!last) continue;
-          for (int64_t r = 0; r < tile.size(); ++r) {
-            for (int64_t column = panel * kPanel, v = 0; v < vecs; ++v, column += kLanes) {
-              finish(row + r, column, columns - column < kLanes ? columns - column : kLanes,
-                     load(sums + r * stride + v * kLanes));
-            }
-          }
+          const bool in_parts = lanes > kDepth;
+          float* sums = in_parts ? partial + tile.begin * panels * kPanel + panel * kPanel : result;
+          const int64_t stride = in_parts ? panels * kPanel : kPanel;
+          multiply_rows<T>(tile.size(), vecs, a_rows, b_part, depth, sums, stride, k > 0);
+          if (last) finish(first + tile.begin, tile.size(), panel * kPanel, vecs, sums, stride);
         }
       }
     }
   }
-}
+
+  void prefetch(int64_t row, int64_t rows, int64_t column, int64_t vecs) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t v = 0; v < vecs; ++v) __builtin_prefetch(c + (row + r) * columns + column + v * kLanes, 1);
+    }
+  }
+
+  void finish(int64_t row, int64_t rows, int64_t first_column, int64_t vecs, const float* sums, int64_t stride) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t v = 0; v < vecs; ++v) {
+        const int64_t column = first_column + v * kLanes;
+        const Vec sum = load(sums + r * stride + v * kLanes);
+        store(c + (row + r) * columns + column, bias ? sum + load(bias + column) : sum,
+              columns - column < kLanes ? columns - column : kLanes);
+      }
+    }
+  }
+};
 
 // The weight gradients of one direction: dgates^T (4H, tokens) times [x | h before] (tokens, I + H), and the column sums
 // of dgates, for a range of the 4H rows.
@@ -79,15 +105,14 @@ struct WeightProduct {
   static int64_t panel_stride() { return kPanel * kDepthOfStep + kLinePad; }
   int64_t line_lanes() const { return (4 * hidden_size + 15) / 16 * 16; }
   int64_t operand_lanes(int64_t rows) const {
-    return line_lanes() + tiles_of(rows) * tile_stride() + panels() * panel_stride();
+    return line_lanes() + Tiling(rows).count * tile_stride() + panels() * panel_stride();
   }
   int64_t sum_floats(int64_t rows) const { return rows * sums_stride() + rows; }
 
   void run(Range rows, Lane* operands, float* sums) const {
-    const int64_t tiles = tiles_of(rows.size());
     Lane* line = operands;
     Lane* a = line + line_lanes();
-    Lane* b = a + tiles * tile_stride();
+    Lane* b = a + Tiling(rows.size()).count * tile_stride();
     float* bias_sums = sums + rows.size() * sums_stride();
     std::memset(sums, 0, sum_floats(rows.size()) * sizeof(float));
     for (int64_t first = 0; first < tokens; first += kTokens) {
@@ -102,7 +127,8 @@ struct WeightProduct {
  private:
   void pack_gates(Range rows, int64_t first, int64_t count, Lane* line, Lane* a, float* bias_sums) const {
     constexpr int kStep = Operand<T>::kPerLane;
-    const int64_t n = rows.size(), tiles = tiles_of(n);
+    const int64_t n = rows.size();
+    const Tiling tiles(n);
     for (int64_t k = 0; k < count; k += kStep) {
       const Element* row = dgates + (first + k) * dgates_stride + rows.begin;
       for (int64_t i = 0; i < n; ++i) bias_sums[i] += to_float(row[i]);
@@ -119,12 +145,22 @@ struct WeightProduct {
         }
         from = line;
       }
-      Lane* to = a;
-      for (int64_t i = 0; i < tiles; ++i, to += tile_stride()) {
-        const Range tile = share(n, tiles, i);
-        Lane* lane = to + k / kStep * tile.size();
-        for (int64_t r = 0; r < tile.size(); ++r) lane[r] = from[tile.begin + r];
+      const int64_t lane = k / kStep;
+      for (int64_t i = 0; i < tiles.taller; ++i, from += tiles.height + 1) {
+        copy_lanes(from, tiles.height + 1, a + i * tile_stride() + lane * (tiles.height + 1));
       }
+      for (int64_t i = tiles.taller; i < tiles.count; ++i, from += tiles.height) {
+        copy_lanes(from, tiles.height, a + i * tile_stride() + lane * tiles.height);
+      }
+    }
+  }
+
+  static PENSTOCK_INLINE void copy_lanes(const Lane* from, int64_t n, Lane* to) {
+    // Most tiles are full: a copy of known size is a few moves.
+    if (n == kTileRows) {
+      std::memcpy(to, from, kTileRows * sizeof(Lane));
+    } else {
+      for (int64_t i = 0; i < n; ++i) to[i] = from[i];
     }
   }
 
@@ -142,11 +178,12 @@ struct WeightProduct {
   }
 
   void accumulate(int64_t rows, int64_t lanes, const Lane* a, const Lane* b, float* sums) const {
-    const int64_t tiles = tiles_of(rows), x_panels = panels_of(input_size);
+    const Tiling tiles(rows);
+    const int64_t x_panels = panels_of(input_size);
     for (int64_t panel = 0; panel < panels(); ++panel, b += panel_stride()) {
       const int64_t vecs = panel < x_panels ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels);
-      for (int64_t i = 0; i < tiles; ++i) {
-        const Range tile = share(rows, tiles, i);
+      for (int64_t i = 0; i < tiles.count; ++i) {
+        const Range tile = tiles[i];
         multiply_packed<T>(tile.size(), vecs, a + i * tile_stride(), b, lanes,
                            sums + tile.begin * sums_stride() + panel * kPanel, sums_stride(), true);
       }

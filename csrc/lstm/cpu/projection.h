@@ -13,7 +13,7 @@ template <class T>
 void project_input(const Layer& layer, T* gates) {
   using Lane = typename Operand<T>::Lane;
   const int64_t H = layer.hidden_size, I = layer.input_size, columns = layer.directions * 4 * H;
-  const int64_t panels = panels_of(columns), lanes = Operand<T>::lanes(I), x_stride = lanes + kLinePad;
+  const int64_t panels = panels_of(columns), lanes = Operand<T>::lanes(I);
 
   Block w_block(panels * kPanel * lanes * sizeof(Lane)), bias_block(panels * kPanel * sizeof(float));
   Lane* w = w_block.as<Lane>();
@@ -39,21 +39,21 @@ void project_input(const Layer& layer, T* gates) {
   };
   parallel(layer.threads, pack);
 
-  Block x_block(layer.tokens * x_stride * sizeof(Lane));
-  const int64_t partial_floats = lanes > kDepth ? kRowBlock * panels * kPanel : 0;
+  const bool in_place = std::is_same_v<T, typename Operand<T>::Element> && I % Operand<T>::kPerLane == 0;
+  const int64_t x_stride = in_place ? lanes : lanes + kLinePad;
+  Block x_block(in_place ? 0 : layer.tokens * x_stride * sizeof(Lane));
+  const Lane* x = in_place ? static_cast<const Lane*>(layer.x) : x_block.as<Lane>();
+  const RowProduct<T> product{lanes, columns, x, x_stride, w, bias, gates};
+  const int64_t partial_floats = product.partial_floats(lanes, columns);
   Block partial_block(layer.threads * partial_floats * sizeof(float));
   auto project = [&](int member, int members) {
     const Range rows = share(layer.tokens, members, member);
-    auto x_row = [&](int64_t row) { return x_block.as<Lane>() + row * x_stride; };
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
+    for (int64_t row = rows.begin; !in_place && row < rows.end; ++row) {
       const T* from = static_cast<const T*>(layer.x) + row * I;
-      Lane* to = x_row(row);
+      Lane* to = x_block.as<Lane>() + row * x_stride;
       for (int64_t k = 0; k < lanes; ++k) to[k] = lane_along(from, k, I);
     }
-    product_by_rows<T>(rows, lanes, columns, x_row, w, partial_block.as<float>() + member * partial_floats,
-                       [&](int64_t row, int64_t column, int64_t n, Vec value) {
-                         store(gates + row * columns + column, value + load(bias + column), n);
-                       });
+    product.run(rows, partial_block.as<float>() + member * partial_floats);
   };
   parallel(layer.threads, project);
 }
@@ -78,14 +78,12 @@ void project_gradient(const Layer& layer, const typename Operand<T>::Element* dg
   };
   parallel(layer.threads, pack);
 
-  const int64_t partial_floats = lanes > kDepth ? kRowBlock * panels * kPanel : 0;
+  const RowProduct<T> product{lanes, I, reinterpret_cast<const Lane*>(dgates), dgates_stride / Operand<T>::kPerLane,
+                              w, nullptr, dx};
+  const int64_t partial_floats = product.partial_floats(lanes, I);
   Block partial_block(layer.threads * partial_floats * sizeof(float));
   auto project = [&](int member, int members) {
-    product_by_rows<T>(
-        share(layer.tokens, members, member), lanes, I,
-        [&](int64_t row) { return reinterpret_cast<const Lane*>(dgates + row * dgates_stride); }, w,
-        partial_block.as<float>() + member * partial_floats,
-        [&](int64_t row, int64_t column, int64_t n, Vec value) { store(dx + row * I + column, value, n); });
+    product.run(share(layer.tokens, members, member), partial_block.as<float>() + member * partial_floats);
   };
   parallel(layer.threads, project);
 }

@@ -83,9 +83,9 @@ struct BackwardTeam {
  private:
   template <class Function>
   void for_tiles(int64_t active, Range panels, const Function& function) const {
-    const int64_t tiles = tiles_of(active);
+    const Tiling tiles(active);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      for (int64_t i = 0; i < tiles; ++i) function(panel, share(active, tiles, i));
+      for (int64_t i = 0; i < tiles.count; ++i) function(panel, tiles[i]);
     }
   }
 
@@ -110,6 +110,7 @@ struct BackwardTeam {
   }
 
   void step_tile(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
+    prefetch(step, panel, first_row, height);
     alignas(64) float dh_recurrent[kTileRows][kPanel];
     recurrent_share(step, panel, first_row, height, dh_recurrent[0]);
 
@@ -142,6 +143,27 @@ struct BackwardTeam {
         store(out + 2 * slot.stride, gradient.g, n);
         store(out + 3 * slot.stride, gradient.o, n);
         store(dc_state, gradient.c_before, n);
+      }
+    }
+  }
+
+  // What the cell will read and write comes in while the product runs.
+  void prefetch(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
+    const int64_t first = panel * kPanel;
+    const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
+    for (int64_t r = 0; r < height; ++r) {
+      const int64_t here = token(first_row + r, step), cell = here * directions + direction;
+      const T* gate = gates + cell * 4 * hidden_size + 4 * first;
+      Element* dgate = dgates + here * dgates_stride + direction * 4 * hidden_size + 4 * first;
+      for (int64_t i = 0; i < 4 * (end - first); i += 64 / int64_t{sizeof(T)}) __builtin_prefetch(gate + i);
+      for (int64_t i = 0; i < 4 * (end - first); i += 64 / int64_t{sizeof(Element)}) __builtin_prefetch(dgate + i, 1);
+      if (dy) {
+        for (int64_t i = first; i < end; i += 64 / int64_t{sizeof(T)}) __builtin_prefetch(dy + cell * hidden_size + i);
+      }
+      const int64_t before = step > 0 ? token(first_row + r, step - 1) * directions + direction : cell;
+      for (int64_t i = first; i < end; i += 16) {
+        __builtin_prefetch(c + cell * hidden_size + i);
+        __builtin_prefetch(c + before * hidden_size + i);
       }
     }
   }

@@ -76,10 +76,10 @@ struct ForwardTeam {
     for (int64_t step = 0;; ++step) {
       while (active > 0 && sequences[(active - 1) * parts].length <= step) --active;
       if (active == 0) return;
-      const int64_t tiles = tiles_of(active);
+      const Tiling tiles(active);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        for (int64_t i = 0; i < tiles; ++i) {
-          const Range tile = share(active, tiles, i);
+        for (int64_t i = 0; i < tiles.count; ++i) {
+          const Range tile = tiles[i];
           run_tile(step, panel, tile.begin, tile.size());
         }
       }
@@ -122,16 +122,22 @@ struct ForwardTeam {
     multiply_rows<T>(height, 4, a, w_hh + panel * RecurrentWeights<T>::panel_lanes(hidden_size),
                      Operand<T>::lanes(hidden_size), product[0][0], 4 * kLanes);
 
+    // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an earlier
+    // store whose address ends alike.
     for (int64_t r = 0; r < height; ++r) {
-      T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
+      const T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
+      for (int v = 0; v < 4; ++v) store(product[r][v], load(product[r][v]) + load(gate + v * slot.stride, n));
+    }
+    for (int64_t r = 0; r < height; ++r) {
       Vec value[4];
-      for (int v = 0; v < 4; ++v) {
-        value[v] = load(product[r][v]) + load(gate + v * slot.stride, n);
-        if (save_gates) store(gate + v * slot.stride, value[v], n);
-      }
+      for (int v = 0; v < 4; ++v) value[v] = load(product[r][v]);
       float* state = c + (first_row + r) * hidden_size + unit;
       const Cell after = cell_forward(value[0], value[1], value[2], value[3], load(state, n));
       store(state, after.c, n);
+      if (save_gates) {
+        T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
+        for (int v = 0; v < 4; ++v) store(gate + v * slot.stride, value[v], n);
+      }
       if (c_saved) store(c_saved + cell[r] * hidden_size + unit, after.c, n);
       T* out = y + cell[r] * hidden_size + unit;
       store(out, after.h, n);

@@ -65,12 +65,12 @@ struct PackedA {
 // out[r][v] (+)= sum over k of A[r][k] B[k][v]; b is packed as [k][vecs * kLanes].
 template <class T, int rows, int vecs, class A>
 PENSTOCK_INLINE void multiply(A a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add) {
-  Vec sum[rows][vecs] = {};
-  if (add) {
+  if (add) {  // needed at the end only: on its way meanwhile
     for (int r = 0; r < rows; ++r) {
-      for (int v = 0; v < vecs; ++v) sum[r][v] = load(out + r * stride + v * kLanes);
+      for (int v = 0; v < vecs; ++v) __builtin_prefetch(out + r * stride + v * kLanes, 1);
     }
   }
+  Vec sum[rows][vecs] = {};
   for (int64_t k = 0; k < lanes; ++k) {
     Vec bs[vecs];
     for (int v = 0; v < vecs; ++v) std::memcpy(&bs[v], b + (k * vecs + v) * kLanes, sizeof(Vec));
@@ -80,7 +80,10 @@ PENSTOCK_INLINE void multiply(A a, const typename Operand<T>::Lane* b, int64_t l
     }
   }
   for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < vecs; ++v) store(out + r * stride + v * kLanes, sum[r][v]);
+    for (int v = 0; v < vecs; ++v) {
+      float* to = out + r * stride + v * kLanes;
+      store(to, add ? load(to) + sum[r][v] : sum[r][v]);
+    }
   }
 }
 
@@ -135,7 +138,17 @@ struct Range {
 // Part i of n items in `parts` near-equal parts.
 inline Range share(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i + 1) / parts}; }
 
-// Rows are cut into tiles of near-equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1.
-inline int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+// Rows cut into tiles of near-equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1.
+struct Tiling {
+  int64_t count, height, taller;  // the first `taller` tiles have one row more
+
+  explicit Tiling(int64_t rows)
+      : count((rows + kTileRows - 1) / kTileRows), height(count ? rows / count : 0), taller(rows - count * height) {}
+
+  Range operator[](int64_t i) const {
+    const int64_t begin = i * height + (i < taller ? i : taller);
+    return {begin, begin + height + (i < taller)};
+  }
+};
 
 }  // namespace penstock::lstm::PENSTOCK_ISA
