@@ -47,23 +47,21 @@ struct RowProduct {
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
           const bool last = k + depth == lanes;
-          if (last) prefetch(first + tile.begin, tile.size(), panel * kPanel, vecs);
           const Lane* a_rows[kTileRows];
           for (int64_t r = 0; r < tile.size(); ++r) a_rows[r] = a + (first + tile.begin + r) * a_stride + k;
           alignas(64) float result[kTileRows * kPanel];
           const bool in_parts = lanes > kDepth;
           float* sums = in_parts ? partial + tile.begin * panels * kPanel + panel * kPanel : result;
           const int64_t stride = in_parts ? panels * kPanel : kPanel;
-          multiply_rows<T>(tile.size(), vecs, a_rows, b_part, depth, sums, stride, k > 0);
+          Soon soon;
+          for (int64_t r = 0; r < tile.size(); ++r) {
+            if (k > 0) soon.add(sums + r * stride, vecs * kLanes);
+            if (last) soon.add(c + (first + tile.begin + r) * columns + panel * kPanel, vecs * kLanes);
+          }
+          multiply_rows<T>(tile.size(), vecs, a_rows, b_part, depth, sums, stride, k > 0, soon);
           if (last) finish(first + tile.begin, tile.size(), panel * kPanel, vecs, sums, stride);
         }
       }
-    }
-  }
-
-  void prefetch(int64_t row, int64_t rows, int64_t column, int64_t vecs) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t v = 0; v < vecs; ++v) __builtin_prefetch(c + (row + r) * columns + column + v * kLanes, 1);
     }
   }
 
@@ -184,8 +182,10 @@ struct WeightProduct {
       const int64_t vecs = panel < x_panels ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels);
       for (int64_t i = 0; i < tiles.count; ++i) {
         const Range tile = tiles[i];
-        multiply_packed<T>(tile.size(), vecs, a + i * tile_stride(), b, lanes,
-                           sums + tile.begin * sums_stride() + panel * kPanel, sums_stride(), true);
+        float* out = sums + tile.begin * sums_stride() + panel * kPanel;
+        Soon soon;
+        for (int64_t r = 0; r < tile.size(); ++r) soon.add(out + r * sums_stride(), vecs * kLanes);
+        multiply_packed<T>(tile.size(), vecs, a + i * tile_stride(), b, lanes, out, sums_stride(), true, soon);
       }
     }
   }

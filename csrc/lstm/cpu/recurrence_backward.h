@@ -96,7 +96,8 @@ struct BackwardTeam {
   }
 
   // dh that comes from the step after `step`, for a tile of units; step -1 gives the initial state's.
-  void recurrent_share(int64_t step, int64_t panel, int64_t first_row, int64_t height, float* out) const {
+  void recurrent_share(int64_t step, int64_t panel, int64_t first_row, int64_t height, float* out,
+                       const Soon& soon) const {
     const Lane* a[kTileRows];
     for (int64_t r = 0; r < height; ++r) {
       const int64_t row = first_row + r;
@@ -106,13 +107,12 @@ struct BackwardTeam {
     }
     multiply_rows<T>(height, vecs_of_panel(hidden_size, panel), a,
                      w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, panel),
-                     Operand<T>::lanes(4 * hidden_size), out, kPanel);
+                     Operand<T>::lanes(4 * hidden_size), out, kPanel, false, soon);
   }
 
   void step_tile(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
-    prefetch(step, panel, first_row, height);
     alignas(64) float dh_recurrent[kTileRows][kPanel];
-    recurrent_share(step, panel, first_row, height, dh_recurrent[0]);
+    recurrent_share(step, panel, first_row, height, dh_recurrent[0], needed_soon(step, panel, first_row, height));
 
     const int64_t first = panel * kPanel;
     const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
@@ -147,30 +147,25 @@ struct BackwardTeam {
     }
   }
 
-  // What the cell will read and write comes in while the product runs.
-  void prefetch(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
+  Soon needed_soon(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
     const int64_t first = panel * kPanel;
-    const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
+    const int64_t n = hidden_size - first < kPanel ? hidden_size - first : kPanel;
+    Soon soon;
     for (int64_t r = 0; r < height; ++r) {
-      const int64_t here = token(first_row + r, step), cell = here * directions + direction;
-      const T* gate = gates + cell * 4 * hidden_size + 4 * first;
-      Element* dgate = dgates + here * dgates_stride + direction * 4 * hidden_size + 4 * first;
-      for (int64_t i = 0; i < 4 * (end - first); i += 64 / int64_t{sizeof(T)}) __builtin_prefetch(gate + i);
-      for (int64_t i = 0; i < 4 * (end - first); i += 64 / int64_t{sizeof(Element)}) __builtin_prefetch(dgate + i, 1);
-      if (dy) {
-        for (int64_t i = first; i < end; i += 64 / int64_t{sizeof(T)}) __builtin_prefetch(dy + cell * hidden_size + i);
-      }
-      const int64_t before = step > 0 ? token(first_row + r, step - 1) * directions + direction : cell;
-      for (int64_t i = first; i < end; i += 16) {
-        __builtin_prefetch(c + cell * hidden_size + i);
-        __builtin_prefetch(c + before * hidden_size + i);
-      }
+      const int64_t row = first_row + r, here = token(row, step), cell = here * directions + direction;
+      if (dy) soon.add(dy + cell * hidden_size + first, n);
+      soon.add(dc + row * hidden_size + first, n);
+      soon.add(gates + cell * 4 * hidden_size + 4 * first, 4 * n);
+      soon.add(c + cell * hidden_size + first, n);
+      if (step > 0) soon.add(c + (token(row, step - 1) * directions + direction) * hidden_size + first, n);
+      soon.add(dgates + here * dgates_stride + direction * 4 * hidden_size + 4 * first, 4 * n);
     }
+    return soon;
   }
 
   void initial_tile(int64_t panel, int64_t first_row, int64_t height) const {
     alignas(64) float dh[kTileRows][kPanel];
-    recurrent_share(-1, panel, first_row, height, dh[0]);
+    recurrent_share(-1, panel, first_row, height, dh[0], Soon{});
     const int64_t first = panel * kPanel;
     const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
     for (int64_t r = 0; r < height; ++r) {

@@ -110,17 +110,20 @@ struct ForwardTeam {
 
     int64_t cell[kTileRows];  // (token, direction)
     const Lane* a[kTileRows];
+    Soon soon;
     for (int64_t r = 0; r < height; ++r) {
-      cell[r] = token(first_row + r, step) * directions + direction;
-      a[r] = reinterpret_cast<const Lane*>(h_before + (first_row + r) * h_stride);
-      const T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
-      for (int v = 0; v < 4; ++v) __builtin_prefetch(gate + v * slot.stride, 1);
-      if (c_saved) __builtin_prefetch(c_saved + cell[r] * hidden_size + unit, 1);
-      __builtin_prefetch(y + cell[r] * hidden_size + unit, 1);
+      const int64_t row = first_row + r;
+      cell[r] = token(row, step) * directions + direction;
+      a[r] = reinterpret_cast<const Lane*>(h_before + row * h_stride);
+      soon.add(gates + cell[r] * 4 * hidden_size + 4 * unit, 4 * n);
+      soon.add(c + row * hidden_size + unit, n);
+      if (c_saved) soon.add(c_saved + cell[r] * hidden_size + unit, n);
+      soon.add(y + cell[r] * hidden_size + unit, n);
+      soon.add(h_after + row * h_stride + unit, n);
     }
     alignas(64) float product[kTileRows][4][kLanes];
     multiply_rows<T>(height, 4, a, w_hh + panel * RecurrentWeights<T>::panel_lanes(hidden_size),
-                     Operand<T>::lanes(hidden_size), product[0][0], 4 * kLanes);
+                     Operand<T>::lanes(hidden_size), product[0][0], 4 * kLanes, false, soon);
 
     // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an earlier
     // store whose address ends alike.

@@ -62,16 +62,31 @@ struct PackedA {
   PENSTOCK_INLINE const Lane* at(int r, int64_t k) const { return tile + k * rows + r; }
 };
 
+// Cache lines that whatever follows a product will read or write. They are fetched shortly before its end: earlier, and
+// B streaming through the first-level cache would push them out again before they are needed.
+struct Soon {
+  static constexpr int64_t kMost = 512;
+  static constexpr int64_t kLead = 64;  // rounds between the last fetch and the end
+  const void* line[kMost];
+  int64_t count = 0;
+
+  // The lines of n elements from `from` on.
+  template <class T>
+  PENSTOCK_INLINE void add(const T* from, int64_t n) {
+    constexpr int64_t kPerLine = 64 / sizeof(T);
+    for (int64_t i = 0; i < n && count < kMost; i += kPerLine) line[count++] = from + i;
+  }
+};
+
 // out[r][v] (+)= sum over k of A[r][k] B[k][v]; b is packed as [k][vecs * kLanes].
 template <class T, int rows, int vecs, class A>
-PENSTOCK_INLINE void multiply(A a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add) {
-  if (add) {  // needed at the end only: on its way meanwhile
-    for (int r = 0; r < rows; ++r) {
-      for (int v = 0; v < vecs; ++v) __builtin_prefetch(out + r * stride + v * kLanes, 1);
-    }
-  }
+PENSTOCK_INLINE void multiply(A a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
+                              const Soon& soon) {
   Vec sum[rows][vecs] = {};
+  const int64_t last_fetch = lanes > Soon::kLead ? lanes - Soon::kLead : lanes;
+  const int64_t first_fetch = last_fetch > soon.count ? last_fetch - soon.count : 0;
   for (int64_t k = 0; k < lanes; ++k) {
+    if (uint64_t(k - first_fetch) < uint64_t(soon.count)) __builtin_prefetch(soon.line[k - first_fetch], 1);
     Vec bs[vecs];
     for (int v = 0; v < vecs; ++v) std::memcpy(&bs[v], b + (k * vecs + v) * kLanes, sizeof(Vec));
     for (int r = 0; r < rows; ++r) {
@@ -92,16 +107,17 @@ template <class T, bool packed>
 struct Tiles {
   using Lane = typename Operand<T>::Lane;
   using Operand_A = std::conditional_t<packed, const Lane*, const Lane* const*>;
-  using Function = void (*)(Operand_A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add);
+  using Function = void (*)(Operand_A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
+                            const Soon& soon);
 
   template <int rows, int vecs>
-  static void call(Operand_A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add) {
+  static void call(Operand_A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon) {
     if constexpr (packed) {
-      multiply<T, rows, vecs>(PackedA<Lane, rows>{a}, b, lanes, out, stride, add);
+      multiply<T, rows, vecs>(PackedA<Lane, rows>{a}, b, lanes, out, stride, add, soon);
     } else {
       const Lane* row[rows];
       for (int r = 0; r < rows; ++r) row[r] = a[r];
-      multiply<T, rows, vecs>(RowsOfA<Lane, rows>{row}, b, lanes, out, stride, add);
+      multiply<T, rows, vecs>(RowsOfA<Lane, rows>{row}, b, lanes, out, stride, add, soon);
     }
   }
 
@@ -118,16 +134,16 @@ struct Tiles {
 
 template <class T>
 PENSTOCK_INLINE void multiply_rows(int64_t rows, int64_t vecs, const typename Operand<T>::Lane* const* a,
-                                   const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
-                                   bool add = false) {
-  Tiles<T, false>::of(rows, vecs)(a, b, lanes, out, stride, add);
+                                   const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
+                                   const Soon& soon) {
+  Tiles<T, false>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
 }
 
 template <class T>
 PENSTOCK_INLINE void multiply_packed(int64_t rows, int64_t vecs, const typename Operand<T>::Lane* a,
-                                     const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
-                                     bool add = false) {
-  Tiles<T, true>::of(rows, vecs)(a, b, lanes, out, stride, add);
+                                     const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
+                                     const Soon& soon) {
+  Tiles<T, true>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
 }
 
 struct Range {
