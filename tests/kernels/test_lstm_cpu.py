@@ -17,11 +17,16 @@ BOUNDS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 2e-2)}  # values, 
 
 @pytest.fixture
 def isa(request, monkeypatch):
-    """Sets the instruction set, and one thread: on a busy machine OpenMP's threads wait long for each other."""
     monkeypatch.setattr(cpu, "isa", request.param)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Unless a test asks for more: on a busy machine OpenMP's threads wait long for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield request.param
+    yield
     torch.set_num_threads(before)
 
 
@@ -137,7 +142,7 @@ def test_without_biases(dtype):
 @both_dtypes
 def test_forget_gate_near_saturation(dtype):
     """Long memory: a rounded activation instead of a pre-activation would lose the forget gate's gradient."""
-    Problem([150, 40], 12, 32, 2, dtype, forget=6.0).check()
+    Problem([150, 40], 12, 32, 2, dtype, forget=6.0, seed=1).check()
 
 
 @pytest.mark.slow
@@ -149,7 +154,7 @@ def test_more_steps_than_16_bits_count():
 def test_empty_batches(isa):
     for lengths in ([], [0], [0, 0, 0]):
         problem = Problem(lengths, 3, 5, 2, torch.float32)
-        values, gradients = problem.run("cpu")
+        values, gradients = problem.run("cpu", cells=False)
         assert values["y"].shape == (0, 10)
         assert torch.equal(values["h_n"], problem.h0.float())
         assert torch.equal(values["c_n"], problem.c0.float())
@@ -273,6 +278,7 @@ def test_workspace_is_kept_bounded_and_released():
 
 
 def test_serves_a_forked_child():
+    torch.set_num_threads(2)
     problem = Problem([3, 2], 4, 8, 2, torch.float32)
     expected, _ = problem.run("cpu")
     context = multiprocessing.get_context("fork")

@@ -121,7 +121,7 @@ PENSTOCK_INLINE Vec clamp(Vec value, float bound) {
 PENSTOCK_INLINE Vec reciprocal(Vec value) {
 #if defined(__AVX512F__)
   const Vec guess = _mm512_rcp14_ps(value);
-  return guess * (2.0f - value * guess);
+  return guess * (1.0f - value * guess) + guess;  // in this order rounded once
 #else
   return 1.0f / value;
 #endif
