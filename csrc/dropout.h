@@ -11,18 +11,14 @@ namespace penstock::PENSTOCK_ISA {
 #if defined(__AVX512BW__)
 constexpr int kCalls = 8;
 typedef uint64_t Words __attribute__((vector_size(64)));
-PENSTOCK_INLINE Words multiply_low_halves(Words a, Words b) {
-  return (Words)_mm512_mul_epu32((__m512i)a, (__m512i)b);
-}
+PENSTOCK_INLINE Words multiply_low_halves(Words a, Words b) { return (Words)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
 PENSTOCK_INLINE Words exclusive_or(Words a, Words b, Words c) {
   return (Words)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0x96);
 }
 #elif defined(__AVX2__)
 constexpr int kCalls = 4;
 typedef uint64_t Words __attribute__((vector_size(32)));
-PENSTOCK_INLINE Words multiply_low_halves(Words a, Words b) {
-  return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-}
+PENSTOCK_INLINE Words multiply_low_halves(Words a, Words b) { return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
 PENSTOCK_INLINE Words exclusive_or(Words a, Words b, Words c) { return a ^ b ^ c; }
 #endif
 
@@ -54,7 +50,8 @@ class KeepRule {
       for (int i = 0; i < kCalls; ++i) c0[i] = uint32_t(i / 2 + i % 2 * (kCalls / 2));
       c0 += uint64_t{block + uint32_t(call)};
       for (int round = 0; round < 10; ++round) {
-        const Words p0 = multiply_low_halves(c0, Words{} + kPhiloxM0), p1 = multiply_low_halves(c2, Words{} + kPhiloxM1);
+        const Words p0 = multiply_low_halves(c0, Words{} + kPhiloxM0),
+                    p1 = multiply_low_halves(c2, Words{} + kPhiloxM1);
         c0 = exclusive_or(p1 >> 32, c1, Words{} + keys_[2 * round]);
         c2 = exclusive_or(p0 >> 32, c3, Words{} + keys_[2 * round + 1]);
         c1 = p1;

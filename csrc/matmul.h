@@ -102,11 +102,18 @@ static void multiply(Left<Unit> a, Right<Unit> b, Product c, int64_t rows, int64
     const int64_t parts = (vectors + kMaxColumns - 1) / kMaxColumns;
     const int64_t part = (vectors + parts - 1) / parts;
     switch (part) {
-      case 1: multiply_panel<Unit, kAccumulate, 1>(a, b, c, rows, depth); break;
-      case 2: multiply_panel<Unit, kAccumulate, 2>(a, b, c, rows, depth); break;
+      case 1:
+        multiply_panel<Unit, kAccumulate, 1>(a, b, c, rows, depth);
+        break;
+      case 2:
+        multiply_panel<Unit, kAccumulate, 2>(a, b, c, rows, depth);
+        break;
 #if defined(__AVX512BW__)
-      case 3: multiply_panel<Unit, kAccumulate, 3>(a, b, c, rows, depth); break;
-      default: multiply_panel<Unit, kAccumulate, 4>(a, b, c, rows, depth);
+      case 3:
+        multiply_panel<Unit, kAccumulate, 3>(a, b, c, rows, depth);
+        break;
+      default:
+        multiply_panel<Unit, kAccumulate, 4>(a, b, c, rows, depth);
 #endif
     }
     b.data += part * kLanes;

@@ -68,7 +68,8 @@ static void transpose(const Unit* from, int64_t from_row, int64_t rows, int64_t 
 
 // Rows 2i and 2i + 1 as one row of pairs: to[i][d] = (from[2i][d], from[2i + 1][d]) for an even number of rows of
 // `width` elements, a multiple of kLanes.
-static inline void pair_rows(const Pair* from, int64_t from_row, int64_t rows, int64_t width, Pair* to, int64_t to_row) {
+static inline void pair_rows(const Pair* from, int64_t from_row, int64_t rows, int64_t width, Pair* to,
+                             int64_t to_row) {
   for (int64_t i = 0; i < rows / 2; ++i) {
     const bf16* even = reinterpret_cast<const bf16*>(from + 2 * i * from_row);
     const bf16* odd = reinterpret_cast<const bf16*>(from + (2 * i + 1) * from_row);

@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -28,7 +29,8 @@ OpenMP loaded_openmp() {
                   reinterpret_cast<GetNumber>(dlsym(library, "omp_get_thread_num")),
                   reinterpret_cast<GetNumber>(dlsym(library, "omp_get_num_threads"))};
   };
-  for (const char* name : {"libgomp.so.1", "libgomp.so", "libiomp5.so", "libomp.so", "libomp.dylib", "libiomp5.dylib"}) {
+  for (const char* name :
+       {"libgomp.so.1", "libgomp.so", "libiomp5.so", "libomp.so", "libomp.dylib", "libiomp5.dylib"}) {
     void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
     if (library == nullptr) continue;
     const OpenMP found = symbols(library);
@@ -38,9 +40,12 @@ OpenMP loaded_openmp() {
   return symbols(RTLD_DEFAULT);
 }
 
+const pid_t loaded_by = getpid();
+
+// Nothing in a forked child: it inherits OpenMP's idea of its threads but not the threads, and would wait for them.
 const OpenMP& openmp() {
-  static const OpenMP found = loaded_openmp();
-  return found;
+  static const OpenMP found = loaded_openmp(), none{};
+  return getpid() == loaded_by ? found : none;
 }
 
 struct Job {

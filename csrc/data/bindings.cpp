@@ -1,10 +1,9 @@
 #include "bindings.h"
 
+#include <fcntl.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-
-#include <fcntl.h>
 
 #include <cerrno>
 #include <cstring>
@@ -53,8 +52,9 @@ py::tuple bound_plan_epoch(const Array<int32_t>& lengths, const std::optional<Ar
     plan = plan_epoch(length_data, row_data, count, seed, epoch,
                       {tokens_per_batch, batches_per_step, window_batches, shuffle, worst_first});
   }
-  return py::make_tuple(to_numpy(std::move(plan.order)), to_numpy(std::move(plan.bounds)), to_numpy(std::move(plan.tokens)),
-                        to_numpy(std::move(plan.squares)), to_numpy(std::move(plan.longest)));
+  return py::make_tuple(to_numpy(std::move(plan.order)), to_numpy(std::move(plan.bounds)),
+                        to_numpy(std::move(plan.tokens)), to_numpy(std::move(plan.squares)),
+                        to_numpy(std::move(plan.longest)));
 }
 
 // Shards with the Python objects that own their memory.
@@ -88,13 +88,19 @@ struct BoundShards {
 
 Task make_task(const Shards& shards, const Array<int64_t>& rows, const Array<int64_t>& all_labels, uintptr_t values,
                int64_t capacity, uintptr_t cu_seqlens, uintptr_t labels) {
-  if (all_labels.size() != shards.rows()) throw std::invalid_argument("labels and shards differ in their number of rows");
-  return {rows.data(), rows.size(), all_labels.data(), reinterpret_cast<int32_t*>(values), capacity,
-          reinterpret_cast<int32_t*>(cu_seqlens), reinterpret_cast<int64_t*>(labels)};
+  if (all_labels.size() != shards.rows())
+    throw std::invalid_argument("labels and shards differ in their number of rows");
+  return {rows.data(),
+          rows.size(),
+          all_labels.data(),
+          reinterpret_cast<int32_t*>(values),
+          capacity,
+          reinterpret_cast<int32_t*>(cu_seqlens),
+          reinterpret_cast<int64_t*>(labels)};
 }
 
-// Batches in the order of their submission. Each keeps the objects it reads from and writes to alive until it is popped;
-// they are let go under the GIL only, never by a worker.
+// Batches in the order of their submission. Each keeps the objects it reads from and writes to alive until it is
+// popped; they are let go under the GIL only, never by a worker.
 class BoundPrefetcher {
  public:
   BoundPrefetcher(const BoundShards& shards, int threads)
@@ -140,9 +146,9 @@ class BoundPrefetcher {
 }  // namespace
 
 void bind_data(py::module_& module) {
-  module.def("plan_epoch", &bound_plan_epoch, py::arg("lengths").noconvert(), py::arg("rows").noconvert(), py::arg("seed"),
-             py::arg("epoch"), py::arg("tokens_per_batch"), py::arg("batches_per_step"), py::arg("window_batches"),
-             py::arg("shuffle"), py::arg("worst_first"),
+  module.def("plan_epoch", &bound_plan_epoch, py::arg("lengths").noconvert(), py::arg("rows").noconvert(),
+             py::arg("seed"), py::arg("epoch"), py::arg("tokens_per_batch"), py::arg("batches_per_step"),
+             py::arg("window_batches"), py::arg("shuffle"), py::arg("worst_first"),
              "The batches of one epoch: (order, bounds, tokens, squares, longest), see csrc/data/plan.h.");
 
   py::class_<BoundShards>(module, "Shards", "The token buffers of a store's shards.")

@@ -52,7 +52,8 @@ void radix_sort(int64_t* order, const int32_t* lengths, int64_t count, std::vect
   if (from != order) std::copy(from, from + count, order);
 }
 
-void bucket(int64_t* order, const int32_t* lengths, int64_t count, const PlanOptions& options, std::vector<Span>& batches) {
+void bucket(int64_t* order, const int32_t* lengths, int64_t count, const PlanOptions& options,
+            std::vector<Span>& batches) {
   std::vector<int64_t> scratch;
   const int64_t window = options.window_batches * options.tokens_per_batch;
   for (int64_t begin = 0; begin < count;) {
@@ -66,9 +67,10 @@ void bucket(int64_t* order, const int32_t* lengths, int64_t count, const PlanOpt
 }
 
 // The last step gets as many batches as the others: its largest ones are halved, each half well inside the budget.
-// Where it has too few examples for that, the step before is taken in, and so on; batches stay empty only where an epoch
-// has fewer examples than batches.
-void complete_last_step(const int64_t* order, const int32_t* lengths, int64_t batches_per_step, std::vector<Span>& batches) {
+// Where it has too few examples for that, the step before is taken in, and so on; batches stay empty only where an
+// epoch has fewer examples than batches.
+void complete_last_step(const int64_t* order, const int32_t* lengths, int64_t batches_per_step,
+                        std::vector<Span>& batches) {
   const int64_t surplus = static_cast<int64_t>(batches.size()) % batches_per_step;
   if (surplus == 0) return;
   int64_t first = static_cast<int64_t>(batches.size()) - surplus, wanted = batches_per_step;
@@ -109,8 +111,10 @@ void complete_last_step(const int64_t* order, const int32_t* lengths, int64_t ba
 Plan plan_epoch(const int32_t* lengths, const int64_t* rows, int64_t count, uint64_t seed, uint64_t epoch,
                 const PlanOptions& options) {
   std::vector<int64_t> order(count);
-  if (rows != nullptr) std::copy(rows, rows + count, order.begin());
-  else std::iota(order.begin(), order.end(), int64_t{0});
+  if (rows != nullptr)
+    std::copy(rows, rows + count, order.begin());
+  else
+    std::iota(order.begin(), order.end(), int64_t{0});
 
   Random random(seed, epoch);
   if (options.shuffle) random.shuffle(order.data(), count);

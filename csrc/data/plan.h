@@ -22,9 +22,9 @@ struct Plan {
   std::vector<int32_t> longest;  // and the greatest
 };
 
-// `rows` are indices into `lengths`; null means all of them. Every row is in exactly one batch; the number of batches is a
-// multiple of batches_per_step. A batch holds at most tokens_per_batch tokens unless it is a single longer example; an
-// example counts as one token at least, so that empty ones do not pile up without end.
+// `rows` are indices into `lengths`; null means all of them. Every row is in exactly one batch; the number of batches
+// is a multiple of batches_per_step. A batch holds at most tokens_per_batch tokens unless it is a single longer
+// example; an example counts as one token at least, so that empty ones do not pile up without end.
 Plan plan_epoch(const int32_t* lengths, const int64_t* rows, int64_t count, uint64_t seed, uint64_t epoch,
                 const PlanOptions& options);
 

@@ -1,5 +1,5 @@
-// The generator behind every shuffle of the plan: xoshiro256** (Blackman & Vigna, 2018) seeded by SplitMix64. It is here
-// and not numpy's because a plan must be the same in every version of every library.
+// The generator behind every shuffle of the plan: xoshiro256** (Blackman & Vigna, 2018) seeded by SplitMix64. It is
+// here and not numpy's because a plan must be the same in every version of every library.
 #pragma once
 
 #include <cstdint>

@@ -67,7 +67,8 @@ Shards::Place Shards::locate(int64_t row) const {
     bounds[1] = shard.offsets[local + 1];
   }
   if (bounds[0] < 0 || bounds[1] < bounds[0] || bounds[1] > shard.tokens)
-    throw std::runtime_error(shard.name + ": is damaged: the bounds of its row " + std::to_string(local) + " are out of range");
+    throw std::runtime_error(shard.name + ": is damaged: the bounds of its row " + std::to_string(local) +
+                             " are out of range");
   return {&shard, bounds[0], bounds[1] - bounds[0]};
 }
 

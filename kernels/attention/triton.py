@@ -1,8 +1,6 @@
 """Attention over ragged batches in Triton: which tiles, and how the kernels of `triton_kernels.py` are launched."""
 
 import contextlib
-import importlib.util
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +8,7 @@ from torch import Tensor
 
 from penstock.kernels import philox
 from penstock.kernels.attention.protocol import Problem
-
-UNVERIFIED = "it has run in Triton's interpreter only, not yet on a GPU; use_backend('triton') asks for it"
-_INSTALLED = importlib.util.find_spec("triton") is not None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from penstock.kernels.triton_here import INTERPRETED
 
 
 class Tile(NamedTuple):
@@ -160,22 +155,10 @@ def backward(
 
 
 def why_not(*, device_type: str, dtype: torch.dtype, head_dim: int, **_: object) -> str | None:
-    if device_type != ("cpu" if _INTERPRETED else "cuda"):
+    if device_type != ("cpu" if INTERPRETED else "cuda"):
         return f"it serves CUDA tensors, not {device_type}"
     if dtype == torch.float64:
         return "it has no float64"
     if head_dim > 256:
         return f"its head_dim goes to 256, not {head_dim}"
-    return None
-
-
-def available() -> str | None:
-    if not _INSTALLED:
-        return "triton is not installed"
-    if _INTERPRETED:
-        return None
-    if not torch.cuda.is_available():
-        return "there is no NVIDIA GPU"
-    if torch.cuda.get_device_capability() < (8, 0):
-        return "it needs compute capability 8.0"
     return None

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch
+from penstock.kernels import dispatch, triton_here
 from penstock.kernels.lstm import triton as triton_backend
 from penstock.kernels.lstm.protocol import cell_dtype
 
@@ -70,8 +70,8 @@ dispatch.register(
     "triton",
     triton_backend.Cell,
     triton_backend.why_not,
-    triton_backend.available,
-    on_request=triton_backend.UNVERIFIED,
+    triton_here.available,
+    on_request=triton_here.UNVERIFIED,
 )
 dispatch.register("lstm_cell", "torch", PlainCell)
 dispatch.register("lstm_cell", "reference", PlainCell)

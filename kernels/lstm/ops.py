@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch
+from penstock.kernels import dispatch, triton_here
 from penstock.kernels.lstm import cpu, reference
 from penstock.kernels.lstm import torch as torch_backend
 from penstock.kernels.lstm import triton as triton_backend
@@ -18,8 +18,8 @@ dispatch.register(
     "triton",
     triton_backend,
     triton_backend.why_not,
-    triton_backend.available,
-    on_request=triton_backend.UNVERIFIED,
+    triton_here.available,
+    on_request=triton_here.UNVERIFIED,
 )
 dispatch.register("lstm", "cpu", cpu, cpu.why_not, cpu.available)
 dispatch.register("lstm", "torch", torch_backend)

@@ -5,16 +5,13 @@ nor differ under CUDA graph capture.
 """
 
 import contextlib
-import importlib.util
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
-
-UNVERIFIED = "it has run in Triton's interpreter only, not yet on a GPU: use_backend('triton') forces it"
+from penstock.kernels.triton_here import INTERPRETED
 
 # W_hh's four blocks, padded, stay on the chip up to this many bytes: H <= 128 in 16 bits, 64 in float32
 _RESIDENT_BYTES = 128 * 1024
@@ -23,24 +20,11 @@ _STEP_TILE = {"BLOCK_B": 32, "BLOCK_H": 32, "BLOCK_K": 64, "num_warps": 4, "num_
 _CELL_BLOCK = 1024
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def available() -> str | None:
-    """None if this backend can run here, else the reason."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if not torch.cuda.is_available() and not _interpreted():
-        return "no GPU"
-    return None
-
-
 def why_not(
     *, device_type: str, dtype: torch.dtype, proj_size: int = 0, needs: tuple[str, ...] = (), **_: Any
 ) -> str | None:
     """None if this backend can serve such a call, else the reason."""
-    if device_type != ("cpu" if _interpreted() else "cuda"):
+    if device_type != ("cpu" if INTERPRETED else "cuda"):
         return f"tensors are on {device_type}"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"dtype is {dtype}"
@@ -81,8 +65,8 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs
         with _device(x):
             if _persistent(weights):
                 c0 = c_n if inputs.c0 is None else inputs.c0.contiguous()
-                grid, options = _persistent_launch(inputs)
-                triton_kernels.persistent_forward[grid](
+                launch, options = _persistent_launch(inputs)
+                triton_kernels.persistent_forward[launch](
                     *first, c0, y, cells, h_n, c_n, tokens, batch, HAS_C0=inputs.c0 is not None, **shared, **options
                 )
             else:
@@ -123,8 +107,8 @@ def backward(
         first = dgates, gates, w_hh, inputs.cu_seqlens.contiguous(), _longest_first(inputs), c0, cells, dy, dcells
         with _device(x):
             if persistent:
-                grid, options = _persistent_launch(inputs)
-                triton_kernels.persistent_backward[grid](*first, dh, dc, tokens, batch, **shared, **options)
+                launch, options = _persistent_launch(inputs)
+                triton_kernels.persistent_backward[launch](*first, dh, dc, tokens, batch, **shared, **options)
             else:
                 grid = _step_grid(inputs)
                 for step in reversed(range(inputs.max_seqlen)):

@@ -19,11 +19,15 @@ namespace {
 const Kernels& kernels_for(Isa isa) {
   switch (isa) {
 #ifdef __x86_64__
-    case Isa::avx2: return avx2_kernels;
-    case Isa::avx512: return avx512_kernels;
-    case Isa::avx512_bf16: return avx512_bf16_kernels;
+    case Isa::avx2:
+      return avx2_kernels;
+    case Isa::avx512:
+      return avx512_kernels;
+    case Isa::avx512_bf16:
+      return avx512_bf16_kernels;
 #endif
-    default: return portable_kernels;
+    default:
+      return portable_kernels;
   }
 }
 

@@ -1,5 +1,5 @@
-// Backward by recomputation: the weights come back from the scores and the saved logsumexp, tile by tile, and a block of
-// queries' weights and score gradients serve the three products that sum over queries or keys.
+// Backward by recomputation: the weights come back from the scores and the saved logsumexp, tile by tile, and a block
+// of queries' weights and score gradients serve the three products that sum over queries or keys.
 #pragma once
 
 #include "attention/cpu/common.h"
@@ -131,8 +131,8 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
         const Unit* summed_grad_out = summed_over_rows(grad_out, shape, even_rows, paired_grad_out);
         for (int64_t i = 0; i < rows; ++i)
           saved[i] = {p.lse[head * p.total_q + s.first_q + first + i] * kLog2E,
-                      delta_scale * dot(grad_rows + i * p.grad_out.token_stride, out_rows + i * p.out.token_stride,
-                                        p.head_dim)};
+                      delta_scale *
+                          dot(grad_rows + i * p.grad_out.token_stride, out_rows + i * p.out.token_stride, p.head_dim)};
         if (rows < even_rows) saved[rows] = {__builtin_inff(), 0.0f};
 
         for (int64_t tile = from; tile < to; tile += kTileKeys) {

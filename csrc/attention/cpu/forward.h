@@ -12,8 +12,8 @@ struct OnlineSoftmax {
 };
 
 // Turns the scores of one query in [0, round_up(range.high, kLanes)) into weights relative to the largest score yet,
-// 0 outside `range`, and adds to the total. Dropout zeroes weights but not their share of the total. Returns what rescales
-// the results of earlier blocks.
+// 0 outside `range`, and adds to the total. Dropout zeroes weights but not their share of the total. Returns what
+// rescales the results of earlier blocks.
 template <class Target>
 static float softmax_row(const float* scores, float scale, Range range, const uint64_t* words, OnlineSoftmax& state,
                          Target* weights, int64_t end) {
@@ -21,9 +21,10 @@ static float softmax_row(const float* scores, float scale, Range range, const ui
     return whole ? x : choose(lanes_between(c, range.low, range.high), x, otherwise);
   };
   Floats largest = splat(-__builtin_inff());
-  for_vectors(range.low / kLanes * kLanes, range.high, range, [&](int64_t c, auto whole) __attribute__((always_inline)) {
-    largest = max(largest, seen(c, whole, load(scores + c) * scale, largest));
-  });
+  for_vectors(range.low / kLanes * kLanes, range.high, range,
+              [&](int64_t c, auto whole) __attribute__((always_inline)) {
+                largest = max(largest, seen(c, whole, load(scores + c) * scale, largest));
+              });
   const float before = state.max, highest = horizontal_max(largest);
   state.max = before > highest ? before : highest;  // in this order NaN passes
   Floats total{};
@@ -111,7 +112,8 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   for (int64_t i = 0; i < rows; ++i) {
     const auto [max, total] = states[i];
     const bool unseen = max == -__builtin_inff();
-    write_row(results + i * shape.width, unseen ? 0.0f : p.dropout_scale / total, p.head_dim, out + i * p.out.token_stride);
+    write_row(results + i * shape.width, unseen ? 0.0f : p.dropout_scale / total, p.head_dim,
+              out + i * p.out.token_stride);
     lse[i] = unseen ? __builtin_inff() : (max + __builtin_log2f(total)) * kLn2;
   }
 }

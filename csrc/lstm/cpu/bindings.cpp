@@ -39,10 +39,12 @@ lstm::DType dtype_named(const std::string& name) {
 }
 
 lstm::Layer make_layer(const std::string& dtype, int64_t tokens, int64_t batch, int64_t input_size, int64_t hidden_size,
-                       int threads, uint64_t x, uint64_t cu_seqlens, const std::vector<std::array<uint64_t, 4>>& weights,
-                       uint64_t h0, uint64_t c0) {
-  if (weights.empty() || weights.size() > lstm::kMaxDirections) throw std::invalid_argument("weights must be of 1 or 2 directions");
-  if (tokens < 0 || batch < 0 || input_size < 1 || hidden_size < 1) throw std::invalid_argument("sizes must be positive");
+                       int threads, uint64_t x, uint64_t cu_seqlens,
+                       const std::vector<std::array<uint64_t, 4>>& weights, uint64_t h0, uint64_t c0) {
+  if (weights.empty() || weights.size() > lstm::kMaxDirections)
+    throw std::invalid_argument("weights must be of 1 or 2 directions");
+  if (tokens < 0 || batch < 0 || input_size < 1 || hidden_size < 1)
+    throw std::invalid_argument("sizes must be positive");
   lstm::Layer layer{};
   layer.dtype = dtype_named(dtype);
   layer.tokens = tokens;
@@ -64,9 +66,11 @@ lstm::Layer make_layer(const std::string& dtype, int64_t tokens, int64_t batch, 
 }  // namespace
 
 void bind_lstm_cpu(py::module_& parent) {
-  py::module_ module = parent.def_submodule("lstm_cpu", "The LSTM layer on the CPU; pointers are addresses, 0 for none.");
+  py::module_ module =
+      parent.def_submodule("lstm_cpu", "The LSTM layer on the CPU; pointers are addresses, 0 for none.");
 
-  py::class_<Buffer>(module, "Buffer", py::buffer_protocol(), "Bytes of the kept workspace, returned to it when they die.")
+  py::class_<Buffer>(module, "Buffer", py::buffer_protocol(),
+                     "Bytes of the kept workspace, returned to it when they die.")
       .def(py::init<size_t>(), py::arg("size"))
       .def_buffer(&Buffer::info);
 
@@ -84,8 +88,8 @@ void bind_lstm_cpu(py::module_& parent) {
         kernels.forward(layer, out);
       },
       py::kw_only(), py::arg("isa"), py::arg("dtype"), py::arg("tokens"), py::arg("batch"), py::arg("input_size"),
-      py::arg("hidden_size"), py::arg("threads"), py::arg("x"), py::arg("cu_seqlens"), py::arg("weights"), py::arg("h0"),
-      py::arg("c0"), py::arg("y"), py::arg("h_n"), py::arg("c_n"), py::arg("gates"), py::arg("c"));
+      py::arg("hidden_size"), py::arg("threads"), py::arg("x"), py::arg("cu_seqlens"), py::arg("weights"),
+      py::arg("h0"), py::arg("c0"), py::arg("y"), py::arg("h_n"), py::arg("c_n"), py::arg("gates"), py::arg("c"));
 
   module.def(
       "backward",
@@ -112,15 +116,16 @@ void bind_lstm_cpu(py::module_& parent) {
         io.dh0 = pointer(dh0);
         io.dc0 = pointer<float>(dc0);
         for (size_t d = 0; d < weight_gradients.size(); ++d) {
-          io.weights[d] = {pointer(weight_gradients[d][0]), pointer(weight_gradients[d][1]), pointer(weight_gradients[d][2])};
+          io.weights[d] = {pointer(weight_gradients[d][0]), pointer(weight_gradients[d][1]),
+                           pointer(weight_gradients[d][2])};
         }
         py::gil_scoped_release released;
         kernels.backward(layer, io);
       },
       py::kw_only(), py::arg("isa"), py::arg("dtype"), py::arg("tokens"), py::arg("batch"), py::arg("input_size"),
-      py::arg("hidden_size"), py::arg("threads"), py::arg("x"), py::arg("cu_seqlens"), py::arg("weights"), py::arg("h0"),
-      py::arg("c0"), py::arg("y"), py::arg("gates"), py::arg("c"), py::arg("dy"), py::arg("dc"), py::arg("dh_n"), py::arg("dc_n"),
-      py::arg("dx"), py::arg("weight_gradients"), py::arg("dh0"), py::arg("dc0"));
+      py::arg("hidden_size"), py::arg("threads"), py::arg("x"), py::arg("cu_seqlens"), py::arg("weights"),
+      py::arg("h0"), py::arg("c0"), py::arg("y"), py::arg("gates"), py::arg("c"), py::arg("dy"), py::arg("dc"),
+      py::arg("dh_n"), py::arg("dc_n"), py::arg("dx"), py::arg("weight_gradients"), py::arg("dh0"), py::arg("dc0"));
 
   module.def(
       "multiply_in_registers",
@@ -139,10 +144,13 @@ void bind_lstm_cpu(py::module_& parent) {
       py::arg("isa"), py::arg("dtype"), py::arg("threads"), py::arg("rounds"),
       "Multiplies on every thread without touching memory; returns the floating-point operations done. Timed, it gives "
       "the machine's peak.");
-  module.def("workspace_use", [] {
-    const lstm::WorkspaceUse use = lstm::workspace_use();
-    return py::dict(py::arg("kept") = use.kept, py::arg("in_use") = use.in_use, py::arg("limit") = use.limit);
-  }, "Bytes kept for the next call, handed out, and the most that is kept.");
+  module.def(
+      "workspace_use",
+      [] {
+        const lstm::WorkspaceUse use = lstm::workspace_use();
+        return py::dict(py::arg("kept") = use.kept, py::arg("in_use") = use.in_use, py::arg("limit") = use.limit);
+      },
+      "Bytes kept for the next call, handed out, and the most that is kept.");
   module.def("set_workspace_limit", &lstm::set_workspace_limit, py::arg("bytes"));
   module.def("release_workspace", &lstm::release_workspace, "Returns the kept memory to the system.");
 }

@@ -54,7 +54,8 @@ PENSTOCK_INLINE CellGradient cell_backward(Vec i, Vec f, Vec g, Vec o, Vec c_bef
   const Vec d_o = dh_o * (mc * rc) * (so * eo);
   dc += dh_o * (4.0f * (mc + 1.0f) * (rc * rc));
   const Vec dc_i = dc * si, dc_f = dc * sf;
-  return {dc_i * (mg * rg) * (si * ei), dc_f * c_before * (sf * ef), dc_i * (4.0f * (mg + 1.0f) * (rg * rg)), d_o, dc_f};
+  return {dc_i * (mg * rg) * (si * ei), dc_f * c_before * (sf * ef), dc_i * (4.0f * (mg + 1.0f) * (rg * rg)), d_o,
+          dc_f};
 }
 
 }  // namespace penstock::lstm::PENSTOCK_ISA

@@ -46,17 +46,17 @@ struct WeightGradients {
 };
 
 struct Backward {
-  const void* y;      // what forward wrote
-  const void* gates;  // what forward wrote
-  const float* c;     // what forward wrote
-  const void* dy;     // T (tokens, directions * H) or null for zeros
-  const void* dh_n;   // T (directions, batch, H) or null for zeros
-  const float* dc;    // (tokens, directions * H), the gradient of every c, or null for zeros
-  const float* dc_n;  // (directions, batch, H) or null for zeros
-  void* dx;           // T (tokens, I) or null if not wanted
+  const void* y;                            // what forward wrote
+  const void* gates;                        // what forward wrote
+  const float* c;                           // what forward wrote
+  const void* dy;                           // T (tokens, directions * H) or null for zeros
+  const void* dh_n;                         // T (directions, batch, H) or null for zeros
+  const float* dc;                          // (tokens, directions * H), the gradient of every c, or null for zeros
+  const float* dc_n;                        // (directions, batch, H) or null for zeros
+  void* dx;                                 // T (tokens, I) or null if not wanted
   WeightGradients weights[kMaxDirections];  // all null if not wanted
-  void* dh0;   // T (directions, batch, H) or null if not wanted
-  float* dc0;  // (directions, batch, H) or null if not wanted
+  void* dh0;                                // T (directions, batch, H) or null if not wanted
+  float* dc0;                               // (directions, batch, H) or null if not wanted
 };
 
 }  // namespace penstock::lstm

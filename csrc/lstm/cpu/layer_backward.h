@@ -8,7 +8,8 @@ namespace penstock::lstm::PENSTOCK_ISA {
 
 // The row of h that entered each token's cell, (tokens) pointers.
 template <class T>
-void rows_before(const Layer& layer, const Schedule& schedule, int direction, const T* y, const T* zeros, const T** rows) {
+void rows_before(const Layer& layer, const Schedule& schedule, int direction, const T* y, const T* zeros,
+                 const T** rows) {
   const int64_t H = layer.hidden_size, stride = layer.directions * H;
   const T* h0 = of_direction<T>(layer.h0, direction, layer);
   if (schedule.covered < layer.tokens) {
@@ -17,7 +18,8 @@ void rows_before(const Layer& layer, const Schedule& schedule, int direction, co
   for (const Sequence& sequence : schedule.sequences) {
     if (sequence.length == 0) continue;
     const int64_t end = sequence.start + sequence.length, back = direction == 0 ? -1 : 1;
-    for (int64_t token = sequence.start; token < end; ++token) rows[token] = y + (token + back) * stride + direction * H;
+    for (int64_t token = sequence.start; token < end; ++token)
+      rows[token] = y + (token + back) * stride + direction * H;
     rows[direction == 0 ? sequence.start : end - 1] = h0 ? h0 + sequence.index * H : zeros;
   }
 }
@@ -36,9 +38,16 @@ void weight_gradients(const Layer& layer, const Schedule& schedule, const Backwa
   for (int d = 0; d < layer.directions; ++d) {
     const T** h_before = rows_block.as<const T*>() + d * layer.tokens;
     rows_before(layer, schedule, d, static_cast<const T*>(io.y), zeros, h_before);
-    products[d] = {layer.tokens, layer.input_size, H, static_cast<const T*>(layer.x), h_before,
-                   dgates + d * 4 * H, dgates_stride, static_cast<T*>(io.weights[d].w_ih),
-                   static_cast<T*>(io.weights[d].w_hh), static_cast<T*>(io.weights[d].bias)};
+    products[d] = {layer.tokens,
+                   layer.input_size,
+                   H,
+                   static_cast<const T*>(layer.x),
+                   h_before,
+                   dgates + d * 4 * H,
+                   dgates_stride,
+                   static_cast<T*>(io.weights[d].w_ih),
+                   static_cast<T*>(io.weights[d].w_hh),
+                   static_cast<T*>(io.weights[d].bias)};
   }
   const int64_t most_rows = (4 * H + per_direction - 1) / per_direction;
   const int64_t operand_lanes = products[0].operand_lanes(most_rows), sum_floats = products[0].sum_floats(most_rows);
@@ -82,12 +91,24 @@ void backward(const Layer& layer, const Backward& io) {
 
   teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
     const int direction = teams.direction(index);
-    const BackwardTeam<T> team{
-        direction, layer.directions, H, schedule.sequences.data() + teams.part(index), teams.rows(index), teams.parts,
-        w_block.as<Lane>() + direction * packed_lanes, static_cast<const T*>(io.gates), io.c,
-        of_direction<float>(layer.c0, direction, layer), static_cast<const T*>(io.dy), io.dc,
-        of_direction<T>(io.dh_n, direction, layer), dgates, dgates_stride, zeros_block.as<Element>(),
-        dc_block.as<float>() + teams.first_row(index) * H, of_direction<T>(io.dh0, direction, layer)};
+    const BackwardTeam<T> team{direction,
+                               layer.directions,
+                               H,
+                               schedule.sequences.data() + teams.part(index),
+                               teams.rows(index),
+                               teams.parts,
+                               w_block.as<Lane>() + direction * packed_lanes,
+                               static_cast<const T*>(io.gates),
+                               io.c,
+                               of_direction<float>(layer.c0, direction, layer),
+                               static_cast<const T*>(io.dy),
+                               io.dc,
+                               of_direction<T>(io.dh_n, direction, layer),
+                               dgates,
+                               dgates_stride,
+                               zeros_block.as<Element>(),
+                               dc_block.as<float>() + teams.first_row(index) * H,
+                               of_direction<T>(io.dh0, direction, layer)};
     if (member == 0) team.start(of_direction<float>(io.dc_n, direction, layer));
     barrier.wait();
     team.run(share(panels, members, member), barrier);

@@ -83,14 +83,26 @@ void forward(const Layer& layer, const Forward& out) {
   teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
     const int direction = teams.direction(index);
     Element* h = h_block.as<Element>() + 2 * teams.first_row(index) * h_stride;
-    const ForwardTeam<T> team{
-        direction, layer.directions, H, schedule.sequences.data() + teams.part(index), teams.rows(index), teams.parts,
-        w_block.as<Lane>() + direction * panels * panel_lanes, gates, save, out.c, static_cast<T*>(out.y),
-        {h, h + teams.rows(index) * h_stride}, h_stride, c_block.as<float>() + teams.first_row(index) * H};
-    if (member == 0) team.start(of_direction<T>(layer.h0, direction, layer), of_direction<float>(layer.c0, direction, layer));
+    const ForwardTeam<T> team{direction,
+                              layer.directions,
+                              H,
+                              schedule.sequences.data() + teams.part(index),
+                              teams.rows(index),
+                              teams.parts,
+                              w_block.as<Lane>() + direction * panels * panel_lanes,
+                              gates,
+                              save,
+                              out.c,
+                              static_cast<T*>(out.y),
+                              {h, h + teams.rows(index) * h_stride},
+                              h_stride,
+                              c_block.as<float>() + teams.first_row(index) * H};
+    if (member == 0)
+      team.start(of_direction<T>(layer.h0, direction, layer), of_direction<float>(layer.c0, direction, layer));
     barrier.wait();
     team.run(share(panels, members, member), barrier);
-    if (member == 0) team.finish(of_direction<T>(out.h_n, direction, layer), of_direction<float>(out.c_n, direction, layer));
+    if (member == 0)
+      team.finish(of_direction<T>(out.h_n, direction, layer), of_direction<float>(out.c_n, direction, layer));
   });
 }
 

@@ -6,9 +6,9 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
-constexpr int64_t kDepth = 512;     // lanes of k at a time: a panel of B stays in the second-level cache
-constexpr int64_t kRowBlock = 96;   // rows of A that share a pass over B; their part of k stays in that cache too
-constexpr int64_t kLinePad = 16;    // lanes added to strides, lest rows a power of two apart evict each other
+constexpr int64_t kDepth = 512;    // lanes of k at a time: a panel of B stays in the second-level cache
+constexpr int64_t kRowBlock = 96;  // rows of A that share a pass over B; their part of k stays in that cache too
+constexpr int64_t kLinePad = 16;   // lanes added to strides, lest rows a power of two apart evict each other
 
 // C (rows, columns) = A (rows, k) B (k, columns) + bias, for the rows of one thread.
 template <class T>
@@ -77,19 +77,19 @@ struct RowProduct {
   }
 };
 
-// The weight gradients of one direction: dgates^T (4H, tokens) times [x | h before] (tokens, I + H), and the column sums
-// of dgates, for a range of the 4H rows.
+// The weight gradients of one direction: dgates^T (4H, tokens) times [x | h before] (tokens, I + H), and the column
+// sums of dgates, for a range of the 4H rows.
 template <class T>
 struct WeightProduct {
   using Element = typename Operand<T>::Element;
   using Lane = typename Operand<T>::Lane;
   static constexpr int64_t kTokens = 256 * Operand<T>::kPerLane;  // at a time
-  static constexpr int64_t kDepthOfStep = 256;                   // the same in lanes
+  static constexpr int64_t kDepthOfStep = 256;                    // the same in lanes
 
   int64_t tokens, input_size, hidden_size;
-  const T* x;               // (tokens, I)
+  const T* x;                // (tokens, I)
   const T* const* h_before;  // (tokens) pointers to rows of H
-  const Element* dgates;    // this direction's first column
+  const Element* dgates;     // this direction's first column
   int64_t dgates_stride;
   T *dw_ih, *dw_hh;
   T* bias;  // or null
@@ -165,13 +165,15 @@ struct WeightProduct {
   void pack_inputs(int64_t first, int64_t count, Lane* b) const {
     for (int64_t panel = 0; panel < panels_of(input_size); ++panel, b += panel_stride()) {
       const int64_t width = vecs_of_panel(input_size, panel) * kLanes, column = panel * kPanel;
-      pack_rows<T>(count, input_size - column < width ? input_size - column : width, width,
-                   [&](int64_t k) { return x + (first + k) * input_size + column; }, b);
+      pack_rows<T>(
+          count, input_size - column < width ? input_size - column : width, width,
+          [&](int64_t k) { return x + (first + k) * input_size + column; }, b);
     }
     for (int64_t panel = 0; panel < panels_of(hidden_size); ++panel, b += panel_stride()) {
       const int64_t width = vecs_of_panel(hidden_size, panel) * kLanes, column = panel * kPanel;
-      pack_rows<T>(count, hidden_size - column < width ? hidden_size - column : width, width,
-                   [&](int64_t k) { return h_before[first + k] + column; }, b);
+      pack_rows<T>(
+          count, hidden_size - column < width ? hidden_size - column : width, width,
+          [&](int64_t k) { return h_before[first + k] + column; }, b);
     }
   }
 
@@ -179,7 +181,8 @@ struct WeightProduct {
     const Tiling tiles(rows);
     const int64_t x_panels = panels_of(input_size);
     for (int64_t panel = 0; panel < panels(); ++panel, b += panel_stride()) {
-      const int64_t vecs = panel < x_panels ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels);
+      const int64_t vecs =
+          panel < x_panels ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels);
       for (int64_t i = 0; i < tiles.count; ++i) {
         const Range tile = tiles[i];
         float* out = sums + tile.begin * sums_stride() + panel * kPanel;

@@ -22,11 +22,14 @@ void project_input(const Layer& layer, T* gates) {
     const Range mine = share(panels, members, member);
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
       const int64_t first = panel * kPanel, width = vecs_of_panel(columns, panel) * kLanes;
-      pack_transposed<T>(I, width, [&](int64_t j) -> const T* {
-        const int64_t column = first + j;
-        if (column >= columns) return nullptr;
-        return static_cast<const T*>(layer.weights[column / (4 * H)].w_ih) + gate_row(column % (4 * H), H) * I;
-      }, w + first * lanes);
+      pack_transposed<T>(
+          I, width,
+          [&](int64_t j) -> const T* {
+            const int64_t column = first + j;
+            if (column >= columns) return nullptr;
+            return static_cast<const T*>(layer.weights[column / (4 * H)].w_ih) + gate_row(column % (4 * H), H) * I;
+          },
+          w + first * lanes);
       for (int64_t column = first; column < first + width; ++column) {
         bias[column] = 0;
         if (column >= columns) continue;
@@ -71,15 +74,18 @@ void project_gradient(const Layer& layer, const typename Operand<T>::Element* dg
     const Range mine = share(panels, members, member);
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
       const int64_t first = panel * kPanel, width = vecs_of_panel(I, panel) * kLanes;
-      pack_rows<T>(gates, I - first < width ? I - first : width, width, [&](int64_t k) {
-        return static_cast<const T*>(layer.weights[k / (4 * H)].w_ih) + gate_row(k % (4 * H), H) * I + first;
-      }, w + first * lanes);
+      pack_rows<T>(
+          gates, I - first < width ? I - first : width, width,
+          [&](int64_t k) {
+            return static_cast<const T*>(layer.weights[k / (4 * H)].w_ih) + gate_row(k % (4 * H), H) * I + first;
+          },
+          w + first * lanes);
     }
   };
   parallel(layer.threads, pack);
 
-  const RowProduct<T> product{lanes, I, reinterpret_cast<const Lane*>(dgates), dgates_stride / Operand<T>::kPerLane,
-                              w, nullptr, dx};
+  const RowProduct<T> product{
+      lanes, I, reinterpret_cast<const Lane*>(dgates), dgates_stride / Operand<T>::kPerLane, w, nullptr, dx};
   const int64_t partial_floats = product.partial_floats(lanes, I);
   Block partial_block(layer.threads * partial_floats * sizeof(float));
   auto project = [&](int member, int members) {

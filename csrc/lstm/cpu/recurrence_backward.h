@@ -23,9 +23,10 @@ struct RecurrentWeightsBackward {
   static void pack(const T* w_hh, int64_t hidden_size, int64_t panel, Lane* out) {
     const int64_t first = panel * kPanel, width = vecs_of_panel(hidden_size, panel) * kLanes;
     const int64_t columns = hidden_size - first < width ? hidden_size - first : width;
-    pack_rows<T>(4 * hidden_size, columns, width,
-                 [&](int64_t k) { return w_hh + gate_row(k, hidden_size) * hidden_size + first; },
-                 out + panel_offset(hidden_size, panel));
+    pack_rows<T>(
+        4 * hidden_size, columns, width,
+        [&](int64_t k) { return w_hh + gate_row(k, hidden_size) * hidden_size + first; },
+        out + panel_offset(hidden_size, panel));
   }
 };
 

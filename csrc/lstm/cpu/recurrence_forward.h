@@ -19,10 +19,13 @@ struct RecurrentWeights {
   static int64_t panel_lanes(int64_t hidden_size) { return Operand<T>::lanes(hidden_size) * 4 * kLanes; }
 
   static void pack(const T* w_hh, int64_t hidden_size, int64_t panel, Lane* out) {
-    pack_transposed<T>(hidden_size, 4 * kLanes, [&](int64_t column) -> const T* {
-      const int64_t unit = panel * kLanes + column % kLanes;
-      return unit < hidden_size ? w_hh + (column / kLanes * hidden_size + unit) * hidden_size : nullptr;
-    }, out + panel * panel_lanes(hidden_size));
+    pack_transposed<T>(
+        hidden_size, 4 * kLanes,
+        [&](int64_t column) -> const T* {
+          const int64_t unit = panel * kLanes + column % kLanes;
+          return unit < hidden_size ? w_hh + (column / kLanes * hidden_size + unit) * hidden_size : nullptr;
+        },
+        out + panel * panel_lanes(hidden_size));
   }
 };
 
@@ -64,7 +67,8 @@ struct ForwardTeam {
       const Sequence& sequence = sequences[r * parts];
       const Element* last = h[sequence.length % 2] + r * h_stride;
       for (int64_t unit = 0; unit < hidden_size; unit += kLanes) {
-        const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes, at = sequence.index * hidden_size + unit;
+        const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes,
+                      at = sequence.index * hidden_size + unit;
         store(h_n + at, load(last + unit, n), n);
         store(c_n + at, load(c + r * hidden_size + unit, n), n);
       }
@@ -125,8 +129,8 @@ struct ForwardTeam {
     multiply_rows<T>(height, 4, a, w_hh + panel * RecurrentWeights<T>::panel_lanes(hidden_size),
                      Operand<T>::lanes(hidden_size), product[0][0], 4 * kLanes, false, soon);
 
-    // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an earlier
-    // store whose address ends alike.
+    // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an
+    // earlier store whose address ends alike.
     for (int64_t r = 0; r < height; ++r) {
       const T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
       for (int v = 0; v < 4; ++v) store(product[r][v], load(product[r][v]) + load(gate + v * slot.stride, n));

@@ -14,8 +14,8 @@ struct Sequence {
 };
 
 struct Schedule {
-  // Longest first, ties in batch order, so that the sequences still running at a step are a prefix. Bounds are clamped to
-  // the tokens that exist and never overlap, whatever cu_seqlens holds.
+  // Longest first, ties in batch order, so that the sequences still running at a step are a prefix. Bounds are clamped
+  // to the tokens that exist and never overlap, whatever cu_seqlens holds.
   std::vector<Sequence> sequences;
   int64_t covered = 0;  // tokens that belong to a sequence
 

@@ -1,18 +1,18 @@
 // The threads of one call, and the barrier at which a team of them meets.
 #pragma once
 
-#include "threads.h"
-
 #include <atomic>
+
+#include "threads.h"
 
 namespace penstock::lstm {
 
 // Calls function(member, members) on `members` <= threads threads at the same time.
 template <class Function>
 inline void parallel(int threads, Function& function) {
-  run_together(threads, [](void* context, int member, int members) {
-    (*static_cast<Function*>(context))(member, members);
-  }, &function);
+  run_together(
+      threads, [](void* context, int member, int members) { (*static_cast<Function*>(context))(member, members); },
+      &function);
 }
 
 class Barrier {

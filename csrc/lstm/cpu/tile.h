@@ -80,8 +80,8 @@ struct Soon {
 
 // out[r][v] (+)= sum over k of A[r][k] B[k][v]; b is packed as [k][vecs * kLanes].
 template <class T, int rows, int vecs, class A>
-PENSTOCK_INLINE void multiply(A a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
-                              const Soon& soon) {
+PENSTOCK_INLINE void multiply(A a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
+                              bool add, const Soon& soon) {
   Vec sum[rows][vecs] = {};
   const int64_t last_fetch = lanes > Soon::kLead ? lanes - Soon::kLead : lanes;
   const int64_t first_fetch = last_fetch > soon.count ? last_fetch - soon.count : 0;
@@ -134,15 +134,15 @@ struct Tiles {
 
 template <class T>
 PENSTOCK_INLINE void multiply_rows(int64_t rows, int64_t vecs, const typename Operand<T>::Lane* const* a,
-                                   const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
-                                   const Soon& soon) {
+                                   const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
+                                   bool add, const Soon& soon) {
   Tiles<T, false>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
 }
 
 template <class T>
 PENSTOCK_INLINE void multiply_packed(int64_t rows, int64_t vecs, const typename Operand<T>::Lane* a,
-                                     const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
-                                     const Soon& soon) {
+                                     const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
+                                     bool add, const Soon& soon) {
   Tiles<T, true>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
 }
 
