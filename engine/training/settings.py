@@ -45,7 +45,9 @@ class TrainingSettings:
     warmup: float = setting(0.06, "share of the run in which the learning rate rises", minimum=0.0, maximum=1.0)
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", "how the learning rate falls after warm-up")
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", minimum=0.0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "bf16 or fp16 on a GPU, fp32 on a CPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU"
+    )
     compile: bool = setting(False, "run the model through torch.compile")
     seed: int = setting(
         0, "of the initial weights, the order, dropout and the validation split", minimum=0, maximum=2**63 - 1

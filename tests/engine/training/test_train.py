@@ -88,8 +88,8 @@ def test_accumulation_is_one_large_batch(tmp_path, store, settings):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 9, 11, 20])
-def test_an_interrupted_run_ends_bitwise_as_an_uninterrupted_one(tmp_path, store, settings, stop_at):
+@pytest.mark.parametrize("stops", [[1, 20], [9, 11]])
+def test_an_interrupted_run_ends_bitwise_as_an_uninterrupted_one(tmp_path, store, settings, stops):
     """Stopped in the middle of an epoch, at its end and beyond, with accumulation and dropout."""
     import signal
 
@@ -107,11 +107,12 @@ def test_an_interrupted_run_ends_bitwise_as_an_uninterrupted_one(tmp_path, store
             signal.raise_signal(signal.SIGTERM)
         return take_step(self, batches, step=step, **rest)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "__call__", with_signal)
-        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stop_at + 1};") as caught:
-            train(chosen, store, parts, progress="none")
-    assert caught.value.exit_code == 143
+    for stop_at in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stepper, "__call__", with_signal)
+            with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stop_at + 1};") as caught:
+                train(chosen, store, parts, progress="none")
+        assert caught.value.exit_code == 143
     again = train(chosen, store, parts, progress="none")
     assert same_weights(whole / "last", parts / "last")
     assert same_weights(whole / "best", parts / "best")
@@ -261,7 +262,7 @@ def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
         "model.kind=encoder",
         f"model.encoder={tmp_path / 'encoder'}",
         "training.learning_rate=1e-2",
-        "training.epochs=6",
+        "training.epochs=4",
         "data.tokens_per_batch=128",
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -270,7 +271,7 @@ def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
     take_step = Stepper.__call__
 
     def with_signal(self, batches, *, step, **rest):
-        if step == 37:
+        if step == 25:
             signal.raise_signal(signal.SIGINT)
         return take_step(self, batches, step=step, **rest)
 
