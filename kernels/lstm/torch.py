@@ -1,8 +1,11 @@
 """The torch backend: the library's own LSTM (oneDNN, cuDNN) where it serves, else a loop over steps.
 
-On the CPU the library is fast only when all lengths are equal; on a GPU it is cuDNN, for any lengths. The library keeps
-what its backward needs out of reach, so that backward runs forward once more, recorded.
+On the CPU the library is fast only when all lengths are equal; on a GPU it is cuDNN, for any lengths, and there c0 and
+c_n pass through the dtype of x. The library keeps what its backward needs out of reach, so that backward runs forward
+once more, recorded.
 """
+
+import warnings
 
 import torch
 from torch import Tensor
@@ -35,17 +38,21 @@ def _library(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
     h0 = x.new_zeros(directions, batch, weights.output_size) if inputs.h0 is None else inputs.h0
     c0 = x.new_zeros(directions, batch, weights.hidden_size) if inputs.c0 is None else inputs.c0.to(x.dtype)
     flat = [weight for d in range(directions) for kind in weights for weight in kind[d : d + 1]]
-    y, h, c = torch._VF.lstm(
-        x[rows],
-        torch.tensor(packing.sizes),
-        (h0[:, nonempty], c0[:, nonempty]),
-        flat,
-        bool(weights.b_ih),
-        1,
-        0.0,
-        torch.is_grad_enabled(),
-        directions == 2,
-    )
+    with warnings.catch_warnings():
+        # cuDNN copies weights that do not lie in one piece; ours may lie anywhere
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+        y, h, c = torch._VF.lstm(
+            x[rows],
+            torch.tensor(packing.sizes),
+            (h0[:, nonempty], c0[:, nonempty]),
+            flat,
+            bool(weights.b_ih),
+            1,
+            0.0,
+            torch.is_grad_enabled(),
+            directions == 2,
+        )
     token_order = torch.empty_like(rows)
     token_order[rows] = torch.arange(len(rows), device=rows.device)
     return y[token_order], h0.index_copy(1, nonempty, h), c0.index_copy(1, nonempty, c)

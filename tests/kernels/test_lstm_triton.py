@@ -156,7 +156,7 @@ def signature(kernel, storage: str, constants: dict) -> tuple[dict, dict]:
     return types, values
 
 
-def compile_for(capability: int, name: str, storage: str, hidden: int) -> object:
+def compile_for(capability: int, name: str, storage: str, hidden: int, everything: bool = True) -> object:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -165,8 +165,8 @@ def compile_for(capability: int, name: str, storage: str, hidden: int) -> object
     kernel = getattr(triton_kernels, name)
     tile = backend._persistent_tile(backend._padded(hidden)) if "persistent" in name else dict(backend._STEP_TILE)
     options = {option: tile.pop(option) for option in ("num_warps", "num_stages")}
-    flags = dict.fromkeys((arg for arg in kernel.arg_names if arg.startswith(("HAS_", "SAVE_"))), True)
-    constants = {"H": hidden, "D": 2, "FIRST": False, "PRECISION": "ieee", "BLOCK": 1024, **flags, **tile}
+    flags = dict.fromkeys((arg for arg in kernel.arg_names if arg.startswith(("HAS_", "SAVE_"))), everything)
+    constants = {"H": hidden, "D": 2, "FIRST": not everything, "PRECISION": "ieee", "BLOCK": 1024, **flags, **tile}
     source = ASTSource(kernel, *signature(kernel, storage, constants))
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
@@ -197,6 +197,9 @@ def test_compiles(capability: int, name: str, storage: str, hidden: int) -> None
 
 
 @compiled
-@pytest.mark.parametrize("name", ["persistent_backward", "step_forward"])
-def test_compiles_for_hopper(name: str) -> None:
-    assert compile_for(90, name, "bf16", 32).asm["cubin"]
+@pytest.mark.parametrize(
+    ("name", "everything"),
+    [("persistent_backward", True), ("persistent_forward", False), ("step_forward", False), ("step_backward", False)],
+)
+def test_compiles_for_hopper(name: str, everything: bool) -> None:
+    assert compile_for(90, name, "bf16", 32, everything).asm["cubin"]

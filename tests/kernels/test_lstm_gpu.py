@@ -1,0 +1,138 @@
+"""The LSTM on a GPU against float64 on the CPU."""
+
+import lstm_cases as cases
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+from penstock.kernels import LSTM, Ragged, lstm_cell, use_backend
+from penstock.kernels.lstm import ops
+from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
+]
+
+BACKENDS = ["torch", "triton"]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# the persistent tier and the stepwise one, H a multiple of nothing and of everything
+SHAPES = [([3, 0, 5, 1, 17], 5, 7), ([64] * 70, 64, 64), ([211, 3, 1, 0, 90], 30, 128), ([70, 33, 129], 100, 300)]
+
+
+def on_gpu(inputs: LayerInputs, dtype: torch.dtype) -> LayerInputs:
+    def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.detach().cuda().requires_grad_(tensor.requires_grad)
+
+    inputs = cases.recorded(inputs, dtype)
+    x, cu_seqlens, max_seqlen, weights, *rest = inputs
+    weights = LayerWeights(*([move(weight) for weight in kind] for kind in weights))
+    return LayerInputs(move(x), cu_seqlens.cuda(), max_seqlen, weights, *map(move, rest))
+
+
+def run(backend: str, inputs: LayerInputs, grads: list[torch.Tensor]) -> list[torch.Tensor]:
+    outputs = ops.lstm_layer(inputs, False, True, backend)[:3]
+    grads = [grad.to("cuda", out.dtype) for grad, out in zip(grads, outputs, strict=False)]
+    return [*outputs, *torch.autograd.grad(outputs, cases.floats(inputs), grads)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"H{shape[2]}")
+@pytest.mark.parametrize("options", [{}, {"states": False, "bias": False, "directions": 1}, {"resets": True}])
+def test_values_and_gradients(backend: str, dtype: torch.dtype, shape: tuple, options: dict) -> None:
+    inputs = cases.layer(*shape, dtype=dtype, **options)
+    grads = cases.cotangents(inputs)
+    true_outputs, true_gradients = cases.truth(inputs, [*grads[:3], None])
+    found = run(backend, on_gpu(inputs, dtype), grads)
+    of_outputs, of_gradients = cases.BOUNDS[dtype]
+    errors = list(cases.errors([each.cpu() for each in found], [*true_outputs[:3], *true_gradients]))
+    assert max(errors[:3]) <= of_outputs
+    assert max(errors[3:]) <= of_gradients
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hidden", [64, 300])
+def test_same_bits_and_no_leak_between_sequences(backend: str, hidden: int) -> None:
+    inputs = cases.layer([40, 0, 90, 7] * 30, 20, hidden, dtype=torch.bfloat16)
+    grads = cases.cotangents(inputs)
+    changed = inputs._replace(x=inputs.x.clone())
+    changed.x[40:130] = 3
+    first = run(backend, on_gpu(inputs, torch.bfloat16), grads)
+    for _ in range(20):
+        again = run(backend, on_gpu(inputs, torch.bfloat16), grads)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = run(backend, on_gpu(changed, torch.bfloat16), grads)
+    for place in (0, 3):  # y and dx
+        assert torch.equal(first[place][:40], other[place][:40])
+        assert torch.equal(first[place][130:], other[place][130:])
+
+
+@pytest.mark.parametrize("hidden", [64, 300])
+def test_triton_never_waits_and_replays_in_a_graph(hidden: int) -> None:
+    torch.manual_seed(0)
+    module = LSTM(32, hidden, 2, bidirectional=True, device="cuda", dtype=torch.bfloat16)
+    lengths = [[30, 2, 60, 0, 8], [20, 20, 20, 20, 20], [60, 40, 0, 0, 0]]
+    batches = [Ragged.from_lengths(torch.randn(100, 32, dtype=torch.bfloat16), each).to("cuda") for each in lengths]
+    fixed = Ragged(batches[0].values.clone().requires_grad_(), batches[0].cu_seqlens.clone(), 60)
+
+    def step(batch: Ragged) -> list[torch.Tensor]:
+        with use_backend("triton"):
+            y, (h_n, c_n) = module(batch)
+        loss = y.values.float().square().sum() + h_n.float().sum() + c_n.float().sum()
+        return [y.values, *torch.autograd.grad(loss, [batch.values, *module.parameters()])]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step(fixed)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(fixed)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step(fixed)
+    for batch in batches:
+        with torch.no_grad():
+            fixed.values.copy_(batch.values)
+        fixed.cu_seqlens.copy_(batch.cu_seqlens)
+        graph.replay()
+        expected = step(Ragged(batch.values.requires_grad_(), batch.cu_seqlens, 60))
+        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cell(dtype: torch.dtype) -> None:
+    gates = torch.randn(1000, 4 * 70, device="cuda").to(dtype).requires_grad_()
+    c = torch.randn(1000, 70, device="cuda", requires_grad=True)
+    results = []
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            h, c_next = lstm_cell(gates, c)
+        results.append([h, c_next, *torch.autograd.grad([h, c_next], [gates, c], [h.detach(), c_next.detach()])])
+    assert max(cases.errors(*results)) <= cases.BOUNDS[dtype][1]
+
+
+def test_module_is_nn_lstm() -> None:
+    torch.manual_seed(0)
+    theirs = nn.LSTM(20, 40, 2, bidirectional=True, device="cuda")
+    ours = LSTM(20, 40, 2, bidirectional=True, device="cuda")
+    ours.load_state_dict(theirs.state_dict())
+    packed = pack_sequence([torch.randn(n, 20, device="cuda") for n in (7, 30, 1)], enforce_sorted=False)
+    expected, found = theirs(packed), ours(packed)
+    torch.testing.assert_close(found[0].data, expected[0].data, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found[1], expected[1], atol=1e-4, rtol=1e-3)
+
+
+def test_autocast_stays_in_bfloat16() -> None:
+    module = LSTM(20, 40, 2, bidirectional=True, device="cuda", dropout=0.1)
+    batch = Ragged.from_lengths(torch.randn(9, 20), [4, 5]).to("cuda")
+    for backend in BACKENDS:
+        with torch.autocast("cuda", torch.bfloat16), use_backend(backend):
+            y = module(batch)[0].values
+        assert y.dtype == torch.bfloat16
+        y.float().sum().backward()
+        assert module.weight_hh_l0.grad.dtype == torch.float32
