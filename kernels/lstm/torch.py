@@ -6,6 +6,7 @@ once more, recorded.
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,46 +17,47 @@ from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs
 from penstock.kernels.recording import recording
 
 
+def _uniform(inputs: LayerInputs) -> bool:
+    """All lengths are equal: their sum is the most that it can be."""
+    return inputs.x.shape[0] == inputs.batch_size * inputs.max_seqlen
+
+
 def _library_serves(inputs: LayerInputs, return_cells: bool) -> bool:
     """Decided by shapes and dtypes alone, for `saved_like` must agree with `forward`."""
     beyond_it = inputs.zone_h is not None or inputs.zone_c is not None or inputs.resets is not None or return_cells
     if beyond_it or inputs.x.shape[0] == 0:
         return False
-    if inputs.x.device.type != "cpu":
-        return True
-    # lengths whose sum is the most they can be are all equal; in 16 bits oneDNN would round the cell state
-    uniform = inputs.x.shape[0] == inputs.batch_size * inputs.max_seqlen
-    return uniform and inputs.x.dtype in (torch.float32, torch.float64)
+    # on the CPU, in 16 bits, oneDNN would round the cell state
+    return inputs.x.device.type != "cpu" or (_uniform(inputs) and inputs.x.dtype in (torch.float32, torch.float64))
 
 
 def _library(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
     """y, h_n, c_n; differentiable."""
-    x, weights = inputs.x, inputs.weights
-    directions, batch = weights.directions, inputs.batch_size
-    packing = Packing.of(inputs.cu_seqlens, x.shape[0], 1)
-    rows, order = packing.rows[0], packing.order
-    nonempty = order[: packing.nonempty]
+    x, weights, batch = inputs.x, inputs.weights, inputs.batch_size
+    directions = weights.directions
     h0 = x.new_zeros(directions, batch, weights.output_size) if inputs.h0 is None else inputs.h0
     c0 = x.new_zeros(directions, batch, weights.hidden_size) if inputs.c0 is None else inputs.c0.to(x.dtype)
     flat = [weight for d in range(directions) for kind in weights for weight in kind[d : d + 1]]
+    options = flat, bool(weights.b_ih), 1, 0.0, torch.is_grad_enabled(), directions == 2
+    if _uniform(inputs):
+        dense = x.unflatten(0, (batch, inputs.max_seqlen))
+        y, h, c = _lstm(dense, (h0.contiguous(), c0.contiguous()), *options, True)
+        return y.flatten(0, 1), h, c
+    packing = Packing.of(inputs.cu_seqlens, x.shape[0], 1)
+    rows = packing.rows[0]
+    nonempty = packing.order[: packing.nonempty]
+    y, h, c = _lstm(x[rows], torch.tensor(packing.sizes), (h0[:, nonempty], c0[:, nonempty]), *options)
+    token_order = torch.empty_like(rows)
+    token_order[rows] = torch.arange(len(rows), device=rows.device)
+    return y[token_order], h0.index_copy(1, nonempty, h), c0.index_copy(1, nonempty, c)
+
+
+def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     with warnings.catch_warnings():
         # cuDNN copies weights that do not lie in one piece; ours may lie anywhere
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
-        y, h, c = torch._VF.lstm(
-            x[rows],
-            torch.tensor(packing.sizes),
-            (h0[:, nonempty], c0[:, nonempty]),
-            flat,
-            bool(weights.b_ih),
-            1,
-            0.0,
-            torch.is_grad_enabled(),
-            directions == 2,
-        )
-    token_order = torch.empty_like(rows)
-    token_order[rows] = torch.arange(len(rows), device=rows.device)
-    return y[token_order], h0.index_copy(1, nonempty, h), c0.index_copy(1, nonempty, c)
+        return torch._VF.lstm(*args)
 
 
 def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
