@@ -26,7 +26,7 @@ test: install
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
 test-slow: install
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -n 2 --dist worksteal -m slow
 
 lint: install types
 	$(BIN)/ruff check .
