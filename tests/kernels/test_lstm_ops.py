@@ -35,7 +35,13 @@ def batches() -> list[Ragged]:
     return [Ragged.from_lengths(torch.randn(sum(lengths), 5, requires_grad=True), lengths) for lengths in every]
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"zoneout": 0.2, "weight_dropout": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dropout": 0.3},
+        pytest.param({"zoneout": 0.2, "weight_dropout": 0.1, "variational": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_compiles_once_for_all_batches(options: dict) -> None:
     module = LSTM(5, 7, 2, bidirectional=True, **options)
     counter = CompileCounterWithBackend("aot_eager")
