@@ -60,7 +60,7 @@ def _contiguous_bounds(problem: Problem) -> Problem:
 
 def _isa() -> str:
     """The instruction set to use, the fastest there is if empty; see `_native.available_isas`."""
-    return os.environ.get("PENSTOCK_CPU_ISA", "")
+    return os.environ.get("PENSTOCK_ISA", "")
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:

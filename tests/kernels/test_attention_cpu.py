@@ -18,7 +18,7 @@ SEED, SHIFT = 1234567890123456789, 10_000_000_019
 
 @pytest.fixture(params=_native.available_isas())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PENSTOCK_CPU_ISA", request.param)
+    monkeypatch.setenv("PENSTOCK_ISA", request.param)
     return request.param
 
 
@@ -177,7 +177,7 @@ def test_one_sequence_alone_gives_the_same_bits(isa, dtype):
 
 
 def test_unknown_instruction_set(monkeypatch):
-    monkeypatch.setenv("PENSTOCK_CPU_ISA", "mmx")
+    monkeypatch.setenv("PENSTOCK_ISA", "mmx")
     inputs = make_inputs((3,), (3,), 1, 1, 32, torch.float32)
     with pytest.raises(ValueError, match="no instruction set 'mmx' here, there is portable"):
         attend("cpu", *inputs, (3,), (3,))
