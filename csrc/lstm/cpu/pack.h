@@ -18,14 +18,40 @@ PENSTOCK_INLINE uint32_t pair(T low, T high) {
   return uint32_t{low.bits} | uint32_t{high.bits} << 16;
 }
 
-// One lane: element k of a row, or elements 2k and 2k + 1 of a row with `size` elements.
+// n lanes of a row from lane k on, n <= kLanes, the others zero: bit for bit, whatever they hold.
 template <class T>
-PENSTOCK_INLINE auto lane_along(const T* row, int64_t k, int64_t size) {
-  if constexpr (Operand<T>::kPairs) {
-    return pair(row[2 * k], 2 * k + 1 < size ? row[2 * k + 1] : T{0});
+PENSTOCK_INLINE BitVec lanes_along(const T* row, int64_t k, int64_t size) {
+  BitVec value = {};
+  if constexpr (Operand<T>::kPairs || std::is_same_v<T, float>) {
+    const int64_t left = (size - k * Operand<T>::kPerLane) * int64_t{sizeof(T)};
+    const T* from = row + k * Operand<T>::kPerLane;
+    if (left >= int64_t{sizeof value}) {
+      std::memcpy(&value, from, sizeof value);
+    } else {
+      std::memcpy(&value, from, left);
+    }
   } else {
-    (void)size;
-    return to_float(row[k]);
+    value = BitVec(load(row + k, size - k < kLanes ? size - k : kLanes));
+  }
+  return value;
+}
+
+// rows[i][j] = rows[j][i], in log2(kLanes) rounds: round b exchanges the off-diagonal halves of all 2b x 2b blocks.
+PENSTOCK_INLINE void transpose(BitVec (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int b = 1; b < kLanes; b *= 2) {
+    IntVec upper, lower;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      upper[lane] = lane & b ? kLanes + lane - b : lane;
+      lower[lane] = lane & b ? kLanes + lane : lane + b;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & b) continue;
+      const BitVec first = rows[i], second = rows[i + b];
+      rows[i] = __builtin_shuffle(first, second, upper);
+      rows[i + b] = __builtin_shuffle(first, second, lower);
+    }
   }
 }
 
@@ -43,21 +69,16 @@ PENSTOCK_INLINE void lanes_across(const T* row, const T* next, int64_t n, typena
 // A panel of B = W^T: column j is row(j) of W, along k. row(j) is null for a column of zeros.
 template <class T, class Row>
 void pack_transposed(int64_t size, int64_t width, const Row& row, typename Operand<T>::Lane* out) {
-  using Lane = typename Operand<T>::Lane;
   const int64_t lanes = Operand<T>::lanes(size);
-  const T* rows[kPanel];
-  for (int64_t j = 0; j < width; ++j) rows[j] = row(j);
-  // Cache line by cache line along the rows: whole rows at a power-of-two distance would evict each other.
-  constexpr int64_t kStep = 16;
-  for (int64_t k0 = 0; k0 < lanes; k0 += kStep) {
-    const int64_t k1 = k0 + kStep < lanes ? k0 + kStep : lanes;
-    for (int64_t j = 0; j < width; ++j) {
-      const T* from = rows[j];
-      if (from == nullptr) {
-        for (int64_t k = k0; k < k1; ++k) out[k * width + j] = Lane{0};
-      } else {
-        for (int64_t k = k0; k < k1; ++k) out[k * width + j] = lane_along(from, k, size);
-      }
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const T* rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) rows[i] = row(j + i);
+    for (int64_t k = 0; k < lanes; k += kLanes) {
+      BitVec block[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = rows[i] ? lanes_along(rows[i], k, size) : BitVec{};
+      transpose(block);
+      const int64_t n = lanes - k < kLanes ? lanes - k : kLanes;
+      for (int64_t i = 0; i < n; ++i) std::memcpy(out + (k + i) * width + j, &block[i], sizeof block[i]);
     }
   }
 }

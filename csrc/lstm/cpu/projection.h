@@ -43,7 +43,7 @@ void project_input(const Layer& layer, T* gates) {
   parallel(layer.threads, pack);
 
   const bool in_place = std::is_same_v<T, typename Operand<T>::Element> && I % Operand<T>::kPerLane == 0;
-  const int64_t x_stride = in_place ? lanes : lanes + kLinePad;
+  const int64_t x_stride = in_place ? lanes : (lanes + kLinePad) / kLinePad * kLinePad + kLinePad;
   Block x_block(in_place ? 0 : layer.tokens * x_stride * sizeof(Lane));
   const Lane* x = in_place ? static_cast<const Lane*>(layer.x) : x_block.as<Lane>();
   const RowProduct<T> product{lanes, columns, x, x_stride, w, bias, gates};
@@ -54,7 +54,10 @@ void project_input(const Layer& layer, T* gates) {
     for (int64_t row = rows.begin; !in_place && row < rows.end; ++row) {
       const T* from = static_cast<const T*>(layer.x) + row * I;
       Lane* to = x_block.as<Lane>() + row * x_stride;
-      for (int64_t k = 0; k < lanes; ++k) to[k] = lane_along(from, k, I);
+      for (int64_t k = 0; k < lanes; k += kLanes) {
+        const BitVec value = lanes_along(from, k, I);
+        std::memcpy(to + k, &value, sizeof value);
+      }
     }
     product.run(rows, partial_block.as<float>() + member * partial_floats);
   };
