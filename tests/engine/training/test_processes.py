@@ -50,24 +50,38 @@ def lines(run):
     return [{key: value for key, value in record.items() if key not in timeless} for record in records]
 
 
+# Runs the command line and kills it `delay` seconds after it began its `after`-th step, wherever it is by then.
+KILLED = """
+import os, signal, sys, threading
+from penstock.engine.cli import main
+from penstock.engine.training.step import Stepper
+
+after, delay = int(sys.argv.pop(1)), float(sys.argv.pop(1))
+take_step, taken = Stepper.__call__, 0
+
+def counted(self, *args, **kwargs):
+    global taken
+    taken += 1
+    if taken == after:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return take_step(self, *args, **kwargs)
+
+Stepper.__call__ = counted
+main()
+"""
+
+
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(store, tmp_path):
-    finish(command(store, tmp_path / "whole"))
-    draw, kills = random.Random(0), 0
-    while kills < 3:
-        process = start(command(store, tmp_path / "killed"))
-        # the process is killed at work, not while it imports torch
-        while process.poll() is None and not (tmp_path / "killed" / "run.json").exists():
-            time.sleep(0.02)
-        before = progress_of(tmp_path / "killed")
-        while process.poll() is None and progress_of(tmp_path / "killed") == before:
-            time.sleep(0.005)
-        time.sleep(draw.random() * 0.5)
-        assert process.poll() is None, "the run is too short for this test"
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += 1
-    assert kills == 3
-    finish(command(store, tmp_path / "killed"))
+    longer = "training.epochs=20"
+    finish(command(store, tmp_path / "whole", longer))
+    draw = random.Random(0)
+    for _ in range(3):
+        after, delay = draw.randint(3, 30), draw.random() * 0.05
+        _, _, _, *arguments = command(store, tmp_path / "killed", longer)
+        process = start([sys.executable, "-c", KILLED, str(after), str(delay), *arguments])
+        process.communicate(timeout=600)
+        assert process.returncode == -signal.SIGKILL
+    finish(command(store, tmp_path / "killed", longer))
     for name in ("best", "last"):
         one, other = (tmp_path / run / name / "model.safetensors" for run in ("whole", "killed"))
         assert one.read_bytes() == other.read_bytes()
