@@ -1,5 +1,6 @@
 """What a study studies, and the training settings of each of its cells."""
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import yaml
 
 from penstock.engine.errors import ConfigError, ModelError
 from penstock.engine.study.cells import Cell
-from penstock.engine.study.families import FAMILIES, recipe
+from penstock.engine.study.families import FAMILIES, encoder_learning_rate, recipe
 from penstock.engine.study.sizes import SeedRule, Size
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings
 
     Raises:
         ConfigError: an override names no setting or has a wrong value.
+        ModelError: there is no such encoder.
     """
     from penstock.engine.training.settings import settings_from
 
@@ -119,6 +121,8 @@ def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings
     values |= {f"model.{key}": value for key, value in family.model.items()}
     if family.needs_encoder:
         values["model.encoder"] = study.encoder
+    if family.kind == "encoder":
+        values["training.learning_rate"] = encoder_learning_rate(_width(study.encoder))
     values["training.seed"] = _derived(study.seed, 2, cell.size, cell.seed)
     return settings_from(values | overrides_for(study.overrides, cell.family))
 
@@ -147,6 +151,14 @@ def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
         elif parts[0] == family:
             own[".".join(parts[1:])] = value
     return common | own
+
+
+@functools.cache
+def _width(encoder: str) -> int:
+    """Units of the encoder's hidden states."""
+    from penstock.engine.models.loading import load_config
+
+    return load_config(encoder).hidden_size
 
 
 def _derived(*numbers: int) -> int:

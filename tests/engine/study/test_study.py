@@ -15,9 +15,9 @@ from penstock.engine.study import costs
 from penstock.engine.study import run_cell as run_cell_module
 from penstock.engine.study.cells import Cell, CellResult
 from penstock.engine.study.costs import Cost, median_milliseconds
-from penstock.engine.study.families import recipe
+from penstock.engine.study.families import encoder_learning_rate, recipe
 from penstock.engine.study.run_cell import CellTask, run_cell
-from penstock.engine.study.settings import StudySettings, overrides_for, subset_seed
+from penstock.engine.study.settings import StudySettings, cell_settings, overrides_for, subset_seed
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 
@@ -200,6 +200,15 @@ def test_recipes_give_small_sets_more_epochs_and_smaller_steps():
         assert list(epochs) == sorted(epochs, reverse=True)
         assert list(tokens) == sorted(tokens)
         assert min(tokens) >= 256
+
+
+def test_a_narrower_encoder_learns_at_a_higher_rate(study, minilm, stores):
+    assert encoder_learning_rate(768) == pytest.approx(5e-5)
+    settings = cell_settings(study, Cell(100, 0, "encoder"), Store.open(stores["train"][0]))
+    assert settings.training.learning_rate == pytest.approx(1e-4)
+    given = replace(study, overrides=("encoder.training.learning_rate=3e-5",))
+    settings = cell_settings(given, Cell(100, 0, "encoder"), Store.open(stores["train"][0]))
+    assert settings.training.learning_rate == pytest.approx(3e-5)
 
 
 def task_in(folder: Path) -> CellTask:
