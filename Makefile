@@ -19,13 +19,18 @@ install: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,lint,hub]'
 	touch $@
 
+# Ray and datatrove, which the slow tests run on: 260 MB that nothing else needs.
+.venv/installed-slow: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[ray,datatrove]'
+	touch $@
+
 study: install
 	$(BIN)/penstock study --out study
 
 test: install
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
-test-slow: install
+test-slow: .venv/installed-slow
 	$(BIN)/pytest -q -n 2 --dist worksteal -m slow
 
 lint: install types

@@ -31,16 +31,17 @@ def prepare(
     bad_rows: Annotated[str, typer.Option(help="fail, or quarantine: set them aside in OUT.bad-rows.jsonl.")] = "fail",
     rows_per_shard: Annotated[int | None, typer.Option(help="Rows of each file of the store.", hidden=True)] = None,
     shard: Annotated[
-        str | None, typer.Option(help="i/n: make only every n-th file, from the i-th; then --finalize.")
+        str | None, typer.Option(help="i/n, i from 0: make only this share of the files; then --finalize.")
     ] = None,
     finalize: Annotated[bool, typer.Option("--finalize", help="Join what --shard runs have made.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store in OUT.")] = False,
 ) -> None:
+    from penstock.engine.data import parts
     from penstock.engine.data import prepare as preparing
     from penstock.engine.errors import ConfigError
 
     if finalize:
-        _describe(preparing.finalize(out))
+        _describe(parts.finalize(out))
         return
     if not sources:
         raise ConfigError("say what to prepare: one source at least")

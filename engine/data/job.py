@@ -61,6 +61,7 @@ class Job:
     label_names: list[str]
     label_counts: list[int]
     content: str
+    source_contents: list[str]
     rows_per_shard: int
     sources: list[SourceEntry]
     tokenizer: TokenizerEntry
@@ -203,6 +204,10 @@ def finished_shard(folder: Path, job: Job, shard: int) -> Receipt | None:
     except OSError:
         return None
     return receipt if (size, crc32) == (receipt.file.bytes, receipt.file.crc32) else None
+
+
+def discard_shard(folder: Path, shard: int) -> None:
+    remove_committed(_receipt_path(folder, shard))
 
 
 def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:

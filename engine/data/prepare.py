@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +19,15 @@ from penstock.engine.data.job import (
     locked,
     remove_leftovers,
     start_job,
-    write_shard,
     write_tokenizer,
 )
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, TokenizerEntry, digest
+from penstock.engine.data.parts import make_shards, write_part
 from penstock.engine.data.progress import RowProgress
 from penstock.engine.data.sources import Source, open_sources
 from penstock.engine.data.sources.base import sort_labels
 from penstock.engine.data.store import Store
-from penstock.engine.data.survey import ContentHash, Survey, survey, usable_rows
+from penstock.engine.data.survey import Survey, survey, usable_rows
 from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
 from penstock.engine.data.tokenizers import (
     TextTokenizer,
@@ -35,7 +36,6 @@ from penstock.engine.data.tokenizers import (
     load_tokenizer,
     save_tokenizer,
 )
-from penstock.engine.data.tokenizing import ShardBuilder, cut_into_shards, encode_pieces
 from penstock.engine.errors import ConfigError, SourceError, StoreError
 
 if TYPE_CHECKING:
@@ -86,8 +86,39 @@ def prepare(
         DiskError: the disk is full or cannot be written.
     """
     options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress)
-    _prepare(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, None)
+    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options)
+    if preparation is not None:
+        preparation.run()
     return Store.open(out)
+
+
+def begin(
+    sources: str | Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    max_length: int | None = None,
+    truncation: str | None = None,
+    bad_rows: str = "fail",
+    like: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    rows_per_shard: int | None = None,
+    progress: bool = True,
+) -> None:
+    """`prepare` up to the first shard: surveys the sources and writes the tokenizer and what is to be made.
+
+    Parts of it can then be made anywhere by `parts.write_part`, and joined by `parts.finalize`. Does nothing where the
+    same preparation is already finished or begun.
+
+    Raises:
+        as `prepare`.
+    """
+    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress)
+    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options)
+    if preparation is not None:
+        preparation.begin(shared=False)
 
 
 def prepare_part(
@@ -105,9 +136,9 @@ def prepare_part(
     rows_per_shard: int | None = None,
     progress: bool = True,
 ) -> None:
-    """`prepare`, but only the shards k with k % n == i for part = (i, n), and no store yet: `finalize` joins them.
+    """`prepare`, but only the i-th of n shares of the shards, for part = (i, n); `parts.finalize` joins them.
 
-    Every part reads all the sources, and tokenizes its own share.
+    For machines that know nothing of each other: every part surveys all the sources for itself.
 
     Raises:
         as `prepare`.
@@ -115,7 +146,10 @@ def prepare_part(
     if not 0 <= part[0] < part[1]:
         raise ConfigError(f"shard {part[0]}/{part[1]}: expected i/n with 0 <= i < n")
     options = _Options(text, label, bad_rows, False, rows_per_shard, progress)
-    _prepare(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, part)
+    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options)
+    if preparation is not None:
+        preparation.begin(shared=True)
+        write_part(out, part, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -128,9 +162,10 @@ class _Options:
     progress: bool
 
 
-def _prepare(
-    sources: str | Sequence[str], folder: Path, settings: "_Settings", options: _Options, part: tuple[int, int] | None
-) -> None:
+def _survey(
+    sources: str | Sequence[str], folder: Path, settings: "_Settings", options: _Options
+) -> "_Preparation | None":
+    """Reads the sources once, to know what is to be made; None if it is there already."""
     bad_rows, overwrite, progress = options.bad_rows, options.overwrite, options.progress
     names = [sources] if isinstance(sources, str) else list(sources)
     if bad_rows not in ("fail", "quarantine"):
@@ -166,9 +201,8 @@ def _prepare(
             raise StoreError(f"{folder}: a store of other data or settings; choose another folder, or --overwrite it")
         with locked(folder, shared=False):
             remove_leftovers(folder)
-        return
-    run = _Preparation(opened, found, settings, folder, preparation, label_names, rows_per_shard, progress)
-    run.run(overwrite, part)
+        return None
+    return _Preparation(opened, found, settings, folder, preparation, label_names, rows_per_shard, options)
 
 
 class _Settings:
@@ -224,7 +258,7 @@ class _Preparation:
         preparation: str,
         label_names: list[str],
         rows_per_shard: int,
-        progress: bool,
+        options: _Options,
     ) -> None:
         self.sources = sources
         self.found = found
@@ -233,36 +267,50 @@ class _Preparation:
         self.preparation = preparation
         self.label_names = label_names
         self.rows_per_shard = rows_per_shard
-        self.progress = progress
+        self.options = options
         self.begun = False  # whether the folder is this preparation's, and may be cleared
 
-    def run(self, overwrite: bool, part: tuple[int, int] | None) -> None:
-        with disk_errors(self.folder):
-            self.begun = not self.folder.exists()
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def run(self) -> None:
+        """From wherever it is to the finished store."""
         finished = 0
-        with locked(self.folder, shared=part is not None):
+        with self._locked(shared=False):
             try:
-                with disk_errors(self.folder):
-                    fsync_folder(self.folder.parent)
-                job, tokenizer = self._start(overwrite, shared=part is not None)
+                job, tokenizer = self._start(shared=False)
                 done = {k: finished_shard(self.folder, job, k) for k in range(job.num_shards)}
                 finished = sum(receipt is not None for receipt in done.values())
-                index, parts = part or (0, 1)
-                wanted = {k for k, receipt in done.items() if receipt is None and k % parts == index}
-                for shard in self._write_shards(job, tokenizer, wanted) if wanted else ():
+                wanted = {k for k, receipt in done.items() if receipt is None}
+                for shard in make_shards(self.folder, job, self.sources, tokenizer, wanted, self.options.progress):
                     finished += 1
                     done[shard] = Receipt.read(self.folder, shard)
-                if part is None:
-                    finish_job(self.folder, job, [receipt for receipt in done.values() if receipt is not None])
+                finish_job(self.folder, job, [receipt for receipt in done.values() if receipt is not None])
             except BaseException as error:
-                if self.begun and part is None and (finished == 0 or isinstance(error, SourceError)):
+                if self.begun and (finished == 0 or isinstance(error, SourceError)):
                     self._abandon()
                 raise
 
-    def _start(self, overwrite: bool, shared: bool) -> tuple[Job, TextTokenizer]:
+    def begin(self, shared: bool) -> None:
+        """Up to the first shard; `shared`: others may be working on the same."""
+        with self._locked(shared):
+            try:
+                self._start(shared)
+            except BaseException:
+                if self.begun and not shared:
+                    self._abandon()
+                raise
+
+    @contextmanager
+    def _locked(self, shared: bool) -> Iterator[None]:
+        with disk_errors(self.folder):
+            self.begun = not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder, shared):
+            yield
+
+    def _start(self, shared: bool) -> tuple[Job, TextTokenizer]:
         """Goes on with the job in the folder if it is this one, otherwise begins it."""
-        job = None if overwrite else Job.read(self.folder)
+        with disk_errors(self.folder):
+            fsync_folder(self.folder.parent)
+        job = None if self.options.overwrite else Job.read(self.folder)
         if job is not None and job.preparation != self.preparation:
             raise StoreError(
                 f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose "
@@ -293,6 +341,7 @@ class _Preparation:
             label_names=self.label_names,
             label_counts=[self.found.label_counts.get(name, 0) for name in self.label_names],
             content=self.found.content,
+            source_contents=self.found.source_contents,
             rows_per_shard=self.rows_per_shard,
             sources=self.found.sources,
             tokenizer=TokenizerEntry(
@@ -310,59 +359,19 @@ class _Preparation:
         if self.settings.loaded is not None:
             return self.settings.loaded
         assert self.settings.spec is not None
-        with RowProgress("learning the tokenizer", self.found.rows, self.progress) as bar:
+        with RowProgress("learning the tokenizer", self.found.rows, self.options.progress) as bar:
 
             def texts() -> Iterator[list[str]]:
-                return (rows.texts for _, rows in usable_rows(self.sources, self.settings.label_names))
+                known = self.settings.label_names
+                return (rows.texts for source in self.sources for rows in usable_rows(source, known))
 
             return train_tokenizer(self.settings.spec, texts, bar.advance)
-
-    def _write_shards(self, job: Job, tokenizer: TextTokenizer, wanted: set[int]) -> Iterator[int]:
-        """Reads the sources again and makes the wanted shards; yields each when it is on the disk."""
-        shard = ShardBuilder(job, 0)
-        digest_again = ContentHash()
-        pieces = cut_into_shards(self.sources, job, wanted, digest_again)
-        with RowProgress("tokenizing", job.rows, self.progress) as bar:
-            for piece, encoded in encode_pieces(pieces, tokenizer):
-                if encoded is not None:
-                    shard.add(piece, encoded)
-                shard.seen += len(piece.rows.texts)
-                bar.advance(len(piece.rows.texts))
-                if shard.seen == job.rows_of(shard.number):
-                    if shard.number in wanted:
-                        write_shard(self.folder, job, shard.number, shard.rows())
-                        yield shard.number
-                    shard = ShardBuilder(job, shard.number + 1)
-        if digest_again.content() != job.content or shard.number != job.num_shards:
-            raise SourceError(f"{self.sources[0].name}: the sources have changed while they were read; run it again")
 
     def _abandon(self) -> None:
         """Nothing of use was made: leaves nothing behind."""
         clear(self.folder)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
-
-
-def finalize(out: str | os.PathLike[str]) -> Store:
-    """Joins the shards that `prepare(..., part=(i, n))` made, once all of them are there, into a store.
-
-    Raises:
-        StoreError: nothing is under way there, or shards are missing or damaged: they are named.
-    """
-    folder = Path(out)
-    if (folder / MANIFEST_NAME).exists():
-        return Store.open(folder)
-    job = Job.read(folder)
-    if job is None:
-        raise StoreError(f"{folder}: no preparation is under way there")
-    with locked(folder, shared=False):
-        done = [finished_shard(folder, job, k) for k in range(job.num_shards)]
-        missing = [k for k, receipt in enumerate(done) if receipt is None]
-        if missing:
-            listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-            raise StoreError(f"{folder}: {len(missing)} of {job.num_shards} shards are missing or damaged: {listed}")
-        finish_job(folder, job, [receipt for receipt in done if receipt is not None])
-    return Store.open(folder)
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

@@ -47,13 +47,14 @@ class Survey:
 
     Attributes:
         label_counts: rows of each label name.
-        content: digest of the good rows' texts and labels, in order.
+        content: digest of the good rows' texts and labels, in order; source_contents: the same of each source.
         positions: digest of their places.
     """
 
     sources: list[SourceEntry]
     label_counts: dict[str, int]
     content: str
+    source_contents: list[str]
     positions: str
 
     @property
@@ -65,12 +66,11 @@ class Survey:
         return sum(source.bad_rows for source in self.sources)
 
 
-def usable_rows(sources: Sequence[Source], known_labels: Sequence[str] | None) -> Iterator[tuple[int, Rows]]:
-    """All rows with the number of their source; those with a label that is not known are among the bad ones."""
+def usable_rows(source: Source, known_labels: Sequence[str] | None) -> Iterator[Rows]:
+    """All rows; those with a label that is not known are among the bad ones."""
     known = None if known_labels is None else set(known_labels)
-    for number, source in enumerate(sources):
-        for rows in source.rows():
-            yield number, rows if known is None or known.issuperset(rows.labels) else _without_unseen(rows, known)
+    for rows in source.rows():
+        yield rows if known is None or known.issuperset(rows.labels) else _without_unseen(rows, known)
 
 
 def survey(
@@ -91,41 +91,39 @@ def survey(
         SourceError: a bad row without a quarantine; no good row; more labels than a classification can have.
     """
     digest, counts = ContentHash(), Counter[str]()
-    good, bad = [0] * len(sources), [0] * len(sources)
+    entries, contents = [], []
     with nullcontext() if quarantine is None else committed(quarantine) as file:
-        for number, rows in usable_rows(sources, known_labels):
-            source = sources[number]
-            if rows.bad and file is None:
-                raise SourceError(
-                    f"{source.position(rows.bad[0].position)}: {rows.bad[0].reason} "
-                    "(--bad-rows quarantine sets such rows aside)"
-                )
-            if file is not None:
-                for row in rows.bad:
-                    entry = {
-                        "source": source.name,
-                        source.unit: row.position,
-                        "reason": row.reason,
-                        "excerpt": row.excerpt,
-                    }
-                    file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            digest.update(rows)
-            counts.update(rows.labels)
-            if len(counts) > MAX_LABELS:
-                raise SourceError(
-                    f"{source.name}: more than {MAX_LABELS} different labels in column {source.label!r}; is it one?"
-                )
-            good[number] += len(rows.texts)
-            bad[number] += len(rows.bad)
-            advance(len(rows.texts) + len(rows.bad))
-        for source, good_rows, bad_rows in zip(sources, good, bad, strict=True):
-            if not good_rows:
-                raise SourceError(f"{source.name}: empty: no {'usable ' if bad_rows else ''}row in it")
-    entries = [
-        SourceEntry(source.name, source.text, source.label or "", source.unit, good_rows, bad_rows)
-        for source, good_rows, bad_rows in zip(sources, good, bad, strict=True)
-    ]
-    return Survey(entries, dict(counts), digest.content(), digest.positions())
+        for source in sources:
+            of_source, good, bad = ContentHash(), 0, 0
+            for rows in usable_rows(source, known_labels):
+                if rows.bad and file is None:
+                    raise SourceError(
+                        f"{source.position(rows.bad[0].position)}: {rows.bad[0].reason} "
+                        "(--bad-rows quarantine sets such rows aside)"
+                    )
+                if file is not None:
+                    for row in rows.bad:
+                        file.write(_quarantined(source, row))
+                digest.update(rows)
+                of_source.update(rows)
+                counts.update(rows.labels)
+                if len(counts) > MAX_LABELS:
+                    raise SourceError(
+                        f"{source.name}: more than {MAX_LABELS} different labels in column {source.label!r}; is it one?"
+                    )
+                good += len(rows.texts)
+                bad += len(rows.bad)
+                advance(len(rows.texts) + len(rows.bad))
+            if not good:
+                raise SourceError(f"{source.name}: empty: no {'usable ' if bad else ''}row in it")
+            entries.append(SourceEntry(source.name, source.text, source.label or "", source.unit, good, bad))
+            contents.append(of_source.content())
+    return Survey(entries, dict(counts), digest.content(), contents, digest.positions())
+
+
+def _quarantined(source: Source, row: BadRow) -> bytes:
+    entry = {"source": source.name, source.unit: row.position, "reason": row.reason, "excerpt": row.excerpt}
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
 def _without_unseen(rows: Rows, known: set[str]) -> Rows:

@@ -11,7 +11,7 @@ from penstock.engine.data.job import Job, ShardRows
 from penstock.engine.data.sources import Rows, Source
 from penstock.engine.data.survey import ContentHash, usable_rows
 from penstock.engine.data.tokenizers import Encoded, TextTokenizer
-from penstock.engine.errors import TokenizerError
+from penstock.engine.errors import SourceError, TokenizerError
 
 ENCODING_AHEAD = 3  # batches being tokenized at a time
 
@@ -20,44 +20,58 @@ ENCODING_AHEAD = 3  # batches being tokenized at a time
 class Piece:
     """Rows of one source that fall into one shard; `labels` are their numbers."""
 
+    shard: int
     source: int
     rows: Rows
     labels: list[int]
-    wanted: bool
 
 
-def cut_into_shards(sources: Sequence[Source], job: Job, wanted: set[int], content: ContentHash) -> Iterator[Piece]:
-    """The usable rows, cut where shards end; `content` sees all of them."""
+def cut_into_shards(sources: Sequence[Source], job: Job, wanted: set[int]) -> Iterator[Piece]:
+    """The rows of the wanted shards, in order. A source that has none of them is not even read.
+
+    Raises:
+        SourceError: at the end of a source that is not what the survey found.
+    """
     label_ids = {name: number for number, name in enumerate(job.label_names)}
+    size = job.rows_per_shard
     begin = 0
-    for source, rows in usable_rows(sources, job.label_names):
-        content.update(rows)
-        at = 0
-        while at < len(rows.texts):
-            shard = begin // job.rows_per_shard
-            end = min(len(rows.texts), at + (shard + 1) * job.rows_per_shard - begin)
-            cut = Rows(rows.texts[at:end], rows.labels[at:end], rows.positions[at:end], [])
-            yield Piece(source, cut, [label_ids[name] for name in cut.labels], shard in wanted)
-            begin += end - at
-            at = end
+    for number, (source, entry, content) in enumerate(zip(sources, job.sources, job.source_contents, strict=True)):
+        end = begin + entry.rows
+        if wanted.isdisjoint(range(begin // size, -(-end // size))):
+            begin = end
+            continue
+        found = ContentHash()
+        for rows in usable_rows(source, job.label_names):
+            found.update(rows)
+            at, count = 0, min(len(rows.texts), end - begin)
+            while at < count:
+                shard = begin // size
+                to = min(count, at + (shard + 1) * size - begin)
+                if shard in wanted:
+                    cut = Rows(rows.texts[at:to], rows.labels[at:to], rows.positions[at:to], [])
+                    yield Piece(shard, number, cut, [label_ids[name] for name in cut.labels])
+                begin += to - at
+                at = to
+        if found.content() != content:
+            raise SourceError(f"{source.name}: has changed while it was read; prepare again")
 
 
-def encode_pieces(pieces: Iterator[Piece], tokenizer: TextTokenizer) -> Iterator[tuple[Piece, Encoded | None]]:
-    """The pieces in order with their tokens (None where they are not wanted), a few of them tokenized ahead.
+def encode_pieces(pieces: Iterator[Piece], tokenizer: TextTokenizer) -> Iterator[tuple[Piece, Encoded]]:
+    """The pieces in order with their tokens, a few of them tokenized ahead.
 
     The tokenizer's own threads do the work without the GIL; a second batch keeps them busy while the first is read
     from, and put into arrays, under it.
     """
-    ahead: deque[tuple[Piece, Future[Encoded] | None]] = deque()
+    ahead: deque[tuple[Piece, Future[Encoded]]] = deque()
     pool = ThreadPoolExecutor(ENCODING_AHEAD - 1, "tokenize")
     try:
         for piece in pieces:
-            ahead.append((piece, pool.submit(tokenizer.encode, piece.rows.texts) if piece.wanted else None))
+            ahead.append((piece, pool.submit(tokenizer.encode, piece.rows.texts)))
             while len(ahead) >= ENCODING_AHEAD:
                 first, future = ahead.popleft()
-                yield first, None if future is None else future.result()
+                yield first, future.result()
         for piece, future in ahead:
-            yield piece, None if future is None else future.result()
+            yield piece, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -89,6 +103,7 @@ class ShardBuilder:
         self._source_rows.append(np.array(piece.rows.positions, np.int64))
         self._truncated += encoded.truncated
         self._empty += piece.rows.texts.count("")
+        self.seen += len(piece.labels)
 
     def rows(self) -> ShardRows:
         return ShardRows(

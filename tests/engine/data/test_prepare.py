@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penstock.engine.data import parts
 from penstock.engine.data import prepare as preparing
-from penstock.engine.data.prepare import finalize, prepare, prepare_part
+from penstock.engine.data.parts import finalize, write_part
+from penstock.engine.data.prepare import begin, prepare, prepare_part
+from penstock.engine.data.sources.text import CsvSource
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import load_tokenizer
 from penstock.engine.errors import ConfigError, SourceError, StoreError, TokenizerError
@@ -268,16 +271,67 @@ def test_parts_make_the_same_store(tmp_path, make_store, reviews_file, tokenizer
         prepare_part(reviews_file, out, (3, 3), tokenizer=tokenizer_path, progress=False)
 
 
+@pytest.fixture
+def five_files(tmp_path):
+    """CSV files of 7 to 11 rows; shards of 6 rows lie across their ends."""
+    return [write_csv(tmp_path / f"{k}.csv", [(f"film {k} {i}", str(i % 2)) for i in range(7 + k)]) for k in range(5)]
+
+
+def test_parts_of_what_was_begun(tmp_path, five_files, tokenizer_path, monkeypatch):
+    """Nothing is needed but the folder; a source without a wanted row is not opened for reading."""
+    options = {"tokenizer": tokenizer_path, "rows_per_shard": 6, "progress": False}
+    whole = prepare(five_files, tmp_path / "whole", **options)
+    out = tmp_path / "out"
+    with pytest.raises(StoreError, match="no preparation is under way"):
+        write_part(out, (0, 1))
+    begin(five_files, out, **options)
+    begin(five_files, out, **options)
+    num_shards = len(whole.manifest.shards)
+    assert num_shards == 8
+    read = []
+    rows = CsvSource.read
+    monkeypatch.setattr(CsvSource, "read", lambda self: (read.append(self.name), rows(self))[1])
+    assert write_part(out, (2, 8)) == 1  # rows 12 to 17: of the second file, and the third's first three
+    assert read == five_files[1:3]
+    assert write_part(out, (2, 8)) == 0
+    assert [write_part(out, (part, 3)) for part in range(3)] == [2, 2, 3]
+    assert contents(finalize(out).path) == contents(whole.path)
+    begin(five_files, out, **options)
+    assert write_part(out, (0, 3)) == 0
+    assert contents(out) == contents(whole.path)
+
+
+def test_source_that_changed_since_it_was_begun(tmp_path, five_files, tokenizer_path):
+    begin(five_files, tmp_path / "out", tokenizer=tokenizer_path, rows_per_shard=6, progress=False)
+    content = Path(five_files[1]).read_text()
+    for changed in (content.replace("film 1 7", "film 1 8"), content + "more,1\n", content.rpartition("film")[0]):
+        Path(five_files[1]).write_text(changed)
+        with pytest.raises(SourceError, match=r"1.csv: has changed while it was read"):
+            write_part(tmp_path / "out", (1, 8))  # rows 6 to 11
+        assert list((tmp_path / "out").glob("shard-*.json")) == []
+        assert write_part(tmp_path / "out", (7, 8)) == 1
+        (tmp_path / "out" / "shard-00007.json").unlink()
+    Path(five_files[1]).write_text(content)
+    assert write_part(tmp_path / "out", (1, 8)) == 1
+
+
+def test_part_with_another_tokenizers_library(tmp_path, reviews_file, tokenizer_path, monkeypatch):
+    begin(reviews_file, tmp_path / "out", tokenizer=tokenizer_path, progress=False)
+    monkeypatch.setattr(parts.TextTokenizer, "probes", lambda self: "others")
+    with pytest.raises(TokenizerError, match="gives other tokens than that of the machine that began"):
+        write_part(tmp_path / "out", (0, 1))
+
+
 def test_finished_shards_are_kept(tmp_path, make_store, reviews_file, tokenizer_path, monkeypatch):
     out = tmp_path / "out"
     prepare_part(reviews_file, out, (1, 2), tokenizer=tokenizer_path, rows_per_shard=30, progress=False)
-    damaged, kept = out / "shard-00001.arrow", out / "shard-00003.arrow"
+    damaged, kept = out / "shard-00002.arrow", out / "shard-00003.arrow"
     data = bytearray(damaged.read_bytes())
     data[700] ^= 1
     damaged.write_bytes(data)
     written = []
-    write = preparing.write_shard
-    monkeypatch.setattr(preparing, "write_shard", lambda *args: (written.append(args[2]), write(*args)))
+    write = parts.write_shard
+    monkeypatch.setattr(parts, "write_shard", lambda *args: (written.append(args[2]), write(*args)))
     before = kept.stat().st_mtime_ns
     made = prepare(reviews_file, out, tokenizer=tokenizer_path, rows_per_shard=30, progress=False)
     assert written == [0, 1, 2]
@@ -295,7 +349,7 @@ def test_sources_that_change_underway(tmp_path, tokenizer_path, monkeypatch):
         return found
 
     monkeypatch.setattr(preparing, "survey", change_after)
-    with pytest.raises(SourceError, match="have changed while they were read"):
+    with pytest.raises(SourceError, match="has changed while it was read"):
         prepare(source, tmp_path / "out", tokenizer=tokenizer_path, progress=False)
     assert not (tmp_path / "out").exists()
 
