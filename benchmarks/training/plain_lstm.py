@@ -45,20 +45,26 @@ class PlainLSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, embedding)
-        self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True, bidirectional=True)
+        self.lstm = nn.LSTM(
+            embedding, hidden, layers, batch_first=True, bidirectional=True, dropout=0.1 if layers > 1 else 0.0
+        )
         self.classifier = nn.Linear(2 * hidden, num_labels)
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, tokens: Tensor, lengths: Tensor, packed: bool) -> Tensor:
-        x = self.embedding(tokens)
+        """Lengths on the CPU, tokens (batch, longest) on the model's device; the LSTM computes in its weights' type."""
+        x = self.embedding(tokens).to(self.lstm.weight_ih_l0.dtype)
         if packed:
             packed_x = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
             y, _ = pad_packed_sequence(self.lstm(packed_x)[0], batch_first=True, total_length=tokens.shape[1])
         else:
             y, _ = self.lstm(x)
-        padding = torch.arange(tokens.shape[1])[None, :] >= lengths[:, None]
+        device = tokens.device
+        padding = (
+            torch.arange(tokens.shape[1], device=device)[None, :] >= lengths.to(device, non_blocking=True)[:, None]
+        )
         pooled = y.masked_fill(padding[:, :, None], float("-inf")).amax(1)
-        return self.classifier(self.dropout(pooled))
+        return self.classifier(self.dropout(pooled).to(self.classifier.weight.dtype))
 
 
 def batches(examples: Examples, batch_size: int, generator: torch.Generator | None) -> list[list[int]]:
