@@ -105,7 +105,7 @@ def test_triton_never_waits_and_replays_in_a_graph(hidden: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cell(dtype: torch.dtype) -> None:
+def test_triton_cell(dtype: torch.dtype) -> None:
     gates = torch.randn(1000, 4 * 70, device="cuda").to(dtype).requires_grad_()
     c = torch.randn(1000, 70, device="cuda", requires_grad=True)
     results = []

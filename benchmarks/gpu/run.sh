@@ -1,0 +1,18 @@
+#!/bin/sh
+# Builds penstock without pip and without network, then runs the benchmark on what was built:
+#
+#   sh benchmarks/gpu/run.sh --out results
+#
+# It needs cmake, a C++ compiler and python3 (or $PYTHON) with torch and pybind11; nvcc on the path for the CUDA kernels.
+# Where `pip install -e .` works, that does as well: then call `python -m penstock.benchmarks.gpu` by itself.
+set -e
+root=$(cd "$(dirname "$0")/../.." && pwd)
+python=$(command -v "${PYTHON:-python3}")
+build=$root/build/gpu
+mkdir -p "$build"
+cmake -S "$root" -B "$build/cmake" -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$python" \
+    -DPYTHON_EXECUTABLE="$python" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >"$build/build.log"
+cmake --build "$build/cmake" --parallel "$(nproc)" >>"$build/build.log"
+cmake --install "$build/cmake" --prefix "$build/site" >>"$build/build.log"
+for folder in engine kernels benchmarks; do ln -sfn "$root/$folder" "$build/site/penstock/$folder"; done
+PYTHONPATH="$build/site${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m penstock.benchmarks.gpu "$@"

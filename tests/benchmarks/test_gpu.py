@@ -1,0 +1,465 @@
+"""The GPU benchmark, without a GPU: its arithmetic, its bookkeeping, and every line of it in smoke runs."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from penstock.benchmarks.gpu import attention, backends, correctness, floors, lstm, machine, page, parts, probes, runner
+from penstock.benchmarks.gpu import part as child
+from penstock.benchmarks.gpu.__main__ import main
+from penstock.benchmarks.gpu.context import FAILED, NO_GPU, ROW, WRONG, Context, WrongResultError
+from penstock.benchmarks.gpu.lstm_layer import Layer
+from penstock.benchmarks.gpu.results import Results
+from penstock.benchmarks.gpu.targets import outcomes
+from penstock.benchmarks.gpu.timing import compare
+from penstock.kernels import dispatch
+
+CPU = torch.device("cpu")
+RATES = {"bytes": 4e12, "bf16": 8e14, "fp16": 8e14, "tf32": 4e14}
+
+
+def smoke(folder: Path, **changes: object) -> Context:
+    return Context(
+        **{"smoke": True, "deadline": time.monotonic() + 60, "scratch": str(folder), "rates": RATES, **changes}
+    )
+
+
+# floors, by hand
+
+
+def test_floor_of_a_layer():
+    # 3 tokens in 2 sequences, I = 5, H = 7, two directions: 28 gates meet 12 numbers, a multiply-add is two operations
+    forward = floors.lstm_layer("forward", 3, 2, 5, 7, 2, 2)
+    assert forward.flops == 3 * 28 * 12 * 2 * 2
+    # bf16: x 15, y 42, weights 2 x 28 x (5 + 7 + two biases), h_n and c_n 2 x 2 x 2 x 7
+    assert forward.bytes == 2 * (15 + 42 + 784 + 56)
+    training = floors.lstm_layer("training", 3, 2, 5, 7, 2, 2)
+    assert training.flops == 3 * forward.flops
+    # and in backward: x 15, dy 42, weights 784 read; dx 15, dweights 784 written
+    assert training.bytes == forward.bytes + 2 * (15 + 42 + 784 + 15 + 784)
+
+
+def test_floor_is_the_longer_of_arithmetic_and_bytes():
+    assert floors.Work(8e14, 4e12 * 3).seconds(8e14, 4e12) == 3
+    assert floors.Work(8e14 * 5, 4e12).seconds(8e14, 4e12) == 5
+
+
+def test_floor_of_attention():
+    # lengths 3 and 1: ten scores a head, each of 2 x 4 operations for q k^T and as many for the weighted sum
+    work = floors.attention("inference", [3, 1], 2, 4, 2)
+    assert work.flops == 10 * 2 * (2 * 4 + 2 * 4)
+    assert work.bytes == 4 * (4 * 2 * 4) * 2
+    training = floors.attention("training", [3, 1], 2, 4, 2)
+    assert training.flops == work.flops * (2 + 5) / 2
+    assert training.bytes == 3 * work.bytes
+
+
+def test_floors_of_whole_models():
+    # lstm-4-256: 8 H (I + H) multiply-adds a token for I = 256 once and for I = 512 three times
+    per_token = 6 * (2 * 1024 * (256 + 256) + 3 * 2 * 1024 * (512 + 256))
+    assert floors.lstm_classifier([10, 20], 256, 256, 4) == 30 * per_token
+    # RoBERTa-base: 84.93 M weights, 509.6 M operations a token and 129,024 more for each token of its sequence
+    assert floors.encoder([1000] * 2, 768, 3072, 12) / 2000 == 6 * 84_934_656 + 3.5 * 4 * 12 * 768 * 1000
+
+
+# bookkeeping
+
+
+def test_parts_bring_what_they_need():
+    everything = parts.plan([], {})
+    assert everything == ["tests", "machine", "probes", "lstm", "attention", "train-lstm", "train-encoder"]
+    assert parts.plan([], {"haste": "x"})[-1] == "haste"
+    assert parts.plan(["lstm"], {}) == ["tests", "machine", "lstm"]
+    assert parts.plan(["probes"], {}) == ["machine", "probes"]
+    assert parts.plan(["tests"], {}) == ["tests"]
+    assert parts.test_expression(["tests", "machine", "lstm"]) == "lstm or cell"
+    assert parts.test_expression(everything) == ""
+    assert parts.test_expression(["tests"]) == ""
+
+
+def test_time_that_a_part_leaves_goes_to_the_others():
+    names = parts.plan([], {})
+    assert sum(parts.PARTS[name].weight for name in names) == pytest.approx(610)
+    first = parts.limit("tests", names, 540)
+    assert parts.limit("machine", names[1:], 540 - first / 2) > parts.limit("machine", names[1:], 540 - first)
+    assert parts.limit(names[-1], names[-1:], 77) == 77
+
+
+def test_only_kernels_whose_tests_passed_are_timed(tmp_path):
+    report = tmp_path / "tests.xml"
+    report.write_text(
+        """<testsuites><testsuite>
+        <testcase classname="tests.kernels.test_lstm_gpu" name="test_values[triton-H7]"/>
+        <testcase classname="tests.kernels.test_lstm_cuda_gpu" name="test_values[H7]">
+          <failure message="assert 0.5 &lt;= 0.01&#10;more">trace</failure></testcase>
+        <testcase classname="tests.kernels.test_attention_gpu" name="test_out[triton]"><skipped/></testcase>
+        </testsuite></testsuites>"""
+    )
+    cases = correctness.read(report)
+    assert [case["outcome"] for case in cases] == ["passed", "failed", "skipped"]
+    assert cases[1]["message"] == "assert 0.5 <= 0.01"
+    assert correctness.count(cases, "lstm", "triton") == {"passed": 1, "failed": 0, "skipped": 0}
+    kinds = [("lstm", "triton"), ("lstm", "cuda"), ("varlen_attention", "triton")]
+    rows = [{"kind": "kernel", "operation": o, "backend": b, **correctness.count(cases, o, b)} for o, b in kinds]
+    assert correctness.tested(rows) == ["lstm/triton"]
+    assert correctness.read(tmp_path / "none.xml") == []
+
+    context = smoke(tmp_path, tested=["lstm/triton"])
+    assert backends.untimed("lstm", "triton", context) is None
+    assert "has passed" in backends.untimed("lstm", "cuda", context)
+    assert "--without" in backends.untimed("lstm", "triton", smoke(tmp_path, without=["triton"]))
+
+
+def test_a_whole_model_uses_the_trusted_backends_alone(tmp_path):
+    context = smoke(tmp_path, tested=["lstm/triton"])
+    before = {name: list(found) for name, found in dispatch._registry.items()}
+    assert dispatch._registry["lstm"]["triton"].on_request
+    with backends.trusted(("triton",), context):
+        assert dispatch._registry["lstm"]["triton"].on_request is None
+        assert "triton" not in dispatch._registry["varlen_attention"]  # none of its tests passed
+    with backends.trusted((), context):
+        assert "triton" not in dispatch._registry["lstm"]
+    assert {name: list(found) for name, found in dispatch._registry.items()} == before
+    assert dispatch._registry["lstm"]["triton"].on_request
+
+
+def test_results_go_on_for_the_same_machine_only(tmp_path):
+    results = Results(tmp_path, {"device": "A"}, False)
+    results.begin("lstm")
+    results.row("lstm", {"kind": "lstm"})
+    results.end("lstm", "done", "", 1.0)
+    again = Results(tmp_path, {"device": "A"}, False)
+    assert again.rows("lstm") == [{"kind": "lstm"}]
+    with pytest.raises(ValueError, match="another machine"):
+        Results(tmp_path, {"device": "B"}, False)
+
+
+def test_a_contestant_that_fails_has_a_reason_and_no_time():
+    def fails():
+        raise RuntimeError("no kernel\nfor this")
+
+    timed = compare(CPU, {"good": lambda: torch.ones(10).sum(), "bad": fails}, 0.05)
+    assert timed["bad"] == {"why": "RuntimeError: no kernel"}
+    assert 0 < timed["good"]["low_ms"] <= timed["good"]["ms"] <= timed["good"]["high_ms"]
+    assert timed["good"]["calls"] > 1
+
+    def wrong():
+        raise WrongResultError("it is wrong")
+
+    with pytest.raises(WrongResultError):
+        compare(CPU, {"wrong": wrong}, 0.05)
+
+
+# the problems
+
+
+def test_all_contestants_of_a_layer_compute_the_same():
+    layer = Layer([5, 1, 8, 3], 6, 7, 2, CPU)
+    truth = dict(layer.packed(torch.float64).results())
+    assert len(truth) == 2 + 8
+    for contestant in (layer.penstock("cpu", torch.float32), layer.penstock("reference", torch.float64)):
+        assert max(lstm.error(contestant, truth).values()) < 1e-5
+    padded = layer.padded(torch.float64)
+    forward = torch.cat([padded.forward()[:length, row, :7] for row, length in enumerate(layer.lengths)])
+    torch.testing.assert_close(forward, truth["y"][:, :7])
+    assert padded.x.shape == (8, 4, 6)
+
+
+def test_a_wrong_layer_is_never_timed():
+    layer = Layer([5, 1, 8, 3], 6, 7, 2, CPU)
+    truth = dict(layer.packed(torch.float64).results())
+    broken = layer.penstock("cpu", torch.bfloat16)
+    assert max(lstm.check("ours", broken, truth).values()) < 2e-2
+    with torch.no_grad():
+        broken.module.weight_ih_l0_reverse.mul_(1.5)
+    with pytest.raises(WrongResultError, match="ours"):
+        lstm.check("ours", broken, truth)
+
+
+def test_wrong_attention_is_never_timed(monkeypatch):
+    problem = attention.Problem.draw([5, 1, 8, 3, 9, 2, 11], 0.1, 2, CPU)
+    assert max(attention.check("penstock torch", problem).values()) < 2e-2
+    right = attention.Problem.attend
+    monkeypatch.setattr(
+        attention.Problem,
+        "attend",
+        lambda self, q, *rest: right(self, q, *rest) * (1.1 if q.dtype == torch.bfloat16 else 1),
+    )
+    with pytest.raises(WrongResultError, match="out has an error"):
+        attention.check("penstock torch", problem)
+
+
+@pytest.mark.parametrize("mean", [50, 150, 400])
+def test_drawn_lengths_have_their_mean(mean):
+    lengths = attention.draw_lengths(mean, 65_536)
+    assert sum(lengths) / len(lengths) == pytest.approx(mean, rel=0.01)
+    assert min(lengths) >= 1
+    assert max(lengths) <= 512
+
+
+def test_padded_groups_hold_every_sequence_once():
+    problem = attention.Problem.draw(attention.draw_lengths(40, 4000, 128), 0.0, 2, CPU)
+    groups = problem._groups()
+    assert sorted(row for group in groups for row in group) == list(range(len(problem.lengths)))
+    expected = problem.attend(*problem.inputs, problem.bounds, problem.longest, torch.tensor(1))
+    for rows in groups:
+        group = attention._Group(problem, rows)
+        out = group.forward(0.0)
+        for place, row in enumerate(rows):
+            found = out[place, :, : problem.lengths[row]].transpose(0, 1)
+            torch.testing.assert_close(found, expected.split(problem.lengths)[row], atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_torch_takes_the_peers_arguments(dropout):
+    """torch checks the calls of its GPU operations on tensors without data."""
+    lengths = attention.draw_lengths(40, 1000, 128)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        problem = attention.Problem.draw(lengths, dropout, 12, torch.device("meta"))
+        calls, why = attention.peers(problem)
+        assert list(why) == (["varlen_attn"] if dropout else [])
+        for each in calls.values():
+            each["inference"]()
+            each["training"]()
+        dq, dk, dv = calls["flash 2"]["training"]()
+        assert dq.shape == dk.shape == dv.shape == problem.inputs[0].shape
+
+
+# the page
+
+
+def test_targets_are_read_off_the_rows():
+    def cell(phase, ours, packed, padded, step):
+        contestants = {
+            "penstock triton": {"why": "not this one"},
+            "penstock cuda": {"ms": ours, "us_per_step": step},
+            "cudnn packed fp16": {"ms": packed},
+            "cudnn packed bf16": {"ms": packed * 2},
+            "cudnn padded fp16": {"ms": padded},
+        }
+        return {"kind": "lstm", "hidden": 256, "batch": 128, "phase": phase, "contestants": contestants}
+
+    late = {"kind": "lstm", "hidden": 512, "batch": 128, "why": "not run"}
+    rows = [cell("training", 2.0, 8.2, 3.8, 0.0), cell("forward", 1.0, 1.0, 1.0, 1.4), late]
+    training = [
+        {"contestant": "penstock cuda", "tokens_per_second": 5e6},
+        {"contestant": "nn.LSTM padded fp16", "tokens_per_second": 2e6},
+        {"contestant": "nn.LSTM packed fp16", "why": "not run"},
+    ]
+    found = {o.what: o for o in outcomes({"lstm": {"rows": rows}, "train-lstm": {"rows": training}})}
+    assert len(found) == 9 * 2 + 6 + 2
+    assert found["H=256 B=128 over cuDNN packed"].value == pytest.approx(4.1)
+    assert found["H=256 B=128 over cuDNN packed"].reached is True
+    assert found["H=256 B=128 over cuDNN padded"].reached is False
+    assert found["H=256 B=128 forward"].reached is True
+    assert found["H=512 B=128 over cuDNN packed"].reached is None
+    assert found["lstm-4-256 training"].value == 5
+    assert found["lstm-4-256 over the plain script"].reached is False
+
+
+def test_page_says_what_did_not_run(tmp_path):
+    row = {"kind": "lstm", "hidden": 256, "batch": 32, "why": "not run: the time was up"}
+    data = {"smoke": False, "started": "now", "machine": {"device": "H200", "cudnn": None}}
+    data["parts"] = {"lstm": {"status": "cut off", "why": "it did not end", "seconds": 3.0, "rows": [row]}}
+    page.write(data, tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "lstm H=256 B=32: not run: the time was up" in html
+    assert "cut off, 3 s: it did not end" in html
+    assert "not measured" in html
+    assert page.SMOKE not in html
+
+
+# the command
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_line_and_an_exit_code_of_its_own(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "out")]) == NO_GPU
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == ["penstock.benchmarks.gpu: no NVIDIA GPU here: nothing to measure"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "haste"], "--haste PATH"),
+        (["--haste", "/nowhere"], "no such folder"),
+        (["--only", "everything"], "invalid choice"),
+    ],
+)
+def test_wrong_options(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["--out", str(tmp_path), *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_result_ends_its_part(monkeypatch, capsys, tmp_path):
+    def wrong(name, context):
+        raise WrongResultError("y has an error of 0.5")
+
+    monkeypatch.setattr(parts, "call", wrong)
+    monkeypatch.setattr(sys.stdin, "read", smoke(tmp_path).to_json, raising=False)
+    assert child.main("lstm") == WRONG
+    assert json.loads(capsys.readouterr().out.removeprefix(ROW)) == {"kind": "wrong", "what": "y has an error of 0.5"}
+
+
+PRETENDED = {
+    WRONG: 'echo \'@row {"kind": "wrong", "what": "too large an error"}\'; exit 12',
+    FAILED: 'echo \'@row {"kind": "copy", "rate": 1e12}\'; echo boom; exit 3',
+    0: "exit 0",
+}
+
+
+@pytest.mark.parametrize("code", PRETENDED)
+def test_exit_codes_of_a_run(monkeypatch, tmp_path, capsys, code):
+    """With a program in the place of each part's process."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ncat >/dev/null\n{PRETENDED[code]}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(runner.sys, "executable", str(program))
+    out = tmp_path / "out"
+    arguments = {"without": [], "checkouts": {}, "smoke": True}
+    assert runner.run(["machine", "probes"], out, 60.0, **arguments) == code
+    results = json.loads((out / "results.json").read_text())
+    assert results["smoke"] is True
+    if code == WRONG:
+        assert list(results["parts"]) == ["machine"]  # nothing after a wrong result
+        assert results["parts"]["machine"]["why"] == "too large an error"
+        assert "WRONG RESULT" in capsys.readouterr().out
+    elif code == FAILED:
+        assert {part["status"] for part in results["parts"].values()} == {"failed"}
+        assert results["parts"]["machine"]["rows"] == [{"kind": "copy", "rate": 1e12}]
+        assert results["parts"]["machine"]["why"] == "exit status 3: boom"
+    assert page.SMOKE in (out / "report.html").read_text()
+
+
+def test_a_part_that_hangs_is_cut_off_and_keeps_its_rows(monkeypatch, tmp_path):
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\ncat >/dev/null\necho \'@row {"kind": "copy", "rate": 1e12}\'\nsleep 1000\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(runner.sys, "executable", str(program))
+    monkeypatch.setattr(runner, "_GRACE", 0.5)
+    assert runner.run(["machine"], tmp_path / "out", 1.5, without=[], checkouts={}, smoke=True) == FAILED
+    part = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]["machine"]
+    assert part["status"] == "cut off"
+    assert len(part["rows"]) == 1
+
+
+FLASHRNN = '''
+import torch
+
+
+def flashrnn(Wx, R, b, states=None, function="lstm", backend="cuda_fused", dtype="bfloat16"):
+    """(B, T, G, N, D) -> (S, B, T, N, D), (S, B, 1, N, D), gates i, f, g, o"""
+    assert function == "lstm" and backend == "cuda_fused"
+    h, c, out = torch.zeros_like(Wx[:, 0, 0]), torch.zeros_like(Wx[:, 0, 0]), []
+    for step in range(Wx.shape[1]):
+        i, f, g, o = (Wx[:, step] + torch.einsum("gndp,bnp->bgnd", R, h) + b).unbind(1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        out.append(torch.stack([h, c]))
+    states = torch.stack(out, 2)
+    return states, states[:, :, -1:]
+'''
+HASTE = '''
+import torch
+from torch import nn
+
+
+class LSTM(nn.Module):
+    """(T, B, I) -> (T, B, H); another function than it should be"""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.zeros(input_size, hidden_size))
+
+    def from_native_weights(self, w_ih, w_hh, b_ih, b_hh):
+        self.kernel = nn.Parameter(w_ih[: w_hh.shape[1]].t().contiguous())
+
+    def forward(self, x):
+        return x @ self.kernel, None
+'''
+
+
+@pytest.mark.slow
+def test_every_line_runs_in_smoke(tmp_path):
+    for name, source in {"flashrnn": FLASHRNN, "haste_pytorch": HASTE}.items():
+        (tmp_path / "peers" / name).mkdir(parents=True)
+        (tmp_path / "peers" / name / "__init__.py").write_text(source)
+    peers = str(tmp_path / "peers")
+    out = tmp_path / "out"
+    code = main(["--smoke", "--out", str(out), "--flashrnn", peers, "--haste", peers, "--seconds", "1500"])
+    results = json.loads((out / "results.json").read_text())
+    states = {name: (part["status"], part["why"]) for name, part in results["parts"].items()}
+    assert code == 0, f"{states}\n{(out / 'log.txt').read_text()[-3000:]}"
+    assert set(results["parts"]) == set(parts.PARTS)
+
+    def rows(name, kind):
+        return [row for row in results["parts"][name]["rows"] if row["kind"] == kind]
+
+    assert rows("tests", "tests")[0]["passed"] > 5
+    assert set(machine.rates(results["parts"]["machine"]["rows"])) == {"bytes", "bf16", "fp16", "tf32"}
+    assert {row["phase"] for row in rows("lstm", "lstm")} == set(floors.PHASES)
+    for row in rows("lstm", "lstm"):
+        timed = row["contestants"]
+        assert {"penstock cpu", "penstock torch", "cudnn packed bf16", "cudnn padded fp16"} <= set(timed)
+        assert timed["penstock cpu"]["ms"] > 0
+        assert timed["penstock cpu"]["us_per_step"] == pytest.approx(1e3 * timed["penstock cpu"]["ms"] / row["steps"])
+        assert math.isfinite(timed["penstock cpu"]["error"]["dx"])
+    assert len(rows("attention", "attention")) == 2 * 4
+    assert all("ms" in row["contestants"]["penstock cpu"] for row in rows("attention", "attention"))
+    for name, peer in {"train-lstm": "nn.LSTM packed bf16", "train-encoder": "HF Trainer"}.items():
+        speeds = {row["contestant"]: row.get("tokens_per_second", 0) for row in rows(name, "training")}
+        assert speeds["penstock torch"] > 0
+        assert speeds[peer] > 0
+    assert "ms" in rows("flashrnn", "flashrnn")[0]["contestants"]["flashrnn"]
+    assert "differs from cuDNN" in rows("haste", "haste")[0]["why"]
+    html = (out / "report.html").read_text()
+    assert page.SMOKE in html
+    assert html.count("<img") >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
+@pytest.mark.parametrize("name", probes.PROGRAMS)
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_probes_compile(tmp_path, name, capability):
+    if capability[0] < probes.PROGRAMS[name]:
+        pytest.skip("this probe is for newer architectures")
+    command = ["nvcc", *probes.flags(capability), "-Xptxas", "-v", "-o", str(tmp_path / name)]
+    built = subprocess.run([*command, str(probes.FOLDER / f"{name}.cu")], capture_output=True, text=True)
+    said = built.stdout + built.stderr
+    assert built.returncode == 0, said
+    assert "warning" not in said.lower(), said
+    spills = [
+        line
+        for line in said.splitlines()
+        if "spill" in line and "0 bytes spill stores, 0 bytes spill loads" not in line
+    ]
+    assert not spills
+    assert (tmp_path / name).is_file()
+
+
+def test_a_probe_that_is_wrong_has_no_time(capsys):
+    lines = [
+        '{"n": 8, "us_per_step": 0.5, "errors": 0}',
+        '{"n": 16, "us_per_step": 0.1, "tflops": 9, "errors": 3}',
+        '{"n": 32, "us_',
+    ]
+    probes.report("matmul_rate", "\n".join(lines), "it did not end within its time")
+    rows = [json.loads(line.removeprefix(ROW)) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0]["us_per_step"] == 0.5
+    assert "us_per_step" not in rows[1]
+    assert "tflops" not in rows[1]
+    assert "wrong result" in rows[1]["why"]
+    assert rows[2] == {"kind": "matmul_rate", "why": "it did not end within its time"}
