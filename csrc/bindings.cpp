@@ -6,5 +6,8 @@ PYBIND11_MODULE(_native, module) {
   penstock::bind_data(module);
   penstock::bind_isa(module);
   penstock::bind_lstm_cpu(module);
+#if defined(PENSTOCK_CUDA)
+  penstock::bind_lstm_cuda(module);
+#endif
   penstock::bind_philox(module);
 }

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, triton_here
-from penstock.kernels.lstm import cpu, reference
+from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
 from penstock.kernels.lstm import triton as triton_backend
 from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, OutputGrads, cell_dtype
 from penstock.kernels.lstm.segments import Segments
 from penstock.kernels.ragged import check_cu_seqlens
 
+dispatch.register("lstm", "cuda", cuda, cuda.why_not, cuda.available, on_request=cuda.UNVERIFIED)
 dispatch.register(
     "lstm",
     "triton",

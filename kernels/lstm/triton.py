@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
+from penstock.kernels.lstm.rows import fed_back, initial_state, into_h0
 from penstock.kernels.triton_here import INTERPRETED
 
 # W_hh's four blocks, padded, stay on the chip up to this many bytes: H <= 128 in 16 bits, 64 in float32
@@ -49,7 +50,7 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs
     if weights.b_ih:
         gates += torch.cat(weights.b_ih) + torch.cat(weights.b_hh)
     y = x.new_empty(tokens, directions * hidden)
-    h_n, c_n = _initial(inputs.h0, inputs, x.dtype), _initial(inputs.c0, inputs, torch.float32)
+    h_n, c_n = initial_state(inputs.h0, inputs, x.dtype), initial_state(inputs.c0, inputs, torch.float32)
     cells = x.new_empty((tokens, directions * hidden) if save or return_cells else (0,), dtype=torch.float32)
     h0 = h_n if inputs.h0 is None else inputs.h0.contiguous()
     shared = {
@@ -89,8 +90,8 @@ def backward(
     directions, hidden = weights.directions, weights.hidden_size
     gates, cells = saved
     dgates = torch.empty_like(gates)
-    dh = _initial(grads.h_n, inputs, torch.float32)
-    dc = _initial(grads.c_n, inputs, torch.float32)
+    dh = initial_state(grads.h_n, inputs, torch.float32)
+    dc = initial_state(grads.c_n, inputs, torch.float32)
     dy, dcells = (gates if grad is None else grad.contiguous() for grad in (grads.y, grads.cells))
     c0 = dc if inputs.c0 is None else inputs.c0.contiguous()
     w_hh = torch.stack(weights.w_hh)
@@ -124,12 +125,12 @@ def backward(
     if need_weights:
         of_direction = dgates.chunk(directions, dim=1)
         dw_ih = [part.contiguous() for part in (dgates.t() @ x).chunk(directions)]
-        dw_hh = [part.t() @ before for part, before in zip(of_direction, _before(y, inputs), strict=True)]
+        dw_hh = [part.t() @ before for part, before in zip(of_direction, fed_back(y, inputs), strict=True)]
         if weights.b_ih:
             db = [part.sum(0, dtype=torch.float32).to(x.dtype) for part in of_direction]
     dh0 = None
     if inputs.h0 is not None:
-        dh0 = dh if persistent or not tokens else _into_h0(dgates, w_hh, dh, inputs)
+        dh0 = dh if persistent or not tokens else into_h0(dgates, w_hh, dh, inputs)
         dh0 = dh0.to(inputs.h0.dtype)
     return InputGrads(dx, dw_ih, dw_hh, db, [], dh0, None if inputs.c0 is None else dc)
 
@@ -197,38 +198,6 @@ def _step_grid(inputs: LayerInputs) -> tuple[int, int, int]:
 
 def _longest_first(inputs: LayerInputs) -> Tensor:
     return torch.argsort(inputs.cu_seqlens.diff(), descending=True, stable=True)
-
-
-def _initial(state: Tensor | None, inputs: LayerInputs, dtype: torch.dtype) -> Tensor:
-    """A (D, B, H) buffer that holds `state`, or zeros, and is nobody else's."""
-    shape = inputs.weights.directions, inputs.batch_size, inputs.weights.hidden_size
-    if state is None:
-        return inputs.x.new_zeros(shape, dtype=dtype)
-    return state.to(dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def _before(y: Tensor, inputs: LayerInputs) -> list[Tensor]:
-    """Per direction: what each token was fed as h, (tokens, H)."""
-    tokens, hidden, cu_seqlens = inputs.x.shape[0], inputs.weights.hidden_size, inputs.cu_seqlens
-    rows = torch.arange(tokens, device=y.device, dtype=cu_seqlens.dtype)
-    sequence = torch.searchsorted(cu_seqlens[1:], rows, right=True).clamp(max=max(inputs.batch_size - 1, 0))
-    out = []
-    for d in range(inputs.weights.directions):
-        begins = rows == (cu_seqlens[sequence] if d == 0 else cu_seqlens[sequence + 1] - 1)
-        shifted = y[:, d * hidden : (d + 1) * hidden].roll(-1 if d else 1, 0)
-        first = torch.zeros_like(shifted) if inputs.h0 is None else inputs.h0[d, sequence]
-        out.append(torch.where(begins[:, None], first, shifted))
-    return out
-
-
-def _into_h0(dgates: Tensor, w_hh: Tensor, dh_n: Tensor, inputs: LayerInputs) -> Tensor:
-    """The gradient of h0 from each sequence's first step; an empty sequence passes dh_n on."""
-    tokens, width, starts, ends = dgates.shape[0], w_hh.shape[1], inputs.cu_seqlens[:-1], inputs.cu_seqlens[1:]
-    out = []
-    for d, rows in enumerate((starts, ends - 1)[: w_hh.shape[0]]):
-        first = dgates[rows.long().clamp(0, tokens - 1), d * width : (d + 1) * width]
-        out.append(torch.where((ends > starts)[:, None], (first @ w_hh[d]).float(), dh_n[d]))
-    return torch.stack(out)
 
 
 def _device(x: Tensor) -> Any:

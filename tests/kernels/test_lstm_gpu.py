@@ -1,5 +1,6 @@
 """The LSTM on a GPU against float64 on the CPU."""
 
+import emulated_cuda
 import lstm_cases as cases
 import pytest
 import torch
@@ -7,8 +8,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from penstock.kernels import LSTM, Ragged, lstm_cell, use_backend
-from penstock.kernels.lstm import ops
-from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights
+from penstock.kernels.lstm import cuda, ops, reference
+from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, OutputGrads
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,8 +70,87 @@ def test_same_bits_and_no_leak_between_sequences(backend: str, hidden: int) -> N
         assert torch.equal(first[place][130:], other[place][130:])
 
 
-@pytest.mark.parametrize("hidden", [64, 300])
-def test_triton_never_waits_and_replays_in_a_graph(hidden: int) -> None:
+def needs_cuda(hidden: int) -> None:
+    facts = {"device_type": "cuda", "dtype": torch.bfloat16, "hidden_size": hidden}
+    reason = cuda.available() or cuda.why_not(**facts)
+    if reason:
+        pytest.skip(f"cuda: {reason}")
+
+
+CUDA_LENGTHS = [
+    [3, 0, 5, 1, 17],
+    [211, 3, 1, 0, 90, 37],
+    [1],
+    [64] * 70,
+    [(37 * i) % 61 for i in range(700)],  # several sequences to a lane
+]
+
+
+@pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
+@pytest.mark.parametrize("lengths", CUDA_LENGTHS, ids=len)
+@pytest.mark.parametrize("options", [{}, {"states": False, "bias": False, "directions": 1}, {"resets": True}], ids=str)
+def test_cuda_values_and_gradients(hidden: int, lengths: list[int], options: dict) -> None:
+    needs_cuda(hidden)
+    inputs = cases.layer(lengths, 64, hidden, dtype=torch.bfloat16, **options)
+    grads = cases.cotangents(inputs)
+    # the float64 reference on the GPU itself: these layers are large for a CPU
+    true_inputs = on_gpu(inputs, torch.float64)
+    true = reference.lstm_layer(true_inputs)[:3]
+    true_grads = [grad.cuda() for grad in grads[:3]]
+    true = [*true, *torch.autograd.grad(true, cases.floats(true_inputs), true_grads)]
+    found = run("cuda", on_gpu(inputs, torch.bfloat16), grads)
+    errors = list(cases.errors(found, true))
+    of_outputs, of_gradients = cases.BOUNDS[torch.bfloat16]
+    assert max(errors[:3]) <= of_outputs
+    assert max(errors[3:]) <= of_gradients
+
+
+@pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
+def test_cuda_same_bits_and_no_leak_between_sequences(hidden: int) -> None:
+    needs_cuda(hidden)
+    inputs = cases.layer([40, 0, 90, 7] * 60, 20, hidden, dtype=torch.bfloat16)
+    grads = cases.cotangents(inputs)
+    changed = inputs._replace(x=inputs.x.clone())
+    changed.x[40:130] = float("nan")
+    first = run("cuda", on_gpu(inputs, torch.bfloat16), grads)
+    for _ in range(20):
+        again = run("cuda", on_gpu(inputs, torch.bfloat16), grads)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = run("cuda", on_gpu(changed, torch.bfloat16), grads)
+    for place in (0, 3):  # y and dx
+        assert torch.equal(first[place][:40], other[place][:40])
+        assert torch.equal(first[place][130:], other[place][130:])
+
+
+@pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
+def test_cuda_fills_whatever_it_returns(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_cuda(hidden)
+    inputs = cases.layer([4, 0, 130, 1], 6, hidden, dtype=torch.bfloat16)
+    emulated_cuda.poison(monkeypatch)
+    found = run("cuda", on_gpu(inputs, torch.bfloat16), cases.cotangents(inputs))
+    assert all(tensor.isfinite().all() for tensor in found)
+
+
+@pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
+@pytest.mark.parametrize("bounds", [[0, 5, 3, 9], [-7, 4, 2**31 - 1, 12], [12, 0, 0, 0]], ids=str)
+def test_cuda_malformed_bounds_stay_within_the_tokens(
+    hidden: int, bounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_cuda(hidden)
+    inputs = on_gpu(cases.layer([4, 5, 3], 6, hidden, dtype=torch.bfloat16), torch.bfloat16)
+    inputs = inputs._replace(cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device="cuda"))
+    guards = emulated_cuda.guard(monkeypatch)
+    with torch.no_grad():
+        out = cuda.forward(inputs, False, True)
+        grads = OutputGrads(torch.ones_like(out.y), None, None, None)
+        cuda.backward(grads, inputs, out.y, out.saved, True, True)
+    assert all((guard == emulated_cuda.GUARD).all() for guard in guards)
+
+
+@pytest.mark.parametrize(("backend", "hidden"), [("triton", 64), ("triton", 300), ("cuda", 256), ("cuda", 1024)])
+def test_never_waits_and_replays_in_a_graph(backend: str, hidden: int) -> None:
+    if backend == "cuda":
+        needs_cuda(hidden)
     torch.manual_seed(0)
     module = LSTM(32, hidden, 2, bidirectional=True, device="cuda", dtype=torch.bfloat16)
     lengths = [[30, 2, 60, 0, 8], [20, 20, 20, 20, 20], [60, 40, 0, 0, 0]]
@@ -78,7 +158,7 @@ def test_triton_never_waits_and_replays_in_a_graph(hidden: int) -> None:
     fixed = Ragged(batches[0].values.clone().requires_grad_(), batches[0].cu_seqlens.clone(), 60)
 
     def step(batch: Ragged) -> list[torch.Tensor]:
-        with use_backend("triton"):
+        with use_backend(backend):
             y, (h_n, c_n) = module(batch)
         loss = y.values.float().square().sum() + h_n.float().sum() + c_n.float().sum()
         return [y.values, *torch.autograd.grad(loss, [batch.values, *module.parameters()])]

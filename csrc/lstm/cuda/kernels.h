@@ -1,0 +1,33 @@
+// The kernels of one hidden size and way of holding W_hh, as a table of what a launch needs to know.
+#pragma once
+
+#include <cstdint>
+
+#include "lstm/cuda/problem.h"
+
+namespace penstock::lstm::cuda {
+
+struct Kernel {
+  const void* function;  // null where it would not fit any GPU
+  int64_t shared_bytes;
+  int64_t exchange_words;  // of one group
+};
+
+// Kernels for each width of kLaneWidths, and their predicted time.
+struct Pass {
+  StepTime time;
+  Kernel kernels[3];
+};
+
+// A tier: so many blocks hold one direction's W_hh together, as a cluster or, in a grid that runs all at once, without.
+struct Tier {
+  const char* name;
+  int hidden_size, blocks, threads;
+  bool cluster;
+  Pass forward, backward;
+};
+
+extern const Tier kCluster256, kCluster512, kCluster512Of8;  // sm_90a
+extern const Tier kGrid256, kGrid512, kGrid1024;             // sm_80 and later
+
+}  // namespace penstock::lstm::cuda

@@ -1,0 +1,197 @@
+"""The cuda backend: torch's large products around the recurrent kernels of csrc/lstm/cuda.
+
+It saves the gates' pre-activations less the biases in bfloat16, (tokens, D * 4H) unit by unit (i, f, g, o of unit 0, of
+unit 1, ...), written over the input projections, and the cell states in float32, (tokens, D * H). The host reads no
+length: launches follow from shapes and `max_seqlen` alone.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, OutputGrads
+from penstock.kernels.lstm.rows import fed_back, initial_state, into_h0
+
+try:
+    from penstock import _native
+
+    native: Any = getattr(_native, "lstm_cuda", None)
+except ImportError:  # penstock.kernels works without its compiled module
+    native = None
+
+UNVERIFIED = "it has run on an emulated machine only, not yet on a GPU; use_backend('cuda') asks for it"
+HIDDEN_SIZES = (256, 512, 1024)
+
+
+def available() -> str | None:
+    """None if this backend can run here, else the reason."""
+    if native is None:
+        return "penstock was built without it: there was no nvcc"
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "it needs compute capability 8.0"
+    return None
+
+
+def why_not(
+    *,
+    device_type: str,
+    dtype: torch.dtype,
+    hidden_size: int,
+    proj_size: int = 0,
+    needs: tuple[str, ...] = (),
+    **_: Any,
+) -> str | None:
+    """None if this backend can serve such a call, else the reason."""
+    if device_type != "cuda":
+        return f"tensors are on {device_type}"
+    if dtype != torch.bfloat16:
+        return f"dtype is {dtype}, not bfloat16"
+    if hidden_size not in HIDDEN_SIZES:
+        return f"the hidden size is {hidden_size}, not {', '.join(map(str, HIDDEN_SIZES))}"
+    if proj_size:
+        return "it has no projection (proj_size)"
+    for feature, reason in (("zoneout", "it has no zoneout"), ("cells", "it does not differentiate cell states")):
+        if feature in needs:
+            return reason
+    return native.why_not(hidden_size) if torch.cuda.is_available() else None
+
+
+def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
+    tokens, width = inputs.x.shape[0], inputs.weights.directions * inputs.weights.hidden_size
+    return [inputs.x.new_empty(tokens, 4 * width), inputs.x.new_empty(tokens, width, dtype=torch.float32)]
+
+
+def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:
+    x, weights, tokens = inputs.x, inputs.weights, inputs.x.shape[0]
+    width = weights.directions * weights.hidden_size
+    gates = x @ torch.cat([_by_unit(weight) for weight in weights.w_ih]).t()
+    y = x.new_empty(tokens, width)
+    cells = x.new_empty(tokens, width, dtype=torch.float32) if save else None
+    h_n, c_n = initial_state(inputs.h0, inputs, x.dtype), initial_state(inputs.c0, inputs, torch.float32)
+    if tokens:
+        call = _Call(inputs, backward=False)
+        call.run(
+            native.forward,
+            gates=gates,
+            save_gates=save,
+            w_hh=torch.stack(weights.w_hh),
+            h0=inputs.h0,
+            c0=inputs.c0,
+            y=y,
+            cells=cells,
+            h_n=h_n,
+            c_n=c_n,
+        )
+    return LayerOutputs(y, h_n, c_n, x.new_empty(0, dtype=torch.float32), [gates, cells] if cells is not None else [])
+
+
+def backward(
+    grads: OutputGrads, inputs: LayerInputs, y: Tensor, saved: list[Tensor], need_x: bool, need_weights: bool
+) -> InputGrads:
+    x, weights, tokens = inputs.x, inputs.weights, inputs.x.shape[0]
+    directions, hidden = weights.directions, weights.hidden_size
+    gates, cells = saved
+    dgates = torch.empty_like(gates)  # not in place: what was saved may be needed for another backward
+    w_hh = torch.stack(weights.w_hh).view(directions, 4, hidden, hidden)
+    transposed = w_hh.permute(0, 3, 2, 1).reshape(directions, hidden, 4 * hidden)
+    dc0 = None if inputs.c0 is None else initial_state(grads.c_n, inputs, torch.float32)
+    if tokens:
+        call = _Call(inputs, backward=True)
+        call.run(
+            native.backward,
+            dgates=dgates,
+            gates=gates,
+            transposed=transposed,
+            cells=cells,
+            c0=inputs.c0,
+            dy=grads.y,
+            dh_n=None if grads.h_n is None else grads.h_n.float(),
+            dc_n=grads.c_n,
+            dc0=dc0,
+        )
+
+    dx = dgates @ torch.cat([_by_unit(weight) for weight in weights.w_ih]) if need_x else None
+    dw_ih: list[Tensor] = []
+    dw_hh: list[Tensor] = []
+    db: list[Tensor] = []
+    if need_weights:
+        of_direction = dgates.chunk(directions, dim=1)
+        dw_ih = [_by_gate(part) for part in (dgates.t() @ x).chunk(directions)]
+        dw_hh = [_by_gate(part.t() @ before) for part, before in zip(of_direction, fed_back(y, inputs), strict=True)]
+        if weights.b_ih:
+            db = [_by_gate(part.sum(0, dtype=torch.float32).to(x.dtype)) for part in of_direction]
+    dh0 = None
+    if inputs.h0 is not None:
+        dh0 = initial_state(grads.h_n, inputs, torch.float32)
+        if tokens:
+            dh0 = into_h0(dgates, transposed.transpose(1, 2), dh0, inputs)
+        dh0 = dh0.to(inputs.h0.dtype)
+    return InputGrads(dx, dw_ih, dw_hh, db, [], dh0, dc0)
+
+
+class _Call:
+    """One launch: how the batch is shared out, and the order of its sequences."""
+
+    def __init__(self, inputs: LayerInputs, backward: bool) -> None:
+        x = inputs.x
+        self.device = x.device
+        self.tokens, self.batch, self.directions = x.shape[0], inputs.batch_size, inputs.weights.directions
+        self.cu_seqlens = inputs.cu_seqlens.contiguous()
+        pairs = zip(inputs.weights.b_ih, inputs.weights.b_hh, strict=True)
+        biases = [_by_unit(a.float() + b.float()) for a, b in pairs]
+        self.biases = torch.cat(biases) if biases else None
+        self.ranked = x.new_empty(self.batch, 4, dtype=torch.int32)
+        with self._on_device() as stream:
+            self.plan = native.plan(
+                hidden_size=inputs.weights.hidden_size,
+                directions=self.directions,
+                batch=self.batch,
+                tokens=self.tokens,
+                max_seqlen=inputs.max_seqlen,
+                backward=backward,
+            )
+            native.rank(stream, self.cu_seqlens.data_ptr(), self.batch, self.tokens, self.ranked.data_ptr())
+
+    def run(self, launch: Any, **arguments: Any) -> None:
+        arguments["biases"] = self.biases
+        exchange = self.ranked.new_zeros(self.plan.exchange_words, dtype=torch.int64)
+        kept = {name: _aligned(value) for name, value in arguments.items() if isinstance(value, Tensor)}
+        addresses = {name: kept[name].data_ptr() if name in kept else value or 0 for name, value in arguments.items()}
+        with self._on_device() as stream:
+            launch(
+                self.plan,
+                stream,
+                ranked=self.ranked.data_ptr(),
+                batch=self.batch,
+                directions=self.directions,
+                exchange=exchange.data_ptr(),
+                **addresses,
+            )
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Any:
+        if self.device.type != "cuda":  # emulated
+            yield 0
+            return
+        with torch.cuda.device(self.device):
+            yield torch.cuda.current_stream().cuda_stream
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The kernels read several elements at once; a contiguous view may still begin anywhere."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _by_unit(of_gates: Tensor) -> Tensor:
+    """(4H, ...), gate by gate, to (4H, ...), unit by unit."""
+    return of_gates.unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _by_gate(of_units: Tensor) -> Tensor:
+    """(4H, ...), unit by unit, to (4H, ...), gate by gate."""
+    return of_units.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)

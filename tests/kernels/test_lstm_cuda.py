@@ -1,0 +1,353 @@
+"""The CUDA LSTM without a GPU: the kernels' own source on an emulated machine, and compilation by nvcc."""
+
+import ctypes
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import emulated_cuda
+import lstm_cases as cases
+import pytest
+import torch
+from emulated_cuda import EmulatedCuda
+
+from penstock.kernels import dispatch
+from penstock.kernels.lstm import cuda
+from penstock.kernels.lstm.protocol import LayerInputs, OutputGrads
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ctypes.CDLL:
+    base = tmp_path_factory.getbasetemp()
+    return emulated_cuda.build(base if worker_id == "master" else base.parent)
+
+
+@pytest.fixture
+def emulate(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Callable[..., EmulatedCuda]:
+    """Lets the cuda backend run on the CPU's tensors, by kernels of one shape."""
+    monkeypatch.setattr(cases, "require", lambda *args: None)
+
+    def use(blocks: int, parts: int, lanes: int, cluster: bool, **options: Any) -> EmulatedCuda:
+        native = EmulatedCuda(library, blocks, parts, lanes, cluster, **options)
+        monkeypatch.setattr(cuda, "native", native)
+        return native
+
+    return use
+
+
+def layer(lengths: list[int], hidden: int, **options: Any) -> LayerInputs:
+    return cases.layer(lengths, 5, hidden, dtype=torch.bfloat16, **options)
+
+
+# H, blocks, parts of K, lanes, cluster
+SMALL = [
+    (64, 4, 1, 8, True),
+    (64, 4, 1, 16, True),
+    (64, 4, 1, 32, True),
+    (128, 4, 2, 8, True),  # fewer tiles than parts own cells
+    (128, 4, 2, 32, True),
+    (64, 4, 1, 16, False),
+    (128, 8, 4, 8, False),
+    (128, 8, 4, 32, False),
+]
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_values_and_gradients(emulate: Callable, shape: tuple) -> None:
+    native = emulate(*shape[1:])
+    cases.check("cuda", layer([3, 0, 5, 1, 17, 2, 2, 11, 1, 0], shape[0]), torch.bfloat16)
+    assert native.launches == ["forward", "backward"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": False, "states": False}, {"directions": 1}, {"resets": True}, {"directions": 1, "states": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(64, 4, 1, 8, True), (128, 8, 4, 8, False)], ids=str)
+def test_options(emulate: Callable, shape: tuple, options: dict[str, Any]) -> None:
+    emulate(*shape[1:])
+    cases.check("cuda", layer([7, 3, 0, 13], shape[0], **options), torch.bfloat16)
+
+
+@pytest.mark.parametrize("lengths", [[0, 0, 3], [1], [97, 1, 0, 7], [1] * 23, [4] * 8], ids=str)
+def test_lengths(emulate: Callable, lengths: list[int]) -> None:
+    emulate(4, 1, 8, True)
+    cases.check("cuda", layer(lengths, 64), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("tiles", "groups"), [(1, 2), (2, 4), (3, 1), (2, 3)])
+@pytest.mark.parametrize("shape", [(64, 4, 1, 8, True), (128, 8, 4, 8, False)], ids=str)
+def test_many_sequences_share_the_lanes(emulate: Callable, shape: tuple, tiles: int, groups: int) -> None:
+    """Sequences laid end to end in the lanes; groups of blocks that run several tiles, of both directions, in turn."""
+    emulate(*shape[1:], tiles=tiles, groups=groups)
+    lengths = [(7 * i) % 8 for i in range(45)]
+    cases.check("cuda", layer(lengths, shape[0]), torch.bfloat16)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_gradients_of_some_outputs(emulate: Callable, wanted: tuple[int, ...]) -> None:
+    emulate(4, 1, 8, True)
+    inputs = layer([4, 0, 9], 64)
+    grads: list = [grad if place in wanted else None for place, grad in enumerate(cases.cotangents(inputs))]
+    _, found = cases.run("cuda", inputs, torch.bfloat16, grads)
+    _, true = cases.truth(inputs, grads)
+    assert max(cases.errors(found, true)) <= cases.BOUNDS[torch.bfloat16][1]
+
+
+@pytest.mark.parametrize("shape", [(64, 4, 1, 16, True), (128, 4, 2, 8, True), (128, 8, 4, 32, False)], ids=str)
+def test_any_order_of_threads_gives_the_same_bits(emulate: Callable, shape: tuple) -> None:
+    inputs = layer([9, 4, 0, 7, 2] * 4, shape[0])
+    grads = [*cases.cotangents(inputs)[:3], None]
+    results = []
+    for seed in range(3):
+        emulate(*shape[1:], tiles=2, groups=3, seed=seed)
+        results.append(cases.run("cuda", inputs, torch.bfloat16, grads))
+    for outputs, gradients in results[1:]:
+        for first, again in zip([*results[0][0], *results[0][1]], [*outputs, *gradients], strict=True):
+            assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("cluster", [True, False])
+def test_nothing_leaks_between_sequences(emulate: Callable, cluster: bool) -> None:
+    emulate(4, 1, 8, cluster)
+    inputs = layer([9, 4, 0, 6, 1] * 3, 64)
+    changed = inputs._replace(x=inputs.x.clone())
+    changed.x[9:13] = float("nan")
+    grads = [*cases.cotangents(inputs)[:3], None]
+    (y, *_), (dx, *_) = cases.run("cuda", inputs, torch.bfloat16, grads)
+    (y_changed, *_), (dx_changed, *_) = cases.run("cuda", changed, torch.bfloat16, grads)
+    assert y_changed[9:13].isnan().all()
+    for rows in (slice(0, 9), slice(13, None)):
+        assert torch.equal(y[rows], y_changed[rows])
+        assert torch.equal(dx[rows], dx_changed[rows])
+
+
+def test_fills_whatever_it_returns(emulate: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(4, 1, 8, True)
+    inputs = layer([4, 0, 13, 1], 64)
+    emulated_cuda.poison(monkeypatch)
+    outputs, gradients = cases.run("cuda", inputs, torch.bfloat16, [*cases.cotangents(inputs)[:3], None])
+    assert all(tensor.isfinite().all() for tensor in [*outputs, *gradients])
+
+
+@pytest.mark.parametrize("bounds", [[0, 5, 3, 9], [-7, 4, 2**31 - 1, 12], [3, 3, 6, 6], [12, 0, 0, 0]], ids=str)
+def test_malformed_bounds_stay_within_the_tokens(
+    emulate: Callable, monkeypatch: pytest.MonkeyPatch, bounds: list[int]
+) -> None:
+    emulate(4, 1, 8, True)
+    inputs = cases.recorded(layer([4, 5, 3], 64), torch.bfloat16)
+    inputs = inputs._replace(cu_seqlens=torch.tensor(bounds, dtype=torch.int32))
+    guards = emulated_cuda.guard(monkeypatch)
+    with torch.no_grad():
+        out = cuda.forward(inputs, False, True)
+        grads = OutputGrads(torch.ones_like(out.y), None, None, None)
+        cuda.backward(grads, inputs, out.y, out.saved, True, True)
+    assert len(guards) > 4
+    for guard in guards:
+        assert (guard == emulated_cuda.GUARD).all()
+
+
+def test_saves_what_it_says(emulate: Callable) -> None:
+    emulate(4, 1, 8, True)
+    inputs = cases.recorded(layer([4, 3], 64), torch.bfloat16)
+    with torch.no_grad():
+        saved = cuda.forward(inputs, False, True).saved
+        assert cuda.forward(inputs, False, False).saved == []
+    for found, said in zip(saved, cuda.saved_like(inputs, False), strict=True):
+        assert (found.shape, found.dtype) == (said.shape, said.dtype)
+
+
+def test_forget_gate_near_saturation(emulate: Callable) -> None:
+    """A rounded activation, or a bias that drowns the rest in bfloat16, would lose the forget gate's gradient."""
+    emulate(4, 1, 8, True)
+    inputs = layer([50, 20], 64, directions=1)
+    for bias in inputs.weights.b_ih:
+        bias[64:128] += 6
+        bias.copy_(bias.bfloat16())
+    cases.check("cuda", inputs, torch.bfloat16)
+
+
+# ---- the schedule
+
+random_lengths = random.Random(0)
+BATCHES = [
+    [5],
+    [0, 0, 0],
+    [3, 0, 1, 1, 200, 7],
+    [random_lengths.randint(32, 256) for _ in range(512)],
+    [random_lengths.randint(0, 3) for _ in range(97)],
+]
+
+
+def lanes_of(library: ctypes.CDLL, lengths: list[int], lanes: int, from_first_row: bool) -> list[list[int]]:
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    ranked = torch.empty(len(lengths), 4, dtype=torch.int32)
+    rows = torch.empty(sum(lengths) + 1, dtype=torch.int32)
+    at = ctypes.c_void_p
+    library.rank_sequences(at(cu_seqlens.data_ptr()), len(lengths), sum(lengths), at(ranked.data_ptr()))
+    found = []
+    for lane in range(lanes):
+        count = library.lane_rows(
+            at(ranked.data_ptr()), len(lengths), lane, lanes, from_first_row, len(rows), at(rows.data_ptr())
+        )
+        found.append(rows[:count].tolist())
+    return found
+
+
+@pytest.mark.parametrize("from_first_row", [True, False])
+@pytest.mark.parametrize("lanes", [8, 40])
+@pytest.mark.parametrize("lengths", BATCHES, ids=len)
+def test_lanes_run_every_token_once(library: ctypes.CDLL, lengths: list[int], lanes: int, from_first_row: bool) -> None:
+    found = lanes_of(library, lengths, lanes, from_first_row)
+    assert sorted(row for lane in found for row in lane) == list(range(sum(lengths)))
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    for lane in found:
+        at = 0  # whole sequences, end to end
+        while at < len(lane):
+            start = max(s for s in starts if s <= lane[at])
+            length = min(s for s in starts if s > lane[at]) - start
+            expected = range(start, start + length)
+            assert lane[at : at + length] == (list(expected) if from_first_row else list(reversed(expected)))
+            at += length
+
+
+def test_lanes_end_close_together(library: ctypes.CDLL) -> None:
+    lengths = BATCHES[3]
+    totals = [len(lane) for lane in lanes_of(library, lengths, 64, True)]
+    assert max(totals) <= 1.02 * sum(lengths) / 64
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "longest", "groups", "expected"),
+    [
+        (32, 32 * 144, 256, (33, 33, 33), (8, 4)),  # few sequences: narrow tiles, a lane each
+        (128, 128 * 144, 256, (33, 33, 33), (8, 16)),
+        (512, 512 * 144, 256, (33, 33, 33), (16, 16)),  # lanes hold two sequences and end with the longest
+        (2048, 2048 * 144, 256, (33, 33, 33), (32, 16)),  # throughput: wide
+        (512, 512 * 144, 256, (33, 0, 0), (8, 16)),  # what cannot run is not chosen
+        (512, 512 * 144, 256, (0, 1, 1), (32, 1)),
+        (1, 9, 9, (33, 33, 33), (8, 1)),
+        (0, 0, 0, (33, 33, 33), (8, 1)),
+    ],
+)
+def test_split_into_lanes(
+    library: ctypes.CDLL, batch: int, tokens: int, longest: int, groups: tuple, expected: tuple
+) -> None:
+    found = (ctypes.c_int * 2)()
+    wide = ctypes.c_int64
+    library.split_into_lanes(
+        wide(batch), wide(tokens), wide(longest), 2, (ctypes.c_int * 3)(*groups),
+        ctypes.c_double(400), ctypes.c_double(280), found,
+    )  # fmt: skip
+    assert tuple(found) == expected
+
+
+# ---- as a backend
+
+
+def test_is_never_the_default() -> None:
+    reasons = {(operation, name): reason for operation, name, reason in dispatch.status()}
+    assert reasons["lstm", "cuda"]
+    facts = {"dtype": torch.bfloat16, "input_size": 256, "hidden_size": 256, "proj_size": 0, "needs": ()}
+    for device in ("cpu", "cuda"):
+        assert dispatch.choose("lstm", device_type=device, **facts) != "cuda"
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"device_type": "cpu"}, "tensors are on cpu"),
+        ({"dtype": torch.float32}, "dtype is torch.float32, not bfloat16"),
+        ({"hidden_size": 300}, "the hidden size is 300, not 256, 512, 1024"),
+        ({"proj_size": 4}, "projection"),
+        ({"needs": ("zoneout",)}, "zoneout"),
+        ({"needs": ("cells",)}, "cell states"),
+    ],
+)
+def test_says_what_it_cannot_serve(facts: dict[str, Any], reason: str) -> None:
+    served = {"device_type": "cuda", "dtype": torch.bfloat16, "hidden_size": 256, "proj_size": 0, "needs": ()}
+    assert reason in str(cuda.why_not(**{**served, **facts}))
+
+
+# ---- the tiers themselves: large for an emulated machine
+
+TIERS = [
+    (256, 4, 1, 8, True),
+    (512, 16, 2, 16, True),
+    (512, 8, 1, 8, True),  # half of W_hh in shared memory
+    (256, 4, 1, 8, False),
+    (1024, 64, 4, 8, False),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", TIERS, ids=str)
+def test_tiers(emulate: Callable, shape: tuple) -> None:
+    emulate(*shape[1:])
+    cases.check("cuda", layer([3, 0, 5, 1, 2, 4, 1, 3, 1], shape[0]), torch.bfloat16)
+
+
+# ---- compilation
+
+NVCC = shutil.which("nvcc")
+CUDA_SOURCES = emulated_cuda.SOURCES
+MOST_REGISTERS = 255
+MOST_SHARED_BYTES = {"80": 163 * 1024, "90a": 227 * 1024}
+COMPILED = [
+    *((name, "90a") for name in ("cluster_256", "cluster_512", "cluster_512_of_8")),
+    *((name, arch) for name in ("grid_256", "grid_512", "grid_1024") for arch in ("80", "90a")),
+]
+
+
+def disassembler() -> Path | None:
+    found = shutil.which("cuobjdump")
+    if found:
+        return Path(found)
+    for place in sys.path:  # Triton's package carries one
+        path = Path(place) / "triton" / "backends" / "nvidia" / "bin" / "cuobjdump"
+        if path.is_file():
+            return path
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+@pytest.mark.parametrize(("name", "arch"), COMPILED)
+def test_compiles_within_budget(library: ctypes.CDLL, tmp_path: Path, name: str, arch: str) -> None:
+    cubin = tmp_path / "kernels.cubin"
+    done = subprocess.run(
+        [
+            str(NVCC), "-std=c++20", f"-I{CUDA_SOURCES.parents[1]}", f"-gencode=arch=compute_{arch},code=sm_{arch}",
+            "-Xptxas=-v", "-cubin", str(CUDA_SOURCES / f"{name}.cu"), "-o", str(cubin),
+        ],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "warning" not in done.stderr
+    kernels = re.findall(
+        r"Function properties for \S*lstm_(forward|backward)\S*ShapeILi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELb(\d)E.*?\n"
+        r".*?(\d+) bytes spill stores, (\d+) bytes spill loads\n.*?Used (\d+) registers",
+        done.stderr,
+    )
+    assert len(kernels) >= 3
+    for which, hidden, blocks, parts, lanes, cluster, stores, loads, registers in kernels:
+        native = EmulatedCuda(library, int(blocks), int(parts), int(lanes), cluster == "1")
+        shared_bytes = native.needs(int(hidden))[1][which == "backward"]
+        assert shared_bytes <= MOST_SHARED_BYTES["90a"]
+        if shared_bytes > MOST_SHARED_BYTES[arch]:
+            continue  # never launched there
+        assert int(registers) <= MOST_REGISTERS
+        assert (int(stores), int(loads)) == (0, 0), f"{which} of {lanes} lanes spills"
+    tool = disassembler()
+    if tool is None:
+        pytest.skip("there is no cuobjdump to look at the instructions")
+    assembly = subprocess.run([tool, "-sass", cubin], check=True, capture_output=True, text=True).stdout
+    wanted = ["HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS", "MOVM.16.MT88"]
+    wanted += ["UCGABAR_ARV", "SYNCS.PHASECHK", "STAS.128"] if "cluster" in name else ["STG.E.64.STRONG.GPU"]
+    for instruction in wanted:
+        assert instruction in assembly, instruction
