@@ -171,6 +171,10 @@ class Loop:
         """The steps left, epoch after epoch."""
         while True:
             began = time.perf_counter()
+            plan = self._loader.plan()
+            if self._loader.state_dict()["step"] == 0:
+                record = {"split": "plan", "step": self.counters.step, "epoch": plan.epoch, **plan.statistics()}
+                self._write(record)
             for step in self._loader:
                 yield _TimedStep(step, began, time.perf_counter() - began, self._loader.epoch > step.epoch)
                 began = time.perf_counter()

@@ -2,7 +2,7 @@
 
 config.yaml      the resolved settings
 run.json         identity (settings, data), status, versions, result
-metrics.jsonl    one line per logged step or evaluation
+metrics.jsonl    one line per logged step, evaluation or epoch's plan (fill, balance)
 checkpoints/     see checkpoint.py; best/ and last/ lead into it
 config.json, model.safetensors, tokenizer.json ...   the best model, once the run is complete
 """

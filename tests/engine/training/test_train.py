@@ -36,6 +36,10 @@ def test_a_run_learns_and_leaves_all_that_it_should(tmp_path, store, test_store,
     assert (result.steps, result.examples, result.stopped_by) == (len(losses), 4 * 216, "epochs")
     assert result.epochs == 4
     assert len(records(run, "validation")) == 4
+    plans = records(run, "plan")
+    assert [plan["epoch"] for plan in plans] == [0, 1, 2, 3]
+    assert sum(plan["steps"] for plan in plans) == result.steps
+    assert all(plan["examples"] == 216 and 0 < plan["fill"] <= 1 >= plan["attention_balance"] > 0 for plan in plans)
     for name in (
         "config.yaml",
         "run.json",
@@ -117,6 +121,7 @@ def test_an_interrupted_run_ends_bitwise_as_an_uninterrupted_one(tmp_path, store
     assert same_weights(whole / "last", parts / "last")
     assert same_weights(whole / "best", parts / "best")
     assert again.validation == result.validation
+    assert records(parts, "plan") == records(whole, "plan")
     assert (again.steps, again.examples, again.tokens) == (result.steps, result.examples, result.tokens)
     timeless = ("seconds", "tokens_per_second", "examples_per_second", "data_wait")
     for split in ("train", "validation"):
