@@ -14,7 +14,7 @@ FIRST_TOKEN = 4  # ids below are left to padding and the like
 
 def write_store(folder: Path, lengths: np.ndarray, vocab_size: int = 30_000) -> Store:
     """Two labels in turn; tokens drawn evenly."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rows = len(lengths)
     files = save_tokenizer(word_tokenizer(vocab_size), int(lengths.max()))
     job = Job(
@@ -26,6 +26,7 @@ def write_store(folder: Path, lengths: np.ndarray, vocab_size: int = 30_000) -> 
         label_names=["0", "1"],
         label_counts=[rows - rows // 2, rows // 2],
         content="random",
+        source_contents=["random"],
         rows_per_shard=131_072,
         sources=[SourceEntry("random", "text", "label", "row", rows, 0)],
         tokenizer=TokenizerEntry("none", "none", "none", {}),

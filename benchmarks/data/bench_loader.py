@@ -1,11 +1,14 @@
-"""Batches of 16k tokens: the loader, a numpy loop over Arrow views, and DataLoader with padding, in one run.
+"""Batches of 16k tokens from a store: penstock's loader, and everybody who makes batches of the same rows.
 
-    pytest benchmarks/data -o python_files='bench_*.py' --benchmark-json=data.json --benchmark-timer=time.process_time
+    penstock bench loader --out data.json
+    pytest --benchmark-only -o python_files='bench_*.py' benchmarks/data --rows 10000000 --keep /scratch/bench
 
-The process's own CPU time is what is compared, for other work on the machine moves the clock's time.
+The unit is one real token. DataLoader runs with each number of workers; the best one is to be compared. One thread for
+torch; penstock's loader has one thread of its own, which makes the batches.
 """
 
 import numpy as np
+import pytest
 import torch
 
 from penstock.engine.data.loader import Loader
@@ -13,39 +16,27 @@ from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
 
 PARAMETERS = PlanParameters(tokens_per_batch=16_384)
+ROWS_PER_BATCH = 221
 BATCHES = 1_000
 
 
-def report(benchmark, tokens: int) -> None:
-    benchmark.extra_info.update(tokens=tokens, million_tokens_per_second=tokens / benchmark.stats.stats.min / 1e6)
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
 
 
-def through_loader(loader: Loader) -> int:
+def through_loader(loader: Loader, batches: int = BATCHES) -> int:
     loader.seek(1)
     tokens = 0
     for number, batch in enumerate(loader.batches()):
         tokens += batch.num_tokens
-        if number == BATCHES - 1:
+        if number == batches - 1:
             break
     return tokens
 
 
-def test_loader_mmap(benchmark, store):
-    torch.set_num_threads(1)
-    loader = Loader(store, seed=0, parameters=PARAMETERS)
-    loader.plan(1)
-    report(benchmark, benchmark.pedantic(through_loader, (loader,), rounds=5, warmup_rounds=1))
-
-
-def test_loader_pread(benchmark, store):
-    torch.set_num_threads(1)
-    loader = Loader(Store.open(store.path, reader="pread"), seed=0, parameters=PARAMETERS)
-    loader.plan(1)
-    report(benchmark, benchmark.pedantic(through_loader, (loader,), rounds=3, warmup_rounds=1))
-
-
-def test_numpy_loop(benchmark, store):
-    torch.set_num_threads(1)
+def numpy_loop(store: Store):
+    """Arrow's views, row by row, in the batches of our own plan."""
     plan = Loader(store, seed=0, parameters=PARAMETERS).plan(1)
     shards = [store.map_shard(number) for number in range(len(store.manifest.shards))]
     starts = np.cumsum([0, *(len(shard.offsets) - 1 for shard in shards)])
@@ -66,27 +57,82 @@ def test_numpy_loop(benchmark, store):
             total += len(values)
         return total
 
-    report(benchmark, benchmark.pedantic(run, rounds=3, warmup_rounds=1))
+    return run
 
 
-def test_data_loader_with_padding(benchmark, hub_dataset):
-    """As many examples as 16k tokens hold in the mean; workers would only hide their time in other processes."""
+def data_loader(hub_folder: str, workers: int, batches: int):
+    """datasets behind a DataLoader that pads, 221 rows a batch: as many as 16k tokens hold in the mean."""
+    import datasets
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from torch.utils.data import DataLoader
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
-    torch.set_num_threads(1)
+    data = datasets.load_from_disk(hub_folder)
     backend = Tokenizer(WordLevel({"[PAD]": 0}))
     collate = DataCollatorWithPadding(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]"))
+    loader = DataLoader(
+        data,
+        batch_size=ROWS_PER_BATCH,
+        shuffle=True,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    iterator = iter(loader)
 
     def run() -> int:
-        loader = DataLoader(hub_dataset, batch_size=221, shuffle=True, collate_fn=collate)
+        nonlocal iterator
         total = 0
-        for number, batch in enumerate(loader):
+        for _ in range(batches):
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                iterator = iter(loader)
+                batch = next(iterator)
             total += int(batch["attention_mask"].sum())
-            if number == 20:
-                break
         return total
 
-    report(benchmark, benchmark.pedantic(run, rounds=2, warmup_rounds=1))
+    return run
+
+
+def streaming(folder: str, batches: int):
+    """MosaicML's StreamingDataset, local and shuffled, its samples laid end to end."""
+    from streaming import StreamingDataset
+
+    data = StreamingDataset(local=folder, batch_size=ROWS_PER_BATCH, shuffle=True, num_canonical_nodes=1)
+    iterator = iter(data)
+
+    def run() -> int:
+        nonlocal iterator
+        total = 0
+        for _ in range(batches):
+            samples = []
+            while len(samples) < ROWS_PER_BATCH:
+                try:
+                    samples.append(next(iterator))
+                except StopIteration:
+                    iterator = iter(data)
+            values = torch.from_numpy(np.concatenate([sample["tokens"] for sample in samples], dtype=np.int32))
+            torch.tensor([sample["label"] for sample in samples])
+            total += len(values)
+        return total
+
+    return run
+
+
+def test_ragged_batches(compare, with_peers, store, request):
+    mapped = Loader(store, seed=0, parameters=PARAMETERS)
+    by_pread = Loader(Store.open(store.path, reader="pread"), seed=0, parameters=PARAMETERS)
+    for loader in (mapped, by_pread):
+        loader.plan(1)
+    contestants = {"penstock": lambda: through_loader(mapped), "penstock, pread": lambda: through_loader(by_pread, 100)}
+    if with_peers:
+        contestants["numpy loop"] = numpy_loop(store)
+        hub_folder = request.getfixturevalue("hub_folder")
+        for workers in (0, 1, 2):
+            contestants[f"DataLoader, {workers} workers"] = data_loader(hub_folder, workers, 40)
+        folder = request.getfixturevalue("streaming_folder")
+        if folder is not None:
+            contestants["MosaicML streaming"] = streaming(folder, 20)
+    compare(contestants, rounds=5, unit="a real token", rows=store.num_examples)

@@ -1,77 +1,77 @@
-"""Planning an epoch of ten million rows, seeking in it, opening a store; beside what peers do for the same.
+"""Planning an epoch of ten million rows, seeking in it, opening a store, the memory of an epoch; and the peers.
 
-pytest benchmarks/data -o python_files='bench_*.py' --benchmark-json=data.json --benchmark-timer=time.process_time
+    pytest --benchmark-only -o python_files='bench_*.py' benchmarks/data --rows 10000000 --keep /scratch/bench
+
+Every figure is of a process of its own, its libraries loaded: see measured.py. `megabytes` is by how much the
+process's peak grew.
 """
 
-import resource
+import statistics
 
-import numpy as np
 import pytest
-import torch
 
 from penstock.engine.data.loader import Loader
-from penstock.engine.data.plan import PlanParameters, plan_epoch
-from penstock.engine.data.store import Store
+from penstock.engine.data.plan import PlanParameters
 
-ROWS = 10_000_000
-
-
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+PLAN_ROWS = 10_000_000
 
 
-@pytest.mark.parametrize("mode", ["pack", "bucket"])
-def test_plan(benchmark, ten_million_lengths, mode):
-    before = peak_megabytes()
-    plan = benchmark.pedantic(
-        plan_epoch, (ten_million_lengths, "store", 0, 1, PlanParameters(16_384, 8, mode)), rounds=3, warmup_rounds=0
-    )
-    benchmark.extra_info.update(rows=ROWS, megabytes=peak_megabytes() - before, **plan.statistics())
+@pytest.fixture
+def compare_fresh(benchmark, with_peers, fresh):
+    """As `compare`, in new processes; a contestant is the name of a function in measured.py and its arguments."""
+
+    def run(contestants: dict[str, tuple], rounds: int, **info) -> None:
+        chosen = contestants if with_peers else dict(list(contestants.items())[:1])
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+
+        def all_of_them() -> None:
+            for name, (function, *arguments) in chosen.items():
+                found[name].append(fresh("measured", function, *arguments))
+
+        benchmark.pedantic(all_of_them, rounds=rounds, warmup_rounds=1 if rounds > 1 else 0)
+        kept = {name: values[1:] if rounds > 1 else values for name, values in found.items()}
+        seconds = {name: [value["seconds"] for value in values] for name, values in kept.items()}
+        ours = statistics.median(seconds["penstock"])
+        benchmark.extra_info.update(
+            {
+                "seconds": {
+                    name: {"median": statistics.median(s), "least": min(s), "most": max(s), "rounds": rounds}
+                    for name, s in seconds.items()
+                },
+                "megabytes": {name: max(value["megabytes"] for value in values) for name, values in kept.items()},
+                "ratio": {name: statistics.median(s) / ours for name, s in seconds.items() if name != "penstock"},
+                **info,
+            }
+        )
+
+    return run
 
 
-def test_numpy_batch_by_size(benchmark, ten_million_lengths):
-    """The usual recipe: permute, sort inside windows of 50 batches, cut where the running sum passes the budget."""
-
-    lengths = ten_million_lengths
-
-    def run() -> int:
-        order = np.random.default_rng(0).permutation(ROWS)
-        window = 50 * 221
-        for begin in range(0, ROWS, window):
-            part = order[begin : begin + window]
-            order[begin : begin + window] = part[np.argsort(lengths[part], kind="stable")]
-        return len(np.unique(np.cumsum(lengths[order], dtype=np.int64) // 16_384))
-
-    benchmark.extra_info.update(rows=ROWS, batches=benchmark.pedantic(run, rounds=1))
+def test_plan(compare_fresh):
+    contestants = {
+        "penstock": ("plan_penstock", PLAN_ROWS, "pack"),
+        "penstock, bucketed": ("plan_penstock", PLAN_ROWS, "bucket"),
+        "batch_by_size in numpy": ("plan_batch_by_size", PLAN_ROWS),
+        "LengthGroupedSampler": ("plan_length_grouped", PLAN_ROWS),
+    }
+    compare_fresh(contestants, rounds=3, rows=PLAN_ROWS)
 
 
-def test_length_grouped_sampler(benchmark, ten_million_lengths):
-    """transformers' sampler, over a tenth of the rows."""
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-
-    lengths = ten_million_lengths[: ROWS // 10].tolist()
-
-    def run() -> int:
-        return len(list(LengthGroupedSampler(221, lengths=lengths, generator=torch.Generator())))
-
-    benchmark.extra_info.update(rows=benchmark.pedantic(run, rounds=1))
-
-
-def test_open(benchmark, store):
-    opened = benchmark.pedantic(Store.open, (store.path,), rounds=20, warmup_rounds=1)
-    benchmark.extra_info.update(rows=opened.num_examples, shards=len(opened.manifest.shards))
+def test_open(compare_fresh, with_peers, store, request):
+    contestants = {
+        "penstock": ("open_penstock", str(store.path), "mmap"),
+        "penstock, pread": ("open_penstock", str(store.path), "pread"),
+    }
+    if with_peers:
+        contestants["datasets.load_from_disk"] = ("open_load_from_disk", request.getfixturevalue("hub_folder"))
+        folder = request.getfixturevalue("streaming_folder")
+        if folder is not None:
+            contestants["MosaicML streaming"] = ("open_streaming", folder)
+    compare_fresh(contestants, rounds=5, rows=store.num_examples, shards=len(store.manifest.shards))
 
 
-def test_open_load_from_disk(benchmark, hub_dataset):
-    import datasets
-
-    folder = str(hub_dataset.cache_files[0]["filename"]).rsplit("/", 1)[0]
-    opened = benchmark.pedantic(datasets.load_from_disk, (folder,), rounds=5, warmup_rounds=1)
-    benchmark.extra_info.update(rows=len(opened))
-
-
-def test_seek(benchmark, store):
-    """To the middle of a planned epoch and the first batch there."""
+def test_seek_in_a_planned_epoch(benchmark, store):
+    """To the middle and the first batch there; no peer keeps a plan to seek in."""
     loader = Loader(store, seed=0, parameters=PlanParameters(16_384))
     middle = len(loader) // 2
 
@@ -80,3 +80,38 @@ def test_seek(benchmark, store):
         assert next(iter(loader)).index == middle
 
     benchmark.pedantic(run, rounds=20, warmup_rounds=1)
+    benchmark.extra_info.update(rows=store.num_examples, steps=len(loader))
+
+
+def test_seek_in_a_fresh_process(compare_fresh, with_peers, store, request):
+    """Open, go to the middle of an epoch, get the first batch there."""
+    contestants = {"penstock": ("seek_penstock", str(store.path))}
+    if with_peers:
+        hub_folder = request.getfixturevalue("hub_folder")
+        for name, function, module in (
+            ("StatefulDataLoader", "seek_stateful_data_loader", "torchdata"),
+            ("Trainer's skip", "seek_trainer", "accelerate"),
+        ):
+            try:
+                __import__(module)
+            except ImportError:
+                continue
+            contestants[name] = (function, hub_folder)
+        folder = request.getfixturevalue("streaming_folder")
+        if folder is not None:
+            contestants["MosaicML streaming"] = ("seek_streaming", folder)
+    compare_fresh(contestants, rounds=3, rows=store.num_examples)
+
+
+def test_memory_of_an_epoch(benchmark, with_peers, store, fresh):
+    """Its own memory, in about a hundred places of an epoch: what it grows by for a million rows."""
+    found = {}
+
+    def run() -> None:
+        found["penstock"] = fresh("measured", "memory_penstock", str(store.path))
+        if with_peers:
+            count = min(store.num_examples, 500_000)
+            found["DataLoader, 4 workers, a list"] = fresh("measured", "memory_data_loader", count)
+
+    benchmark.pedantic(run, rounds=1)
+    benchmark.extra_info.update(found)
