@@ -54,7 +54,7 @@ def test_plan(compare_fresh):
         "batch_by_size in numpy": ("plan_batch_by_size", PLAN_ROWS),
         "LengthGroupedSampler": ("plan_length_grouped", PLAN_ROWS),
     }
-    compare_fresh(contestants, rounds=3, rows=PLAN_ROWS)
+    compare_fresh(contestants, rounds=2, rows=PLAN_ROWS)
 
 
 def test_open(compare_fresh, with_peers, store, request):
@@ -110,7 +110,7 @@ def test_memory_of_an_epoch(benchmark, with_peers, store, fresh):
     def run() -> None:
         found["penstock"] = fresh("measured", "memory_penstock", str(store.path))
         if with_peers:
-            count = min(store.num_examples, 500_000)
+            count = min(store.num_examples, 100_000)
             found["DataLoader, 4 workers, a list"] = fresh("measured", "memory_data_loader", count)
 
     benchmark.pedantic(run, rounds=1)

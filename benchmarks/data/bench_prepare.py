@@ -1,10 +1,13 @@
 """Rows a second of `prepare`, against `datasets.map` with the same tokenizer, truncation and batch size.
 
-    pytest benchmarks/data/bench_prepare.py -o python_files='bench_*.py' --benchmark-json=prepare.json
+    pytest --benchmark-only -o python_files='bench_*.py' benchmarks/data/bench_prepare.py
 
-The clock's time, on a machine that does nothing else: both use two processors.
+Both use two processors: to be run on a machine that does nothing else.
 """
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -33,32 +36,68 @@ def minilm() -> str:
     return str(Path(package.__file__).parent / "model")
 
 
-def report(benchmark) -> None:
-    benchmark.extra_info.update(rows=ROWS, rows_per_second=ROWS / benchmark.stats.stats.min)
+def peak_of(work: str, *arguments: str) -> float:
+    """Megabytes, with those of its processes, of one of the two in a process of its own."""
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import bench_prepare as b; b.{work}(*sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL) as process:
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, sum(map(resident_megabytes, processes_under(process.pid))))
+            time.sleep(0.2)
+    assert process.returncode == 0
+    return peak
 
 
-def test_prepare(benchmark, turns, minilm, tmp_path):
+def processes_under(process: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return []
+    return [process, *(found for child in children for found in processes_under(int(child)))]
+
+
+def resident_megabytes(process: int) -> float:
+    """What it shares with others counted in part."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def penstock(turns: str, tokenizer: str, out: str) -> None:
+    prepare(turns, out, tokenizer=tokenizer, progress=False)
+
+
+def datasets_map(turns: str, tokenizer: str, out: str) -> None:
+    import datasets
+
+    encode = load_tokenizer(tokenizer)
+    data = datasets.load_dataset("parquet", data_files=turns, split="train", cache_dir=f"{out}.cache")
+    mapped = data.map(
+        lambda rows: {"input_ids": encode(rows["text"], truncation=True, max_length=512)["input_ids"]},
+        batched=True,
+        batch_size=4096,
+        num_proc=2,
+        remove_columns=["text"],
+        load_from_cache_file=False,
+    )
+    mapped.save_to_disk(out)
+
+
+def test_prepare(benchmark, compare, with_peers, turns, minilm, tmp_path):
+    """The unit is one row; both write their result to the disk."""
     count = iter(range(99))
-    benchmark.pedantic(lambda: prepare(turns, tmp_path / f"{next(count)}", tokenizer=minilm, progress=False), rounds=2)
-    report(benchmark)
 
+    def contestant(work):
+        def run() -> int:
+            work(turns, minilm, str(tmp_path / str(next(count))))
+            return ROWS
 
-def test_datasets_map(benchmark, turns, minilm, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    tokenizer = load_tokenizer(minilm)
-    count = iter(range(99))
+        return run
 
-    def run() -> None:
-        data = datasets.load_dataset("parquet", data_files=turns, split="train", cache_dir=str(tmp_path / "cache"))
-        mapped = data.map(
-            lambda rows: {"input_ids": tokenizer(rows["text"], truncation=True, max_length=512)["input_ids"]},
-            batched=True,
-            batch_size=4096,
-            num_proc=2,
-            remove_columns=["text"],
-            load_from_cache_file=False,
-        )
-        mapped.save_to_disk(tmp_path / f"mapped{next(count)}")
-
-    benchmark.pedantic(run, rounds=2)
-    report(benchmark)
+    compare({"penstock": contestant(penstock), "datasets.map": contestant(datasets_map)}, rounds=3)
+    if with_peers:
+        peaks = {work: peak_of(work, turns, minilm, str(tmp_path / work)) for work in ("penstock", "datasets_map")}
+        benchmark.extra_info["peak_megabytes"] = peaks

@@ -2,12 +2,14 @@
 
 import gc
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from penstock._native import Prefetcher, Shards
+from penstock.benchmarks.random_store import write_store
 from penstock.engine.data.loader import Loader
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import READERS, Store
@@ -257,6 +259,60 @@ def test_pinned_batches_survive_their_copies(store):
         on_device.append(batch.to("cuda", non_blocking=True))
         del batch
     assert [as_lists(batch) for batch in on_device] == expected
+
+
+@pytest.mark.parametrize("mode", ["pack", "bucket"])
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [0],
+        [1],
+        [0] * 300,
+        [65_535, 0, 65_536, 1, 65_537],
+        [65_536] * 3,
+        *([3] * (2**k + d) for k in (6, 9) for d in (-1, 0, 1)),
+    ],
+    ids=lambda lengths: f"{len(lengths)} of {lengths[0]}",
+)
+def test_every_example_once_whatever_the_sizes(tmp_path, lengths, reader, mode):
+    """Through a store on the disk, with the greatest ids that two bytes hold."""
+    lengths = np.array(lengths, np.int32)
+    written = write_store(tmp_path / "store", lengths, vocab_size=1 << 16)
+    opened = Store.open(written.path, reader=reader)
+    assert opened.lengths.tolist() == lengths.tolist()
+    parameters = PlanParameters(tokens_per_batch=1000, mode=mode)
+    for _ in range(2):
+        seen = []
+        for batch in make(opened, parameters=parameters).batches():
+            seen += batch.tokens.ids.tolist()
+            assert batch.tokens.lengths.tolist() == lengths[batch.tokens.ids.numpy()].tolist()
+            assert batch.num_tokens <= 1000 or len(batch) == 1
+            for row, tokens in zip(
+                batch.tokens.ids.tolist(), batch.tokens.values.split(batch.tokens.lengths.tolist()), strict=True
+            ):
+                assert np.array_equal(tokens.numpy(), written.tokens(row))
+        assert sorted(seen) == list(range(len(lengths)))
+    if lengths.sum() > 60_000:
+        assert max(int(written.tokens(row).max()) for row in np.flatnonzero(lengths > 1000)) > 65_530
+
+
+def test_memory_of_epochs_is_flat(tmp_path):
+    """A gigabyte goes by in batches; what the process holds of its own does not grow."""
+    lengths = np.random.default_rng(0).integers(1, 200, 50_000).astype(np.int32)
+    loader = make(write_store(tmp_path / "store", lengths), parameters=PlanParameters(16_384), threads=2)
+
+    def own_megabytes() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+    held = []
+    for _ in range(60):
+        for _ in loader.batches():
+            pass
+        held.append(own_megabytes())
+    slope = np.polyfit(np.arange(40), held[20:], 1)[0]
+    assert slope * 40 < 4, held
 
 
 def test_native_arguments_are_checked():

@@ -11,9 +11,9 @@ from penstock.engine.data.torch_dataset import BatchDataset
 from penstock.engine.errors import ConfigError
 
 
-def make(store, **options) -> BatchDataset:
+def make(store, world_size: int = 2, rank: int = 1, **options) -> BatchDataset:
     parameters = PlanParameters(tokens_per_batch=100, batches_per_step=4)
-    return BatchDataset(Loader(store, seed=3, parameters=parameters, world_size=2, rank=1), **options)
+    return BatchDataset(Loader(store, seed=3, parameters=parameters, world_size=world_size, rank=rank), **options)
 
 
 def rows(batches) -> list[list[int]]:
@@ -29,10 +29,15 @@ def test_through_a_data_loader(store):
         list(DataLoader(make(store), batch_size=None, num_workers=2))
 
 
-def test_going_on_after_every_batch(store):
-    straight = make(store)
+@pytest.mark.parametrize(("world_size", "rank"), [(size, rank) for size in (1, 2, 4) for rank in range(size)])
+def test_going_on_after_every_batch(store, world_size, rank):
+    """And over the end of an epoch; every rank's batches are its own of the one global stream."""
+    parts = world_size, rank
+    straight = make(store, *parts)
     stream = rows(straight) + rows(straight)
-    dataset = make(store)
+    whole = make(store, 1, 0)
+    assert stream == (rows(whole) + rows(whole))[rank::world_size]
+    dataset = make(store, *parts)
     seen, states = [], [dataset.state_dict()]
     for _ in range(2):
         for batch in dataset:
@@ -40,7 +45,7 @@ def test_going_on_after_every_batch(store):
             states.append(json.loads(json.dumps(dataset.state_dict())))
     assert seen == stream
     for done, state in enumerate(states):
-        resumed = make(store)
+        resumed = make(store, *parts)
         resumed.load_state_dict(state)
         assert resumed.state_dict() == state
         rest = [row for _ in range(resumed.loader.epoch, 2) for row in rows(resumed)]
