@@ -25,10 +25,11 @@ class Part:
     function: str = "run"
 
 
+# In this order: what needs no kernel of ours comes before their tests, which may end the run.
 PARTS = {
-    "tests": Part("correctness", 220),
     "machine": Part("machine", 15),
     "probes": Part("probes", 90),
+    "tests": Part("correctness", 220),
     "lstm": Part("lstm", 110, tests="lstm or cell"),
     "attention": Part("attention", 45, tests="attention or pool"),
     "train-lstm": Part("training_lstm", 60, tests=""),
@@ -36,18 +37,16 @@ PARTS = {
     "flashrnn": Part("lstm_peers", 300, checkout="flashrnn", function="flashrnn"),
     "haste": Part("lstm_peers", 60, checkout="haste", function="haste"),
 }
-BEFORE_ALL = ("tests", "machine")
 
 
 def plan(only: list[str], checkouts: dict[str, str]) -> list[str]:
     """The parts to run, in order: those asked for, or all that need no option, and what must come before them."""
-    wanted = only or [name for name, part in PARTS.items() if part.checkout is None or part.checkout in checkouts]
-    timed = [name for name in wanted if name not in BEFORE_ALL]
-    tests = any(PARTS[name].tests is not None for name in timed)
-    before = [
-        name for name in BEFORE_ALL if name in wanted or (name == "machine" and timed) or (name == "tests" and tests)
-    ]
-    return before + [name for name in PARTS if name in timed]
+    wanted = set(only or [name for name, part in PARTS.items() if part.checkout is None or part.checkout in checkouts])
+    if wanted - {"machine", "tests"}:
+        wanted.add("machine")
+    if any(PARTS[name].tests is not None for name in wanted):
+        wanted.add("tests")
+    return [name for name in PARTS if name in wanted]
 
 
 def test_expression(names: list[str]) -> str:

@@ -6,6 +6,7 @@
 # It needs cmake, a C++ compiler and python3 (or $PYTHON) with torch and pybind11; nvcc on the path for the CUDA kernels.
 # Where `pip install -e .` works, that does as well: then call `python -m penstock.benchmarks.gpu` by itself.
 set -e
+PATH=$PATH:/usr/local/cuda/bin
 root=$(cd "$(dirname "$0")/../.." && pwd)
 python=$(command -v "${PYTHON:-python3}")
 build=$root/build/gpu

@@ -25,7 +25,7 @@ from penstock.engine.training.train import train
 
 VOCAB, TOKENS_PER_BATCH = 30_000, 65_536
 LAYERS, WIDTH = 4, 256
-_WARM_UP = 30  # steps, of which no time is taken
+_WARM_UP, _FEWEST = 15, 20  # steps of which no time is taken, and that are timed at least
 _SAME_LOSS = 2e-2  # relative: between backends, of the mean loss over the first ten steps
 
 
@@ -105,7 +105,7 @@ def ours(context: Context, store: Store, settings: list[str], name: str, seconds
     torch.cuda.reset_peak_memory_stats()
     left = max(1.0, seconds - (time.perf_counter() - began) - 3)
     steps = int(left * first["tokens_per_second"] / (first["tokens"] / warm_up))
-    longer = _train(context, store, settings, name, max(2 * warm_up, steps))
+    longer = _train(context, store, settings, name, max(_FEWEST, steps))
     return longer | {"first_loss": first["first_loss"], "peak_mib": torch.cuda.max_memory_allocated() / 2**20}
 
 

@@ -100,7 +100,10 @@ int resident_clusters(Kernel kernel, int threads, size_t shared, int cluster) {
     config.attrs = &attribute;
     config.numAttrs = 1;
     int clusters = 0;
-    CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
+        cudaGetLastError();  // the device refuses such a cluster altogether: none fits
+        return 0;
+    }
     return clusters;
 }
 #endif
