@@ -1,7 +1,8 @@
 """Do penstock's models learn as plain PyTorch's do? The same weights, the same batches, no dropout, float32.
 
 The LSTM goes against `plain_lstm.PlainLSTM` (nn.LSTM over packed sequences), the encoder against the stock padded model
-of transformers. Each side has its own AdamW. Prints one JSON line a model with the losses' largest difference.
+of transformers. Each side has its own AdamW. Prints one JSON line a model with the losses' largest difference, and
+another with that of the plain LSTM from itself when it reads each batch from the end: what rounding alone does.
 
     python benchmarks/training/parity.py --texts reviews.parquet --text text --label stars
 """
@@ -47,24 +48,32 @@ def ragged_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def lstm_losses(
     batches: list[Batch], vocab_size: int, num_labels: int, hidden_size: int = 256
-) -> tuple[list[float], list[float]]:
-    """The losses of penstock's LSTM classifier and of the plain one."""
+) -> tuple[list[float], list[float], list[float]]:
+    """The losses of penstock's LSTM classifier, of the plain one, and of the plain one with each batch turned round.
+
+    The last two compute the same sums in another order: what rounding alone does to a loss, by way of AdamW (which
+    makes a step of any gradient, however small) and of the maximum's choice of a token.
+    """
     torch.manual_seed(0)
     plain = PlainLSTM(vocab_size, num_labels, hidden_size, hidden_size)
     plain.dropout.p = 0.0
+    turned = copy.deepcopy(plain)
     settings = ModelSettings(embedding_size=hidden_size, hidden_size=hidden_size, head_dropout=0.0)
     model = build_model(settings, vocab_size=vocab_size, num_labels=num_labels)
     for ours, theirs in (("embeddings", "embedding"), ("lstm", "lstm"), ("classifier", "classifier")):
         model.get_submodule(ours).load_state_dict(plain.get_submodule(theirs).state_dict())
 
-    def plain_loss(batch: Batch) -> Tensor:
+    def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
         texts, labels = batch
         lengths = torch.tensor([len(text) for text in texts])
-        return nn.functional.cross_entropy(plain(pad_sequence(texts, batch_first=True), lengths, packed=True), labels)
+        return nn.functional.cross_entropy(model(pad_sequence(texts, batch_first=True), lengths, packed=True), labels)
 
     return (
         losses(model.train(), lambda batch: ragged_loss(model, batch), batches, rate=1e-3),
-        losses(plain.train(), plain_loss, batches, rate=1e-3),
+        losses(plain.train(), lambda batch: plain_loss(plain, batch), batches, rate=1e-3),
+        losses(
+            turned.train(), lambda batch: plain_loss(turned, (batch[0][::-1], batch[1].flip(0))), batches, rate=1e-3
+        ),
     )
 
 
@@ -124,7 +133,10 @@ def main() -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(
         encoder, num_labels=len(names), attn_implementation="eager", dtype=torch.float32
     )
-    report("lstm-1-256", *lstm_losses(batches, len(tokenizer), len(names)))
+    ours, plain, turned = lstm_losses(batches, len(tokenizer), len(names))
+    report("lstm-1-256", ours, plain)
+    report("lstm-1-256 against plain with batches turned round", ours, turned)
+    report("plain with batches turned round", turned, plain)
     report(Path(encoder).name, *encoder_losses(batches, stock))
 
 
