@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from penstock.benchmarks.gpu.targets import Row, fastest, outcomes
+from penstock.benchmarks.gpu.targets import Outcome, Row, fastest, outcomes
 from penstock.engine.study.document import Block, Bullets, Figure, Heading, Headline, Paragraph, TableBlock, to_html
 
 SMOKE = "Smoke run, no GPU: every line of the benchmark was executed at tiny sizes; no figure here says anything."
@@ -59,7 +59,11 @@ def label(row: Row) -> str:
     named = {"hidden": "H", "batch": "B", "mean": "mean", "dropout": "dropout", "directions": "D", "threads": "threads"}
     parts = [str(row.get("kind", ""))]
     parts += [f"{short}={row[key]}" for key, short in named.items() if key in row]
-    parts += [str(row[key]) for key in ("form", "scheme", "model", "contestant", "dtype", "phase") if key in row]
+    parts += [
+        str(row[key])
+        for key in ("operation", "backend", "form", "scheme", "model", "contestant", "dtype", "phase")
+        if key in row
+    ]
     return " ".join(parts)
 
 
@@ -71,12 +75,16 @@ def _number(value: Any) -> str:
     return str(value)
 
 
+def verdict(outcome: Outcome) -> Row:
+    """A target, what was measured and what that comes to, in words."""
+    sign = "<=" if outcome.at_most else ">="
+    words = {None: "not measured", True: "reached", False: "missed"}
+    target = f"{sign} {outcome.target:g} {outcome.unit}"
+    return {"wanted": target, "measured": outcome.value, "so": words[outcome.reached]}
+
+
 def _targets(parts: dict[str, Any]) -> TableBlock:
-    rows = []
-    for outcome in outcomes(parts):
-        sign = "<=" if outcome.at_most else ">="
-        verdict = {None: "not measured", True: "reached", False: "missed"}[outcome.reached]
-        rows.append([outcome.what, f"{sign} {outcome.target:g} {outcome.unit}", _number(outcome.value), verdict])
+    rows = [[outcome.what, *map(_number, verdict(outcome).values())] for outcome in outcomes(parts)]
     return TableBlock(["", "target", "measured", ""], rows)
 
 

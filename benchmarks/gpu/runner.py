@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from penstock.benchmarks.gpu import correctness, machine, page, parts
 from penstock.benchmarks.gpu.context import FAILED, ROW, WRONG, Context, reason
 from penstock.benchmarks.gpu.results import Results
+from penstock.benchmarks.gpu.targets import outcomes
 
 _GRACE = 12.0  # seconds that a part may take beyond its share before it is ended
 
@@ -51,6 +52,9 @@ def run(
                 print(f"{name}: WRONG RESULT: {results.data['parts'][name]['why']}: nothing more is timed")
                 return WRONG
             code = code or (0 if status == "done" else FAILED)
+    for outcome in outcomes(results.data["parts"]):
+        if outcome.value is not None and not smoke:
+            print(page.brief({"target": outcome.what, **page.verdict(outcome)}))
     return code
 
 
@@ -74,7 +78,7 @@ def _run_part(name: str, context: Context, results: Results, log: TextIO) -> str
         text=True,
         errors="replace",
         process_group=0,
-        env={**os.environ, "OMP_NUM_THREADS": "1"} if context.smoke else None,  # tiny work: threads are in its way
+        env=_environment(context.smoke),
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -107,6 +111,12 @@ def _run_part(name: str, context: Context, results: Results, log: TextIO) -> str
     if status == "failed":
         print("".join(f"    {line}\n" for line in tail), end="", flush=True)
     return status
+
+
+def _environment(smoke: bool) -> dict[str, str]:
+    # no hub is asked for anything; and for tiny work threads are only in its way
+    changes = {"HF_HUB_OFFLINE": "1"} | ({"OMP_NUM_THREADS": "1"} if smoke else {})
+    return {**os.environ, **changes}
 
 
 def _read(name: str, lines: TextIO, results: Results, log: TextIO, tail: "deque[str]") -> None:

@@ -278,6 +278,11 @@ def test_targets_are_read_off_the_rows():
     assert found["H=512 B=128 over cuDNN packed"].reached is None
     assert found["lstm-4-256 training"].value == 5
     assert found["lstm-4-256 over the plain script"].reached is False
+    assert page.verdict(found["H=256 B=128 forward"]) == {
+        "wanted": "<= 1.5 us a step",
+        "measured": 1.4,
+        "so": "reached",
+    }
 
 
 def test_page_says_what_did_not_run(tmp_path):
