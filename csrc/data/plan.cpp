@@ -1,6 +1,7 @@
 #include "data/plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "data/random.h"
@@ -33,6 +34,55 @@ void next_fit(const int64_t* order, const int32_t* lengths, int64_t begin, int64
     open.squares += length * length;
   }
   if (open.end > open.begin) batches.push_back(open);
+}
+
+// Bounded best-fit: of a few open batches, an example goes to the one where it leaves the least room; where it fits in
+// none, the fullest is closed and a new one opened. Within a batch the order stays; batches are in the order of their
+// opening, so an example moves by a few batches at most.
+void best_fit(std::vector<int64_t>& order, const int32_t* lengths, int64_t budget, std::vector<Span>& batches) {
+  constexpr int kOpen = 16;
+  const auto count = static_cast<int64_t>(order.size());
+  // The lengths first, and then in their place the batches: gathering them is bound by the cache's misses, which
+  // overlap only as long as no branch waits for one.
+  std::vector<int32_t> batch_of(count);
+  for (int64_t i = 0; i < count; ++i) batch_of[i] = lengths[order[i]];
+  int32_t rooms[kOpen];  // of the open batches, ascending,
+  int32_t open[kOpen];   // and which they are
+  std::fill(rooms, rooms + kOpen, std::numeric_limits<int32_t>::min());
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t length = batch_of[i], needed = std::max(length, 1);
+    int k = 0;
+    for (const int32_t room : rooms) k += room < needed;  // a sum, for a search would branch where nothing is foreseen
+    if (k == kOpen) {
+      std::copy(rooms + 1, rooms + kOpen, rooms);
+      std::copy(open + 1, open + kOpen, open);
+      --k;
+      rooms[k] = static_cast<int32_t>(budget);
+      open[k] = static_cast<int32_t>(batches.size());
+      batches.push_back({0, 0, 0, 0});
+    }
+    const int32_t chosen = open[k], left = rooms[k] - needed;
+    for (; k > 0 && rooms[k - 1] > left; --k) {
+      rooms[k] = rooms[k - 1];
+      open[k] = open[k - 1];
+    }
+    rooms[k] = left;
+    open[k] = chosen;
+    batch_of[i] = chosen;
+    Span& batch = batches[chosen];
+    ++batch.end;
+    batch.tokens += length;
+    batch.squares += int64_t{length} * length;
+  }
+  int64_t begin = 0;
+  for (Span& batch : batches) {
+    const int64_t size = batch.end;
+    batch.begin = batch.end = begin;
+    begin += size;
+  }
+  std::vector<int64_t> arranged(count);
+  for (int64_t i = 0; i < count; ++i) arranged[batches[batch_of[i]].end++] = order[i];
+  order.swap(arranged);
 }
 
 // Stable by length, so that equal lengths keep their shuffled order.
@@ -123,6 +173,8 @@ Plan plan_epoch(const int32_t* lengths, const int64_t* rows, int64_t count, uint
   if (options.window_batches > 0) {
     bucket(order.data(), lengths, count, options, batches);
     if (options.shuffle) random.shuffle(batches.data(), static_cast<int64_t>(batches.size()));
+  } else if (options.shuffle) {
+    best_fit(order, lengths, options.tokens_per_batch, batches);
   } else {
     next_fit(order.data(), lengths, 0, count, options.tokens_per_batch, batches);
   }

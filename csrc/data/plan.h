@@ -9,7 +9,7 @@ namespace penstock {
 struct PlanOptions {
   int64_t tokens_per_batch;
   int64_t batches_per_step;
-  int64_t window_batches;  // 0: pack the shuffled order as it comes; else sort by length inside windows this large
+  int64_t window_batches;  // 0: pack the shuffled order, see best_fit; else sort by length inside windows this large
   bool shuffle;
   bool worst_first;
 };

@@ -10,7 +10,7 @@ from penstock._native import plan_epoch as native_plan_epoch
 from penstock.engine.data.manifest import digest
 from penstock.engine.errors import ConfigError
 
-PLAN_VERSION = 1  # of the algorithm: another one gives other batches, and an old run must not go on with them
+PLAN_VERSION = 2  # of the algorithm: another one gives other batches, and an old run must not go on with them
 
 Mode = Literal["pack", "bucket"]
 
@@ -23,8 +23,9 @@ class PlanParameters:
         tokens_per_batch: a batch holds at most this many tokens, unless it is one longer example.
         batches_per_step: batches of one optimizer step (U). Ranks x accumulation = U: any number of ranks that divides
             it trains the same steps.
-        mode: "pack" takes the shuffled examples as they come: every batch is a fair draw. "bucket" sorts them by length
-            inside windows and shuffles the batches: for models whose cost follows the longest example.
+        mode: "pack" puts each of the shuffled examples into that of 16 open batches where it leaves the least room; an
+            example moves by a few batches, none waits for its length. "bucket" sorts them by length inside windows and
+            shuffles the batches: for models whose cost follows the longest example.
         window_batches: batches' worth of examples in a window of mode "bucket".
     """
 

@@ -1,5 +1,7 @@
 """The batches of an epoch: complete, within the budget, the same everywhere, and unbiased."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -77,8 +79,24 @@ def reference(lengths, rows, seed, epoch, parameters, shuffle) -> list[list[int]
                 used = cost[row]
         return parts
 
+    def best_fit() -> list[list[int]]:
+        parts: list[list[int]] = []
+        open_: list[tuple[float, int]] = [(-math.inf, -1)] * 16  # rooms, ascending, and parts
+        for row in order:
+            fitting = [place for place, (room, _) in enumerate(open_) if room >= cost[row]]
+            if fitting:
+                room, part = open_.pop(fitting[0])
+            else:
+                open_.pop(0)
+                room, part = budget, len(parts)
+                parts.append([])
+            parts[part].append(row)
+            place = sum(other <= room - cost[row] for other, _ in open_)
+            open_.insert(place, (room - cost[row], part))
+        return parts
+
     if parameters.mode == "pack":
-        batches = next_fit(order, budget)
+        batches = best_fit() if shuffle else next_fit(order, budget)
     else:
         windows = next_fit(order, budget * parameters.window_batches)
         batches = [b for window in windows for b in next_fit(sorted(window, key=lambda r: lengths[r]), budget)]
@@ -173,9 +191,9 @@ def test_empty_examples_do_not_pile_up():
 def test_a_fixed_plan_stays_as_it_is():
     """Another result here means another PLAN_VERSION: runs under way must not go on with other batches."""
     lengths = np.arange(40, dtype=np.int32) * 7 % 23
-    assert PLAN_VERSION == 1
+    assert PLAN_VERSION == 2
     pack = plan_epoch(lengths, "store", 7, 1, PlanParameters(64, 2))
-    assert pack.order[:12].tolist() == [8, 19, 4, 21, 12, 17, 23, 9, 33, 18, 24, 25]
+    assert pack.order[:12].tolist() == [8, 19, 4, 21, 12, 17, 23, 33, 10, 9, 18, 24]
     bucket = plan_epoch(lengths, "store", 7, 1, PlanParameters(64, 2, "bucket", 4))
     assert bucket.order[:12].tolist() == [29, 6, 26, 13, 35, 22, 32, 12, 9, 19, 36, 18]
 
@@ -186,7 +204,7 @@ def realistic_lengths(count: int) -> np.ndarray:
 
 def test_packing_fills_the_batches():
     plan = plan_epoch(realistic_lengths(100_000), "store", 0, 1, PlanParameters(16384, 8))
-    assert plan.statistics()["fill"] >= 0.99
+    assert plan.statistics()["fill"] >= 0.999
     bucketed = plan_epoch(realistic_lengths(100_000), "store", 0, 1, PlanParameters(16384, 8, "bucket"))
     assert bucketed.statistics()["fill"] >= 0.98
 
