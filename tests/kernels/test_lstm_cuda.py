@@ -97,7 +97,7 @@ def test_gradients_of_some_outputs(emulate: Callable, wanted: tuple[int, ...]) -
     grads: list = [grad if place in wanted else None for place, grad in enumerate(cases.cotangents(inputs))]
     _, found = cases.run("cuda", inputs, torch.bfloat16, grads)
     _, true = cases.truth(inputs, grads)
-    assert max(cases.errors(found, true)) <= cases.BOUNDS[torch.bfloat16][1]
+    assert all(error <= cases.BOUNDS[torch.bfloat16][1] for error in cases.errors(found, true))  # NaN too fails
 
 
 @pytest.mark.parametrize("shape", [(64, 4, 1, 16, True), (128, 4, 2, 8, True), (128, 8, 4, 32, False)], ids=str)

@@ -49,8 +49,8 @@ def test_values_and_gradients(backend: str, dtype: torch.dtype, shape: tuple, op
     found = run(backend, on_gpu(inputs, dtype), grads)
     of_outputs, of_gradients = cases.BOUNDS[dtype]
     errors = list(cases.errors([each.cpu() for each in found], [*true_outputs[:3], *true_gradients]))
-    assert max(errors[:3]) <= of_outputs
-    assert max(errors[3:]) <= of_gradients
+    assert all(error <= of_outputs for error in errors[:3])  # not their maximum: it may overlook NaN
+    assert all(error <= of_gradients for error in errors[3:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -101,8 +101,8 @@ def test_cuda_values_and_gradients(hidden: int, lengths: list[int], options: dic
     found = run("cuda", on_gpu(inputs, torch.bfloat16), grads)
     errors = list(cases.errors(found, true))
     of_outputs, of_gradients = cases.BOUNDS[torch.bfloat16]
-    assert max(errors[:3]) <= of_outputs
-    assert max(errors[3:]) <= of_gradients
+    assert all(error <= of_outputs for error in errors[:3])  # not their maximum: it may overlook NaN
+    assert all(error <= of_gradients for error in errors[3:])
 
 
 @pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)

@@ -213,6 +213,7 @@ PENSTOCK_DEVICE void run_backward(const BackwardProblem& problem) {
         }
       }
       if (step > 0) ++message;
+      device::sync_warp();
       device::sync_block();
       if (more) {
         PENSTOCK_ROLL

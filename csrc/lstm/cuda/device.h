@@ -44,6 +44,7 @@ PENSTOCK_DEVICE uint32_t shared_address(const void* at) { return uint32_t(__cvta
 
 // ---- threads of a warp and of a block
 
+// Instructions that a warp executes as one (products, transposes, barriers) want this after a branch that may part it.
 PENSTOCK_DEVICE void sync_warp() { __syncwarp(); }
 PENSTOCK_DEVICE bool any(bool value) { return __any_sync(~0u, value); }
 PENSTOCK_DEVICE uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(~0u, value, lane); }

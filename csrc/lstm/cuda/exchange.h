@@ -22,6 +22,7 @@ class MessageBarriers {
         device::expect_bytes(barriers_ + half, kBytes);
       }
     }
+    device::sync_warp();
     device::sync_cluster();  // no message before its barrier is there
   }
   PENSTOCK_DEVICE uint64_t* of(uint32_t number) const { return barriers_ + number % 2; }
@@ -30,6 +31,7 @@ class MessageBarriers {
   PENSTOCK_DEVICE void wait(uint32_t number) const {
     device::wait_barrier(of(number), number / 2 % 2);
     if (device::thread() == 0) device::expect_bytes(of(number), kBytes);
+    device::sync_warp();
   }
 
  private:
@@ -65,7 +67,11 @@ class StateExchange<S, true> {
     return states_ + number % 2 * S::kLanes * S::kStateStride;
   }
 
-  PENSTOCK_DEVICE void finish() { device::sync_cluster(); }
+  // No block leaves while another may write to it.
+  PENSTOCK_DEVICE void finish() {
+    device::sync_warp();
+    device::sync_cluster();
+  }
 
  private:
   static_assert(S::kBlocks % 4 == 0);
@@ -99,6 +105,7 @@ class StateExchange<S, false> {
         *reinterpret_cast<device::Pair*>(states + lane * S::kStateStride + unit) = values[i];
       }
     }
+    device::sync_warp();
     device::sync_block();
     return states;
   }
@@ -143,7 +150,11 @@ class PartialExchange<S, true> {
     }
   }
 
-  PENSTOCK_DEVICE void finish() { device::sync_cluster(); }
+  // No block leaves while another may write to it.
+  PENSTOCK_DEVICE void finish() {
+    device::sync_warp();
+    device::sync_cluster();
+  }
 
  private:
   PENSTOCK_DEVICE float* at(uint32_t number, int sender, int unit, int lane) const {

@@ -220,6 +220,7 @@ PENSTOCK_DEVICE void run_forward(const ForwardProblem& problem) {
           cell[i] = c[owned][i];
         }
         const uint32_t of_step = device::pack(h[0], h[1]);
+        const uint32_t two_units = device::transpose(of_step);  // of lane i / 4
         uint32_t fed_back = of_step;
         PENSTOCK_UNROLL
         for (int i = 0; i < 2; ++i) {
@@ -232,6 +233,7 @@ PENSTOCK_DEVICE void run_forward(const ForwardProblem& problem) {
           const uint32_t first = initial_state(next[i].sequence);
           fed_back = i == 0 ? (fed_back & 0xffff0000u) | first : (fed_back & 0xffffu) | first << 16;
         }
+        device::sync_warp();
         if (more) exchange.post(message, n, first_unit, device::transpose(fed_back));
 
         PENSTOCK_UNROLL
@@ -243,13 +245,12 @@ PENSTOCK_DEVICE void run_forward(const ForwardProblem& problem) {
           }
           if (problem.cells != nullptr) problem.cells[token_at(now[i].row)] = cell[i];
         }
-        // a thread now holds two units of lane i / 4
-        const uint32_t two_units = device::transpose(of_step);
         const int32_t row = ring.at(step, 8 * n + lane / 4).row;
         if (row >= 0) {
           const int64_t at = (int64_t(row) * problem.directions + direction) * H + first_unit + column;
           *reinterpret_cast<uint32_t*>(problem.y + at) = two_units;
         }
+        device::sync_warp();
       }
     }
   }
