@@ -22,7 +22,7 @@ except ImportError:  # penstock.kernels works without its compiled module
     native = None
 
 UNVERIFIED = "it has run on an emulated machine only, not yet on a GPU; use_backend('cuda') asks for it"
-HIDDEN_SIZES = (256, 512, 1024)
+HIDDEN_SIZES = (128, 256, 384, 512, 768, 1024)
 
 
 def available() -> str | None:

@@ -264,7 +264,7 @@ def test_is_never_the_default() -> None:
     [
         ({"device_type": "cpu"}, "tensors are on cpu"),
         ({"dtype": torch.float32}, "dtype is torch.float32, not bfloat16"),
-        ({"hidden_size": 300}, "the hidden size is 300, not 256, 512, 1024"),
+        ({"hidden_size": 300}, "the hidden size is 300, not 128, 256, 384, 512, 768, 1024"),
         ({"proj_size": 4}, "projection"),
         ({"needs": ("zoneout",)}, "zoneout"),
         ({"needs": ("cells",)}, "cell states"),
@@ -278,10 +278,14 @@ def test_says_what_it_cannot_serve(facts: dict[str, Any], reason: str) -> None:
 # ---- the tiers themselves: large for an emulated machine
 
 TIERS = [
+    (128, 4, 1, 8, True),
     (256, 4, 1, 8, True),
+    (384, 8, 1, 8, True),  # a third of W_hh in shared memory
     (512, 16, 2, 16, True),
     (512, 8, 1, 8, True),  # half of W_hh in shared memory
     (256, 4, 1, 8, False),
+    (384, 12, 2, 8, False),
+    (768, 48, 3, 8, False),
     (1024, 64, 4, 8, False),
 ]
 
@@ -300,8 +304,8 @@ CUDA_SOURCES = emulated_cuda.SOURCES
 MOST_REGISTERS = 255
 MOST_SHARED_BYTES = {"80": 163 * 1024, "90a": 227 * 1024}
 COMPILED = [
-    *((name, "90a") for name in ("cluster_256", "cluster_512", "cluster_512_of_8")),
-    *((name, arch) for name in ("grid_256", "grid_512", "grid_1024") for arch in ("80", "90a")),
+    *((path.stem, "90a") for path in sorted(CUDA_SOURCES.glob("cluster_*.cu"))),
+    *((path.stem, arch) for path in sorted(CUDA_SOURCES.glob("grid_*.cu")) for arch in ("80", "90a")),
 ]
 
 

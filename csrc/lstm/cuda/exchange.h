@@ -11,6 +11,13 @@
 
 namespace penstock::lstm::cuda {
 
+// The largest divisor of a count up to 8: so many loads are under way at a time.
+constexpr int batch_of(int count) {
+  int batch = 8;
+  while (count % batch) --batch;
+  return batch;
+}
+
 // The two barriers at the start of shared memory, each armed for the next message of its half.
 template <uint32_t kBytes>
 class MessageBarriers {
@@ -114,8 +121,8 @@ class StateExchange<S, false> {
 
  private:
   static constexpr int kPairs = S::kLanes * S::kHidden / 4 / S::kThreads;  // of words, that a thread reads
-  static constexpr int kBatch = kPairs < 8 ? kPairs : 8;                   // of them at a time
-  static_assert(S::kLanes * S::kHidden / 4 % S::kThreads == 0 && kPairs % kBatch == 0);
+  static constexpr int kBatch = batch_of(kPairs);
+  static_assert(S::kLanes * S::kHidden / 4 % S::kThreads == 0);
   uint64_t* words_;
   uint16_t* states_;
 };
@@ -201,8 +208,7 @@ class PartialExchange<S, false> {
            lane;
   }
 
-  static constexpr int kBatch = S::kBlocks < 8 ? S::kBlocks : 8;  // senders at a time
-  static_assert(S::kBlocks % kBatch == 0);
+  static constexpr int kBatch = batch_of(S::kBlocks);  // senders at a time
   uint64_t* words_;
   int rank_;
 };

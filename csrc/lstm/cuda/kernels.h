@@ -27,7 +27,7 @@ struct Tier {
   Pass forward, backward;
 };
 
-extern const Tier kCluster256, kCluster512, kCluster512Of8;  // sm_90a
-extern const Tier kGrid256, kGrid512, kGrid1024;             // sm_80 and later
+extern const Tier kCluster128, kCluster256, kCluster384, kCluster512, kCluster512Of8;  // sm_90a
+extern const Tier kGrid128, kGrid256, kGrid384, kGrid512, kGrid768, kGrid1024;         // sm_80 and later
 
 }  // namespace penstock::lstm::cuda

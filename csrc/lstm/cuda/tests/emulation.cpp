@@ -51,11 +51,16 @@ const Kernel& kernel(const int* key) {
     add_widths<true, true, true, true, 128, 4, 2>();
     add_widths<false, true, false, true, 128, 8, 4>();
     // the tiers
+    add_widths<true, true, false, false, 128, 4, 1>();
     add_widths<true, true, false, false, 256, 4, 1>();
+    add_widths<true, true, false, false, 384, 8, 1>();
     add_widths<true, false, true, false, 512, 16, 2>();
     add_widths<true, true, false, false, 512, 8, 1>();
+    add_widths<false, false, false, false, 128, 4, 1>();
     add_widths<false, true, false, false, 256, 4, 1>();
+    add_widths<false, true, false, false, 384, 12, 2>();
     add_widths<false, false, false, false, 512, 16, 2>();
+    add_widths<false, true, false, false, 768, 48, 3>();
     add_widths<false, true, false, false, 1024, 64, 4>();
   }
   const auto found = kernels.find({key[0], key[1], key[2], key[3], key[4]});
