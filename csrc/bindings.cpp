@@ -10,4 +10,5 @@ PYBIND11_MODULE(_native, module) {
   penstock::bind_lstm_cuda(module);
 #endif
   penstock::bind_philox(module);
+  penstock::bind_rowwise(module);
 }

@@ -11,5 +11,6 @@ void bind_isa(pybind11::module_& module);
 void bind_lstm_cpu(pybind11::module_& module);
 void bind_lstm_cuda(pybind11::module_& module);  // built where there is nvcc
 void bind_philox(pybind11::module_& module);
+void bind_rowwise(pybind11::module_& module);
 
 }  // namespace penstock

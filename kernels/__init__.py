@@ -17,8 +17,20 @@ if __name__ == "kernels":
 else:
     from penstock.kernels.attention.ops import varlen_attention
     from penstock.kernels.dispatch import use_backend
+    from penstock.kernels.gelu.ops import bias_gelu
     from penstock.kernels.lstm import LSTM, lstm, lstm_cell
+    from penstock.kernels.norm.ops import residual_norm
     from penstock.kernels.pooling.ops import segment_pool
     from penstock.kernels.ragged import Ragged
 
-    __all__ = ["LSTM", "Ragged", "lstm", "lstm_cell", "segment_pool", "use_backend", "varlen_attention"]
+    __all__ = [
+        "LSTM",
+        "Ragged",
+        "bias_gelu",
+        "lstm",
+        "lstm_cell",
+        "residual_norm",
+        "segment_pool",
+        "use_backend",
+        "varlen_attention",
+    ]

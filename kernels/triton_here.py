@@ -1,9 +1,12 @@
 """Whether Triton's kernels can run here: one answer for every operation, without importing Triton."""
 
+import contextlib
 import importlib.util
 import os
+from typing import Any
 
 import torch
+from torch import Tensor
 
 UNVERIFIED = "it has run in Triton's interpreter only, not yet on a GPU; use_backend('triton') asks for it"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,3 +27,8 @@ def available() -> str | None:
     if torch.cuda.get_device_capability() < (8, 0):
         return "it needs compute capability 8.0"
     return None
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Launches go to the device of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -40,16 +40,16 @@ def first_tokens(hidden: Tensor, bounds: dict[str, Any]) -> tuple[Tensor, dict[s
     """The hidden states of each sequence's first token, and the bounds with which they attend to all of its tokens.
 
     Args:
-        hidden: (1, total_tokens, width).
+        hidden: (total_tokens, width).
         bounds: the keyword arguments that a layer receives, the bounds among them.
     Returns:
-        (batch, 1, width), where an empty sequence has some other's token; and keyword arguments for `attend`.
+        (batch, width), where an empty sequence has some other's token; and keyword arguments for `attend`.
     """
     cu_seqlens = bounds["cu_seq_lens_k"]
-    first = hidden[0, cu_seqlens[:-1].clamp(max=hidden.shape[1] - 1)]
+    first = hidden[cu_seqlens[:-1].clamp(max=hidden.shape[0] - 1)]
     one_each = torch.arange(cu_seqlens.shape[0], dtype=torch.int32, device=cu_seqlens.device)
     names = ("cu_seq_lens_k", "max_length_k", "example_ids")
-    return first[:, None], {"cu_seq_lens_q": one_each, "max_length_q": 1, **{name: bounds[name] for name in names}}
+    return first, {"cu_seq_lens_q": one_each, "max_length_q": 1, **{name: bounds[name] for name in names}}
 
 
 def attend(

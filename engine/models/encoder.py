@@ -147,7 +147,7 @@ class EncoderClassifier(nn.Module):
 def _pool_first(module: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> Tensor:
     """The last layer's (1, total_tokens, width) -> (batch, 1, width): first tokens, zero for an empty sequence."""
     if not is_fused(module):
-        hidden, _ = first_tokens(hidden, kwargs)
+        hidden = first_tokens(hidden[0], kwargs)[0][:, None]
     is_empty = kwargs["cu_seq_lens_k"].diff() == 0
     return hidden.masked_fill(is_empty[:, None, None], 0)
 

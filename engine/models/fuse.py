@@ -5,7 +5,9 @@ takes everything back.
 
 - The last layer computes its queries, and all that follows attention, for each sequence's first token only: a head that
   reads the first token never sees the others. Keys and values still come from every token, so this is exact.
-- BERT's query, key and value are one matrix product.
+- The query, key and value of BERT and DistilBERT are one matrix product.
+- What follows a product there, bias, dropout, residual and LayerNorm, or bias and GELU, is one operation. Dropout's
+  mask follows the example by the rule of `penstock.kernels.philox`: it is not the one that the stock module draws.
 """
 
 from collections.abc import Callable
@@ -16,9 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.activations import GELUActivation
 
 from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.families import layers_of, pools_mean
+from penstock.kernels import bias_gelu, residual_norm
+from penstock.kernels.autocast import autocast_dtype
 
 _BERT_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
@@ -27,9 +32,10 @@ def fuse(model: PreTrainedModel) -> None:
     """Replaces the methods of a model for sequence classification that runs through the bridge."""
     layers: Any = layers_of(model)
     model_type = model.config.model_type
-    if model_type in _BERT_TYPES:
+    forward = _bert_layer if model_type in _BERT_TYPES else _distilbert_layer if model_type == "distilbert" else None
+    if forward is not None:
         for layer in layers:
-            _replace(layer.attention.self, _bert_self_attention)
+            _replace(layer, forward)
     if pools_mean(model.config):
         return
     if model_type in _BERT_TYPES:
@@ -61,47 +67,100 @@ def _joined(x: Tensor, *parts: nn.Linear) -> Tensor:
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
-    """(tokens, 1, width) -> (tokens, heads, head_dim)."""
+    """(tokens, width) -> (tokens, heads, head_dim)."""
     return x.reshape(x.shape[0], -1, head_dim)
 
 
-def _bert_self_attention(
-    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    qkv = _joined(hidden_states[0], self.query, self.key, self.value)
-    q, k, v = qkv.unflatten(-1, (-1, self.attention_head_size)).unbind(1)
-    dropout = self.dropout.p if self.training else 0.0
-    out = attend(q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-    return out.flatten(1)[None], None
+def _rows(hidden_states: Tensor) -> Tensor:
+    """(1, tokens, width) -> (tokens, width), in the dtype that autocast asks for: cast once, not by every product."""
+    dtype = autocast_dtype(hidden_states)
+    return hidden_states[0] if dtype is None else hidden_states[0].to(dtype)
+
+
+def _attended(
+    q: Tensor, kv: tuple[Tensor, Tensor], attention: Any, attention_mask: Tensor | None, bounds: dict[str, Any]
+) -> Tensor:
+    """What each query's token attends to, (queries, width)."""
+    dropout = attention.dropout.p if attention.training else 0.0
+    return attend(q, *kv, attention_mask, dropout=dropout, scaling=attention.scaling, **bounds).flatten(1)
+
+
+def _add(x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float, bounds: Any) -> Tensor:
+    """norm(residual + dropout(dense(x)))"""
+    return residual_norm(
+        F.linear(x, dense.weight),
+        residual,
+        norm.weight,
+        norm.bias,
+        x_bias=dense.bias,
+        eps=norm.eps,
+        dropout_p=dropout,
+        cu_seqlens=bounds["cu_seq_lens_q"],
+        ids=bounds["example_ids"],
+    )
+
+
+def _activated(x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
+    if isinstance(activation, GELUActivation):
+        return bias_gelu(F.linear(x, dense.weight), dense.bias)
+    return activation(dense(x))
+
+
+def _rate(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
+
+
+def _bert_after_attention(self: Any, out: Tensor, residual: Tensor, bounds: dict[str, Any]) -> Tensor:
+    attention, output, intermediate = self.attention.output, self.output, self.intermediate
+    hidden = _add(out, attention.dense, residual, attention.LayerNorm, _rate(attention.dropout), bounds)
+    inner = _activated(hidden, intermediate.dense, intermediate.intermediate_act_fn)
+    return _add(inner, output.dense, hidden, output.LayerNorm, _rate(output.dropout), bounds)
+
+
+def _bert_layer(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
+) -> Tensor:
+    attention, hidden = self.attention.self, _rows(hidden_states)
+    qkv = _joined(hidden, attention.query, attention.key, attention.value)
+    q, *kv = qkv.unflatten(-1, (-1, attention.attention_head_size)).unbind(1)
+    out = _attended(q, kv, attention, attention_mask, bounds)
+    return _bert_after_attention(self, out, hidden, bounds)[None]
 
 
 def _bert_last_layer(
-    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **kwargs: Any
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
 ) -> Tensor:
-    attention = self.attention.self
+    attention, hidden = self.attention.self, _rows(hidden_states)
     head_dim = attention.attention_head_size
-    first, bounds = first_tokens(hidden_states, kwargs)
-    kv = _joined(hidden_states[0], attention.key, attention.value)
-    k, v = kv.unflatten(-1, (-1, head_dim)).unbind(1)
-    dropout = attention.dropout.p if self.training else 0.0
-    q = _heads(attention.query(first), head_dim)
-    out = attend(q, k, v, attention_mask, dropout=dropout, scaling=attention.scaling, **bounds)
-    return self.feed_forward_chunk(self.attention.output(out.flatten(1)[:, None], first))
+    first, bounds = first_tokens(hidden, bounds)
+    kv = _joined(hidden, attention.key, attention.value).unflatten(-1, (-1, head_dim)).unbind(1)
+    out = _attended(_heads(attention.query(first), head_dim), kv, attention, attention_mask, bounds)
+    return _bert_after_attention(self, out, first, bounds)[:, None]
+
+
+def _distilbert_after_attention(self: Any, out: Tensor, residual: Tensor, bounds: dict[str, Any]) -> Tensor:
+    hidden = _add(out, self.attention.out_lin, residual, self.sa_layer_norm, 0.0, bounds)
+    inner = _activated(hidden, self.ffn.lin1, self.ffn.activation)
+    return _add(inner, self.ffn.lin2, hidden, self.output_layer_norm, _rate(self.ffn.dropout), bounds)
+
+
+def _distilbert_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any) -> Tensor:
+    attention, hidden = self.attention, _rows(hidden_states)
+    qkv = _joined(hidden, attention.q_lin, attention.k_lin, attention.v_lin)
+    q, *kv = qkv.unflatten(-1, (-1, attention.attention_head_size)).unbind(1)
+    out = _attended(q, kv, attention, attention_mask, bounds)
+    return _distilbert_after_attention(self, out, hidden, bounds)[None]
 
 
 def _distilbert_last_layer(
-    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any
 ) -> Tensor:
-    attention = self.attention
+    attention, hidden = self.attention, _rows(hidden_states)
     head_dim = attention.attention_head_size
-    first, bounds = first_tokens(hidden_states, kwargs)
-    kv = _joined(hidden_states[0], attention.k_lin, attention.v_lin)
-    k, v = kv.unflatten(-1, (-1, head_dim)).unbind(1)
-    dropout = attention.dropout.p if self.training else 0.0
-    q = _heads(attention.q_lin(first), head_dim)
-    out = attend(q, k, v, attention_mask, dropout=dropout, scaling=attention.scaling, **bounds)
-    attended = self.sa_layer_norm(attention.out_lin(out.flatten(1)[:, None]) + first)
-    return self.output_layer_norm(self.ffn(attended) + attended)
+    first, bounds = first_tokens(hidden, bounds)
+    kv = _joined(hidden, attention.k_lin, attention.v_lin).unflatten(-1, (-1, head_dim)).unbind(1)
+    out = _attended(_heads(attention.q_lin(first), head_dim), kv, attention, attention_mask, bounds)
+    return _distilbert_after_attention(self, out, first, bounds)[:, None]
 
 
 def _modernbert_last_layer(
@@ -117,7 +176,8 @@ def _modernbert_last_layer(
     attention = self.attn
     weight, bias, width = attention.Wqkv.weight, attention.Wqkv.bias, hidden_states.shape[-1]
     q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    first, bounds = first_tokens(hidden_states, kwargs)
+    first, bounds = first_tokens(hidden_states[0], kwargs)
+    first = first[:, None]
     q = _heads(F.linear(self.attn_norm(first), weight[:width], q_bias), attention.head_dim)
     kv = F.linear(self.attn_norm(hidden_states), weight[width:], kv_bias)
     k, v = kv.unflatten(-1, (2, -1, attention.head_dim)).unbind(2)

@@ -1,6 +1,5 @@
 """Attention over ragged batches in Triton: which tiles, and how the kernels of `triton_kernels.py` are launched."""
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from penstock.kernels import philox
 from penstock.kernels.attention.protocol import Problem
-from penstock.kernels.triton_here import INTERPRETED
+from penstock.kernels.triton_here import INTERPRETED, on_device
 
 
 class Tile(NamedTuple):
@@ -99,10 +98,6 @@ def _arguments(q: Tensor, k: Tensor, v: Tensor, problem: Problem, blocks: int) -
     )
 
 
-def _on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
 def _blocks(length: int, block: int) -> int:
     return -(-length // block)
 
@@ -116,7 +111,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, 
     tile = choose_tiles(q.dtype, q.shape[2], max(problem.max_seqlen_q, problem.max_seqlen_k)).forward
     blocks = _blocks(problem.max_seqlen_q, tile.block_q)
     if q.shape[0] and blocks:
-        with _on_device(q):
+        with on_device(q):
             forward_kernel[problem.batch_size * blocks, heads](
                 q, k, v, out, lse, *_arguments(q, k, v, problem, blocks), **_constants(q, k, problem, tile)
             )
@@ -132,7 +127,7 @@ def backward(
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     delta = torch.empty_like(lse)
     tiles = choose_tiles(q.dtype, head_dim, max(problem.max_seqlen_q, problem.max_seqlen_k))
-    with _on_device(q):
+    with on_device(q):
         if tokens_q and problem.max_seqlen_q:
             rows = 64
             delta_kernel[_blocks(tokens_q, rows), heads](

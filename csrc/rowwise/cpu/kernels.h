@@ -1,0 +1,30 @@
+// One instruction set's kernels: included once by each of portable.cpp, avx2.cpp, avx512.cpp and avx512_bf16.cpp.
+#pragma once
+
+#include "rowwise/cpu/gelu.h"
+#include "rowwise/cpu/norm.h"
+
+namespace penstock {
+namespace PENSTOCK_ISA {
+
+static void norm_forward(const NormProblem& p, const Item& item, Scratch& scratch) {
+  (p.storage == Storage::float32 ? norm_forward_rows<float> : norm_forward_rows<bf16>)(p, item, scratch);
+}
+static void norm_backward(const NormProblem& p, const Item& item, Scratch& scratch) {
+  (p.storage == Storage::float32 ? norm_backward_rows<float> : norm_backward_rows<bf16>)(p, item, scratch);
+}
+static void gelu_forward(const GeluProblem& p, const Item& item) {
+  (p.storage == Storage::float32 ? gelu_forward_rows<float> : gelu_forward_rows<bf16>)(p, item);
+}
+static void gelu_backward(const GeluProblem& p, const Item& item) {
+  (p.storage == Storage::float32 ? gelu_backward_rows<float> : gelu_backward_rows<bf16>)(p, item);
+}
+
+}  // namespace PENSTOCK_ISA
+
+#define PENSTOCK_JOIN(a, b) a##b
+#define PENSTOCK_KERNELS(isa) PENSTOCK_JOIN(isa, _kernels)
+const rowwise::Kernels rowwise::PENSTOCK_KERNELS(PENSTOCK_ISA){PENSTOCK_ISA::norm_forward, PENSTOCK_ISA::norm_backward,
+                                                               PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward};
+
+}  // namespace penstock

@@ -1,0 +1,119 @@
+// Bias, dropout, residual and LayerNorm in one pass over memory, in the namespace PENSTOCK_ISA (see simd.h).
+#pragma once
+
+#include "dropout.h"
+#include "rowwise/cpu/columns.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+// Which units of each row in turn are kept, by the rows' places in their sequences.
+class RowMasks {
+ public:
+  RowMasks(const NormProblem& p, int64_t first_row, uint64_t* words)
+      : p_(p), row_(first_row), words_(words), rule_(DropoutKey(0, 0, 0), p.dropout_threshold) {
+    if (p.dropout_threshold == 0) return;
+    int64_t low = 0, high = p.batch;  // the last sequence that begins at or before the row
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (p.cu_seqlens[middle] <= first_row ? low : high) = middle;
+    }
+    enter(low);
+  }
+
+  // Computes the next row's mask; null without dropout.
+  const uint64_t* next() {
+    if (p_.dropout_threshold == 0) return nullptr;
+    while (row_ >= p_.cu_seqlens[sequence_ + 1] && sequence_ + 1 < p_.batch) enter(sequence_ + 1);
+    rule_.fill(uint32_t(row_ - p_.cu_seqlens[sequence_]), 0, p_.width, words_);
+    ++row_;
+    return words_;
+  }
+
+ private:
+  void enter(int64_t sequence) {
+    sequence_ = sequence;
+    rule_ = KeepRule(DropoutKey(p_.seed, p_.ids[sequence], 0), p_.dropout_threshold);
+  }
+
+  const NormProblem& p_;
+  int64_t row_, sequence_ = 0;
+  uint64_t* words_;
+  KeepRule rule_;
+};
+
+template <class Columns>
+PENSTOCK_INLINE Floats drop(const uint64_t* words, const Columns& c, float scale, Floats x) {
+  return words == nullptr ? x : keep(keep_lanes(words, c.begin), x * scale);
+}
+
+template <class Element>
+static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
+  const int64_t width = p.width;
+  float* z = scratch.take<float>(whole_vectors(width));
+  RowMasks masks(p, item.first, scratch.take<uint64_t>(width / 64 + 1));
+  for (int64_t row = item.first; row < item.last; ++row) {
+    const uint64_t* words = masks.next();
+    const Element* x = static_cast<const Element*>(p.x) + row * width;
+    const Element* residual = static_cast<const Element*>(p.residual) + row * width;
+    Element* out = static_cast<Element*>(p.out) + row * width;
+    Floats sum{};
+    for_columns(width, [&](auto c) __attribute__((always_inline)) {
+      Floats v = c.load(x);
+      if (p.x_bias != nullptr) v += c.load(p.x_bias);
+      v = drop(words, c, p.dropout_scale, v) + c.load(residual);
+      store(z + c.begin, v);
+      sum += v;  // lanes beyond the row hold 0
+    });
+    const float mean = horizontal_sum(sum) / float(width);
+    Floats squares{};
+    for_columns(width, [&](auto c) __attribute__((always_inline)) {
+      const Floats centred = keep(c.lanes(), load(z + c.begin) - mean);
+      squares += centred * centred;
+    });
+    const float rstd = 1.0f / __builtin_sqrtf(horizontal_sum(squares) / float(width) + p.eps);
+    Element* saved = p.normal == nullptr ? nullptr : static_cast<Element*>(p.normal) + row * width;
+    for_columns(width, [&](auto c) __attribute__((always_inline)) {
+      const Floats normal = (load(z + c.begin) - mean) * rstd;
+      Floats y = normal * c.load(p.weight);
+      if (p.bias != nullptr) y += c.load(p.bias);
+      c.store(out, y);
+      if (saved != nullptr) c.store(saved, normal);
+    });
+    if (saved != nullptr) p.rstd[row] = rstd;
+  }
+}
+
+template <class Element>
+static void norm_backward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
+  const int64_t width = p.width;
+  RowMasks masks(p, item.first, scratch.take<uint64_t>(width / 64 + 1));
+  float* grad_weight = p.sums + item.piece * 3 * width;
+  float *grad_bias = grad_weight + width, *grad_x_bias = grad_bias + width;
+  std::memset(grad_weight, 0, size_t(3 * width) * sizeof(float));
+  for (int64_t row = item.first; row < item.last; ++row) {
+    const uint64_t* words = masks.next();
+    const Element* normals = static_cast<const Element*>(p.normal) + row * width;
+    const Element* grad_out = static_cast<const Element*>(p.grad_out) + row * width;
+    Element* grad_residual = static_cast<Element*>(p.grad_residual) + row * width;
+    Element* grad_x = p.grad_x == nullptr ? nullptr : static_cast<Element*>(p.grad_x) + row * width;
+    const float rstd = p.rstd[row];
+    Floats sum{}, projection{};
+    for_columns(width, [&](auto c) __attribute__((always_inline)) {
+      const Floats dy = c.load(grad_out), normal = c.load(normals), g = dy * c.load(p.weight);
+      sum += g;  // dy is 0 in lanes beyond the row
+      projection += g * normal;
+      c.store(grad_weight, c.load(grad_weight) + dy * normal);
+      c.store(grad_bias, c.load(grad_bias) + dy);
+    });
+    const float mean_g = horizontal_sum(sum) / float(width), mean_p = horizontal_sum(projection) / float(width);
+    for_columns(width, [&](auto c) __attribute__((always_inline)) {
+      const Floats normal = c.load(normals), g = c.load(grad_out) * c.load(p.weight);
+      const Floats dz = (g - mean_g - normal * mean_p) * rstd, dx = drop(words, c, p.dropout_scale, dz);
+      c.store(grad_residual, dz);
+      if (grad_x != nullptr) c.store(grad_x, dx);
+      if (p.x_bias != nullptr) c.store(grad_x_bias, c.load(grad_x_bias) + dx);
+    });
+  }
+}
+
+}  // namespace penstock::PENSTOCK_ISA

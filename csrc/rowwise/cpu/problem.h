@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+
+#include "scratch.h"
+
+namespace penstock::rowwise {
+
+enum class Storage { float32, bfloat16 };
+
+// Rows are shared out in pieces of fixed size, at most this many, whatever the number of threads: sums over rows are
+// added up piece by piece, so that they do not depend on the threads.
+constexpr int64_t kMostPieces = 64, kLeastRows = 16;
+
+// out = (z - mean) rstd weight + bias with z = residual + dropout(x + x_bias); kernels/norm/protocol.py says more.
+// Tensors are dense, (rows, width); parameters and their gradients float32, (width).
+struct NormProblem {
+  Storage storage;
+  int64_t rows, width;
+  float eps, dropout_scale;
+  uint32_t dropout_threshold;  // 0: no dropout
+  uint64_t seed;
+  int64_t batch;
+  const int32_t* cu_seqlens;
+  const int64_t* ids;
+  const void *x, *residual;
+  const float *x_bias, *weight, *bias;  // x_bias and bias may be null
+  void *out, *normal;                   // (z - mean) rstd; may be null: nothing is kept for backward
+  float* rstd;                          // (rows), null as normal
+  // backward
+  const void* grad_out;
+  void *grad_x, *grad_residual;  // grad_x is null without dropout: it equals grad_residual
+  float* sums;                   // (pieces, 3, width): of weight, bias and x_bias
+};
+
+// out = gelu(x + bias), and its derivative, which is all that backward needs.
+struct GeluProblem {
+  Storage storage;
+  int64_t rows, width;
+  const void* x;
+  const float* bias;       // may be null
+  void *out, *derivative;  // derivative may be null
+  // backward
+  const void *grad_out, *saved_derivative;
+  void* grad_x;
+  float* sums;  // (pieces, width), null without bias
+};
+
+// Rows [first, last) that are computed at a time; `piece` is their number.
+struct Item {
+  int64_t piece, first, last;
+};
+
+// One instruction set's kernels.
+struct Kernels {
+  void (*norm_forward)(const NormProblem&, const Item&, Scratch&);
+  void (*norm_backward)(const NormProblem&, const Item&, Scratch&);
+  void (*gelu_forward)(const GeluProblem&, const Item&);
+  void (*gelu_backward)(const GeluProblem&, const Item&);
+};
+extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels;
+
+}  // namespace penstock::rowwise

@@ -1,0 +1,114 @@
+// The calls from Python: raw addresses in, rows shared out among threads.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+
+#include "bindings.h"
+#include "isa.h"
+#include "rowwise/cpu/problem.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace penstock {
+namespace rowwise {
+namespace {
+
+const Kernels& kernels_for(Isa isa) {
+  switch (isa) {
+#ifdef __x86_64__
+    case Isa::avx2:
+      return avx2_kernels;
+    case Isa::avx512:
+      return avx512_kernels;
+    case Isa::avx512_bf16:
+      return avx512_bf16_kernels;
+#endif
+    default:
+      return portable_kernels;
+  }
+}
+
+template <class T>
+void get(const py::dict& arguments, const char* name, T& value) {
+  if (!arguments.contains(name)) return;
+  if constexpr (std::is_pointer_v<T>)
+    value = reinterpret_cast<T>(arguments[name].cast<uintptr_t>());
+  else
+    value = arguments[name].cast<T>();
+}
+
+Storage storage(const py::dict& arguments) {
+  return arguments["bfloat16"].cast<bool>() ? Storage::bfloat16 : Storage::float32;
+}
+
+NormProblem norm_problem(const py::dict& a) {
+  NormProblem p{};
+  p.storage = storage(a);
+  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "eps", p.eps), get(a, "dropout_scale", p.dropout_scale);
+  get(a, "dropout_threshold", p.dropout_threshold), get(a, "seed", p.seed), get(a, "batch", p.batch);
+  get(a, "cu_seqlens", p.cu_seqlens), get(a, "ids", p.ids), get(a, "x", p.x), get(a, "residual", p.residual);
+  get(a, "x_bias", p.x_bias), get(a, "weight", p.weight), get(a, "bias", p.bias), get(a, "out", p.out);
+  get(a, "normal", p.normal), get(a, "rstd", p.rstd), get(a, "grad_out", p.grad_out);
+  get(a, "grad_x", p.grad_x), get(a, "grad_residual", p.grad_residual), get(a, "sums", p.sums);
+  return p;
+}
+
+GeluProblem gelu_problem(const py::dict& a) {
+  GeluProblem p{};
+  p.storage = storage(a);
+  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "x", p.x), get(a, "bias", p.bias), get(a, "out", p.out);
+  get(a, "derivative", p.derivative), get(a, "grad_out", p.grad_out);
+  get(a, "saved_derivative", p.saved_derivative), get(a, "grad_x", p.grad_x), get(a, "sums", p.sums);
+  return p;
+}
+
+int64_t rows_per_piece(int64_t rows) { return std::max(kLeastRows, (rows + kMostPieces - 1) / kMostPieces); }
+
+int64_t pieces(int64_t rows) { return (rows + rows_per_piece(rows) - 1) / rows_per_piece(rows); }
+
+template <class Work>
+void for_pieces(int64_t rows, int threads, Work work) {
+  const int64_t size = rows_per_piece(rows);
+  parallel_for(pieces(rows), threads,
+               [&](int64_t piece, int) { work(Item{piece, piece * size, std::min((piece + 1) * size, rows)}); });
+}
+
+using NormKernel = void (*Kernels::*)(const NormProblem&, const Item&, Scratch&);
+using GeluKernel = void (*Kernels::*)(const GeluProblem&, const Item&);
+
+template <NormKernel kernel>
+void norm(const py::dict& arguments, const std::string& isa, int threads) {
+  const NormProblem p = norm_problem(arguments);
+  const auto compute = kernels_for(isa_named(isa)).*kernel;
+  const py::gil_scoped_release release;
+  for_pieces(p.rows, threads, [&](const Item& item) { compute(p, item, Scratch::of_this_thread()); });
+}
+
+template <GeluKernel kernel>
+void gelu(const py::dict& arguments, const std::string& isa, int threads) {
+  const GeluProblem p = gelu_problem(arguments);
+  const auto compute = kernels_for(isa_named(isa)).*kernel;
+  const py::gil_scoped_release release;
+  for_pieces(p.rows, threads, [&](const Item& item) { compute(p, item); });
+}
+
+}  // namespace
+}  // namespace rowwise
+
+void bind_rowwise(py::module_& module) {
+  using rowwise::Kernels;
+  const auto define = [&module](const char* name, auto function, const char* text) {
+    module.def(name, function, py::arg("arguments"), py::arg("isa"), py::arg("threads"), text);
+  };
+  define("norm_forward", rowwise::norm<&Kernels::norm_forward>,
+         "Fills out and, if given, normal and rstd; kernels/norm/cpu.py makes the arguments.");
+  define("norm_backward", rowwise::norm<&Kernels::norm_backward>,
+         "Fills grad_residual, grad_x and each piece's sums for the parameters.");
+  define("gelu_forward", rowwise::gelu<&Kernels::gelu_forward>,
+         "Fills out and, if given, derivative; kernels/gelu/cpu.py makes the arguments.");
+  define("gelu_backward", rowwise::gelu<&Kernels::gelu_backward>, "Fills grad_x and each piece's sums for the bias.");
+  module.def("row_pieces", &rowwise::pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
+}
+
+}  // namespace penstock

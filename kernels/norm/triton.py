@@ -1,0 +1,84 @@
+"""The residual normalisation in Triton: how the kernels of `triton_kernels.py` are launched."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import philox
+from penstock.kernels.norm.protocol import Gradients, Problem, Saved
+from penstock.kernels.triton_here import INTERPRETED, on_device
+
+_WIDEST = 8192  # a row is one block
+_PROGRAMS = 256  # of backward, each with sums of its own; not by the device, so that results do not depend on it
+
+
+def block(width: int) -> int:
+    """The elements of a row's block: dropout draws eight at a time."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def warps(width: int) -> int:
+    return min(max(block(width) // 256, 1), 8)
+
+
+def _dropout(problem: Problem) -> tuple[tuple[Any, ...], tuple[int, int], tuple[int, float]]:
+    batch = 0 if problem.cu_seqlens is None else problem.cu_seqlens.shape[0] - 1
+    drop = philox.threshold(problem.dropout_p), philox.scale(problem.dropout_p)
+    return (problem.cu_seqlens, problem.ids, problem.seed), (batch, batch.bit_length()), drop
+
+
+def forward(problem: Problem, save: bool) -> tuple[Tensor, Saved]:
+    from penstock.kernels.norm.triton_kernels import forward_kernel
+
+    x = problem.x
+    rows, width = x.shape
+    out, saved = torch.empty_like(x), Saved.empty(x, save)
+    tensors, bisection, drop = _dropout(problem)
+    if rows:
+        with on_device(x):
+            forward_kernel[(rows,)](
+                *(x, problem.residual, problem.x_bias, problem.weight, problem.bias, out, saved.normal, saved.rstd),
+                *(*tensors, *bisection, problem.eps, *drop),
+                WIDTH=width,
+                BLOCK=block(width),
+                HAS_X_BIAS=problem.x_bias is not None,
+                HAS_BIAS=problem.bias is not None,
+                DROPOUT=problem.dropout_p > 0,
+                SAVE=save,
+                num_warps=warps(width),
+            )
+    return out, saved
+
+
+def backward(grad_out: Tensor, problem: Problem, saved: Saved) -> Gradients:
+    from penstock.kernels.norm.triton_kernels import backward_kernel
+
+    (rows, width), dropout = grad_out.shape, problem.dropout_p > 0
+    residual = torch.empty_like(grad_out)
+    x = torch.empty_like(grad_out) if dropout else grad_out.new_empty(0)
+    programs = min(rows, _PROGRAMS)
+    sums = problem.weight.new_empty(programs, 3, width)
+    tensors, bisection, drop = _dropout(problem)
+    if rows:
+        with on_device(grad_out):
+            backward_kernel[(programs,)](
+                *(grad_out, saved.normal, saved.rstd, problem.weight, residual, x, sums),
+                *(*tensors, rows, *bisection, *drop),
+                WIDTH=width,
+                BLOCK=block(width),
+                DROPOUT=dropout,
+                num_warps=warps(width),
+            )
+    weight, bias, x_bias = sums.sum(0)
+    return Gradients(residual, x, weight, bias, None if problem.x_bias is None else x_bias)
+
+
+def why_not(*, device_type: str, dtype: torch.dtype, width: int, **_: object) -> str | None:
+    if device_type != ("cpu" if INTERPRETED else "cuda"):
+        return f"it serves CUDA tensors, not {device_type}"
+    if dtype == torch.float64:
+        return "it has no float64"
+    if width > _WIDEST:
+        return f"its width goes to {_WIDEST}, not {width}"
+    return None

@@ -1,0 +1,122 @@
+"""Bias, dropout, residual and LayerNorm in one pass over memory, with dropout by the rule of `philox.py`.
+
+A row is one block; its sequence is found on the device by bisection. Backward has no atomics: each program sums its own
+rows for the parameters.
+"""
+
+import triton
+import triton.language as tl
+
+from penstock.kernels.philox_triton import dropout_bits
+
+
+@triton.jit
+def _keep(cu_seqlens, ids, seed, row, batch, halvings, threshold, BLOCK: tl.constexpr):
+    """Which columns of a row are kept."""
+    low, high = 0, batch
+    for _ in range(halvings):  # the last sequence that begins at or before the row
+        middle = (low + high) // 2
+        starts_before = tl.load(cu_seqlens + middle) <= row
+        low = tl.where(starts_before, middle, low)
+        high = tl.where(starts_before, high, middle)
+    position = row - tl.load(cu_seqlens + low) + tl.arange(0, 1)
+    bits = dropout_bits(tl.load(seed), tl.load(ids + low), position, 0, tl.arange(0, BLOCK // 8))
+    return tl.reshape(bits, (BLOCK,)) >= threshold
+
+
+@triton.jit(do_not_specialize=["batch", "halvings", "threshold"])
+def forward_kernel(
+    x,  # (rows, WIDTH), as residual, out and normal
+    residual,
+    x_bias,  # (WIDTH,), as weight and bias
+    weight,
+    bias,
+    out,
+    normal,
+    rstd,  # (rows,)
+    cu_seqlens,
+    ids,
+    seed,
+    batch,
+    halvings,
+    eps,
+    threshold,
+    dropout_scale,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_X_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    SAVE: tl.constexpr,
+):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    at = tl.cast(row, tl.int64) * WIDTH + columns
+    z = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_X_BIAS:
+        z += tl.load(x_bias + columns, mask=inside, other=0.0)
+    if DROPOUT:
+        kept = _keep(cu_seqlens, ids, seed, row, batch, halvings, threshold, BLOCK)
+        z = tl.where(kept, z * dropout_scale, 0.0)
+    z += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(z, 0) / WIDTH
+    centred = tl.where(inside, z - mean, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+    centred *= scale
+    y = centred * tl.load(weight + columns, mask=inside, other=0.0)
+    if HAS_BIAS:
+        y += tl.load(bias + columns, mask=inside, other=0.0)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+    if SAVE:
+        tl.store(normal + at, centred.to(normal.dtype.element_ty), mask=inside)
+        tl.store(rstd + row, scale)
+
+
+@triton.jit(do_not_specialize=["rows", "batch", "halvings", "threshold"])
+def backward_kernel(
+    grad_out,  # (rows, WIDTH), as normal, grad_residual and grad_x
+    normal,
+    rstd,  # (rows,)
+    weight,  # (WIDTH,)
+    grad_residual,
+    grad_x,
+    sums,  # (programs, 3, WIDTH): of weight, bias and x_bias
+    cu_seqlens,
+    ids,
+    seed,
+    rows,
+    batch,
+    halvings,
+    threshold,
+    dropout_scale,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr,
+):
+    program = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    factor = tl.load(weight + columns, mask=inside, other=0.0)
+    grad_weight = tl.zeros((BLOCK,), tl.float32)
+    grad_bias = tl.zeros((BLOCK,), tl.float32)
+    grad_x_bias = tl.zeros((BLOCK,), tl.float32)
+    for row in range(program, rows, tl.num_programs(0)):
+        at = tl.cast(row, tl.int64) * WIDTH + columns
+        dy = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
+        n = tl.load(normal + at, mask=inside, other=0.0).to(tl.float32)
+        g = dy * factor
+        dz = (g - tl.sum(g, 0) / WIDTH - n * (tl.sum(g * n, 0) / WIDTH)) * tl.load(rstd + row)
+        dx = dz
+        if DROPOUT:
+            kept = _keep(cu_seqlens, ids, seed, row, batch, halvings, threshold, BLOCK)
+            dx = tl.where(kept, dz * dropout_scale, 0.0)
+            tl.store(grad_x + at, dx.to(grad_x.dtype.element_ty), mask=inside)
+        tl.store(grad_residual + at, dz.to(grad_residual.dtype.element_ty), mask=inside)
+        grad_weight += dy * n
+        grad_bias += dy
+        grad_x_bias += dx
+    at = program.to(tl.int64) * (3 * WIDTH) + columns
+    tl.store(sums + at, grad_weight, mask=inside)
+    tl.store(sums + at + WIDTH, grad_bias, mask=inside)
+    tl.store(sums + at + 2 * WIDTH, grad_x_bias, mask=inside)

@@ -1,0 +1,136 @@
+"""Bias and GELU in one operation, against float64 and against torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from penstock import _native
+from penstock.kernels import bias_gelu, use_backend
+
+BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+BACKENDS = ["reference", "torch", *(f"cpu {isa}" for isa in _native.available_isas())]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name, _, isa = request.param.partition(" ")
+    monkeypatch.setenv("PENSTOCK_ISA", isa)
+    return name
+
+
+def tensors(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, grad_out = (3 * torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    return x, torch.randn(shape[1], generator=generator), grad_out
+
+
+def run(backend, x, bias, grad_out):
+    inputs = [each.clone().requires_grad_() for each in (x, bias) if each is not None]
+    with use_backend(backend):
+        out = bias_gelu(*inputs)
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (3, 7), (257, 64), (1031, 37)])
+def test_values_and_gradients(backend, shape, dtype, with_bias):
+    if backend == "cpu" and dtype == torch.float16:
+        pytest.skip("the cpu backend has no float16")
+    x, bias, grad_out = tensors(shape, dtype)
+    bias = bias if with_bias else None
+    found = run(backend, x, bias, grad_out)
+    expected = run("reference", x.double(), None if bias is None else bias.double(), grad_out.double())
+    for y, r, limit in zip(found, expected, [BOUND[dtype]] + [2 * BOUND[dtype]] * 2, strict=False):
+        assert (y.double() - r).norm() <= limit * r.norm()
+    assert [y.dtype for y in found] == [dtype, dtype, torch.float32][: len(found)]
+
+
+def test_equals_torchs_gelu():
+    x, bias, grad_out = (each.double() for each in tensors((40, 30), torch.float64))
+    inputs = [x.requires_grad_(), bias.requires_grad_()]
+    out, expected = bias_gelu(*inputs), F.gelu(x + bias)
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, grad_out) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_every_argument(backend):
+    """Every bfloat16 between -20 and 20, and what lies beyond."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    x = bits.view(torch.bfloat16).float()
+    x = x[x.abs() < 1e30].reshape(1, -1).requires_grad_()
+    with use_backend(backend):
+        out = bias_gelu(x)
+    wide = x.detach().double().requires_grad_()
+    expected = F.gelu(wide)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(y.sum(), v)[0].double() for y, v in ((out, x), (expected, wide))]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    with use_backend(backend):
+        assert bias_gelu(torch.tensor([[float("nan"), 1.0]]))[0].isnan().tolist() == [True, False]
+
+
+def test_same_bits_whatever_the_threads():
+    arguments = tensors((3001, 40), torch.bfloat16)
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(run("cpu", *arguments))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_keeps_nothing_for_backward_without_gradients(backend):
+    x, bias, _ = tensors((5, 6), torch.float32)
+    out, derivative = torch.ops.penstock.bias_gelu(x, bias, False, backend)
+    assert out.shape == x.shape
+    assert derivative.numel() == 0
+
+
+def test_autocast_casts_the_rows_and_not_the_bias():
+    x, bias, _ = tensors((5, 6), torch.float32)
+    bias.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = bias_gelu(x, bias)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert bias.grad.dtype == torch.float32
+
+
+def test_a_second_derivative_is_refused():
+    x, _, _ = tensors((5, 6), torch.float32)
+    with pytest.raises(RuntimeError, match="once only"):
+        bias_gelu(x.requires_grad_()).sum().backward(create_graph=True)
+
+
+def test_opcheck(backend):
+    x, bias, _ = tensors((9, 10), torch.float32)
+    arguments = (x.requires_grad_(), bias.requires_grad_(), True, backend)
+    torch.library.opcheck(torch.ops.penstock.bias_gelu.default, arguments)
+
+
+def test_compiles_whole_and_once_for_all_shapes():
+    torch._dynamo.reset()
+    compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(bias_gelu, backend=compilations, fullgraph=True, dynamic=True)
+    for rows in (8, 10, 21):
+        x, bias, _ = tensors((rows, 24), torch.float32)
+        out = compiled(x, bias.requires_grad_())
+        torch.testing.assert_close(out, F.gelu(x + bias), rtol=1e-5, atol=1e-6)
+        out.sum().backward()
+    assert compilations.frame_count <= 2
+
+
+@pytest.mark.parametrize(
+    ("x", "bias", "error", "message"),
+    [
+        (torch.zeros(5), None, ValueError, "x must have shape"),
+        (torch.zeros(5, 2, dtype=torch.int32), None, TypeError, "x must be"),
+        (torch.zeros(5, 2), torch.zeros(3), ValueError, "bias must have shape"),
+    ],
+)
+def test_bad_arguments_are_named(x, bias, error, message):
+    with pytest.raises(error, match=message):
+        bias_gelu(x, bias)

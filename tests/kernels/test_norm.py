@@ -1,0 +1,252 @@
+"""Bias, dropout, residual and LayerNorm in one operation, against float64 and against torch's own modules."""
+
+import functools
+from itertools import accumulate
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock import _native
+from penstock.kernels import philox, residual_norm, use_backend
+
+LENGTHS = (3, 0, 1, 40, 211, 0)
+BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+SEED = torch.tensor(-(2**61) + 99)
+IDS = torch.arange(len(LENGTHS)) * 7 + 2**40
+NAMES = ("x", "residual", "x_bias", "weight", "bias")
+BACKENDS = ["reference", "torch", *(f"cpu {isa}" for isa in _native.available_isas())]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name, _, isa = request.param.partition(" ")
+    monkeypatch.setenv("PENSTOCK_ISA", isa)
+    return name
+
+
+def bounds(lengths: tuple[int, ...] = LENGTHS) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+@functools.cache
+def tensors(width: int, dtype: torch.dtype, tokens: int = sum(LENGTHS)) -> tuple[tuple[Tensor, ...], Tensor]:
+    """x, residual, x_bias, weight and bias, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(width)
+    rows = [torch.randn(tokens, width, generator=generator).to(dtype) for _ in range(3)]
+    vectors = [torch.randn(width, generator=generator) for _ in range(3)]
+    rows[1] += 3  # a mean that is far from 0
+    return (*rows[:2], *vectors), rows[2]
+
+
+def run(backend: str, inputs: tuple[Tensor, ...], grad_out: Tensor, without: tuple[str, ...] = (), **options):
+    """The output and the gradients of what is there."""
+    given = {
+        name: None if name in without else x.clone().requires_grad_() for name, x in zip(NAMES, inputs, strict=True)
+    }
+    with use_backend(backend):
+        out = residual_norm(**given, **options)
+    return [out.detach(), *torch.autograd.grad(out, [x for x in given.values() if x is not None], grad_out)]
+
+
+def dropout(p: float) -> dict:
+    return {"dropout_p": p, "cu_seqlens": bounds(), "ids": IDS, "seed": SEED}
+
+
+@pytest.mark.parametrize(("p", "without"), [(0.0, ()), (0.1, ()), (0.1, ("x_bias", "bias")), (0.0, ("x_bias",))])
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("width", [7, 64, 101])
+def test_values_and_gradients(backend, width, dtype, p, without):
+    if backend == "cpu" and dtype == torch.float16:
+        pytest.skip("the cpu backend has no float16")
+    inputs, grad_out = tensors(width, dtype)
+    options = dropout(p) if p else {}
+    found = run(backend, inputs, grad_out, without, **options)
+    expected = run("reference", tuple(x.double() for x in inputs), grad_out.double(), without, **options)
+    for y, r, limit in zip(found, expected, [BOUND[dtype]] + [2 * BOUND[dtype]] * 5, strict=False):
+        assert (y.double() - r).norm() <= limit * r.norm()
+    assert [y.dtype for y in found] == [dtype] * 3 + [torch.float32] * (len(found) - 3)
+
+
+def test_equals_torchs_modules():
+    inputs, grad_out = tensors(96, torch.float64)
+    inputs = tuple(x.double().requires_grad_() for x in inputs)
+    x, residual, x_bias, weight, bias = inputs
+    out = residual_norm(x, residual, weight, bias, x_bias=x_bias, eps=1e-3)
+    expected = F.layer_norm(residual + x + x_bias, (96,), weight, bias, 1e-3)
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, grad_out) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_reference_gradients_are_those_of_its_formula():
+    inputs, _ = tensors(5, torch.float64, tokens=4)
+    inputs = tuple(x.double() for x in inputs)
+    cu_seqlens, ids = bounds((3, 0, 1)), torch.tensor([5, 6, 7])
+
+    def operation(*given):
+        x, residual, x_bias, weight, bias = given
+        options = {"dropout_p": 0.4, "cu_seqlens": cu_seqlens, "ids": ids, "seed": SEED}
+        with use_backend("reference"):
+            return residual_norm(x, residual, weight, bias, x_bias=x_bias, **options)
+
+    assert torch.autograd.gradcheck(operation, [x.clone().requires_grad_() for x in inputs])
+
+
+def test_dropout_follows_the_rule(backend):
+    width, p = 70, 0.3
+    x, zero = torch.ones(sum(LENGTHS), width, requires_grad=True), torch.zeros(sum(LENGTHS), width)
+    weight = torch.ones(width)
+    with use_backend(backend):
+        out = residual_norm(x, zero, weight, **dropout(p))
+    # an element that is kept lies above the row's mean, one that is dropped below it
+    kept = torch.cat(
+        [philox.keep_mask(SEED, IDS[b].expand(n), torch.arange(n), 0, width, p) for b, n in enumerate(LENGTHS) if n > 0]
+    )
+    assert torch.equal(out > 0, kept)
+    gradient = torch.autograd.grad(out, x, torch.randn(x.shape))[0]
+    assert torch.equal(gradient != 0, kept)
+
+
+def test_dropout_follows_the_example_not_the_batch(backend):
+    inputs, _ = tensors(33, torch.float32)
+    x, residual, x_bias, weight, bias = inputs
+    start, end = bounds().tolist()[3:5]
+    with use_backend(backend):
+        together = residual_norm(x, residual, weight, bias, x_bias=x_bias, **dropout(0.2))
+        options = {**dropout(0.2), "cu_seqlens": bounds((end - start,)), "ids": IDS[3:4]}
+        alone = residual_norm(x[start:end], residual[start:end], weight, bias, x_bias=x_bias, **options)
+        other = residual_norm(x, residual, weight, bias, **{**dropout(0.2), "seed": SEED + 1})
+    assert torch.equal(alone, together[start:end])
+    assert not torch.allclose(other, together)
+
+
+def test_everything_may_be_dropped(backend):
+    inputs, grad_out = tensors(20, torch.float32)
+    out, d_x, *_ = run(backend, inputs, grad_out, **dropout(1.0))
+    torch.testing.assert_close(out, F.layer_norm(inputs[1], (20,), inputs[3], inputs[4]))
+    assert not d_x.any()
+
+
+def test_rows_are_independent(backend):
+    inputs, grad_out = tensors(48, torch.float32)
+    poisoned = (inputs[0].clone(), *inputs[1:])
+    poisoned[0][7] = float("nan")
+    before, after = (run(backend, x, grad_out, **dropout(0.1)) for x in (inputs, poisoned))
+    rows = torch.arange(sum(LENGTHS)) != 7
+    for a, b in zip(before[:3], after[:3], strict=True):
+        assert torch.equal(a[rows], b[rows])
+        assert b[7].isnan().any()
+
+
+def test_same_bits_whatever_the_threads():
+    inputs, grad_out = tensors(64, torch.bfloat16, tokens=3001)
+    options = {**dropout(0.1), "cu_seqlens": bounds((3000, 1)), "ids": IDS[:2]}
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(run("cpu", inputs, grad_out, **options))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [(), (0,), (0, 0), (1,)])
+def test_degenerate_batches(backend, lengths):
+    inputs, grad_out = tensors(9, torch.float32, tokens=sum(lengths))
+    options = {"dropout_p": 0.5, "cu_seqlens": bounds(lengths), "seed": SEED}
+    out, *gradients = run(backend, inputs, grad_out, **options)
+    assert out.shape == (sum(lengths), 9)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_views_are_read_as_they_are(backend):
+    inputs, grad_out = tensors(30, torch.float32)
+    strided = (*(x.t().contiguous().t() for x in inputs[:2]), *inputs[2:])
+    for a, b in zip(run(backend, strided, grad_out.t().contiguous().t()), run(backend, inputs, grad_out), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_keeps_nothing_for_backward_without_gradients(backend):
+    (x, residual, x_bias, weight, bias), _ = tensors(12, torch.float32)
+    arguments = (x_bias, weight, bias, 1e-5, 0.0, None, None, None)
+    out, *saved = torch.ops.penstock.residual_norm(x, residual, *arguments, False, backend)
+    assert out.shape == x.shape
+    assert not any(tensor.numel() for tensor in saved)
+
+
+def test_autocast_casts_the_rows_and_not_the_parameters():
+    (x, residual, x_bias, weight, bias), _ = tensors(16, torch.float32)
+    x = x.bfloat16().requires_grad_()
+    weight = weight.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = residual_norm(x, residual, weight, bias, x_bias=x_bias)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert (x.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_draws_its_seed_from_torchs_generator():
+    (x, residual, _, weight, _), _ = tensors(16, torch.float32)
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(residual_norm(x, residual, weight, dropout_p=0.5, cu_seqlens=bounds()))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_a_second_derivative_is_refused():
+    (x, residual, _, weight, _), _ = tensors(16, torch.float32)
+    out = residual_norm(x.clone().requires_grad_(), residual, weight)
+    with pytest.raises(RuntimeError, match="once only"):
+        out.sum().backward(create_graph=True)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_opcheck(backend, p):
+    (x, residual, x_bias, weight, bias), _ = tensors(10, torch.float32)
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    drop = (p, bounds(), IDS, SEED) if p else (0.0, None, None, None)
+    arguments = (x, residual, x_bias, weight, bias, 1e-5, *drop, True, backend)
+    torch.library.opcheck(torch.ops.penstock.residual_norm.default, arguments)
+
+
+def test_compiles_whole_and_once_for_all_batches():
+    torch._dynamo.reset()
+    compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(residual_norm, backend=compilations, fullgraph=True, dynamic=True)
+    (_, _, x_bias, weight, bias), _ = tensors(24, torch.float32)
+    weight.requires_grad_()
+    for lengths in ((3, 5), (7, 1, 2), (4, 4, 4, 9)):
+        x, residual = torch.randn(2, sum(lengths), 24)
+        options = {"x_bias": x_bias, "dropout_p": 0.5, "cu_seqlens": bounds(lengths), "seed": SEED}
+        out = compiled(x, residual, weight, bias, **options)
+        torch.testing.assert_close(out, residual_norm(x, residual, weight, bias, **options))
+        out.sum().backward()
+    assert compilations.frame_count <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(5)}, ValueError, "x must have shape"),
+        ({"x": torch.zeros(5, 2, dtype=torch.int64)}, TypeError, "x must be"),
+        ({"residual": torch.zeros(5, 3)}, ValueError, "residual has shape"),
+        ({"residual": torch.zeros(5, 2).double()}, TypeError, "residual is"),
+        ({"weight": torch.zeros(3)}, ValueError, "weight must have shape"),
+        ({"bias": torch.zeros(1)}, ValueError, "bias must have shape"),
+        ({"x_bias": torch.zeros(2, 2)}, ValueError, "x_bias must have shape"),
+        ({"dropout_p": 0.5}, ValueError, "needs cu_seqlens"),
+        ({"dropout_p": 1.5}, ValueError, "dropout p"),
+        ({"dropout_p": 0.5, "cu_seqlens": bounds((4,))}, ValueError, "cu_seqlens must run from 0 to"),
+        ({"dropout_p": 0.5, "cu_seqlens": torch.tensor([0, 5])}, TypeError, "cu_seqlens must be int32"),
+        ({"dropout_p": 0.5, "cu_seqlens": bounds((5,)), "ids": torch.zeros(2).long()}, ValueError, "ids must be"),
+        ({"dropout_p": 0.5, "cu_seqlens": bounds((5,)), "seed": torch.zeros(2)}, ValueError, "seed must be"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, message):
+    arguments = {"x": torch.zeros(5, 2), "residual": torch.zeros(5, 2), "weight": torch.ones(2), **change}
+    with pytest.raises(error, match=message):
+        residual_norm(**arguments)

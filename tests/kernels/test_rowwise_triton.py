@@ -1,0 +1,178 @@
+"""The Triton kernels of residual_norm, bias_gelu and segment_pool: values in the interpreter, which must be asked for
+before a kernel is defined, in a process of its own; and compiled for GPUs that need not be there."""
+
+import os
+import subprocess
+import sys
+from itertools import accumulate
+
+import pytest
+import torch
+import triton
+
+from penstock.kernels import bias_gelu, residual_norm, segment_pool, use_backend
+from penstock.kernels.gelu import triton as gelu
+from penstock.kernels.norm import triton as norm
+from penstock.kernels.pooling import triton as pooling
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+inside = pytest.mark.skipif(not INTERPRETED, reason="run in the interpreter by test_in_the_interpreter")
+outside = pytest.mark.skipif(INTERPRETED, reason="not for the interpreter")
+
+LENGTHS = (3, 0, 1, 14, 0)
+BOUND = {torch.float32: 1e-5, torch.float16: 2e-3}
+
+
+@outside
+def test_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=os.path.dirname(__file__))
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    assert " passed" in run.stdout
+
+
+def bounds(lengths=LENGTHS):
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def run(backend, operation, inputs):
+    """The output and the gradients of the inputs."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    with use_backend(backend):
+        out = operation(*inputs)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, inputs, direction)]
+
+
+def check(operation, inputs, dtype):
+    inputs = [x.to(dtype) for x in inputs]
+    found = run("triton", operation, inputs)
+    expected = run("reference", operation, [x.double() for x in inputs])
+    for y, r, limit in zip(found, expected, [BOUND[dtype]] + [2 * BOUND[dtype]] * 5, strict=False):
+        assert (y.double() - r).norm() <= limit * r.norm()
+
+
+@inside
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("width", [5, 70])
+def test_norm(width, p, dtype, monkeypatch):
+    monkeypatch.setattr(norm, "_PROGRAMS", 4)  # more than one row each
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(sum(LENGTHS), width)] * 2 + [(width,)] * 3
+    drop = {"dropout_p": p, "cu_seqlens": bounds(), "ids": torch.arange(5) + 2**40, "seed": torch.tensor(-(2**50))}
+
+    def operation(x, residual, x_bias, weight, bias):
+        return residual_norm(x, residual, weight, bias, x_bias=x_bias, **(drop if p else {}))
+
+    check(operation, [torch.randn(shape, generator=generator) for shape in shapes], dtype)
+
+
+@inside
+@pytest.mark.parametrize("dtype", BOUND)
+def test_gelu(dtype):
+    generator = torch.Generator().manual_seed(0)
+    check(bias_gelu, [torch.randn(shape, generator=generator) * 2 for shape in ((131, 21), (21,))], dtype)
+    check(bias_gelu, [torch.randn(3, 200, generator=generator)], dtype)
+
+
+@inside
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("mode", ["max", "mean", "last", "attention"])
+def test_pooling(mode, dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(sum(LENGTHS), 130, generator=generator)
+    scores = [torch.randn(sum(LENGTHS), generator=generator)] if mode == "attention" else []
+
+    def operation(values, scores=None):
+        return segment_pool(values, bounds(), mode, scores, bidirectional=mode == "last")
+
+    check(operation, [values, *scores], dtype)
+
+
+@inside
+def test_the_first_maximum_and_the_first_nan():
+    values = torch.tensor([[1.0, 5.0], [7.0, 5.0], [7.0, 2.0], [3.0, float("nan")], [4.0, float("inf")]])
+    values.requires_grad_()
+    with use_backend("triton"):
+        out = segment_pool(values, bounds((3, 2)), "max")
+    torch.testing.assert_close(out, torch.tensor([[7.0, 5.0], [4.0, float("nan")]]), equal_nan=True)
+    out.sum().backward()
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0]]))
+
+
+@inside
+@pytest.mark.parametrize("lengths", [(), (0, 0), (1,)])
+def test_degenerate_batches(lengths):
+    x, vector = torch.randn(sum(lengths), 9), torch.ones(9)
+    drop = {"dropout_p": 0.5, "cu_seqlens": bounds(lengths)}
+    outs = [
+        run("triton", lambda x, w: residual_norm(x, x, w, **drop), [x, vector]),
+        run("triton", bias_gelu, [x, vector]),
+        run("triton", lambda x: segment_pool(x, bounds(lengths), "max"), [x]),
+    ]
+    assert all(tensor.isfinite().all() for tensors in outs for tensor in tensors)
+
+
+@outside
+def test_say_what_they_cannot_serve():
+    facts = {"device_type": "cuda", "dtype": torch.bfloat16, "width": 384, "mode": "max"}
+    for backend in (norm, gelu, pooling):
+        assert backend.why_not(**facts) is None
+        assert "CUDA" in backend.why_not(**{**facts, "device_type": "cpu"})
+        assert "float64" in backend.why_not(**{**facts, "dtype": torch.float64})
+    assert "width" in norm.why_not(**{**facts, "width": 8193})
+
+
+FLOATS = {"weight", "bias", "x_bias", "rstd", "sums", "scores", "weights", "grad_scores"}
+INTEGERS = {"cu_seqlens": "*i32", "ids": "*i64", "seed": "*i64", "eps": "fp32", "dropout_scale": "fp32"}
+COUNTS = {"batch", "halvings", "threshold", "rows", "rows_per_program", "count", "tokens", "half"}
+
+
+def compile_kernel(kernel, capability, num_warps=4, element="*bf16", saved="*fp32", **constants):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def kind(name):
+        if name in constants:
+            return "constexpr"
+        if name in COUNTS:
+            return "i32"
+        if name == "saved":
+            return saved
+        return INTEGERS.get(name) or ("*fp32" if name in FLOATS else element)
+
+    signature = {name: kind(name) for name in kernel.arg_names}
+    values = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
+    pointers = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
+    source = ASTSource(kernel, signature, values, pointers)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+
+
+@outside
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compile_for_gpus(capability):
+    from penstock.kernels.gelu import triton_kernels as gelu_kernels
+    from penstock.kernels.norm import triton_kernels as norm_kernels
+    from penstock.kernels.pooling import triton_kernels as pooling_kernels
+
+    binaries = []
+    for width in (384, 1024):
+        shape = {"WIDTH": width, "BLOCK": norm.block(width), "DROPOUT": True, "num_warps": norm.warps(width)}
+        options = {"HAS_X_BIAS": True, "HAS_BIAS": True, "SAVE": True}
+        binaries.append(compile_kernel(norm_kernels.forward_kernel, capability, **shape, **options))
+        binaries.append(compile_kernel(norm_kernels.backward_kernel, capability, **shape))
+    options = {"WIDTH": 1536, "HAS_BIAS": True}
+    binaries.append(compile_kernel(gelu_kernels.forward_kernel, capability, BLOCK=gelu.BLOCK, SAVE=True, **options))
+    tile = {"BLOCK_ROWS": gelu.BLOCK_ROWS, "BLOCK_COLUMNS": gelu.BLOCK_COLUMNS}
+    binaries.append(compile_kernel(gelu_kernels.backward_kernel, capability, **tile, **options))
+    shape = {"FEATURES": 512, "BLOCK": pooling.BLOCK}
+    for mode in ("max", "mean", "last", "attention"):
+        saved = "*i32" if mode == "max" else "*fp32"
+        options = {"saved": saved, "MODE": mode, **shape}
+        binaries.append(compile_kernel(pooling_kernels.forward_kernel, capability, **options))
+        binaries.append(compile_kernel(pooling_kernels.backward_kernel, capability, **options))
+    binaries.append(compile_kernel(pooling_kernels.scores_backward_kernel, capability, **shape))
+    assert all(binary.asm["cubin"] for binary in binaries)
