@@ -33,13 +33,13 @@ def forward_kernel(
     inside = columns < FEATURES
     result = tl.zeros((BLOCK,), tl.float32)
     if MODE == "last":
-        row = tl.where(columns < half, end - 1, start).to(tl.int64)
-        result = tl.load(values + row * FEATURES + columns, mask=inside & (end > start), other=0.0).to(tl.float32)
+        row = tl.where(columns < half, end - 1, start)
+        there = inside & (row >= start) & (row < end)
+        result = tl.load(values + row.to(tl.int64) * FEATURES + columns, mask=there, other=0.0).to(tl.float32)
     elif MODE == "mean":
         for row in range(start, end):
-            result += tl.load(values + tl.cast(row, tl.int64) * FEATURES + columns, mask=inside, other=0.0).to(
-                tl.float32
-            )
+            at = values + tl.cast(row, tl.int64) * FEATURES + columns
+            result += tl.load(at, mask=inside, other=0.0).to(tl.float32)
         result = result / tl.maximum(end - start, 1)
     elif MODE == "max":
         where = tl.zeros((BLOCK,), tl.int32) + start
