@@ -200,14 +200,18 @@ def quartiles(values: list[float]) -> dict[str, float]:
 
 
 def rounds(contestants: dict[str, Pass], rate: Callable[[], float], seconds: float) -> Iterator[dict[str, float]]:
-    """Each contestant's seconds, and the matmul rate, round after round; the first round warms up and is left out."""
+    """Each contestant's seconds, the matmul rate and the cores in use, round after round.
+
+    The first round warms up and is left out. Fewer cores than threads mean that the machine had other things to do.
+    """
     began = clock()
     for number in range(1000):
-        started = clock()
+        started, wall, used = clock(), time.perf_counter(), time.process_time()
         results = {}
         for name, train in contestants.items():
             results[name] = train()
             results["rate"] = max(results.get("rate", 0.0), rate())
+        results["cores"] = (time.process_time() - used) / (time.perf_counter() - wall)
         if number:
             yield results
         if number and 2 * clock() - started - began > seconds:
@@ -283,6 +287,7 @@ def main() -> None:
         "rounds": len(results),
         "tokens_per_second": {name: quartiles([tokens / r[name] for r in results]) for name in contestants},
         "ratio": {name: quartiles([r[name] / r["penstock"] for r in results]) for name in options.peers},
+        "cores": quartiles([r["cores"] for r in results]),
         "matmul_gflops": quartiles([r["rate"] / 1e9 for r in results]),
         **{name: quartiles(values) for name, values in shares.items()},
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -16,6 +17,10 @@ from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.output import classifier_output
 from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import Ragged, segment_pool
+
+# oneDNN compiles a matrix product for its very shape and keeps a thousand of them, megabytes for every new number of
+# tokens or texts. On a CPU these are rounded up to multiples.
+_TOKENS, _TEXTS = 32, 8
 
 
 class EncoderClassifier(nn.Module):
@@ -119,19 +124,20 @@ class EncoderClassifier(nn.Module):
             ModelError: a sequence is longer than the model has positions for.
         """
         batch = as_ragged(input_ids, attention_mask)
-        total = batch.values.shape[0]
-        if total == 0:
+        texts, tokens = batch.batch_size, batch.values.shape[0]
+        if tokens == 0:
             raise ValueError("the batch has no tokens: an encoder reads at least one of each text, such as [CLS]")
         self._check_lengths(batch)
+        if batch.values.device.type == "cpu" and not torch.compiler.is_compiling():
+            batch = _rounded(batch, min(_TOKENS, self.max_length))
         inputs: dict[str, Any] = {"input_ids": batch.values[None], **bounds(batch)}
         inputs["position_ids"] = (positions(batch) + self.first_position)[None]
         if token_type_ids is not None:
             if isinstance(input_ids, Ragged):
                 raise ValueError("token_type_ids goes with padded input_ids only")
-            inputs["token_type_ids"] = (
-                token_type_ids.reshape(1, -1) if attention_mask is None else token_type_ids[attention_mask != 0][None]
-            )
-        return classifier_output(self.model(**inputs).logits, labels, reduction)
+            types = token_type_ids.flatten() if attention_mask is None else token_type_ids[attention_mask != 0]
+            inputs["token_type_ids"] = F.pad(types, (0, batch.values.shape[0] - tokens))[None]
+        return classifier_output(self.model(**inputs).logits[:texts], labels, reduction)
 
     def _check_lengths(self, batch: Ragged) -> None:
         if batch.max_seqlen <= self.max_length:
@@ -142,6 +148,21 @@ class EncoderClassifier(nn.Module):
                 f"sequence {int(row)} of the batch has {int(longest)} tokens, the model has positions for "
                 f"{self.max_length}; cut the texts (--max-length {self.max_length})"
             )
+
+
+def _rounded(batch: Ragged, longest: int) -> Ragged:
+    """The batch, and behind it texts of no meaning, none longer than `longest`, that round its sizes up."""
+    texts, tokens = batch.batch_size, batch.values.shape[0]
+    extra = -tokens % _TOKENS
+    more = -(-extra // longest)
+    more += -(texts + more) % _TEXTS
+    ends = (tokens + longest * torch.arange(1, more + 1, dtype=torch.int32)).clamp(max=tokens + extra)
+    return Ragged(
+        F.pad(batch.values, (0, extra)),
+        torch.cat([batch.cu_seqlens, ends]),
+        max(batch.max_seqlen, longest),
+        None if batch.ids is None else F.pad(batch.ids, (0, more)),
+    )
 
 
 def _pool_first(module: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> Tensor:

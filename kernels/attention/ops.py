@@ -202,6 +202,7 @@ def _last_stride_one(x: Tensor) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, cu_seqlens_q, cu_seqlens_k, *numbers, seed, ids, backend = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
     ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k, seed, ids)
     ctx.numbers, ctx.backend = numbers, backend
 

@@ -95,6 +95,7 @@ def _fake_backward(grad_out: Tensor, derivative: Tensor, has_bias: bool, backend
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, bias, _, backend = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
     ctx.save_for_backward(output[1])
     ctx.has_bias, ctx.backend = bias is not None, backend
 

@@ -178,6 +178,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, _, x_bias, weight, bias, eps, dropout_p, cu_seqlens, ids, seed, _, backend = inputs
     _, *saved = output
     ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
     ctx.save_for_backward(*saved, x_bias, weight, bias, cu_seqlens, ids, seed)
     ctx.eps, ctx.dropout_p, ctx.backend = eps, dropout_p, backend
 

@@ -122,6 +122,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     values, scores, cu_seqlens, mode, bidirectional, backend = inputs
     _, saved = output
     ctx.mark_non_differentiable(saved)
+    ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
     ctx.save_for_backward(values if mode == "attention" else None, saved, cu_seqlens)
     ctx.arguments = values.shape[0], mode, bidirectional, backend
     ctx.scores_dtype = None if scores is None else scores.dtype

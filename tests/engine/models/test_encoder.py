@@ -8,9 +8,10 @@ from tiny_encoders import CONFIGS, LABELS, POSITIONS, VOCAB, stock_model
 from torch import Tensor
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models import EncoderClassifier
+from penstock.engine.models import EncoderClassifier, encoder
+from penstock.engine.models.families import FAMILIES
 from penstock.engine.models.fuse import is_fused, unfuse
-from penstock.kernels import Ragged
+from penstock.kernels import Ragged, use_backend
 
 LENGTHS = [7, 1, 13, 2, 31]
 LABEL = torch.tensor([0, 1, 2, 1, 0])
@@ -85,19 +86,81 @@ def test_padded_input_equals_ragged_input(stock: transformers.PreTrainedModel) -
         assert torch.equal(model(left_padded, mask.flip(1)).logits, expected)
 
 
-def test_one_sequence_never_sees_another(stock: transformers.PreTrainedModel) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_one_sequence_never_sees_another(stock: transformers.PreTrainedModel, training: bool) -> None:
     ragged, _, _ = batch_of(LENGTHS)
-    model = ragged_form(stock)
+    model = ragged_form(stock).train(training)
+
+    def logits(batch: Ragged) -> Tensor:
+        torch.manual_seed(4)
+        with torch.no_grad():
+            return model(batch).logits
+
+    before = logits(ragged)
+    for changed in range(len(LENGTHS)):
+        values = ragged.values.clone()
+        start, end = ragged.cu_seqlens[changed : changed + 2].tolist()
+        values[start:end] = (values[start:end] + 17) % (VOCAB - 3) + 3
+        after = logits(ragged.with_values(values))
+        others = torch.arange(len(LENGTHS)) != changed
+        assert torch.equal(after[others], before[others])
+        assert not torch.equal(after[changed], before[changed])
+
+
+@pytest.mark.parametrize("name", ["bert", "electra", "distilbert", "modernbert"])
+def test_training_with_dropout_equals_the_reference(name: str) -> None:
+    """Whatever drops, attention weights or hidden states: logits and every gradient."""
+    rates = dict.fromkeys(FAMILIES[name].dropouts, 0.3)
+    model = EncoderClassifier(stock_model(name, **rates)).train()
+    ragged, _, _ = batch_of(LENGTHS)
+    found = []
+    for backend in ("cpu", "torch", "reference"):
+        torch.manual_seed(8)
+        model.zero_grad()
+        with use_backend(None if backend == "cpu" else backend):
+            output = model(ragged, labels=LABEL)
+        output.loss.backward()
+        found.append([output.logits, *(parameter.grad for parameter in model.parameters())])
+    total = torch.stack([gradient.norm() for gradient in found[-1][1:]]).norm()
+    for other in found[:-1]:
+        for a, b in zip(other, found[-1], strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm().clamp(min=0.01 * total)
+
+
+def test_another_activation_keeps_its_own_module() -> None:
+    stock = stock_model("bert", hidden_act="relu")
+    ragged, padded, mask = batch_of(LENGTHS)
     with torch.no_grad():
-        before = model(ragged).logits
-        for changed in range(len(LENGTHS)):
-            values = ragged.values.clone()
-            start, end = ragged.cu_seqlens[changed : changed + 2].tolist()
-            values[start:end] = (values[start:end] + 17) % (VOCAB - 3) + 3
-            after = model(ragged.with_values(values)).logits
-            others = torch.arange(len(LENGTHS)) != changed
-            assert torch.equal(after[others], before[others])
-            assert not torch.equal(after[changed], before[changed])
+        expected = stock(input_ids=padded, attention_mask=mask).logits
+        torch.testing.assert_close(ragged_form(stock)(ragged).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[7, 1, 13, 2, 31], [32], [8] * 8, [3]])
+@pytest.mark.parametrize("positions", [POSITIONS, 34])
+def test_a_batch_of_any_size_runs_in_one_of_few_shapes(
+    lengths: list[int], positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = EncoderClassifier(stock_model("bert", max_position_embeddings=positions))
+    ragged, _, _ = batch_of(lengths)
+    seen = []
+
+    def look(_: object, __: tuple, kwargs: dict) -> None:
+        seen.append((kwargs["input_ids"].shape[1], len(kwargs["cu_seq_lens_q"]) - 1))
+
+    model.model.register_forward_pre_hook(look, with_kwargs=True)
+    with torch.no_grad():
+        rounded = model(ragged).logits
+        monkeypatch.setattr(encoder, "_rounded", lambda batch, _: batch)
+        plain = model(ragged).logits
+    torch.testing.assert_close(rounded, plain)
+    assert [size % to for size, to in zip(seen[0], (32, 8), strict=True)] == [0, 0]
+    assert seen[1] == (sum(lengths), len(lengths))
+
+
+def test_padding_texts_fit_the_models_positions() -> None:
+    model = EncoderClassifier(stock_model("bert", max_position_embeddings=5))
+    ragged, _, _ = batch_of([5, 2])
+    assert model(ragged).logits.shape == (2, LABELS)
 
 
 def test_an_empty_sequence_leaves_the_others_alone(stock: transformers.PreTrainedModel) -> None:
@@ -213,14 +276,20 @@ def test_attention_without_bounds_is_refused() -> None:
             model(input_ids=padded)
         with pytest.raises(ValueError, match="needs the sequences' bounds"):
             model(input_ids=padded[:1])
-        with pytest.raises(ValueError, match="takes no attention_mask"):
-            model(input_ids=padded[:1], attention_mask=mask[:1])
+        for given in (mask[:1], mask[:1, None, None, :].bool()):
+            with pytest.raises(ValueError, match="takes no attention_mask"):
+                model(input_ids=padded[:1], attention_mask=given)
 
 
 @pytest.mark.parametrize(
     "config",
-    [transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2), transformers.T5Config(d_model=8, d_kv=4, num_layers=1)],
-    ids=["gpt2", "t5"],
+    [
+        transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2),
+        transformers.T5Config(d_model=8, d_kv=4, num_layers=1),
+        transformers.DebertaV2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2),
+        transformers.AlbertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2),
+    ],
+    ids=["gpt2", "t5", "deberta", "albert"],
 )
 def test_other_architectures_are_refused(config: transformers.PreTrainedConfig) -> None:
     with torch.device("meta"):
