@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, philox, triton_here
-from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.norm import cpu, reference
 from penstock.kernels.norm import torch as torch_backend
 from penstock.kernels.norm import triton as triton_backend
@@ -90,7 +90,7 @@ def residual_norm(
     tensors = x, residual, x_bias, weight, bias
     save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     wide = accumulate_dtype(x.dtype)
-    x_bias, weight, bias = (None if each is None else each.to(wide) for each in (x_bias, weight, bias))
+    x_bias, weight, bias = cast(x_bias, wide), cast(weight, wide), cast(bias, wide)
     backend = dispatch.choose("residual_norm", device_type=x.device.type, dtype=x.dtype, width=x.shape[1])
     out, *_ = torch.ops.penstock.residual_norm(
         x, residual, x_bias, weight, bias, eps, dropout_p, cu_seqlens, ids, seed, save, backend
@@ -130,7 +130,8 @@ def _check_dropout(x: Tensor, cu_seqlens: Tensor, ids: Tensor | None, seed: Tens
 
 def _problem(*arguments: Any) -> Problem:
     """Of an operation's arguments; its tensors are made dense."""
-    return Problem(*(each.contiguous() if isinstance(each, Tensor) else each for each in arguments))
+    dense: list[Any] = [each.contiguous() if isinstance(each, Tensor) else each for each in arguments]
+    return Problem(*dense)
 
 
 @torch.library.impl("penstock::residual_norm", "default")
