@@ -29,10 +29,13 @@ class Border:
     batched: bool = True
 
     @classmethod
-    def of(cls, input: Tensor | PackedSequence | Ragged, batch_first: bool) -> "Border":
-        """Raises TypeError or ValueError, naming `input`, if it has none of the forms."""
+    def of(cls, input: Tensor | PackedSequence | Ragged, batch_first: bool, features: bool = True) -> "Border":
+        """Raises TypeError or ValueError, naming `input`, if it has none of the forms.
+
+        Without features, values are (tokens,): for a Ragged only.
+        """
         if isinstance(input, Ragged):
-            if input.values.ndim != 2:
+            if features and input.values.ndim != 2:
                 raise ValueError(f"input's values must be (tokens, features), got {tuple(input.values.shape)}")
             return cls(input, lambda tokens: tokens, input.with_values)
         if isinstance(input, PackedSequence):

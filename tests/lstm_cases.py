@@ -34,10 +34,15 @@ def layer(
     states: bool = True,
     zoneout: bool = False,
     resets: bool = False,
+    vocabulary: int = 0,
+    pool: str = "",
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> LayerInputs:
-    """One layer's inputs, initialised as nn.LSTM does, in float64 but representable in `dtype`."""
+    """One layer's inputs, initialised as nn.LSTM does, in float64 but representable in `dtype`.
+
+    With a vocabulary, x is the table of that many embeddings.
+    """
     random = torch.Generator().manual_seed(seed)
     batch, tokens, output = len(lengths), sum(lengths), proj_size or hidden_size
 
@@ -64,7 +69,7 @@ def layer(
     cu_seqlens = torch.zeros(batch + 1, dtype=torch.int32)
     cu_seqlens[1:] = torch.tensor(lengths).cumsum(0)
     return LayerInputs(
-        normal(tokens, input_size),
+        normal(vocabulary or tokens, input_size),
         cu_seqlens,
         max(lengths, default=0),
         weights,
@@ -73,6 +78,8 @@ def layer(
         chance(tokens, directions * output).double() if zoneout else None,
         chance(tokens, directions * hidden_size).double() if zoneout else None,
         chance(tokens) if resets else None,
+        torch.randint(vocabulary, (tokens,), generator=random, dtype=torch.int32) if vocabulary else None,
+        pool,
     )
 
 
@@ -99,11 +106,12 @@ def recorded(inputs: LayerInputs, dtype: torch.dtype) -> LayerInputs:
 
 
 def cotangents(inputs: LayerInputs, seed: int = 1) -> list[Tensor]:
-    """Random gradients, in float64, of y, h_n, c_n and cells."""
+    """Random gradients, in float64, of y (or what is pooled of it), h_n, c_n and cells."""
     random = torch.Generator().manual_seed(seed)
-    weights, tokens, batch = inputs.weights, inputs.x.shape[0], inputs.batch_size
+    weights, tokens, batch = inputs.weights, inputs.tokens, inputs.batch_size
     directions, output, hidden = weights.directions, weights.output_size, weights.hidden_size
-    shapes = (tokens, directions * output), (directions, batch, output), (directions, batch, hidden)
+    rows = batch if inputs.pool else tokens
+    shapes = (rows, directions * output), (directions, batch, output), (directions, batch, hidden)
     shapes = (*shapes, (tokens, directions * hidden))
     return [torch.randn(*shape, generator=random, dtype=torch.float64).bfloat16().double() for shape in shapes]
 

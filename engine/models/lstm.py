@@ -88,18 +88,29 @@ class LSTMClassifier(PreTrainedModel):
         batch = as_ragged(input_ids, attention_mask)
         config = self.config
         seed = new_seed(batch.values.device) if self.training else None
-        x = self.embeddings(batch.values)
-        if seed is not None and config.embedding_dropout:
-            x = dropout(x, batch.cu_seqlens, config.embedding_dropout, seed, _EMBEDDING_STREAM, batch.ids)
-        hidden, _ = self.lstm(batch.with_values(x), seed=seed)
-        scores = None if self.scores is None else self.scores(hidden.values)
-        both_ways = config.bidirectional and config.pooling == "last"
-        pooled = segment_pool(hidden.values, batch.cu_seqlens, config.pooling, scores, bidirectional=both_ways)
+        pooled = self._pooled(batch, seed)
         if seed is not None and config.head_dropout:
             one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=pooled.device)
             pooled = dropout(pooled, one_each, config.head_dropout, seed, _HEAD_STREAM, batch.ids)
         output = classifier_output(self.classifier(pooled), labels, reduction)
         return output.to_tuple() if return_dict is False else output
+
+    def _pooled(self, batch: Ragged, seed: Tensor | None) -> Tensor:
+        """(batch, width): the texts, each a vector. The LSTM looks up and pools where it can."""
+        config = self.config
+        embeddings: Tensor | None = self.embeddings.weight
+        if seed is not None and config.embedding_dropout:
+            x = self.embeddings(batch.values)
+            x = dropout(x, batch.cu_seqlens, config.embedding_dropout, seed, _EMBEDDING_STREAM, batch.ids)
+            batch, embeddings = batch.with_values(x), None
+        if config.pooling in ("max", "mean"):
+            return self.lstm(batch, seed=seed, embeddings=embeddings, pooling=config.pooling)[0]
+        hidden, (h_n, _) = self.lstm(batch, seed=seed, embeddings=embeddings)
+        if config.pooling == "last":
+            last_layer = h_n[-2:] if config.bidirectional else h_n[-1:]
+            return last_layer.transpose(0, 1).flatten(1)
+        assert self.scores is not None
+        return segment_pool(hidden.values, batch.cu_seqlens, "attention", self.scores(hidden.values))
 
 
 AutoModelForSequenceClassification.register(LSTMClassifierConfig, LSTMClassifier)

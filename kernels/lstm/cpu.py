@@ -18,6 +18,8 @@ try:
 except ImportError:  # penstock.kernels works without its compiled module
     _native = None  # type: ignore[assignment]
 
+FUSES = True
+
 # an instruction set of `_native.available_isas()`; empty for the fastest
 isa = os.environ.get("PENSTOCK_ISA", "")
 
@@ -54,36 +56,54 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
-    tokens, weights = inputs.x.shape[0], inputs.weights
+    tokens, weights = inputs.tokens, inputs.weights
     width = weights.directions * weights.hidden_size
-    return [inputs.x.new_empty(tokens, 4 * width), inputs.x.new_empty(tokens, width, dtype=torch.float32)]
+    like = weights.w_ih[0]
+    saved = [like.new_empty(tokens, 4 * width), like.new_empty(tokens, width, dtype=torch.float32)]
+    if inputs.pool:
+        saved.append(like.new_empty(tokens, width))
+    if inputs.pool == "max":
+        saved.append(like.new_empty(inputs.batch_size, width, dtype=torch.int32))
+    return saved
 
 
 def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:
     call = _Call(inputs)
     tokens, batch, directions, hidden = call.tokens, inputs.batch_size, call.directions, call.hidden
-    dtype = inputs.x.dtype
-    y = empty((tokens, directions * hidden), dtype)
+    dtype, pool = inputs.dtype, inputs.pool
+    # pooled as it arises, y is only kept for the gradient of W_hh
+    y = empty((tokens, directions * hidden), dtype) if save or not pool else None
     h_n = torch.empty(directions, batch, hidden, dtype=dtype)
     c_n = torch.empty(directions, batch, hidden, dtype=torch.float32)
     gates = empty((tokens, directions * 4 * hidden), dtype) if save else None
     c = empty((tokens, directions * hidden), torch.float32) if save or return_cells else None
+    pooled = torch.empty(batch, directions * hidden, dtype=dtype) if pool else None
+    maximum = torch.empty(batch, directions * hidden, dtype=torch.int32) if pool == "max" and save else None
     _native.lstm_cpu.forward(
-        **call.arguments, y=y.data_ptr(), h_n=h_n.data_ptr(), c_n=c_n.data_ptr(), gates=_address(gates), c=_address(c)
+        **call.arguments,
+        y=_address(y),
+        h_n=h_n.data_ptr(),
+        c_n=c_n.data_ptr(),
+        gates=_address(gates),
+        c=_address(c),
+        pooled=_address(pooled),
+        maximum=_address(maximum),
     )
-    saved = [gates, c] if gates is not None and c is not None else []
+    saved = [tensor for tensor in (gates, c, y if pool else None, maximum) if tensor is not None] if save else []
     cells = torch.empty(0)
     if return_cells and c is not None:
         cells = c.clone() if save else c  # an operation's results must not share memory
-    return LayerOutputs(y, h_n, c_n, cells, saved)
+    return LayerOutputs(torch.empty(0, dtype=dtype) if pool or y is None else y, h_n, c_n, cells, saved, pooled)
 
 
 def backward(
     grads: OutputGrads, inputs: LayerInputs, y: Tensor, saved: list[Tensor], need_x: bool, need_weights: bool
 ) -> InputGrads:
     call = _Call(inputs)
-    gates, c = saved
-    dy, dh_n, dc_n, dc = (None if grad is None else grad.contiguous() for grad in grads)
+    gates, c, *of_pool = saved
+    if inputs.pool:
+        y = of_pool[0]
+    dy, dh_n, dc_n, dc, dpooled = (None if grad is None else grad.contiguous() for grad in grads)
     dx = empty(tuple(inputs.x.shape), inputs.x.dtype) if need_x else None
     dw_ih, dw_hh, db = (
         [torch.empty(weight.shape, dtype=weight.dtype) for weight in kind] if need_weights else []
@@ -96,7 +116,9 @@ def backward(
         y=y.data_ptr(),
         gates=gates.data_ptr(),
         c=c.data_ptr(),
+        maximum=_address(of_pool[1]) if inputs.pool == "max" else 0,
         dy=_address(dy),
+        dpooled=_address(dpooled),
         dc=_address(dc),
         dh_n=_address(dh_n),
         dc_n=_address(dc_n),
@@ -113,8 +135,9 @@ class _Call:
 
     def __init__(self, inputs: LayerInputs) -> None:
         weights = inputs.weights
-        self.tokens, self.directions, self.hidden = inputs.x.shape[0], weights.directions, weights.hidden_size
+        self.tokens, self.directions, self.hidden = inputs.tokens, weights.directions, weights.hidden_size
         self.x, self.cu_seqlens = inputs.x.contiguous(), inputs.cu_seqlens.contiguous()
+        self.ids = None if inputs.ids is None else inputs.ids.contiguous()
         kinds = [weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh]
         self.weights: list[list[Any]] = [
             [weight.contiguous() for weight in kind] or [None] * self.directions for kind in kinds
@@ -122,18 +145,26 @@ class _Call:
         self.states = [None if state is None else state.contiguous() for state in (inputs.h0, inputs.c0)]
         self.arguments = {
             "isa": isa,
-            "dtype": str(inputs.x.dtype).removeprefix("torch."),
+            "dtype": _name(inputs.dtype),
             "tokens": self.tokens,
             "batch": inputs.batch_size,
             "input_size": weights.input_size,
             "hidden_size": self.hidden,
             "threads": torch.get_num_threads(),
-            "x": self.x.data_ptr(),
+            "x": self.x.data_ptr() if self.ids is None else 0,
+            "embeddings": None
+            if self.ids is None
+            else (self.ids.data_ptr(), self.x.data_ptr(), _name(self.x.dtype), self.x.shape[0]),
             "cu_seqlens": self.cu_seqlens.data_ptr(),
             "weights": [tuple(map(_address, of_direction)) for of_direction in zip(*self.weights, strict=True)],
             "h0": _address(self.states[0]),
             "c0": _address(self.states[1]),
+            "pool": inputs.pool,
         }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -33,13 +33,15 @@ def lstm(
     return_cells: bool = False,
     ids: Tensor | None = None,
     seed: Tensor | None = None,
+    embeddings: Tensor | None = None,
+    pooling: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Runs a stack of LSTM layers over a ragged batch.
 
     With L layers, D directions, H = hidden size and P = projection size (or H):
 
     Args:
-        x: (tokens, I), the sequences end to end.
+        x: (tokens, I), the sequences end to end; with `embeddings`, int32 or int64, (tokens,), rows of it.
         cu_seqlens: int32, (B + 1,), sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1]; lengths of 0 are allowed.
         max_seqlen: an upper bound of the lengths.
         weights: one LayerWeights per layer, all in x's dtype (under autocast they are cast as x is).
@@ -53,23 +55,35 @@ def lstm(
         return_cells: also return every cell state.
         ids: int64, (B,), names the examples for dropout; their places in the batch if None.
         seed: int64 scalar for dropout and zoneout; drawn from torch's generator if None.
+        embeddings: (rows, I), float32 or the weights' dtype, a table in which x looks up its rows. The layer then
+            projects each distinct row once, however often it occurs, and the gradient is the table's, dense.
+        pooling: "max" or "mean", to return y pooled over each sequence, as `segment_pool` does.
 
     Returns:
-        y (tokens, D * P) in x's dtype, h_n (L * D, B, P) in x's dtype, c_n (L * D, B, H) in float32 (float64 for
-        float64) and, with `return_cells`, a list of L tensors (tokens, D * H) in c_n's dtype.
+        y (tokens, D * P), or (B, D * P) with `pooling`, in x's dtype (the weights', with `embeddings`), h_n
+        (L * D, B, P) in the same, c_n (L * D, B, H) in float32 (float64 for float64) and, with `return_cells`, a list
+        of L tensors (tokens, D * H) in c_n's dtype.
 
     Raises:
         ValueError: shapes or devices disagree, or cu_seqlens is malformed (checked on the CPU, elsewhere only with
             PENSTOCK_DEBUG=1).
         TypeError: dtypes disagree.
+        IndexError: x holds what is not a row of `embeddings`, on the CPU.
     """
-    lowered = autocast_dtype(x)
+    floats = x if embeddings is None else embeddings
+    lowered = autocast_dtype(floats)
     if lowered is not None:
-        x, h0 = cast(x, lowered), cast(h0, lowered)
+        x, h0 = x if embeddings is not None else cast(x, lowered), cast(h0, lowered)
         weights = [LayerWeights(*([cast(w, lowered) for w in kind] for kind in layer)) for layer in weights]
-    _check(x, cu_seqlens, weights, h0, c0, resets, ids)
+    if pooling not in (None, "max", "mean"):
+        raise ValueError(f"pooling must be None, 'max' or 'mean', got {pooling!r}")
+    words = None
+    if embeddings is not None:
+        words = _check_ids(x, embeddings, weights)
+        x = embeddings
+    _check(x, words, cu_seqlens, weights, h0, c0, resets, ids)
     if c0 is not None:
-        c0 = c0.to(cell_dtype(x.dtype))
+        c0 = c0.to(cell_dtype(weights[0].w_ih[0].dtype))
     random = training and (any(zoneout) or (dropout > 0 and len(weights) > 1))
     if random and seed is None:
         seed = new_seed(x.device)
@@ -82,19 +96,24 @@ def lstm(
         rows = slice(layer * directions, (layer + 1) * directions)
         if layer and training and dropout > 0 and seed is not None:
             x = ragged_dropout(x, cu_seqlens, dropout, seed, layer - 1, ids, per_sequence=variational)
+        tokens = (x if words is None else words).shape[0]
+        dtype = layer_weights.w_ih[0].dtype
         zones: list[Tensor | None] = []
         widths = layer_weights.output_size * directions, layer_weights.hidden_size * directions
         for p, stream, width in zip(zoneout, (_ZONE_H_STREAM, _ZONE_C_STREAM), widths, strict=True):
             if p == 0:
                 zones.append(None)
             elif training and seed is not None:
-                kept = keep_mask(cu_seqlens, x.shape[0], p, seed, stream + layer, ids, width)
-                zones.append((~kept).to(x.dtype))
+                kept = keep_mask(cu_seqlens, tokens, p, seed, stream + layer, ids, width)
+                zones.append((~kept).to(dtype))
             else:
-                zones.append(x.new_full((1, 1), p))
+                zones.append(x.new_full((1, 1), p, dtype=dtype))
         h0_layer, c0_layer = (None if state is None else state[rows] for state in (h0, c0))
         zone_h, zone_c = zones
-        inputs = LayerInputs(x, cu_seqlens, max_seqlen, layer_weights, h0_layer, c0_layer, zone_h, zone_c, resets)
+        states = h0_layer, c0_layer, zone_h, zone_c, resets
+        pool = pooling if pooling and layer == len(weights) - 1 else ""
+        inputs = LayerInputs(x, cu_seqlens, max_seqlen, layer_weights, *states, words, pool)
+        words = None
         x, h_n, c_n, layer_cells = ops.lstm_layer(inputs, return_cells, save, _choose(inputs, return_cells))
         final_h.append(h_n)
         final_c.append(c_n)
@@ -113,7 +132,7 @@ def _choose(inputs: LayerInputs, return_cells: bool) -> str:
     return dispatch.choose(
         "lstm",
         device_type=inputs.x.device.type,
-        dtype=inputs.x.dtype,
+        dtype=inputs.dtype,
         input_size=weights.input_size,
         hidden_size=weights.hidden_size,
         proj_size=weights.output_size if weights.w_hr else 0,
@@ -121,8 +140,26 @@ def _choose(inputs: LayerInputs, return_cells: bool) -> str:
     )
 
 
+def _check_ids(x: Tensor, embeddings: Tensor, weights: Sequence[LayerWeights]) -> Tensor:
+    """The ids as the layer takes them, int32."""
+    if x.ndim != 1:
+        raise ValueError(f"x must be (tokens,) with embeddings, got shape {tuple(x.shape)}")
+    if x.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"x must be int32 or int64 with embeddings, got {x.dtype}")
+    if embeddings.ndim != 2:
+        raise ValueError(f"embeddings must be (rows, input size), got shape {tuple(embeddings.shape)}")
+    wanted = [torch.float32, *(weight.dtype for layer in weights[:1] for weight in layer.w_ih)]
+    if embeddings.dtype not in wanted:
+        raise TypeError(f"embeddings must be {' or '.join(map(str, wanted[:2]))}, got {embeddings.dtype}")
+    if x.device != embeddings.device:
+        raise ValueError(f"x is on {x.device}, embeddings on {embeddings.device}")
+    # an id beyond int32 must not come back as a valid one
+    return x if x.dtype == torch.int32 else x.clamp(-1, embeddings.shape[0]).to(torch.int32)
+
+
 def _check(
     x: Tensor,
+    words: Tensor | None,
     cu_seqlens: Tensor,
     weights: Sequence[LayerWeights],
     h0: Tensor | None,
@@ -143,6 +180,7 @@ def _check(
     directions, batch = weights[0].directions, cu_seqlens.shape[0] - 1
     if directions not in (1, 2):
         raise ValueError(f"weights must have one or two directions, got {directions}")
+    dtype, tokens = (x.dtype, x.shape[0]) if words is None else (weights[0].w_ih[0].dtype, words.shape[0])
     hidden, output = weights[0].hidden_size, weights[0].output_size
     width = x.shape[1]
     for layer, of_layer in enumerate(weights):
@@ -163,15 +201,15 @@ def _check(
             if len(tensors) not in ((directions,) if kind in ("w_ih", "w_hh") else (0, directions)):
                 raise ValueError(f"weights[{layer}].{kind} has {len(tensors)} entries for {directions} directions")
             for tensor in tensors:
-                _check_tensor(f"weights[{layer}].{kind}", tensor, expected[kind], x, (x.dtype,))
+                _check_tensor(f"weights[{layer}].{kind}", tensor, expected[kind], x, (dtype,))
         width = directions * output
     states = len(weights) * directions
     if h0 is not None:
-        _check_tensor("h0", h0, (states, batch, output), x, (x.dtype,))
+        _check_tensor("h0", h0, (states, batch, output), x, (dtype,))
     if c0 is not None:
-        _check_tensor("c0", c0, (states, batch, hidden), x, (x.dtype, cell_dtype(x.dtype)))
+        _check_tensor("c0", c0, (states, batch, hidden), x, (dtype, cell_dtype(dtype)))
     if resets is not None:
-        _check_tensor("resets", resets, (x.shape[0],), x, (torch.bool,))
+        _check_tensor("resets", resets, (tokens,), x, (torch.bool,))
     if ids is not None:
         _check_tensor("ids", ids, (batch,), x, (torch.int64,))
     if cu_seqlens.device != x.device:

@@ -93,6 +93,8 @@ class LSTM(nn.RNNBase):
         resets: Tensor | None = None,
         return_cells: bool = False,
         seed: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        pooling: str | None = None,
     ) -> Any:
         """Runs the layers.
 
@@ -104,14 +106,22 @@ class LSTM(nn.RNNBase):
                 order of the values of a Ragged, a NestedTensor, a PackedSequence.
             return_cells: also return all cell states, a list with one entry per layer, in the input's form but float32.
             seed: int64 scalar for dropout; drawn from torch's generator if None.
+            embeddings: (rows, I), a table that input, a Ragged of int32 or int64 (tokens,), looks up. Faster than
+                looking up beforehand: each distinct row is projected once, however often it occurs.
+            pooling: "max" or "mean": output is pooled over each sequence, (B, D * P), as by `segment_pool`, and at
+                inference never stored token by token. For a Ragged.
 
         Returns:
             output, (h_n, c_n) as nn.LSTM does, then the cell states if asked for.
         """
-        border = convert.Border.of(input, self.batch_first)
+        if (embeddings is not None or pooling is not None) and not isinstance(input, Ragged):
+            raise TypeError(f"input must be a Ragged with embeddings or pooling, got {type(input).__name__}")
+        border = convert.Border.of(input, self.batch_first, features=embeddings is None)
         ragged = border.ragged
-        if ragged.values.shape[-1] != self.input_size:
-            raise ValueError(f"input has {ragged.values.shape[-1]} features, expected input_size = {self.input_size}")
+        table = ragged.values if embeddings is None else embeddings
+        if table.shape[-1] != self.input_size:
+            name = "input" if embeddings is None else "embeddings"
+            raise ValueError(f"{name} has {table.shape[-1]} features, expected input_size = {self.input_size}")
         h0, c0 = (None, None) if hx is None else (border.state_in(state) for state in hx)
         if seed is None and self.training and (self.dropout or self.weight_dropout or any(self.zoneout)):
             seed = philox.new_seed(ragged.values.device)
@@ -130,11 +140,14 @@ class LSTM(nn.RNNBase):
             return_cells=return_cells,
             ids=ragged.ids,
             seed=seed,
+            embeddings=embeddings,
+            pooling=pooling,
         )
         states = border.state_out(h_n), border.state_out(c_n.to(h_n.dtype))
+        output = border.values_out(y) if pooling is None else y
         if return_cells:
-            return border.values_out(y), states, [border.values_out(layer) for layer in cells[0]]
-        return border.values_out(y), states
+            return output, states, [border.values_out(layer) for layer in cells[0]]
+        return output, states
 
     def _layers(self, seed: Tensor | None) -> list[LayerWeights]:
         suffixes = ["", "_reverse"] if self.bidirectional else [""]

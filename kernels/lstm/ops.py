@@ -9,8 +9,9 @@ from penstock.kernels import dispatch, triton_here
 from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
 from penstock.kernels.lstm import triton as triton_backend
-from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, OutputGrads, cell_dtype
-from penstock.kernels.lstm.segments import Segments
+from penstock.kernels.lstm.composed import Composed
+from penstock.kernels.lstm.protocol import Implementation, LayerInputs, LayerWeights, OutputGrads, cell_dtype
+from penstock.kernels.lstm.segments import SplitAtResets
 from penstock.kernels.ragged import check_cu_seqlens
 
 dispatch.register("lstm", "cuda", cuda, cuda.why_not, cuda.available, on_request=cuda.UNVERIFIED)
@@ -29,19 +30,19 @@ dispatch.register("lstm", "reference", reference)
 _INPUTS = (
     "Tensor x, Tensor cu_seqlens, SymInt max_seqlen, "
     "Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, "
-    "Tensor? h0, Tensor? c0, Tensor? zone_h, Tensor? zone_c, Tensor? resets"
+    "Tensor? h0, Tensor? c0, Tensor? zone_h, Tensor? zone_c, Tensor? resets, Tensor? ids, str pool"
 )
-_NUM_INPUTS = 13
+_NUM_INPUTS, _NUM_GRADS = 15, 5
 
 torch.library.define(
     "penstock::lstm_layer",
     f"({_INPUTS}, bool return_cells, bool save, str backend)"
-    " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor[] saved)",
+    " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor[] saved, Tensor pooled)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
     "penstock::lstm_layer_backward",
-    "(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, "
+    "(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor? dpooled, "
     f"{_INPUTS}, Tensor y, Tensor[] saved, bool need_x, bool need_weights, str backend)"
     " -> (Tensor dx, Tensor[] dw_ih, Tensor[] dw_hh, Tensor[] db, Tensor[] dw_hr, Tensor dh0, Tensor dc0)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -53,20 +54,24 @@ def _inputs(args: tuple) -> LayerInputs:
     return LayerInputs(x, cu_seqlens, max_seqlen, LayerWeights(*weights_and_states[:5]), *weights_and_states[5:])
 
 
+def _implementation(inputs: LayerInputs, backend: str) -> Implementation:
+    """The backend, helped out with what it does not do itself."""
+    found = dispatch.implementation("lstm", backend)
+    if inputs.resets is not None and found is not reference:
+        found = SplitAtResets(found)
+    if (inputs.ids is not None or inputs.pool) and not getattr(found, "FUSES", False):
+        found = Composed(found)
+    return found
+
+
 @torch.library.impl("penstock::lstm_layer", "default")
 def _forward(*args: Any) -> Any:
     inputs = _inputs(args[:_NUM_INPUTS])
     return_cells, save, backend = args[_NUM_INPUTS:]
-    check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.x.shape[0], inputs.max_seqlen)
-    implementation = dispatch.implementation("lstm", backend)
+    check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
     with torch.autocast(inputs.x.device.type, enabled=False):
-        if inputs.resets is None or implementation is reference:
-            return tuple(implementation.forward(inputs, return_cells, save))
-        segments = Segments.of(inputs.cu_seqlens, inputs.resets)
-        out = implementation.forward(segments.split(inputs), return_cells, save)
-        h_n = segments.final(out.h_n, inputs.h0, inputs.batch_size)
-        c_n = segments.final(out.c_n, inputs.c0, inputs.batch_size)
-        return tuple(out._replace(h_n=h_n, c_n=c_n))
+        *out, pooled = _implementation(inputs, backend).forward(inputs, return_cells, save)
+    return *out, out[0].new_empty(0) if pooled is None else pooled
 
 
 @torch.library.register_fake("penstock::lstm_layer")
@@ -74,34 +79,25 @@ def _fake_forward(*args: Any) -> Any:
     inputs = _inputs(args[:_NUM_INPUTS])
     return_cells, save, backend = args[_NUM_INPUTS:]
     x, weights = inputs.x, inputs.weights
-    tokens, directions, batch = x.shape[0], weights.directions, inputs.batch_size
-    cell = cell_dtype(x.dtype)
+    tokens, directions, batch, dtype = inputs.tokens, weights.directions, inputs.batch_size, inputs.dtype
+    width, cell = directions * weights.output_size, cell_dtype(dtype)
     return (
-        x.new_empty(tokens, directions * weights.output_size),
-        x.new_empty(directions, batch, weights.output_size),
+        x.new_empty((0,) if inputs.pool else (tokens, width), dtype=dtype),
+        x.new_empty(directions, batch, weights.output_size, dtype=dtype),
         x.new_empty(directions, batch, weights.hidden_size, dtype=cell),
         x.new_empty((tokens, directions * weights.hidden_size) if return_cells else (0,), dtype=cell),
-        dispatch.implementation("lstm", backend).saved_like(inputs, return_cells) if save else [],
+        _implementation(inputs, backend).saved_like(inputs, return_cells) if save else [],
+        x.new_empty((batch, width) if inputs.pool else (0,), dtype=dtype),
     )
 
 
 @torch.library.impl("penstock::lstm_layer_backward", "default")
 def _backward(*args: Any) -> Any:
-    inputs = _inputs(args[4 : 4 + _NUM_INPUTS])
-    y, saved, need_x, need_weights, backend = args[4 + _NUM_INPUTS :]
-    implementation = dispatch.implementation("lstm", backend)
-    grads = OutputGrads(*args[:4])
+    inputs = _inputs(args[_NUM_GRADS : _NUM_GRADS + _NUM_INPUTS])
+    y, saved, need_x, need_weights, backend = args[_NUM_GRADS + _NUM_INPUTS :]
+    grads = OutputGrads(*args[:_NUM_GRADS])
     with torch.autocast(inputs.x.device.type, enabled=False):
-        if inputs.resets is None or implementation is reference:
-            found = implementation.backward(grads, inputs, y, saved, need_x, need_weights)
-        else:
-            segments = Segments.of(inputs.cu_seqlens, inputs.resets)
-            found = implementation.backward(
-                segments.split_grads(grads), segments.split(inputs), y, saved, need_x, need_weights
-            )
-            dh0 = segments.initial_grad(found.h0, grads.h_n, inputs.batch_size)
-            dc0 = segments.initial_grad(found.c0, grads.c_n, inputs.batch_size)
-            found = found._replace(h0=dh0, c0=dc0)
+        found = _implementation(inputs, backend).backward(grads, inputs, y, saved, need_x, need_weights)
     nothing = inputs.x.new_empty(0)
     dx, dh0, dc0 = (grad if grad is not None else nothing.clone() for grad in (found.x, found.h0, found.c0))
     return dx, found.w_ih, found.w_hh, found.bias, found.w_hr, dh0, dc0
@@ -109,8 +105,8 @@ def _backward(*args: Any) -> Any:
 
 @torch.library.register_fake("penstock::lstm_layer_backward")
 def _fake_backward(*args: Any) -> Any:
-    inputs = _inputs(args[4 : 4 + _NUM_INPUTS])
-    _, _, need_x, need_weights, _ = args[4 + _NUM_INPUTS :]
+    inputs = _inputs(args[_NUM_GRADS : _NUM_GRADS + _NUM_INPUTS])
+    _, _, need_x, need_weights, _ = args[_NUM_GRADS + _NUM_INPUTS :]
 
     def like(tensor: Tensor | None, needed: bool = True) -> Tensor:
         return inputs.x.new_empty(0) if tensor is None or not needed else torch.empty_like(tensor).contiguous()
@@ -122,31 +118,32 @@ def _fake_backward(*args: Any) -> Any:
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     layer = _inputs(inputs[:_NUM_INPUTS])
-    y, _, _, cells, saved = output
+    y, _, _, cells, saved, pooled = output
     ctx.backend = inputs[-1]
-    ctx.max_seqlen = layer.max_seqlen
+    ctx.max_seqlen, ctx.pool = layer.max_seqlen, layer.pool
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*saved, *([] if cells.numel() else [cells]))
+    absent = [y if layer.pool else pooled, *([] if cells.numel() else [cells])]
+    ctx.mark_non_differentiable(*saved, *absent)
     ctx.counts = [len(kind) for kind in layer.weights] + [len(saved)]
     weights = [weight for kind in layer.weights for weight in kind]
-    states = layer.h0, layer.c0, layer.zone_h, layer.zone_c, layer.resets
+    states = layer.h0, layer.c0, layer.zone_h, layer.zone_c, layer.resets, layer.ids
     ctx.save_for_backward(layer.x, layer.cu_seqlens, *states, y, *weights, *saved)
 
 
-def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, _: Any) -> Any:
-    x, cu_seqlens, h0, c0, zone_h, zone_c, resets, y, *rest = ctx.saved_tensors
+def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, _: Any, dpooled: Any) -> Any:
+    x, cu_seqlens, h0, c0, zone_h, zone_c, resets, ids, y, *rest = ctx.saved_tensors
     kinds = []
     for count in ctx.counts:
         kinds.append(rest[:count])
         rest = rest[count:]
     *weights, saved = kinds
     need_x, need_weights = ctx.needs_input_grad[0], any(any(kind) for kind in ctx.needs_input_grad[3:8])
-    args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets)
+    args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
     if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
-        found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells), _inputs(args))
+        found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells, dpooled), _inputs(args))
     else:
         found = torch.ops.penstock.lstm_layer_backward(
-            dy, dh_n, dc_n, dcells, *args, y, saved, need_x, need_weights, ctx.backend
+            dy, dh_n, dc_n, dcells, dpooled, *args, y, saved, need_x, need_weights, ctx.backend
         )
     dx, dw_ih, dw_hh, db, dw_hr, dh0, dc0 = found
     return (
@@ -159,7 +156,7 @@ def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, _: Any)
         ),
         dh0 if h0 is not None else None,
         dc0 if c0 is not None else None,
-        *[None] * 6,
+        *[None] * 8,
     )
 
 
@@ -167,6 +164,9 @@ torch.library.register_autograd("penstock::lstm_layer", _differentiate, setup_co
 
 
 def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Tensor, ...]:
-    """Calls the operation: y, h_n, c_n, cells, as in LayerOutputs."""
-    x, cu_seqlens, max_seqlen, weights, *states = inputs
-    return torch.ops.penstock.lstm_layer(x, cu_seqlens, max_seqlen, *weights, *states, return_cells, save, backend)[:4]
+    """Calls the operation: y (or, with pooling, pooled), h_n, c_n, cells, as in LayerOutputs."""
+    x, cu_seqlens, max_seqlen, weights, *rest = inputs
+    y, h_n, c_n, cells, _, pooled = torch.ops.penstock.lstm_layer(
+        x, cu_seqlens, max_seqlen, *weights, *rest, return_cells, save, backend
+    )
+    return pooled if inputs.pool else y, h_n, c_n, cells

@@ -37,11 +37,13 @@ class LayerWeights(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """Everything one layer reads. x, the weights and h0 share one dtype; c0 has `cell_dtype(x.dtype)`.
+    """Everything one layer reads. x, the weights and h0 share one dtype; c0 has `cell_dtype(dtype)`.
 
     The state of a sequence b of length n starts at h0[d, b], c0[d, b] (zero if None). Direction 0 reads rows
     cu_seqlens[b] + t, direction 1 rows cu_seqlens[b + 1] - 1 - t, for t = 0 ... n - 1.
     `zone_h` and `zone_c` are zoneout's weight of the old state, broadcastable to (tokens, D * P) and (tokens, D * H).
+    With `ids`, x is a table of embeddings, (rows, I), in float32 or the weights' dtype, and token t reads row ids[t].
+    With `pool`, "max" or "mean", y is pooled over each sequence as `segment_pool` does.
     """
 
     x: Tensor  # (tokens, I)
@@ -53,32 +55,44 @@ class LayerInputs(NamedTuple):
     zone_h: Tensor | None = None
     zone_c: Tensor | None = None
     resets: Tensor | None = None  # bool, (tokens,), a new segment starts; a backend finds it applied (see segments.py)
+    ids: Tensor | None = None  # int32, (tokens,); a backend finds it applied unless FUSES (see composed.py)
+    pool: str = ""  # the same
 
     @property
     def batch_size(self) -> int:
         return self.cu_seqlens.shape[0] - 1
 
+    @property
+    def tokens(self) -> int:
+        return (self.x if self.ids is None else self.ids).shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.w_ih[0].dtype
+
 
 class LayerOutputs(NamedTuple):
     """Direction d lies in columns d * P to (d + 1) * P of y, and d * H to (d + 1) * H of cells.
 
-    A sequence of length 0 returns its h0 and c0. c_n and cells have `cell_dtype(x.dtype)`.
+    A sequence of length 0 returns its h0 and c0. c_n and cells have `cell_dtype(dtype)`.
     """
 
-    y: Tensor  # (tokens, D * P)
+    y: Tensor  # (tokens, D * P); (0,) with pooling
     h_n: Tensor  # (D, B, P)
     c_n: Tensor  # (D, B, H)
     cells: Tensor  # (tokens, D * H) if asked for, else (0,)
     saved: list[Tensor]  # what the backend's own backward needs, as `saved_like` describes it; [] if not asked for
+    pooled: Tensor | None = None  # (B, D * P) with pooling
 
 
 class OutputGrads(NamedTuple):
-    """The gradients of y, h_n, c_n and cells; None stands for zero."""
+    """The gradients of y, h_n, c_n, cells and pooled; None stands for zero."""
 
     y: Tensor | None
     h_n: Tensor | None
     c_n: Tensor | None
     cells: Tensor | None
+    pooled: Tensor | None = None
 
 
 class InputGrads(NamedTuple):
@@ -97,7 +111,10 @@ class InputGrads(NamedTuple):
 
 
 class Implementation(Protocol):
-    """A backend: a module with these functions, registered with `dispatch.register("lstm", name, module, ...)`."""
+    """A backend: a module with these functions, registered with `dispatch.register("lstm", name, module, ...)`.
+
+    One that serves `ids` and `pool` itself also has FUSES = True.
+    """
 
     def forward(self, inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs: ...
 

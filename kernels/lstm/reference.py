@@ -15,13 +15,20 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads, cell_dtype
+from penstock.kernels.pooling.reference import segment_pool
 from penstock.kernels.recording import recording
+
+FUSES = True
 
 
 def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, h_n, c_n and cells, as in LayerOutputs. No state crosses a reset, in either direction."""
-    x, weights, resets = inputs.x, inputs.weights, inputs.resets
-    compute = cell_dtype(x.dtype)
+    """y, h_n, c_n and cells, as in LayerOutputs. No state crosses a reset, in either direction.
+
+    With pooling, y is what LayerOutputs calls `pooled`.
+    """
+    weights, resets, dtype = inputs.weights, inputs.resets, inputs.dtype
+    x = inputs.x if inputs.ids is None else inputs.x[inputs.ids].to(dtype)
+    compute = cell_dtype(dtype)
     batch, hidden, output = inputs.batch_size, weights.hidden_size, weights.output_size
     starts, ends = inputs.cu_seqlens[:-1].long(), inputs.cu_seqlens[1:].long()
     lengths = ends - starts
@@ -60,7 +67,10 @@ def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cells.append(_to_token_order(rows_of_steps, c_of_steps, x.new_empty(0, hidden, dtype=compute)))
         hs.append(h)
         cs.append(c)
-    return torch.cat(ys, 1).to(x.dtype), torch.stack(hs).to(x.dtype), torch.stack(cs), torch.cat(cells, 1)
+    y, h_n = torch.cat(ys, 1).to(dtype), torch.stack(hs).to(dtype)
+    if inputs.pool:
+        y = segment_pool(y, inputs.cu_seqlens, inputs.pool)
+    return y, h_n, torch.stack(cs), torch.cat(cells, 1)
 
 
 def _mix(zone: Tensor | None, d: int, width: int, rows: Tensor, before: Tensor, new: Tensor) -> Tensor:
@@ -80,7 +90,10 @@ def _to_token_order(rows: list[Tensor], values: list[Tensor], empty: Tensor) -> 
 def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:
     with torch.no_grad():
         y, h_n, c_n, cells = lstm_layer(inputs)
-    return LayerOutputs(y, h_n, c_n, cells if return_cells else cells.new_empty(0), [])
+    cells = cells if return_cells else cells.new_empty(0)
+    if inputs.pool:
+        return LayerOutputs(y.new_empty(0), h_n, c_n, cells, [], y)
+    return LayerOutputs(y, h_n, c_n, cells, [])
 
 
 def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
@@ -117,8 +130,12 @@ def _gradients(grads: OutputGrads, inputs: LayerInputs, create_graph: bool) -> I
     biases = [b if b.requires_grad else other for b, other in zip(weights.b_ih, weights.b_hh, strict=True)]
     states = [state for state in (inputs.h0, inputs.c0) if state is not None]
     wanted = [inputs.x, *weights.w_ih, *weights.w_hh, *biases, *weights.w_hr, *states]
-    pairs = [(out, grad) for out, grad in zip(lstm_layer(inputs), grads, strict=True) if grad is not None]
-    pairs = [(out, grad) for out, grad in pairs if out.requires_grad]
+    first = grads.pooled if inputs.pool else grads.y
+    pairs = [
+        (out, grad) for out, grad in zip(lstm_layer(inputs), [first, *grads[1:4]], strict=True) if grad is not None
+    ]
+    pairs = list(zip(lstm_layer(inputs), [first, *grads[1:4]], strict=True))
+    pairs = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
     places = [place for place, tensor in enumerate(wanted) if tensor.requires_grad]
     found = torch.autograd.grad(
         [out for out, _ in pairs],

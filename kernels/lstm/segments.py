@@ -8,7 +8,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penstock.kernels.lstm.protocol import LayerInputs, OutputGrads
+from penstock.kernels.lstm.protocol import Implementation, InputGrads, LayerInputs, LayerOutputs, OutputGrads
+
+
+@dataclass
+class SplitAtResets:
+    """A backend that knows nothing of resets, serving them."""
+
+    backend: Implementation
+
+    def forward(self, inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:
+        assert inputs.resets is not None
+        segments = Segments.of(inputs.cu_seqlens, inputs.resets)
+        out = self.backend.forward(segments.split(inputs), return_cells, save)
+        h_n = segments.final(out.h_n, inputs.h0, inputs.batch_size)
+        c_n = segments.final(out.c_n, inputs.c0, inputs.batch_size)
+        return out._replace(h_n=h_n, c_n=c_n)
+
+    def backward(
+        self, grads: OutputGrads, inputs: LayerInputs, y: Tensor, saved: list[Tensor], need_x: bool, need_weights: bool
+    ) -> InputGrads:
+        assert inputs.resets is not None
+        segments = Segments.of(inputs.cu_seqlens, inputs.resets)
+        found = self.backend.backward(
+            segments.split_grads(grads), segments.split(inputs), y, saved, need_x, need_weights
+        )
+        dh0 = segments.initial_grad(found.h0, grads.h_n, inputs.batch_size)
+        dc0 = segments.initial_grad(found.c0, grads.c_n, inputs.batch_size)
+        return found._replace(h0=dh0, c0=dc0)
+
+    def saved_like(self, inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
+        return self.backend.saved_like(inputs, return_cells)
 
 
 @dataclass

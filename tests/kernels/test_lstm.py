@@ -31,6 +31,10 @@ OPTIONS = [
     {"zoneout": True},
     {"resets": True},
     {"resets": True, "zoneout": True, "proj_size": 2, "states": False},
+    {"vocabulary": 9},
+    {"pool": "max"},
+    {"pool": "mean", "vocabulary": 40, "directions": 1},
+    {"pool": "max", "vocabulary": 2, "resets": True},
 ]
 
 
@@ -211,7 +215,7 @@ def test_saves_nothing_at_inference(backend: str) -> None:
     inputs = cases.recorded(cases.layer([3, 5], 4, 6), torch.float32)
     x, cu_seqlens, max_seqlen, weights, *states = inputs
     for save in (False, True):
-        *_, saved = torch.ops.penstock.lstm_layer(x, cu_seqlens, max_seqlen, *weights, *states, False, save, backend)
+        *_, saved, _ = torch.ops.penstock.lstm_layer(x, cu_seqlens, max_seqlen, *weights, *states, False, save, backend)
         like = dispatch.implementation("lstm", backend).saved_like(inputs, False) if save else []
         assert [(t.shape, t.dtype) for t in saved] == [(t.shape, t.dtype) for t in like]
 

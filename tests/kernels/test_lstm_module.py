@@ -130,7 +130,7 @@ def test_autocast_stays_in_bfloat16() -> None:
     with torch.autocast("cpu", torch.bfloat16), _Ops(seen):
         output, (h_n, _) = module(batch, hx)
     assert output.values.dtype == h_n.dtype == torch.bfloat16
-    x, _, _, w_ih, *_, h0, c0, _, _, _, _, _, _ = seen[0]
+    x, _, _, w_ih, _, _, _, _, h0, c0, *_ = seen[0]
     assert x.dtype == w_ih[0].dtype == h0.dtype == torch.bfloat16
     assert c0.dtype == torch.float32
     output.values.float().sum().backward()

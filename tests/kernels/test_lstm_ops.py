@@ -14,7 +14,16 @@ def arguments(inputs: object, *rest: object) -> tuple:
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-@pytest.mark.parametrize("options", [{}, {"proj_size": 3, "bias": False, "states": False}, {"resets": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"proj_size": 3, "bias": False, "states": False},
+        {"resets": True},
+        {"vocabulary": 6, "pool": "max"},
+        {"pool": "mean"},
+    ],
+)
 @pytest.mark.parametrize("lengths", [[3, 5, 2], [4, 4]], ids=["ragged", "equal"])
 def test_opcheck(backend: str, options: dict, lengths: list[int]) -> None:
     inputs = cases.recorded(cases.layer(lengths, 4, 5, **options), torch.float32)
@@ -24,9 +33,9 @@ def test_opcheck(backend: str, options: dict, lengths: list[int]) -> None:
 @pytest.mark.parametrize("lengths", [[3, 5, 2], [4, 4]], ids=["ragged", "equal"])
 def test_opcheck_backward(lengths: list[int]) -> None:
     inputs = cases.layer(lengths, 4, 5)
-    y, *_, saved = torch.ops.penstock.lstm_layer(*arguments(inputs, False, True, "torch"))
+    y, *_, saved, _ = torch.ops.penstock.lstm_layer(*arguments(inputs, False, True, "torch"))
     grads = cases.cotangents(inputs)
-    args = (*grads[:2], None, None, *arguments(inputs), y, saved, True, True, "torch")
+    args = (*grads[:2], None, None, None, *arguments(inputs), y, saved, True, True, "torch")
     torch.library.opcheck(torch.ops.penstock.lstm_layer_backward.default, args)
 
 

@@ -2,6 +2,9 @@
 //
 // T is the storage type (float or bfloat16) of x, weights, h and their gradients; c and its gradient are float.
 // Direction d of y owns columns [d * H, (d + 1) * H). Gate order is i, f, g, o.
+//
+// A layer that reads token embeddings has `ids` and `table` instead of x: each id of the batch is then projected once,
+// however many tokens have it, and x's gradient is the table's.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +12,7 @@
 namespace penstock::lstm {
 
 enum class DType { float32, bfloat16 };
+enum class Pool { none, max, mean };  // of y over each sequence's tokens
 
 constexpr int kMaxDirections = 2;
 
@@ -24,19 +28,26 @@ struct Layer {
   int64_t tokens, batch, input_size, hidden_size;
   int directions;
   int threads;
-  const void* x;              // T (tokens, I)
+  const void* x;       // T (tokens, I), or null
+  const int32_t* ids;  // (tokens), rows of the table, or null
+  const void* table;   // (vocabulary, I), of table_dtype, or null
+  DType table_dtype;   // float32, or T
+  int64_t vocabulary;
   const int32_t* cu_seqlens;  // (batch + 1)
   Weights weights[kMaxDirections];
   const void* h0;   // T (directions, batch, H) or null for zeros
   const float* c0;  // (directions, batch, H) or null for zeros
+  Pool pool;
 };
 
 struct Forward {
-  void* y;      // T (tokens, directions * H)
-  void* h_n;    // T (directions, batch, H)
-  float* c_n;   // (directions, batch, H)
-  void* gates;  // T (tokens, directions, 4H) pre-activations, in the order of gate_layout.h; null if not wanted
-  float* c;     // (tokens, directions, H); null if not wanted
+  void* y;           // T (tokens, directions * H); null if not wanted
+  void* h_n;         // T (directions, batch, H)
+  float* c_n;        // (directions, batch, H)
+  void* gates;       // T (tokens, directions, 4H) pre-activations, in the order of gate_layout.h; null if not wanted
+  float* c;          // (tokens, directions, H); null if not wanted
+  void* pooled;      // T (batch, directions * H), zero for an empty sequence; null without pooling
+  int32_t* maximum;  // (batch, directions * H), the token of each maximum; null unless the pooling is `max`
 };
 
 struct WeightGradients {
@@ -50,10 +61,12 @@ struct Backward {
   const void* gates;                        // what forward wrote
   const float* c;                           // what forward wrote
   const void* dy;                           // T (tokens, directions * H) or null for zeros
+  const void* dpooled;                      // T (batch, directions * H) or null for zeros
+  const int32_t* maximum;                   // what forward wrote
   const void* dh_n;                         // T (directions, batch, H) or null for zeros
   const float* dc;                          // (tokens, directions * H), the gradient of every c, or null for zeros
   const float* dc_n;                        // (directions, batch, H) or null for zeros
-  void* dx;                                 // T (tokens, I) or null if not wanted
+  void* dx;                                 // T (tokens, I), or like the table; null if not wanted
   WeightGradients weights[kMaxDirections];  // all null if not wanted
   void* dh0;                                // T (directions, batch, H) or null if not wanted
   float* dc0;                               // (directions, batch, H) or null if not wanted

@@ -24,31 +24,14 @@ void rows_before(const Layer& layer, const Schedule& schedule, int direction, co
   }
 }
 
+// Shares the products of all directions out among the threads.
 template <class T>
-void weight_gradients(const Layer& layer, const Schedule& schedule, const Backward& io,
-                      const typename Operand<T>::Element* dgates, int64_t dgates_stride, const T* zeros) {
+void weight_gradients(const Layer& layer, WeightProduct<T> (&products)[kMaxDirections]) {
   using Lane = typename Operand<T>::Lane;
   const int64_t H = layer.hidden_size;
   const int per_direction = layer.threads > layer.directions ? layer.threads / layer.directions : 1;
   const int tasks = per_direction * layer.directions;
   const int workers = layer.threads < tasks ? layer.threads : tasks;
-
-  Block rows_block(layer.directions * layer.tokens * sizeof(const T*));
-  WeightProduct<T> products[kMaxDirections];
-  for (int d = 0; d < layer.directions; ++d) {
-    const T** h_before = rows_block.as<const T*>() + d * layer.tokens;
-    rows_before(layer, schedule, d, static_cast<const T*>(io.y), zeros, h_before);
-    products[d] = {layer.tokens,
-                   layer.input_size,
-                   H,
-                   static_cast<const T*>(layer.x),
-                   h_before,
-                   dgates + d * 4 * H,
-                   dgates_stride,
-                   static_cast<T*>(io.weights[d].w_ih),
-                   static_cast<T*>(io.weights[d].w_hh),
-                   static_cast<T*>(io.weights[d].bias)};
-  }
   const int64_t most_rows = (4 * H + per_direction - 1) / per_direction;
   const int64_t operand_lanes = products[0].operand_lanes(most_rows), sum_floats = products[0].sum_floats(most_rows);
   Block operands(workers * operand_lanes * sizeof(Lane)), sums(workers * sum_floats * sizeof(float));
@@ -70,6 +53,7 @@ void backward(const Layer& layer, const Backward& io) {
   const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
   const Schedule schedule(layer);
   const Teams teams(layer, schedule);
+  const Inputs inputs(layer);
 
   const int64_t dgates_stride = (D * 4 * H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
   const int64_t panels = panels_of(H), packed_lanes = panels * kPanel * Operand<T>::lanes(4 * H);
@@ -91,32 +75,83 @@ void backward(const Layer& layer, const Backward& io) {
 
   teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
     const int direction = teams.direction(index);
-    const BackwardTeam<T> team{direction,
-                               layer.directions,
-                               H,
-                               schedule.sequences.data() + teams.part(index),
-                               teams.rows(index),
-                               teams.parts,
-                               w_block.as<Lane>() + direction * packed_lanes,
-                               static_cast<const T*>(io.gates),
-                               io.c,
-                               of_direction<float>(layer.c0, direction, layer),
-                               static_cast<const T*>(io.dy),
-                               io.dc,
-                               of_direction<T>(io.dh_n, direction, layer),
-                               dgates,
-                               dgates_stride,
-                               zeros_block.as<Element>(),
-                               dc_block.as<float>() + teams.first_row(index) * H,
-                               of_direction<T>(io.dh0, direction, layer)};
+    const BackwardTeam<T> team{
+        direction,
+        layer.directions,
+        H,
+        schedule.sequences.data() + teams.part(index),
+        teams.rows(index),
+        teams.parts,
+        w_block.as<Lane>() + direction * packed_lanes,
+        static_cast<const T*>(io.gates),
+        io.c,
+        of_direction<float>(layer.c0, direction, layer),
+        static_cast<const T*>(io.dy),
+        {layer.pool, direction, layer.directions, H, static_cast<const T*>(io.dpooled), io.maximum},
+        io.dc,
+        of_direction<T>(io.dh_n, direction, layer),
+        dgates,
+        dgates_stride,
+        zeros_block.as<Element>(),
+        dc_block.as<float>() + teams.first_row(index) * H,
+        of_direction<T>(io.dh0, direction, layer)};
     if (member == 0) team.start(of_direction<float>(io.dc_n, direction, layer));
     barrier.wait();
     team.run(share(panels, members, member), barrier);
     if (member == 0 && io.dc0) team.finish(of_direction<float>(io.dc0, direction, layer));
   });
 
-  if (io.dx) project_gradient<T>(layer, dgates, dgates_stride, static_cast<T*>(io.dx));
-  if (io.weights[0].w_ih) weight_gradients<T>(layer, schedule, io, dgates, dgates_stride, zeros_block.as<T>());
+  const bool want_weights = io.weights[0].w_ih != nullptr;
+  Block rows_block(want_weights ? D * layer.tokens * sizeof(const T*) : 0);
+  WeightProduct<T> products[kMaxDirections];
+  for (int d = 0; want_weights && d < layer.directions; ++d) {
+    const T** h_before = rows_block.as<const T*>() + d * layer.tokens;
+    rows_before(layer, schedule, d, static_cast<const T*>(io.y), zeros_block.as<T>(), h_before);
+    products[d] = {layer.tokens,
+                   layer.input_size,
+                   H,
+                   !inputs.shared,
+                   true,
+                   static_cast<const T*>(layer.x),
+                   h_before,
+                   dgates + d * 4 * H,
+                   dgates_stride,
+                   static_cast<T*>(io.weights[d].w_ih),
+                   static_cast<T*>(io.weights[d].w_hh),
+                   static_cast<T*>(io.weights[d].bias)};
+  }
+  if (want_weights) weight_gradients<T>(layer, products);
+  if (!inputs.shared) {
+    if (io.dx) project_gradient<T>(layer, dgates, dgates_stride, layer.tokens, static_cast<T*>(io.dx));
+    return;
+  }
+  if (!io.dx && !want_weights) return;
+
+  // x is known for each distinct id, and so is all that its gradient needs: the sum of its tokens' gate gradients.
+  Block sums_block(inputs.rows * dgates_stride * sizeof(Element)), x_block(inputs.rows * layer.input_size * sizeof(T));
+  Element* sums = sums_block.as<Element>();
+  T* x = x_block.as<T>();
+  sum_by_row(TokensOfRows(inputs), layer.threads, D * 4 * H, dgates, dgates_stride, sums);
+  if (want_weights) {
+    look_up<T>(layer, inputs, x);
+    for (int d = 0; d < layer.directions; ++d) {
+      WeightProduct<T>& product = products[d];
+      product.tokens = inputs.rows;
+      product.with_x = true;
+      product.with_h = false;
+      product.x = x;
+      product.dgates = sums + d * 4 * H;
+      product.bias = nullptr;
+    }
+    weight_gradients<T>(layer, products);
+  }
+  if (!io.dx) return;
+  project_gradient<T>(layer, sums, dgates_stride, inputs.rows, x);
+  if (layer.table_dtype == layer.dtype) {
+    spread_gradient(layer, inputs, x, static_cast<T*>(io.dx));
+  } else {
+    spread_gradient(layer, inputs, x, static_cast<float*>(io.dx));
+  }
 }
 
 }  // namespace penstock::lstm::PENSTOCK_ISA

@@ -1,8 +1,9 @@
-// A whole layer forward: the input's projection, then the recurrence of every team.
+// A whole layer forward: the input's projection, then the recurrence of every team, which also pools.
 #pragma once
 
 #include <new>
 
+#include "embedding.h"
 #include "projection.h"
 #include "recurrence_forward.h"
 
@@ -59,17 +60,22 @@ void forward(const Layer& layer, const Forward& out) {
   const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
   const Schedule schedule(layer);
   const Teams teams(layer, schedule);
-  const bool save = out.gates != nullptr;
-  if (schedule.covered < layer.tokens) std::memset(out.y, 0, layer.tokens * D * H * sizeof(T));
+  const Inputs inputs(layer);
+  if (out.y && schedule.covered < layer.tokens) std::memset(out.y, 0, layer.tokens * D * H * sizeof(T));
 
-  Block gates_block(save ? 0 : layer.tokens * D * 4 * H * sizeof(T));
-  T* gates = save ? static_cast<T*>(out.gates) : gates_block.as<T>();
-  project_input<T>(layer, gates);
+  // Where every token has a row of its own, its gates are completed in place.
+  const bool in_place = out.gates != nullptr && !inputs.shared;
+  Block projected_block(in_place ? 0 : inputs.rows * D * 4 * H * sizeof(T));
+  T* projected = in_place ? static_cast<T*>(out.gates) : projected_block.as<T>();
+  Block x_block(inputs.shared ? inputs.rows * layer.input_size * sizeof(T) : 0);
+  if (inputs.shared) look_up<T>(layer, inputs, x_block.as<T>());
+  project_input<T>(layer, inputs.shared ? x_block.as<T>() : static_cast<const T*>(layer.x), inputs.rows, projected);
 
   const int64_t panels = RecurrentWeights<T>::panels(H), panel_lanes = RecurrentWeights<T>::panel_lanes(H);
   const int64_t h_stride = (H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
   Block w_block(D * panels * panel_lanes * sizeof(Lane));
   Block h_block(2 * D * B * h_stride * sizeof(Element)), c_block(D * B * H * sizeof(float));
+  Block pool_block(layer.pool == Pool::none ? 0 : D * B * H * sizeof(float));
 
   auto pack = [&](int member, int members) {
     const Range mine = share(D * panels, members, member);
@@ -83,20 +89,24 @@ void forward(const Layer& layer, const Forward& out) {
   teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
     const int direction = teams.direction(index);
     Element* h = h_block.as<Element>() + 2 * teams.first_row(index) * h_stride;
-    const ForwardTeam<T> team{direction,
-                              layer.directions,
-                              H,
-                              schedule.sequences.data() + teams.part(index),
-                              teams.rows(index),
-                              teams.parts,
-                              w_block.as<Lane>() + direction * panels * panel_lanes,
-                              gates,
-                              save,
-                              out.c,
-                              static_cast<T*>(out.y),
-                              {h, h + teams.rows(index) * h_stride},
-                              h_stride,
-                              c_block.as<float>() + teams.first_row(index) * H};
+    const ForwardTeam<T> team{
+        direction,
+        layer.directions,
+        H,
+        schedule.sequences.data() + teams.part(index),
+        teams.rows(index),
+        teams.parts,
+        w_block.as<Lane>() + direction * panels * panel_lanes,
+        projected,
+        inputs.shared ? inputs.row_of.data() : nullptr,
+        static_cast<T*>(out.gates),
+        out.c,
+        static_cast<T*>(out.y),
+        {layer.pool, direction, layer.directions, H, pool_block.as<float>() + teams.first_row(index) * H,
+         static_cast<T*>(out.pooled), out.maximum},
+        {h, h + teams.rows(index) * h_stride},
+        h_stride,
+        c_block.as<float>() + teams.first_row(index) * H};
     if (member == 0)
       team.start(of_direction<T>(layer.h0, direction, layer), of_direction<float>(layer.c0, direction, layer));
     barrier.wait();

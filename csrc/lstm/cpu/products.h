@@ -77,8 +77,8 @@ struct RowProduct {
   }
 };
 
-// The weight gradients of one direction: dgates^T (4H, tokens) times [x | h before] (tokens, I + H), and the column
-// sums of dgates, for a range of the 4H rows.
+// The weight gradients of one direction: dgates^T (4H, tokens) times [x | h before] (tokens, I + H), or one of the two,
+// and the column sums of dgates, for a range of the 4H rows.
 template <class T>
 struct WeightProduct {
   using Element = typename Operand<T>::Element;
@@ -87,6 +87,7 @@ struct WeightProduct {
   static constexpr int64_t kDepthOfStep = 256;                    // the same in lanes
 
   int64_t tokens, input_size, hidden_size;
+  bool with_x, with_h;
   const T* x;                // (tokens, I)
   const T* const* h_before;  // (tokens) pointers to rows of H
   const Element* dgates;     // this direction's first column
@@ -95,7 +96,9 @@ struct WeightProduct {
   T* bias;  // or null
 
   // Panels of x, then panels of h.
-  int64_t panels() const { return panels_of(input_size) + panels_of(hidden_size); }
+  int64_t x_panels() const { return with_x ? panels_of(input_size) : 0; }
+  int64_t h_panels() const { return with_h ? panels_of(hidden_size) : 0; }
+  int64_t panels() const { return x_panels() + h_panels(); }
   int64_t sums_stride() const { return panels() * kPanel + kLinePad; }
 
   // Lanes that `run` needs for its operands, and floats for its sums, given a number of rows.
@@ -163,13 +166,13 @@ struct WeightProduct {
   }
 
   void pack_inputs(int64_t first, int64_t count, Lane* b) const {
-    for (int64_t panel = 0; panel < panels_of(input_size); ++panel, b += panel_stride()) {
+    for (int64_t panel = 0; panel < x_panels(); ++panel, b += panel_stride()) {
       const int64_t width = vecs_of_panel(input_size, panel) * kLanes, column = panel * kPanel;
       pack_rows<T>(
           count, input_size - column < width ? input_size - column : width, width,
           [&](int64_t k) { return x + (first + k) * input_size + column; }, b);
     }
-    for (int64_t panel = 0; panel < panels_of(hidden_size); ++panel, b += panel_stride()) {
+    for (int64_t panel = 0; panel < h_panels(); ++panel, b += panel_stride()) {
       const int64_t width = vecs_of_panel(hidden_size, panel) * kLanes, column = panel * kPanel;
       pack_rows<T>(
           count, hidden_size - column < width ? hidden_size - column : width, width,
@@ -179,10 +182,9 @@ struct WeightProduct {
 
   void accumulate(int64_t rows, int64_t lanes, const Lane* a, const Lane* b, float* sums) const {
     const Tiling tiles(rows);
-    const int64_t x_panels = panels_of(input_size);
     for (int64_t panel = 0; panel < panels(); ++panel, b += panel_stride()) {
       const int64_t vecs =
-          panel < x_panels ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels);
+          panel < x_panels() ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels());
       for (int64_t i = 0; i < tiles.count; ++i) {
         const Range tile = tiles[i];
         float* out = sums + tile.begin * sums_stride() + panel * kPanel;
@@ -194,12 +196,11 @@ struct WeightProduct {
   }
 
   void write(Range rows, const float* sums, const float* bias_sums) const {
-    const int64_t h_column = panels_of(input_size) * kPanel;
     for (int64_t r = 0; r < rows.size(); ++r) {
       const int64_t row = gate_row(rows.begin + r, hidden_size);
       const float* from = sums + r * sums_stride();
-      write_row(from, input_size, dw_ih + row * input_size);
-      write_row(from + h_column, hidden_size, dw_hh + row * hidden_size);
+      if (with_x) write_row(from, input_size, dw_ih + row * input_size);
+      if (with_h) write_row(from + x_panels() * kPanel, hidden_size, dw_hh + row * hidden_size);
       if (bias) store(bias + row, broadcast(bias_sums[r]), 1);
     }
   }

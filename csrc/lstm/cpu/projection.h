@@ -1,4 +1,4 @@
-// What x and the gates exchange, over all tokens at once: gates = x W_ih^T + b, and dx = dgates W_ih.
+// What x and the gates exchange, over all rows of x at once: gates = x W_ih^T + b, and dx = dgates W_ih.
 #pragma once
 
 #include "layer.h"
@@ -8,9 +8,9 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
-// gates: (tokens, directions, 4H).
+// x: (rows, I); gates: (rows, directions, 4H).
 template <class T>
-void project_input(const Layer& layer, T* gates) {
+void project_input(const Layer& layer, const T* x, int64_t rows, T* gates) {
   using Lane = typename Operand<T>::Lane;
   const int64_t H = layer.hidden_size, I = layer.input_size, columns = layer.directions * 4 * H;
   const int64_t panels = panels_of(columns), lanes = Operand<T>::lanes(I);
@@ -44,29 +44,30 @@ void project_input(const Layer& layer, T* gates) {
 
   const bool in_place = std::is_same_v<T, typename Operand<T>::Element> && I % Operand<T>::kPerLane == 0;
   const int64_t x_stride = in_place ? lanes : (lanes + kLinePad) / kLinePad * kLinePad + kLinePad;
-  Block x_block(in_place ? 0 : layer.tokens * x_stride * sizeof(Lane));
-  const Lane* x = in_place ? static_cast<const Lane*>(layer.x) : x_block.as<Lane>();
-  const RowProduct<T> product{lanes, columns, x, x_stride, w, bias, gates};
+  Block x_block(in_place ? 0 : rows * x_stride * sizeof(Lane));
+  const Lane* a = in_place ? reinterpret_cast<const Lane*>(x) : x_block.as<Lane>();
+  const RowProduct<T> product{lanes, columns, a, x_stride, w, bias, gates};
   const int64_t partial_floats = product.partial_floats(lanes, columns);
   Block partial_block(layer.threads * partial_floats * sizeof(float));
   auto project = [&](int member, int members) {
-    const Range rows = share(layer.tokens, members, member);
-    for (int64_t row = rows.begin; !in_place && row < rows.end; ++row) {
-      const T* from = static_cast<const T*>(layer.x) + row * I;
+    const Range mine = share(rows, members, member);
+    for (int64_t row = mine.begin; !in_place && row < mine.end; ++row) {
+      const T* from = x + row * I;
       Lane* to = x_block.as<Lane>() + row * x_stride;
       for (int64_t k = 0; k < lanes; k += kLanes) {
         const BitVec value = lanes_along(from, k, I);
         std::memcpy(to + k, &value, sizeof value);
       }
     }
-    product.run(rows, partial_block.as<float>() + member * partial_floats);
+    product.run(mine, partial_block.as<float>() + member * partial_floats);
   };
   parallel(layer.threads, project);
 }
 
-// dgates: (tokens, dgates_stride), of which the first directions * 4H elements of each row.
+// dgates: (rows, dgates_stride), of which the first directions * 4H elements of each row; dx: (rows, I).
 template <class T>
-void project_gradient(const Layer& layer, const typename Operand<T>::Element* dgates, int64_t dgates_stride, T* dx) {
+void project_gradient(const Layer& layer, const typename Operand<T>::Element* dgates, int64_t dgates_stride,
+                      int64_t rows, T* dx) {
   using Lane = typename Operand<T>::Lane;
   const int64_t H = layer.hidden_size, I = layer.input_size, gates = layer.directions * 4 * H;
   const int64_t panels = panels_of(I), lanes = Operand<T>::lanes(gates);
@@ -92,7 +93,7 @@ void project_gradient(const Layer& layer, const typename Operand<T>::Element* dg
   const int64_t partial_floats = product.partial_floats(lanes, I);
   Block partial_block(layer.threads * partial_floats * sizeof(float));
   auto project = [&](int member, int members) {
-    product.run(share(layer.tokens, members, member), partial_block.as<float>() + member * partial_floats);
+    product.run(share(rows, members, member), partial_block.as<float>() + member * partial_floats);
   };
   parallel(layer.threads, project);
 }

@@ -6,6 +6,7 @@
 #include "gate_layout.h"
 #include "layer.h"
 #include "pack.h"
+#include "pooled.h"
 #include "schedule.h"
 #include "team.h"
 
@@ -40,10 +41,11 @@ struct BackwardTeam {
   const Sequence* sequences;  // sequence r of this team is sequences[r * parts]
   int64_t rows, parts;
   const Lane* w_hh;
-  const T* gates;       // (tokens, directions, 4H) pre-activations
-  const float* c;       // (tokens, directions, H)
-  const float* c0;      // (batch, H) of this direction, or null
-  const T* dy;          // (tokens, directions * H) or null
+  const T* gates;   // (tokens, directions, 4H) pre-activations
+  const float* c;   // (tokens, directions, H)
+  const float* c0;  // (batch, H) of this direction, or null
+  const T* dy;      // (tokens, directions * H) or null
+  PooledGradient<T> dpooled;
   const float* dcells;  // (tokens, directions * H), gradient of every c, or null
   const T* dh_n;        // (batch, H) of this direction, or null
   Element* dgates;      // (tokens, dgates_stride), this direction's from column direction * 4H
@@ -131,6 +133,7 @@ struct BackwardTeam {
         Vec dh = load(dh_recurrent[r] + (unit - first));
         if (dy) dh += load(dy + cell * hidden_size + unit, n);
         if (last_dh) dh += load(last_dh + unit, n);
+        if (dpooled.gradient) dh += dpooled.at(sequence(row), int32_t(here), unit, n);
         float* dc_state = dc + row * hidden_size + unit;
         Vec dc_here = load(dc_state, n);
         if (dcells) dc_here += load(dcells + cell * hidden_size + unit, n);

@@ -5,6 +5,7 @@
 #include "gate_layout.h"
 #include "layer.h"
 #include "pack.h"
+#include "pooled.h"
 #include "schedule.h"
 #include "team.h"
 
@@ -40,10 +41,12 @@ struct ForwardTeam {
   const Sequence* sequences;  // sequence r of this team is sequences[r * parts]
   int64_t rows, parts;
   const Lane* w_hh;
-  T* gates;         // (tokens, directions, 4H): the input's share
-  bool save_gates;  // whether to add h's share to them
-  float* c_saved;   // (tokens, directions, H) or null
-  T* y;
+  const T* projected;     // (rows, directions, 4H): the input's share of the gates
+  const int32_t* row_of;  // (tokens), the row of each token there, or null where it is the token's own
+  T* gates;               // (tokens, directions, 4H), or null; may be `projected` itself
+  float* c_saved;         // (tokens, directions, H) or null
+  T* y;                   // (tokens, directions, H) or null
+  Pooled<T> pooled;
   Element* h[2];  // (rows, h_stride), the steps alternate; beyond H zeros
   int64_t h_stride;
   float* c;  // (rows, H), the state
@@ -58,6 +61,7 @@ struct ForwardTeam {
         if (h0) h[0][r * h_stride + unit] = to_element(h0[index * hidden_size + unit]);
         c[r * hidden_size + unit] = c0 ? c0[index * hidden_size + unit] : 0.0f;
       }
+      pooled.start(index, r);
     }
   }
 
@@ -72,6 +76,7 @@ struct ForwardTeam {
         store(h_n + at, load(last + unit, n), n);
         store(c_n + at, load(c + r * hidden_size + unit, n), n);
       }
+      pooled.finish(sequence, r);
     }
   }
 
@@ -113,16 +118,21 @@ struct ForwardTeam {
     Element* h_after = h[(step + 1) % 2];
 
     int64_t cell[kTileRows];  // (token, direction)
+    const T* gate_in[kTileRows];
     const Lane* a[kTileRows];
     Soon soon;
     for (int64_t r = 0; r < height; ++r) {
       const int64_t row = first_row + r;
-      cell[r] = token(row, step) * directions + direction;
+      const int64_t here = token(row, step);
+      cell[r] = here * directions + direction;
+      gate_in[r] =
+          projected + ((row_of ? row_of[here] : here) * directions + direction) * 4 * hidden_size + slot.offset;
       a[r] = reinterpret_cast<const Lane*>(h_before + row * h_stride);
-      soon.add(gates + cell[r] * 4 * hidden_size + 4 * unit, 4 * n);
+      soon.add(gate_in[r], 4 * n);
+      if (gates && row_of) soon.add(gates + cell[r] * 4 * hidden_size + slot.offset, 4 * n);
       soon.add(c + row * hidden_size + unit, n);
       if (c_saved) soon.add(c_saved + cell[r] * hidden_size + unit, n);
-      soon.add(y + cell[r] * hidden_size + unit, n);
+      if (y) soon.add(y + cell[r] * hidden_size + unit, n);
       soon.add(h_after + row * h_stride + unit, n);
     }
     alignas(64) float product[kTileRows][4][kLanes];
@@ -132,8 +142,7 @@ struct ForwardTeam {
     // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an
     // earlier store whose address ends alike.
     for (int64_t r = 0; r < height; ++r) {
-      const T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
-      for (int v = 0; v < 4; ++v) store(product[r][v], load(product[r][v]) + load(gate + v * slot.stride, n));
+      for (int v = 0; v < 4; ++v) store(product[r][v], load(product[r][v]) + load(gate_in[r] + v * slot.stride, n));
     }
     for (int64_t r = 0; r < height; ++r) {
       Vec value[4];
@@ -141,18 +150,23 @@ struct ForwardTeam {
       float* state = c + (first_row + r) * hidden_size + unit;
       const Cell after = cell_forward(value[0], value[1], value[2], value[3], load(state, n));
       store(state, after.c, n);
-      if (save_gates) {
+      if (gates) {
         T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
         for (int v = 0; v < 4; ++v) store(gate + v * slot.stride, value[v], n);
       }
       if (c_saved) store(c_saved + cell[r] * hidden_size + unit, after.c, n);
-      T* out = y + cell[r] * hidden_size + unit;
-      store(out, after.h, n);
+      if (y) store(y + cell[r] * hidden_size + unit, after.h, n);
       Element* next = h_after + (first_row + r) * h_stride + unit;
       if constexpr (std::is_same_v<T, Element>) {
         store(next, after.h, n);
       } else {
-        store(next, load(out, n), n);
+        T rounded[kLanes];
+        store(rounded, after.h);
+        store(next, load(rounded), n);
+      }
+      if (pooled.wanted()) {
+        const int64_t row = first_row + r;
+        pooled.add(sequences[row * parts].index, row, int32_t(token(row, step)), unit, load(next, n), n);
       }
     }
   }
