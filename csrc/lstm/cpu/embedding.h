@@ -41,15 +41,14 @@ void look_up(const Layer& layer, const Inputs& inputs, T* out) {
 template <class T, class Table>
 void spread_gradient(const Layer& layer, const Inputs& inputs, const T* gradient, Table* out) {
   const int64_t I = layer.input_size;
-  std::vector<int32_t> row_of_id(layer.vocabulary, -1);
-  for (int64_t row = 0; row < inputs.rows; ++row) row_of_id[inputs.ids[row]] = int32_t(row);
   auto write = [&](int member, int members) {
     const Range ids = share(layer.vocabulary, members, member);
     for (int64_t id = ids.begin; id < ids.end; ++id) {
-      if (row_of_id[id] < 0) {
+      const int64_t row = inputs.row_of_id[id];
+      if (row < 0) {
         std::memset(out + id * I, 0, I * sizeof(Table));
       } else {
-        convert_row(gradient + row_of_id[id] * I, I, out + id * I);
+        convert_row(gradient + row * I, I, out + id * I);
       }
     }
   };

@@ -6,7 +6,7 @@ namespace penstock::lstm {
 
 Inputs::Inputs(const Layer& layer) : shared(layer.table != nullptr), rows(layer.tokens) {
   if (!shared) return;
-  std::vector<int32_t> row_of_id(layer.vocabulary, -1);
+  row_of_id.assign(layer.vocabulary, -1);
   row_of.resize(layer.tokens);
   for (int64_t token = 0; token < layer.tokens; ++token) {
     const int32_t id = layer.ids[token];

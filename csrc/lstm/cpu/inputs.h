@@ -9,10 +9,11 @@
 namespace penstock::lstm {
 
 struct Inputs {
-  bool shared;                  // whether tokens of one id share a row; else every token has its own
-  int64_t rows;                 // to multiply
-  std::vector<int32_t> ids;     // (rows), distinct, in the order of their first tokens, if shared
-  std::vector<int32_t> row_of;  // (tokens), the row of each token, if shared
+  bool shared;                     // whether tokens of one id share a row; else every token has its own
+  int64_t rows;                    // to multiply
+  std::vector<int32_t> ids;        // (rows), distinct, in the order of their first tokens, if shared
+  std::vector<int32_t> row_of;     // (tokens), the row of each token, if shared
+  std::vector<int32_t> row_of_id;  // (vocabulary), -1 for an id that no token has, if shared
 
   // Throws std::out_of_range if an id is not a row of the table.
   explicit Inputs(const Layer& layer);
