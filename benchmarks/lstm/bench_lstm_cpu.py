@@ -36,6 +36,7 @@ DIRECTIONS = 2
 
 TRAINING = [(64, 64, 128, 256), (32, 128, 300, 512), (256, 64, 300, 256)]
 SMALL = [(batch, 32, hidden, hidden) for batch in (1, 2, 8) for hidden in (32, 64, 128)]
+GRID = [(batch, 64, hidden, hidden) for batch in (1, 8, 32, 128) for hidden in (64, 128, 256, 512)]
 INFERENCE = [(batch, 64, hidden, hidden) for batch in (1, 32) for hidden in (256, 512)]
 
 
@@ -140,7 +141,9 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"median_ms": middle, "lower_quartile": low, "upper_quartile": high}
 
 
-def compare(benchmark, problem: Problem, contestants: dict[str, Callable[[], object]], passes: int) -> None:
+def compare(
+    benchmark, problem: Problem, contestants: dict[str, Callable[[], object]], passes: int, rounds: int = ROUNDS
+) -> None:
     """`contestants` starts with penstock; a forward pass is one of a training step's three passes."""
     times: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     peaks: list[float] = []
@@ -163,7 +166,7 @@ def compare(benchmark, problem: Problem, contestants: dict[str, Callable[[], obj
         peaks.append(peak(problem.x.dtype))
         wake("penstock")
 
-    benchmark.pedantic(lambda: timed("penstock"), setup=others, rounds=ROUNDS, warmup_rounds=2)
+    benchmark.pedantic(lambda: timed("penstock"), setup=others, rounds=rounds, warmup_rounds=2)
     results = {contestant: summary(values[2:]) for contestant, values in times.items()}
     ours = results["penstock"]["median_ms"]
     achieved = passes * problem.operations() / (ours * 1e-3)
@@ -178,10 +181,13 @@ def compare(benchmark, problem: Problem, contestants: dict[str, Callable[[], obj
     }
 
 
-def train(benchmark, shape: tuple[int, int, int, int], dtype: torch.dtype, peer: str, *, equal: bool) -> None:
+def train(
+    benchmark, shape: tuple[int, int, int, int], dtype: torch.dtype, peer: str, *, equal: bool, rounds: int = ROUNDS
+) -> None:
     problem = Problem.draw(shape, dtype, equal=equal)
     chosen = ["penstock", *([peer] if peer else [])]
-    compare(benchmark, problem, {each: partial(problem.train, getattr(problem, each)) for each in chosen}, passes=3)
+    contestants = {each: partial(problem.train, getattr(problem, each)) for each in chosen}
+    compare(benchmark, problem, contestants, 3, rounds)
 
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -206,6 +212,14 @@ def test_train_equal_lengths(benchmark, shape, dtype, peer):
 @pytest.mark.parametrize("peer", ["padded"], ids=["peers"])
 def test_train_small(benchmark, shape, dtype, peer):
     train(benchmark, shape, dtype, peer, equal=True)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", GRID, ids=name)
+@pytest.mark.parametrize("peer", ["padded"], ids=["peers"])
+def test_train_grid(benchmark, shape, dtype, peer):
+    """What plot.py draws."""
+    train(benchmark, shape, dtype, peer, equal=True, rounds=3)
 
 
 @dtypes

@@ -1,9 +1,10 @@
-"""Draws what bench_lstm_cpu.py measured: speed-up over every peer, shape by shape.
+"""Draws what bench_lstm_cpu.py measured over batch and hidden size: speed-up over nn.LSTM, and the share of the peak.
 
 python benchmarks/lstm/plot.py results.json figure.png
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,26 +13,34 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+DTYPES = ("float32", "bfloat16")
+
 
 def main(results: Path, figure: Path) -> None:
-    benchmarks = [b for b in json.loads(results.read_text())["benchmarks"] if b["extra_info"].get("speedup")]
-    kinds = sorted({b["name"].split("[")[0] for b in benchmarks})
-    fig, axes = plt.subplots(len(kinds), 1, figsize=(9, 3 * len(kinds)), squeeze=False, layout="constrained")
-    for axis, kind in zip(axes[:, 0], kinds, strict=True):
-        labels, bars = [], {}
-        for row, b in enumerate(b for b in benchmarks if b["name"].startswith(kind + "[")):
-            info = b["extra_info"]
-            labels.append(b["name"].split("[")[1].rstrip("]").replace("peers-", "") + f"\n{info['share_of_peak']:.0%}")
-            for peer, speedup in info["speedup"].items():
-                bars.setdefault(peer, []).append((row, speedup))
-        for place, (peer, values) in enumerate(sorted(bars.items())):
-            axis.bar([row + 0.4 * place for row, _ in values], [s for _, s in values], width=0.4, label=f"over {peer}")
-        axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=6)
-        axis.set_ylabel("speed-up")
-        axis.set_title(f"{kind.removeprefix('test_')}: penstock over its peers; under each shape its share of the peak")
-        axis.legend()
-    fig.savefig(figure, dpi=150)
+    points: dict[tuple[str, int], list[tuple[int, float, float]]] = {}
+    for benchmark in json.loads(results.read_text())["benchmarks"]:
+        shape = re.match(r"test_train_grid\[peers-B(\d+)-T\d+-I\d+-H(\d+)-(\w+)\]", benchmark["name"])
+        if shape:
+            info = benchmark["extra_info"]
+            point = int(shape[2]), info["speedup"]["padded"], 100 * info["share_of_peak"]
+            points.setdefault((shape[3], int(shape[1])), []).append(point)
+    fig, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, sharey="row", layout="constrained")
+    for column, dtype in enumerate(DTYPES):
+        for (_, batch), of_batch in sorted(item for item in points.items() if item[0][0] == dtype):
+            sizes, speedups, shares = zip(*sorted(of_batch), strict=True)
+            axes[0, column].plot(sizes, speedups, marker="o", label=f"batch {batch}")
+            axes[1, column].plot(sizes, shares, marker="o")
+        axes[0, column].axhline(1, color="black", linewidth=0.8)
+        axes[0, column].set_title(dtype)
+        axes[1, column].set_xscale("log", base=2)
+        axes[1, column].set_xticks([64, 128, 256, 512], ["64", "128", "256", "512"])
+        axes[1, column].set_xlabel("hidden size = input size")
+    axes[0, 0].set_ylabel("speed-up over nn.LSTM, equal lengths")
+    axes[0, 0].set_ylim(bottom=0)
+    axes[1, 0].set_ylabel("% of the FMA peak")
+    axes[0, 0].legend()
+    fig.suptitle("One bidirectional layer, 64 steps, forward and backward")
+    fig.savefig(figure, dpi=110)
 
 
 if __name__ == "__main__":
