@@ -70,8 +70,8 @@ def _forward(*args: Any) -> Any:
     return_cells, save, backend = args[_NUM_INPUTS:]
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
     with torch.autocast(inputs.x.device.type, enabled=False):
-        *out, pooled = _implementation(inputs, backend).forward(inputs, return_cells, save)
-    return *out, out[0].new_empty(0) if pooled is None else pooled
+        out = _implementation(inputs, backend).forward(inputs, return_cells, save)
+    return *out[:-1], out.y.new_empty(0) if out.pooled is None else out.pooled
 
 
 @torch.library.register_fake("penstock::lstm_layer")

@@ -130,12 +130,9 @@ def _gradients(grads: OutputGrads, inputs: LayerInputs, create_graph: bool) -> I
     biases = [b if b.requires_grad else other for b, other in zip(weights.b_ih, weights.b_hh, strict=True)]
     states = [state for state in (inputs.h0, inputs.c0) if state is not None]
     wanted = [inputs.x, *weights.w_ih, *weights.w_hh, *biases, *weights.w_hr, *states]
-    first = grads.pooled if inputs.pool else grads.y
-    pairs = [
-        (out, grad) for out, grad in zip(lstm_layer(inputs), [first, *grads[1:4]], strict=True) if grad is not None
-    ]
-    pairs = list(zip(lstm_layer(inputs), [first, *grads[1:4]], strict=True))
-    pairs = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
+    given = grads.pooled if inputs.pool else grads.y, grads.h_n, grads.c_n, grads.cells
+    pairs = [(out, grad) for out, grad in zip(lstm_layer(inputs), given, strict=True) if grad is not None]
+    pairs = [(out, grad) for out, grad in pairs if out.requires_grad]
     places = [place for place, tensor in enumerate(wanted) if tensor.requires_grad]
     found = torch.autograd.grad(
         [out for out, _ in pairs],
