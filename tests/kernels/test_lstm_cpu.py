@@ -122,6 +122,12 @@ def test_matches_reference(isa, dtype, hidden_size, batch):
         Problem(lengths, input_size, hidden_size, directions, dtype, seed=case, states=case == 0).check()
 
 
+@both_dtypes
+@pytest.mark.parametrize("hidden_size", [320, 640, 1030])
+def test_wide_states(dtype, hidden_size):
+    Problem([4, 0, 1, 3, 2, 2, 4, 1], 40, hidden_size, 1 + hidden_size % 3 % 2, dtype).check()
+
+
 @all_isas
 @both_dtypes
 def test_wide_input_is_summed_in_parts(isa, dtype):
@@ -143,6 +149,28 @@ def test_without_biases(dtype):
 def test_forget_gate_near_saturation(dtype):
     """Long memory: a rounded activation instead of a pre-activation would lose the forget gate's gradient."""
     Problem([150, 40], 12, 32, 2, dtype, forget=6.0, seed=1).check()
+
+
+@pytest.mark.slow
+@both_dtypes
+def test_two_thousand_steps_of_memory(dtype):
+    Problem([2048, 700], 5, 24, 2, dtype, forget=8.0, seed=2).check()
+
+
+@all_isas
+@both_dtypes
+@pytest.mark.parametrize("scale", [1e4, 1e-41], ids=["large", "denormal"])
+def test_inputs_of_any_size(isa, dtype, scale):
+    problem = Problem([6, 1, 9], 7, 20, 2, dtype)
+    problem.x = (problem.x * scale).to(dtype).double()
+    if scale > 1:  # gates are shut or open, and most gradients vanish
+        values, gradients = problem.run("cpu")
+        expected, _ = problem.run("reference", torch.float64)
+        for name, value in values.items():
+            torch.testing.assert_close(value.double(), expected[name], atol=2e-2, rtol=2e-2)
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+    else:
+        problem.check()
 
 
 @pytest.mark.slow
