@@ -153,7 +153,7 @@ def test_forget_gate_near_saturation(dtype):
 
 @pytest.mark.slow
 def test_two_thousand_steps_of_memory():
-    """Recurrent weights small enough that the problem itself does not amplify rounding, as it else does in float64 too."""
+    """With recurrent weights so small that the recurrence does not amplify rounding, whoever computes it."""
     problem = Problem([2048, 700], 5, 24, 2, torch.float32, forget=8.0, seed=2)
     for weight in problem.weights.w_hh:
         weight.copy_((weight * 0.3).float())
