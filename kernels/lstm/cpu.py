@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, OutputGrads
+from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
 
 try:
     from penstock import _native
@@ -25,6 +25,9 @@ isa = os.environ.get("PENSTOCK_ISA", "")
 
 # smaller tensors come from torch's allocator: a kept piece of memory is worth its bookkeeping from about here
 _POOLED_BYTES = 1 << 20
+
+# a forward pass of fewer operations takes longer on several threads than on one (measured on two cores)
+worth_threads = 12_000_000
 
 
 def available() -> str | None:
@@ -150,7 +153,7 @@ class _Call:
             "batch": inputs.batch_size,
             "input_size": weights.input_size,
             "hidden_size": self.hidden,
-            "threads": torch.get_num_threads(),
+            "threads": torch.get_num_threads() if self._operations(weights) >= worth_threads else 1,
             "x": self.x.data_ptr() if self.ids is None else 0,
             "embeddings": None
             if self.ids is None
@@ -161,6 +164,9 @@ class _Call:
             "c0": _address(self.states[1]),
             "pool": inputs.pool,
         }
+
+    def _operations(self, weights: LayerWeights) -> int:
+        return 8 * self.tokens * self.directions * self.hidden * (weights.input_size + self.hidden)
 
 
 def _name(dtype: torch.dtype) -> str:

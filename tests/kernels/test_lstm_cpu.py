@@ -197,8 +197,9 @@ def test_empty_batches(isa):
 @all_isas
 @both_dtypes
 @pytest.mark.parametrize("threads", [2, 5, 8])
-def test_threads_share_the_work(isa, dtype, threads):
+def test_threads_share_the_work(isa, dtype, threads, monkeypatch):
     """Same bits whoever computes what: directions, rows and units are all shared out, and each sum has one order."""
+    monkeypatch.setattr(cpu, "worth_threads", 0)
     problems = [
         Problem([5, 0, 3, 2], 9, 150, 2, dtype),  # few rows: units are shared
         Problem([3 + i % 4 for i in range(40)], 9, 20, 1, dtype),  # many rows: rows are shared
@@ -308,7 +309,8 @@ def test_workspace_is_kept_bounded_and_released():
     native.release_workspace()
 
 
-def test_serves_a_forked_child():
+def test_serves_a_forked_child(monkeypatch):
+    monkeypatch.setattr(cpu, "worth_threads", 0)
     torch.set_num_threads(2)
     problem = Problem([3, 2], 4, 8, 2, torch.float32)
     expected, _ = problem.run("cpu")

@@ -124,7 +124,8 @@ def _flat(inputs: LayerInputs) -> tuple:
 
 @pytest.mark.parametrize("threads", [2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_on_any_number_of_threads(dtype: torch.dtype, threads: int) -> None:
+def test_same_bits_on_any_number_of_threads(dtype: torch.dtype, threads: int, monkeypatch) -> None:
+    monkeypatch.setattr(cpu, "worth_threads", 0)
     inputs = cases.layer([9, 30, 0, 4, 22], 7, 40, vocabulary=12, pool="max")
     grads = [*cases.cotangents(inputs)[:3], None]
     before = torch.get_num_threads()
