@@ -219,7 +219,7 @@ def test_train_small(benchmark, shape, dtype, peer):
 @pytest.mark.parametrize("peer", ["padded"], ids=["peers"])
 def test_train_grid(benchmark, shape, dtype, peer):
     """What plot.py draws."""
-    train(benchmark, shape, dtype, peer, equal=True, rounds=3)
+    train(benchmark, shape, dtype, peer, equal=True, rounds=3 if shape[0] == 128 else ROUNDS)
 
 
 @dtypes
