@@ -207,7 +207,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.numbers, ctx.backend = numbers, backend
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 14
     q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seed, ids = ctx.saved_tensors
     problem = cu_seqlens_q, cu_seqlens_k, *ctx.numbers, seed, ids
     if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)

@@ -100,7 +100,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.has_bias, ctx.backend = bias is not None, backend
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 4
     if torch.is_grad_enabled():
         raise RuntimeError("bias_gelu can be differentiated once only (it was asked for with create_graph=True)")
     (derivative,) = ctx.saved_tensors

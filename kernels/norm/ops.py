@@ -184,7 +184,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.eps, ctx.dropout_p, ctx.backend = eps, dropout_p, backend
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 12
     if torch.is_grad_enabled():
         raise RuntimeError("residual_norm can be differentiated once only (it was asked for with create_graph=True)")
     normal, rstd, x_bias, weight, bias, *dropout = ctx.saved_tensors

@@ -128,7 +128,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.scores_dtype = None if scores is None else scores.dtype
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 6
     d_values, d_scores = torch.ops.penstock.segment_pool_backward(grad_out, *ctx.saved_tensors, *ctx.arguments)
     return d_values, None if ctx.scores_dtype is None else d_scores.to(ctx.scores_dtype), None, None, None, None
 
