@@ -12,7 +12,7 @@ python=$(command -v "${PYTHON:-python3}")
 build=$root/build/gpu
 mkdir -p "$build"
 cmake -S "$root" -B "$build/cmake" -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$python" \
-    -DPYTHON_EXECUTABLE="$python" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >"$build/build.log"
+    -DPYTHON_EXECUTABLE="$python" -DPYBIND11_FINDPYTHON=ON -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >"$build/build.log"
 cmake --build "$build/cmake" --parallel "$(nproc)" >>"$build/build.log"
 cmake --install "$build/cmake" --prefix "$build/site" >>"$build/build.log"
 for folder in engine kernels benchmarks; do ln -sfn "$root/$folder" "$build/site/penstock/$folder"; done
