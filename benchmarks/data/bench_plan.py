@@ -67,7 +67,7 @@ def test_open(compare_fresh, with_peers, store, request):
         folder = request.getfixturevalue("streaming_folder")
         if folder is not None:
             contestants["MosaicML streaming"] = ("open_streaming", folder)
-    compare_fresh(contestants, rounds=5, rows=store.num_examples, shards=len(store.manifest.shards))
+    compare_fresh(contestants, rounds=3, rows=store.num_examples, shards=len(store.manifest.shards))
 
 
 def test_seek_in_a_planned_epoch(benchmark, store):
@@ -100,7 +100,7 @@ def test_seek_in_a_fresh_process(compare_fresh, with_peers, store, request):
         folder = request.getfixturevalue("streaming_folder")
         if folder is not None:
             contestants["MosaicML streaming"] = ("seek_streaming", folder)
-    compare_fresh(contestants, rounds=3, rows=store.num_examples)
+    compare_fresh(contestants, rounds=2, rows=store.num_examples)
 
 
 def test_memory_of_an_epoch(benchmark, with_peers, store, fresh):
