@@ -183,6 +183,11 @@ def _attention(rows: list[Row], plots: Path) -> list[Block]:
     return blocks
 
 
+def _rowwise(rows: list[Row], plots: Path) -> list[Block]:
+    columns = _fields("operation", "contestant", "phase", "ms", "low_ms", "high_ms", "of_floor", "peak_mib")
+    return _table(_flat(rows), columns) + _unfit(rows)
+
+
 def _training(rows: list[Row], plots: Path) -> list[Block]:
     done = [row for row in rows if "tokens_per_second" in row]
     columns = _fields(
@@ -228,6 +233,7 @@ _SECTIONS = {
     "probes": _probes,
     "lstm": _lstm,
     "attention": _attention,
+    "rowwise": _rowwise,
     "train-lstm": _training,
     "train-encoder": _training,
     "flashrnn": _peers,

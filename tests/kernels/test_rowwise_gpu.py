@@ -1,0 +1,83 @@
+"""residual_norm, bias_gelu and segment_pool on a GPU against float64 on the CPU."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+
+from penstock.kernels import bias_gelu, residual_norm, segment_pool, use_backend
+from penstock.kernels.pooling.protocol import MODES
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
+]
+
+LENGTHS = [5, 0, 1, 37, 64, 131, 2, 0, 1, 211, 1031, 300]
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+TOKENS = sum(LENGTHS)
+
+backends = pytest.mark.parametrize("backend", ["torch", "triton"])
+dtypes = pytest.mark.parametrize("dtype", BOUNDS)
+
+
+def check(backend, operation, inputs, dtype):
+    """Values and every gradient within their bounds, and the same bits twice.
+
+    Args:
+        operation: takes the inputs, and the device where its other tensors must be.
+    """
+    inputs = [x.to(dtype) for x in inputs]
+
+    def run(name, device, to):
+        leaves = [x.to(device, to).requires_grad_() for x in inputs]
+        with use_backend(name):
+            out = operation(*leaves, device=device)
+        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(device, to)
+        return [out.detach(), *torch.autograd.grad(out, leaves, direction)]
+
+    expected = run("reference", "cpu", torch.float64)
+    found, again = (run(backend, "cuda", dtype) for _ in range(2))
+    for y, r, limit in zip(found, expected, [BOUNDS[dtype], *[2 * BOUNDS[dtype]] * len(inputs)], strict=True):
+        assert (y.cpu().double() - r).norm() <= limit * r.norm()
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def normal(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def bounds(device):
+    return torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32, device=device)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("width", [7, 384, 768, 1030])
+def test_residual_norm(backend, width, p, dtype):
+    def operation(x, residual, x_bias, weight, bias, device):
+        drop = {"dropout_p": p, "cu_seqlens": bounds(device), "seed": torch.tensor(2**61 + 99, device=device)}
+        return residual_norm(x, residual, weight, bias, x_bias=x_bias, **(drop if p else {}))
+
+    check(backend, operation, normal((TOKENS, width), (TOKENS, width), width, width, width), dtype)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("width", [7, 384, 3072])
+def test_bias_gelu(backend, width, dtype):
+    check(backend, lambda x, bias, device: bias_gelu(x, bias), normal((TOKENS, width), width), dtype)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("width", [14, 512])
+def test_pooling(backend, width, mode, dtype):
+    def operation(values, scores=None, device="cpu"):
+        return segment_pool(values, bounds(device), mode, scores, bidirectional=mode == "last")
+
+    inputs = normal((TOKENS, width), TOKENS) if mode == "attention" else normal((TOKENS, width))
+    check(backend, operation, inputs, dtype)
