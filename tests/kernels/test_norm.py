@@ -5,6 +5,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch._dynamo.testing
 
 from penstock.kernels import segment_pool, use_backend
 from penstock.kernels.pooling import reference
