@@ -157,7 +157,7 @@ def test_two_thousand_steps_of_memory():
     problem = Problem([2048, 700], 5, 24, 2, torch.float32, forget=8.0, seed=2)
     for weight in problem.weights.w_hh:
         weight.copy_((weight * 0.3).float())
-    problem.check()
+    problem.check(cells=False)
 
 
 @all_isas
