@@ -120,11 +120,15 @@ class EncoderClassifier(nn.Module):
             logits (batch, num_labels) and, given labels, the loss. A text without tokens, which has no first token, has
             the logits of a zero vector.
         Raises:
-            TypeError, ValueError: the input is neither form, the mask does not fit it, or there is no token at all.
+            TypeError, ValueError: the input is neither form, the mask does not fit it, or no text has a token.
             ModelError: a sequence is longer than the model has positions for.
         """
         batch = as_ragged(input_ids, attention_mask)
         texts, tokens = batch.batch_size, batch.values.shape[0]
+        if texts == 0:
+            # a process of several whose share of a step is empty
+            none = torch.zeros(0, self.config.num_labels, device=batch.values.device)
+            return classifier_output(none, labels, reduction)
         if tokens == 0:
             raise ValueError("the batch has no tokens: an encoder reads at least one of each text, such as [CLS]")
         self._check_lengths(batch)

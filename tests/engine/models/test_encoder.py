@@ -173,6 +173,7 @@ def test_an_empty_sequence_leaves_the_others_alone(stock: transformers.PreTraine
         torch.testing.assert_close(logits[[0, 2]], logits[[4, 4]])
         with pytest.raises(ValueError, match="no tokens"):
             model(Ragged.from_lengths(ragged.values[:0], [0, 0]))
+        assert model(Ragged.from_lengths(ragged.values[:0], [])).logits.shape == (0, logits.shape[1])
 
 
 def test_gradient_checkpointing_changes_nothing(stock: transformers.PreTrainedModel) -> None:
