@@ -48,7 +48,7 @@ def recipe(kind: str, size: int, mean_length: float, max_length: int) -> dict[st
         mean_length, max_length: tokens of a training text.
     """
     if kind == "encoder":
-        epochs = _between(3, round(7_000 / size), 30)
+        epochs = _between(3, round(7_000 / size), 20)
         examples = 16 if size < 4_000 else 32
         patience = 4
     else:
