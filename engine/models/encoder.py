@@ -127,6 +127,7 @@ class EncoderClassifier(nn.Module):
         texts, tokens = batch.batch_size, batch.values.shape[0]
         if texts == 0:
             # a process of several whose share of a step is empty
+            assert self.config.num_labels is not None
             none = torch.zeros(0, self.config.num_labels, device=batch.values.device)
             return classifier_output(none, labels, reduction)
         if tokens == 0:
