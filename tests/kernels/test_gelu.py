@@ -113,7 +113,6 @@ def test_opcheck(backend):
 
 
 def test_compiles_whole_and_once_for_all_shapes():
-    torch._dynamo.reset()
     compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(bias_gelu, backend=compilations, fullgraph=True, dynamic=True)
     for rows in (8, 10, 21):

@@ -215,7 +215,6 @@ def test_opcheck(backend, p):
 
 
 def test_compiles_whole_and_once_for_all_batches():
-    torch._dynamo.reset()
     compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(residual_norm, backend=compilations, fullgraph=True, dynamic=True)
     (_, _, x_bias, weight, bias), _ = tensors(24, torch.float32)

@@ -160,7 +160,6 @@ def test_opcheck(mode, backend):
 
 
 def test_compiles_whole_and_once_for_all_batches():
-    torch._dynamo.reset()
     compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
     @torch.compile(backend=compilations, fullgraph=True)

@@ -307,7 +307,6 @@ def test_a_decoder_is_refused() -> None:
 @pytest.mark.parametrize("name", ["bert", pytest.param("electra", marks=pytest.mark.slow)])
 def test_compiles_to_one_graph_for_every_packing(name: str) -> None:
     model = EncoderClassifier(stock_model(name, num_hidden_layers=1))
-    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
     for lengths in ([7, 1, 13], [5, 5], [1, 30, 3, 9]):

@@ -132,7 +132,6 @@ def test_frozen_embeddings_stay() -> None:
 
 def test_compiles_to_one_graph_for_every_packing() -> None:
     model = classifier().eval()
-    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
     for lengths in ([7, 1, 13], [5, 5], [1, 30, 3, 9]):
