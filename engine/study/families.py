@@ -50,14 +50,12 @@ def recipe(kind: str, size: int, mean_length: float, max_length: int) -> dict[st
     if kind == "encoder":
         epochs = _between(3, round(7_000 / size), 20)
         examples = 16 if size < 4_000 else 32
-        patience = 4
     else:
         epochs = _between(2, round(24 * (500 / size) ** 0.5), 40)
         examples = 16 if size < 1_000 else 32 if size < 10_000 else 64
-        patience = 4
     return {
         "training.epochs": epochs,
-        "training.patience": patience,
+        "training.patience": 4,
         "data.tokens_per_batch": max(max_length, round(examples * mean_length)),
         "data.validation_fraction": 0.2 if size < 1_000 else 0.1,
     }
