@@ -19,9 +19,9 @@ install: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,lint,hub]'
 	touch $@
 
-# Ray and datatrove, which the slow tests run on: 260 MB that nothing else needs.
+# Ray, datatrove and the Trainer's accelerate, which the slow tests run on: 260 MB that nothing else needs.
 .venv/installed-slow: .venv/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[ray,datatrove]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[ray,datatrove,bench]'
 	touch $@
 
 study: install

@@ -5,6 +5,7 @@ worker processes that collate; then the same with torch.compile, if the time all
 """
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ def run(context: Context) -> None:
             why = f"not run: it needs {needed} s and {max(0, context.left()):.0f} s were left"
             emit(kind="training", model=MODEL, contestant=label, why=why)
             continue
+        seconds = math.inf if context.smoke else context.left() if compiled else context.share(1)
         try:
-            figures = trainer(context, folder, store, compiled, context.left() if compiled else context.share(1))
+            figures = trainer(context, folder, store, compiled, seconds)
         except (RuntimeError, ValueError, TypeError, ImportError) as failure:
             figures = {"why": reason(failure)}
         report(MODEL, label, figures, flops, context)

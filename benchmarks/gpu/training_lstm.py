@@ -164,7 +164,7 @@ def plain(
         torch.cuda.reset_peak_memory_stats()
     steps = tokens_seen = examples = 0
     start = time.perf_counter()
-    while time.perf_counter() - start < seconds and (steps < 4 or not context.smoke):
+    while steps < 4 if context.smoke else time.perf_counter() - start < seconds:
         batch = batches[steps % len(batches)]
         step(*batch)
         steps, tokens_seen, examples = steps + 1, tokens_seen + int(batch[1].sum()), examples + len(batch[1])
