@@ -118,7 +118,7 @@ def lstm(
         final_h.append(h_n)
         final_c.append(c_n)
         cells.append(layer_cells)
-    h_n, c_n = torch.cat(final_h), torch.cat(final_c)
+    h_n, c_n = (states[0] if len(states) == 1 else torch.cat(states) for states in (final_h, final_c))
     return (x, h_n, c_n, cells) if return_cells else (x, h_n, c_n)
 
 

@@ -116,51 +116,65 @@ def _fake_backward(*args: Any) -> Any:
     return like(inputs.x, need_x), w_ih, w_hh, bias, w_hr, like(inputs.h0), like(inputs.c0)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    layer = _inputs(inputs[:_NUM_INPUTS])
-    y, _, _, cells, saved, pooled = output
-    ctx.backend = inputs[-1]
-    ctx.max_seqlen, ctx.pool = layer.max_seqlen, layer.pool
-    ctx.set_materialize_grads(False)
-    absent = [y if layer.pool else pooled, *([] if cells.numel() else [cells])]
-    ctx.mark_non_differentiable(*saved, *absent)
-    ctx.counts = [len(kind) for kind in layer.weights] + [len(saved)]
-    weights = [weight for kind in layer.weights for weight in kind]
-    states = layer.h0, layer.c0, layer.zone_h, layer.zone_c, layer.resets, layer.ids
-    ctx.save_for_backward(layer.x, layer.cu_seqlens, *states, y, *weights, *saved)
+class _Layer(torch.autograd.Function):
+    """The operation with its gradient: of x, h0, c0 and the weights, which it takes once more beside `args`.
+
+    torch.library.register_autograd would do, but what it does for lists of tensors takes longer than a small layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, args: tuple, *differentiable: Tensor | None) -> tuple[Tensor, ...]:
+        layer = _inputs(args[:_NUM_INPUTS])
+        y, h_n, c_n, cells, saved, pooled = _below_autograd(*args)
+        ctx.backend = args[-1]
+        ctx.max_seqlen, ctx.pool = layer.max_seqlen, layer.pool
+        ctx.set_materialize_grads(False)
+        absent = [y if layer.pool else pooled, *([] if cells.numel() else [cells])]
+        ctx.mark_non_differentiable(*saved, *absent)
+        ctx.counts = [len(kind) for kind in layer.weights] + [len(saved)]
+        weights = [weight for kind in layer.weights for weight in kind]
+        states = layer.h0, layer.c0, layer.zone_h, layer.zone_c, layer.resets, layer.ids
+        ctx.save_for_backward(layer.x, layer.cu_seqlens, *states, y, *weights, *saved)
+        return y, h_n, c_n, cells, pooled, *saved
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *_: Any) -> Any:
+        x, cu_seqlens, h0, c0, zone_h, zone_c, resets, ids, y, *rest = ctx.saved_tensors
+        kinds = []
+        for count in ctx.counts:
+            kinds.append(rest[:count])
+            rest = rest[count:]
+        *weights, saved = kinds
+        _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
+        need_weights = any(need_each_weight)
+        args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
+        if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
+            found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells, dpooled), _inputs(args))
+        else:
+            found = torch.ops.penstock.lstm_layer_backward(
+                dy, dh_n, dc_n, dcells, dpooled, *args, y, saved, need_x, need_weights, ctx.backend
+            )
+        dx, dw_ih, dw_hh, db, dw_hr, dh0, dc0 = found
+        of_weights = [None] * len(need_each_weight)
+        if need_weights:
+            of_weights = [*dw_ih, *dw_hh, *(db if weights[2] else []), *(db if weights[3] else []), *dw_hr]
+        states = dh0 if h0 is not None else None, dc0 if c0 is not None else None
+        return None, dx if need_x else None, *states, *of_weights
 
 
-def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, _: Any, dpooled: Any) -> Any:
-    x, cu_seqlens, h0, c0, zone_h, zone_c, resets, ids, y, *rest = ctx.saved_tensors
-    kinds = []
-    for count in ctx.counts:
-        kinds.append(rest[:count])
-        rest = rest[count:]
-    *weights, saved = kinds
-    need_x, need_weights = ctx.needs_input_grad[0], any(any(kind) for kind in ctx.needs_input_grad[3:8])
-    args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
-    if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
-        found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells, dpooled), _inputs(args))
-    else:
-        found = torch.ops.penstock.lstm_layer_backward(
-            dy, dh_n, dc_n, dcells, dpooled, *args, y, saved, need_x, need_weights, ctx.backend
-        )
-    dx, dw_ih, dw_hh, db, dw_hr, dh0, dc0 = found
-    return (
-        dx if need_x else None,
-        None,
-        None,
-        *(
-            grads if need_weights else [None] * len(kind)
-            for grads, kind in zip((dw_ih, dw_hh, db, db, dw_hr), weights, strict=True)
-        ),
-        dh0 if h0 is not None else None,
-        dc0 if c0 is not None else None,
-        *[None] * 8,
-    )
+def _below_autograd(*args: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.penstock.lstm_layer(*args)
 
 
-torch.library.register_autograd("penstock::lstm_layer", _differentiate, setup_context=_setup_context)
+@torch.library.impl("penstock::lstm_layer", "Autograd")
+def _recorded(*args: Any) -> Any:
+    layer = _inputs(args[:_NUM_INPUTS])
+    differentiable = [layer.x, layer.h0, layer.c0, *(weight for kind in layer.weights for weight in kind)]
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in differentiable):
+        return _below_autograd(*args)
+    y, h_n, c_n, cells, pooled, *saved = _Layer.apply(args, *differentiable)
+    return y, h_n, c_n, cells, saved, pooled
 
 
 def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Tensor, ...]:
