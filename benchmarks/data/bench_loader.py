@@ -135,4 +135,4 @@ def test_ragged_batches(compare, with_peers, store, request):
         folder = request.getfixturevalue("streaming_folder")
         if folder is not None:
             contestants["MosaicML streaming"] = streaming(folder, 20)
-    compare(contestants, rounds=5, unit="a real token", rows=store.num_examples)
+    compare(contestants, rounds=7, warm=True, unit="a real token", rows=store.num_examples)

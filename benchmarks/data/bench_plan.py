@@ -104,7 +104,7 @@ def test_seek_in_a_fresh_process(compare_fresh, with_peers, store, request):
 
 
 def test_memory_of_an_epoch(benchmark, with_peers, store, fresh):
-    """Its own memory, in about a hundred places of an epoch: what it grows by for a million rows."""
+    """What its own memory grows by for a million rows."""
     found = {}
 
     def run() -> None:

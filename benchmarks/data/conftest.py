@@ -17,6 +17,7 @@ import pytest
 from penstock.benchmarks.random_store import write_store
 from penstock.engine.data.store import Store
 
+READ_AHEAD = 3.0  # seconds; streaming's threads are at it for about one
 STREAMING_ROWS = 1_000_000  # its writer takes a minute for as many
 VERSIONS = ("datasets", "torch", "torchdata", "transformers", "accelerate", "mosaicml-streaming", "numpy", "pyarrow")
 
@@ -101,12 +102,18 @@ def compare(benchmark, with_peers: bool) -> Callable[..., dict[str, Any]]:
     """Rounds in which each contestant runs once, in turn, the first of them being penstock.
 
     A contestant does some work and returns how much (rows, tokens); what is reported is the seconds that one unit
-    takes, and the ratio of each peer's median to penstock's.
+    takes, and the ratio of each peer's median to penstock's. With `warm` each waits until the threads of
+    the one before it have read ahead as far as they will, and works once untimed before it is timed.
     """
 
-    def run(contestants: dict[str, Contestant], rounds: int, **info: Any) -> dict[str, Any]:
+    def run(contestants: dict[str, Contestant], rounds: int, *, warm: bool = False, **info: Any) -> dict[str, Any]:
         chosen = contestants if with_peers else dict(list(contestants.items())[:1])
         times: dict[str, list[float]] = {name: [] for name in chosen}
+
+        def wake(name: str) -> None:
+            if warm:
+                time.sleep(READ_AHEAD)
+                chosen[name]()
 
         def timed(name: str) -> None:
             begin = time.perf_counter()
@@ -115,7 +122,9 @@ def compare(benchmark, with_peers: bool) -> Callable[..., dict[str, Any]]:
 
         def others() -> None:
             for name in list(chosen)[1:]:
+                wake(name)
                 timed(name)
+            wake("penstock")
 
         benchmark.pedantic(lambda: timed("penstock"), setup=others, rounds=rounds, warmup_rounds=1)
         medians = {name: statistics.median(values[1:]) for name, values in times.items()}

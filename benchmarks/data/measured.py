@@ -5,7 +5,7 @@ Each function returns seconds, by the clock and of the processor, and the megaby
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -192,15 +192,25 @@ def anonymous_megabytes() -> float:
     return of(os.getpid())
 
 
-def slope(counts: list[int], megabytes: list[float]) -> dict[str, Any]:
-    """Least squares through all but the first tenth: megabytes for a million rows, and its standard error."""
-    skip = max(1, len(counts) // 10)
-    x, y = np.array(counts[skip:]) / 1e6, np.array(megabytes[skip:])
+def memory_of(epoch: Callable[[], Iterator[int]], batches: int) -> dict[str, Any]:
+    """Of two epochs, measured in a hundred places of the second one, when all that is kept has been filled.
+
+    Least squares through all but its first tenth: megabytes for a million rows, and the standard error.
+    """
+    every = max(1, batches // 100)
+    rows = sum(epoch())
+    measured_at = np.zeros((2, batches // every + 1))  # made beforehand: it must not grow while memory is measured
+    seen = 0
+    for number, size in enumerate(epoch()):
+        seen += size
+        if number % every == 0:
+            measured_at[:, number // every] = seen / 1e6, anonymous_megabytes()
+    x, y = measured_at[:, max(1, batches // every // 10) : -(-batches // every)]
     centred = x - x.mean()
     found = float((centred * y).sum() / (centred**2).sum())
     residual = y - y.mean() - found * centred
     error = float(np.sqrt((residual**2).sum() / (len(x) - 2) / (centred**2).sum()))
-    return {"megabytes_per_million_rows": found, "error": error, "first": megabytes[0], "last": megabytes[-1]}
+    return {"rows": rows, "megabytes_per_million_rows": found, "error": error, "first": y[0], "last": y[-1]}
 
 
 def memory_penstock(path: str) -> dict[str, Any]:
@@ -209,14 +219,7 @@ def memory_penstock(path: str) -> dict[str, Any]:
     from penstock.engine.data.store import Store
 
     loader = Loader(Store.open(path), seed=0, parameters=PlanParameters(TOKENS_PER_BATCH))
-    every = max(1, len(loader) // 100)
-    seen, counts, megabytes = 0, [], []
-    for number, batch in enumerate(loader.batches()):
-        seen += len(batch)
-        if number % every == 0:
-            counts.append(seen)
-            megabytes.append(anonymous_megabytes())
-    return {"rows": seen, **slope(counts, megabytes)}
+    return memory_of(lambda: map(len, loader.batches()), len(loader))
 
 
 def memory_data_loader(count: int) -> dict[str, Any]:
@@ -226,11 +229,4 @@ def memory_data_loader(count: int) -> dict[str, Any]:
     random = np.random.default_rng(1)
     data = [random.integers(0, 30_000, length).tolist() for length in lengths_of(count).tolist()]
     loader = DataLoader(data, batch_size=ROWS_PER_BATCH, shuffle=True, collate_fn=len, num_workers=4)  # type: ignore[arg-type]
-    every = max(1, len(loader) // 100)
-    seen, counts, megabytes = 0, [], []
-    for number, size in enumerate(loader):
-        seen += size
-        if number % every == 0:
-            counts.append(seen)
-            megabytes.append(anonymous_megabytes())
-    return {"rows": seen, **slope(counts, megabytes)}
+    return memory_of(lambda: iter(loader), len(loader))

@@ -1,6 +1,5 @@
 """Batches for the model, made ahead of it by threads that hold no lock of Python's."""
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -231,11 +230,12 @@ class Loader:
         numbers = range(first_step * self.parameters.batches_per_step + self.rank, plan.num_batches, self.world_size)
         labels = self.store.labels
         prefetcher = Prefetcher(self.store.shards, self._threads)
-        waiting = deque(numbers)
         try:
-            while waiting or len(prefetcher):
-                while waiting and len(prefetcher) < self._ahead:
-                    self._submit(prefetcher, plan, waiting.popleft(), labels)
+            for number in numbers:
+                if len(prefetcher) == self._ahead:
+                    yield prefetcher.pop()
+                self._submit(prefetcher, plan, number, labels)
+            while len(prefetcher):
                 yield prefetcher.pop()
         except RuntimeError as error:
             raise StoreError(f"{self.store.path}: {error}; penstock verify says more") from None

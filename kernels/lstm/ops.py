@@ -155,7 +155,7 @@ class _Layer(torch.autograd.Function):
                 dy, dh_n, dc_n, dcells, dpooled, *args, y, saved, need_x, need_weights, ctx.backend
             )
         dx, dw_ih, dw_hh, db, dw_hr, dh0, dc0 = found
-        of_weights = [None] * len(need_each_weight)
+        of_weights: list[Tensor | None] = [None] * len(need_each_weight)
         if need_weights:
             of_weights = [*dw_ih, *dw_hh, *(db if weights[2] else []), *(db if weights[3] else []), *dw_hr]
         states = dh0 if h0 is not None else None, dc0 if c0 is not None else None
