@@ -13,7 +13,7 @@ from penstock.engine.errors import ConfigError, RunError
 SUITES = {
     "kernels": ("lstm", "attention"),
     "loader": ("data",),
-    "training": ("encoder", "training"),
+    "training": ("training",),
 }
 
 

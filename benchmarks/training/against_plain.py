@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import plain_lstm
 import torch
 
+from penstock.benchmarks.training import plain_lstm
 from penstock.engine.data.loader import Loader, Step
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store

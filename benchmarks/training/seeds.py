@@ -1,5 +1,5 @@
-"""Does penstock's BiLSTM learn what the plain one does? `lstm-1-256` and plain_lstm.py (padded, bf16), trained on the same
-rows for the same epochs over several seeds, and both accuracies on the same test rows.
+"""Does penstock's BiLSTM learn what the plain one does? `lstm-1-256` and plain_lstm.py (padded, bf16), trained on the
+same rows for the same epochs over several seeds, and both accuracies on the same test rows.
 
     python benchmarks/training/seeds.py --train STORE --test STORE
 """
