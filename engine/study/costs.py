@@ -129,7 +129,6 @@ def device_name() -> str:
 
 
 def write_cost(path: Path, cost: Cost) -> None:
-    path.parent.mkdir(exist_ok=True)
     write_committed(path, (json.dumps(dataclasses.asdict(cost), indent=2) + "\n").encode())
 
 

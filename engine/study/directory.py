@@ -52,8 +52,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
                     )
         else:
             write_study(folder, {"identity": identity})
-            for name in ("data", "costs", "cells", "runs"):
-                (folder / name).mkdir(exist_ok=True)
+        for name in ("data", "costs", "cells", "runs"):  # whoever removes one has it made anew
+            (folder / name).mkdir(exist_ok=True)
     except BlockingIOError:
         lock.close()
         raise RunError(f"{folder} is in use by another process: wait for it or give another --out") from None

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -316,3 +317,13 @@ def test_costs_are_measured(study, tmp_path, monkeypatch):
     assert set(cost.latency_ms) == {1, 32}
     assert min(cost.latency_ms.values()) > 0
     assert cost.device
+
+
+def test_costs_that_were_removed_are_measured_anew(study, tmp_path):
+    out = tmp_path / "study"
+    run(study, out)
+    before = marks(out)
+    shutil.rmtree(out / "costs")
+    run(study, out)
+    assert {path.stem for path in (out / "costs").iterdir()} == set(FAMILIES)
+    assert marks(out) == before
