@@ -47,16 +47,18 @@ _PROBLEM = [
 class _Forward(ctypes.Structure):  # ForwardProblem of problem.h
     _fields_ = (
         *_PROBLEM,
-        ("gates", _POINTER),
-        ("save_gates", ctypes.c_bool),
+        *((name, _POINTER) for name in ("projections", "ids", "gates")),
         *((name, _POINTER) for name in ("w_hh", "h0", "c0", "y", "cells", "h_n", "c_n")),
+        *((name, _POINTER) for name in ("pooled", "shares", "maximum")),
     )
 
 
 class _Backward(ctypes.Structure):  # BackwardProblem of problem.h
     _fields_ = (
         *_PROBLEM,
-        *((name, _POINTER) for name in ("dgates", "gates", "transposed", "cells", "c0", "dy", "dh_n", "dc_n", "dc0")),
+        *((name, _POINTER) for name in ("dgates", "gates", "transposed", "cells", "c0", "dy")),
+        ("pooled", ctypes.c_bool),
+        *((name, _POINTER) for name in ("maximum", "dh_n", "dc_n", "dc0")),
     )
 
 
@@ -136,6 +138,16 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
     _replace_empty(monkeypatch, between)
     return guards
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, shapes: list[torch.Size]) -> None:
+    """Adds to `shapes` those of whatever the backend asks for uninitialised."""
+
+    def seen(tensor: torch.Tensor) -> torch.Tensor:
+        shapes.append(tensor.shape)
+        return tensor
+
+    _replace_empty(monkeypatch, seen)
 
 
 def _replace_empty(monkeypatch: pytest.MonkeyPatch, replace: Callable[[torch.Tensor], torch.Tensor]) -> None:

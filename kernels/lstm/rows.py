@@ -16,7 +16,7 @@ def initial_state(state: Tensor | None, inputs: LayerInputs, dtype: torch.dtype)
 
 def fed_back(y: Tensor, inputs: LayerInputs) -> list[Tensor]:
     """Per direction: what each token was fed as h, (tokens, H)."""
-    tokens, hidden, cu_seqlens = inputs.x.shape[0], inputs.weights.hidden_size, inputs.cu_seqlens
+    tokens, hidden, cu_seqlens = inputs.tokens, inputs.weights.hidden_size, inputs.cu_seqlens
     rows = torch.arange(tokens, device=y.device, dtype=cu_seqlens.dtype)
     sequence = torch.searchsorted(cu_seqlens[1:], rows, right=True).clamp(max=max(inputs.batch_size - 1, 0))
     out = []

@@ -17,7 +17,7 @@ import torch
 from emulated_cuda import EmulatedCuda
 
 from penstock.kernels import dispatch
-from penstock.kernels.lstm import cuda
+from penstock.kernels.lstm import cuda, ops
 from penstock.kernels.lstm.protocol import LayerInputs, OutputGrads
 
 
@@ -75,6 +75,144 @@ def test_options(emulate: Callable, shape: tuple, options: dict[str, Any]) -> No
     cases.check("cuda", layer([7, 3, 0, 13], shape[0], **options), torch.bfloat16)
 
 
+MIXED = [7, 3, 0, 13, 1, 1, 5, 0, 2]
+FUSED = [{}, {"vocabulary": 7, "pool": "max"}, {"vocabulary": 7, "pool": "mean"}]
+
+
+@pytest.mark.parametrize("vocabulary", [11, 31, 33, 300])  # more and fewer rows than the 32 tokens
+@pytest.mark.parametrize("shape", [(64, 4, 1, 8, True), (128, 8, 4, 32, False)], ids=str)
+def test_embeddings(emulate: Callable, shape: tuple, vocabulary: int) -> None:
+    native = emulate(*shape[1:], tiles=2, groups=3)
+    cases.check("cuda", layer(MIXED, shape[0], vocabulary=vocabulary), torch.bfloat16)
+    assert native.launches == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("vocabulary", [0, 13, 300])
+@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_pooling(emulate: Callable, shape: tuple, pool: str, vocabulary: int) -> None:
+    emulate(*shape[1:], tiles=2, groups=3)
+    cases.check("cuda", layer(MIXED, shape[0], vocabulary=vocabulary, pool=pool), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": False, "states": False}, {"directions": 1}, {"resets": True}, {"directions": 1, "states": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_options_with_embeddings_and_pooling(emulate: Callable, pool: str, options: dict[str, Any]) -> None:
+    emulate(4, 1, 8, True)
+    cases.check("cuda", layer([7, 3, 0, 13], 64, vocabulary=9, pool=pool, **options), torch.bfloat16)
+
+
+@pytest.mark.parametrize("lengths", [[0, 0, 3], [1], [97, 1, 0, 7], [1] * 23, [0, 0], [], [61, 2, 59]], ids=str)
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_fused_is_what_torch_does_apart(emulate: Callable, lengths: list[int], pool: str) -> None:
+    """A maximum is bit for bit that of y, with its gradient; so is a projection from a table that of each token."""
+    emulate(4, 1, 8, True, tiles=2)
+    inputs = layer(lengths, 64, vocabulary=max(sum(lengths), 1), pool=pool)
+    grads = [*cases.cotangents(inputs)[:3], None]
+    found = cases.run("cuda", inputs, torch.bfloat16, grads)
+    with pytest.MonkeyPatch.context() as apart:
+        apart.setattr(cuda, "FUSES", False)  # by Composed
+        expected = cases.run("cuda", inputs, torch.bfloat16, grads)
+    exact = pool == "max"
+    for a, b in zip(found[0], expected[0], strict=True):
+        torch.testing.assert_close(a, b, atol=0 if exact else 2**-8, rtol=0 if exact else 2**-8)
+    assert all(error <= cases.BOUNDS[torch.bfloat16][1] for error in cases.errors(found[1], expected[1]))
+    # the weights' gradients come from the same gate gradients; those of table and W_ih are summed in another order
+    of_w_hh = slice(3, 5)
+    for a, b in zip(found[1][of_w_hh], expected[1][of_w_hh], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_equal_maxima_and_nan(emulate: Callable, groups: int) -> None:
+    """The first of equal maxima has the gradient, and a NaN is the maximum, in both directions."""
+    emulate(4, 1, 8, True, tiles=2, groups=groups)
+    inputs = cases.recorded(layer([6, 4, 0, 5], 64, vocabulary=4, pool="max", states=False), torch.bfloat16)
+    for weight in (*inputs.weights.w_hh, *inputs.weights.w_ih):
+        weight.detach().zero_()  # every token has the same state but for the cell's memory
+    for bias in inputs.weights.b_ih:
+        bias.detach()[64:128] = -1e4  # which is cut
+    with torch.no_grad():
+        out = cuda.forward(inputs, False, True)
+        assert (out.saved[3] == torch.tensor([[0], [6], [0], [10]])).all()
+
+        inputs.x[2] = torch.nan
+        inputs.ids[:] = torch.tensor([0, 1, 2, 1, 2, 0, 1, 1, 1, 1, 0, 1, 3, 3, 3])
+        out = cuda.forward(inputs, False, True)
+    assert out.pooled is not None
+    assert out.pooled[0].isnan().all()
+    assert out.pooled[1:].isfinite().all()
+    assert not out.pooled[2].any()
+    assert (out.saved[3][0, :64] == 2).all()  # forward, the first NaN in the text
+    assert (out.saved[3][0, 64:] == 0).all()  # in reverse tokens 4 to 0 are NaN, the first of them in the text is 0
+
+
+@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("bounds", [[0, 5, 3, 9], [-7, 4, 2**31 - 1, 12], [12, 0, 0, 0]], ids=str)
+def test_malformed_bounds_with_embeddings_and_pooling(
+    emulate: Callable, monkeypatch: pytest.MonkeyPatch, bounds: list[int], pool: str
+) -> None:
+    emulate(4, 1, 8, True)
+    inputs = cases.recorded(layer([4, 5, 3], 64, vocabulary=7, pool=pool), torch.bfloat16)
+    inputs = inputs._replace(cu_seqlens=torch.tensor(bounds, dtype=torch.int32))
+    guards = emulated_cuda.guard(monkeypatch)
+    with torch.no_grad():
+        out = cuda.forward(inputs, False, True)
+        assert out.pooled is not None
+        grads = OutputGrads(None, None, None, None, torch.ones_like(out.pooled))
+        cuda.backward(grads, inputs, out.y, out.saved, True, True)
+    assert len(guards) > 4
+    for guard in guards:
+        assert (guard == emulated_cuda.GUARD).all()
+
+
+def test_inference_stores_nothing_by_token(emulate: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(4, 1, 8, True)
+    inputs = cases.recorded(layer([40, 0, 31], 64, vocabulary=5, pool="max"), torch.bfloat16)
+    with torch.no_grad():
+        trained = cuda.forward(inputs, False, True)
+        shapes: list[torch.Size] = []
+        emulated_cuda.watch(monkeypatch, shapes)
+        out = cuda.forward(inputs, False, False)
+    assert shapes
+    assert all(71 not in shape for shape in shapes)
+    assert out.saved == []
+    assert out.pooled is not None
+    assert trained.pooled is not None
+    assert torch.equal(out.pooled, trained.pooled)
+
+
+def test_id_beyond_the_table(emulate: Callable) -> None:
+    emulate(4, 1, 8, True)
+    for vocabulary in (3, 300):
+        for wrong in (-1, vocabulary):
+            inputs = cases.recorded(layer([4, 5], 64, vocabulary=vocabulary), torch.bfloat16)
+            inputs.ids[4] = wrong
+            with torch.no_grad(), pytest.raises((IndexError, RuntimeError), match=r"range|not a row"):
+                cuda.forward(inputs, False, False)
+
+
+def test_table_in_float32(emulate: Callable) -> None:
+    emulate(4, 1, 8, True)
+    for vocabulary in (3, 300):
+        inputs = layer([4, 5, 3], 64, vocabulary=vocabulary, pool="mean")
+        copy = cases.recorded(inputs, torch.bfloat16)._replace(x=inputs.x.float().requires_grad_())
+        grads = [*cases.cotangents(inputs)[:3], None]
+        outputs = ops.lstm_layer(copy, False, True, "cuda")
+        found = torch.autograd.grad(
+            outputs[:3], cases.floats(copy), [g.to(out.dtype) for g, out in zip(grads[:3], outputs, strict=False)]
+        )
+        true_outputs, true = cases.truth(inputs, grads)
+        assert outputs[0].dtype == torch.bfloat16
+        assert found[0].dtype == torch.float32
+        assert cases.error(outputs[0], true_outputs[0]) <= cases.BOUNDS[torch.bfloat16][0]
+        assert all(error <= cases.BOUNDS[torch.bfloat16][1] for error in cases.errors(list(found), true))
+
+
 @pytest.mark.parametrize("lengths", [[0, 0, 3], [1], [97, 1, 0, 7], [1] * 23, [4] * 8], ids=str)
 def test_lengths(emulate: Callable, lengths: list[int]) -> None:
     emulate(4, 1, 8, True)
@@ -100,9 +238,10 @@ def test_gradients_of_some_outputs(emulate: Callable, wanted: tuple[int, ...]) -
     assert all(error <= cases.BOUNDS[torch.bfloat16][1] for error in cases.errors(found, true))  # NaN too fails
 
 
+@pytest.mark.parametrize("options", FUSED, ids=str)
 @pytest.mark.parametrize("shape", [(64, 4, 1, 16, True), (128, 4, 2, 8, True), (128, 8, 4, 32, False)], ids=str)
-def test_any_order_of_threads_gives_the_same_bits(emulate: Callable, shape: tuple) -> None:
-    inputs = layer([9, 4, 0, 7, 2] * 4, shape[0])
+def test_any_order_of_threads_gives_the_same_bits(emulate: Callable, shape: tuple, options: dict[str, Any]) -> None:
+    inputs = layer([9, 4, 0, 7, 2] * 4, shape[0], **options)
     grads = [*cases.cotangents(inputs)[:3], None]
     results = []
     for seed in range(3):
@@ -128,9 +267,10 @@ def test_nothing_leaks_between_sequences(emulate: Callable, cluster: bool) -> No
         assert torch.equal(dx[rows], dx_changed[rows])
 
 
-def test_fills_whatever_it_returns(emulate: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", FUSED, ids=str)
+def test_fills_whatever_it_returns(emulate: Callable, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     emulate(4, 1, 8, True)
-    inputs = layer([4, 0, 13, 1], 64)
+    inputs = layer([4, 0, 13, 1], 64, **options)
     emulated_cuda.poison(monkeypatch)
     outputs, gradients = cases.run("cuda", inputs, torch.bfloat16, [*cases.cotangents(inputs)[:3], None])
     assert all(tensor.isfinite().all() for tensor in [*outputs, *gradients])
@@ -153,9 +293,11 @@ def test_malformed_bounds_stay_within_the_tokens(
         assert (guard == emulated_cuda.GUARD).all()
 
 
-def test_saves_what_it_says(emulate: Callable) -> None:
+@pytest.mark.parametrize("pool", ["", "max", "mean"])
+@pytest.mark.parametrize("vocabulary", [0, 5, 300])
+def test_saves_what_it_says(emulate: Callable, pool: str, vocabulary: int) -> None:
     emulate(4, 1, 8, True)
-    inputs = cases.recorded(layer([4, 3], 64), torch.bfloat16)
+    inputs = cases.recorded(layer([4, 3], 64, vocabulary=vocabulary, pool=pool), torch.bfloat16)
     with torch.no_grad():
         saved = cuda.forward(inputs, False, True).saved
         assert cuda.forward(inputs, False, False).saved == []
@@ -291,10 +433,11 @@ TIERS = [
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", FUSED, ids=str)
 @pytest.mark.parametrize("shape", TIERS, ids=str)
-def test_tiers(emulate: Callable, shape: tuple) -> None:
+def test_tiers(emulate: Callable, shape: tuple, options: dict[str, Any]) -> None:
     emulate(*shape[1:])
-    cases.check("cuda", layer([3, 0, 5, 1, 2, 4, 1, 3, 1], shape[0]), torch.bfloat16)
+    cases.check("cuda", layer([3, 0, 5, 1, 2, 4, 1, 3, 1], shape[0], **options), torch.bfloat16)
 
 
 # ---- compilation

@@ -136,8 +136,9 @@ PENSTOCK_DEVICE void run_backward(const BackwardProblem& problem) {
           device::copy_async<4>(cells_before_in + at, before, runs && (!first || problem.c0 != nullptr));
           // four bytes at least: this unit's and its neighbour's
           const bool has_dy = problem.dy != nullptr;
+          const int64_t of_y = problem.pooled ? token_at(now.sequence) : token;
           const void* dy =
-              has_dy ? static_cast<const void*>(problem.dy + (runs ? token - unit % 2 : 0)) : problem.cells;
+              has_dy ? static_cast<const void*>(problem.dy + (runs ? of_y - unit % 2 : 0)) : problem.cells;
           device::copy_async<4>(dy_in + at, dy, runs && has_dy);
         }
       }
@@ -166,7 +167,7 @@ PENSTOCK_DEVICE void run_backward(const BackwardProblem& problem) {
       fetch(step + S::kAhead);
 
       // a sequence's last token in time takes dh from h_n, the others from the step before this one
-      bool fresh[S::kOwned][2];
+      bool fresh[S::kOwned][2], has_dy[S::kOwned][2];
       float dh[S::kOwned][2];
       PENSTOCK_UNROLL
       for (int owned = 0; owned < S::kOwned; ++owned) {
@@ -174,7 +175,8 @@ PENSTOCK_DEVICE void run_backward(const BackwardProblem& problem) {
         if (n >= S::kTiles) continue;
         PENSTOCK_UNROLL
         for (int i = 0; i < 2; ++i) {
-          const int32_t sequence = ring.at(step, 8 * n + column + i).sequence;
+          const auto [row, sequence] = ring.at(step, 8 * n + column + i);
+          has_dy[owned][i] = row < 0 || problem.maximum == nullptr || problem.maximum[token_at(sequence)] == row;
           fresh[owned][i] = ring.at(step - 1, 8 * n + column + i).sequence != sequence;
           dh[owned][i] = fresh[owned][i] ? final_grad(problem.dh_n, sequence) : 0.0f;
         }
@@ -194,7 +196,7 @@ PENSTOCK_DEVICE void run_backward(const BackwardProblem& problem) {
           const LaneStep now = ring.at(step, 8 * n + column + i), next = ring.at(step + 1, 8 * n + column + i);
           const int at = place(step, owned, i);
           const device::Pair saved = gates_in[at];
-          const uint32_t dy = dy_in[at];
+          const uint32_t dy = has_dy[owned][i] ? dy_in[at] : 0;
           float gates[4] = {low_half(saved.word[0]) + biases[0], high_half(saved.word[0]) + biases[1],
                             low_half(saved.word[1]) + biases[2], high_half(saved.word[1]) + biases[3]};
           const float dh_here =

@@ -75,11 +75,13 @@ void bind_lstm_cuda(py::module_& parent) {
   module.def(
       "forward",
       [](const Plan& plan, uint64_t stream, uint64_t ranked, int64_t batch, int directions, uint64_t biases,
-         uint64_t exchange, uint64_t gates, bool save_gates, uint64_t w_hh, uint64_t h0, uint64_t c0, uint64_t y,
-         uint64_t cells, uint64_t h_n, uint64_t c_n) {
+         uint64_t exchange, uint64_t projections, uint64_t ids, uint64_t gates, uint64_t w_hh, uint64_t h0,
+         uint64_t c0, uint64_t y, uint64_t cells, uint64_t h_n, uint64_t c_n, uint64_t pooled, uint64_t shares,
+         uint64_t maximum) {
         auto problem = problem_of<ForwardProblem>(ranked, batch, directions, biases, exchange);
+        problem.projections = pointer<const uint16_t>(projections);
+        problem.ids = pointer<const int32_t>(ids);
         problem.gates = pointer<uint16_t>(gates);
-        problem.save_gates = save_gates;
         problem.w_hh = pointer<const uint16_t>(w_hh);
         problem.h0 = pointer<const uint16_t>(h0);
         problem.c0 = pointer<const float>(c0);
@@ -87,17 +89,21 @@ void bind_lstm_cuda(py::module_& parent) {
         problem.cells = pointer<float>(cells);
         problem.h_n = pointer<uint16_t>(h_n);
         problem.c_n = pointer<float>(c_n);
+        problem.pooled = pointer<uint16_t>(pooled);
+        problem.shares = pointer<const float>(shares);
+        problem.maximum = pointer<int32_t>(maximum);
         launch_forward(plan, pointer<void>(stream), problem);
       },
       py::arg("plan"), py::arg("stream"), py::kw_only(), py::arg("ranked"), py::arg("batch"), py::arg("directions"),
-      py::arg("biases"), py::arg("exchange"), py::arg("gates"), py::arg("save_gates"), py::arg("w_hh"), py::arg("h0"),
-      py::arg("c0"), py::arg("y"), py::arg("cells"), py::arg("h_n"), py::arg("c_n"));
+      py::arg("biases"), py::arg("exchange"), py::arg("projections"), py::arg("ids"), py::arg("gates"), py::arg("w_hh"),
+      py::arg("h0"), py::arg("c0"), py::arg("y"), py::arg("cells"), py::arg("h_n"), py::arg("c_n"),
+      py::arg("pooled"), py::arg("shares"), py::arg("maximum"));
 
   module.def(
       "backward",
       [](const Plan& plan, uint64_t stream, uint64_t ranked, int64_t batch, int directions, uint64_t biases,
          uint64_t exchange, uint64_t dgates, uint64_t gates, uint64_t transposed, uint64_t cells, uint64_t c0,
-         uint64_t dy, uint64_t dh_n, uint64_t dc_n, uint64_t dc0) {
+         uint64_t dy, bool pooled, uint64_t maximum, uint64_t dh_n, uint64_t dc_n, uint64_t dc0) {
         auto problem = problem_of<BackwardProblem>(ranked, batch, directions, biases, exchange);
         problem.dgates = pointer<uint16_t>(dgates);
         problem.gates = pointer<const uint16_t>(gates);
@@ -105,6 +111,8 @@ void bind_lstm_cuda(py::module_& parent) {
         problem.cells = pointer<const float>(cells);
         problem.c0 = pointer<const float>(c0);
         problem.dy = pointer<const uint16_t>(dy);
+        problem.pooled = pooled;
+        problem.maximum = pointer<const int32_t>(maximum);
         problem.dh_n = pointer<const float>(dh_n);
         problem.dc_n = pointer<const float>(dc_n);
         problem.dc0 = pointer<float>(dc0);
@@ -112,7 +120,8 @@ void bind_lstm_cuda(py::module_& parent) {
       },
       py::arg("plan"), py::arg("stream"), py::kw_only(), py::arg("ranked"), py::arg("batch"), py::arg("directions"),
       py::arg("biases"), py::arg("exchange"), py::arg("dgates"), py::arg("gates"), py::arg("transposed"),
-      py::arg("cells"), py::arg("c0"), py::arg("dy"), py::arg("dh_n"), py::arg("dc_n"), py::arg("dc0"));
+      py::arg("cells"), py::arg("c0"), py::arg("dy"), py::arg("pooled"), py::arg("maximum"), py::arg("dh_n"),
+      py::arg("dc_n"), py::arg("dc0"));
 }
 
 }  // namespace penstock

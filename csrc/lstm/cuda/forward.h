@@ -4,6 +4,7 @@
 #include "lstm/cuda/cell.h"
 #include "lstm/cuda/exchange.h"
 #include "lstm/cuda/lane_ring.h"
+#include "lstm/cuda/pooled.h"
 #include "lstm/cuda/problem.h"
 
 namespace penstock::lstm::cuda {
@@ -113,6 +114,13 @@ PENSTOCK_DEVICE void run_forward(const ForwardProblem& problem) {
       const int stage = step % (S::kAhead + 1);
       return inputs + ((stage * S::kOwned + owned) * 2 + i) * S::kThreads + thread;
     };
+    // The row of the projections that lane `lane` of the tile reads. It is looked up a step before the copy is asked
+    // for, so that no step waits for an id.
+    const auto look_up = [&](uint32_t step) {
+      const int32_t row = lane < S::kLanes ? ring.at(step, lane).row : -1;
+      return row < 0 || problem.ids == nullptr ? row : problem.ids[row];
+    };
+    int32_t upcoming = look_up(0);
     const auto fetch = [&](uint32_t step) {
       PENSTOCK_UNROLL
       for (int owned = 0; owned < S::kOwned; ++owned) {
@@ -120,11 +128,13 @@ PENSTOCK_DEVICE void run_forward(const ForwardProblem& problem) {
         if (n >= S::kTiles) continue;
         PENSTOCK_UNROLL
         for (int i = 0; i < 2; ++i) {
-          const int32_t row = ring.at(step, 8 * n + column + i).row;
-          device::copy_async<8>(input(step, owned, i), problem.gates + gates_at(row < 0 ? 0 : row), row >= 0);
+          const auto row = int32_t(device::shuffle(uint32_t(upcoming), 8 * n + column + i));
+          device::copy_async<8>(input(step, owned, i), problem.projections + gates_at(row < 0 ? 0 : row), row >= 0);
         }
       }
       device::close_copies();
+      upcoming = look_up(step + 1);
+      device::sync_warp();
     };
     const auto initial_state = [&](int32_t sequence) -> uint32_t {
       return sequence < 0 || problem.h0 == nullptr ? 0 : problem.h0[state_at(sequence)];
@@ -136,6 +146,7 @@ PENSTOCK_DEVICE void run_forward(const ForwardProblem& problem) {
     PENSTOCK_UNROLL
     for (int step = 0; step < S::kAhead; ++step) fetch(step);
 
+    RunningPools<S> pools(shared + Memory::kPools, problem.shares != nullptr);
     float c[S::kOwned][2];
     PENSTOCK_UNROLL
     for (int owned = 0; owned < S::kOwned; ++owned) {
@@ -145,6 +156,7 @@ PENSTOCK_DEVICE void run_forward(const ForwardProblem& problem) {
       PENSTOCK_UNROLL
       for (int i = 0; i < 2; ++i) {
         const int32_t sequence = ring.at(0, 8 * n + column + i).sequence;
+        pools.start(owned, i);
         c[owned][i] = initial_cell(sequence);
         h[i] = initial_state(sequence);
       }
@@ -239,14 +251,23 @@ PENSTOCK_DEVICE void run_forward(const ForwardProblem& problem) {
         PENSTOCK_UNROLL
         for (int i = 0; i < 2; ++i) {
           if (now[i].row < 0) continue;
-          if (problem.save_gates) {
+          if (problem.gates != nullptr) {
             *reinterpret_cast<device::Pair*>(problem.gates + gates_at(now[i].row)) = {
                 {device::pack(pre[i][0], pre[i][1]), device::pack(pre[i][2], pre[i][3])}};
           }
           if (problem.cells != nullptr) problem.cells[token_at(now[i].row)] = cell[i];
+          if (problem.pooled == nullptr) continue;
+          const float rounded = i == 0 ? low_half(of_step) : high_half(of_step);  // as y holds it
+          const int64_t at = token_at(now[i].sequence);  // pooled has a row to a sequence as y has to a token
+          const bool is_maximum = pools.add(owned, i, rounded, direction == 0);
+          if (is_maximum && problem.maximum != nullptr) problem.maximum[at] = now[i].row;
+          if (next[i].sequence == now[i].sequence) continue;
+          const float share = problem.shares != nullptr ? problem.shares[now[i].sequence] : 1.0f;
+          problem.pooled[at] = uint16_t(device::pack(pools.value(owned, i) * share, 0.0f));
+          pools.start(owned, i);
         }
         const int32_t row = ring.at(step, 8 * n + lane / 4).row;
-        if (row >= 0) {
+        if (row >= 0 && problem.y != nullptr) {
           const int64_t at = (int64_t(row) * problem.directions + direction) * H + first_unit + column;
           *reinterpret_cast<uint32_t*>(problem.y + at) = two_units;
         }

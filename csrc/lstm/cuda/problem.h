@@ -20,15 +20,19 @@ struct Problem {
 };
 
 struct ForwardProblem : Problem {
-  uint16_t* gates;  // (tokens, D, 4H) in: input projections; out, if wanted: pre-activations; both less the biases
-  bool save_gates;
+  const uint16_t* projections;  // (rows, D, 4H) of the inputs, less the biases
+  const int32_t* ids;    // (tokens): the row of the projections that each token reads, or null for its own
+  uint16_t* gates;       // (tokens, D, 4H) pre-activations less the biases, or null; without ids maybe `projections`
   const uint16_t* w_hh;  // (D, 4H, H), gates i, f, g, o one after the other
   const uint16_t* h0;    // (D, B, H) or null for zeros
   const float* c0;       // (D, B, H) or null for zeros
-  uint16_t* y;           // (tokens, D * H)
+  uint16_t* y;           // (tokens, D * H) or null if not wanted
   float* cells;          // (tokens, D * H) or null if not wanted
   uint16_t* h_n;         // (D, B, H); of sequences without tokens nothing is written
   float* c_n;            // (D, B, H); likewise
+  uint16_t* pooled;      // (B, D * H) or null if not wanted: y pooled over each sequence; likewise
+  const float* shares;   // (B): of a token in its sequence's mean; null for the maximum
+  int32_t* maximum;      // (B, D * H) or null if not wanted: the rows of the maxima; likewise
 };
 
 struct BackwardProblem : Problem {
@@ -38,6 +42,8 @@ struct BackwardProblem : Problem {
   const float* cells;          // (tokens, D * H)
   const float* c0;             // (D, B, H) or null for zeros
   const uint16_t* dy;          // (tokens, D * H) or null for zeros
+  bool pooled;                 // dy is (B, D * H): a row for all tokens of a sequence, ...
+  const int32_t* maximum;      // ... or, unless null, (B, D * H), for the one in this row
   const float* dh_n;           // (D, B, H) or null for zeros
   const float* dc_n;           // (D, B, H) or null for zeros
   float* dc0;                  // (D, B, H) or null if not wanted; of sequences without tokens nothing is written

@@ -36,6 +36,7 @@ struct Shape {
   // forward: k-tiles of a warp, the first of them in registers
   static constexpr int kForwardK = kHidden / 16 / kParts;
   static constexpr int kForwardKept = kForwardK < kMostFragments / 2 ? kForwardK : kMostFragments / 2;
+  static constexpr bool kPoolsKept = kForwardK == kForwardKept;  // running pools in registers too
   // backward: m-tiles of a warp, k-tiles, the first of them in registers
   static constexpr int kBackwardM = kHidden / 16 / kWarps;
   static constexpr int kBackwardK = kUnits / 4;
@@ -61,7 +62,8 @@ struct ForwardMemory {
   static constexpr int64_t kInputs = kRings + align128(int64_t{S::kWarps} * S::kRing * S::kLanes * 8);
   static constexpr int64_t kSums = kInputs + int64_t{S::kAhead + 1} * S::kOwned * 2 * S::kThreads * 8;
   static constexpr int64_t kWeights = kSums + (S::kParts > 1 ? int64_t{S::kWarps} * S::kTiles * 2 * 32 * 16 : 0);
-  static constexpr int64_t kBytes = kWeights + int64_t{S::kForwardK - S::kForwardKept} * 2 * S::kThreads * 16;
+  static constexpr int64_t kPools = kWeights + int64_t{S::kForwardK - S::kForwardKept} * 2 * S::kThreads * 16;
+  static constexpr int64_t kBytes = kPools + (S::kPoolsKept ? 0 : int64_t{S::kOwned} * 2 * S::kThreads * 4);
 };
 
 template <class S>
