@@ -27,9 +27,9 @@ def on_gpu(inputs: LayerInputs, dtype: torch.dtype) -> LayerInputs:
         return None if tensor is None else tensor.detach().cuda().requires_grad_(tensor.requires_grad)
 
     inputs = cases.recorded(inputs, dtype)
-    x, cu_seqlens, max_seqlen, weights, *rest = inputs
+    x, cu_seqlens, max_seqlen, weights, *rest, pool = inputs
     weights = LayerWeights(*([move(weight) for weight in kind] for kind in weights))
-    return LayerInputs(move(x), cu_seqlens.cuda(), max_seqlen, weights, *map(move, rest))
+    return LayerInputs(move(x), cu_seqlens.cuda(), max_seqlen, weights, *map(move, rest), pool)
 
 
 def run(backend: str, inputs: LayerInputs, grads: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -102,6 +102,31 @@ def test_cuda_values_and_gradients(hidden: int, lengths: list[int], options: dic
     errors = list(cases.errors(found, true))
     of_outputs, of_gradients = cases.BOUNDS[torch.bfloat16]
     assert all(error <= of_outputs for error in errors[:3])  # not their maximum: it may overlook NaN
+    assert all(error <= of_gradients for error in errors[3:])
+
+
+@pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
+@pytest.mark.parametrize("lengths", CUDA_LENGTHS, ids=len)
+@pytest.mark.parametrize("vocabulary", [31, 40000])  # projected as a whole, and token by token
+@pytest.mark.parametrize("pool", ["", "max", "mean"])
+def test_cuda_embeddings_and_pooling(
+    hidden: int, lengths: list[int], vocabulary: int, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by torch's own operations around the same recurrence, and the same bits each time."""
+    needs_cuda(hidden)
+    inputs = on_gpu(
+        cases.layer(lengths, 64, hidden, vocabulary=vocabulary, pool=pool, dtype=torch.bfloat16), torch.bfloat16
+    )
+    grads = cases.cotangents(inputs)
+    found = run("cuda", inputs, grads)
+    assert all(torch.equal(a, b) for a, b in zip(found, run("cuda", inputs, grads), strict=True))
+    monkeypatch.setattr(cuda, "FUSES", False)
+    apart = run("cuda", inputs, grads)
+    if pool == "max":
+        assert torch.equal(found[0], apart[0])
+    of_outputs, of_gradients = cases.BOUNDS[torch.bfloat16]
+    errors = list(cases.errors(found, apart))
+    assert all(error <= of_outputs for error in errors[:3])
     assert all(error <= of_gradients for error in errors[3:])
 
 
@@ -182,6 +207,28 @@ def test_never_waits_and_replays_in_a_graph(backend: str, hidden: int) -> None:
         graph.replay()
         expected = step(Ragged(batch.values.requires_grad_(), batch.cu_seqlens, 60))
         assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize("vocabulary", [30, 1000])
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_cuda_embeddings_and_pooling_never_wait(pooling: str, vocabulary: int) -> None:
+    needs_cuda(256)
+    module = LSTM(32, 256, bidirectional=True, device="cuda", dtype=torch.bfloat16)
+    table = torch.randn(vocabulary, 32, device="cuda", requires_grad=True)
+    ids = torch.randint(vocabulary, (100,), dtype=torch.int32)
+    batch = Ragged.from_lengths(ids, [30, 2, 60, 0, 8]).to("cuda")
+
+    def step() -> None:
+        with use_backend("cuda"):
+            pooled, _ = module(batch, embeddings=table, pooling=pooling)
+        torch.autograd.grad(pooled.float().square().sum(), [table, *module.parameters()])
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -137,8 +137,7 @@ PENSTOCK_DEVICE void run_backward(const BackwardProblem& problem) {
           // four bytes at least: this unit's and its neighbour's
           const bool has_dy = problem.dy != nullptr;
           const int64_t of_y = problem.pooled ? token_at(now.sequence) : token;
-          const void* dy =
-              has_dy ? static_cast<const void*>(problem.dy + (runs ? of_y - unit % 2 : 0)) : problem.cells;
+          const void* dy = has_dy ? static_cast<const void*>(problem.dy + (runs ? of_y - unit % 2 : 0)) : problem.cells;
           device::copy_async<4>(dy_in + at, dy, runs && has_dy);
         }
       }

@@ -75,9 +75,8 @@ void bind_lstm_cuda(py::module_& parent) {
   module.def(
       "forward",
       [](const Plan& plan, uint64_t stream, uint64_t ranked, int64_t batch, int directions, uint64_t biases,
-         uint64_t exchange, uint64_t projections, uint64_t ids, uint64_t gates, uint64_t w_hh, uint64_t h0,
-         uint64_t c0, uint64_t y, uint64_t cells, uint64_t h_n, uint64_t c_n, uint64_t pooled, uint64_t shares,
-         uint64_t maximum) {
+         uint64_t exchange, uint64_t projections, uint64_t ids, uint64_t gates, uint64_t w_hh, uint64_t h0, uint64_t c0,
+         uint64_t y, uint64_t cells, uint64_t h_n, uint64_t c_n, uint64_t pooled, uint64_t shares, uint64_t maximum) {
         auto problem = problem_of<ForwardProblem>(ranked, batch, directions, biases, exchange);
         problem.projections = pointer<const uint16_t>(projections);
         problem.ids = pointer<const int32_t>(ids);
@@ -96,8 +95,8 @@ void bind_lstm_cuda(py::module_& parent) {
       },
       py::arg("plan"), py::arg("stream"), py::kw_only(), py::arg("ranked"), py::arg("batch"), py::arg("directions"),
       py::arg("biases"), py::arg("exchange"), py::arg("projections"), py::arg("ids"), py::arg("gates"), py::arg("w_hh"),
-      py::arg("h0"), py::arg("c0"), py::arg("y"), py::arg("cells"), py::arg("h_n"), py::arg("c_n"),
-      py::arg("pooled"), py::arg("shares"), py::arg("maximum"));
+      py::arg("h0"), py::arg("c0"), py::arg("y"), py::arg("cells"), py::arg("h_n"), py::arg("c_n"), py::arg("pooled"),
+      py::arg("shares"), py::arg("maximum"));
 
   module.def(
       "backward",

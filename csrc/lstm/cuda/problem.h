@@ -21,7 +21,7 @@ struct Problem {
 
 struct ForwardProblem : Problem {
   const uint16_t* projections;  // (rows, D, 4H) of the inputs, less the biases
-  const int32_t* ids;    // (tokens): the row of the projections that each token reads, or null for its own
+  const int32_t* ids;           // (tokens): the row of the projections that each token reads, or null for its own
   uint16_t* gates;       // (tokens, D, 4H) pre-activations less the biases, or null; without ids maybe `projections`
   const uint16_t* w_hh;  // (D, 4H, H), gates i, f, g, o one after the other
   const uint16_t* h0;    // (D, B, H) or null for zeros
