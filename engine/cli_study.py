@@ -7,7 +7,7 @@ import typer
 
 SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
 SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"
-SYNTHETIC_SIZES, SYNTHETIC_SEEDS = "100,300,1000,3000", "2,1000:1"
+SYNTHETIC_SIZES, SYNTHETIC_SEEDS = "100,300,1000,3000", "2,300:1"
 SIZES, SEEDS = "1%,10%,30%,100%", "3"
 
 

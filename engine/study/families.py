@@ -48,17 +48,21 @@ def recipe(kind: str, size: int, mean_length: float, max_length: int) -> dict[st
         mean_length, max_length: tokens of a training text.
     """
     if kind == "encoder":
-        epochs = _between(3, round(7_000 / size), 20)
         examples = 16 if size < 4_000 else 32
     else:
-        epochs = _between(2, round(24 * (500 / size) ** 0.5), 40)
         examples = 16 if size < 1_000 else 32 if size < 10_000 else 64
     return {
-        "training.epochs": epochs,
+        "training.epochs": most_epochs(kind, size),
         "training.patience": 4,
         "data.tokens_per_batch": max(max_length, round(examples * mean_length)),
         "data.validation_fraction": 0.2 if size < 1_000 else 0.1,
     }
+
+
+def most_epochs(kind: str, size: int) -> int:
+    if kind == "encoder":
+        return _between(3, round(7_000 / size), 20)
+    return _between(2, round(24 * (500 / size) ** 0.5), 40)
 
 
 def encoder_learning_rate(width: int) -> float:
