@@ -47,16 +47,19 @@ def recipe(kind: str, size: int, mean_length: float, max_length: int) -> dict[st
     Args:
         mean_length, max_length: tokens of a training text.
     """
-    if kind == "encoder":
-        examples = 16 if size < 4_000 else 32
-    else:
-        examples = 16 if size < 1_000 else 32 if size < 10_000 else 64
     return {
         "training.epochs": most_epochs(kind, size),
         "training.patience": 4,
-        "data.tokens_per_batch": max(max_length, round(examples * mean_length)),
+        "data.tokens_per_batch": max(max_length, round(_batch_size(kind, size) * mean_length)),
         "data.validation_fraction": 0.2 if size < 1_000 else 0.1,
     }
+
+
+def _batch_size(kind: str, size: int) -> int:
+    """Examples in a batch, in the mean."""
+    if kind == "encoder":
+        return 16 if size < 4_000 else 32
+    return 16 if size < 1_000 else 32 if size < 10_000 else 64
 
 
 def most_epochs(kind: str, size: int) -> int:
