@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from penstock.kernels import triton_here
+
 BACKENDS = ("cuda", "triton", "cpu", "torch", "reference")
 
 
@@ -58,6 +60,13 @@ def register(
     backends = _registry.setdefault(operation, {})
     backends[name] = Backend(name, implementation, why_not, available, on_request)
     _registry[operation] = dict(sorted(backends.items(), key=lambda item: BACKENDS.index(item[0])))
+
+
+def register_modules(operation: str, triton: Any, **modules: Any) -> None:
+    """Adds backends that are modules with `why_not` and, but for Triton's, which is one answer for all, `available`."""
+    register(operation, "triton", triton, triton.why_not, triton_here.available, on_request=triton_here.UNVERIFIED)
+    for name, module in modules.items():
+        register(operation, name, module, module.why_not, module.available)
 
 
 def implementation(operation: str, name: str) -> Any:

@@ -29,6 +29,15 @@ def available() -> str | None:
     return None
 
 
+def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
+    """None if Triton kernels can serve such tensors, else the reason."""
+    if device_type != ("cpu" if INTERPRETED else "cuda"):
+        return f"it serves CUDA tensors, not {device_type}"
+    if dtype == torch.float64:
+        return "it has no float64"
+    return None
+
+
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Launches go to the device of x."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

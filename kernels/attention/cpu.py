@@ -1,6 +1,5 @@
 """Attention over ragged batches on a CPU, in C++ (csrc/attention/cpu): no padding, dropout inside."""
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +8,9 @@ from torch import Tensor
 
 from penstock.kernels import philox
 from penstock.kernels.attention.protocol import Problem, lse_dtype
+from penstock.kernels.cpu_here import available, call, native, why_not
 
-try:
-    from penstock import _native
-except ImportError as error:  # penstock.kernels works without its compiled module
-    _native, _missing = None, str(error)  # type: ignore[assignment]
+__all__ = ["available", "backward", "forward", "why_not"]
 
 
 def _view(x: Tensor) -> tuple[int, int, int]:
@@ -58,16 +55,11 @@ def _contiguous_bounds(problem: Problem) -> Problem:
     )
 
 
-def _isa() -> str:
-    """The instruction set to use, the fastest there is if empty; see `_native.available_isas`."""
-    return os.environ.get("PENSTOCK_ISA", "")
-
-
 def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     problem = _contiguous_bounds(problem)
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty((q.shape[1], q.shape[0]), dtype=lse_dtype(q.dtype))
-    _native.attention_forward(_arguments(q, k, v, out, lse, problem), _isa(), torch.get_num_threads())
+    call(native.attention_forward, _arguments(q, k, v, out, lse, problem))
     return out, lse
 
 
@@ -78,17 +70,5 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     arguments = _arguments(q, k, v, out, lse, problem)
     arguments |= {"grad_out": _view(grad_out), "grad_q": _view(dq), "grad_k": _view(dk), "grad_v": _view(dv)}
-    _native.attention_backward(arguments, _isa(), torch.get_num_threads())
+    call(native.attention_backward, arguments)
     return dq, dk, dv
-
-
-def why_not(*, device_type: str, dtype: torch.dtype, head_dim: int, **_: object) -> str | None:
-    if device_type != "cpu":
-        return f"it runs on the CPU, the tensors are on {device_type}"
-    if dtype not in (torch.bfloat16, torch.float32):
-        return f"it computes in bfloat16 and float32, not {dtype}"
-    return None
-
-
-def available() -> str | None:
-    return _missing if _native is None else None

@@ -5,23 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, philox, triton_here
+from penstock.kernels import dispatch, philox
 from penstock.kernels.attention import cpu, reference
 from penstock.kernels.attention import torch as torch_backend
 from penstock.kernels.attention import triton as triton_backend
 from penstock.kernels.attention.protocol import Problem, lse_dtype
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
-dispatch.register(
-    "varlen_attention",
-    "triton",
-    triton_backend,
-    triton_backend.why_not,
-    triton_here.available,
-    on_request=triton_here.UNVERIFIED,
-)
-for _name, _module in {"cpu": cpu, "torch": torch_backend, "reference": reference}.items():
-    dispatch.register("varlen_attention", _name, _module, _module.why_not, _module.available)
+dispatch.register_modules("varlen_attention", triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)
 
 
 def varlen_attention(

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from penstock.kernels import philox
+from penstock.kernels import philox, triton_here
 from penstock.kernels.attention.protocol import Problem
-from penstock.kernels.triton_here import INTERPRETED, on_device
+from penstock.kernels.triton_here import on_device
 
 
 class Tile(NamedTuple):
@@ -149,11 +149,6 @@ def backward(
     return dq, dk, dv
 
 
-def why_not(*, device_type: str, dtype: torch.dtype, head_dim: int, **_: object) -> str | None:
-    if device_type != ("cpu" if INTERPRETED else "cuda"):
-        return f"it serves CUDA tensors, not {device_type}"
-    if dtype == torch.float64:
-        return "it has no float64"
-    if head_dim > 256:
-        return f"its head_dim goes to 256, not {head_dim}"
-    return None
+def why_not(*, head_dim: int, **facts: Any) -> str | None:
+    too_wide = f"its head_dim goes to 256, not {head_dim}" if head_dim > 256 else None
+    return triton_here.why_not(**facts) or too_wide

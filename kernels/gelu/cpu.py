@@ -1,46 +1,32 @@
 """Bias and GELU on a CPU, in C++ (csrc/rowwise/cpu)."""
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    from penstock import _native
-except ImportError as error:  # penstock.kernels works without its compiled module
-    _native, _missing = None, str(error)  # type: ignore[assignment]
+from penstock.kernels.cpu_here import available, call, native, why_not
+
+__all__ = ["available", "backward", "forward", "why_not"]
 
 
 def _call(function: Any, shape: torch.Size, dtype: torch.dtype, **tensors: Tensor | None) -> None:
     arguments: dict[str, Any] = {"bfloat16": dtype == torch.bfloat16, "rows": shape[0], "width": shape[1]}
     arguments |= {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-    function(arguments, os.environ.get("PENSTOCK_ISA", ""), torch.get_num_threads())
+    call(function, arguments)
 
 
 def forward(x: Tensor, bias: Tensor | None, save: bool) -> tuple[Tensor, Tensor]:
     out, derivative = torch.empty_like(x), x.new_empty(x.shape[0] if save else 0, x.shape[1])
     kept = derivative if save else None
-    _call(_native.gelu_forward, x.shape, x.dtype, x=x, bias=bias, out=out, derivative=kept)
+    _call(native.gelu_forward, x.shape, x.dtype, x=x, bias=bias, out=out, derivative=kept)
     return out, derivative
 
 
 def backward(grad_out: Tensor, derivative: Tensor, has_bias: bool) -> tuple[Tensor, Tensor]:
     rows, width = grad_out.shape
     x = torch.empty_like(grad_out)
-    sums = torch.empty(_native.row_pieces(rows), width) if has_bias else None
+    sums = torch.empty(native.row_pieces(rows), width) if has_bias else None
     tensors = {"grad_out": grad_out, "saved_derivative": derivative, "grad_x": x, "sums": sums}
-    _call(_native.gelu_backward, x.shape, x.dtype, **tensors)
+    _call(native.gelu_backward, x.shape, x.dtype, **tensors)
     return x, torch.empty(0) if sums is None else sums.sum(0)
-
-
-def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
-    if device_type != "cpu":
-        return f"it runs on the CPU, the tensors are on {device_type}"
-    if dtype not in (torch.bfloat16, torch.float32):
-        return f"it computes in bfloat16 and float32, not {dtype}"
-    return None
-
-
-def available() -> str | None:
-    return _missing if _native is None else None

@@ -5,23 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, triton_here
+from penstock.kernels import dispatch
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.gelu import cpu, reference
 from penstock.kernels.gelu import torch as torch_backend
 from penstock.kernels.gelu import triton as triton_backend
 from penstock.kernels.gelu.protocol import accumulate_dtype
 
-dispatch.register(
-    "bias_gelu",
-    "triton",
-    triton_backend,
-    triton_backend.why_not,
-    triton_here.available,
-    on_request=triton_here.UNVERIFIED,
-)
-for _name, _module in {"cpu": cpu, "torch": torch_backend, "reference": reference}.items():
-    dispatch.register("bias_gelu", _name, _module, _module.why_not, _module.available)
+dispatch.register_modules("bias_gelu", triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)
 
 torch.library.define(
     "penstock::bias_gelu",

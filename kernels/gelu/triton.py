@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from penstock.kernels.triton_here import INTERPRETED, on_device
+from penstock.kernels.triton_here import on_device, why_not
 
 BLOCK, BLOCK_ROWS, BLOCK_COLUMNS = 1024, 16, 128
 _PROGRAMS = 64  # along the rows of backward, each with sums of its own
+
+__all__ = ["backward", "forward", "why_not"]
 
 
 def forward(x: Tensor, bias: Tensor | None, save: bool) -> tuple[Tensor, Tensor]:
@@ -44,11 +46,3 @@ def backward(grad_out: Tensor, derivative: Tensor, has_bias: bool) -> tuple[Tens
                 HAS_BIAS=has_bias,
             )
     return x, sums.sum(0) if has_bias else sums.new_empty(0)
-
-
-def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
-    if device_type != ("cpu" if INTERPRETED else "cuda"):
-        return f"it serves CUDA tensors, not {device_type}"
-    if dtype == torch.float64:
-        return "it has no float64"
-    return None

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
+from penstock.kernels.lstm.rows import saved_like
+
+__all__ = ["available", "backward", "forward", "saved_like", "why_not"]
 
 try:
     from penstock import _native
@@ -56,18 +59,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if size < _POOLED_BYTES:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(_native.lstm_cpu.Buffer(size), dtype=dtype).view(shape)
-
-
-def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
-    tokens, weights = inputs.tokens, inputs.weights
-    width = weights.directions * weights.hidden_size
-    like = weights.w_ih[0]
-    saved = [like.new_empty(tokens, 4 * width), like.new_empty(tokens, width, dtype=torch.float32)]
-    if inputs.pool:
-        saved.append(like.new_empty(tokens, width))
-    if inputs.pool == "max":
-        saved.append(like.new_empty(inputs.batch_size, width, dtype=torch.int32))
-    return saved
 
 
 def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, OutputGrads
-from penstock.kernels.lstm.rows import fed_back, initial_state, into_h0
+from penstock.kernels.lstm.rows import fed_back, initial_state, into_h0, saved_like
+
+__all__ = ["available", "backward", "forward", "saved_like", "why_not"]
 
 try:
     from penstock import _native
@@ -61,17 +63,6 @@ def why_not(
         if feature in needs:
             return reason
     return native.why_not(hidden_size) if torch.cuda.is_available() else None
-
-
-def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
-    tokens, like = inputs.tokens, inputs.weights.w_ih[0]
-    width = inputs.weights.directions * inputs.weights.hidden_size
-    saved = [like.new_empty(tokens, 4 * width), like.new_empty(tokens, width, dtype=torch.float32)]
-    if inputs.pool:
-        saved.append(like.new_empty(tokens, width))
-    if inputs.pool == "max":
-        saved.append(like.new_empty(inputs.batch_size, width, dtype=torch.int32))
-    return saved
 
 
 def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:

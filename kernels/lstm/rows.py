@@ -1,4 +1,4 @@
-"""What backends with a recurrent kernel share around it: initial states, and which token was fed what."""
+"""What backends with a recurrent kernel share around it: initial states, which token was fed what, what is saved."""
 
 import torch
 from torch import Tensor
@@ -39,3 +39,16 @@ def into_h0(dgates: Tensor, w_hh: Tensor, dh_n: Tensor, inputs: LayerInputs) -> 
         first = dgates[rows.long().clamp(0, tokens - 1), d * width : (d + 1) * width]
         out.append(torch.where((ends > starts)[:, None], (first @ w_hh[d]).float(), dh_n[d]))
     return torch.stack(out)
+
+
+def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
+    """What the cpu and the cuda backend save: gates, cells and, if they pool, y and the places of the maxima."""
+    tokens, weights = inputs.tokens, inputs.weights
+    width = weights.directions * weights.hidden_size
+    like = weights.w_ih[0]
+    saved = [like.new_empty(tokens, 4 * width), like.new_empty(tokens, width, dtype=torch.float32)]
+    if inputs.pool:
+        saved.append(like.new_empty(tokens, width))
+    if inputs.pool == "max":
+        saved.append(like.new_empty(inputs.batch_size, width, dtype=torch.int32))
+    return saved

@@ -1,18 +1,15 @@
 """The residual normalisation on a CPU, in C++ (csrc/rowwise/cpu): one pass over memory, dropout inside."""
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from penstock.kernels import philox
+from penstock.kernels.cpu_here import available, call, native, why_not
 from penstock.kernels.norm.protocol import Gradients, Problem, Saved
 
-try:
-    from penstock import _native
-except ImportError as error:  # penstock.kernels works without its compiled module
-    _native, _missing = None, str(error)  # type: ignore[assignment]
+__all__ = ["available", "backward", "forward", "why_not"]
 
 
 def _arguments(problem: Problem, saved: Saved | None, **tensors: Tensor | None) -> dict[str, Any]:
@@ -34,14 +31,10 @@ def _arguments(problem: Problem, saved: Saved | None, **tensors: Tensor | None) 
     }
 
 
-def _call(function: Any, arguments: dict[str, Any]) -> None:
-    function(arguments, os.environ.get("PENSTOCK_ISA", ""), torch.get_num_threads())
-
-
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Saved]:
     out, saved = torch.empty_like(problem.x), Saved.empty(problem.x, save)
     arguments = _arguments(problem, saved if save else None, x=problem.x, residual=problem.residual, out=out)
-    _call(_native.norm_forward, arguments)
+    call(native.norm_forward, arguments)
     return out, saved
 
 
@@ -49,22 +42,10 @@ def backward(grad_out: Tensor, problem: Problem, saved: Saved) -> Gradients:
     (rows, width), dropout = grad_out.shape, problem.dropout_p > 0
     residual = torch.empty_like(grad_out)
     x = torch.empty_like(grad_out) if dropout else grad_out.new_empty(0)
-    sums = torch.empty(_native.row_pieces(rows), 3, width)
+    sums = torch.empty(native.row_pieces(rows), 3, width)
     arguments = _arguments(
         problem, saved, grad_out=grad_out, grad_residual=residual, grad_x=x if dropout else None, sums=sums
     )
-    _call(_native.norm_backward, arguments)
+    call(native.norm_backward, arguments)
     weight, bias, x_bias = sums.sum(0)
     return Gradients(residual, x, weight, bias, None if problem.x_bias is None else x_bias)
-
-
-def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
-    if device_type != "cpu":
-        return f"it runs on the CPU, the tensors are on {device_type}"
-    if dtype not in (torch.bfloat16, torch.float32):
-        return f"it computes in bfloat16 and float32, not {dtype}"
-    return None
-
-
-def available() -> str | None:
-    return _missing if _native is None else None

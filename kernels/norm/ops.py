@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, philox, triton_here
+from penstock.kernels import dispatch, philox
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.norm import cpu, reference
 from penstock.kernels.norm import torch as torch_backend
@@ -13,16 +13,7 @@ from penstock.kernels.norm import triton as triton_backend
 from penstock.kernels.norm.protocol import Problem, Saved, accumulate_dtype
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
-dispatch.register(
-    "residual_norm",
-    "triton",
-    triton_backend,
-    triton_backend.why_not,
-    triton_here.available,
-    on_request=triton_here.UNVERIFIED,
-)
-for _name, _module in {"cpu": cpu, "torch": torch_backend, "reference": reference}.items():
-    dispatch.register("residual_norm", _name, _module, _module.why_not, _module.available)
+dispatch.register_modules("residual_norm", triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)
 
 # Problem's fields behind x and residual, in their order
 _PROBLEM = (

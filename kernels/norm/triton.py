@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import philox
+from penstock.kernels import philox, triton_here
 from penstock.kernels.norm.protocol import Gradients, Problem, Saved
-from penstock.kernels.triton_here import INTERPRETED, on_device
+from penstock.kernels.triton_here import on_device
 
 _WIDEST = 8192  # a row is one block
 _PROGRAMS = 256  # of backward, each with sums of its own; not by the device, so that results do not depend on it
@@ -74,11 +74,6 @@ def backward(grad_out: Tensor, problem: Problem, saved: Saved) -> Gradients:
     return Gradients(residual, x, weight, bias, None if problem.x_bias is None else x_bias)
 
 
-def why_not(*, device_type: str, dtype: torch.dtype, width: int, **_: object) -> str | None:
-    if device_type != ("cpu" if INTERPRETED else "cuda"):
-        return f"it serves CUDA tensors, not {device_type}"
-    if dtype == torch.float64:
-        return "it has no float64"
-    if width > _WIDEST:
-        return f"its width goes to {_WIDEST}, not {width}"
-    return None
+def why_not(*, width: int, **facts: Any) -> str | None:
+    too_wide = f"its width goes to {_WIDEST}, not {width}" if width > _WIDEST else None
+    return triton_here.why_not(**facts) or too_wide

@@ -5,23 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, triton_here
+from penstock.kernels import dispatch
 from penstock.kernels.pooling import reference
 from penstock.kernels.pooling import torch as torch_backend
 from penstock.kernels.pooling import triton as triton_backend
 from penstock.kernels.pooling.protocol import MODES, saved_shape
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
-dispatch.register(
-    "segment_pool",
-    "triton",
-    triton_backend,
-    triton_backend.why_not,
-    triton_here.available,
-    on_request=triton_here.UNVERIFIED,
-)
-for _name, _module in {"torch": torch_backend, "reference": reference}.items():
-    dispatch.register("segment_pool", _name, _module, _module.why_not, _module.available)
+dispatch.register_modules("segment_pool", triton=triton_backend, torch=torch_backend, reference=reference)
 
 
 def segment_pool(

@@ -1,12 +1,13 @@
 """Pooling in Triton: how the kernels of `triton_kernels.py` are launched."""
 
-import torch
 from torch import Tensor
 
 from penstock.kernels.pooling.protocol import saved_shape
-from penstock.kernels.triton_here import INTERPRETED, on_device
+from penstock.kernels.triton_here import on_device, why_not
 
 BLOCK = 128  # features
+
+__all__ = ["backward", "forward", "why_not"]
 
 
 def _half(features: int, mode: str, bidirectional: bool) -> int:
@@ -61,11 +62,3 @@ def backward(
                     *(grad_out, values, saved, d_scores, cu_seqlens, tokens), FEATURES=features, BLOCK=BLOCK
                 )
     return d_values, d_scores
-
-
-def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
-    if device_type != ("cpu" if INTERPRETED else "cuda"):
-        return f"it serves CUDA tensors, not {device_type}"
-    if dtype == torch.float64:
-        return "it has no float64"
-    return None
