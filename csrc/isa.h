@@ -20,4 +20,12 @@ std::string name(Isa isa);
 // An empty name means the fastest. Throws std::invalid_argument if the name is unknown or the machine lacks it.
 Isa isa_named(const std::string& name);
 
+// The one of these tables of functions that is for an instruction set, in the order of Isa. Where there is only the
+// portable one, available_isas() has no other.
+template <class Table, class... Faster>
+const Table& table_for(Isa isa, const Table& portable, const Faster&... faster) {
+  const Table* const tables[] = {&portable, &faster...};
+  return *tables[static_cast<int>(isa)];
+}
+
 }  // namespace penstock

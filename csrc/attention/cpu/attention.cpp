@@ -17,18 +17,11 @@ namespace attention {
 namespace {
 
 const Kernels& kernels_for(Isa isa) {
-  switch (isa) {
 #ifdef __x86_64__
-    case Isa::avx2:
-      return avx2_kernels;
-    case Isa::avx512:
-      return avx512_kernels;
-    case Isa::avx512_bf16:
-      return avx512_bf16_kernels;
+  return table_for(isa, portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels);
+#else
+  return table_for(isa, portable_kernels);
 #endif
-    default:
-      return portable_kernels;
-  }
 }
 
 Tensor tensor(const py::handle& description) {

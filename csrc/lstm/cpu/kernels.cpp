@@ -3,18 +3,11 @@
 namespace penstock::lstm {
 
 const Kernels& kernels_for(Isa isa) {
-  switch (isa) {
 #ifdef __x86_64__
-    case Isa::avx2:
-      return avx2::kernels;
-    case Isa::avx512:
-      return avx512::kernels;
-    case Isa::avx512_bf16:
-      return avx512_bf16::kernels;
+  return table_for(isa, portable::kernels, avx2::kernels, avx512::kernels, avx512_bf16::kernels);
+#else
+  return table_for(isa, portable::kernels);
 #endif
-    default:
-      return portable::kernels;
-  }
 }
 
 }  // namespace penstock::lstm
