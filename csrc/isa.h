@@ -10,7 +10,8 @@
 
 namespace penstock {
 
-enum class Isa { portable, avx2, avx512, avx512_bf16 };
+// amx_bf16 is avx512_bf16 with Intel's matrix unit, amx.h.
+enum class Isa { portable, avx2, avx512, avx512_bf16, amx_bf16 };
 
 // What this build and this machine can both run, slowest first.
 const std::vector<Isa>& available_isas();
@@ -20,12 +21,13 @@ std::string name(Isa isa);
 // An empty name means the fastest. Throws std::invalid_argument if the name is unknown or the machine lacks it.
 Isa isa_named(const std::string& name);
 
-// The one of these tables of functions that is for an instruction set, in the order of Isa. Where there is only the
-// portable one, available_isas() has no other.
+// The one of these tables of functions that is for an instruction set, in the order of Isa; the last of them where the
+// kernel has none of its own for a faster one.
 template <class Table, class... Faster>
 const Table& table_for(Isa isa, const Table& portable, const Faster&... faster) {
   const Table* const tables[] = {&portable, &faster...};
-  return *tables[static_cast<int>(isa)];
+  constexpr int last = sizeof...(faster);
+  return *tables[static_cast<int>(isa) < last ? static_cast<int>(isa) : last];
 }
 
 }  // namespace penstock
