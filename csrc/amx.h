@@ -1,6 +1,7 @@
-// Intel's matrix unit (AMX) for bfloat16: eight registers of 16 rows of 64 bytes, and C += A B for a C of 16 x 16 floats,
-// an A of 16 rows of 16 pairs of bfloat16, and a B of 16 pairs of rows of 16 columns, the pairs along the summed dimension
-// in both. One instruction does 16 x 16 x 32 multiplications and additions, 16 times as many as AVX-512's.
+// Intel's matrix unit (AMX) for bfloat16: eight registers of 16 rows of 64 bytes, and C += A B for a C of 16 x 16
+// floats, an A of 16 rows of 16 pairs of bfloat16, and a B of 16 pairs of rows of 16 columns, the pairs along the
+// summed dimension in both. One instruction does 16 x 16 x 32 multiplications and additions, 16 times as many as
+// AVX-512's.
 //
 // The registers are named by literals, as the instructions are: 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
 #pragma once

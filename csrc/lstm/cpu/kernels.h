@@ -25,6 +25,9 @@ extern const Kernels kernels;
 namespace avx512_bf16 {
 extern const Kernels kernels;
 }
+namespace amx_bf16 {
+extern const Kernels kernels;
+}
 
 const Kernels& kernels_for(Isa isa);
 

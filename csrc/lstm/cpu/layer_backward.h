@@ -55,14 +55,24 @@ void backward(const Layer& layer, const Backward& io) {
   const Teams teams(layer, schedule);
   const Inputs inputs(layer);
 
+  constexpr int64_t kSpareRows = Operand<T>::kRowStep - 1;
   const int64_t dgates_stride = (D * 4 * H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
+  const int64_t after_stride = (4 * H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
   const int64_t panels = panels_of(H), packed_lanes = panels * kPanel * Operand<T>::lanes(4 * H);
-  Block dgates_block(layer.tokens * dgates_stride * sizeof(Element));
+  Block dgates_block((layer.tokens + kSpareRows) * dgates_stride * sizeof(Element));
+  Block after_block((2 * D * B + kSpareRows) * after_stride * sizeof(Element));
   Block w_block(D * packed_lanes * sizeof(Lane)), dc_block(D * B * H * sizeof(float));
-  Block zeros_block(4 * H * sizeof(float));
+  Block zeros_block(H * sizeof(T));
   Element* dgates = dgates_block.as<Element>();
-  std::memset(zeros_block.as<void>(), 0, 4 * H * sizeof(float));
+  std::memset(zeros_block.as<void>(), 0, H * sizeof(T));
   if (schedule.covered < layer.tokens) std::memset(dgates, 0, layer.tokens * dgates_stride * sizeof(Element));
+
+  // The products' last lanes may reach beyond a row's gradients.
+  const auto clear_padding = [&](Element* rows, int64_t count) {
+    const int64_t used = D * 4 * H, padded = Operand<T>::lanes(used) * Operand<T>::kPerLane;
+    for (int64_t row = 0; used < padded && row < count; ++row)
+      std::memset(rows + row * dgates_stride + used, 0, (padded - used) * sizeof(Element));
+  };
 
   auto pack = [&](int member, int members) {
     const Range mine = share(D * panels, members, member);
@@ -75,6 +85,7 @@ void backward(const Layer& layer, const Backward& io) {
 
   teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
     const int direction = teams.direction(index);
+    Element* after = after_block.as<Element>() + 2 * teams.first_row(index) * after_stride;
     const BackwardTeam<T> team{
         direction,
         layer.directions,
@@ -92,7 +103,8 @@ void backward(const Layer& layer, const Backward& io) {
         of_direction<T>(io.dh_n, direction, layer),
         dgates,
         dgates_stride,
-        zeros_block.as<Element>(),
+        {after, after + teams.rows(index) * after_stride},
+        after_stride,
         dc_block.as<float>() + teams.first_row(index) * H,
         of_direction<T>(io.dh0, direction, layer)};
     if (member == 0) team.start(of_direction<float>(io.dc_n, direction, layer));
@@ -122,13 +134,16 @@ void backward(const Layer& layer, const Backward& io) {
   }
   if (want_weights) weight_gradients<T>(layer, products);
   if (!inputs.shared) {
-    if (io.dx) project_gradient<T>(layer, dgates, dgates_stride, layer.tokens, static_cast<T*>(io.dx));
+    if (!io.dx) return;
+    clear_padding(dgates, layer.tokens);
+    project_gradient<T>(layer, dgates, dgates_stride, layer.tokens, static_cast<T*>(io.dx));
     return;
   }
   if (!io.dx && !want_weights) return;
 
   // x is known for each distinct id, and so is all that its gradient needs: the sum of its tokens' gate gradients.
-  Block sums_block(inputs.rows * dgates_stride * sizeof(Element)), x_block(inputs.rows * layer.input_size * sizeof(T));
+  Block sums_block((inputs.rows + kSpareRows) * dgates_stride * sizeof(Element)),
+      x_block(inputs.rows * layer.input_size * sizeof(T));
   Element* sums = sums_block.as<Element>();
   T* x = x_block.as<T>();
   sum_by_row(TokensOfRows(inputs), layer.threads, D * 4 * H, dgates, dgates_stride, sums);
@@ -146,6 +161,7 @@ void backward(const Layer& layer, const Backward& io) {
     weight_gradients<T>(layer, products);
   }
   if (!io.dx) return;
+  clear_padding(sums, inputs.rows);
   project_gradient<T>(layer, sums, dgates_stride, inputs.rows, x);
   if (layer.table_dtype == layer.dtype) {
     spread_gradient(layer, inputs, x, static_cast<T*>(io.dx));

@@ -74,7 +74,8 @@ void forward(const Layer& layer, const Forward& out) {
   const int64_t panels = RecurrentWeights<T>::panels(H), panel_lanes = RecurrentWeights<T>::panel_lanes(H);
   const int64_t h_stride = (H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
   Block w_block(D * panels * panel_lanes * sizeof(Lane));
-  Block h_block(2 * D * B * h_stride * sizeof(Element)), c_block(D * B * H * sizeof(float));
+  Block h_block((2 * D * B + Operand<T>::kRowStep - 1) * h_stride * sizeof(Element)),
+      c_block(D * B * H * sizeof(float));
   Block pool_block(layer.pool == Pool::none ? 0 : D * B * H * sizeof(float));
 
   auto pack = [&](int member, int members) {

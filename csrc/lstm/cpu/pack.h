@@ -99,6 +99,8 @@ void pack_rows(int64_t size, int64_t columns, int64_t width, const Row& row, typ
     }
     for (int64_t i = columns; i < width; ++i) out[i] = Lane{0};
   }
+  const int64_t padding = Operand<T>::lanes(size) - (size + kStep - 1) / kStep;
+  std::memset(out, 0, padding * width * sizeof(Lane));
 }
 
 }  // namespace penstock::lstm::PENSTOCK_ISA

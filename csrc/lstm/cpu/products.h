@@ -16,7 +16,7 @@ struct RowProduct {
   using Lane = typename Operand<T>::Lane;
 
   int64_t lanes, columns;  // lanes of k
-  const Lane* a;           // rows a_stride lanes apart
+  const Lane* a;           // rows a_stride lanes apart; kRowStep - 1 more than there are can be read
   int64_t a_stride;
   const Lane* b;      // panels of [k][width]
   const float* bias;  // (columns, rounded up to a panel) or null
@@ -28,6 +28,7 @@ struct RowProduct {
   }
 
   void run(Range rows, float* partial) const {
+    [[maybe_unused]] const typename Operand<T>::Unit unit{};
     const int64_t blocks = (rows.size() + kRowBlock - 1) / kRowBlock;
     for (int64_t i = 0; i < blocks; ++i) {
       const Range block = share(rows.size(), blocks, i);
@@ -37,7 +38,7 @@ struct RowProduct {
 
  private:
   void run_block(int64_t first, int64_t rows, float* partial) const {
-    const Tiling tiles(rows);
+    const Tiling<T> tiles(rows);
     const int64_t panels = panels_of(columns);
     for (int64_t k = 0; k < lanes; k += kDepth) {
       const int64_t depth = lanes - k < kDepth ? lanes - k : kDepth;
@@ -47,9 +48,8 @@ struct RowProduct {
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
           const bool last = k + depth == lanes;
-          const Lane* a_rows[kTileRows];
-          for (int64_t r = 0; r < tile.size(); ++r) a_rows[r] = a + (first + tile.begin + r) * a_stride + k;
-          alignas(64) float result[kTileRows * kPanel];
+          const Rows<Lane> a_rows{a + (first + tile.begin) * a_stride + k, a_stride};
+          alignas(64) float result[Operand<T>::kTileRows * kPanel];
           const bool in_parts = lanes > kDepth;
           float* sums = in_parts ? partial + tile.begin * panels * kPanel + panel * kPanel : result;
           const int64_t stride = in_parts ? panels * kPanel : kPanel;
@@ -102,23 +102,34 @@ struct WeightProduct {
   int64_t sums_stride() const { return panels() * kPanel + kLinePad; }
 
   // Lanes that `run` needs for its operands, and floats for its sums, given a number of rows.
-  static int64_t tile_stride() { return kTileRows * kDepthOfStep + kLinePad; }
+  static int64_t row_stride() { return kDepthOfStep + kLinePad; }
+  static int64_t tile_stride() {
+    return Operand<T>::kTileRows * (Operand<T>::kMatrixUnit ? row_stride() : kDepthOfStep) + kLinePad;
+  }
   static int64_t panel_stride() { return kPanel * kDepthOfStep + kLinePad; }
   int64_t line_lanes() const { return (4 * hidden_size + 15) / 16 * 16; }
   int64_t operand_lanes(int64_t rows) const {
-    return line_lanes() + Tiling(rows).count * tile_stride() + panels() * panel_stride();
+    return line_lanes() + Tiling<T>(rows).count * tile_stride() + panels() * panel_stride();
   }
-  int64_t sum_floats(int64_t rows) const { return rows * sums_stride() + rows; }
+  int64_t sum_floats(int64_t rows) const {
+    constexpr int64_t step = Operand<T>::kRowStep;
+    return (rows + step - 1) / step * step * sums_stride() + rows;
+  }
 
   void run(Range rows, Lane* operands, float* sums) const {
+    [[maybe_unused]] const typename Operand<T>::Unit unit{};
     Lane* line = operands;
     Lane* a = line + line_lanes();
-    Lane* b = a + Tiling(rows.size()).count * tile_stride();
-    float* bias_sums = sums + rows.size() * sums_stride();
+    Lane* b = a + Tiling<T>(rows.size()).count * tile_stride();
+    float* bias_sums = sums + sum_floats(rows.size()) - rows.size();
     std::memset(sums, 0, sum_floats(rows.size()) * sizeof(float));
     for (int64_t first = 0; first < tokens; first += kTokens) {
       const int64_t count = tokens - first < kTokens ? tokens - first : kTokens;
-      pack_gates(rows, first, count, line, a, bias_sums);
+      if constexpr (Operand<T>::kMatrixUnit) {
+        transpose_gates(rows, first, count, a, bias_sums);
+      } else {
+        pack_gates(rows, first, count, line, a, bias_sums);
+      }
       pack_inputs(first, count, b);
       accumulate(rows.size(), Operand<T>::lanes(count), a, b, sums);
     }
@@ -129,7 +140,7 @@ struct WeightProduct {
   void pack_gates(Range rows, int64_t first, int64_t count, Lane* line, Lane* a, float* bias_sums) const {
     constexpr int kStep = Operand<T>::kPerLane;
     const int64_t n = rows.size();
-    const Tiling tiles(n);
+    const Tiling<T> tiles(n);
     for (int64_t k = 0; k < count; k += kStep) {
       const Element* row = dgates + (first + k) * dgates_stride + rows.begin;
       for (int64_t i = 0; i < n; ++i) bias_sums[i] += to_float(row[i]);
@@ -158,10 +169,32 @@ struct WeightProduct {
 
   static PENSTOCK_INLINE void copy_lanes(const Lane* from, int64_t n, Lane* to) {
     // Most tiles are full: a copy of known size is a few moves.
-    if (n == kTileRows) {
-      std::memcpy(to, from, kTileRows * sizeof(Lane));
+    if (n == kRegisterRows) {
+      std::memcpy(to, from, kRegisterRows * sizeof(Lane));
     } else {
       for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+    }
+  }
+
+  // A for the matrix unit: rows of tokens. Tiles are full but for the last, so that they follow one another evenly.
+  void transpose_gates(Range rows, int64_t first, int64_t count, Lane* a, float* bias_sums) const {
+    for (int64_t i = 0; i < rows.size(); i += kLanes) {
+      const int64_t n = rows.size() - i < kLanes ? rows.size() - i : kLanes;
+      Lane* to = a + i / Operand<T>::kTileRows * tile_stride() + i % Operand<T>::kTileRows * row_stride();
+      Vec sum = load(bias_sums + i, n);
+      for (int64_t k = 0; k < Operand<T>::lanes(count); k += kLanes) {
+        BitVec block[kLanes] = {};
+        for (int64_t lane = 0; lane < kLanes && 2 * (k + lane) < count; ++lane) {
+          const Element* row = dgates + (first + 2 * (k + lane)) * dgates_stride + rows.begin + i;
+          const BitVec even = BitVec(load(row, n));
+          const BitVec odd = 2 * (k + lane) + 1 < count ? BitVec(load(row + dgates_stride, n)) : BitVec{};
+          sum += Vec(even) + Vec(odd);
+          block[lane] = even >> 16 | odd;
+        }
+        transpose(block);
+        for (int64_t r = 0; r < kLanes; ++r) std::memcpy(to + r * row_stride() + k, &block[r], sizeof block[r]);
+      }
+      store(bias_sums + i, sum, n);
     }
   }
 
@@ -181,7 +214,7 @@ struct WeightProduct {
   }
 
   void accumulate(int64_t rows, int64_t lanes, const Lane* a, const Lane* b, float* sums) const {
-    const Tiling tiles(rows);
+    const Tiling<T> tiles(rows);
     for (int64_t panel = 0; panel < panels(); ++panel, b += panel_stride()) {
       const int64_t vecs =
           panel < x_panels() ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels());
@@ -190,7 +223,12 @@ struct WeightProduct {
         float* out = sums + tile.begin * sums_stride() + panel * kPanel;
         Soon soon;
         for (int64_t r = 0; r < tile.size(); ++r) soon.add(out + r * sums_stride(), vecs * kLanes);
-        multiply_packed<T>(tile.size(), vecs, a + i * tile_stride(), b, lanes, out, sums_stride(), true, soon);
+        const Lane* a_tile = a + i * tile_stride();
+        if constexpr (Operand<T>::kMatrixUnit) {
+          multiply_rows<T>(tile.size(), vecs, {a_tile, row_stride()}, b, lanes, out, sums_stride(), true, soon);
+        } else {
+          multiply_packed<T>(tile.size(), vecs, a_tile, b, lanes, out, sums_stride(), true, soon);
+        }
       }
     }
   }

@@ -42,9 +42,11 @@ void project_input(const Layer& layer, const T* x, int64_t rows, T* gates) {
   };
   parallel(layer.threads, pack);
 
-  const bool in_place = std::is_same_v<T, typename Operand<T>::Element> && I % Operand<T>::kPerLane == 0;
+  // The matrix unit reads beyond the last row.
+  const bool in_place =
+      std::is_same_v<T, typename Operand<T>::Element> && I % Operand<T>::kPerLane == 0 && !Operand<T>::kMatrixUnit;
   const int64_t x_stride = in_place ? lanes : (lanes + kLinePad) / kLinePad * kLinePad + kLinePad;
-  Block x_block(in_place ? 0 : rows * x_stride * sizeof(Lane));
+  Block x_block(in_place ? 0 : (rows + Operand<T>::kRowStep - 1) * x_stride * sizeof(Lane));
   const Lane* a = in_place ? reinterpret_cast<const Lane*>(x) : x_block.as<Lane>();
   const RowProduct<T> product{lanes, columns, a, x_stride, w, bias, gates};
   const int64_t partial_floats = product.partial_floats(lanes, columns);
@@ -64,7 +66,8 @@ void project_input(const Layer& layer, const T* x, int64_t rows, T* gates) {
   parallel(layer.threads, project);
 }
 
-// dgates: (rows, dgates_stride), of which the first directions * 4H elements of each row; dx: (rows, I).
+// dgates: (rows, dgates_stride), of which the first directions * 4H elements of each row, and zeros up to the end of
+// the last lane; kRowStep - 1 rows more can be read; dx: (rows, I).
 template <class T>
 void project_gradient(const Layer& layer, const typename Operand<T>::Element* dgates, int64_t dgates_stride,
                       int64_t rows, T* dx) {

@@ -50,12 +50,15 @@ struct BackwardTeam {
   const T* dh_n;        // (batch, H) of this direction, or null
   Element* dgates;      // (tokens, dgates_stride), this direction's from column direction * 4H
   int64_t dgates_stride;
-  const Element* zeros;  // 4H of them: the gate gradients after a sequence's last step
-  float* dc;             // (rows, H), the state
-  T* dh0;                // (batch, H) of this direction, or null
+  Element* after[2];  // (rows, after_stride), the gate gradients of the steps, which alternate; zeros beyond 4H and
+                      // after a sequence's last step; kRowStep - 1 rows more can be read
+  int64_t after_stride;
+  float* dc;  // (rows, H), the state
+  T* dh0;     // (batch, H) of this direction, or null
 
   // dc_n: (batch, H) of this direction, or null for zeros.
   void start(const float* dc_n) const {
+    for (Element* gradients : after) std::memset(gradients, 0, rows * after_stride * sizeof(Element));
     for (int64_t r = 0; r < rows; ++r) {
       float* state = dc + r * hidden_size;
       for (int64_t unit = 0; unit < hidden_size; ++unit) {
@@ -72,6 +75,7 @@ struct BackwardTeam {
   }
 
   void run(Range panels, Barrier& barrier) const {
+    [[maybe_unused]] const typename Operand<T>::Unit unit{};
     const int64_t longest = rows > 0 ? sequences[0].length : 0;
     int64_t active = 0;
     for (int64_t step = longest; step-- > 0;) {
@@ -86,7 +90,7 @@ struct BackwardTeam {
  private:
   template <class Function>
   void for_tiles(int64_t active, Range panels, const Function& function) const {
-    const Tiling tiles(active);
+    const Tiling<T> tiles(active);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       for (int64_t i = 0; i < tiles.count; ++i) function(panel, tiles[i]);
     }
@@ -101,20 +105,15 @@ struct BackwardTeam {
   // dh that comes from the step after `step`, for a tile of units; step -1 gives the initial state's.
   void recurrent_share(int64_t step, int64_t panel, int64_t first_row, int64_t height, float* out,
                        const Soon& soon) const {
-    const Lane* a[kTileRows];
-    for (int64_t r = 0; r < height; ++r) {
-      const int64_t row = first_row + r;
-      const bool has_next = step + 1 < sequence(row).length;
-      a[r] = reinterpret_cast<const Lane*>(
-          has_next ? dgates + token(row, step + 1) * dgates_stride + direction * 4 * hidden_size : zeros);
-    }
+    const Rows<Lane> a{reinterpret_cast<const Lane*>(after[(step + 1) % 2] + first_row * after_stride),
+                       after_stride / Operand<T>::kPerLane};
     multiply_rows<T>(height, vecs_of_panel(hidden_size, panel), a,
                      w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, panel),
                      Operand<T>::lanes(4 * hidden_size), out, kPanel, false, soon);
   }
 
   void step_tile(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
-    alignas(64) float dh_recurrent[kTileRows][kPanel];
+    alignas(64) float dh_recurrent[Operand<T>::kTileRows][kPanel];
     recurrent_share(step, panel, first_row, height, dh_recurrent[0], needed_soon(step, panel, first_row, height));
 
     const int64_t first = panel * kPanel;
@@ -141,11 +140,13 @@ struct BackwardTeam {
             cell_backward(load(gate, n), load(gate + slot.stride, n), load(gate + 2 * slot.stride, n),
                           load(gate + 3 * slot.stride, n), c_before ? load(c_before + unit, n) : Vec{},
                           load(c + cell * hidden_size + unit, n), dh, dc_here);
-        Element* out = dgates + here * dgates_stride + direction * 4 * hidden_size + slot.offset;
-        store(out, gradient.i, n);
-        store(out + slot.stride, gradient.f, n);
-        store(out + 2 * slot.stride, gradient.g, n);
-        store(out + 3 * slot.stride, gradient.o, n);
+        for (Element* out : {dgates + here * dgates_stride + direction * 4 * hidden_size + slot.offset,
+                             after[step % 2] + row * after_stride + slot.offset}) {
+          store(out, gradient.i, n);
+          store(out + slot.stride, gradient.f, n);
+          store(out + 2 * slot.stride, gradient.g, n);
+          store(out + 3 * slot.stride, gradient.o, n);
+        }
         store(dc_state, gradient.c_before, n);
       }
     }
@@ -168,7 +169,7 @@ struct BackwardTeam {
   }
 
   void initial_tile(int64_t panel, int64_t first_row, int64_t height) const {
-    alignas(64) float dh[kTileRows][kPanel];
+    alignas(64) float dh[Operand<T>::kTileRows][kPanel];
     recurrent_share(-1, panel, first_row, height, dh[0], Soon{});
     const int64_t first = panel * kPanel;
     const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;

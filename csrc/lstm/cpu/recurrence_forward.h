@@ -47,7 +47,7 @@ struct ForwardTeam {
   float* c_saved;         // (tokens, directions, H) or null
   T* y;                   // (tokens, directions, H) or null
   Pooled<T> pooled;
-  Element* h[2];  // (rows, h_stride), the steps alternate; beyond H zeros
+  Element* h[2];  // (rows, h_stride), the steps alternate; beyond H zeros; kRowStep - 1 rows more can be read
   int64_t h_stride;
   float* c;  // (rows, H), the state
 
@@ -81,11 +81,12 @@ struct ForwardTeam {
   }
 
   void run(Range panels, Barrier& barrier) const {
+    [[maybe_unused]] const typename Operand<T>::Unit unit{};
     int64_t active = rows;
     for (int64_t step = 0;; ++step) {
       while (active > 0 && sequences[(active - 1) * parts].length <= step) --active;
       if (active == 0) return;
-      const Tiling tiles(active);
+      const Tiling<T> tiles(active);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
@@ -117,9 +118,10 @@ struct ForwardTeam {
     const Element* h_before = h[step % 2];
     Element* h_after = h[(step + 1) % 2];
 
+    constexpr int kTileRows = Operand<T>::kTileRows;
     int64_t cell[kTileRows];  // (token, direction)
     const T* gate_in[kTileRows];
-    const Lane* a[kTileRows];
+    const Rows<Lane> a{reinterpret_cast<const Lane*>(h_before + first_row * h_stride), h_stride / Operand<T>::kPerLane};
     Soon soon;
     for (int64_t r = 0; r < height; ++r) {
       const int64_t row = first_row + r;
@@ -127,7 +129,6 @@ struct ForwardTeam {
       cell[r] = here * directions + direction;
       gate_in[r] =
           projected + ((row_of ? row_of[here] : here) * directions + direction) * 4 * hidden_size + slot.offset;
-      a[r] = reinterpret_cast<const Lane*>(h_before + row * h_stride);
       soon.add(gate_in[r], 4 * n);
       if (gates && row_of) soon.add(gates + cell[r] * 4 * hidden_size + slot.offset, 4 * n);
       soon.add(c + row * hidden_size + unit, n);

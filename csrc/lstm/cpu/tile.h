@@ -1,12 +1,14 @@
 // The product that everything else is made of: a tile of up to kTileRows rows by kTileVecs vectors, kept in registers.
 //
 // Operands are streams of 4-byte lanes: one float, or, where the machine multiplies bfloat16 (AVX-512 BF16), a pair of
-// bfloat16 adjacent in k. Elsewhere bfloat16 operands are widened to float when they are packed.
+// bfloat16 adjacent in k. Elsewhere bfloat16 operands are widened to float when they are packed. Where there is a
+// matrix unit (amx.h), a tile of bfloat16 is up to 32 rows in its registers instead.
 #pragma once
 
 #include <type_traits>
 #include <utility>
 
+#include "amx.h"
 #include "vec.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
@@ -17,15 +19,37 @@ constexpr bool kHasBfloat16 = true;
 constexpr bool kHasBfloat16 = false;
 #endif
 
+#if defined(__AMX_BF16__)
+constexpr bool kHasMatrixUnit = true;
+#else
+constexpr bool kHasMatrixUnit = false;
+constexpr int kAmxRows = 1, kAmxPairs = 1;
+struct MatrixUnit {};
+#endif
+struct NoMatrixUnit {};
+
 // How tensors of storage type T enter a product.
 template <class T>
 struct Operand {
   static constexpr bool kPairs = kHasBfloat16 && std::is_same_v<T, bfloat16>;
+  static constexpr bool kMatrixUnit = kHasMatrixUnit && kPairs;
   static constexpr int kPerLane = kPairs ? 2 : 1;
+  // A tile has at most kTileRows rows. The matrix unit computes kRowStep at a time: it reads as many of A and writes as
+  // many of the result, whether wanted or not, and takes k in steps of kLaneStep lanes, up to which A and B are padded
+  // with zeros.
+  static constexpr int kTileRows = kMatrixUnit ? 2 * kAmxRows : kRegisterRows;
+  static constexpr int kRowStep = kMatrixUnit ? kAmxRows : 1;
+  static constexpr int kLaneStep = kMatrixUnit ? kAmxPairs : 1;
   using Element = std::conditional_t<kPairs, bfloat16, float>;  // what a lane is made of
   using Lane = std::conditional_t<kPairs, uint32_t, float>;
 
-  static constexpr int64_t lanes(int64_t elements) { return (elements + kPerLane - 1) / kPerLane; }
+  // A thread holds one of these while it multiplies.
+  using Unit = std::conditional_t<kMatrixUnit, MatrixUnit, NoMatrixUnit>;
+
+  static constexpr int64_t lanes(int64_t elements) {
+    constexpr int64_t step = kPerLane * kLaneStep;
+    return (elements + step - 1) / step * kLaneStep;
+  }
 };
 
 PENSTOCK_INLINE void multiply_add(Vec& sum, Vec a, Vec b, std::false_type) { sum += a * b; }
@@ -49,10 +73,25 @@ PENSTOCK_INLINE Vec broadcast_lane(const Lane* from) {
   return value;
 }
 
-// Where row r of A has its lane k: rows anywhere in memory, or packed as [k][row].
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// Rows `stride` lanes apart.
+template <class Lane>
+struct Rows {
+  const Lane* data;
+  int64_t stride;
+};
+
+// Where row r of A has its lane k: in rows, or packed as [k][row].
 template <class Lane, int rows>
 struct RowsOfA {
-  const Lane* const* row;
+  const Lane* row[rows];
+  explicit RowsOfA(Rows<Lane> a) {
+    for (int r = 0; r < rows; ++r) row[r] = a.data + r * a.stride;
+  }
   PENSTOCK_INLINE const Lane* at(int r, int64_t k) const { return row[r] + k; }
 };
 
@@ -80,7 +119,7 @@ struct Soon {
 
 // out[r][v] (+)= sum over k of A[r][k] B[k][v]; b is packed as [k][vecs * kLanes].
 template <class T, int rows, int vecs, class A>
-PENSTOCK_INLINE void multiply(A a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
+PENSTOCK_INLINE void multiply(const A& a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
                               bool add, const Soon& soon) {
   Vec sum[rows][vecs] = {};
   const int64_t last_fetch = lanes > Soon::kLead ? lanes - Soon::kLead : lanes;
@@ -106,19 +145,13 @@ PENSTOCK_INLINE void multiply(A a, const typename Operand<T>::Lane* b, int64_t l
 template <class T, bool packed>
 struct Tiles {
   using Lane = typename Operand<T>::Lane;
-  using Operand_A = std::conditional_t<packed, const Lane*, const Lane* const*>;
-  using Function = void (*)(Operand_A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
-                            const Soon& soon);
+  using A = std::conditional_t<packed, const Lane*, Rows<Lane>>;
+  using Function = void (*)(A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon);
 
   template <int rows, int vecs>
-  static void call(Operand_A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon) {
-    if constexpr (packed) {
-      multiply<T, rows, vecs>(PackedA<Lane, rows>{a}, b, lanes, out, stride, add, soon);
-    } else {
-      const Lane* row[rows];
-      for (int r = 0; r < rows; ++r) row[r] = a[r];
-      multiply<T, rows, vecs>(RowsOfA<Lane, rows>{row}, b, lanes, out, stride, add, soon);
-    }
+  static void call(A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon) {
+    using Where = std::conditional_t<packed, PackedA<Lane, rows>, RowsOfA<Lane, rows>>;
+    multiply<T, rows, vecs>(Where{a}, b, lanes, out, stride, add, soon);
   }
 
   static Function of(int64_t rows, int64_t vecs) {
@@ -127,15 +160,88 @@ struct Tiles {
         Function functions[sizeof...(sizes)];
       } result{{call<sizes / kTileVecs + 1, sizes % kTileVecs + 1>...}};
       return result;
-    }(std::make_integer_sequence<int, kTileRows * kTileVecs>{});
+    }(std::make_integer_sequence<int, kRegisterRows * kTileVecs>{});
     return table.functions[(rows - 1) * kTileVecs + vecs - 1];
   }
 };
 
+#if defined(__AMX_BF16__)
+// The same in the matrix unit, for one or two registers of rows and of columns, or one of rows and four of columns; B's
+// rows are b_stride lanes apart. Fetches the lines [soon_begin, soon_end) meanwhile.
+template <int rows, int columns>
+PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int64_t b_stride, int64_t lanes,
+                                        float* out, int64_t stride, bool add, const Soon& soon, Range lines) {
+  static_assert(rows * columns <= 4);
+  const int64_t a_bytes = a.stride * 4, b_bytes = b_stride * 4, out_bytes = stride * 4;
+  float* const second = rows == 2 ? out + kAmxRows * stride : out + 2 * kLanes;  // what registers 2 and 3 hold
+  memory_for_amx();
+  if (add) {
+    _tile_loadd(0, out, out_bytes);
+    if constexpr (columns > 1) _tile_loadd(1, out + kLanes, out_bytes);
+    if constexpr (rows == 2 || columns > 2) _tile_loadd(2, second, out_bytes);
+    if constexpr (rows * columns == 4) _tile_loadd(3, second + kLanes, out_bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const int64_t per_step = (lines.size() * kAmxPairs + lanes - 1) / lanes;
+  for (int64_t k = 0; k < lanes; k += kAmxPairs, b += kAmxPairs * b_stride) {
+    for (int64_t i = 0; i < per_step && lines.begin < lines.end; ++i) __builtin_prefetch(soon.line[lines.begin++], 1);
+    _tile_loadd(6, b, b_bytes);
+    _tile_loadd(4, a.data + k, a_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (columns > 1) {
+      _tile_loadd(7, b + kLanes, b_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (rows == 2) {
+      _tile_loadd(5, a.data + kAmxRows * a.stride + k, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (columns == 2) _tile_dpbf16ps(3, 5, 7);
+    } else if constexpr (columns == 4) {
+      _tile_loadd(6, b + 2 * kLanes, b_bytes);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(7, b + 3 * kLanes, b_bytes);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+  _tile_stored(0, out, out_bytes);
+  if constexpr (columns > 1) _tile_stored(1, out + kLanes, out_bytes);
+  if constexpr (rows == 2 || columns > 2) _tile_stored(2, second, out_bytes);
+  if constexpr (rows * columns == 4) _tile_stored(3, second + kLanes, out_bytes);
+  memory_for_amx();
+}
+
+inline void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<uint32_t> a, const uint32_t* b, int64_t lanes,
+                                    float* out, int64_t stride, bool add, const Soon& soon) {
+  const int64_t b_stride = vecs * kLanes, half = vecs > 2 && rows > kAmxRows ? soon.count / 2 : soon.count;
+  const Range first{0, half}, rest{half, soon.count};
+  if (rows > kAmxRows) {
+    const auto pair = multiply_registers<2, 2>;
+    const auto one = multiply_registers<2, 1>;
+    (vecs > 1 ? pair : one)(a, b, b_stride, lanes, out, stride, add, soon, first);
+    if (vecs > 2)
+      (vecs > 3 ? pair : one)(a, b + 2 * kLanes, b_stride, lanes, out + 2 * kLanes, stride, add, soon, rest);
+    return;
+  }
+  if (vecs == 4) return multiply_registers<1, 4>(a, b, b_stride, lanes, out, stride, add, soon, first);
+  if (vecs == 1) return multiply_registers<1, 1>(a, b, b_stride, lanes, out, stride, add, soon, first);
+  multiply_registers<1, 2>(a, b, b_stride, lanes, out, stride, add, soon, first);
+  if (vecs == 3)
+    multiply_registers<1, 1>(a, b + 2 * kLanes, b_stride, lanes, out + 2 * kLanes, stride, add, soon, rest);
+}
+#endif
+
 template <class T>
-PENSTOCK_INLINE void multiply_rows(int64_t rows, int64_t vecs, const typename Operand<T>::Lane* const* a,
+PENSTOCK_INLINE void multiply_rows(int64_t rows, int64_t vecs, Rows<typename Operand<T>::Lane> a,
                                    const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
                                    bool add, const Soon& soon) {
+#if defined(__AMX_BF16__)
+  if constexpr (Operand<T>::kMatrixUnit)
+    return multiply_in_matrix_unit(rows, vecs, a, b, lanes, out, stride, add, soon);
+#endif
   Tiles<T, false>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
 }
 
@@ -146,24 +252,26 @@ PENSTOCK_INLINE void multiply_packed(int64_t rows, int64_t vecs, const typename 
   Tiles<T, true>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
 }
 
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
 // Part i of n items in `parts` near-equal parts.
 inline Range share(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i + 1) / parts}; }
 
-// Rows cut into tiles of near-equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1.
+// Rows cut into tiles of near-equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1. Heights are whole steps of rows, all
+// but the last.
+template <class T>
 struct Tiling {
-  int64_t count, height, taller;  // the first `taller` tiles have one row more
+  static constexpr int64_t kStep = Operand<T>::kRowStep, kMost = Operand<T>::kTileRows / kStep;
+  int64_t rows, count, height, taller;  // the first `taller` tiles have one step more
 
-  explicit Tiling(int64_t rows)
-      : count((rows + kTileRows - 1) / kTileRows), height(count ? rows / count : 0), taller(rows - count * height) {}
+  explicit Tiling(int64_t n) : rows(n) {
+    const int64_t steps = (n + kStep - 1) / kStep;
+    count = (steps + kMost - 1) / kMost;
+    height = count ? steps / count : 0;
+    taller = steps - count * height;
+  }
 
   Range operator[](int64_t i) const {
-    const int64_t begin = i * height + (i < taller ? i : taller);
-    return {begin, begin + height + (i < taller)};
+    const int64_t begin = i * height + (i < taller ? i : taller), end = begin + height + (i < taller);
+    return {begin * kStep, end * kStep < rows ? end * kStep : rows};
   }
 };
 

@@ -20,16 +20,16 @@ namespace penstock::lstm::PENSTOCK_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kTileRows = 6;  // 24 accumulators, 4 vectors of B and a broadcast fill 32 registers
+constexpr int kRegisterRows = 6;  // 24 accumulators, 4 vectors of B and a broadcast fill 32 registers
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
-constexpr int kTileRows = 3;  // 12 accumulators and a broadcast, B from memory: 16 registers
+constexpr int kRegisterRows = 3;  // 12 accumulators and a broadcast, B from memory: 16 registers
 #elif defined(__aarch64__)
 constexpr int kLanes = 4;
-constexpr int kTileRows = 6;
+constexpr int kRegisterRows = 6;
 #else
 constexpr int kLanes = 4;
-constexpr int kTileRows = 3;
+constexpr int kRegisterRows = 3;
 #endif
 constexpr int kTileVecs = 4;
 
