@@ -20,17 +20,20 @@ constexpr int kAmxPairs = 16;  // along the summed dimension
 // While it lives, the calling thread's registers have their full size.
 class MatrixUnit {
  public:
-  MatrixUnit() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    _tile_loadconfig(&config);
-  }
+  MatrixUnit() { _tile_loadconfig(&kFullSize); }
   ~MatrixUnit() { _tile_release(); }
   MatrixUnit(const MatrixUnit&) = delete;
   MatrixUnit& operator=(const MatrixUnit&) = delete;
+
+ private:
+  struct alignas(64) Configuration {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  };
+  // A constant in memory: the compiler does not know that all of it is read.
+  static constexpr Configuration kFullSize{
+      1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 };
 
 // The compiler does not know that the unit reads memory: what was stored before must be there.
