@@ -83,8 +83,8 @@ template <class T>
 struct WeightProduct {
   using Element = typename Operand<T>::Element;
   using Lane = typename Operand<T>::Lane;
-  static constexpr int64_t kTokens = 256 * Operand<T>::kPerLane;  // at a time
-  static constexpr int64_t kDepthOfStep = 256;                    // the same in lanes
+  static constexpr int64_t kDepthOfStep = Operand<T>::kMatrixUnit ? 512 : 256;  // lanes at a time
+  static constexpr int64_t kTokens = kDepthOfStep * Operand<T>::kPerLane;
 
   int64_t tokens, input_size, hidden_size;
   bool with_x, with_h;
@@ -102,15 +102,15 @@ struct WeightProduct {
   int64_t sums_stride() const { return panels() * kPanel + kLinePad; }
 
   // Lanes that `run` needs for its operands, and floats for its sums, given a number of rows.
-  static int64_t row_stride() { return kDepthOfStep + kLinePad; }
-  static int64_t tile_stride() {
-    return Operand<T>::kTileRows * (Operand<T>::kMatrixUnit ? row_stride() : kDepthOfStep) + kLinePad;
-  }
+  static int64_t row_stride() { return kDepthOfStep + kLinePad; }  // in the matrix unit's A, which is one tile
+  static int64_t tile_stride() { return kRegisterRows * kDepthOfStep + kLinePad; }
   static int64_t panel_stride() { return kPanel * kDepthOfStep + kLinePad; }
   int64_t line_lanes() const { return (4 * hidden_size + 15) / 16 * 16; }
-  int64_t operand_lanes(int64_t rows) const {
-    return line_lanes() + Tiling<T>(rows).count * tile_stride() + panels() * panel_stride();
+  int64_t a_lanes(int64_t rows) const {
+    return Operand<T>::kMatrixUnit ? Operand<T>::kTileRows * row_stride()
+                                   : line_lanes() + Tiling<T>(rows).count * tile_stride();
   }
+  int64_t operand_lanes(int64_t rows) const { return a_lanes(rows) + panels() * panel_stride(); }
   int64_t sum_floats(int64_t rows) const {
     constexpr int64_t step = Operand<T>::kRowStep;
     return (rows + step - 1) / step * step * sums_stride() + rows;
@@ -118,20 +118,19 @@ struct WeightProduct {
 
   void run(Range rows, Lane* operands, float* sums) const {
     [[maybe_unused]] const typename Operand<T>::Unit unit{};
-    Lane* line = operands;
-    Lane* a = line + line_lanes();
-    Lane* b = a + Tiling<T>(rows.size()).count * tile_stride();
+    Lane* const b = operands + a_lanes(rows.size());
     float* bias_sums = sums + sum_floats(rows.size()) - rows.size();
     std::memset(sums, 0, sum_floats(rows.size()) * sizeof(float));
     for (int64_t first = 0; first < tokens; first += kTokens) {
       const int64_t count = tokens - first < kTokens ? tokens - first : kTokens;
-      if constexpr (Operand<T>::kMatrixUnit) {
-        transpose_gates(rows, first, count, a, bias_sums);
-      } else {
-        pack_gates(rows, first, count, line, a, bias_sums);
-      }
       pack_inputs(first, count, b);
-      accumulate(rows.size(), Operand<T>::lanes(count), a, b, sums);
+      if constexpr (Operand<T>::kMatrixUnit) {
+        accumulate_transposed(rows, first, count, operands, b, sums, bias_sums);
+      } else {
+        Lane *const line = operands, *const a = line + line_lanes();
+        pack_gates(rows, first, count, line, a, bias_sums);
+        accumulate(rows.size(), Operand<T>::lanes(count), a, b, sums);
+      }
     }
     write(rows, sums, bias_sums);
   }
@@ -176,14 +175,13 @@ struct WeightProduct {
     }
   }
 
-  // A for the matrix unit: rows of tokens. Tiles are full but for the last, so that they follow one another evenly.
+  // A for the matrix unit: rows of tokens, at most a tile of them.
   void transpose_gates(Range rows, int64_t first, int64_t count, Lane* a, float* bias_sums) const {
-    for (int64_t i = 0; i < rows.size(); i += kLanes) {
-      const int64_t n = rows.size() - i < kLanes ? rows.size() - i : kLanes;
-      Lane* to = a + i / Operand<T>::kTileRows * tile_stride() + i % Operand<T>::kTileRows * row_stride();
-      Vec sum = load(bias_sums + i, n);
-      for (int64_t k = 0; k < Operand<T>::lanes(count); k += kLanes) {
+    for (int64_t k = 0; k < Operand<T>::lanes(count); k += kLanes) {
+      for (int64_t i = 0; i < rows.size(); i += kLanes) {
+        const int64_t n = rows.size() - i < kLanes ? rows.size() - i : kLanes;
         BitVec block[kLanes] = {};
+        Vec sum = load(bias_sums + i, n);
         for (int64_t lane = 0; lane < kLanes && 2 * (k + lane) < count; ++lane) {
           const Element* row = dgates + (first + 2 * (k + lane)) * dgates_stride + rows.begin + i;
           const BitVec even = BitVec(load(row, n));
@@ -191,11 +189,29 @@ struct WeightProduct {
           sum += Vec(even) + Vec(odd);
           block[lane] = even >> 16 | odd;
         }
+        store(bias_sums + i, sum, n);
         transpose(block);
-        for (int64_t r = 0; r < kLanes; ++r) std::memcpy(to + r * row_stride() + k, &block[r], sizeof block[r]);
+        for (int64_t r = 0; r < kLanes; ++r) std::memcpy(a + (i + r) * row_stride() + k, &block[r], sizeof block[r]);
       }
-      store(bias_sums + i, sum, n);
     }
+  }
+
+  void accumulate_transposed(Range rows, int64_t first, int64_t count, Lane* a, const Lane* b, float* sums,
+                             float* bias_sums) const {
+    const Tiling<T> tiles(rows.size());
+    for (int64_t i = 0; i < tiles.count; ++i) {
+      const Range tile = tiles[i];
+      transpose_gates({rows.begin + tile.begin, rows.begin + tile.end}, first, count, a, bias_sums + tile.begin);
+      for (int64_t panel = 0; panel < panels(); ++panel) {
+        multiply_rows<T>(tile.size(), vecs_of(panel), {a, row_stride()}, b + panel * panel_stride(),
+                         Operand<T>::lanes(count), sums + tile.begin * sums_stride() + panel * kPanel, sums_stride(),
+                         true, Soon{});
+      }
+    }
+  }
+
+  int64_t vecs_of(int64_t panel) const {
+    return panel < x_panels() ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels());
   }
 
   void pack_inputs(int64_t first, int64_t count, Lane* b) const {
@@ -216,19 +232,13 @@ struct WeightProduct {
   void accumulate(int64_t rows, int64_t lanes, const Lane* a, const Lane* b, float* sums) const {
     const Tiling<T> tiles(rows);
     for (int64_t panel = 0; panel < panels(); ++panel, b += panel_stride()) {
-      const int64_t vecs =
-          panel < x_panels() ? vecs_of_panel(input_size, panel) : vecs_of_panel(hidden_size, panel - x_panels());
+      const int64_t vecs = vecs_of(panel);
       for (int64_t i = 0; i < tiles.count; ++i) {
         const Range tile = tiles[i];
         float* out = sums + tile.begin * sums_stride() + panel * kPanel;
         Soon soon;
         for (int64_t r = 0; r < tile.size(); ++r) soon.add(out + r * sums_stride(), vecs * kLanes);
-        const Lane* a_tile = a + i * tile_stride();
-        if constexpr (Operand<T>::kMatrixUnit) {
-          multiply_rows<T>(tile.size(), vecs, {a_tile, row_stride()}, b, lanes, out, sums_stride(), true, soon);
-        } else {
-          multiply_packed<T>(tile.size(), vecs, a_tile, b, lanes, out, sums_stride(), true, soon);
-        }
+        multiply_packed<T>(tile.size(), vecs, a + i * tile_stride(), b, lanes, out, sums_stride(), true, soon);
       }
     }
   }

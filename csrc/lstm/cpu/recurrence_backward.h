@@ -80,7 +80,9 @@ struct BackwardTeam {
     int64_t active = 0;
     for (int64_t step = longest; step-- > 0;) {
       while (active < rows && sequences[active * parts].length > step) ++active;
-      for_tiles(active, panels, [&](int64_t panel, Range tile) { step_tile(step, panel, tile.begin, tile.size()); });
+      for_tiles(active, panels, [&](int64_t panel, Range tile) {
+        step_tile(step, panel, units_ahead(panels, panel), tile.begin, tile.size());
+      });
       barrier.wait();
     }
     if (dh0 == nullptr) return;
@@ -102,6 +104,12 @@ struct BackwardTeam {
     return sequence(row).start + (direction == 0 ? step : sequence(row).length - 1 - step);
   }
 
+  // From a panel's units to those that the same rows come to next, in tensors of (tokens, directions, H).
+  int64_t units_ahead(Range panels, int64_t panel) const {
+    if (panel + 1 < panels.end) return kPanel;
+    return (direction == 0 ? -directions : directions) * hidden_size - (panel - panels.begin) * kPanel;
+  }
+
   // dh that comes from the step after `step`, for a tile of units; step -1 gives the initial state's.
   void recurrent_share(int64_t step, int64_t panel, int64_t first_row, int64_t height, float* out,
                        const Soon& soon) const {
@@ -112,9 +120,10 @@ struct BackwardTeam {
                      Operand<T>::lanes(4 * hidden_size), out, kPanel, false, soon);
   }
 
-  void step_tile(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
+  void step_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height) const {
     alignas(64) float dh_recurrent[Operand<T>::kTileRows][kPanel];
-    recurrent_share(step, panel, first_row, height, dh_recurrent[0], needed_soon(step, panel, first_row, height));
+    recurrent_share(step, panel, first_row, height, dh_recurrent[0],
+                    Operand<T>::kMatrixUnit ? Soon{} : needed_soon(step, panel, first_row, height));
 
     const int64_t first = panel * kPanel;
     const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
@@ -129,6 +138,13 @@ struct BackwardTeam {
         const int64_t n = end - unit < kLanes ? end - unit : kLanes;
         const GateSlot slot = gate_slot(unit, hidden_size);
         const T* gate = gates + cell * 4 * hidden_size + slot.offset;
+        if constexpr (Operand<T>::kMatrixUnit) {
+          prefetch(gate + 4 * ahead, 4 * kLanes);
+          prefetch(c + cell * hidden_size + unit + ahead, kLanes);
+          if (c_before) prefetch(c_before + unit + ahead, kLanes);
+          if (dy) prefetch(dy + cell * hidden_size + unit + ahead, kLanes);
+          prefetch(dgates + here * dgates_stride + direction * 4 * hidden_size + slot.offset + 4 * ahead, 4 * kLanes);
+        }
         Vec dh = load(dh_recurrent[r] + (unit - first));
         if (dy) dh += load(dy + cell * hidden_size + unit, n);
         if (last_dh) dh += load(last_dh + unit, n);

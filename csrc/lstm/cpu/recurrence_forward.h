@@ -88,9 +88,10 @@ struct ForwardTeam {
       if (active == 0) return;
       const Tiling<T> tiles(active);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        const int64_t ahead = units_ahead(panels, panel);
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
-          run_tile(step, panel, tile.begin, tile.size());
+          run_tile(step, panel, ahead, tile.begin, tile.size());
         }
       }
       barrier.wait();
@@ -111,7 +112,13 @@ struct ForwardTeam {
     return sequence.start + (direction == 0 ? step : sequence.length - 1 - step);
   }
 
-  void run_tile(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
+  // From a panel's units to those that the same rows come to next, in tensors of (tokens, directions, H).
+  int64_t units_ahead(Range panels, int64_t panel) const {
+    if (panel + 1 < panels.end) return kLanes;
+    return (direction == 0 ? directions : -directions) * hidden_size - (panel - panels.begin) * kLanes;
+  }
+
+  void run_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height) const {
     const int64_t unit = panel * kLanes;
     const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes;
     const GateSlot slot = gate_slot(unit, hidden_size);
@@ -129,6 +136,7 @@ struct ForwardTeam {
       cell[r] = here * directions + direction;
       gate_in[r] =
           projected + ((row_of ? row_of[here] : here) * directions + direction) * 4 * hidden_size + slot.offset;
+      if constexpr (Operand<T>::kMatrixUnit) continue;
       soon.add(gate_in[r], 4 * n);
       if (gates && row_of) soon.add(gates + cell[r] * 4 * hidden_size + slot.offset, 4 * n);
       soon.add(c + row * hidden_size + unit, n);
@@ -151,6 +159,13 @@ struct ForwardTeam {
       float* state = c + (first_row + r) * hidden_size + unit;
       const Cell after = cell_forward(value[0], value[1], value[2], value[3], load(state, n));
       store(state, after.c, n);
+      if constexpr (Operand<T>::kMatrixUnit) {
+        // The unit is so fast that a list of lines costs as much as the product.
+        prefetch(gate_in[r] + 4 * ahead, 4 * kLanes);
+        if (gates && row_of) prefetch(gates + cell[r] * 4 * hidden_size + slot.offset + 4 * ahead, 4 * kLanes);
+        if (c_saved) prefetch(c_saved + cell[r] * hidden_size + unit + ahead, kLanes);
+        if (y) prefetch(y + cell[r] * hidden_size + unit + ahead, kLanes);
+      }
       if (gates) {
         T* gate = gates + cell[r] * 4 * hidden_size + slot.offset;
         for (int v = 0; v < 4; ++v) store(gate + v * slot.stride, value[v], n);

@@ -101,6 +101,13 @@ struct PackedA {
   PENSTOCK_INLINE const Lane* at(int r, int64_t k) const { return tile + k * rows + r; }
 };
 
+// Asks for the lines of n elements from `from` on, which may lie anywhere.
+template <class T>
+PENSTOCK_INLINE void prefetch(const T* from, int64_t n) {
+  for (int64_t i = 0; i < n * int64_t{sizeof(T)}; i += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + i, 1);
+}
+
 // Cache lines that whatever follows a product will read or write. They are fetched shortly before its end: earlier, and
 // B streaming through the first-level cache would push them out again before they are needed.
 struct Soon {
@@ -214,23 +221,23 @@ PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int
   memory_for_amx();
 }
 
-inline void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<uint32_t> a, const uint32_t* b, int64_t lanes,
-                                    float* out, int64_t stride, bool add, const Soon& soon) {
-  const int64_t b_stride = vecs * kLanes, half = vecs > 2 && rows > kAmxRows ? soon.count / 2 : soon.count;
-  const Range first{0, half}, rest{half, soon.count};
+PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<uint32_t> a, const uint32_t* b,
+                                             int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon) {
+  const auto part = [&]<int kRows, int kColumns>(int64_t column, Range lines) __attribute__((always_inline)) {
+    multiply_registers<kRows, kColumns>(a, b + column, vecs * kLanes, lanes, out + column, stride, add, soon, lines);
+  };
+  const Range all{0, soon.count}, half{0, soon.count / 2}, rest{soon.count / 2, soon.count};
   if (rows > kAmxRows) {
-    const auto pair = multiply_registers<2, 2>;
-    const auto one = multiply_registers<2, 1>;
-    (vecs > 1 ? pair : one)(a, b, b_stride, lanes, out, stride, add, soon, first);
-    if (vecs > 2)
-      (vecs > 3 ? pair : one)(a, b + 2 * kLanes, b_stride, lanes, out + 2 * kLanes, stride, add, soon, rest);
-    return;
+    if (vecs == 1) return part.template operator()<2, 1>(0, all);
+    part.template operator()<2, 2>(0, vecs == 2 ? all : half);
+    if (vecs == 3) part.template operator()<2, 1>(2 * kLanes, rest);
+    if (vecs == 4) part.template operator()<2, 2>(2 * kLanes, rest);
+  } else {
+    if (vecs == 4) return part.template operator()<1, 4>(0, all);
+    if (vecs == 1) return part.template operator()<1, 1>(0, all);
+    part.template operator()<1, 2>(0, vecs == 2 ? all : half);
+    if (vecs == 3) part.template operator()<1, 1>(2 * kLanes, rest);
   }
-  if (vecs == 4) return multiply_registers<1, 4>(a, b, b_stride, lanes, out, stride, add, soon, first);
-  if (vecs == 1) return multiply_registers<1, 1>(a, b, b_stride, lanes, out, stride, add, soon, first);
-  multiply_registers<1, 2>(a, b, b_stride, lanes, out, stride, add, soon, first);
-  if (vecs == 3)
-    multiply_registers<1, 1>(a, b + 2 * kLanes, b_stride, lanes, out + 2 * kLanes, stride, add, soon, rest);
 }
 #endif
 
