@@ -102,12 +102,13 @@ struct WeightProduct {
   int64_t sums_stride() const { return panels() * kPanel + kLinePad; }
 
   // Lanes that `run` needs for its operands, and floats for its sums, given a number of rows.
-  static int64_t row_stride() { return kDepthOfStep + kLinePad; }  // in the matrix unit's A, which is one tile
+  static constexpr int64_t kTilesAtOnce = 4;  // of the matrix unit's A, which share a pass over B
+  static int64_t row_stride() { return kDepthOfStep + kLinePad; }
   static int64_t tile_stride() { return kRegisterRows * kDepthOfStep + kLinePad; }
   static int64_t panel_stride() { return kPanel * kDepthOfStep + kLinePad; }
   int64_t line_lanes() const { return (4 * hidden_size + 15) / 16 * 16; }
   int64_t a_lanes(int64_t rows) const {
-    return Operand<T>::kMatrixUnit ? Operand<T>::kTileRows * row_stride()
+    return Operand<T>::kMatrixUnit ? kTilesAtOnce * Operand<T>::kTileRows * row_stride()
                                    : line_lanes() + Tiling<T>(rows).count * tile_stride();
   }
   int64_t operand_lanes(int64_t rows) const { return a_lanes(rows) + panels() * panel_stride(); }
@@ -175,7 +176,7 @@ struct WeightProduct {
     }
   }
 
-  // A for the matrix unit: rows of tokens, at most a tile of them.
+  // A for the matrix unit: rows of tokens.
   void transpose_gates(Range rows, int64_t first, int64_t count, Lane* a, float* bias_sums) const {
     for (int64_t k = 0; k < Operand<T>::lanes(count); k += kLanes) {
       for (int64_t i = 0; i < rows.size(); i += kLanes) {
@@ -198,14 +199,18 @@ struct WeightProduct {
 
   void accumulate_transposed(Range rows, int64_t first, int64_t count, Lane* a, const Lane* b, float* sums,
                              float* bias_sums) const {
-    const Tiling<T> tiles(rows.size());
-    for (int64_t i = 0; i < tiles.count; ++i) {
-      const Range tile = tiles[i];
-      transpose_gates({rows.begin + tile.begin, rows.begin + tile.end}, first, count, a, bias_sums + tile.begin);
+    constexpr int64_t kMost = kTilesAtOnce * Operand<T>::kTileRows;
+    for (int64_t begin = 0; begin < rows.size(); begin += kMost) {
+      const int64_t size = rows.size() - begin < kMost ? rows.size() - begin : kMost;
+      transpose_gates({rows.begin + begin, rows.begin + begin + size}, first, count, a, bias_sums + begin);
+      const Tiling<T> tiles(size);
       for (int64_t panel = 0; panel < panels(); ++panel) {
-        multiply_rows<T>(tile.size(), vecs_of(panel), {a, row_stride()}, b + panel * panel_stride(),
-                         Operand<T>::lanes(count), sums + tile.begin * sums_stride() + panel * kPanel, sums_stride(),
-                         true, Soon{});
+        for (int64_t i = 0; i < tiles.count; ++i) {
+          multiply_rows<T>(tiles[i].size(), vecs_of(panel), {a + tiles[i].begin * row_stride(), row_stride()},
+                           b + panel * panel_stride(), Operand<T>::lanes(count),
+                           sums + (begin + tiles[i].begin) * sums_stride() + panel * kPanel, sums_stride(), true,
+                           Soon{});
+        }
       }
     }
   }
