@@ -19,9 +19,14 @@ T* of_direction(const void* base, int direction, const Layer& layer) {
 struct Teams {
   int64_t batch;
   int directions, parts, members;
+  bool in_turn;
 
   Teams(const Layer& layer, const Schedule& schedule)
-      : batch(layer.batch), directions(layer.directions), parts(schedule.parts), members(schedule.members) {}
+      : batch(layer.batch),
+        directions(layer.directions),
+        parts(schedule.parts),
+        members(schedule.members),
+        in_turn(schedule.in_turn) {}
 
   int count() const { return directions * parts; }
   int direction(int64_t team) const { return int(team / parts); }
@@ -37,19 +42,22 @@ struct Teams {
   // Calls work(team, member, members, barrier) for every member of every team.
   template <class Work>
   void run(int threads, const Work& work) const {
-    const int wanted = count() * members;
     Block block(count() * sizeof(Barrier));
     for (int team = 0; team < count(); ++team) new (block.as<Barrier>() + team) Barrier(members);
-    auto on_thread = [&](int thread, int available) {
-      if (members > 1 && available == wanted) {
-        work(thread / members, thread % members, members, block.as<Barrier>()[thread / members]);
-        return;
-      }
-      const Range mine = share(count(), available, thread);
-      Barrier alone(1);
-      for (int64_t team = mine.begin; team < mine.end; ++team) work(team, 0, 1, alone);
-    };
-    parallel(threads < wanted ? threads : wanted, on_thread);
+    const int at_once = in_turn ? parts : count(), wanted = at_once * members;
+    for (int first = 0; first < count(); first += at_once) {
+      auto on_thread = [&](int thread, int available) {
+        if (members > 1 && available == wanted) {
+          const int team = first + thread / members;
+          work(team, thread % members, members, block.as<Barrier>()[team]);
+          return;
+        }
+        const Range mine = share(at_once, available, thread);
+        Barrier alone(1);
+        for (int64_t team = mine.begin; team < mine.end; ++team) work(first + team, 0, 1, alone);
+      };
+      parallel(threads < wanted ? threads : wanted, on_thread);
+    }
   }
 };
 
@@ -58,7 +66,7 @@ void forward(const Layer& layer, const Forward& out) {
   using Lane = typename Operand<T>::Lane;
   using Element = typename Operand<T>::Element;
   const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
-  const Schedule schedule(layer);
+  const Schedule schedule(layer, Operand<T>::kTileRows, sizeof(typename Operand<T>::Element));
   const Teams teams(layer, schedule);
   const Inputs inputs(layer);
   if (out.y && schedule.covered < layer.tokens) std::memset(out.y, 0, layer.tokens * D * H * sizeof(T));

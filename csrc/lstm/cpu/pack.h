@@ -69,6 +69,7 @@ PENSTOCK_INLINE void lanes_across(const T* row, const T* next, int64_t n, typena
 // A panel of B = W^T: column j is row(j) of W, along k. row(j) is null for a column of zeros.
 template <class T, class Row>
 void pack_transposed(int64_t size, int64_t width, const Row& row, typename Operand<T>::Lane* out) {
+  using Lane = typename Operand<T>::Lane;
   const int64_t lanes = Operand<T>::lanes(size);
   for (int64_t j = 0; j < width; j += kLanes) {
     const T* rows[kLanes];
@@ -78,7 +79,26 @@ void pack_transposed(int64_t size, int64_t width, const Row& row, typename Opera
       for (int i = 0; i < kLanes; ++i) block[i] = rows[i] ? lanes_along(rows[i], k, size) : BitVec{};
       transpose(block);
       const int64_t n = lanes - k < kLanes ? lanes - k : kLanes;
-      for (int64_t i = 0; i < n; ++i) std::memcpy(out + (k + i) * width + j, &block[i], sizeof block[i]);
+      Lane* to = out + k * width + (Operand<T>::kMatrixUnit ? j * kAmxPairs : j);
+      constexpr bool kBlocks = Operand<T>::kMatrixUnit;
+      for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * (kBlocks ? kLanes : width), &block[i], sizeof block[i]);
+    }
+  }
+}
+
+// The same as pack_rows in the matrix unit's blocks.
+template <class T, class Row>
+void pack_blocks(int64_t size, int64_t columns, int64_t width, const Row& row, uint32_t* out) {
+  for (int64_t k = 0; k < Operand<T>::lanes(size); ++k) {
+    const T* even = 2 * k < size ? row(2 * k) : nullptr;
+    const T* odd = 2 * k + 1 < size ? row(2 * k + 1) : nullptr;
+    uint32_t* to = out + k / kAmxPairs * kAmxPairs * width + k % kAmxPairs * kLanes;
+    for (int64_t i = 0; i < width; i += kLanes, to += kAmxPairs * kLanes) {
+      const int64_t n = columns - i < kLanes ? columns - i : kLanes;
+      BitVec lanes = {};
+      if (even && n > 0) lanes = BitVec(load(even + i, n)) >> 16;
+      if (odd && n > 0) lanes |= BitVec(load(odd + i, n));
+      std::memcpy(to, &lanes, sizeof lanes);
     }
   }
 }
@@ -88,6 +108,7 @@ template <class T, class Row>
 void pack_rows(int64_t size, int64_t columns, int64_t width, const Row& row, typename Operand<T>::Lane* out) {
   using Lane = typename Operand<T>::Lane;
   constexpr int kStep = Operand<T>::kPerLane;
+  if constexpr (Operand<T>::kMatrixUnit) return pack_blocks<T>(size, columns, width, row, out);
   for (int64_t k = 0; k < size; k += kStep, out += width) {
     if (k + kStep <= size) {
       lanes_across<T>(row(k), row(k + kStep - 1), columns, out);
@@ -99,8 +120,6 @@ void pack_rows(int64_t size, int64_t columns, int64_t width, const Row& row, typ
     }
     for (int64_t i = columns; i < width; ++i) out[i] = Lane{0};
   }
-  const int64_t padding = Operand<T>::lanes(size) - (size + kStep - 1) / kStep;
-  std::memset(out, 0, padding * width * sizeof(Lane));
 }
 
 }  // namespace penstock::lstm::PENSTOCK_ISA

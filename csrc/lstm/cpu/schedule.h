@@ -23,8 +23,12 @@ struct Schedule {
   // hidden units and meet at a barrier after each step. With one member to a team, threads may run several teams.
   int parts = 1;
   int members = 1;
+  // Whether the directions run one after the other, each on all threads: so W_hh stays in the cores' own caches where a
+  // core's share of one direction fits in its cache and of both does not.
+  bool in_turn = false;
 
-  explicit Schedule(const Layer& layer);
+  // tile_rows: how many sequences a product takes at once; weight_bytes: of an element of W_hh, packed.
+  Schedule(const Layer& layer, int tile_rows, int64_t weight_bytes);
 };
 
 }  // namespace penstock::lstm

@@ -124,7 +124,8 @@ struct Soon {
   }
 };
 
-// out[r][v] (+)= sum over k of A[r][k] B[k][v]; b is packed as [k][vecs * kLanes].
+// out[r][v] (+)= sum over k of A[r][k] B[k][v]; b is packed as [k][vecs * kLanes], for the matrix unit in blocks, as
+// [k / kAmxPairs][vecs][kAmxPairs][kLanes].
 template <class T, int rows, int vecs, class A>
 PENSTOCK_INLINE void multiply(const A& a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
                               bool add, const Soon& soon) {
@@ -173,13 +174,16 @@ struct Tiles {
 };
 
 #if defined(__AMX_BF16__)
-// The same in the matrix unit, for one or two registers of rows and of columns, or one of rows and four of columns; B's
-// rows are b_stride lanes apart. Fetches the lines [soon_begin, soon_end) meanwhile.
+// What a register of B holds: kAmxPairs lanes of k by kLanes columns, one after the other in memory.
+constexpr int64_t kAmxBlock = kAmxPairs * kLanes;
+
+// The same in the matrix unit, for one or two registers of rows and of columns, or one of rows and four of columns. The
+// registers of one step of k are neighbours in b, of which a step is b_step lanes. Fetches `lines` of `soon` meanwhile.
 template <int rows, int columns>
-PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int64_t b_stride, int64_t lanes,
-                                        float* out, int64_t stride, bool add, const Soon& soon, Range lines) {
+PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int64_t b_step, int64_t lanes, float* out,
+                                        int64_t stride, bool add, const Soon& soon, Range lines) {
   static_assert(rows * columns <= 4);
-  const int64_t a_bytes = a.stride * 4, b_bytes = b_stride * 4, out_bytes = stride * 4;
+  const int64_t a_bytes = a.stride * 4, b_bytes = kLanes * 4, out_bytes = stride * 4;
   float* const second = rows == 2 ? out + kAmxRows * stride : out + 2 * kLanes;  // what registers 2 and 3 hold
   memory_for_amx();
   if (add) {
@@ -194,13 +198,13 @@ PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int
     _tile_zero(3);
   }
   const int64_t per_step = (lines.size() * kAmxPairs + lanes - 1) / lanes;
-  for (int64_t k = 0; k < lanes; k += kAmxPairs, b += kAmxPairs * b_stride) {
+  for (int64_t k = 0; k < lanes; k += kAmxPairs, b += b_step) {
     for (int64_t i = 0; i < per_step && lines.begin < lines.end; ++i) __builtin_prefetch(soon.line[lines.begin++], 1);
     _tile_loadd(6, b, b_bytes);
     _tile_loadd(4, a.data + k, a_bytes);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (columns > 1) {
-      _tile_loadd(7, b + kLanes, b_bytes);
+      _tile_loadd(7, b + kAmxBlock, b_bytes);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (rows == 2) {
@@ -208,9 +212,9 @@ PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (columns == 2) _tile_dpbf16ps(3, 5, 7);
     } else if constexpr (columns == 4) {
-      _tile_loadd(6, b + 2 * kLanes, b_bytes);
+      _tile_loadd(6, b + 2 * kAmxBlock, b_bytes);
       _tile_dpbf16ps(2, 4, 6);
-      _tile_loadd(7, b + 3 * kLanes, b_bytes);
+      _tile_loadd(7, b + 3 * kAmxBlock, b_bytes);
       _tile_dpbf16ps(3, 4, 7);
     }
   }
@@ -223,20 +227,21 @@ PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int
 
 PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<uint32_t> a, const uint32_t* b,
                                              int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon) {
-  const auto part = [&]<int kRows, int kColumns>(int64_t column, Range lines) __attribute__((always_inline)) {
-    multiply_registers<kRows, kColumns>(a, b + column, vecs * kLanes, lanes, out + column, stride, add, soon, lines);
+  const auto part = [&]<int kRows, int kColumns>(int64_t vec, Range lines) __attribute__((always_inline)) {
+    multiply_registers<kRows, kColumns>(a, b + vec * kAmxBlock, vecs * kAmxBlock, lanes, out + vec * kLanes, stride,
+                                        add, soon, lines);
   };
   const Range all{0, soon.count}, half{0, soon.count / 2}, rest{soon.count / 2, soon.count};
   if (rows > kAmxRows) {
     if (vecs == 1) return part.template operator()<2, 1>(0, all);
     part.template operator()<2, 2>(0, vecs == 2 ? all : half);
-    if (vecs == 3) part.template operator()<2, 1>(2 * kLanes, rest);
-    if (vecs == 4) part.template operator()<2, 2>(2 * kLanes, rest);
+    if (vecs == 3) part.template operator()<2, 1>(2, rest);
+    if (vecs == 4) part.template operator()<2, 2>(2, rest);
   } else {
     if (vecs == 4) return part.template operator()<1, 4>(0, all);
     if (vecs == 1) return part.template operator()<1, 1>(0, all);
     part.template operator()<1, 2>(0, vecs == 2 ? all : half);
-    if (vecs == 3) part.template operator()<1, 1>(2 * kLanes, rest);
+    if (vecs == 3) part.template operator()<1, 1>(2, rest);
   }
 }
 #endif
