@@ -214,6 +214,18 @@ def test_threads_share_the_work(isa, dtype, threads, monkeypatch):
                 assert torch.equal(value, found[name]), name
 
 
+@both_dtypes
+@pytest.mark.parametrize("hidden_size", [384, 512])  # half of some W_hh fits in a core's cache, all of it does not
+def test_directions_in_turn(dtype, hidden_size, monkeypatch):
+    monkeypatch.setattr(cpu, "worth_threads", 0)
+    problem = Problem([3, 0, 5], 8, hidden_size, 2, dtype)
+    expected, expected_gradients = problem.run("cpu")
+    torch.set_num_threads(2)
+    values, gradients = problem.run("cpu")
+    assert all(torch.equal(value, values[name]) for name, value in expected.items())
+    assert all(torch.equal(value, gradients[name]) for name, value in expected_gradients.items())
+
+
 @all_isas
 @both_dtypes
 def test_repeats_bit_for_bit_and_sequences_keep_apart(isa, dtype):
