@@ -74,8 +74,7 @@ static inline void pair_rows(const Pair* from, int64_t from_row, int64_t rows, i
     const bf16* even = reinterpret_cast<const bf16*>(from + 2 * i * from_row);
     const bf16* odd = reinterpret_cast<const bf16*>(from + (2 * i + 1) * from_row);
     for (int64_t d = 0; d < width; d += kLanes) {
-      const Uints low = __builtin_convertvector(load_as<Halves>(even + d), Uints);
-      const Uints high = __builtin_convertvector(load_as<Halves>(odd + d), Uints);
+      const Uints low = widen(load_as<Halves>(even + d)), high = widen(load_as<Halves>(odd + d));
       store_as(to + i * to_row + d, low | high << 16);
     }
   }

@@ -48,9 +48,17 @@ PENSTOCK_INLINE void store_as(T* p, Vector v) {
 }
 
 PENSTOCK_INLINE Floats load(const float* p) { return load_as<Floats>(p); }
-PENSTOCK_INLINE Floats load(const bf16* p) {
-  return (Floats)(__builtin_convertvector(load_as<Halves>(p), Uints) << 16);
+// gcc 12 converts half a vector at a time where it is left to.
+PENSTOCK_INLINE Uints widen(Halves x) {
+#if defined(__AVX512BW__)
+  return (Uints)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (Uints)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, Uints);
+#endif
 }
+PENSTOCK_INLINE Floats load(const bf16* p) { return (Floats)(widen(load_as<Halves>(p)) << 16); }
 
 // Round to nearest even; NaN stays NaN.
 PENSTOCK_INLINE Halves to_halves(Floats x) {

@@ -70,6 +70,12 @@ def test_matches_reference(isa, dtype, head_dim, dropout_p):
     check(LENGTHS, LENGTHS, 2, 2, head_dim, dtype, dropout_p=dropout_p)
 
 
+@pytest.mark.parametrize("head_dim", [1, 31, 33, 96])
+def test_lengths_around_whole_registers(isa, dtype, head_dim):
+    lengths = (15, 16, 17, 31, 32, 33, 47, 63, 129, 257)
+    check(lengths, lengths, 2, 1, head_dim, dtype, dropout_p=0.1)
+
+
 @pytest.mark.parametrize(
     ("causal", "window"), [(True, (-1, -1)), (False, (7, 70)), (True, (33, 0)), (False, (1, 0)), (False, (-1, 3))]
 )
@@ -166,6 +172,20 @@ def test_sequences_are_independent(isa, dtype):
         assert torch.equal(a[:33], b[:33])
         assert torch.equal(a[103:], b[103:])
         assert b[33:103].isnan().all()
+
+
+@pytest.mark.parametrize("head_dim", [32, 37])
+def test_surrounding_memory_may_hold_nan(isa, dtype, head_dim):
+    lengths, heads = (33, 17, 70), 2
+    inputs = make_inputs(lengths, lengths, heads, heads, head_dim, dtype)
+    views = []
+    for x in inputs:
+        around = torch.full((x.shape[0] + 64, heads + 2, head_dim + 32), float("nan"), dtype=dtype)
+        views.append(around[32:-32, 1:-1, 16:-16])
+        views[-1].copy_(x)
+    alone = attend("cpu", *inputs, lengths, lengths, dropout_p=0.1)
+    amid = attend("cpu", *views, lengths, lengths, dropout_p=0.1)
+    assert all(a.isfinite().all() and torch.equal(a, b) for a, b in zip(alone, amid, strict=True))
 
 
 def test_one_sequence_alone_gives_the_same_bits(isa, dtype):

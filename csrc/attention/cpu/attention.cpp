@@ -18,7 +18,7 @@ namespace {
 
 const Kernels& kernels_for(Isa isa) {
 #ifdef __x86_64__
-  return table_for(isa, portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels);
+  return table_for(isa, portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels, amx_bf16_kernels);
 #else
   return table_for(isa, portable_kernels);
 #endif

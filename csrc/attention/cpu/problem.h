@@ -76,6 +76,6 @@ struct Kernels {
   void (*forward)(const Problem&, const Item&, Scratch&);
   void (*backward)(const Problem&, const Item&, Scratch&);
 };
-extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels;
+extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels, amx_bf16_kernels;
 
 }  // namespace penstock::attention
