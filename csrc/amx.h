@@ -2,8 +2,6 @@
 // floats, an A of 16 rows of 16 pairs of bfloat16, and a B of 16 pairs of rows of 16 columns, the pairs along the
 // summed dimension in both. One instruction does 16 x 16 x 32 multiplications and additions, 16 times as many as
 // AVX-512's.
-//
-// The registers are named by literals, as the instructions are: 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -11,6 +9,8 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 namespace penstock {
 
@@ -36,8 +36,35 @@ class MatrixUnit {
       1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 };
 
-// The compiler does not know that the unit reads memory: what was stored before must be there.
-inline __attribute__((always_inline)) void memory_for_amx() { asm volatile("" ::: "memory"); }
+#define PENSTOCK_AMX_INLINE inline __attribute__((always_inline))
+
+// A register's number is part of its instructions. Rows in memory are `units` of 32 bits apart.
+template <int kRegister>
+PENSTOCK_AMX_INLINE void load_register(const void* from, int64_t units) {
+  asm volatile("tileloadd (%0,%1,4), %%tmm%c2" ::"r"(from), "r"(units), "i"(kRegister) : "memory");
+}
+template <int kRegister>
+PENSTOCK_AMX_INLINE void store_register(void* to, int64_t units) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,4)" ::"r"(to), "r"(units), "i"(kRegister) : "memory");
+}
+template <int kRegister>
+PENSTOCK_AMX_INLINE void clear_register() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kRegister));
+}
+template <int kC, int kA, int kB>
+PENSTOCK_AMX_INLINE void add_product() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+}
+
+// Calls body(std::integral_constant<int, i>) for every i in [0, kCount).
+template <int kCount, class Body>
+PENSTOCK_AMX_INLINE void unroll(Body body) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, kIndex>{}), ...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
+
+#undef PENSTOCK_AMX_INLINE
 
 }  // namespace penstock
 

@@ -6,32 +6,6 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-// A register's number is part of its instructions.
-template <int kRegister>
-PENSTOCK_INLINE void load_register(const void* from, int64_t units) {
-  asm volatile("tileloadd (%0,%1,4), %%tmm%c2" ::"r"(from), "r"(units), "i"(kRegister) : "memory");
-}
-template <int kRegister>
-PENSTOCK_INLINE void store_register(void* to, int64_t units) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,4)" ::"r"(to), "r"(units), "i"(kRegister) : "memory");
-}
-template <int kRegister>
-PENSTOCK_INLINE void clear_register() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(kRegister));
-}
-template <int kC, int kA, int kB>
-PENSTOCK_INLINE void multiply_registers() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
-}
-
-// Calls body(std::integral_constant<int, i>) for every i in [0, kCount).
-template <int kCount, class Body>
-PENSTOCK_INLINE void unroll(Body body) {
-  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, kIndex>{}), ...);
-  }(std::make_integer_sequence<int, kCount>{});
-}
-
 // kRows x kColumns registers of c, at most four. Those of a follow c's, and those of b take turns in what is left.
 template <bool kAccumulate, int kRows, int kColumns>
 static void multiply_registers(Left<Pair> a, Right<Pair> b, Product c, int64_t depth) {
@@ -53,8 +27,8 @@ static void multiply_registers(Left<Pair> a, Right<Pair> b, Product c, int64_t d
     });
     unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
       load_register<kB + j % kBs>(b.data + k * b.row + j * kAmxRows, b.row);
-      unroll<kRows>(
-          [&](auto i) __attribute__((always_inline)) { multiply_registers<i * kColumns + j, kA + i, kB + j % kBs>(); });
+      unroll<kRows>([&](auto i)
+                        __attribute__((always_inline)) { add_product<i * kColumns + j, kA + i, kB + j % kBs>(); });
     });
   }
   for_c([&](auto n, float* at) __attribute__((always_inline)) { store_register<n>(at, c.row); });

@@ -8,6 +8,7 @@ takes everything back.
 - The query, key and value of BERT and DistilBERT are one matrix product.
 - What follows a product there, bias, dropout, residual and LayerNorm, or bias and GELU, is one operation. Dropout's
   mask follows the example by the rule of `penstock.kernels.philox`: it is not the one that the stock module draws.
+- The gradient of the token embeddings is made without torch's slow clearing.
 """
 
 from collections.abc import Callable
@@ -24,12 +25,16 @@ from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.families import layers_of, pools_mean
 from penstock.kernels import bias_gelu, residual_norm
 from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.embedding import embedding
 
 _BERT_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def fuse(model: PreTrainedModel) -> None:
     """Replaces the methods of a model for sequence classification that runs through the bridge."""
+    table = model.get_input_embeddings()
+    if type(table) is nn.Embedding and not (table.sparse or table.scale_grad_by_freq or table.max_norm):
+        _replace(table, _look_up)
     layers: Any = layers_of(model)
     model_type = model.config.model_type
     forward = _bert_layer if model_type in _BERT_TYPES else _distilbert_layer if model_type == "distilbert" else None
@@ -58,6 +63,10 @@ def is_fused(module: nn.Module) -> bool:
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
     vars(module)["forward"] = MethodType(forward, module)
+
+
+def _look_up(self: nn.Embedding, ids: Tensor) -> Tensor:
+    return embedding(ids, self.weight, self.padding_idx)
 
 
 def _joined(x: Tensor, *parts: nn.Linear) -> Tensor:

@@ -11,20 +11,8 @@ double multiply_in_registers(int64_t rounds, float* sink) {
 #if defined(__AMX_BF16__)
   if constexpr (Operand<T>::kMatrixUnit) {
     const MatrixUnit unit;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_zero(4);
-    _tile_zero(5);
-    _tile_zero(6);
-    _tile_zero(7);
-    for (int64_t round = 0; round < rounds; ++round) {
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+    unroll<8>([](auto n) { clear_register<n>(); });
+    for (int64_t round = 0; round < rounds; ++round) unroll<4>([](auto n) { add_product<n, 4 + n / 2, 6 + n % 2>(); });
     return 2.0 * double(rounds) * 4 * kAmxRows * kLanes * 2 * kAmxPairs;
   }
 #endif

@@ -177,52 +177,33 @@ struct Tiles {
 // What a register of B holds: kAmxPairs lanes of k by kLanes columns, one after the other in memory.
 constexpr int64_t kAmxBlock = kAmxPairs * kLanes;
 
-// The same in the matrix unit, for one or two registers of rows and of columns, or one of rows and four of columns. The
-// registers of one step of k are neighbours in b, of which a step is b_step lanes. Fetches `lines` of `soon` meanwhile.
+// The same in the matrix unit, on rows x columns registers of the result, at most four; those of A follow them, and
+// those of B take turns in what is left. The registers of one step of k are neighbours in b, of which a step is b_step
+// lanes. Fetches `lines` of `soon` meanwhile.
 template <int rows, int columns>
 PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int64_t b_step, int64_t lanes, float* out,
                                         int64_t stride, bool add, const Soon& soon, Range lines) {
-  static_assert(rows * columns <= 4);
-  const int64_t a_bytes = a.stride * 4, b_bytes = kLanes * 4, out_bytes = stride * 4;
-  float* const second = rows == 2 ? out + kAmxRows * stride : out + 2 * kLanes;  // what registers 2 and 3 hold
-  memory_for_amx();
-  if (add) {
-    _tile_loadd(0, out, out_bytes);
-    if constexpr (columns > 1) _tile_loadd(1, out + kLanes, out_bytes);
-    if constexpr (rows == 2 || columns > 2) _tile_loadd(2, second, out_bytes);
-    if constexpr (rows * columns == 4) _tile_loadd(3, second + kLanes, out_bytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  constexpr int kA = 4, kB = kA + rows, kBs = 8 - kB;
+  const auto for_out = [&](auto body) __attribute__((always_inline)) {
+    unroll<rows * columns>([&](auto n) __attribute__((always_inline)) {
+      body(n, out + n / columns * kAmxRows * stride + n % columns * kLanes);
+    });
+  };
+  for_out([&](auto n, float* at)
+              __attribute__((always_inline)) { add ? load_register<n>(at, stride) : clear_register<n>(); });
   const int64_t per_step = (lines.size() * kAmxPairs + lanes - 1) / lanes;
   for (int64_t k = 0; k < lanes; k += kAmxPairs, b += b_step) {
     for (int64_t i = 0; i < per_step && lines.begin < lines.end; ++i) __builtin_prefetch(soon.line[lines.begin++], 1);
-    _tile_loadd(6, b, b_bytes);
-    _tile_loadd(4, a.data + k, a_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (columns > 1) {
-      _tile_loadd(7, b + kAmxBlock, b_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (rows == 2) {
-      _tile_loadd(5, a.data + kAmxRows * a.stride + k, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (columns == 2) _tile_dpbf16ps(3, 5, 7);
-    } else if constexpr (columns == 4) {
-      _tile_loadd(6, b + 2 * kAmxBlock, b_bytes);
-      _tile_dpbf16ps(2, 4, 6);
-      _tile_loadd(7, b + 3 * kAmxBlock, b_bytes);
-      _tile_dpbf16ps(3, 4, 7);
-    }
+    unroll<rows>([&](auto i) __attribute__((always_inline)) {
+      load_register<kA + i>(a.data + i * kAmxRows * a.stride + k, a.stride);
+    });
+    unroll<columns>([&](auto j) __attribute__((always_inline)) {
+      load_register<kB + j % kBs>(b + j * kAmxBlock, kLanes);
+      unroll<rows>([&](auto i)
+                       __attribute__((always_inline)) { add_product<i * columns + j, kA + i, kB + j % kBs>(); });
+    });
   }
-  _tile_stored(0, out, out_bytes);
-  if constexpr (columns > 1) _tile_stored(1, out + kLanes, out_bytes);
-  if constexpr (rows == 2 || columns > 2) _tile_stored(2, second, out_bytes);
-  if constexpr (rows * columns == 4) _tile_stored(3, second + kLanes, out_bytes);
-  memory_for_amx();
+  for_out([&](auto n, float* at) __attribute__((always_inline)) { store_register<n>(at, stride); });
 }
 
 PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<uint32_t> a, const uint32_t* b,
