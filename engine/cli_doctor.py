@@ -75,7 +75,7 @@ def native() -> Check:
         from penstock import _native
     except ImportError as error:
         return "compiled core", False, f"{error}; reinstall with: pip install --force-reinstall penstock"
-    return "compiled core", True, os.path.basename(_native.__file__)
+    return "compiled core", True, f"{os.path.basename(_native.__file__)}, here for {_native.available_isas()[-1]}"
 
 
 def processor() -> Iterator[Check]:

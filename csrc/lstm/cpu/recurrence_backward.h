@@ -80,13 +80,13 @@ struct BackwardTeam {
     int64_t active = 0;
     for (int64_t step = longest; step-- > 0;) {
       while (active < rows && sequences[active * parts].length > step) ++active;
-      for_tiles(active, panels, [&](int64_t panel, Range tile) {
-        step_tile(step, panel, units_ahead(panels, panel), tile.begin, tile.size());
+      for_tiles(active, panels, [&](int64_t panel, Range tile, Soon& soon) {
+        step_tile(step, panel, units_ahead(panels, panel), tile.begin, tile.size(), soon);
       });
       barrier.wait();
     }
     if (dh0 == nullptr) return;
-    for_tiles(rows, panels, [&](int64_t panel, Range tile) { initial_tile(panel, tile.begin, tile.size()); });
+    for_tiles(rows, panels, [&](int64_t panel, Range tile, Soon&) { initial_tile(panel, tile.begin, tile.size()); });
   }
 
  private:
@@ -94,7 +94,14 @@ struct BackwardTeam {
   void for_tiles(int64_t active, Range panels, const Function& function) const {
     const Tiling<T> tiles(active);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      for (int64_t i = 0; i < tiles.count; ++i) function(panel, tiles[i]);
+      const int64_t next = panel + 1 < panels.end ? panel + 1 : panels.begin;
+      const int64_t lanes = vecs_of_panel(hidden_size, next) * kLanes * Operand<T>::lanes(4 * hidden_size);
+      for (int64_t i = 0; i < tiles.count; ++i) {
+        Soon soon;
+        if (tiles.count > 1)
+          soon.add_panel(w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, next), lanes, tiles.count, i);
+        function(panel, tiles[i], soon);
+      }
     }
   }
 
@@ -120,10 +127,10 @@ struct BackwardTeam {
                      Operand<T>::lanes(4 * hidden_size), out, kPanel, false, soon);
   }
 
-  void step_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height) const {
+  void step_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height, Soon& soon) const {
     alignas(64) float dh_recurrent[Operand<T>::kTileRows][kPanel];
-    recurrent_share(step, panel, first_row, height, dh_recurrent[0],
-                    Operand<T>::kMatrixUnit ? Soon{} : needed_soon(step, panel, first_row, height));
+    if constexpr (!Operand<T>::kMatrixUnit) add_needed(step, panel, first_row, height, soon);
+    recurrent_share(step, panel, first_row, height, dh_recurrent[0], soon);
 
     const int64_t first = panel * kPanel;
     const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
@@ -168,10 +175,9 @@ struct BackwardTeam {
     }
   }
 
-  Soon needed_soon(int64_t step, int64_t panel, int64_t first_row, int64_t height) const {
+  void add_needed(int64_t step, int64_t panel, int64_t first_row, int64_t height, Soon& soon) const {
     const int64_t first = panel * kPanel;
     const int64_t n = hidden_size - first < kPanel ? hidden_size - first : kPanel;
-    Soon soon;
     for (int64_t r = 0; r < height; ++r) {
       const int64_t row = first_row + r, here = token(row, step), cell = here * directions + direction;
       if (dy) soon.add(dy + cell * hidden_size + first, n);
@@ -181,7 +187,6 @@ struct BackwardTeam {
       if (step > 0) soon.add(c + (token(row, step - 1) * directions + direction) * hidden_size + first, n);
       soon.add(dgates + here * dgates_stride + direction * 4 * hidden_size + 4 * first, 4 * n);
     }
-    return soon;
   }
 
   void initial_tile(int64_t panel, int64_t first_row, int64_t height) const {

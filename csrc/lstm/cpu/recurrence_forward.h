@@ -88,10 +88,13 @@ struct ForwardTeam {
       if (active == 0) return;
       const Tiling<T> tiles(active);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const int64_t ahead = units_ahead(panels, panel);
+        const int64_t ahead = units_ahead(panels, panel), next = panel + 1 < panels.end ? panel + 1 : panels.begin;
+        const int64_t panel_lanes = RecurrentWeights<T>::panel_lanes(hidden_size);
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
-          run_tile(step, panel, ahead, tile.begin, tile.size());
+          Soon soon;
+          if (tiles.count > 1) soon.add_panel(w_hh + next * panel_lanes, panel_lanes, tiles.count, i);
+          run_tile(step, panel, ahead, tile.begin, tile.size(), soon);
         }
       }
       barrier.wait();
@@ -118,7 +121,7 @@ struct ForwardTeam {
     return (direction == 0 ? directions : -directions) * hidden_size - (panel - panels.begin) * kLanes;
   }
 
-  void run_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height) const {
+  void run_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height, Soon& soon) const {
     const int64_t unit = panel * kLanes;
     const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes;
     const GateSlot slot = gate_slot(unit, hidden_size);
@@ -129,7 +132,6 @@ struct ForwardTeam {
     int64_t cell[kTileRows];  // (token, direction)
     const T* gate_in[kTileRows];
     const Rows<Lane> a{reinterpret_cast<const Lane*>(h_before + first_row * h_stride), h_stride / Operand<T>::kPerLane};
-    Soon soon;
     for (int64_t r = 0; r < height; ++r) {
       const int64_t row = first_row + r;
       const int64_t here = token(row, step);

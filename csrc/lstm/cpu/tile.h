@@ -78,6 +78,9 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
+// Part i of n items in `parts` near-equal parts.
+inline Range share(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i + 1) / parts}; }
+
 // Rows `stride` lanes apart.
 template <class Lane>
 struct Rows {
@@ -115,6 +118,16 @@ struct Soon {
   static constexpr int64_t kLead = 64;  // rounds between the last fetch and the end
   const void* line[kMost];
   int64_t count = 0;
+  const char* stream = nullptr;  // one of its lines a round, for the second-level cache
+  int64_t stream_lines = 0;
+
+  // Part i of `parts` of a panel of `lanes` lanes.
+  template <class Lane>
+  PENSTOCK_INLINE void add_panel(const Lane* from, int64_t lanes, int64_t parts, int64_t i) {
+    const Range part = share(lanes * int64_t{sizeof(Lane)} / 64, parts, i);
+    stream = reinterpret_cast<const char*>(from) + part.begin * 64;
+    stream_lines = part.size();
+  }
 
   // The lines of n elements from `from` on.
   template <class T>
@@ -134,6 +147,7 @@ PENSTOCK_INLINE void multiply(const A& a, const typename Operand<T>::Lane* b, in
   const int64_t first_fetch = last_fetch > soon.count ? last_fetch - soon.count : 0;
   for (int64_t k = 0; k < lanes; ++k) {
     if (uint64_t(k - first_fetch) < uint64_t(soon.count)) __builtin_prefetch(soon.line[k - first_fetch], 1);
+    if (k < soon.stream_lines) __builtin_prefetch(soon.stream + k * 64, 0, 2);
     Vec bs[vecs];
     for (int v = 0; v < vecs; ++v) std::memcpy(&bs[v], b + (k * vecs + v) * kLanes, sizeof(Vec));
     for (int r = 0; r < rows; ++r) {
@@ -244,9 +258,6 @@ PENSTOCK_INLINE void multiply_packed(int64_t rows, int64_t vecs, const typename 
                                      bool add, const Soon& soon) {
   Tiles<T, true>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
 }
-
-// Part i of n items in `parts` near-equal parts.
-inline Range share(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i + 1) / parts}; }
 
 // Rows cut into tiles of near-equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1. Heights are whole steps of rows, all
 // but the last.
