@@ -39,9 +39,11 @@ lint: install types
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-# mypy does not follow the editable install's mapping of engine/ and kernels/ to penstock.*: links do.
+# mypy does not follow the editable install's mapping of engine/ and kernels/ to penstock.*: links do. A package of its own,
+# lest a checkout named penstock be taken for a part of it.
 types:
 	mkdir -p build/types/penstock
+	touch build/types/penstock/__init__.pyi
 	ln -sfn ../../../engine ../../../kernels ../../../csrc/_native.pyi build/types/penstock/
 
 format: install
