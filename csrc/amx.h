@@ -4,6 +4,14 @@
 // AVX-512's.
 #pragma once
 
+namespace penstock {
+
+// Whether there is a matrix unit for bfloat16 and Linux lets this process use it: its registers are eight kilobytes
+// that every switch of threads would save, so a process has to ask for them, once for all its threads.
+bool may_use_amx();
+
+}  // namespace penstock
+
 #if defined(__AMX_BF16__)
 
 #include <immintrin.h>

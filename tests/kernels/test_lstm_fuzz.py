@@ -41,7 +41,7 @@ def program(tmp_path_factory) -> Path:
     flags = flags_of_instruction_sets()
     replaced = {path.name for path in FUZZ.glob("*.cpp")} | {"bindings.cpp"}
     sources = [path for path in (CSRC / "lstm" / "cpu").glob("*.cpp") if path.name not in replaced]
-    sources += [*FUZZ.glob("*.cpp"), CSRC / "threads.cpp"]
+    sources += [*FUZZ.glob("*.cpp"), CSRC / "amx.cpp", CSRC / "threads.cpp"]
 
     def compiled(source: Path) -> Path:
         out = folder / f"{source.stem}.o"
