@@ -255,7 +255,8 @@ def test_any_order_of_threads_gives_the_same_bits(emulate: Callable, shape: tupl
 @pytest.mark.parametrize("cluster", [True, False])
 def test_nothing_leaks_between_sequences(emulate: Callable, cluster: bool) -> None:
     emulate(4, 1, 8, cluster)
-    inputs = layer([9, 4, 0, 6, 1] * 3, 64)
+    # 32 inputs: on a processor with AMX torch's own product of odd widths takes a NaN from the row that follows.
+    inputs = cases.layer([9, 4, 0, 6, 1] * 3, 32, 64, dtype=torch.bfloat16)
     changed = inputs._replace(x=inputs.x.clone())
     changed.x[9:13] = float("nan")
     grads = [*cases.cotangents(inputs)[:3], None]
