@@ -72,6 +72,39 @@ PENSTOCK_AMX_INLINE void unroll(Body body) {
   }(std::make_integer_sequence<int, kCount>{});
 }
 
+// Where a B of several registers lies, in units of 32 bits: from a row to the next, from a register to that of the next
+// columns, and to the next along the summed dimension.
+struct AmxSteps {
+  int64_t row, columns, depth;
+};
+
+// c (+)= a b on kRows x kColumns registers of c, at most four. Those of a follow them, and those of b take turns in
+// what is left. `depth` is in pairs, a multiple of kAmxPairs; each_step() runs once for as many of them.
+template <int kRows, int kColumns, class Unit, class EachStep>
+PENSTOCK_AMX_INLINE void multiply_registers(const Unit* a, int64_t a_row, const Unit* b, AmxSteps b_steps, float* c,
+                                            int64_t c_row, bool accumulate, int64_t depth, EachStep each_step) {
+  static_assert(sizeof(Unit) == 4 && kRows * kColumns <= 4);
+  constexpr int kA = 4, kB = kA + kRows, kBs = 8 - kB;
+  const auto for_c = [&](auto body) __attribute__((always_inline)) {
+    unroll<kRows * kColumns>([&](auto n) __attribute__((always_inline)) {
+      body(n, c + n / kColumns * kAmxRows * c_row + n % kColumns * kAmxRows);
+    });
+  };
+  for_c([&](auto n, float* at)
+            __attribute__((always_inline)) { accumulate ? load_register<n>(at, c_row) : clear_register<n>(); });
+  for (int64_t k = 0; k < depth; k += kAmxPairs, b += b_steps.depth) {
+    each_step();
+    unroll<kRows>([&](auto i)
+                      __attribute__((always_inline)) { load_register<kA + i>(a + i * kAmxRows * a_row + k, a_row); });
+    unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
+      load_register<kB + j % kBs>(b + j * b_steps.columns, b_steps.row);
+      unroll<kRows>([&](auto i)
+                        __attribute__((always_inline)) { add_product<i * kColumns + j, kA + i, kB + j % kBs>(); });
+    });
+  }
+  for_c([&](auto n, float* at) __attribute__((always_inline)) { store_register<n>(at, c_row); });
+}
+
 #undef PENSTOCK_AMX_INLINE
 
 }  // namespace penstock

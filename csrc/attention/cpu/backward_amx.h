@@ -107,7 +107,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
 
     for (int64_t member = 0; member < group; ++member) {
       const int64_t head = item.head * group + member;
-      const KeepRule rule(DropoutKey(p.seed, dropout ? p.ids[item.sequence] : 0, uint32_t(head)), p.dropout_threshold);
+      const KeepRule rule = keep_rule(p, item.sequence, head);
       for (int64_t first = 0; first < s.length_q; first += block_size) {
         const int64_t rows = s.length_q - first < block_size ? s.length_q - first : block_size;
         const int64_t columns = round_up(rows, kColumns);
@@ -182,13 +182,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
       }
     }
 
-    bf16* grad_k_rows = rows_from(p.grad_k, s.first_k + block, item.head);
-    bf16* grad_v_rows = rows_from(p.grad_v, s.first_k + block, item.head);
-    for (int64_t i = 0; i < count; ++i) {
-      write_row(grad_k + i * shape.width, p.scale * p.dropout_scale, p.head_dim,
-                grad_k_rows + i * p.grad_k.token_stride);
-      write_row(grad_v + i * shape.width, p.dropout_scale, p.head_dim, grad_v_rows + i * p.grad_v.token_stride);
-    }
+    write_key_gradients<bf16>(p, s, item.head, block, count, shape.width, grad_k, grad_v);
   }
 
   float* by_query = scratch.take<float>(block_size * shape.width);

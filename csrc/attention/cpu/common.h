@@ -19,6 +19,12 @@ static Element* rows_of(const Tensor& tensor, int64_t token, int64_t head) {
   return static_cast<Element*>(tensor.data) + token * tensor.token_stride + head * tensor.head_stride;
 }
 
+// Dropout of one query head; drops nothing where there is none.
+static inline KeepRule keep_rule(const Problem& p, int64_t sequence, int64_t head) {
+  const int64_t id = p.dropout_threshold > 0 ? p.ids[sequence] : 0;
+  return KeepRule(DropoutKey(p.seed, id, uint32_t(head)), p.dropout_threshold);
+}
+
 // The sizes of one head's operands.
 template <class Unit>
 struct Shape {
@@ -83,6 +89,18 @@ static void write_row(const float* x, float factor, int64_t head_dim, Element* t
     Element last[kLanes];
     store(last, load(x + d) * factor);
     std::memcpy(to + d, last, size_t(head_dim - d) * sizeof(Element));
+  }
+}
+
+// The gradients of `count` keys and their values from key `first` on, from rows of `width` floats.
+template <class Element>
+static void write_key_gradients(const Problem& p, const Sequence& s, int64_t head, int64_t first, int64_t count,
+                                int64_t width, const float* grad_k, const float* grad_v) {
+  Element* k = rows_of<Element>(p.grad_k, s.first_k + first, head);
+  Element* v = rows_of<Element>(p.grad_v, s.first_k + first, head);
+  for (int64_t i = 0; i < count; ++i) {
+    write_row(grad_k + i * width, p.scale * p.dropout_scale, p.head_dim, k + i * p.grad_k.token_stride);
+    write_row(grad_v + i * width, p.dropout_scale, p.head_dim, v + i * p.grad_v.token_stride);
   }
 }
 

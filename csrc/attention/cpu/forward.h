@@ -48,7 +48,7 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   const int64_t rows = item.last - item.first, kv_head = item.head / p.group();
   const float scale = p.scale * kLog2E;
   const bool dropout = p.dropout_threshold > 0;
-  const KeepRule rule(DropoutKey(p.seed, dropout ? p.ids[item.sequence] : 0, uint32_t(item.head)), p.dropout_threshold);
+  const KeepRule rule = keep_rule(p, item.sequence, item.head);
 
   Unit* queries = scratch.take<Unit>(rows * shape.row);
   copy_rows(rows_of<Element>(p.q, s.first_q + item.first, item.head), p.q.token_stride, rows, p.head_dim, queries,

@@ -51,7 +51,7 @@ void backward(const Layer& layer, const Backward& io) {
   using Lane = typename Operand<T>::Lane;
   using Element = typename Operand<T>::Element;
   const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
-  const Schedule schedule(layer, Operand<T>::kTileRows, sizeof(typename Operand<T>::Element));
+  const Schedule schedule(layer, Operand<T>::kTileRows, sizeof(Element));
   const Teams teams(layer, schedule);
   const Inputs inputs(layer);
 

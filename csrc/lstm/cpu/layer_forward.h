@@ -66,7 +66,7 @@ void forward(const Layer& layer, const Forward& out) {
   using Lane = typename Operand<T>::Lane;
   using Element = typename Operand<T>::Element;
   const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
-  const Schedule schedule(layer, Operand<T>::kTileRows, sizeof(typename Operand<T>::Element));
+  const Schedule schedule(layer, Operand<T>::kTileRows, sizeof(Element));
   const Teams teams(layer, schedule);
   const Inputs inputs(layer);
   if (out.y && schedule.covered < layer.tokens) std::memset(out.y, 0, layer.tokens * D * H * sizeof(T));

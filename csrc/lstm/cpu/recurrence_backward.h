@@ -81,7 +81,9 @@ struct BackwardTeam {
     for (int64_t step = longest; step-- > 0;) {
       while (active < rows && sequences[active * parts].length > step) ++active;
       for_tiles(active, panels, [&](int64_t panel, Range tile, Soon& soon) {
-        step_tile(step, panel, units_ahead(panels, panel), tile.begin, tile.size(), soon);
+        const int64_t ahead =
+            units_ahead(panels, panel, kPanel, (direction == 0 ? -directions : directions) * hidden_size);
+        step_tile(step, panel, ahead, tile.begin, tile.size(), soon);
       });
       barrier.wait();
     }
@@ -94,11 +96,11 @@ struct BackwardTeam {
   void for_tiles(int64_t active, Range panels, const Function& function) const {
     const Tiling<T> tiles(active);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      const int64_t next = panel + 1 < panels.end ? panel + 1 : panels.begin;
+      const int64_t next = next_around(panels, panel);
       const int64_t lanes = vecs_of_panel(hidden_size, next) * kLanes * Operand<T>::lanes(4 * hidden_size);
       for (int64_t i = 0; i < tiles.count; ++i) {
         Soon soon;
-        if (tiles.count > 1)
+        if (!Operand<T>::kMatrixUnit && tiles.count > 1)
           soon.add_panel(w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, next), lanes, tiles.count, i);
         function(panel, tiles[i], soon);
       }
@@ -109,12 +111,6 @@ struct BackwardTeam {
 
   int64_t token(int64_t row, int64_t step) const {
     return sequence(row).start + (direction == 0 ? step : sequence(row).length - 1 - step);
-  }
-
-  // From a panel's units to those that the same rows come to next, in tensors of (tokens, directions, H).
-  int64_t units_ahead(Range panels, int64_t panel) const {
-    if (panel + 1 < panels.end) return kPanel;
-    return (direction == 0 ? -directions : directions) * hidden_size - (panel - panels.begin) * kPanel;
   }
 
   // dh that comes from the step after `step`, for a tile of units; step -1 gives the initial state's.

@@ -88,12 +88,15 @@ struct ForwardTeam {
       if (active == 0) return;
       const Tiling<T> tiles(active);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const int64_t ahead = units_ahead(panels, panel), next = panel + 1 < panels.end ? panel + 1 : panels.begin;
+        const int64_t ahead =
+            units_ahead(panels, panel, kLanes, (direction == 0 ? directions : -directions) * hidden_size);
+        const int64_t next = next_around(panels, panel);
         const int64_t panel_lanes = RecurrentWeights<T>::panel_lanes(hidden_size);
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
           Soon soon;
-          if (tiles.count > 1) soon.add_panel(w_hh + next * panel_lanes, panel_lanes, tiles.count, i);
+          if (!Operand<T>::kMatrixUnit && tiles.count > 1)
+            soon.add_panel(w_hh + next * panel_lanes, panel_lanes, tiles.count, i);
           run_tile(step, panel, ahead, tile.begin, tile.size(), soon);
         }
       }
@@ -113,12 +116,6 @@ struct ForwardTeam {
   int64_t token(int64_t row, int64_t step) const {
     const Sequence& sequence = sequences[row * parts];
     return sequence.start + (direction == 0 ? step : sequence.length - 1 - step);
-  }
-
-  // From a panel's units to those that the same rows come to next, in tensors of (tokens, directions, H).
-  int64_t units_ahead(Range panels, int64_t panel) const {
-    if (panel + 1 < panels.end) return kLanes;
-    return (direction == 0 ? directions : -directions) * hidden_size - (panel - panels.begin) * kLanes;
   }
 
   void run_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height, Soon& soon) const {

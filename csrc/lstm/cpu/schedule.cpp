@@ -7,6 +7,7 @@
 namespace penstock::lstm {
 namespace {
 
+constexpr int64_t kRowsPerPart = 12;
 constexpr int64_t kUnitsPerMember = 64;
 // With more sequences a step computes for so long that reading W_hh anew does not matter.
 constexpr int64_t kFewSequences = 8;
@@ -35,7 +36,7 @@ Schedule::Schedule(const Layer& layer, int tile_rows, int64_t weight_bytes) {
                    [](const Sequence& a, const Sequence& b) { return a.length > b.length; });
 
   // With fewer sequences to a thread the rows of a tile run short, and sharing units with a barrier is cheaper.
-  const int64_t rows_per_part = 2 * tile_rows;
+  const int64_t rows_per_part = std::max<int64_t>(kRowsPerPart, 2 * tile_rows);
   const auto share_out = [&](int threads) {
     parts = int(std::clamp<int64_t>(layer.batch / rows_per_part, 1, threads));
     members = int(std::clamp<int64_t>(layer.hidden_size / kUnitsPerMember, 1, threads / parts));

@@ -81,6 +81,15 @@ struct Range {
 // Part i of n items in `parts` near-equal parts.
 inline Range share(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i + 1) / parts}; }
 
+// Item i + 1 of a range, or its first again.
+inline int64_t next_around(Range range, int64_t i) { return i + 1 < range.end ? i + 1 : range.begin; }
+
+// From a panel of `width` units to those that the same rows come to next: the next panel's, or the first panel's of the
+// next step, whose token is `step` units on.
+inline int64_t units_ahead(Range panels, int64_t panel, int64_t width, int64_t step) {
+  return panel + 1 < panels.end ? width : step - (panel - panels.begin) * width;
+}
+
 // Rows `stride` lanes apart.
 template <class Lane>
 struct Rows {
@@ -191,40 +200,16 @@ struct Tiles {
 // What a register of B holds: kAmxPairs lanes of k by kLanes columns, one after the other in memory.
 constexpr int64_t kAmxBlock = kAmxPairs * kLanes;
 
-// The same in the matrix unit, on rows x columns registers of the result, at most four; those of A follow them, and
-// those of B take turns in what is left. The registers of one step of k are neighbours in b, of which a step is b_step
-// lanes. Fetches `lines` of `soon` meanwhile.
-template <int rows, int columns>
-PENSTOCK_INLINE void multiply_registers(Rows<uint32_t> a, const uint32_t* b, int64_t b_step, int64_t lanes, float* out,
-                                        int64_t stride, bool add, const Soon& soon, Range lines) {
-  constexpr int kA = 4, kB = kA + rows, kBs = 8 - kB;
-  const auto for_out = [&](auto body) __attribute__((always_inline)) {
-    unroll<rows * columns>([&](auto n) __attribute__((always_inline)) {
-      body(n, out + n / columns * kAmxRows * stride + n % columns * kLanes);
-    });
-  };
-  for_out([&](auto n, float* at)
-              __attribute__((always_inline)) { add ? load_register<n>(at, stride) : clear_register<n>(); });
-  const int64_t per_step = (lines.size() * kAmxPairs + lanes - 1) / lanes;
-  for (int64_t k = 0; k < lanes; k += kAmxPairs, b += b_step) {
-    for (int64_t i = 0; i < per_step && lines.begin < lines.end; ++i) __builtin_prefetch(soon.line[lines.begin++], 1);
-    unroll<rows>([&](auto i) __attribute__((always_inline)) {
-      load_register<kA + i>(a.data + i * kAmxRows * a.stride + k, a.stride);
-    });
-    unroll<columns>([&](auto j) __attribute__((always_inline)) {
-      load_register<kB + j % kBs>(b + j * kAmxBlock, kLanes);
-      unroll<rows>([&](auto i)
-                       __attribute__((always_inline)) { add_product<i * columns + j, kA + i, kB + j % kBs>(); });
-    });
-  }
-  for_out([&](auto n, float* at) __attribute__((always_inline)) { store_register<n>(at, stride); });
-}
-
+// The same in the matrix unit.
 PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<uint32_t> a, const uint32_t* b,
                                              int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon) {
   const auto part = [&]<int kRows, int kColumns>(int64_t vec, Range lines) __attribute__((always_inline)) {
-    multiply_registers<kRows, kColumns>(a, b + vec * kAmxBlock, vecs * kAmxBlock, lanes, out + vec * kLanes, stride,
-                                        add, soon, lines);
+    const int64_t per_step = (lines.size() * kAmxPairs + lanes - 1) / lanes;
+    const auto fetch = [&]() __attribute__((always_inline)) {
+      for (int64_t i = 0; i < per_step && lines.begin < lines.end; ++i) __builtin_prefetch(soon.line[lines.begin++], 1);
+    };
+    multiply_registers<kRows, kColumns>(a.data, a.stride, b + vec * kAmxBlock, {kLanes, kAmxBlock, vecs * kAmxBlock},
+                                        out + vec * kLanes, stride, add, lanes, fetch);
   };
   const Range all{0, soon.count}, half{0, soon.count / 2}, rest{soon.count / 2, soon.count};
   if (rows > kAmxRows) {

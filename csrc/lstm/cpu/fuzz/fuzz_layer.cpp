@@ -211,7 +211,7 @@ int main(int count, char** arguments) {
   if (count != 4) return std::fprintf(stderr, "usage: fuzz_layer SEED ROUNDS INSTRUCTION_SETS\n"), 2;
   const uint64_t seed = std::strtoull(arguments[1], nullptr, 10);
   const int64_t rounds = std::strtoll(arguments[2], nullptr, 10);
-  may_use_amx();
+  may_use_amx();  // asks for it
   for (int64_t round = 0; round < rounds; ++round) {
     generator.seed(seed + uint64_t(round));  // so that one round can be repeated alone
     run(round, std::strtoll(arguments[3], nullptr, 10));
