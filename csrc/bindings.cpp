@@ -5,6 +5,7 @@ PYBIND11_MODULE(_native, module) {
   penstock::bind_attention(module);
   penstock::bind_data(module);
   penstock::bind_isa(module);
+  penstock::bind_linear(module);
   penstock::bind_lstm_cpu(module);
 #if defined(PENSTOCK_CUDA)
   penstock::bind_lstm_cuda(module);

@@ -8,6 +8,7 @@ namespace penstock {
 void bind_attention(pybind11::module_& module);
 void bind_data(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
+void bind_linear(pybind11::module_& module);
 void bind_lstm_cpu(pybind11::module_& module);
 void bind_lstm_cuda(pybind11::module_& module);  // built where there is nvcc
 void bind_philox(pybind11::module_& module);

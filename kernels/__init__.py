@@ -18,6 +18,7 @@ else:
     from penstock.kernels.attention.ops import varlen_attention
     from penstock.kernels.dispatch import use_backend
     from penstock.kernels.gelu.ops import bias_gelu
+    from penstock.kernels.linear.ops import linear
     from penstock.kernels.lstm import LSTM, lstm, lstm_cell
     from penstock.kernels.norm.ops import residual_norm
     from penstock.kernels.pooling.ops import segment_pool
@@ -27,6 +28,7 @@ else:
         "LSTM",
         "Ragged",
         "bias_gelu",
+        "linear",
         "lstm",
         "lstm_cell",
         "residual_norm",

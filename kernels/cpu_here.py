@@ -9,11 +9,17 @@ try:
     from penstock import _native as native
 except ImportError as error:  # penstock.kernels works without its compiled module
     native, _missing = None, str(error)  # type: ignore[assignment]
+_FASTEST = "" if native is None else native.available_isas()[-1]
+
+
+def isa() -> str:
+    """The instruction set that functions of csrc/ run with: that of PENSTOCK_ISA, the fastest by default."""
+    return os.environ.get("PENSTOCK_ISA") or _FASTEST
 
 
 def call(function: Any, arguments: dict[str, Any]) -> None:
-    """Runs a function of csrc/ with the instruction set of PENSTOCK_ISA, the fastest by default, on torch's threads."""
-    function(arguments, os.environ.get("PENSTOCK_ISA", ""), torch.get_num_threads())
+    """Runs a function of csrc/ with the instruction set of `isa`, on torch's threads."""
+    function(arguments, isa(), torch.get_num_threads())
 
 
 def available() -> str | None:

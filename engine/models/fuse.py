@@ -5,7 +5,8 @@ takes everything back.
 
 - The last layer computes its queries, and all that follows attention, for each sequence's first token only: a head that
   reads the first token never sees the others. Keys and values still come from every token, so this is exact.
-- The query, key and value of BERT and DistilBERT are one matrix product.
+- The query, key and value of BERT and DistilBERT are one matrix product. The gradients of the weights of all products
+  are made in float32, and where there is Intel's matrix unit, by penstock.
 - What follows a product there, bias, dropout, residual and LayerNorm, or bias and GELU, is one operation. Dropout's
   mask follows the example by the rule of `penstock.kernels.philox`: it is not the one that the stock module draws.
 - The gradient of the token embeddings is made without torch's slow clearing.
@@ -23,7 +24,7 @@ from transformers.activations import GELUActivation
 
 from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.families import layers_of, pools_mean
-from penstock.kernels import bias_gelu, residual_norm
+from penstock.kernels import bias_gelu, linear, residual_norm
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.embedding import embedding
 
@@ -71,8 +72,8 @@ def _look_up(self: nn.Embedding, ids: Tensor) -> Tensor:
 
 def _joined(x: Tensor, *parts: nn.Linear) -> Tensor:
     """The outputs of several linear layers of equal size, (tokens, len(parts), width), by one matrix product."""
-    weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
-    return F.linear(x, weight, bias).unflatten(-1, (len(parts), -1))
+    out = linear(x, [part.weight for part in parts], [part.bias for part in parts])
+    return out.unflatten(-1, (len(parts), -1))
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
@@ -97,7 +98,7 @@ def _attended(
 def _add(x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float, bounds: Any) -> Tensor:
     """norm(residual + dropout(dense(x)))"""
     return residual_norm(
-        F.linear(x, dense.weight),
+        linear(x, [dense.weight]),
         residual,
         norm.weight,
         norm.bias,
@@ -111,7 +112,7 @@ def _add(x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, drop
 
 def _activated(x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
     if isinstance(activation, GELUActivation):
-        return bias_gelu(F.linear(x, dense.weight), dense.bias)
+        return bias_gelu(linear(x, [dense.weight]), dense.bias)
     return activation(dense(x))
 
 

@@ -1,0 +1,66 @@
+// The call from Python: raw addresses in, blocks of the result shared out among threads.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "bindings.h"
+#include "isa.h"
+#include "linear/cpu/problem.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace penstock {
+namespace linear {
+
+Division divide(const WeightGradient& p, int threads) {
+  // A block's operands and sums stay in the second-level cache; preparing x costs as much as so many more rows.
+  constexpr int64_t kMostRows = 384, kMostColumns = 512, kTile = 32, kPreparation = 32;
+  const auto piece = [](int64_t size, int64_t parts) {
+    return ((size + parts - 1) / parts + kTile - 1) / kTile * kTile;
+  };
+  const auto parts = [](int64_t size, int64_t each) { return (size + each - 1) / each; };
+  const int64_t columns = piece(p.columns, parts(p.columns, kMostColumns));
+  Division best{};
+  int64_t least = INT64_MAX;
+  for (int64_t n = parts(p.rows, kMostRows); n <= parts(p.rows, kTile); ++n) {
+    const int64_t rows = piece(p.rows, n), count = parts(p.rows, rows) * parts(p.columns, columns);
+    const int64_t time = parts(count, threads) * (rows + kPreparation);
+    if (time < least) least = time, best = {rows, columns, count};
+  }
+  return best;
+}
+
+namespace {
+
+void weight_gradient(const py::dict& a, const std::string& isa, int threads) {
+  const auto address = [&a](const char* name) { return a[name].cast<uintptr_t>(); };
+  const WeightGradient p{a["tokens"].cast<int64_t>(),
+                         a["rows"].cast<int64_t>(),
+                         a["columns"].cast<int64_t>(),
+                         reinterpret_cast<const bf16*>(address("grad_out")),
+                         reinterpret_cast<const bf16*>(address("x")),
+                         reinterpret_cast<float*>(address("grad_weight"))};
+  if (isa_named(isa) != Isa::amx_bf16) throw std::invalid_argument("weight_gradient needs amx_bf16");
+  const py::gil_scoped_release release;
+  if (p.tokens == 0) return void(std::memset(p.grad_weight, 0, size_t(p.rows * p.columns) * sizeof(float)));
+  const Division division = divide(p, threads);
+  const int64_t across = (p.columns + division.columns - 1) / division.columns;
+  parallel_for(division.count, threads, [&](int64_t i, int) {
+    const int64_t row = i / across * division.rows, column = i % across * division.columns;
+    const Block block{row, std::min(division.rows, p.rows - row), column,
+                      std::min(division.columns, p.columns - column)};
+    compute_on_amx(p, block, Scratch::of_this_thread());
+  });
+}
+
+}  // namespace
+}  // namespace linear
+
+void bind_linear(py::module_& module) {
+  module.def("weight_gradient", &linear::weight_gradient, py::arg("arguments"), py::arg("isa"), py::arg("threads"),
+             "Fills grad_weight; kernels/linear/cpu.py makes the arguments.");
+}
+
+}  // namespace penstock

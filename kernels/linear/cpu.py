@@ -1,0 +1,29 @@
+"""The weight's gradient on Intel's matrix unit (csrc/linear/cpu). On other processors torch's own product is as fast."""
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import cpu_here
+from penstock.kernels.cpu_here import call, native
+
+
+def weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
+    (tokens, rows), columns = grad_out.shape, x.shape[1]
+    gradient = torch.empty(rows, columns)
+    arguments = {"tokens": tokens, "rows": rows, "columns": columns}
+    tensors = {"grad_out": grad_out, "x": x, "grad_weight": gradient}
+    call(native.weight_gradient, arguments | {name: tensor.data_ptr() for name, tensor in tensors.items()})
+    return gradient
+
+
+def why_not(*, dtype: torch.dtype, **facts: object) -> str | None:
+    wrong_dtype = None if dtype == torch.bfloat16 else f"the matrix unit multiplies bfloat16, not {dtype}"
+    return cpu_here.why_not(dtype=dtype, **facts) or wrong_dtype
+
+
+def available() -> str | None:
+    """None with Intel's matrix unit, else the reason."""
+    missing = cpu_here.available()
+    if missing is None and cpu_here.isa() != "amx_bf16":
+        missing = "torch's own product is as fast without Intel's matrix unit (AMX)"
+    return missing

@@ -1,0 +1,168 @@
+"""Linear layers side by side, against float64 and against torch's own."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+
+from penstock import _native
+from penstock.kernels import linear, use_backend
+
+BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+AMX = "amx_bf16" in _native.available_isas()
+BACKENDS = ["reference", "torch", pytest.param("cpu", marks=pytest.mark.skipif(not AMX, reason="needs AMX"))]
+# tokens, in_features, and the layers' out_features; the longest is more than one visit of a result
+SHAPES = [(0, 5, (3,)), (1, 1, (1,)), (2, 31, (33,)), (33, 100, (7, 1, 40)), (1031, 37, (63, 130)), (300, 520, (390,))]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def tensors(shape, dtype, with_biases=True):
+    """x, the weights and the biases, and a gradient of the output."""
+    tokens, width, rows = shape
+    generator = torch.Generator().manual_seed(tokens)
+    x, grad_out = (torch.randn(tokens, n, generator=generator).to(dtype) for n in (width, sum(rows)))
+    weights = [torch.randn(n, width, generator=generator) / width**0.5 for n in rows]
+    biases = [torch.randn(n, generator=generator) for n in rows] if with_biases else []
+    return x, weights, biases, grad_out
+
+
+def run(backend, x, weights, biases, grad_out):
+    x, *parts = inputs = [each.clone().requires_grad_() for each in (x, *weights, *biases)]
+    with use_backend(backend):
+        out = linear(x, parts[: len(weights)], parts[len(weights) :])
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
+
+
+@pytest.mark.parametrize("with_biases", [True, False])
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(backend, shape, dtype, with_biases):
+    if backend == "cpu" and dtype != torch.bfloat16:
+        pytest.skip("the matrix unit multiplies bfloat16 only")
+    x, weights, biases, grad_out = tensors(shape, dtype, with_biases)
+    found = run(backend, x, weights, biases, grad_out)
+    rounded = [[each.to(dtype).double() for each in parts] for parts in (weights, biases)]
+    expected = run("reference", x.double(), *rounded, grad_out.double())
+    for y, r in zip(found, expected, strict=True):
+        assert (y.double() - r).norm() <= BOUND[dtype] * r.norm()
+    assert [y.dtype for y in found] == [dtype] * 2 + [torch.float32] * (len(found) - 2)
+
+
+def test_equals_torchs_layers():
+    x, weights, biases, grad_out = tensors((40, 30, (20, 10)), torch.float64)
+    inputs = [each.double().requires_grad_() for each in (x, *weights, *biases)]
+    x, *parts = inputs
+    out = linear(x, parts[:2], parts[2:])
+    expected = torch.cat([F.linear(x, weight, bias) for weight, bias in zip(parts[:2], parts[2:], strict=True)], 1)
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, grad_out.double()) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_weight_gradients_are_not_rounded_on_the_way(backend):
+    """An odd number of tokens that each add 1: bfloat16 has no 1031."""
+    if backend == "torch":
+        pytest.skip("torch's product has the dtype of its operands")
+    x, grad_out = torch.ones(1031, 3, dtype=torch.bfloat16), torch.ones(1031, 2, dtype=torch.bfloat16)
+    gradient = run(backend, x, [torch.zeros(2, 3)], [], grad_out)[2]
+    assert torch.equal(gradient, torch.full((2, 3), 1031.0))
+
+
+@pytest.mark.skipif(not AMX, reason="needs AMX")
+@pytest.mark.parametrize(("tokens", "rows", "columns"), [(1, 1, 1), (33, 40, 70), (700, 33, 1030), (515, 800, 65)])
+def test_every_element_is_written_and_none_depends_on_the_threads(tokens, rows, columns):
+    """Memory around the operands is NaN, and so is the result before."""
+
+    def padded(n, m):
+        whole = torch.full((n * m + 512,), torch.nan, dtype=torch.bfloat16)
+        inside = whole[256:-256].view(n, m)
+        return inside.copy_(torch.randn(n, m))
+
+    grad_out, x = padded(tokens, rows), padded(tokens, columns)
+    results = []
+    for threads in (1, 2, 3, 16):
+        whole = torch.full((rows * columns + 512,), torch.nan)
+        gradient = whole[256:-256]
+        arguments = {"tokens": tokens, "rows": rows, "columns": columns, "grad_out": grad_out.data_ptr()}
+        arguments |= {"x": x.data_ptr(), "grad_weight": gradient.data_ptr()}
+        _native.weight_gradient(arguments, "amx_bf16", threads)
+        assert whole[:256].isnan().all()
+        assert whole[-256:].isnan().all()
+        results.append(gradient)
+    expected = (grad_out.double().t() @ x.double()).flatten()
+    assert (results[0].double() - expected).norm() <= 1e-6 * expected.norm()
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+def test_tokens_that_are_not_a_number_stay_where_they_are(backend):
+    x, weights, _, grad_out = tensors((70, 40, (50,)), torch.bfloat16)
+    x[3, 5] = torch.nan
+    gradient = run(backend, x, weights, [], grad_out)[2]
+    assert gradient[:, 5].isnan().all()
+    assert gradient.isnan().sum() == 50
+
+
+def test_frozen_parts_get_no_gradient(backend):
+    x, weights, biases, grad_out = tensors((9, 8, (4, 6)), torch.bfloat16)
+    biases[1].requires_grad_()
+    with use_backend(backend):
+        out = linear(x, weights, biases)
+    (gradient,) = torch.autograd.grad(out, [biases[1]], grad_out)
+    torch.testing.assert_close(gradient, grad_out[:, 4:].float().sum(0))
+    assert not linear(x, weights).requires_grad
+
+
+def test_autocast_casts_once():
+    x, weights, biases, _ = tensors((9, 8, (4, 6)), torch.float32)
+    weights[0].requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear(x, weights, biases)
+        assert linear(x.double(), weights, biases).dtype == torch.float64
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert weights[0].grad.dtype == torch.float32
+
+
+def test_passes_opcheck(backend):
+    x, _, _, grad_out = tensors((9, 8, (4,)), torch.bfloat16)
+    torch.library.opcheck(torch.ops.penstock.linear_weight_gradient, (grad_out, x, backend))
+
+
+def test_compiles_to_one_graph_for_every_number_of_tokens():
+    _, weights, biases, _ = tensors((1, 8, (4, 6)), torch.float32)
+    weights[0].requires_grad_()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: linear(x, weights, biases), backend=counter, fullgraph=True, dynamic=True)
+    for tokens in (3, 50, 7):
+        x = torch.randn(tokens, 8, dtype=torch.bfloat16)
+        (found,) = torch.autograd.grad(compiled(x).sum(), [weights[0]])
+        (expected,) = torch.autograd.grad(linear(x, weights, biases).sum(), [weights[0]])
+        assert torch.equal(found, expected)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, "x must be float16"),
+        ({"x": torch.zeros(3, 2, 4)}, ValueError, r"x must have shape \(tokens, in_features\), got \(3, 2, 4\)"),
+        ({"weights": []}, ValueError, "got 0 and 1"),
+        ({"weights": [torch.zeros(2, 5)]}, ValueError, r"a weight must have shape \(out_features, 4\).* got \(2, 5\)"),
+        ({"biases": [torch.zeros(3)]}, ValueError, r"a bias must have shape \(2,\).* got \(3,\)"),
+    ],
+)
+def test_wrong_arguments_are_refused(change, error, message):
+    arguments = {"x": torch.zeros(3, 4), "weights": [torch.zeros(2, 4)], "biases": [torch.zeros(2)]}
+    with pytest.raises(error, match=message):
+        linear(**arguments | change)
+
+
+def test_differentiates_once_only():
+    x, weights, _, _ = tensors((3, 4, (2,)), torch.float32)
+    weights[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="once only"):
+        torch.autograd.grad(linear(x, weights).sum(), weights, create_graph=True)
