@@ -1,8 +1,8 @@
 """The gradient of a linear layer's weight on a CPU, in bfloat16, at MiniLM's and BERT's shapes: penstock against torch.
 
 Each round times every contestant once, in turn, so that a host which changes its speed changes it for all. The test's
-own statistics are penstock's; `extra_info` holds the contestants' medians and quartiles in GFLOP/s. `forward` is torch's
-product of the same size for the layer's output, whose operands need no transposing: about what the processor can do.
+own statistics are penstock's; `extra_info` holds the contestants' medians and quartiles in GFLOP/s. `forward` is what
+torch's product of the same size for the layer's output reaches, whose operands need no transposing.
 
     penstock bench kernels --peers --out linear.json
     pytest --benchmark-only -o python_files='bench_*.py' benchmarks/encoder

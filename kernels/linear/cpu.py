@@ -1,4 +1,4 @@
-"""The weight's gradient on Intel's matrix unit (csrc/linear/cpu). On other processors torch's own product is as fast."""
+"""The weight's gradient on Intel's matrix unit (csrc/linear/cpu). Without one, torch's own product is as fast."""
 
 import torch
 from torch import Tensor

@@ -109,7 +109,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> Any:
         x_needed, _, _, *needed = ctx.needs_input_grad
-        x_gradient, gradients = None, [None] * len(needed)
+        x_gradient: Tensor | None = None
+        gradients: list[Tensor | None] = [None] * len(needed)
         if grad_out is None:
             return x_gradient, None, None, *gradients
         if torch.is_grad_enabled():

@@ -14,6 +14,20 @@ namespace py = pybind11;
 namespace penstock {
 namespace linear {
 
+namespace {
+
+#ifdef __x86_64__
+constexpr auto compute = compute_on_amx;
+#else
+constexpr decltype(&compute_on_amx) compute = nullptr;
+#endif
+
+// How a result is divided into blocks: `rows` and `columns` of each but the last ones.
+struct Division {
+  int64_t rows, columns, count;
+};
+
+// The fastest on so many threads. What a block sums does not depend on it.
 Division divide(const WeightGradient& p, int threads) {
   // A block's operands and sums stay in the second-level cache; preparing x costs as much as so many more rows.
   constexpr int64_t kMostRows = 384, kMostColumns = 512, kTile = 32, kPreparation = 32;
@@ -32,8 +46,6 @@ Division divide(const WeightGradient& p, int threads) {
   return best;
 }
 
-namespace {
-
 void weight_gradient(const py::dict& a, const std::string& isa, int threads) {
   const auto address = [&a](const char* name) { return a[name].cast<uintptr_t>(); };
   const WeightGradient p{a["tokens"].cast<int64_t>(),
@@ -51,7 +63,7 @@ void weight_gradient(const py::dict& a, const std::string& isa, int threads) {
     const int64_t row = i / across * division.rows, column = i % across * division.columns;
     const Block block{row, std::min(division.rows, p.rows - row), column,
                       std::min(division.columns, p.columns - column)};
-    compute_on_amx(p, block, Scratch::of_this_thread());
+    compute(p, block, Scratch::of_this_thread());
   });
 }
 

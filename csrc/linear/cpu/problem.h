@@ -22,14 +22,6 @@ struct Block {
   int64_t row, rows, column, columns;
 };
 
-// How a result is divided into blocks: `rows` and `columns` of each but the last ones.
-struct Division {
-  int64_t rows, columns, count;
-};
-
-// The fastest on so many threads. What a block sums does not depend on it.
-Division divide(const WeightGradient& p, int threads);
-
 // Defined where the compiler knows Intel's matrix unit.
 void compute_on_amx(const WeightGradient& p, const Block& block, Scratch& scratch);
 
