@@ -16,9 +16,9 @@ def weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
     return gradient
 
 
-def why_not(*, dtype: torch.dtype, **facts: object) -> str | None:
+def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
     wrong_dtype = None if dtype == torch.bfloat16 else f"the matrix unit multiplies bfloat16, not {dtype}"
-    return cpu_here.why_not(dtype=dtype, **facts) or wrong_dtype
+    return cpu_here.why_not(device_type=device_type, dtype=dtype) or wrong_dtype
 
 
 def available() -> str | None:
