@@ -84,7 +84,8 @@ def _heads(x: Tensor, head_dim: int) -> Tensor:
 def _rows(hidden_states: Tensor) -> Tensor:
     """(1, tokens, width) -> (tokens, width), in the dtype that autocast asks for: cast once, not by every product."""
     dtype = autocast_dtype(hidden_states)
-    return hidden_states[0] if dtype is None else hidden_states[0].to(dtype)
+    rows = hidden_states.flatten(0, 1)  # unlike [0], whose gradient is copied into zeros
+    return rows if dtype is None else rows.to(dtype)
 
 
 def _attended(
@@ -208,7 +209,8 @@ def _modernbert_layer(
     qkv = self.attn.Wqkv(self.attn_norm(hidden_states))
     q, k, v = qkv.unflatten(-1, (3, -1, self.attn.head_dim)).unbind(2)
     q, k = _turned(q, k, position_embeddings)
-    return _modernbert_attention(self, q[0], k[0], v[0], hidden_states[0], attention_mask, bounds)[None]
+    q, k, v, hidden = (each.flatten(0, 1) for each in (q, k, v, hidden_states))
+    return _modernbert_attention(self, q, k, v, hidden, attention_mask, bounds)[None]
 
 
 def _modernbert_last_layer(
@@ -222,13 +224,13 @@ def _modernbert_last_layer(
     attention = self.attn
     weight, bias, width = attention.Wqkv.weight, attention.Wqkv.bias, hidden_states.shape[-1]
     q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    first, bounds = first_tokens(hidden_states[0], bounds)
+    first, bounds = first_tokens(hidden_states.flatten(0, 1), bounds)
     q = _heads(F.linear(self.attn_norm(first), weight[:width], q_bias), attention.head_dim)
     kv = F.linear(self.attn_norm(hidden_states), weight[width:], kv_bias)
     k, v = kv.unflatten(-1, (2, -1, attention.head_dim)).unbind(2)
     # A first token's rotary angle is 0: its query stays as it is, and only the keys are turned.
     k, _ = _turned(k, k[..., :0, :], position_embeddings)
-    return _modernbert_attention(self, q, k[0], v[0], first, attention_mask, bounds)[:, None]
+    return _modernbert_attention(self, q, k.flatten(0, 1), v.flatten(0, 1), first, attention_mask, bounds)[:, None]
 
 
 # Of each type of model: what its layers compute, and what the last one does for each sequence's first token only.
