@@ -27,7 +27,15 @@ DISTILBERT = {
     "num_labels": LABELS,
 }
 # The first and the last layer are global, those between see two tokens to either side.
-MODERNBERT = {**BERT, "num_hidden_layers": 4, "global_attn_every_n_layers": 3, "local_attention": 4, "pad_token_id": 0}
+MODERNBERT = {
+    **BERT,
+    "num_hidden_layers": 4,
+    "global_attn_every_n_layers": 3,
+    "local_attention": 4,
+    "pad_token_id": 0,
+    "attention_dropout": 0.1,
+    "mlp_dropout": 0.1,
+}
 CONFIGS = {
     "bert": lambda: transformers.BertConfig(**{**BERT, "pad_token_id": 0}),
     "roberta": lambda: transformers.RobertaConfig(**BERT),
@@ -36,6 +44,7 @@ CONFIGS = {
     "electra": lambda: transformers.ElectraConfig(**{**BERT, "embedding_size": 24}),
     "distilbert": lambda: transformers.DistilBertConfig(**DISTILBERT),
     "modernbert": lambda: transformers.ModernBertConfig(**MODERNBERT),
+    "modernbert-local": lambda: transformers.ModernBertConfig(**{**MODERNBERT, "num_hidden_layers": 3}),
     "modernbert-mean": lambda: transformers.ModernBertConfig(**MODERNBERT, classifier_pooling="mean"),
 }
 

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from penstock.engine.errors import ModelError
 from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
 from penstock.engine.models.families import family_of, first_position, layers_of, max_length, pools_mean
-from penstock.engine.models.fuse import fuse, is_fused
+from penstock.engine.models.fuse import fuse, gives_first_tokens
 from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.output import classifier_output
 from penstock.engine.models.ragged_input import as_ragged
@@ -172,7 +172,7 @@ def _rounded(batch: Ragged, longest: int) -> Ragged:
 
 def _pool_first(module: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> Tensor:
     """The last layer's (1, total_tokens, width) -> (batch, 1, width): first tokens, zero for an empty sequence."""
-    if not is_fused(module):
+    if not gives_first_tokens(module):
         hidden = first_tokens(hidden[0], kwargs)[0][:, None]
     is_empty = kwargs["cu_seq_lens_k"].diff() == 0
     return hidden.masked_fill(is_empty[:, None, None], 0)

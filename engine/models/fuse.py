@@ -7,8 +7,9 @@ takes everything back.
   reads the first token never sees the others. Keys and values still come from every token, so this is exact.
 - The query, key and value of BERT and DistilBERT are one matrix product. The gradients of the weights of all products
   are made in float32, and where there is Intel's matrix unit, by penstock.
-- What follows a product there, bias, dropout, residual and LayerNorm, or bias and GELU, is one operation. Dropout's
-  mask follows the example by the rule of `penstock.kernels.philox`: it is not the one that the stock module draws.
+- What follows a product there, bias, dropout, residual and LayerNorm, or bias and GELU, is one operation, and so is
+  what lies between ModernBERT's attention and its MLP. Dropout's mask follows the example by the rule of
+  `penstock.kernels.philox`: it is not the one that the stock module draws.
 - The gradient of the token embeddings is made without torch's slow clearing.
 """
 
@@ -37,18 +38,12 @@ def fuse(model: PreTrainedModel) -> None:
         _replace(table, _look_up)
     layers: Any = layers_of(model)
     model_type = model.config.model_type
-    forward = _bert_layer if model_type in _BERT_TYPES else _distilbert_layer if model_type == "distilbert" else None
-    if forward is not None:
-        for layer in layers:
-            _replace(layer, forward)
-    if pools_mean(model.config):
-        return
-    if model_type in _BERT_TYPES:
-        _replace(layers[-1], _bert_last_layer)
-    elif model_type == "distilbert":
-        _replace(layers[-1], _distilbert_last_layer)
-    elif model_type == "modernbert" and layers[-1].attn.sliding_window is None:
-        _replace(layers[-1], _modernbert_last_layer)
+    forward, last_forward = _FORWARDS[model_type]
+    for layer in layers:
+        _replace(layer, forward)
+    sees_all = model_type != "modernbert" or layers[-1].attn.sliding_window is None
+    if sees_all and not pools_mean(model.config):
+        _replace(layers[-1], last_forward)
 
 
 def unfuse(model: PreTrainedModel) -> None:
@@ -59,6 +54,12 @@ def unfuse(model: PreTrainedModel) -> None:
 
 def is_fused(module: nn.Module) -> bool:
     return "forward" in vars(module)
+
+
+def gives_first_tokens(layer: nn.Module) -> bool:
+    """Whether what a layer computes is each sequence's first token alone."""
+    replaced = vars(layer).get("forward")
+    return replaced is not None and replaced.__func__ in (last_forward for _, last_forward in _FORWARDS.values())
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
@@ -83,7 +84,8 @@ def _heads(x: Tensor, head_dim: int) -> Tensor:
 def _rows(hidden_states: Tensor) -> Tensor:
     """(1, tokens, width) -> (tokens, width), in the dtype that autocast asks for: cast once, not by every product."""
     dtype = autocast_dtype(hidden_states)
-    return hidden_states[0] if dtype is None else hidden_states[0].to(dtype)
+    rows = hidden_states.flatten(0, 1)  # unlike [0], whose gradient is copied into zeros
+    return rows if dtype is None else rows.to(dtype)
 
 
 def _attended(
@@ -94,8 +96,10 @@ def _attended(
     return attend(q, *kv, attention_mask, dropout=dropout, scaling=attention.scaling, **bounds).flatten(1)
 
 
-def _add(x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float, bounds: Any) -> Tensor:
-    """norm(residual + dropout(dense(x)))"""
+def _add(
+    x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float, bounds: Any, **prenorm: Any
+) -> Any:
+    """norm(residual + dropout(dense(x))); with prenorm=True that and the sum."""
     return residual_norm(
         linear(x, [dense.weight]),
         residual,
@@ -106,6 +110,7 @@ def _add(x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, drop
         dropout_p=dropout,
         cu_seqlens=bounds["cu_seq_lens_q"],
         ids=bounds["example_ids"],
+        **prenorm,
     )
 
 
@@ -115,8 +120,8 @@ def _activated(x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
     return activation(dense(x))
 
 
-def _rate(dropout: nn.Dropout) -> float:
-    return dropout.p if dropout.training else 0.0
+def _rate(dropout: nn.Module) -> float:
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
 def _bert_after_attention(self: Any, out: Tensor, residual: Tensor, bounds: dict[str, Any]) -> Tensor:
@@ -172,27 +177,65 @@ def _distilbert_last_layer(
     return _distilbert_after_attention(self, out, first, bounds)[:, None]
 
 
+def _turned(q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Queries and keys, (1, tokens, heads, head_dim), turned by their tokens' rotary angles."""
+    from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+
+    return apply_rotary_pos_emb(q, k, *angles, unsqueeze_dim=2)
+
+
+def _modernbert_attention(
+    self: Any, q: Tensor, k: Tensor, v: Tensor, residual: Tensor, attention_mask: Tensor | None, bounds: dict[str, Any]
+) -> Tensor:
+    """A layer from its queries on, (queries, width)."""
+    attention = self.attn
+    dropout = attention.attention_dropout if attention.training else 0.0
+    window = attention.sliding_window
+    scaling = attention.head_dim**-0.5
+    out = attend(q, k, v, attention_mask, dropout=dropout, scaling=scaling, sliding_window=window, **bounds).flatten(1)
+    rate = _rate(attention.out_drop)
+    normal, hidden = _add(out, attention.Wo, residual, self.mlp_norm, rate, bounds, prenorm=True)
+    return hidden + self.mlp(normal)
+
+
+def _modernbert_layer(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    position_embeddings: tuple[Tensor, Tensor],
+    **bounds: Any,
+) -> Tensor:
+    qkv = self.attn.Wqkv(self.attn_norm(hidden_states))
+    q, k, v = qkv.unflatten(-1, (3, -1, self.attn.head_dim)).unbind(2)
+    q, k = _turned(q, k, position_embeddings)
+    q, k, v, hidden = (each.flatten(0, 1) for each in (q, k, v, hidden_states))
+    return _modernbert_attention(self, q, k, v, hidden, attention_mask, bounds)[None]
+
+
 def _modernbert_last_layer(
     self: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     *,
     position_embeddings: tuple[Tensor, Tensor],
-    **kwargs: Any,
+    **bounds: Any,
 ) -> Tensor:
-    from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
-
     attention = self.attn
     weight, bias, width = attention.Wqkv.weight, attention.Wqkv.bias, hidden_states.shape[-1]
     q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    first, bounds = first_tokens(hidden_states[0], kwargs)
-    first = first[:, None]
+    first, bounds = first_tokens(hidden_states.flatten(0, 1), bounds)
     q = _heads(F.linear(self.attn_norm(first), weight[:width], q_bias), attention.head_dim)
     kv = F.linear(self.attn_norm(hidden_states), weight[width:], kv_bias)
     k, v = kv.unflatten(-1, (2, -1, attention.head_dim)).unbind(2)
     # A first token's rotary angle is 0: its query stays as it is, and only the keys are turned.
-    k, _ = apply_rotary_pos_emb(k, k[..., :0, :], *position_embeddings, unsqueeze_dim=2)
-    dropout = attention.attention_dropout if self.training else 0.0
-    out = attend(q, k[0], v[0], attention_mask, dropout=dropout, scaling=attention.head_dim**-0.5, **bounds)
-    attended = first + attention.out_drop(attention.Wo(out.flatten(1)[:, None]))
-    return attended + self.mlp(self.mlp_norm(attended))
+    k, _ = _turned(k, k[..., :0, :], position_embeddings)
+    return _modernbert_attention(self, q, k.flatten(0, 1), v.flatten(0, 1), first, attention_mask, bounds)[:, None]
+
+
+# Of each type of model: what its layers compute, and what the last one does for each sequence's first token only.
+_FORWARDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    **dict.fromkeys(_BERT_TYPES, (_bert_layer, _bert_last_layer)),
+    "distilbert": (_distilbert_layer, _distilbert_last_layer),
+    "modernbert": (_modernbert_layer, _modernbert_last_layer),
+}

@@ -12,14 +12,13 @@ from penstock.kernels.norm.protocol import Gradients, Problem, Saved
 __all__ = ["available", "backward", "forward", "why_not"]
 
 
-def _arguments(problem: Problem, saved: Saved | None, **tensors: Tensor | None) -> dict[str, Any]:
-    """What csrc/rowwise/cpu/rowwise.cpp reads; the tensors must outlive the call."""
+def _arguments(problem: Problem, saved: Saved, **tensors: Tensor | None) -> dict[str, Any]:
+    """What csrc/rowwise/cpu/rowwise.cpp reads; the tensors must outlive the call. One without elements is null."""
     tensors |= {"x_bias": problem.x_bias, "weight": problem.weight, "bias": problem.bias}
-    tensors |= {"cu_seqlens": problem.cu_seqlens, "ids": problem.ids}
-    if saved is not None:
-        tensors |= {"normal": saved.normal, "rstd": saved.rstd}
+    tensors |= {"cu_seqlens": problem.cu_seqlens, "ids": problem.ids, "normal": saved.normal, "rstd": saved.rstd}
     return {
         "bfloat16": problem.x.dtype == torch.bfloat16,
+        "bfloat16_residual": problem.residual.dtype == torch.bfloat16,
         "rows": problem.x.shape[0],
         "width": problem.x.shape[1],
         "eps": problem.eps,
@@ -31,21 +30,20 @@ def _arguments(problem: Problem, saved: Saved | None, **tensors: Tensor | None) 
     }
 
 
-def forward(problem: Problem, save: bool) -> tuple[Tensor, Saved]:
-    out, saved = torch.empty_like(problem.x), Saved.empty(problem.x, save)
-    arguments = _arguments(problem, saved if save else None, x=problem.x, residual=problem.residual, out=out)
+def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Saved]:
+    out, z, saved = torch.empty_like(problem.x), problem.empty_z(), Saved.empty(problem.x, save)
+    arguments = _arguments(problem, saved, x=problem.x, residual=problem.residual, out=out, z=z)
     call(native.norm_forward, arguments)
-    return out, saved
+    return out, z, saved
 
 
-def backward(grad_out: Tensor, problem: Problem, saved: Saved) -> Gradients:
-    (rows, width), dropout = grad_out.shape, problem.dropout_p > 0
-    residual = torch.empty_like(grad_out)
-    x = torch.empty_like(grad_out) if dropout else grad_out.new_empty(0)
+def backward(grad_out: Tensor, grad_z: Tensor | None, problem: Problem, saved: Saved) -> Gradients:
+    rows, width = grad_out.shape
+    residual = torch.empty_like(problem.residual)
+    x = grad_out.new_empty(grad_out.shape if problem.two_gradients else 0)
     sums = torch.empty(native.row_pieces(rows), 3, width)
-    arguments = _arguments(
-        problem, saved, grad_out=grad_out, grad_residual=residual, grad_x=x if dropout else None, sums=sums
-    )
+    made = {"grad_residual": residual, "grad_x": x, "sums": sums}
+    arguments = _arguments(problem, saved, grad_out=grad_out, grad_z=grad_z, **made)
     call(native.norm_backward, arguments)
     weight, bias, x_bias = sums.sum(0)
     return Gradients(residual, x, weight, bias, None if problem.x_bias is None else x_bias)

@@ -15,11 +15,13 @@ class Problem:
         out = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias     (mean and variance of each row, divided by width)
 
     Attributes:
-        x, residual: (tokens, width), one dtype.
+        x: (tokens, width).
+        residual: as x; with `prenorm` it may be in `accumulate_dtype`.
         x_bias, weight, bias: (width,), in `accumulate_dtype`; the first and the last may be absent.
         dropout_p: probability of dropping an element of x + x_bias; 0 whenever it rounds to nothing.
         cu_seqlens: int32, (batch + 1,), ids: int64, (batch,), seed: int64 scalar; present exactly if dropout_p > 0.
             The rule is that of `philox.py`: stream = 0, position = the token's place in its sequence, unit = column.
+        prenorm: z is an output too, the residual stream of a pre-norm layer.
     """
 
     x: Tensor
@@ -32,6 +34,16 @@ class Problem:
     cu_seqlens: Tensor | None = None
     ids: Tensor | None = None
     seed: Tensor | None = None
+    prenorm: bool = False
+
+    @property
+    def two_gradients(self) -> bool:
+        """Whether the gradients of x and residual differ, be it in their dtypes alone."""
+        return self.dropout_p > 0 or self.residual.dtype != self.x.dtype
+
+    def empty_z(self) -> Tensor:
+        """z uninitialised, without elements unless it is an output."""
+        return self.residual.new_empty(self.residual.shape if self.prenorm else 0)
 
 
 @dataclass(frozen=True)
@@ -55,9 +67,9 @@ class Saved:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of residual and x, in the dtype of x, and of the parameters, in `accumulate_dtype`.
+    """Of residual and x, in their dtypes, and of the parameters, in `accumulate_dtype`.
 
-    Without dropout x has the gradient of residual, and `x` has no elements. `x_bias` is present as in the problem.
+    `x` has no elements where it would be the gradient of residual again. `x_bias` is present as in the problem.
     """
 
     residual: Tensor
@@ -70,12 +82,15 @@ class Gradients:
 class Backend(Protocol):
     """What a backend's module defines; its functions run below autograd and with autocast off."""
 
-    def forward(self, problem: Problem, save: bool) -> tuple[Tensor, Saved]:
-        """Returns out, dense and in the dtype of x."""
+    def forward(self, problem: Problem, save: bool) -> tuple[Tensor, Tensor, Saved]:
+        """Returns out in the dtype of x and z in that of residual, both dense; z as `empty_z` says."""
         ...
 
-    def backward(self, grad_out: Tensor, problem: Problem, saved: Saved) -> Gradients:
-        """`grad_out` is dense. The problem's x and residual are gone: `normal` stands for their shape."""
+    def backward(self, grad_out: Tensor, grad_z: Tensor | None, problem: Problem, saved: Saved) -> Gradients:
+        """The gradients are dense, that of z is present exactly if the problem is `prenorm`.
+
+        The problem's x and residual are gone: others of their shape and dtypes stand for them.
+        """
         ...
 
     def why_not(self, *, device_type: str, dtype: torch.dtype, width: int, **_: object) -> str | None:

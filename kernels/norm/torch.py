@@ -18,7 +18,7 @@ def _drop(x: Tensor, problem: Problem) -> Tensor:
     return x * keep * philox.scale(problem.dropout_p)
 
 
-def forward(problem: Problem, save: bool) -> tuple[Tensor, Saved]:
+def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Saved]:
     dtype = problem.weight.dtype
     x = problem.x.to(dtype)
     if problem.x_bias is not None:
@@ -26,12 +26,13 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Saved]:
     z = _drop(x, problem) + problem.residual
     out, mean, rstd = torch.native_layer_norm(z, z.shape[1:], problem.weight, problem.bias, problem.eps)
     out = out.to(problem.x.dtype)
+    stream = z.to(problem.residual.dtype) if problem.prenorm else problem.empty_z()
     if not save:
-        return out, Saved.empty(problem.x, False)
-    return out, Saved(((z - mean) * rstd).to(problem.x.dtype), rstd[:, 0])
+        return out, stream, Saved.empty(problem.x, False)
+    return out, stream, Saved(((z - mean) * rstd).to(problem.x.dtype), rstd[:, 0])
 
 
-def backward(grad_out: Tensor, problem: Problem, saved: Saved) -> Gradients:
+def backward(grad_out: Tensor, grad_z: Tensor | None, problem: Problem, saved: Saved) -> Gradients:
     dtype = problem.weight.dtype
     bias = torch.zeros_like(problem.weight) if problem.bias is None else problem.bias
     mean, rstd = torch.zeros_like(saved.rstd)[:, None], torch.ones_like(saved.rstd)[:, None]
@@ -40,10 +41,12 @@ def backward(grad_out: Tensor, problem: Problem, saved: Saved) -> Gradients:
         grad_out.to(dtype), normal, normal.shape[1:], mean, rstd, problem.weight, bias, [True, True, True]
     )
     dz = dz * saved.rstd[:, None]
+    if grad_z is not None:
+        dz = dz + grad_z
     dx = _drop(dz, problem)
     return Gradients(
-        residual=dz.to(grad_out.dtype),
-        x=grad_out.new_empty(0) if problem.dropout_p == 0 else dx.to(grad_out.dtype),
+        residual=dz.to(problem.residual.dtype),
+        x=dx.to(grad_out.dtype) if problem.two_gradients else grad_out.new_empty(0),
         weight=weight,
         bias=bias,
         x_bias=None if problem.x_bias is None else dx.sum(0),

@@ -28,46 +28,49 @@ def _dropout(problem: Problem) -> tuple[tuple[Any, ...], tuple[int, int], tuple[
     return (problem.cu_seqlens, problem.ids, problem.seed), (batch, batch.bit_length()), drop
 
 
-def forward(problem: Problem, save: bool) -> tuple[Tensor, Saved]:
+def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Saved]:
     from penstock.kernels.norm.triton_kernels import forward_kernel
 
     x = problem.x
     rows, width = x.shape
-    out, saved = torch.empty_like(x), Saved.empty(x, save)
+    out, z, saved = torch.empty_like(x), problem.empty_z(), Saved.empty(x, save)
     tensors, bisection, drop = _dropout(problem)
     if rows:
         with on_device(x):
             forward_kernel[(rows,)](
-                *(x, problem.residual, problem.x_bias, problem.weight, problem.bias, out, saved.normal, saved.rstd),
+                *(x, problem.residual, problem.x_bias, problem.weight, problem.bias, out, z, saved.normal, saved.rstd),
                 *(*tensors, *bisection, problem.eps, *drop),
                 WIDTH=width,
                 BLOCK=block(width),
                 HAS_X_BIAS=problem.x_bias is not None,
                 HAS_BIAS=problem.bias is not None,
                 DROPOUT=problem.dropout_p > 0,
+                PRENORM=problem.prenorm,
                 SAVE=save,
                 num_warps=warps(width),
             )
-    return out, saved
+    return out, z, saved
 
 
-def backward(grad_out: Tensor, problem: Problem, saved: Saved) -> Gradients:
+def backward(grad_out: Tensor, grad_z: Tensor | None, problem: Problem, saved: Saved) -> Gradients:
     from penstock.kernels.norm.triton_kernels import backward_kernel
 
-    (rows, width), dropout = grad_out.shape, problem.dropout_p > 0
-    residual = torch.empty_like(grad_out)
-    x = torch.empty_like(grad_out) if dropout else grad_out.new_empty(0)
+    rows, width = grad_out.shape
+    residual = torch.empty_like(problem.residual)
+    x = grad_out.new_empty(grad_out.shape if problem.two_gradients else 0)
     programs = min(rows, _PROGRAMS)
     sums = problem.weight.new_empty(programs, 3, width)
     tensors, bisection, drop = _dropout(problem)
     if rows:
         with on_device(grad_out):
             backward_kernel[(programs,)](
-                *(grad_out, saved.normal, saved.rstd, problem.weight, residual, x, sums),
+                *(grad_out, grad_z, saved.normal, saved.rstd, problem.weight, residual, x, sums),
                 *(*tensors, rows, *bisection, *drop),
                 WIDTH=width,
                 BLOCK=block(width),
-                DROPOUT=dropout,
+                DROPOUT=problem.dropout_p > 0,
+                PRENORM=problem.prenorm,
+                TWO_GRADIENTS=problem.two_gradients,
                 num_warps=warps(width),
             )
     weight, bias, x_bias = sums.sum(0)

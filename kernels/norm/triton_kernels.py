@@ -26,12 +26,13 @@ def _keep(cu_seqlens, ids, seed, row, batch, halvings, threshold, BLOCK: tl.cons
 
 @triton.jit(do_not_specialize=["batch", "halvings", "threshold"])
 def forward_kernel(
-    x,  # (rows, WIDTH), as residual, out and normal
+    x,  # (rows, WIDTH), as residual, out, z and normal
     residual,
     x_bias,  # (WIDTH,), as weight and bias
     weight,
     bias,
     out,
+    z_out,
     normal,
     rstd,  # (rows,)
     cu_seqlens,
@@ -47,6 +48,7 @@ def forward_kernel(
     HAS_X_BIAS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
+    PRENORM: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -60,6 +62,8 @@ def forward_kernel(
         kept = _keep(cu_seqlens, ids, seed, row, batch, halvings, threshold, BLOCK)
         z = tl.where(kept, z * dropout_scale, 0.0)
     z += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    if PRENORM:
+        tl.store(z_out + at, z.to(z_out.dtype.element_ty), mask=inside)
     mean = tl.sum(z, 0) / WIDTH
     centred = tl.where(inside, z - mean, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
@@ -75,7 +79,8 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["rows", "batch", "halvings", "threshold"])
 def backward_kernel(
-    grad_out,  # (rows, WIDTH), as normal, grad_residual and grad_x
+    grad_out,  # (rows, WIDTH), as grad_z, normal, grad_residual and grad_x
+    grad_z,
     normal,
     rstd,  # (rows,)
     weight,  # (WIDTH,)
@@ -93,6 +98,8 @@ def backward_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPOUT: tl.constexpr,
+    PRENORM: tl.constexpr,
+    TWO_GRADIENTS: tl.constexpr,
 ):
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -107,10 +114,13 @@ def backward_kernel(
         n = tl.load(normal + at, mask=inside, other=0.0).to(tl.float32)
         g = dy * factor
         dz = (g - tl.sum(g, 0) / WIDTH - n * (tl.sum(g * n, 0) / WIDTH)) * tl.load(rstd + row)
+        if PRENORM:
+            dz += tl.load(grad_z + at, mask=inside, other=0.0).to(tl.float32)
         dx = dz
         if DROPOUT:
             kept = _keep(cu_seqlens, ids, seed, row, batch, halvings, threshold, BLOCK)
             dx = tl.where(kept, dz * dropout_scale, 0.0)
+        if TWO_GRADIENTS:
             tl.store(grad_x + at, dx.to(grad_x.dtype.element_ty), mask=inside)
         tl.store(grad_residual + at, dz.to(grad_residual.dtype.element_ty), mask=inside)
         grad_weight += dy * n

@@ -1,6 +1,7 @@
 """Bias, dropout, residual and LayerNorm in one operation, against float64 and against torch's own modules."""
 
 import functools
+from collections.abc import Iterator
 from itertools import accumulate
 
 import pytest
@@ -13,6 +14,7 @@ from penstock import _native
 from penstock.kernels import philox, residual_norm, use_backend
 
 LENGTHS = (3, 0, 1, 40, 211, 0)
+WIDE = torch.float32
 BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 SEED = torch.tensor(-(2**61) + 99)
 IDS = torch.arange(len(LENGTHS)) * 7 + 2**40
@@ -25,6 +27,13 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name, _, isa = request.param.partition(" ")
     monkeypatch.setenv("PENSTOCK_ISA", isa)
     return name
+
+
+@pytest.fixture
+def uninitialised_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def bounds(lengths: tuple[int, ...] = LENGTHS) -> Tensor:
@@ -41,14 +50,17 @@ def tensors(width: int, dtype: torch.dtype, tokens: int = sum(LENGTHS)) -> tuple
     return (*rows[:2], *vectors), rows[2]
 
 
-def run(backend: str, inputs: tuple[Tensor, ...], grad_out: Tensor, without: tuple[str, ...] = (), **options):
-    """The output and the gradients of what is there."""
+def run(backend: str, inputs: tuple[Tensor, ...], *grads: Tensor | None, without: tuple[str, ...] = (), **options):
+    """The outputs, one for each of `grads`, and the gradients of what is there; an output without one is not used."""
     given = {
         name: None if name in without else x.clone().requires_grad_() for name, x in zip(NAMES, inputs, strict=True)
     }
     with use_backend(backend):
-        out = residual_norm(**given, **options)
-    return [out.detach(), *torch.autograd.grad(out, [x for x in given.values() if x is not None], grad_out)]
+        outs = residual_norm(**given, **options)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    used = [out for out, grad in zip(outs, grads, strict=True) if grad is not None]
+    leaves, directions = ([x for x in each if x is not None] for each in (given.values(), grads))
+    return [*(out.detach() for out in outs), *torch.autograd.grad(used, leaves, directions)]
 
 
 def dropout(p: float) -> dict:
@@ -63,11 +75,43 @@ def test_values_and_gradients(backend, width, dtype, p, without):
         pytest.skip("the cpu backend has no float16")
     inputs, grad_out = tensors(width, dtype)
     options = dropout(p) if p else {}
-    found = run(backend, inputs, grad_out, without, **options)
-    expected = run("reference", tuple(x.double() for x in inputs), grad_out.double(), without, **options)
+    found = run(backend, inputs, grad_out, without=without, **options)
+    expected = run("reference", tuple(x.double() for x in inputs), grad_out.double(), without=without, **options)
     for y, r, limit in zip(found, expected, [BOUND[dtype]] + [2 * BOUND[dtype]] * 5, strict=False):
         assert (y.double() - r).norm() <= limit * r.norm()
     assert [y.dtype for y in found] == [dtype] * 3 + [torch.float32] * (len(found) - 3)
+
+
+@pytest.mark.parametrize("used", ["both", "out", "z"])
+@pytest.mark.parametrize(("p", "without"), [(0.0, ()), (0.1, ()), (0.1, ("x_bias", "bias"))])
+@pytest.mark.parametrize(
+    ("dtype", "residual_dtype"), [*((dtype, dtype) for dtype in BOUND), (torch.float16, WIDE), (torch.bfloat16, WIDE)]
+)
+@pytest.mark.parametrize("width", [7, 101])
+def test_prenorm_values_and_gradients(backend, width, dtype, residual_dtype, p, without, used, uninitialised_is_nan):
+    if backend == "cpu" and dtype == torch.float16:
+        pytest.skip("the cpu backend has no float16")
+    (x, residual, *parameters), grad_out = tensors(width, dtype)
+    inputs = (x, residual.to(residual_dtype) + 2**-12, *parameters)  # float32 holds what x's dtype does not
+    grads = [grad_out if used != "z" else None, inputs[1].flip(0) if used != "out" else None]
+    options = {"prenorm": True, "without": without, **(dropout(p) if p else {})}
+    found = run(backend, inputs, *grads, **options)
+    doubles = [None if grad is None else grad.double() for grad in grads]
+    expected = run("reference", tuple(x.double() for x in inputs), *doubles, **options)
+    limits = [BOUND[dtype], BOUND[residual_dtype]] + [2 * BOUND[dtype]] * 5
+    for y, r, limit in zip(found, expected, limits, strict=False):
+        assert (y.double() - r).norm() <= limit * r.norm()
+    assert [y.dtype for y in found[:4]] == [dtype, residual_dtype, dtype, residual_dtype]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_prenorm_leaves_the_norm_as_it_is(backend, p):
+    inputs, grad_out = tensors(48, torch.float32)
+    options = dropout(p) if p else {}
+    out, z, *gradients = run(backend, inputs, grad_out, None, prenorm=True, **options)
+    for a, b in zip([out, *gradients], run(backend, inputs, grad_out, **options), strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(F.layer_norm(z, (48,), *inputs[3:]), out)
 
 
 def test_equals_torchs_modules():
@@ -81,7 +125,8 @@ def test_equals_torchs_modules():
         torch.testing.assert_close(a, b)
 
 
-def test_reference_gradients_are_those_of_its_formula():
+@pytest.mark.parametrize("prenorm", [False, True])
+def test_reference_gradients_are_those_of_its_formula(prenorm):
     inputs, _ = tensors(5, torch.float64, tokens=4)
     inputs = tuple(x.double() for x in inputs)
     cu_seqlens, ids = bounds((3, 0, 1)), torch.tensor([5, 6, 7])
@@ -90,7 +135,7 @@ def test_reference_gradients_are_those_of_its_formula():
         x, residual, x_bias, weight, bias = given
         options = {"dropout_p": 0.4, "cu_seqlens": cu_seqlens, "ids": ids, "seed": SEED}
         with use_backend("reference"):
-            return residual_norm(x, residual, weight, bias, x_bias=x_bias, **options)
+            return residual_norm(x, residual, weight, bias, x_bias=x_bias, prenorm=prenorm, **options)
 
     assert torch.autograd.gradcheck(operation, [x.clone().requires_grad_() for x in inputs])
 
@@ -101,11 +146,13 @@ def test_dropout_follows_the_rule(backend):
     weight = torch.ones(width)
     with use_backend(backend):
         out = residual_norm(x, zero, weight, **dropout(p))
+        _, z = residual_norm(x, zero, weight, prenorm=True, **dropout(p))
     # an element that is kept lies above the row's mean, one that is dropped below it
     kept = torch.cat(
         [philox.keep_mask(SEED, IDS[b].expand(n), torch.arange(n), 0, width, p) for b, n in enumerate(LENGTHS) if n > 0]
     )
     assert torch.equal(out > 0, kept)
+    assert torch.equal(z, kept * philox.scale(p))
     gradient = torch.autograd.grad(out, x, torch.randn(x.shape))[0]
     assert torch.equal(gradient != 0, kept)
 
@@ -147,7 +194,7 @@ def test_same_bits_whatever_the_threads():
     threads, results = torch.get_num_threads(), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        results.append(run("cpu", inputs, grad_out, **options))
+        results.append(run("cpu", inputs, grad_out, **options) + run("cpu", inputs, *[grad_out] * 2, prenorm=True))
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -160,18 +207,24 @@ def test_degenerate_batches(backend, lengths):
     out, *gradients = run(backend, inputs, grad_out, **options)
     assert out.shape == (sum(lengths), 9)
     assert all(gradient.isfinite().all() for gradient in gradients)
+    _, z, *gradients = run(backend, inputs, grad_out, grad_out, prenorm=True, **options)
+    assert z.shape == out.shape
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_views_are_read_as_they_are(backend):
     inputs, grad_out = tensors(30, torch.float32)
     strided = (*(x.t().contiguous().t() for x in inputs[:2]), *inputs[2:])
-    for a, b in zip(run(backend, strided, grad_out.t().contiguous().t()), run(backend, inputs, grad_out), strict=True):
+    grads = [grad_out, grad_out.flip(0)]
+    strided_grads = [grad.t().contiguous().t() for grad in grads]
+    found = [run(backend, strided, *strided_grads, prenorm=True), run(backend, inputs, *grads, prenorm=True)]
+    for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
 
 
 def test_keeps_nothing_for_backward_without_gradients(backend):
     (x, residual, x_bias, weight, bias), _ = tensors(12, torch.float32)
-    arguments = (x_bias, weight, bias, 1e-5, 0.0, None, None, None)
+    arguments = (x_bias, weight, bias, 1e-5, 0.0, None, None, None, False)
     out, *saved = torch.ops.penstock.residual_norm(x, residual, *arguments, False, backend)
     assert out.shape == x.shape
     assert not any(tensor.numel() for tensor in saved)
@@ -186,6 +239,17 @@ def test_autocast_casts_the_rows_and_not_the_parameters():
     assert out.dtype == torch.bfloat16
     out.sum().backward()
     assert (x.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_autocast_leaves_the_residual_stream_in_float32():
+    (x, residual, _, weight, _), _ = tensors(16, torch.float32)
+    for stream, dtype in ((residual, torch.float32), (residual.half(), torch.bfloat16)):
+        leaves = [each.clone().requires_grad_() for each in (x, stream)]
+        with torch.autocast("cpu", torch.bfloat16):
+            out, z = residual_norm(*leaves, weight, prenorm=True)
+        assert (out.dtype, z.dtype) == (torch.bfloat16, dtype)
+        (out.sum() + z.sum()).backward()
+        assert [leaf.grad.dtype for leaf in leaves] == [leaf.dtype for leaf in leaves]
 
 
 def test_draws_its_seed_from_torchs_generator():
@@ -205,26 +269,30 @@ def test_a_second_derivative_is_refused():
         out.sum().backward(create_graph=True)
 
 
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prenorm", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.25])
-def test_opcheck(backend, p):
-    (x, residual, x_bias, weight, bias), _ = tensors(10, torch.float32)
+def test_opcheck(backend, p, prenorm, x_dtype):
+    (x, residual, x_bias, weight, bias), _ = tensors(10, x_dtype)
+    residual = residual.float() if prenorm else residual
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
     drop = (p, bounds(), IDS, SEED) if p else (0.0, None, None, None)
-    arguments = (x, residual, x_bias, weight, bias, 1e-5, *drop, True, backend)
+    arguments = (x, residual, x_bias, weight, bias, 1e-5, *drop, prenorm, True, backend)
     torch.library.opcheck(torch.ops.penstock.residual_norm.default, arguments)
 
 
-def test_compiles_whole_and_once_for_all_batches():
+@pytest.mark.parametrize("prenorm", [False, True])
+def test_compiles_whole_and_once_for_all_batches(prenorm):
     compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(residual_norm, backend=compilations, fullgraph=True, dynamic=True)
     (_, _, x_bias, weight, bias), _ = tensors(24, torch.float32)
     weight.requires_grad_()
     for lengths in ((3, 5), (7, 1, 2), (4, 4, 4, 9)):
         x, residual = torch.randn(2, sum(lengths), 24)
-        options = {"x_bias": x_bias, "dropout_p": 0.5, "cu_seqlens": bounds(lengths), "seed": SEED}
+        options = {"x_bias": x_bias, "dropout_p": 0.5, "cu_seqlens": bounds(lengths), "seed": SEED, "prenorm": prenorm}
         out = compiled(x, residual, weight, bias, **options)
         torch.testing.assert_close(out, residual_norm(x, residual, weight, bias, **options))
-        out.sum().backward()
+        sum(each.sum() for each in (out if prenorm else (out,))).backward()
     assert compilations.frame_count <= 2
 
 
@@ -235,6 +303,9 @@ def test_compiles_whole_and_once_for_all_batches():
         ({"x": torch.zeros(5, 2, dtype=torch.int64)}, TypeError, "x must be"),
         ({"residual": torch.zeros(5, 3)}, ValueError, "residual has shape"),
         ({"residual": torch.zeros(5, 2).double()}, TypeError, "residual is"),
+        ({"residual": torch.zeros(5, 2).double(), "prenorm": True}, TypeError, "residual is"),
+        ({"residual": torch.zeros(5, 2).half(), "prenorm": True}, TypeError, "residual is"),
+        ({"x": torch.zeros(5, 2).half()}, TypeError, "residual is"),
         ({"weight": torch.zeros(3)}, ValueError, "weight must have shape"),
         ({"bias": torch.zeros(1)}, ValueError, "bias must have shape"),
         ({"x_bias": torch.zeros(2, 2)}, ValueError, "x_bias must have shape"),

@@ -32,13 +32,16 @@ def check(backend, operation, inputs, dtype):
     def run(name, device, to):
         leaves = [x.to(device, to).requires_grad_() for x in inputs]
         with use_backend(name):
-            out = operation(*leaves, device=device)
-        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(device, to)
-        return [out.detach(), *torch.autograd.grad(out, leaves, direction)]
+            outs = operation(*leaves, device=device)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        generator = torch.Generator().manual_seed(1)
+        directions = [torch.randn(out.shape, generator=generator).to(dtype).to(device, out.dtype) for out in outs]
+        return [*(out.detach() for out in outs), *torch.autograd.grad(outs, leaves, directions)]
 
     expected = run("reference", "cpu", torch.float64)
     found, again = (run(backend, "cuda", dtype) for _ in range(2))
-    for y, r, limit in zip(found, expected, [BOUNDS[dtype], *[2 * BOUNDS[dtype]] * len(inputs)], strict=True):
+    limits = [BOUNDS[dtype]] * (len(found) - len(inputs)) + [2 * BOUNDS[dtype]] * len(inputs)
+    for y, r, limit in zip(found, expected, limits, strict=True):
         assert (y.cpu().double() - r).norm() <= limit * r.norm()
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
@@ -55,11 +58,13 @@ def bounds(device):
 @backends
 @dtypes
 @pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize(("prenorm", "wide"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("width", [7, 384, 768, 1030])
-def test_residual_norm(backend, width, p, dtype):
+def test_residual_norm(backend, width, prenorm, wide, p, dtype):
     def operation(x, residual, x_bias, weight, bias, device):
         drop = {"dropout_p": p, "cu_seqlens": bounds(device), "seed": torch.tensor(2**61 + 99, device=device)}
-        return residual_norm(x, residual, weight, bias, x_bias=x_bias, **(drop if p else {}))
+        stream = residual.to(torch.promote_types(x.dtype, torch.float32)) if wide else residual
+        return residual_norm(x, stream, weight, bias, x_bias=x_bias, prenorm=prenorm, **(drop if p else {}))
 
     check(backend, operation, normal((TOKENS, width), (TOKENS, width), width, width, width), dtype)
 

@@ -37,34 +37,38 @@ def bounds(lengths=LENGTHS):
 
 
 def run(backend, operation, inputs):
-    """The output and the gradients of the inputs."""
+    """The outputs and the gradients of the inputs."""
     inputs = [x.clone().requires_grad_() for x in inputs]
     with use_backend(backend):
-        out = operation(*inputs)
-    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, inputs, direction)]
+        outs = operation(*inputs)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    generator = torch.Generator().manual_seed(3)
+    directions = [torch.randn(out.shape, generator=generator).to(out.dtype) for out in outs]
+    return [*(out.detach() for out in outs), *torch.autograd.grad(outs, inputs, directions)]
 
 
 def check(operation, inputs, dtype):
     inputs = [x.to(dtype) for x in inputs]
     found = run("triton", operation, inputs)
     expected = run("reference", operation, [x.double() for x in inputs])
-    for y, r, limit in zip(found, expected, [BOUND[dtype]] + [2 * BOUND[dtype]] * 5, strict=False):
+    for y, r, limit in zip(found, expected, [BOUND[dtype]] + [2 * BOUND[dtype]] * 6, strict=False):
         assert (y.double() - r).norm() <= limit * r.norm()
 
 
 @inside
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(("prenorm", "wide"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("width", [5, 70])
-def test_norm(width, p, dtype, monkeypatch):
+def test_norm(width, prenorm, wide, p, dtype, monkeypatch):
     monkeypatch.setattr(norm, "_PROGRAMS", 4)  # more than one row each
     generator = torch.Generator().manual_seed(0)
     shapes = [(sum(LENGTHS), width)] * 2 + [(width,)] * 3
     drop = {"dropout_p": p, "cu_seqlens": bounds(), "ids": torch.arange(5) + 2**40, "seed": torch.tensor(-(2**50))}
 
     def operation(x, residual, x_bias, weight, bias):
-        return residual_norm(x, residual, weight, bias, x_bias=x_bias, **(drop if p else {}))
+        stream = residual.to(torch.promote_types(x.dtype, torch.float32)) if wide else residual
+        return residual_norm(x, stream, weight, bias, x_bias=x_bias, prenorm=prenorm, **(drop if p else {}))
 
     check(operation, [torch.randn(shape, generator=generator) for shape in shapes], dtype)
 
@@ -109,6 +113,7 @@ def test_degenerate_batches(lengths):
     drop = {"dropout_p": 0.5, "cu_seqlens": bounds(lengths)}
     outs = [
         run("triton", lambda x, w: residual_norm(x, x, w, **drop), [x, vector]),
+        run("triton", lambda x, w: residual_norm(x, x, w, prenorm=True, **drop), [x, vector]),
         run("triton", bias_gelu, [x, vector]),
         run("triton", lambda x: segment_pool(x, bounds(lengths), "max"), [x]),
     ]
@@ -127,10 +132,11 @@ def test_say_what_they_cannot_serve():
 
 FLOATS = {"weight", "bias", "x_bias", "rstd", "sums", "scores", "weights", "grad_scores"}
 INTEGERS = {"cu_seqlens": "*i32", "ids": "*i64", "seed": "*i64", "eps": "fp32", "dropout_scale": "fp32"}
+STREAM = {"residual", "z_out", "grad_z", "grad_residual"}
 COUNTS = {"batch", "halvings", "threshold", "rows", "rows_per_program", "count", "tokens", "half"}
 
 
-def compile_kernel(kernel, capability, num_warps=4, element="*bf16", saved="*fp32", **constants):
+def compile_kernel(kernel, capability, num_warps=4, element="*bf16", saved="*fp32", stream="*bf16", **constants):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -141,6 +147,8 @@ def compile_kernel(kernel, capability, num_warps=4, element="*bf16", saved="*fp3
             return "i32"
         if name == "saved":
             return saved
+        if name in STREAM:
+            return stream
         return INTEGERS.get(name) or ("*fp32" if name in FLOATS else element)
 
     signature = {name: kind(name) for name in kernel.arg_names}
@@ -162,8 +170,10 @@ def test_compile_for_gpus(capability):
     for width in (384, 1024):
         shape = {"WIDTH": width, "BLOCK": norm.block(width), "DROPOUT": True, "num_warps": norm.warps(width)}
         options = {"HAS_X_BIAS": True, "HAS_BIAS": True, "SAVE": True}
-        binaries.append(compile_kernel(norm_kernels.forward_kernel, capability, **shape, **options))
-        binaries.append(compile_kernel(norm_kernels.backward_kernel, capability, **shape))
+        for more in ({"PRENORM": False}, {"PRENORM": True, "stream": "*fp32"}):
+            forward, backward = {**options, **more}, {"TWO_GRADIENTS": True, **more}
+            binaries.append(compile_kernel(norm_kernels.forward_kernel, capability, **shape, **forward))
+            binaries.append(compile_kernel(norm_kernels.backward_kernel, capability, **shape, **backward))
     options = {"WIDTH": 1536, "HAS_BIAS": True}
     binaries.append(compile_kernel(gelu_kernels.forward_kernel, capability, BLOCK=gelu.BLOCK, SAVE=True, **options))
     tile = {"BLOCK_ROWS": gelu.BLOCK_ROWS, "BLOCK_COLUMNS": gelu.BLOCK_COLUMNS}

@@ -8,10 +8,14 @@ namespace penstock {
 namespace PENSTOCK_ISA {
 
 static void norm_forward(const NormProblem& p, const Item& item, Scratch& scratch) {
-  (p.storage == Storage::float32 ? norm_forward_rows<float> : norm_forward_rows<bf16>)(p, item, scratch);
+  (p.storage == Storage::float32            ? norm_forward_rows<float, float>
+   : p.residual_storage == Storage::float32 ? norm_forward_rows<bf16, float>
+                                            : norm_forward_rows<bf16, bf16>)(p, item, scratch);
 }
 static void norm_backward(const NormProblem& p, const Item& item, Scratch& scratch) {
-  (p.storage == Storage::float32 ? norm_backward_rows<float> : norm_backward_rows<bf16>)(p, item, scratch);
+  (p.storage == Storage::float32            ? norm_backward_rows<float, float>
+   : p.residual_storage == Storage::float32 ? norm_backward_rows<bf16, float>
+                                            : norm_backward_rows<bf16, bf16>)(p, item, scratch);
 }
 static void gelu_forward(const GeluProblem& p, const Item& item) {
   (p.storage == Storage::float32 ? gelu_forward_rows<float> : gelu_forward_rows<bf16>)(p, item);

@@ -46,22 +46,30 @@ PENSTOCK_INLINE Floats drop(const uint64_t* words, const Columns& c, float scale
   return words == nullptr ? x : keep(keep_lanes(words, c.begin), x * scale);
 }
 
-template <class Element>
+// A row of a tensor that may be null.
+template <class Element, class Void>
+PENSTOCK_INLINE Element* row_of(Void* tensor, int64_t row, int64_t width) {
+  return tensor == nullptr ? nullptr : static_cast<Element*>(tensor) + row * width;
+}
+
+template <class Element, class Residual>
 static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
   const int64_t width = p.width;
   float* z = scratch.take<float>(whole_vectors(width));
   RowMasks masks(p, item.first, scratch.take<uint64_t>(width / 64 + 1));
   for (int64_t row = item.first; row < item.last; ++row) {
     const uint64_t* words = masks.next();
-    const Element* x = static_cast<const Element*>(p.x) + row * width;
-    const Element* residual = static_cast<const Element*>(p.residual) + row * width;
-    Element* out = static_cast<Element*>(p.out) + row * width;
+    const Element* x = row_of<const Element>(p.x, row, width);
+    const Residual* residual = row_of<const Residual>(p.residual, row, width);
+    Element *out = row_of<Element>(p.out, row, width), *saved = row_of<Element>(p.normal, row, width);
+    Residual* stream = row_of<Residual>(p.z, row, width);
     Floats sum{};
     for_columns(width, [&](auto c) __attribute__((always_inline)) {
       Floats v = c.load(x);
       if (p.x_bias != nullptr) v += c.load(p.x_bias);
       v = drop(words, c, p.dropout_scale, v) + c.load(residual);
       store(z + c.begin, v);
+      if (stream != nullptr) c.store(stream, v);
       sum += v;  // lanes beyond the row hold 0
     });
     const float mean = horizontal_sum(sum) / float(width);
@@ -71,7 +79,6 @@ static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& s
       squares += centred * centred;
     });
     const float rstd = 1.0f / __builtin_sqrtf(horizontal_sum(squares) / float(width) + p.eps);
-    Element* saved = p.normal == nullptr ? nullptr : static_cast<Element*>(p.normal) + row * width;
     for_columns(width, [&](auto c) __attribute__((always_inline)) {
       const Floats normal = (load(z + c.begin) - mean) * rstd;
       Floats y = normal * c.load(p.weight);
@@ -83,7 +90,7 @@ static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& s
   }
 }
 
-template <class Element>
+template <class Element, class Residual>
 static void norm_backward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
   const int64_t width = p.width;
   RowMasks masks(p, item.first, scratch.take<uint64_t>(width / 64 + 1));
@@ -92,10 +99,11 @@ static void norm_backward_rows(const NormProblem& p, const Item& item, Scratch& 
   std::memset(grad_weight, 0, size_t(3 * width) * sizeof(float));
   for (int64_t row = item.first; row < item.last; ++row) {
     const uint64_t* words = masks.next();
-    const Element* normals = static_cast<const Element*>(p.normal) + row * width;
-    const Element* grad_out = static_cast<const Element*>(p.grad_out) + row * width;
-    Element* grad_residual = static_cast<Element*>(p.grad_residual) + row * width;
-    Element* grad_x = p.grad_x == nullptr ? nullptr : static_cast<Element*>(p.grad_x) + row * width;
+    const Element* normals = row_of<const Element>(p.normal, row, width);
+    const Element* grad_out = row_of<const Element>(p.grad_out, row, width);
+    const Residual* grad_z = row_of<const Residual>(p.grad_z, row, width);
+    Residual* grad_residual = row_of<Residual>(p.grad_residual, row, width);
+    Element* grad_x = row_of<Element>(p.grad_x, row, width);
     const float rstd = p.rstd[row];
     Floats sum{}, projection{};
     for_columns(width, [&](auto c) __attribute__((always_inline)) {
@@ -108,7 +116,9 @@ static void norm_backward_rows(const NormProblem& p, const Item& item, Scratch& 
     const float mean_g = horizontal_sum(sum) / float(width), mean_p = horizontal_sum(projection) / float(width);
     for_columns(width, [&](auto c) __attribute__((always_inline)) {
       const Floats normal = c.load(normals), g = c.load(grad_out) * c.load(p.weight);
-      const Floats dz = (g - mean_g - normal * mean_p) * rstd, dx = drop(words, c, p.dropout_scale, dz);
+      Floats dz = (g - mean_g - normal * mean_p) * rstd;
+      if (grad_z != nullptr) dz += c.load(grad_z);
+      const Floats dx = drop(words, c, p.dropout_scale, dz);
       c.store(grad_residual, dz);
       if (grad_x != nullptr) c.store(grad_x, dx);
       if (p.x_bias != nullptr) c.store(grad_x_bias, c.load(grad_x_bias) + dx);

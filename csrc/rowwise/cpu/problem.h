@@ -15,7 +15,7 @@ constexpr int64_t kMostPieces = 64, kLeastRows = 16;
 // out = (z - mean) rstd weight + bias with z = residual + dropout(x + x_bias); kernels/norm/protocol.py says more.
 // Tensors are dense, (rows, width); parameters and their gradients float32, (width).
 struct NormProblem {
-  Storage storage;
+  Storage storage, residual_storage;  // the latter, of residual and z, is float32 where they differ
   int64_t rows, width;
   float eps, dropout_scale;
   uint32_t dropout_threshold;  // 0: no dropout
@@ -25,12 +25,13 @@ struct NormProblem {
   const int64_t* ids;
   const void *x, *residual;
   const float *x_bias, *weight, *bias;  // x_bias and bias may be null
-  void *out, *normal;                   // (z - mean) rstd; may be null: nothing is kept for backward
+  void *out, *z;                        // z may be null: it is not asked for
+  void* normal;                         // (z - mean) rstd; may be null: nothing is kept for backward
   float* rstd;                          // (rows), null as normal
   // backward
-  const void* grad_out;
-  void *grad_x, *grad_residual;  // grad_x is null without dropout: it equals grad_residual
-  float* sums;                   // (pieces, 3, width): of weight, bias and x_bias
+  const void *grad_out, *grad_z;  // grad_z may be null
+  void *grad_x, *grad_residual;   // grad_x is null where it would be grad_residual again
+  float* sums;                    // (pieces, 3, width): of weight, bias and x_bias
 };
 
 // out = gelu(x + bias), and its derivative, which is all that backward needs.

@@ -31,18 +31,19 @@ void get(const py::dict& arguments, const char* name, T& value) {
     value = arguments[name].cast<T>();
 }
 
-Storage storage(const py::dict& arguments) {
-  return arguments["bfloat16"].cast<bool>() ? Storage::bfloat16 : Storage::float32;
+Storage storage(const py::dict& arguments, const char* bfloat16 = "bfloat16") {
+  return arguments[bfloat16].cast<bool>() ? Storage::bfloat16 : Storage::float32;
 }
 
 NormProblem norm_problem(const py::dict& a) {
   NormProblem p{};
-  p.storage = storage(a);
+  p.storage = storage(a), p.residual_storage = storage(a, "bfloat16_residual");
   get(a, "rows", p.rows), get(a, "width", p.width), get(a, "eps", p.eps), get(a, "dropout_scale", p.dropout_scale);
   get(a, "dropout_threshold", p.dropout_threshold), get(a, "seed", p.seed), get(a, "batch", p.batch);
   get(a, "cu_seqlens", p.cu_seqlens), get(a, "ids", p.ids), get(a, "x", p.x), get(a, "residual", p.residual);
   get(a, "x_bias", p.x_bias), get(a, "weight", p.weight), get(a, "bias", p.bias), get(a, "out", p.out);
-  get(a, "normal", p.normal), get(a, "rstd", p.rstd), get(a, "grad_out", p.grad_out);
+  get(a, "z", p.z), get(a, "normal", p.normal), get(a, "rstd", p.rstd);
+  get(a, "grad_out", p.grad_out), get(a, "grad_z", p.grad_z);
   get(a, "grad_x", p.grad_x), get(a, "grad_residual", p.grad_residual), get(a, "sums", p.sums);
   return p;
 }
@@ -95,7 +96,7 @@ void bind_rowwise(py::module_& module) {
     module.def(name, function, py::arg("arguments"), py::arg("isa"), py::arg("threads"), text);
   };
   define("norm_forward", rowwise::norm<&Kernels::norm_forward>,
-         "Fills out and, if given, normal and rstd; kernels/norm/cpu.py makes the arguments.");
+         "Fills out and, if given, z, normal and rstd; kernels/norm/cpu.py makes the arguments.");
   define("norm_backward", rowwise::norm<&Kernels::norm_backward>,
          "Fills grad_residual, grad_x and each piece's sums for the parameters.");
   define("gelu_forward", rowwise::gelu<&Kernels::gelu_forward>,

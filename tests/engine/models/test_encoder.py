@@ -9,7 +9,7 @@ from torch import Tensor
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models import EncoderClassifier, encoder
-from penstock.engine.models.families import FAMILIES
+from penstock.engine.models.families import FAMILIES, layers_of
 from penstock.engine.models.fuse import is_fused, unfuse
 from penstock.kernels import Ragged, use_backend
 
@@ -59,9 +59,8 @@ def test_fused_layers_change_nothing_but_speed(stock: transformers.PreTrainedMod
     fused, plain = ragged_form(stock), ragged_form(stock)
     unfuse(plain.model)
     table = fused.get_input_embeddings()
-    layers = any(is_fused(module) for module in fused.modules() if module is not table)
     assert is_fused(table)
-    assert layers == ("mean" not in getattr(stock.config, "classifier_pooling", ""))
+    assert all(map(is_fused, layers_of(fused.model)))
     assert not any(map(is_fused, plain.modules()))
     assert list(fused.state_dict()) == list(plain.state_dict())
     gradients = []
@@ -77,6 +76,27 @@ def test_fused_layers_change_nothing_but_speed(stock: transformers.PreTrainedMod
         gradients.append((output.logits, *(parameter.grad for parameter in model.parameters())))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["modernbert", "modernbert-local", "modernbert-mean"])
+def test_in_bfloat16_pre_norm_layers_are_as_exact_as_stock_ones(name: str) -> None:
+    stock = stock_model(name)
+    ragged, _, _ = batch_of(LENGTHS)
+    results = []
+    for takes_back, autocast in ((True, False), (True, True), (False, True)):
+        model = ragged_form(stock)
+        if takes_back:
+            unfuse(model.model)
+        streams: list[Tensor] = []
+        for layer in layers_of(model.model):
+            layer.register_forward_hook(lambda _, __, stream, streams=streams: streams.append(stream))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = model(ragged, labels=LABEL)
+        output.loss.backward()
+        assert {stream.dtype for stream in streams} == {torch.float32}
+        results.append([output.logits.detach(), *(parameter.grad for parameter in model.parameters())])
+    exact, plain, fused = (torch.cat([each.flatten() for each in result]) for result in results)
+    assert (fused - exact).norm() <= 1.2 * (plain - exact).norm() <= 0.02 * exact.norm()
 
 
 def test_padded_input_equals_ragged_input(stock: transformers.PreTrainedModel) -> None:
@@ -198,6 +218,7 @@ def test_gradient_checkpointing_changes_nothing(stock: transformers.PreTrainedMo
     [
         ("bert", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}),
         ("distilbert", {"dropout": 0.0, "attention_dropout": 0.5, "seq_classif_dropout": 0.0}),
+        ("modernbert", {"mlp_dropout": 0.0, "attention_dropout": 0.5}),
     ],
 )
 def test_attention_dropout_follows_the_example_not_the_batch(name: str, dropouts: dict[str, float]) -> None:
@@ -307,7 +328,9 @@ def test_a_decoder_is_refused() -> None:
         EncoderClassifier(stock_model("bert", is_decoder=True))
 
 
-@pytest.mark.parametrize("name", ["bert", pytest.param("electra", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("electra", "modernbert-mean"))]
+)
 def test_compiles_to_one_graph_for_every_packing(name: str) -> None:
     model = EncoderClassifier(stock_model(name, num_hidden_layers=1))
     torch._dynamo.utils.counters.clear()
