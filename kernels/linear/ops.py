@@ -122,5 +122,5 @@ class _Linear(torch.autograd.Function):
             gradient = torch.ops.penstock.linear_weight_gradient(grad_out, x, ctx.backend)
             gradients[: ctx.count] = _split(gradient, ctx.parts[: ctx.count])
         if any(needed[ctx.count :]):
-            gradients[ctx.count :] = _split(grad_out.sum(0, dtype=accumulate_dtype(x.dtype)), ctx.parts[ctx.count :])
+            gradients[ctx.count :] = _split(grad_out.sum(0), ctx.parts[ctx.count :])
         return x_gradient, None, None, *gradients
