@@ -112,7 +112,7 @@ def test_frozen_parts_get_no_gradient(backend):
     with use_backend(backend):
         out = linear(x, weights, biases)
     (gradient,) = torch.autograd.grad(out, [biases[1]], grad_out)
-    torch.testing.assert_close(gradient, grad_out[:, 4:].float().sum(0))
+    torch.testing.assert_close(gradient, grad_out[:, 4:].float().sum(0), rtol=1e-2, atol=1e-2)
     assert not linear(x, weights).requires_grad
 
 
