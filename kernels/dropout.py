@@ -1,20 +1,23 @@
 """Reproducible dropout over a ragged batch: the mask of `philox.py`, whatever the batch around a sequence."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from penstock.kernels import philox
+from penstock.kernels import cpu_here, philox
+from penstock.kernels.cpu_here import native
 from penstock.kernels.ragged import check_cu_seqlens
-
-try:
-    from penstock import _native
-except ImportError:  # penstock.kernels works without its compiled module
-    _native = None  # type: ignore[assignment]
 
 torch.library.define(
     "penstock::keep_mask",
     "(Tensor cu_seqlens, SymInt tokens, float p, Tensor seed, int stream, Tensor? ids, SymInt units, bool per_sequence)"
     " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "penstock::dropout",
+    "(Tensor x, Tensor cu_seqlens, float p, Tensor seed, int stream, Tensor? ids, bool per_sequence) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -50,7 +53,9 @@ def dropout(
     per_sequence: bool = False,
 ) -> Tensor:
     """Drops each element of x, (tokens, units), with probability p and scales the rest; arguments as of `keep_mask`."""
-    return x * keep_mask(cu_seqlens, x.shape[0], p, seed, stream, ids, x.shape[1], per_sequence) * philox.scale(p)
+    if philox.threshold(p) == 0:
+        return x
+    return torch.ops.penstock.dropout(x, cu_seqlens, p, seed, stream, ids, per_sequence)
 
 
 def _plain_keep_mask(
@@ -82,12 +87,12 @@ def _cpu_keep_mask(
     units: int,
     per_sequence: bool,
 ) -> Tensor:
-    if not hasattr(_native, "keep_mask"):
+    if native is None:
         return _plain_keep_mask(cu_seqlens, tokens, p, seed, stream, ids, units, per_sequence)
     check_cu_seqlens("cu_seqlens", cu_seqlens, tokens, tokens)
     cu_seqlens, ids = cu_seqlens.contiguous(), None if ids is None else ids.contiguous()
     mask = torch.empty(tokens, units, dtype=torch.bool)
-    _native.keep_mask(
+    native.keep_mask(
         cu_seqlens=cu_seqlens.data_ptr(),
         batch=cu_seqlens.shape[0] - 1,
         ids=0 if ids is None else ids.data_ptr(),
@@ -118,3 +123,61 @@ def _fake_keep_mask(
 torch.library.impl("penstock::keep_mask", "default", _plain_keep_mask)
 torch.library.impl("penstock::keep_mask", "cpu", _cpu_keep_mask)
 torch.library.register_fake("penstock::keep_mask", _fake_keep_mask)
+
+
+def _plain_dropout(
+    x: Tensor, cu_seqlens: Tensor, p: float, seed: Tensor, stream: int, ids: Tensor | None, per_sequence: bool
+) -> Tensor:
+    return x * keep_mask(cu_seqlens, x.shape[0], p, seed, stream, ids, x.shape[1], per_sequence) * philox.scale(p)
+
+
+def _cpu_dropout(
+    x: Tensor, cu_seqlens: Tensor, p: float, seed: Tensor, stream: int, ids: Tensor | None, per_sequence: bool
+) -> Tensor:
+    """One pass in C++ (csrc/rowwise/cpu), without a mask in memory."""
+    if native is None or cpu_here.why_not(device_type="cpu", dtype=x.dtype):
+        return _plain_dropout(x, cu_seqlens, p, seed, stream, ids, per_sequence)
+    (rows, width), batch = x.shape, cu_seqlens.shape[0] - 1
+    check_cu_seqlens("cu_seqlens", cu_seqlens, rows, rows)
+    x, cu_seqlens, ids = x.contiguous(), cu_seqlens.contiguous(), None if ids is None else ids.contiguous()
+    out = torch.empty_like(x)
+    arguments: dict[str, Any] = {"bfloat16": x.dtype == torch.bfloat16, "rows": rows, "width": width, "batch": batch}
+    arguments |= {"seed": int(seed) & 0xFFFFFFFFFFFFFFFF, "stream": stream, "per_sequence": per_sequence}
+    arguments |= {"dropout_threshold": philox.threshold(p), "dropout_scale": philox.scale(p)}
+    arguments |= {"x": x.data_ptr(), "out": out.data_ptr(), "cu_seqlens": cu_seqlens.data_ptr()}
+    cpu_here.call(native.dropout, arguments | ({} if ids is None else {"ids": ids.data_ptr()}))
+    return out
+
+
+class _Dropout(torch.autograd.Function):
+    """The gradient is dropped alike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cu_seqlens: Tensor, p: float, seed: Tensor, *rest: Any) -> Tensor:
+        stream, ids, per_sequence = rest
+        ctx.save_for_backward(cu_seqlens, seed, ids)
+        ctx.p, ctx.stream, ctx.per_sequence = p, stream, per_sequence
+        return _dropout_below_autograd(x, cu_seqlens, p, seed, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        cu_seqlens, seed, ids = ctx.saved_tensors
+        arguments = cu_seqlens, ctx.p, seed, ctx.stream, ids, ctx.per_sequence
+        return torch.ops.penstock.dropout(grad_out, *arguments), *(None for _ in arguments)
+
+
+def _dropout_below_autograd(*arguments: Any) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.penstock.dropout(*arguments)
+
+
+def _recorded_dropout(x: Tensor, *arguments: Any) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Dropout.apply(x, *arguments)
+    return _dropout_below_autograd(x, *arguments)
+
+
+torch.library.impl("penstock::dropout", "default", _plain_dropout)
+torch.library.impl("penstock::dropout", "cpu", _cpu_dropout)
+torch.library.impl("penstock::dropout", "Autograd", _recorded_dropout)
+torch.library.register_fake("penstock::dropout", lambda x, *_: torch.empty_like(x))

@@ -10,13 +10,15 @@ takes everything back.
 - What follows a product there, bias, dropout, residual and LayerNorm, or bias and GELU, is one operation, and so is
   what lies between ModernBERT's attention and its MLP. Dropout's mask follows the example by the rule of
   `penstock.kernels.philox`: it is not the one that the stock module draws.
-- The gradient of the token embeddings is made without torch's slow clearing.
+- The gradient of the token embeddings is made without torch's slow clearing, and on a CPU what is dropped of them is
+  drawn by that rule too, the whole batch taken for one example: torch draws it on one thread.
 """
 
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -24,8 +26,9 @@ from transformers.activations import GELUActivation
 
 from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.families import layers_of, pools_mean
-from penstock.kernels import bias_gelu, linear, residual_norm
+from penstock.kernels import bias_gelu, linear, philox, residual_norm
 from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.embedding import embedding
 
 _BERT_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -36,6 +39,9 @@ def fuse(model: PreTrainedModel) -> None:
     table = model.get_input_embeddings()
     if type(table) is nn.Embedding and not (table.sparse or table.scale_grad_by_freq or table.max_norm):
         _replace(table, _look_up)
+    for module in model.base_model.embeddings.modules():
+        if type(module) is nn.Dropout:
+            _replace(module, _drop)
     layers: Any = layers_of(model)
     model_type = model.config.model_type
     forward, last_forward = _FORWARDS[model_type]
@@ -68,6 +74,14 @@ def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
 
 def _look_up(self: nn.Embedding, ids: Tensor) -> Tensor:
     return embedding(ids, self.weight, self.padding_idx)
+
+
+def _drop(self: nn.Dropout, x: Tensor) -> Tensor:
+    if x.device.type != "cpu" or not self.training:
+        return F.dropout(x, self.p, self.training)
+    rows = x.flatten(0, -2)
+    whole = torch.tensor([0, rows.shape[0]], dtype=torch.int32)
+    return ragged_dropout(rows, whole, self.p, philox.new_seed(), 0).view_as(x)
 
 
 def _joined(x: Tensor, *parts: nn.Linear) -> Tensor:

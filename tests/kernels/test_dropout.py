@@ -1,5 +1,7 @@
 """One dropout rule: Python, C++ and torch agree on it, and it does what dropout must."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 
@@ -26,6 +28,48 @@ def test_compiled_mask_is_pythons(ids: torch.Tensor | None, units: int, per_sequ
 
 def test_operation_passes_torchs_checks() -> None:
     torch.library.opcheck(torch.ops.penstock.keep_mask.default, (BOUNDS, 9, 0.3, SEED, 2, IDS, 13, False))
+    x = torch.randn(9, 13, requires_grad=True)
+    torch.library.opcheck(torch.ops.penstock.dropout.default, (x, BOUNDS, 0.3, SEED, 2, IDS, False))
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize("ids", [None, IDS])
+@pytest.mark.parametrize("per_sequence", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("units", [1, 13, 130])
+def test_drops_by_the_mask(isa, ids, per_sequence, dtype, units, monkeypatch) -> None:
+    monkeypatch.setenv("PENSTOCK_ISA", isa)
+    x = torch.randn(9, units, dtype=dtype).requires_grad_()
+    mask = dropout.keep_mask(BOUNDS, 9, 0.3, SEED, 2, ids, units, per_sequence)
+    out = dropout.dropout(x, BOUNDS, 0.3, SEED, 2, ids, per_sequence)
+    assert torch.equal(out, x * mask * philox.scale(0.3))
+    grad_out = torch.randn_like(x)
+    assert torch.equal(torch.autograd.grad(out, x, grad_out)[0], grad_out * mask * philox.scale(0.3))
+
+
+@pytest.mark.parametrize("lengths", [(0,), (0, 0), (1,), (0, 700, 0, 0, 323, 1)])
+def test_same_bits_whatever_the_threads(lengths) -> None:
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    x, before, results = torch.randn(sum(lengths), 40), torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(dropout.dropout(x, bounds, 0.3, SEED, 1))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], dropout._plain_dropout(x, bounds, 0.3, SEED, 1, None, False))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_is_differentiated_as_often_as_one_likes() -> None:
+    x = torch.randn(9, 5, dtype=torch.float64).requires_grad_()
+    torch.autograd.gradgradcheck(lambda x: dropout.dropout(x, BOUNDS, 0.3, SEED, 2) ** 2, x)
+
+
+def test_compiles_whole() -> None:
+    compiled = torch.compile(dropout.dropout, backend="aot_eager", fullgraph=True, dynamic=True)
+    x = torch.randn(9, 5).requires_grad_()
+    out, expected = compiled(x, BOUNDS, 0.3, SEED, 2), dropout.dropout(x, BOUNDS, 0.3, SEED, 2)
+    assert torch.equal(out, expected)
+    assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y in (out, expected)))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])

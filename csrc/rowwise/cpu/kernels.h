@@ -1,6 +1,7 @@
 // One instruction set's kernels: included once by each of portable.cpp, avx2.cpp, avx512.cpp and avx512_bf16.cpp.
 #pragma once
 
+#include "rowwise/cpu/dropout_rows.h"
 #include "rowwise/cpu/gelu.h"
 #include "rowwise/cpu/norm.h"
 
@@ -23,12 +24,16 @@ static void gelu_forward(const GeluProblem& p, const Item& item) {
 static void gelu_backward(const GeluProblem& p, const Item& item) {
   (p.storage == Storage::float32 ? gelu_backward_rows<float> : gelu_backward_rows<bf16>)(p, item);
 }
+static void dropout(const DropoutProblem& p, const Item& item, Scratch& scratch) {
+  (p.storage == Storage::float32 ? dropout_rows<float> : dropout_rows<bf16>)(p, item, scratch);
+}
 
 }  // namespace PENSTOCK_ISA
 
 #define PENSTOCK_JOIN(a, b) a##b
 #define PENSTOCK_KERNELS(isa) PENSTOCK_JOIN(isa, _kernels)
 const rowwise::Kernels rowwise::PENSTOCK_KERNELS(PENSTOCK_ISA){PENSTOCK_ISA::norm_forward, PENSTOCK_ISA::norm_backward,
-                                                               PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward};
+                                                               PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward,
+                                                               PENSTOCK_ISA::dropout};
 
 }  // namespace penstock

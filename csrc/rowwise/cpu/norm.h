@@ -1,50 +1,9 @@
 // Bias, dropout, residual and LayerNorm in one pass over memory, in the namespace PENSTOCK_ISA (see simd.h).
 #pragma once
 
-#include "dropout.h"
-#include "rowwise/cpu/columns.h"
+#include "rowwise/cpu/dropout_rows.h"
 
 namespace penstock::PENSTOCK_ISA {
-
-// Which units of each row in turn are kept, by the rows' places in their sequences.
-class RowMasks {
- public:
-  RowMasks(const NormProblem& p, int64_t first_row, uint64_t* words)
-      : p_(p), row_(first_row), words_(words), rule_(DropoutKey(0, 0, 0), p.dropout_threshold) {
-    if (p.dropout_threshold == 0) return;
-    int64_t low = 0, high = p.batch;  // the last sequence that begins at or before the row
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (p.cu_seqlens[middle] <= first_row ? low : high) = middle;
-    }
-    enter(low);
-  }
-
-  // Computes the next row's mask; null without dropout.
-  const uint64_t* next() {
-    if (p_.dropout_threshold == 0) return nullptr;
-    while (row_ >= p_.cu_seqlens[sequence_ + 1] && sequence_ + 1 < p_.batch) enter(sequence_ + 1);
-    rule_.fill(uint32_t(row_ - p_.cu_seqlens[sequence_]), 0, p_.width, words_);
-    ++row_;
-    return words_;
-  }
-
- private:
-  void enter(int64_t sequence) {
-    sequence_ = sequence;
-    rule_ = KeepRule(DropoutKey(p_.seed, p_.ids[sequence], 0), p_.dropout_threshold);
-  }
-
-  const NormProblem& p_;
-  int64_t row_, sequence_ = 0;
-  uint64_t* words_;
-  KeepRule rule_;
-};
-
-template <class Columns>
-PENSTOCK_INLINE Floats drop(const uint64_t* words, const Columns& c, float scale, Floats x) {
-  return words == nullptr ? x : keep(keep_lanes(words, c.begin), x * scale);
-}
 
 // A row of a tensor that may be null.
 template <class Element, class Void>
@@ -56,7 +15,7 @@ template <class Element, class Residual>
 static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
   const int64_t width = p.width;
   float* z = scratch.take<float>(whole_vectors(width));
-  RowMasks masks(p, item.first, scratch.take<uint64_t>(width / 64 + 1));
+  RowMasks masks(p.dropout, width, item.first, scratch.take<uint64_t>(RowMasks::words(width)));
   for (int64_t row = item.first; row < item.last; ++row) {
     const uint64_t* words = masks.next();
     const Element* x = row_of<const Element>(p.x, row, width);
@@ -67,7 +26,7 @@ static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& s
     for_columns(width, [&](auto c) __attribute__((always_inline)) {
       Floats v = c.load(x);
       if (p.x_bias != nullptr) v += c.load(p.x_bias);
-      v = drop(words, c, p.dropout_scale, v) + c.load(residual);
+      v = drop(words, c, p.dropout.scale, v) + c.load(residual);
       store(z + c.begin, v);
       if (stream != nullptr) c.store(stream, v);
       sum += v;  // lanes beyond the row hold 0
@@ -93,7 +52,7 @@ static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& s
 template <class Element, class Residual>
 static void norm_backward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
   const int64_t width = p.width;
-  RowMasks masks(p, item.first, scratch.take<uint64_t>(width / 64 + 1));
+  RowMasks masks(p.dropout, width, item.first, scratch.take<uint64_t>(RowMasks::words(width)));
   float* grad_weight = p.sums + item.piece * 3 * width;
   float *grad_bias = grad_weight + width, *grad_x_bias = grad_bias + width;
   std::memset(grad_weight, 0, size_t(3 * width) * sizeof(float));
@@ -118,7 +77,7 @@ static void norm_backward_rows(const NormProblem& p, const Item& item, Scratch& 
       const Floats normal = c.load(normals), g = c.load(grad_out) * c.load(p.weight);
       Floats dz = (g - mean_g - normal * mean_p) * rstd;
       if (grad_z != nullptr) dz += c.load(grad_z);
-      const Floats dx = drop(words, c, p.dropout_scale, dz);
+      const Floats dx = drop(words, c, p.dropout.scale, dz);
       c.store(grad_residual, dz);
       if (grad_x != nullptr) c.store(grad_x, dx);
       if (p.x_bias != nullptr) c.store(grad_x_bias, c.load(grad_x_bias) + dx);

@@ -12,17 +12,24 @@ enum class Storage { float32, bfloat16 };
 // added up piece by piece, so that they do not depend on the threads.
 constexpr int64_t kMostPieces = 64, kLeastRows = 16;
 
+// Which units of each row are kept, by the rule of kernels/philox.py.
+struct Dropout {
+  uint32_t threshold, stream;  // threshold 0: no dropout
+  float scale;
+  uint64_t seed;
+  int64_t batch;
+  const int32_t* cu_seqlens;  // (batch + 1)
+  const int64_t* ids;         // (batch), or null for 0, 1, 2 ...
+  bool per_sequence;          // the units of each sequence's first row in all of its rows
+};
+
 // out = (z - mean) rstd weight + bias with z = residual + dropout(x + x_bias); kernels/norm/protocol.py says more.
 // Tensors are dense, (rows, width); parameters and their gradients float32, (width).
 struct NormProblem {
   Storage storage, residual_storage;  // the latter, of residual and z, is float32 where they differ
   int64_t rows, width;
-  float eps, dropout_scale;
-  uint32_t dropout_threshold;  // 0: no dropout
-  uint64_t seed;
-  int64_t batch;
-  const int32_t* cu_seqlens;
-  const int64_t* ids;
+  float eps;
+  Dropout dropout;
   const void *x, *residual;
   const float *x_bias, *weight, *bias;  // x_bias and bias may be null
   void *out, *z;                        // z may be null: it is not asked for
@@ -47,6 +54,15 @@ struct GeluProblem {
   float* sums;  // (pieces, width), null without bias
 };
 
+// out = dropout(x)
+struct DropoutProblem {
+  Storage storage;
+  int64_t rows, width;
+  Dropout dropout;
+  const void* x;
+  void* out;
+};
+
 // Rows [first, last) that are computed at a time; `piece` is their number.
 struct Item {
   int64_t piece, first, last;
@@ -58,6 +74,7 @@ struct Kernels {
   void (*norm_backward)(const NormProblem&, const Item&, Scratch&);
   void (*gelu_forward)(const GeluProblem&, const Item&);
   void (*gelu_backward)(const GeluProblem&, const Item&);
+  void (*dropout)(const DropoutProblem&, const Item&, Scratch&);
 };
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels;
 

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "bindings.h"
 #include "isa.h"
@@ -35,13 +36,21 @@ Storage storage(const py::dict& arguments, const char* bfloat16 = "bfloat16") {
   return arguments[bfloat16].cast<bool>() ? Storage::bfloat16 : Storage::float32;
 }
 
+Dropout dropout_rule(const py::dict& a) {
+  Dropout d{};
+  get(a, "dropout_threshold", d.threshold), get(a, "dropout_scale", d.scale), get(a, "stream", d.stream);
+  get(a, "seed", d.seed), get(a, "batch", d.batch), get(a, "cu_seqlens", d.cu_seqlens), get(a, "ids", d.ids);
+  get(a, "per_sequence", d.per_sequence);
+  return d;
+}
+
 NormProblem norm_problem(const py::dict& a) {
   NormProblem p{};
   p.storage = storage(a), p.residual_storage = storage(a, "bfloat16_residual");
-  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "eps", p.eps), get(a, "dropout_scale", p.dropout_scale);
-  get(a, "dropout_threshold", p.dropout_threshold), get(a, "seed", p.seed), get(a, "batch", p.batch);
-  get(a, "cu_seqlens", p.cu_seqlens), get(a, "ids", p.ids), get(a, "x", p.x), get(a, "residual", p.residual);
-  get(a, "x_bias", p.x_bias), get(a, "weight", p.weight), get(a, "bias", p.bias), get(a, "out", p.out);
+  p.dropout = dropout_rule(a);
+  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "eps", p.eps);
+  get(a, "x", p.x), get(a, "residual", p.residual), get(a, "x_bias", p.x_bias), get(a, "weight", p.weight),
+      get(a, "bias", p.bias), get(a, "out", p.out);
   get(a, "z", p.z), get(a, "normal", p.normal), get(a, "rstd", p.rstd);
   get(a, "grad_out", p.grad_out), get(a, "grad_z", p.grad_z);
   get(a, "grad_x", p.grad_x), get(a, "grad_residual", p.grad_residual), get(a, "sums", p.sums);
@@ -57,6 +66,13 @@ GeluProblem gelu_problem(const py::dict& a) {
   return p;
 }
 
+DropoutProblem dropout_problem(const py::dict& a) {
+  DropoutProblem p{};
+  p.storage = storage(a), p.dropout = dropout_rule(a);
+  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "x", p.x), get(a, "out", p.out);
+  return p;
+}
+
 int64_t rows_per_piece(int64_t rows) { return std::max(kLeastRows, (rows + kMostPieces - 1) / kMostPieces); }
 
 int64_t pieces(int64_t rows) { return (rows + rows_per_piece(rows) - 1) / rows_per_piece(rows); }
@@ -68,41 +84,38 @@ void for_pieces(int64_t rows, int threads, Work work) {
                [&](int64_t piece, int) { work(Item{piece, piece * size, std::min((piece + 1) * size, rows)}); });
 }
 
-using NormKernel = void (*Kernels::*)(const NormProblem&, const Item&, Scratch&);
-using GeluKernel = void (*Kernels::*)(const GeluProblem&, const Item&);
-
-template <NormKernel kernel>
-void norm(const py::dict& arguments, const std::string& isa, int threads) {
-  const NormProblem p = norm_problem(arguments);
+// The function for Python that reads a problem with `read` and runs a kernel on its pieces.
+template <auto read, auto kernel>
+void run(const py::dict& arguments, const std::string& isa, int threads) {
+  const auto p = read(arguments);
   const auto compute = kernels_for(isa_named(isa)).*kernel;
   const py::gil_scoped_release release;
-  for_pieces(p.rows, threads, [&](const Item& item) { compute(p, item, Scratch::of_this_thread()); });
-}
-
-template <GeluKernel kernel>
-void gelu(const py::dict& arguments, const std::string& isa, int threads) {
-  const GeluProblem p = gelu_problem(arguments);
-  const auto compute = kernels_for(isa_named(isa)).*kernel;
-  const py::gil_scoped_release release;
-  for_pieces(p.rows, threads, [&](const Item& item) { compute(p, item); });
+  for_pieces(p.rows, threads, [&](const Item& item) {
+    if constexpr (std::is_invocable_v<decltype(compute), decltype(p), Item>)
+      compute(p, item);
+    else
+      compute(p, item, Scratch::of_this_thread());
+  });
 }
 
 }  // namespace
 }  // namespace rowwise
 
 void bind_rowwise(py::module_& module) {
-  using rowwise::Kernels;
+  using namespace rowwise;
   const auto define = [&module](const char* name, auto function, const char* text) {
     module.def(name, function, py::arg("arguments"), py::arg("isa"), py::arg("threads"), text);
   };
-  define("norm_forward", rowwise::norm<&Kernels::norm_forward>,
+  define("norm_forward", run<norm_problem, &Kernels::norm_forward>,
          "Fills out and, if given, z, normal and rstd; kernels/norm/cpu.py makes the arguments.");
-  define("norm_backward", rowwise::norm<&Kernels::norm_backward>,
+  define("norm_backward", run<norm_problem, &Kernels::norm_backward>,
          "Fills grad_residual, grad_x and each piece's sums for the parameters.");
-  define("gelu_forward", rowwise::gelu<&Kernels::gelu_forward>,
+  define("gelu_forward", run<gelu_problem, &Kernels::gelu_forward>,
          "Fills out and, if given, derivative; kernels/gelu/cpu.py makes the arguments.");
-  define("gelu_backward", rowwise::gelu<&Kernels::gelu_backward>, "Fills grad_x and each piece's sums for the bias.");
-  module.def("row_pieces", &rowwise::pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
+  define("gelu_backward", run<gelu_problem, &Kernels::gelu_backward>,
+         "Fills grad_x and each piece's sums for the bias.");
+  define("dropout", run<dropout_problem, &Kernels::dropout>, "Fills out; kernels/dropout.py makes the arguments.");
+  module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
 }
 
 }  // namespace penstock
