@@ -69,6 +69,7 @@ def study(
     from penstock.engine.study.settings import StudySettings, check_families, packaged_encoder
     from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
     from penstock.engine.study.study import run_study
+    from penstock.engine.training.memory import keep_freed_memory
 
     if bool(train) != bool(test):
         raise ConfigError("give both --train and --test, or neither for the generated reviews")
@@ -90,6 +91,7 @@ def study(
         max_test=max_test,
         overrides=tuple(overrides or []),
     )
+    keep_freed_memory()
     run_study(settings, out, jobs=jobs, keep_runs=keep_runs)
     report(out)
 

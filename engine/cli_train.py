@@ -74,8 +74,10 @@ def train(
     import torch.distributed as dist
 
     from penstock.engine.data.store import Store
+    from penstock.engine.training.memory import keep_freed_memory
     from penstock.engine.training.train import train as run_training
 
+    keep_freed_memory()
     try:
         result = run_training(chosen, Store.open(train), out, test_store=Store.open(eval_) if eval_ else None)
         if dist.is_initialized() and dist.get_rank() > 0:

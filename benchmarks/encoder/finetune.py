@@ -11,7 +11,6 @@ matrix products at the model's own shapes is probed. Prints one JSON document; -
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
@@ -41,6 +40,7 @@ from penstock.engine.models import EncoderClassifier
 from penstock.engine.models.loading import quiet
 from penstock.engine.study.settings import packaged_encoder
 from penstock.engine.training.distributed import World
+from penstock.engine.training.memory import keep_freed_memory
 from penstock.engine.training.settings import TrainingSettings
 from penstock.engine.training.step import Stepper
 
@@ -51,15 +51,6 @@ TRAINERS = ["trainer-grouped", "trainer-random"]
 Pass = Callable[[], float]  # trains once on all the texts and returns the seconds
 
 clock = time.perf_counter
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc reuse the pages of freed tensors, for all contestants, instead of giving each back to the system."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, top_pad, mmap_max = -1, -2, -4  # from malloc.h
-        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
-            mallopt(parameter, value)
 
 
 def choose_rows(store: Store, batch_size: int, batches: int) -> list[np.ndarray]:

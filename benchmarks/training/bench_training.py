@@ -15,6 +15,7 @@ import pytest
 
 from penstock.benchmarks.encoder import finetune
 from penstock.benchmarks.training import against_plain
+from penstock.engine.training.memory import keep_freed_memory
 
 ROUNDS, SECONDS, BATCH_SIZE = 5, 3.0, 64
 BATCHES, TOKENS_PER_BATCH = 2, 4096  # of the encoder
@@ -56,7 +57,7 @@ def test_lstm(benchmark, store, peers):
 
 @pytest.mark.parametrize("peers", [False, True], ids=["alone", "peers"])
 def test_encoder(benchmark, store, peers):
-    finetune.keep_freed_memory()
+    keep_freed_memory()
     batches = finetune.choose_rows(store, 32, BATCHES)
     rows = np.concatenate(batches)
     tokens = int(store.lengths[rows].sum())

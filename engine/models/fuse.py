@@ -39,7 +39,8 @@ def fuse(model: PreTrainedModel) -> None:
     table = model.get_input_embeddings()
     if type(table) is nn.Embedding and not (table.sparse or table.scale_grad_by_freq or table.max_norm):
         _replace(table, _look_up)
-    for module in model.base_model.embeddings.modules():
+    embeddings: Any = model.base_model.embeddings
+    for module in embeddings.modules():
         if type(module) is nn.Dropout:
             _replace(module, _drop)
     layers: Any = layers_of(model)

@@ -57,7 +57,10 @@ def run_cells(tasks: Sequence[CellTask], jobs: int, run_cell: RunCell) -> Iterat
 def _prepare_worker(threads: int) -> None:
     import torch
 
+    from penstock.engine.training.memory import keep_freed_memory
+
     torch.set_num_threads(threads)
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         # a parent that is killed outright cannot stop its workers

@@ -1,0 +1,29 @@
+"""Freed memory is used again where that is asked for."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_FAULTS_OF_A_TENSOR = """
+import resource, sys, torch
+from penstock.engine.training.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(48 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(10)][-1])  # aligned memory is a little larger when it is asked for: soon it fits
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told how to give out memory")
+def test_a_tensor_takes_the_pages_of_the_ones_before(tmp_path) -> None:
+    def faults(mode: str) -> int:
+        command = [sys.executable, "-P", "-c", _FAULTS_OF_A_TENSOR, mode]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+
+    assert faults("keep") < 100
+    assert faults("leave") > 5 * faults("keep")
