@@ -23,6 +23,7 @@ else:
     from penstock.kernels.norm.ops import residual_norm
     from penstock.kernels.pooling.ops import segment_pool
     from penstock.kernels.ragged import Ragged
+    from penstock.kernels.rotary.ops import rotary
 
     __all__ = [
         "LSTM",
@@ -32,6 +33,7 @@ else:
         "lstm",
         "lstm_cell",
         "residual_norm",
+        "rotary",
         "segment_pool",
         "use_backend",
         "varlen_attention",

@@ -3,6 +3,7 @@
 
 #include "rowwise/cpu/gelu.h"
 #include "rowwise/cpu/norm.h"
+#include "rowwise/cpu/rotary.h"
 
 namespace penstock {
 namespace PENSTOCK_ISA {
@@ -23,12 +24,16 @@ static void gelu_forward(const GeluProblem& p, const Item& item) {
 static void gelu_backward(const GeluProblem& p, const Item& item) {
   (p.storage == Storage::float32 ? gelu_backward_rows<float> : gelu_backward_rows<bf16>)(p, item);
 }
+static void rotary(const RotaryProblem& p, const Item& item) {
+  (p.storage == Storage::float32 ? rotary_rows<float> : rotary_rows<bf16>)(p, item);
+}
 
 }  // namespace PENSTOCK_ISA
 
 #define PENSTOCK_JOIN(a, b) a##b
 #define PENSTOCK_KERNELS(isa) PENSTOCK_JOIN(isa, _kernels)
 const rowwise::Kernels rowwise::PENSTOCK_KERNELS(PENSTOCK_ISA){PENSTOCK_ISA::norm_forward, PENSTOCK_ISA::norm_backward,
-                                                               PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward};
+                                                               PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward,
+                                                               PENSTOCK_ISA::rotary};
 
 }  // namespace penstock

@@ -47,6 +47,23 @@ struct GeluProblem {
   float* sums;  // (pieces, width), null without bias
 };
 
+// Heads of queries or keys: x, (tokens, count, head_dim), by its strides in elements, the last dimension dense; out is
+// dense.
+struct Heads {
+  const void* x;
+  void* out;
+  int64_t count, token_stride, head_stride;
+};
+
+// out = x cos + rotate_half(x) sin of q and k, or the transposed rotation, with which their gradients go back.
+struct RotaryProblem {
+  Storage storage;
+  int64_t tokens, head_dim;
+  bool transposed;
+  const float *cos, *sin;  // (tokens, head_dim)
+  Heads q, k;
+};
+
 // Rows [first, last) that are computed at a time; `piece` is their number.
 struct Item {
   int64_t piece, first, last;
@@ -58,6 +75,7 @@ struct Kernels {
   void (*norm_backward)(const NormProblem&, const Item&, Scratch&);
   void (*gelu_forward)(const GeluProblem&, const Item&);
   void (*gelu_backward)(const GeluProblem&, const Item&);
+  void (*rotary)(const RotaryProblem&, const Item&);
 };
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels;
 

@@ -57,6 +57,21 @@ GeluProblem gelu_problem(const py::dict& a) {
   return p;
 }
 
+Heads heads(const py::handle& description) {
+  const auto parts = description.cast<py::tuple>();
+  return {reinterpret_cast<const void*>(parts[0].cast<uintptr_t>()),
+          reinterpret_cast<void*>(parts[1].cast<uintptr_t>()), parts[2].cast<int64_t>(), parts[3].cast<int64_t>(),
+          parts[4].cast<int64_t>()};
+}
+
+RotaryProblem rotary_problem(const py::dict& a) {
+  RotaryProblem p{};
+  p.storage = storage(a), p.q = heads(a["q"]), p.k = heads(a["k"]);
+  get(a, "tokens", p.tokens), get(a, "head_dim", p.head_dim), get(a, "transposed", p.transposed);
+  get(a, "cos", p.cos), get(a, "sin", p.sin);
+  return p;
+}
+
 int64_t rows_per_piece(int64_t rows) { return std::max(kLeastRows, (rows + kMostPieces - 1) / kMostPieces); }
 
 int64_t pieces(int64_t rows) { return (rows + rows_per_piece(rows) - 1) / rows_per_piece(rows); }
@@ -87,6 +102,13 @@ void gelu(const py::dict& arguments, const std::string& isa, int threads) {
   for_pieces(p.rows, threads, [&](const Item& item) { compute(p, item); });
 }
 
+void rotary(const py::dict& arguments, const std::string& isa, int threads) {
+  const RotaryProblem p = rotary_problem(arguments);
+  const auto compute = kernels_for(isa_named(isa)).rotary;
+  const py::gil_scoped_release release;
+  for_pieces(p.tokens, threads, [&](const Item& item) { compute(p, item); });
+}
+
 }  // namespace
 }  // namespace rowwise
 
@@ -102,6 +124,7 @@ void bind_rowwise(py::module_& module) {
   define("gelu_forward", rowwise::gelu<&Kernels::gelu_forward>,
          "Fills out and, if given, derivative; kernels/gelu/cpu.py makes the arguments.");
   define("gelu_backward", rowwise::gelu<&Kernels::gelu_backward>, "Fills grad_x and each piece's sums for the bias.");
+  define("rotary", rowwise::rotary, "Fills the outputs of q and k; kernels/rotary/cpu.py makes the arguments.");
   module.def("row_pieces", &rowwise::pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
 }
 
