@@ -17,7 +17,7 @@ if __name__ == "kernels":
 else:
     from penstock.kernels.attention.ops import varlen_attention
     from penstock.kernels.dispatch import use_backend
-    from penstock.kernels.gelu.ops import bias_gelu
+    from penstock.kernels.gelu.ops import bias_gelu, geglu
     from penstock.kernels.linear.ops import linear
     from penstock.kernels.lstm import LSTM, lstm, lstm_cell
     from penstock.kernels.norm.ops import residual_norm
@@ -29,6 +29,7 @@ else:
         "LSTM",
         "Ragged",
         "bias_gelu",
+        "geglu",
         "linear",
         "lstm",
         "lstm_cell",

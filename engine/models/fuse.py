@@ -10,7 +10,8 @@ takes everything back.
 - What follows a product there, bias, dropout, residual and LayerNorm, or bias and GELU, is one operation, and so is
   what lies between ModernBERT's attention and its MLP. Dropout's mask follows the example by the rule of
   `penstock.kernels.philox`: it is not the one that the stock module draws.
-- ModernBERT's queries and keys are turned by their rotary angles in one operation, not through copies in float32.
+- ModernBERT's queries and keys are turned by their rotary angles in one operation, not through copies in float32, and
+  the two halves of its MLP meet in one.
 - The gradient of the token embeddings is made without torch's slow clearing.
 """
 
@@ -24,7 +25,7 @@ from transformers.activations import GELUActivation
 
 from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.families import layers_of, pools_mean
-from penstock.kernels import bias_gelu, linear, residual_norm, rotary
+from penstock.kernels import bias_gelu, geglu, linear, residual_norm, rotary
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.embedding import embedding
 
@@ -187,8 +188,12 @@ def _turned(q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor
 
 
 def _modernbert_mlp(mlp: Any, x: Tensor) -> Tensor:
-    inner, gate = _product(x, mlp.Wi).chunk(2, -1)
-    return _product(mlp.drop(mlp.act(inner) * gate), mlp.Wo)
+    if isinstance(mlp.act, GELUActivation):
+        inner = geglu(linear(x, [mlp.Wi.weight]), mlp.Wi.bias)
+    else:
+        gate, value = _product(x, mlp.Wi).chunk(2, -1)
+        inner = mlp.act(gate) * value
+    return _product(mlp.drop(inner), mlp.Wo)
 
 
 def _modernbert_attention(

@@ -18,7 +18,7 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, transposed: bool) -> 
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     arguments: dict[str, Any] = {
         "bfloat16": q.dtype == torch.bfloat16,
-        "tokens": cos.shape[0],
+        "rows": cos.shape[0],
         "head_dim": cos.shape[1],
         "transposed": transposed,
         "cos": cos.data_ptr(),

@@ -136,7 +136,7 @@ def test_every_element_is_written_and_no_other(head_dim, isa, dtype, transposed)
     q, k = product.copy_(torch.randn(product.shape)).unbind(1)
     cos, sin = (padded(tokens, head_dim, dtype=torch.float32)[1].normal_() for _ in range(2))
     wholes, outs = zip(*(padded(tokens, heads, head_dim, dtype=dtype) for _ in range(2)), strict=True)
-    arguments = {"bfloat16": dtype == torch.bfloat16, "tokens": tokens, "head_dim": head_dim}
+    arguments = {"bfloat16": dtype == torch.bfloat16, "rows": tokens, "head_dim": head_dim}
     arguments |= {"transposed": transposed, "cos": cos.data_ptr(), "sin": sin.data_ptr()}
     arguments |= {"q": address(q, outs[0]), "k": address(k, outs[1])}
     _native.rotary(arguments, isa, 1)

@@ -1,11 +1,11 @@
-"""residual_norm, bias_gelu, rotary and segment_pool on a GPU against float64 on the CPU."""
+"""residual_norm, bias_gelu, geglu, rotary and segment_pool on a GPU against float64 on the CPU."""
 
 from itertools import accumulate
 
 import pytest
 import torch
 
-from penstock.kernels import bias_gelu, residual_norm, rotary, segment_pool, use_backend
+from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
 from penstock.kernels.pooling.protocol import MODES
 
 pytestmark = [
@@ -74,6 +74,13 @@ def test_residual_norm(backend, width, prenorm, wide, p, dtype):
 @pytest.mark.parametrize("width", [7, 384, 3072])
 def test_bias_gelu(backend, width, dtype):
     check(backend, lambda x, bias, device: bias_gelu(x, bias), normal((TOKENS, width), width), dtype)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("width", [14, 1152])
+def test_geglu(backend, width, dtype):
+    check(backend, lambda x, bias, device: geglu(x, bias), normal((TOKENS, width), width), dtype)
 
 
 @backends

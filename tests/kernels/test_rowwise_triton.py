@@ -1,5 +1,5 @@
-"""The Triton kernels of residual_norm, bias_gelu, rotary and segment_pool: values in the interpreter, which must be
-asked for before a kernel is defined, in a process of its own; and compiled for GPUs that need not be there."""
+"""The Triton kernels of residual_norm, bias_gelu, geglu, rotary and segment_pool: values in the interpreter, which must
+be asked for before a kernel is defined, in a process of its own; and compiled for GPUs that need not be there."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 
-from penstock.kernels import bias_gelu, residual_norm, rotary, segment_pool, use_backend
+from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
 from penstock.kernels.gelu import triton as gelu
 from penstock.kernels.norm import triton as norm
 from penstock.kernels.pooling import triton as pooling
@@ -80,6 +80,8 @@ def test_gelu(dtype):
     generator = torch.Generator().manual_seed(0)
     check(bias_gelu, [torch.randn(shape, generator=generator) * 2 for shape in ((131, 21), (21,))], dtype)
     check(bias_gelu, [torch.randn(3, 200, generator=generator)], dtype)
+    check(geglu, [torch.randn(shape, generator=generator) * 2 for shape in ((131, 42), (42,))], dtype)
+    check(geglu, [torch.randn(3, 260, generator=generator)], dtype)
 
 
 @inside
@@ -129,6 +131,7 @@ def test_degenerate_batches(lengths):
         run("triton", lambda x, w: residual_norm(x, x, w, **drop), [x, vector]),
         run("triton", lambda x, w: residual_norm(x, x, w, prenorm=True, **drop), [x, vector]),
         run("triton", bias_gelu, [x, vector]),
+        run("triton", geglu, [x[:, 1:], vector[1:]]),
         run("triton", lambda x: rotary(x[:, None, :8], x[:, None, 1:], angles, angles), [x]),
         run("triton", lambda x: segment_pool(x, bounds(lengths), "max"), [x]),
     ]
@@ -195,6 +198,9 @@ def test_compile_for_gpus(capability):
     binaries.append(compile_kernel(gelu_kernels.forward_kernel, capability, BLOCK=gelu.BLOCK, SAVE=True, **options))
     tile = {"BLOCK_ROWS": gelu.BLOCK_ROWS, "BLOCK_COLUMNS": gelu.BLOCK_COLUMNS}
     binaries.append(compile_kernel(gelu_kernels.backward_kernel, capability, **tile, **options))
+    options = {"WIDTH": 576, "HAS_BIAS": True}
+    binaries.append(compile_kernel(gelu_kernels.geglu_forward_kernel, capability, BLOCK=gelu.BLOCK, **options))
+    binaries.append(compile_kernel(gelu_kernels.geglu_backward_kernel, capability, **tile, **options))
     heads = {"Q_HEADS": 12, "Q_BLOCK": rotation.block(12), "K_HEADS": 3, "K_BLOCK": rotation.block(3)}
     half = {"HALF": 24, "HALF_BLOCK": rotation.block(24)}
     for transposed in (False, True):

@@ -57,6 +57,14 @@ GeluProblem gelu_problem(const py::dict& a) {
   return p;
 }
 
+GegluProblem geglu_problem(const py::dict& a) {
+  GegluProblem p{};
+  p.storage = storage(a);
+  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "x", p.x), get(a, "bias", p.bias), get(a, "out", p.out);
+  get(a, "grad_out", p.grad_out), get(a, "grad_x", p.grad_x), get(a, "sums", p.sums);
+  return p;
+}
+
 Heads heads(const py::handle& description) {
   const auto parts = description.cast<py::tuple>();
   return {reinterpret_cast<const void*>(parts[0].cast<uintptr_t>()),
@@ -67,7 +75,7 @@ Heads heads(const py::handle& description) {
 RotaryProblem rotary_problem(const py::dict& a) {
   RotaryProblem p{};
   p.storage = storage(a), p.q = heads(a["q"]), p.k = heads(a["k"]);
-  get(a, "tokens", p.tokens), get(a, "head_dim", p.head_dim), get(a, "transposed", p.transposed);
+  get(a, "rows", p.rows), get(a, "head_dim", p.head_dim), get(a, "transposed", p.transposed);
   get(a, "cos", p.cos), get(a, "sin", p.sin);
   return p;
 }
@@ -84,7 +92,6 @@ void for_pieces(int64_t rows, int threads, Work work) {
 }
 
 using NormKernel = void (*Kernels::*)(const NormProblem&, const Item&, Scratch&);
-using GeluKernel = void (*Kernels::*)(const GeluProblem&, const Item&);
 
 template <NormKernel kernel>
 void norm(const py::dict& arguments, const std::string& isa, int threads) {
@@ -94,38 +101,37 @@ void norm(const py::dict& arguments, const std::string& isa, int threads) {
   for_pieces(p.rows, threads, [&](const Item& item) { compute(p, item, Scratch::of_this_thread()); });
 }
 
-template <GeluKernel kernel>
-void gelu(const py::dict& arguments, const std::string& isa, int threads) {
-  const GeluProblem p = gelu_problem(arguments);
+template <auto read, auto kernel>
+void by_rows(const py::dict& arguments, const std::string& isa, int threads) {
+  const auto p = read(arguments);
   const auto compute = kernels_for(isa_named(isa)).*kernel;
   const py::gil_scoped_release release;
   for_pieces(p.rows, threads, [&](const Item& item) { compute(p, item); });
-}
-
-void rotary(const py::dict& arguments, const std::string& isa, int threads) {
-  const RotaryProblem p = rotary_problem(arguments);
-  const auto compute = kernels_for(isa_named(isa)).rotary;
-  const py::gil_scoped_release release;
-  for_pieces(p.tokens, threads, [&](const Item& item) { compute(p, item); });
 }
 
 }  // namespace
 }  // namespace rowwise
 
 void bind_rowwise(py::module_& module) {
-  using rowwise::Kernels;
+  using namespace rowwise;
   const auto define = [&module](const char* name, auto function, const char* text) {
     module.def(name, function, py::arg("arguments"), py::arg("isa"), py::arg("threads"), text);
   };
-  define("norm_forward", rowwise::norm<&Kernels::norm_forward>,
+  define("norm_forward", norm<&Kernels::norm_forward>,
          "Fills out and, if given, z, normal and rstd; kernels/norm/cpu.py makes the arguments.");
-  define("norm_backward", rowwise::norm<&Kernels::norm_backward>,
+  define("norm_backward", norm<&Kernels::norm_backward>,
          "Fills grad_residual, grad_x and each piece's sums for the parameters.");
-  define("gelu_forward", rowwise::gelu<&Kernels::gelu_forward>,
+  define("gelu_forward", by_rows<gelu_problem, &Kernels::gelu_forward>,
          "Fills out and, if given, derivative; kernels/gelu/cpu.py makes the arguments.");
-  define("gelu_backward", rowwise::gelu<&Kernels::gelu_backward>, "Fills grad_x and each piece's sums for the bias.");
-  define("rotary", rowwise::rotary, "Fills the outputs of q and k; kernels/rotary/cpu.py makes the arguments.");
-  module.def("row_pieces", &rowwise::pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
+  define("gelu_backward", by_rows<gelu_problem, &Kernels::gelu_backward>,
+         "Fills grad_x and each piece's sums for the bias.");
+  define("geglu_forward", by_rows<geglu_problem, &Kernels::geglu_forward>,
+         "Fills out; kernels/gelu/cpu.py makes the arguments.");
+  define("geglu_backward", by_rows<geglu_problem, &Kernels::geglu_backward>,
+         "Fills grad_x and each piece's sums for the bias.");
+  define("rotary", by_rows<rotary_problem, &Kernels::rotary>,
+         "Fills the outputs of q and k; kernels/rotary/cpu.py makes the arguments.");
+  module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
 }
 
 }  // namespace penstock
