@@ -17,21 +17,24 @@ if __name__ == "kernels":
 else:
     from penstock.kernels.attention.ops import varlen_attention
     from penstock.kernels.dispatch import use_backend
-    from penstock.kernels.gelu.ops import bias_gelu
+    from penstock.kernels.gelu.ops import bias_gelu, geglu
     from penstock.kernels.linear.ops import linear
     from penstock.kernels.lstm import LSTM, lstm, lstm_cell
     from penstock.kernels.norm.ops import residual_norm
     from penstock.kernels.pooling.ops import segment_pool
     from penstock.kernels.ragged import Ragged
+    from penstock.kernels.rotary.ops import rotary
 
     __all__ = [
         "LSTM",
         "Ragged",
         "bias_gelu",
+        "geglu",
         "linear",
         "lstm",
         "lstm_cell",
         "residual_norm",
+        "rotary",
         "segment_pool",
         "use_backend",
         "varlen_attention",

@@ -32,7 +32,7 @@ PARTS = {
     "tests": Part("correctness", 220),
     "lstm": Part("lstm", 110, tests="lstm or cell"),
     "attention": Part("attention", 45, tests="attention"),
-    "rowwise": Part("rowwise", 25, tests="norm or gelu or pool"),
+    "rowwise": Part("rowwise", 25, tests="norm or gelu or geglu or rotary or pool"),
     "train-lstm": Part("training_lstm", 60, tests=""),
     "train-encoder": Part("training_encoder", 70, tests=""),
     "flashrnn": Part("lstm_peers", 300, checkout="flashrnn", function="flashrnn"),

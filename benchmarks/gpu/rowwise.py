@@ -1,4 +1,5 @@
-"""What stands between the large products, limited by memory: residual norm with dropout, bias and GELU, pooling.
+"""What stands between the large products, limited by memory: residual norm with dropout, bias and GELU, GEGLU, rotary
+embedding, pooling.
 
 The peers are torch's own modules, as they come and through torch.compile.
 """
@@ -16,9 +17,9 @@ from penstock.benchmarks.gpu import backends, floors
 from penstock.benchmarks.gpu.attention import draw_lengths
 from penstock.benchmarks.gpu.context import Context, WrongResultError, emit, reason
 from penstock.benchmarks.gpu.timing import Call, compare
-from penstock.kernels import bias_gelu, residual_norm, segment_pool, use_backend
+from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
 
-WIDTH, INNER, POOLED, TOKENS, DROPOUT = 768, 3072, 512, 65_536, 0.1
+WIDTH, INNER, HEAD_DIM, POOLED, TOKENS, DROPOUT = 768, 3072, 64, 512, 65_536, 0.1
 BOUND_OUTPUT, BOUND_GRADIENT = 1e-2, 2e-2  # of ||y - r|| / ||r|| in bf16, against float64
 
 
@@ -36,7 +37,7 @@ class Case:
     ours: Callable[..., Tensor]
     theirs: Callable[..., Tensor] | None
     inputs: list[Tensor]
-    tensors: tuple[int, int]
+    tensors: tuple[float, float]
 
     def calls(self, function: Callable[..., Tensor]) -> dict[str, Call]:
         def inference() -> Tensor:
@@ -61,7 +62,7 @@ class Case:
 
 def cases(context: Context) -> list[Case]:
     device = context.device
-    width, inner, pooled = (8, 12, 8) if context.smoke else (WIDTH, INNER, POOLED)
+    width, inner, head_dim, pooled = (8, 12, 4, 8) if context.smoke else (WIDTH, INNER, HEAD_DIM, POOLED)
     lengths = draw_lengths(8, 60, 24) if context.smoke else draw_lengths(150, TOKENS)
     tokens = sum(lengths)
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
@@ -82,11 +83,29 @@ def cases(context: Context) -> list[Case]:
         x_bias, weight, bias = (each.bfloat16() for each in (x_bias, weight, bias))
         return F.layer_norm(residual + F.dropout(x + x_bias, DROPOUT), weight.shape, weight, bias)
 
+    def plain_geglu(x: Tensor, bias: Tensor) -> Tensor:
+        gate, value = (x + bias.bfloat16()).chunk(2, 1)
+        return F.gelu(gate) * value
+
+    angles = torch.randn(tokens, head_dim, device=device)
+    cos, sin = angles.cos(), angles.sin()
+
+    def turned(x: Tensor) -> Tensor:
+        heads = x.unflatten(1, (-1, head_dim))
+        return rotary(heads[:, :0], heads, cos, sin)[1]
+
+    def plain_turned(x: Tensor) -> Tensor:
+        heads = x.unflatten(1, (-1, head_dim))
+        x1, x2 = heads.chunk(2, 2)
+        return (heads * cos[:, None] + torch.cat((-x2, x1), 2) * sin[:, None]).bfloat16()
+
     norm_inputs = [rows(width), rows(width), vector(width), vector(width), vector(width)]
     gelu_inputs = [rows(inner), vector(inner)]
     return [
         Case("residual_norm", norm, plain_norm, norm_inputs, (3, 8)),
         Case("bias_gelu", bias_gelu, lambda x, bias: F.gelu(x + bias.bfloat16()), gelu_inputs, (2, 5)),
+        Case("geglu", geglu, plain_geglu, gelu_inputs, (1.5, 4)),
+        Case("rotary", turned, plain_turned, [rows(width)], (2, 4)),
         Case("segment_pool", lambda x: segment_pool(x, bounds, "max"), None, [rows(pooled)], (1, 2)),
     ]
 

@@ -10,6 +10,8 @@ takes everything back.
 - What follows a product there, bias, dropout, residual and LayerNorm, or bias and GELU, is one operation, and so is
   what lies between ModernBERT's attention and its MLP. Dropout's mask follows the example by the rule of
   `penstock.kernels.philox`: it is not the one that the stock module draws.
+- ModernBERT's queries and keys are turned by their rotary angles in one operation, not through copies in float32, and
+  the two halves of its MLP meet in one.
 - The gradient of the token embeddings is made without torch's slow clearing, and on a CPU what is dropped of them is
   drawn by that rule too, the whole batch taken for one example: torch draws it on one thread.
 """
@@ -26,7 +28,7 @@ from transformers.activations import GELUActivation
 
 from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.families import layers_of, pools_mean
-from penstock.kernels import bias_gelu, linear, philox, residual_norm
+from penstock.kernels import bias_gelu, geglu, linear, philox, residual_norm, rotary
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.embedding import embedding
@@ -89,6 +91,10 @@ def _joined(x: Tensor, *parts: nn.Linear) -> Tensor:
     """The outputs of several linear layers of equal size, (tokens, len(parts), width), by one matrix product."""
     out = linear(x, [part.weight for part in parts], [part.bias for part in parts])
     return out.unflatten(-1, (len(parts), -1))
+
+
+def _product(x: Tensor, dense: nn.Linear) -> Tensor:
+    return linear(x, [dense.weight], [] if dense.bias is None else [dense.bias])
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
@@ -193,10 +199,17 @@ def _distilbert_last_layer(
 
 
 def _turned(q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Queries and keys, (1, tokens, heads, head_dim), turned by their tokens' rotary angles."""
-    from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+    """Queries and keys, (tokens, heads, head_dim), turned by their tokens' angles, (1, tokens, head_dim) each."""
+    return rotary(q, k, *(angle.flatten(0, 1) for angle in angles))
 
-    return apply_rotary_pos_emb(q, k, *angles, unsqueeze_dim=2)
+
+def _modernbert_mlp(mlp: Any, x: Tensor) -> Tensor:
+    if isinstance(mlp.act, GELUActivation):
+        inner = geglu(linear(x, [mlp.Wi.weight]), mlp.Wi.bias)
+    else:
+        gate, value = _product(x, mlp.Wi).chunk(2, -1)
+        inner = mlp.act(gate) * value
+    return _product(mlp.drop(inner), mlp.Wo)
 
 
 def _modernbert_attention(
@@ -210,7 +223,7 @@ def _modernbert_attention(
     out = attend(q, k, v, attention_mask, dropout=dropout, scaling=scaling, sliding_window=window, **bounds).flatten(1)
     rate = _rate(attention.out_drop)
     normal, hidden = _add(out, attention.Wo, residual, self.mlp_norm, rate, bounds, prenorm=True)
-    return hidden + self.mlp(normal)
+    return hidden + _modernbert_mlp(self.mlp, normal)
 
 
 def _modernbert_layer(
@@ -221,10 +234,10 @@ def _modernbert_layer(
     position_embeddings: tuple[Tensor, Tensor],
     **bounds: Any,
 ) -> Tensor:
-    qkv = self.attn.Wqkv(self.attn_norm(hidden_states))
-    q, k, v = qkv.unflatten(-1, (3, -1, self.attn.head_dim)).unbind(2)
+    hidden = hidden_states.flatten(0, 1)
+    qkv = _product(self.attn_norm(hidden), self.attn.Wqkv)
+    q, k, v = qkv.unflatten(-1, (3, -1, self.attn.head_dim)).unbind(1)
     q, k = _turned(q, k, position_embeddings)
-    q, k, v, hidden = (each.flatten(0, 1) for each in (q, k, v, hidden_states))
     return _modernbert_attention(self, q, k, v, hidden, attention_mask, bounds)[None]
 
 
@@ -236,16 +249,17 @@ def _modernbert_last_layer(
     position_embeddings: tuple[Tensor, Tensor],
     **bounds: Any,
 ) -> Tensor:
-    attention = self.attn
-    weight, bias, width = attention.Wqkv.weight, attention.Wqkv.bias, hidden_states.shape[-1]
-    q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    first, bounds = first_tokens(hidden_states.flatten(0, 1), bounds)
-    q = _heads(F.linear(self.attn_norm(first), weight[:width], q_bias), attention.head_dim)
-    kv = F.linear(self.attn_norm(hidden_states), weight[width:], kv_bias)
-    k, v = kv.unflatten(-1, (2, -1, attention.head_dim)).unbind(2)
+    attention, hidden = self.attn, hidden_states.flatten(0, 1)
+    weight, bias, sizes = attention.Wqkv.weight, attention.Wqkv.bias, (hidden.shape[1], 2 * hidden.shape[1])
+    q_weight, kv_weight = weight.split(sizes)
+    q_bias, kv_bias = ([], []) if bias is None else ([part] for part in bias.split(sizes))
+    first, bounds = first_tokens(hidden, bounds)
+    q = _heads(linear(self.attn_norm(first), [q_weight], q_bias), attention.head_dim)
+    kv = linear(self.attn_norm(hidden), [kv_weight], kv_bias)
+    k, v = kv.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
     # A first token's rotary angle is 0: its query stays as it is, and only the keys are turned.
-    k, _ = _turned(k, k[..., :0, :], position_embeddings)
-    return _modernbert_attention(self, q, k.flatten(0, 1), v.flatten(0, 1), first, attention_mask, bounds)[:, None]
+    _, k = _turned(k[:, :0], k, position_embeddings)
+    return _modernbert_attention(self, q, k, v, first, attention_mask, bounds)[:, None]
 
 
 # Of each type of model: what its layers compute, and what the last one does for each sequence's first token only.

@@ -1,4 +1,4 @@
-"""`penstock::bias_gelu` as torch sees it, and the public function."""
+"""`penstock::bias_gelu` and `penstock::geglu` as torch sees them, and the public functions."""
 
 from typing import Any
 
@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch
-from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.gelu import cpu, reference
 from penstock.kernels.gelu import torch as torch_backend
 from penstock.kernels.gelu import triton as triton_backend
 from penstock.kernels.gelu.protocol import accumulate_dtype
 
-dispatch.register_modules("bias_gelu", triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)
+for _operation in ("bias_gelu", "geglu"):
+    dispatch.register_modules(_operation, triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)
 
 torch.library.define(
     "penstock::bias_gelu",
@@ -22,6 +23,16 @@ torch.library.define(
 torch.library.define(
     "penstock::bias_gelu_backward",
     "(Tensor grad_out, Tensor derivative, bool has_bias, str backend) -> (Tensor x, Tensor bias)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "penstock::geglu",
+    "(Tensor x, Tensor? bias, str backend) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "penstock::geglu_backward",
+    "(Tensor grad_out, Tensor x, Tensor? bias, str backend) -> (Tensor x, Tensor bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -41,6 +52,34 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         TypeError, ValueError: an argument is wrong; the message names it.
         RuntimeError: the backend that `use_backend` forces cannot serve the call.
     """
+    x, wide, backend = _prepared("bias_gelu", x, bias)
+    save = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return torch.ops.penstock.bias_gelu(x, wide, save, backend)[0]
+
+
+def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """GELU(gate) * value, of the halves (gate, value) of each row of x + bias, with the exact GELU.
+
+    Backward starts from x, which the product that made it left in memory: forward writes nothing but its result, and
+    nothing is rounded between the two.
+
+    Args:
+        x: (tokens, 2 width), float16, bfloat16, float32 or float64.
+        bias: (2 width,), floating point: that of the linear layer that made x, if that did not add it.
+    Returns:
+        (tokens, width), in the dtype of x. Under autocast x is cast to the autocast dtype (float64 excepted).
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        RuntimeError: the backend that `use_backend` forces cannot serve the call.
+    """
+    x, wide, backend = _prepared("geglu", x, bias)
+    if x.shape[1] % 2:
+        raise ValueError(f"x must have an even width, two halves, got {x.shape[1]}")
+    return _Geglu.apply(x, wide, backend)
+
+
+def _prepared(operation: str, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, str]:
+    """x as autocast wants it, the bias in the dtype of the arithmetic, and the backend; checked."""
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
@@ -52,10 +91,8 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(
             f"bias must have shape ({x.shape[1]},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
         )
-    save = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    backend = dispatch.choose("bias_gelu", device_type=x.device.type, dtype=x.dtype)
-    wide = None if bias is None else bias.to(accumulate_dtype(x.dtype))
-    return torch.ops.penstock.bias_gelu(x, wide, save, backend)[0]
+    backend = dispatch.choose(operation, device_type=x.device.type, dtype=x.dtype)
+    return x, cast(bias, accumulate_dtype(x.dtype)), backend
 
 
 @torch.library.impl("penstock::bias_gelu", "default")
@@ -102,3 +139,47 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
 
 
 torch.library.register_autograd("penstock::bias_gelu", _differentiate, setup_context=_setup_context)
+
+
+@torch.library.impl("penstock::geglu", "default")
+def _geglu_forward(x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    implementation = dispatch.implementation("geglu", backend)
+    with torch.autocast(x.device.type, enabled=False):
+        return implementation.geglu_forward(x.contiguous(), None if bias is None else bias.contiguous())
+
+
+@torch.library.register_fake("penstock::geglu")
+def _fake_geglu_forward(x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] // 2)
+
+
+@torch.library.impl("penstock::geglu_backward", "default")
+def _geglu_backward(grad_out: Tensor, x: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    implementation = dispatch.implementation("geglu", backend)
+    bias = None if bias is None else bias.contiguous()
+    with torch.autocast(x.device.type, enabled=False):
+        return implementation.geglu_backward(grad_out.contiguous(), x.contiguous(), bias)
+
+
+@torch.library.register_fake("penstock::geglu_backward")
+def _fake_geglu_backward(grad_out: Tensor, x: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    d_bias = x.new_empty(0 if bias is None else x.shape[1], dtype=accumulate_dtype(x.dtype))
+    return x.new_empty(x.shape), d_bias
+
+
+class _Geglu(torch.autograd.Function):
+    """The operation with its gradient; cheaper a call than torch.library.register_autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        ctx.backend = backend
+        return torch.ops.penstock.geglu(x, bias, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("geglu can be differentiated once only (it was asked for with create_graph=True)")
+        x, bias = ctx.saved_tensors
+        d_x, d_bias = torch.ops.penstock.geglu_backward(grad_out, x, bias, ctx.backend)
+        return d_x, None if bias is None else d_bias, None

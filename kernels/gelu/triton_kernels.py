@@ -1,7 +1,15 @@
-"""Bias and GELU, and their derivative, element by element."""
+"""Bias and GELU, alone and as a gate, and their derivatives, element by element."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _gelu(v):
+    """GELU and its derivative."""
+    phi = 0.5 + 0.5 * tl.erf(v * 0.7071067811865476)
+    bell = tl.exp2(v * v * -0.7213475204444817) * 0.3989422804014327
+    return v * phi, phi + v * bell
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -21,11 +29,10 @@ def forward_kernel(
     v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         v += tl.load(bias + at % WIDTH, mask=inside, other=0.0)
-    phi = 0.5 + 0.5 * tl.erf(v * 0.7071067811865476)
-    tl.store(out + at, (v * phi).to(out.dtype.element_ty), mask=inside)
+    value, slope = _gelu(v)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
     if SAVE:
-        bell = tl.exp2(v * v * -0.7213475204444817) * 0.3989422804014327
-        tl.store(derivative + at, (phi + v * bell).to(derivative.dtype.element_ty), mask=inside)
+        tl.store(derivative + at, slope.to(derivative.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "rows_per_program"])
@@ -55,3 +62,69 @@ def backward_kernel(
         total += tl.sum(dx, 0)
     if HAS_BIAS:
         tl.store(sums + tl.program_id(0).to(tl.int64) * WIDTH + columns, total, mask=columns < WIDTH)
+
+
+@triton.jit(do_not_specialize=["count"])
+def geglu_forward_kernel(
+    x,  # (rows, 2 WIDTH)
+    bias,  # (2 WIDTH,)
+    out,  # (rows, WIDTH)
+    count,  # rows * WIDTH
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    column = at % WIDTH
+    of_gate = x + (at - column) * 2 + column
+    gate = tl.load(of_gate, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(of_gate + WIDTH, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        gate += tl.load(bias + column, mask=inside, other=0.0)
+        value += tl.load(bias + WIDTH + column, mask=inside, other=0.0)
+    activated, _ = _gelu(gate)
+    tl.store(out + at, (activated * value).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "rows_per_program"])
+def geglu_backward_kernel(
+    grad_out,  # (rows, WIDTH)
+    x,  # (rows, 2 WIDTH), as grad_x
+    bias,  # (2 WIDTH,)
+    grad_x,
+    sums,  # (programs, 2 WIDTH)
+    rows,
+    rows_per_program,
+    WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    first = tl.program_id(0) * rows_per_program
+    last = tl.minimum(first + rows_per_program, rows)
+    columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    in_row = columns < WIDTH
+    gate_total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    value_total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    for start in range(first, last, BLOCK_ROWS):
+        block = start + tl.arange(0, BLOCK_ROWS)
+        inside = (block < last)[:, None] & in_row[None, :]
+        row = block.to(tl.int64)[:, None]
+        dy = tl.load(grad_out + row * WIDTH + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        at = row * (2 * WIDTH) + columns[None, :]
+        gate = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x + at + WIDTH, mask=inside, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            gate += tl.load(bias + columns, mask=in_row, other=0.0)[None, :]
+            value += tl.load(bias + WIDTH + columns, mask=in_row, other=0.0)[None, :]
+        activated, derivative = _gelu(gate)
+        d_gate, d_value = dy * value * derivative, dy * activated
+        tl.store(grad_x + at, d_gate.to(grad_x.dtype.element_ty), mask=inside)
+        tl.store(grad_x + at + WIDTH, d_value.to(grad_x.dtype.element_ty), mask=inside)
+        gate_total += tl.sum(d_gate, 0)
+        value_total += tl.sum(d_value, 0)
+    if HAS_BIAS:
+        of_program = sums + tl.program_id(0).to(tl.int64) * (2 * WIDTH) + columns
+        tl.store(of_program, gate_total, mask=in_row)
+        tl.store(of_program + WIDTH, value_total, mask=in_row)

@@ -437,7 +437,7 @@ def test_every_line_runs_in_smoke(tmp_path):
         assert math.isfinite(timed["penstock cpu"]["error"]["dx"])
     assert len(rows("attention", "attention")) == 2 * 4
     assert all("ms" in row["contestants"]["penstock cpu"] for row in rows("attention", "attention"))
-    assert len(rows("rowwise", "rowwise")) == 2 * 3
+    assert len(rows("rowwise", "rowwise")) == 2 * 5
     assert all("ms" in row["contestants"]["penstock torch"] for row in rows("rowwise", "rowwise"))
     for name, peer in {"train-lstm": "nn.LSTM packed bf16", "train-encoder": "HF Trainer"}.items():
         speeds = {row["contestant"]: row.get("tokens_per_second", 0) for row in rows(name, "training")}

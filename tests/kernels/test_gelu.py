@@ -1,4 +1,4 @@
-"""Bias and GELU in one operation, against float64 and against torch's own."""
+"""Bias and GELU in one operation, alone and as a gate, against float64 and against torch's own."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch._dynamo.testing
 import torch.nn.functional as F
 
 from penstock import _native
-from penstock.kernels import bias_gelu, use_backend
+from penstock.kernels import bias_gelu, geglu, use_backend
 
 BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 BACKENDS = ["reference", "torch", *(f"cpu {isa}" for isa in _native.available_isas())]
@@ -25,23 +25,30 @@ def tensors(shape, dtype):
     return x, torch.randn(shape[1], generator=generator), grad_out
 
 
-def run(backend, x, bias, grad_out):
+def run(backend, x, bias, grad_out, operation=bias_gelu):
     inputs = [each.clone().requires_grad_() for each in (x, bias) if each is not None]
     with use_backend(backend):
-        out = bias_gelu(*inputs)
+        out = operation(*inputs)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
 
 
+operations = pytest.mark.parametrize("operation", [bias_gelu, geglu])
+
+
+@operations
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("dtype", BOUND)
-@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (3, 7), (257, 64), (1031, 37)])
-def test_values_and_gradients(backend, shape, dtype, with_bias):
+@pytest.mark.parametrize("shape", [(0, 6), (1, 2), (3, 14), (257, 64), (1031, 74), (3, 7)])
+def test_values_and_gradients(backend, shape, dtype, with_bias, operation):
     if backend == "cpu" and dtype == torch.float16:
         pytest.skip("the cpu backend has no float16")
+    if operation is geglu and shape[1] % 2:
+        pytest.skip("two halves are an even width")
     x, bias, grad_out = tensors(shape, dtype)
+    grad_out = grad_out[:, : shape[1] // 2] if operation is geglu else grad_out
     bias = bias if with_bias else None
-    found = run(backend, x, bias, grad_out)
-    expected = run("reference", x.double(), None if bias is None else bias.double(), grad_out.double())
+    found = run(backend, x, bias, grad_out, operation)
+    expected = run("reference", x.double(), None if bias is None else bias.double(), grad_out.double(), operation)
     for y, r, limit in zip(found, expected, [BOUND[dtype]] + [2 * BOUND[dtype]] * 2, strict=False):
         assert (y.double() - r).norm() <= limit * r.norm()
     assert [y.dtype for y in found] == [dtype, dtype, torch.float32][: len(found)]
@@ -54,6 +61,42 @@ def test_equals_torchs_gelu():
     torch.testing.assert_close(out, expected)
     for a, b in zip(*(torch.autograd.grad(y, inputs, grad_out) for y in (out, expected)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_gate_equals_torchs_gelu():
+    x, bias, grad_out = (each.double() for each in tensors((40, 30), torch.float64))
+    inputs = [x.requires_grad_(), bias.requires_grad_()]
+    gate, value = (x + bias).chunk(2, 1)
+    out, expected = geglu(*inputs), F.gelu(gate) * value
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, grad_out[:, :15]) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 7), (37, 16), (20, 35), (3, 64)])
+def test_the_gate_writes_every_element_and_no_other(rows, width, isa, dtype):
+    """Memory around the tensors is NaN, and so are the results before."""
+
+    def padded(*shape, dtype):
+        whole = torch.full((torch.Size(shape).numel() + 128,), torch.nan, dtype=dtype)
+        return whole, whole[64:-64].view(shape)
+
+    x, grad_out = (padded(rows, n, dtype=dtype)[1].normal_() for n in (2 * width, width))
+    bias = padded(2 * width, dtype=torch.float32)[1].normal_()
+    pieces = _native.row_pieces(rows)
+    results = [(rows, width, dtype), (rows, 2 * width, dtype), (pieces, 2 * width, torch.float32)]
+    wholes, (out, grad_x, sums) = zip(*(padded(n, m, dtype=kind) for n, m, kind in results), strict=True)
+    arguments = {"bfloat16": dtype == torch.bfloat16, "rows": rows, "width": width}
+    tensors = {"x": x, "bias": bias, "out": out, "grad_out": grad_out, "grad_x": grad_x, "sums": sums}
+    arguments |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    _native.geglu_forward(arguments, isa, 1)
+    _native.geglu_backward(arguments, isa, 1)
+    assert all(whole[:64].isnan().all() and whole[-64:].isnan().all() for whole in wholes)
+    expected = run("reference", x.double(), bias.double(), grad_out.double(), geglu)
+    for y, r in zip((out, grad_x, sums.sum(0)), expected, strict=True):
+        assert (y.double() - r).norm() <= 2 * BOUND[dtype] * r.norm()
 
 
 def test_every_argument(backend):
@@ -72,12 +115,14 @@ def test_every_argument(backend):
         assert bias_gelu(torch.tensor([[float("nan"), 1.0]]))[0].isnan().tolist() == [True, False]
 
 
-def test_same_bits_whatever_the_threads():
-    arguments = tensors((3001, 40), torch.bfloat16)
+@operations
+def test_same_bits_whatever_the_threads(operation):
+    x, bias, grad_out = tensors((3001, 40), torch.bfloat16)
+    grad_out = grad_out[:, :20] if operation is geglu else grad_out
     threads, results = torch.get_num_threads(), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        results.append(run("cpu", *arguments))
+        results.append(run("cpu", x, bias, grad_out, operation))
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -90,20 +135,22 @@ def test_keeps_nothing_for_backward_without_gradients(backend):
     assert derivative.numel() == 0
 
 
-def test_autocast_casts_the_rows_and_not_the_bias():
+@operations
+def test_autocast_casts_the_rows_and_not_the_bias(operation):
     x, bias, _ = tensors((5, 6), torch.float32)
     bias.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        out = bias_gelu(x, bias)
+        out = operation(x, bias)
     assert out.dtype == torch.bfloat16
     out.sum().backward()
     assert bias.grad.dtype == torch.float32
 
 
-def test_a_second_derivative_is_refused():
+@operations
+def test_a_second_derivative_is_refused(operation):
     x, _, _ = tensors((5, 6), torch.float32)
     with pytest.raises(RuntimeError, match="once only"):
-        bias_gelu(x.requires_grad_()).sum().backward(create_graph=True)
+        operation(x.requires_grad_()).sum().backward(create_graph=True)
 
 
 def test_opcheck(backend):
@@ -112,13 +159,22 @@ def test_opcheck(backend):
     torch.library.opcheck(torch.ops.penstock.bias_gelu.default, arguments)
 
 
-def test_compiles_whole_and_once_for_all_shapes():
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_opcheck_of_the_gate(backend, with_bias):
+    x, bias, grad_out = tensors((9, 10), torch.float32)
+    arguments = x, bias if with_bias else None, backend
+    torch.library.opcheck(torch.ops.penstock.geglu.default, arguments)
+    torch.library.opcheck(torch.ops.penstock.geglu_backward.default, (grad_out[:, :5], *arguments))
+
+
+@operations
+def test_compiles_whole_and_once_for_all_shapes(operation):
     compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(bias_gelu, backend=compilations, fullgraph=True, dynamic=True)
+    compiled = torch.compile(operation, backend=compilations, fullgraph=True, dynamic=True)
     for rows in (8, 10, 21):
         x, bias, _ = tensors((rows, 24), torch.float32)
         out = compiled(x, bias.requires_grad_())
-        torch.testing.assert_close(out, F.gelu(x + bias), rtol=1e-5, atol=1e-6)
+        assert torch.equal(out, operation(x, bias))
         out.sum().backward()
     assert compilations.frame_count <= 2
 
@@ -131,6 +187,12 @@ def test_compiles_whole_and_once_for_all_shapes():
         (torch.zeros(5, 2), torch.zeros(3), ValueError, "bias must have shape"),
     ],
 )
-def test_bad_arguments_are_named(x, bias, error, message):
+@operations
+def test_bad_arguments_are_named(x, bias, error, message, operation):
     with pytest.raises(error, match=message):
-        bias_gelu(x, bias)
+        operation(x, bias)
+
+
+def test_a_gate_without_its_value_is_refused():
+    with pytest.raises(ValueError, match="x must have an even width, two halves, got 5"):
+        geglu(torch.zeros(2, 5))

@@ -1,11 +1,11 @@
-"""residual_norm, bias_gelu and segment_pool on a GPU against float64 on the CPU."""
+"""residual_norm, bias_gelu, geglu, rotary and segment_pool on a GPU against float64 on the CPU."""
 
 from itertools import accumulate
 
 import pytest
 import torch
 
-from penstock.kernels import bias_gelu, residual_norm, segment_pool, use_backend
+from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
 from penstock.kernels.pooling.protocol import MODES
 
 pytestmark = [
@@ -74,6 +74,24 @@ def test_residual_norm(backend, width, prenorm, wide, p, dtype):
 @pytest.mark.parametrize("width", [7, 384, 3072])
 def test_bias_gelu(backend, width, dtype):
     check(backend, lambda x, bias, device: bias_gelu(x, bias), normal((TOKENS, width), width), dtype)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("width", [14, 1152])
+def test_geglu(backend, width, dtype):
+    check(backend, lambda x, bias, device: geglu(x, bias), normal((TOKENS, width), width), dtype)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize(("q_heads", "k_heads", "head_dim"), [(12, 12, 64), (5, 1, 10), (0, 12, 32)])
+def test_rotary(backend, q_heads, k_heads, head_dim, dtype):
+    def operation(product, device):
+        cos, sin = (angle.to(device) for angle in normal((TOKENS, head_dim), (TOKENS, head_dim)))
+        return rotary(product[:, :q_heads], product[:, q_heads:], cos, sin)
+
+    check(backend, operation, normal((TOKENS, q_heads + k_heads, head_dim)), dtype)
 
 
 @backends

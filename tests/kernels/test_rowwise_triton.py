@@ -1,5 +1,5 @@
-"""The Triton kernels of residual_norm, bias_gelu and segment_pool: values in the interpreter, which must be asked for
-before a kernel is defined, in a process of its own; and compiled for GPUs that need not be there."""
+"""The Triton kernels of residual_norm, bias_gelu, geglu, rotary and segment_pool: values in the interpreter, which must
+be asked for before a kernel is defined, in a process of its own; and compiled for GPUs that need not be there."""
 
 import os
 import subprocess
@@ -10,10 +10,11 @@ import pytest
 import torch
 import triton
 
-from penstock.kernels import bias_gelu, residual_norm, segment_pool, use_backend
+from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
 from penstock.kernels.gelu import triton as gelu
 from penstock.kernels.norm import triton as norm
 from penstock.kernels.pooling import triton as pooling
+from penstock.kernels.rotary import triton as rotation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 inside = pytest.mark.skipif(not INTERPRETED, reason="run in the interpreter by test_in_the_interpreter")
@@ -79,6 +80,21 @@ def test_gelu(dtype):
     generator = torch.Generator().manual_seed(0)
     check(bias_gelu, [torch.randn(shape, generator=generator) * 2 for shape in ((131, 21), (21,))], dtype)
     check(bias_gelu, [torch.randn(3, 200, generator=generator)], dtype)
+    check(geglu, [torch.randn(shape, generator=generator) * 2 for shape in ((131, 42), (42,))], dtype)
+    check(geglu, [torch.randn(3, 260, generator=generator)], dtype)
+
+
+@inside
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize(("q_heads", "k_heads", "head_dim"), [(3, 3, 32), (5, 1, 10), (0, 2, 6), (1, 1, 2)])
+def test_rotary(q_heads, k_heads, head_dim, dtype):
+    generator = torch.Generator().manual_seed(0)
+    cos, sin = (torch.randn(13, head_dim, generator=generator) for _ in range(2))
+
+    def operation(product):
+        return rotary(product[:, :q_heads], product[:, q_heads:], cos, sin)
+
+    check(operation, [torch.randn(13, q_heads + k_heads, head_dim, generator=generator)], dtype)
 
 
 @inside
@@ -109,12 +125,14 @@ def test_the_first_maximum_and_the_first_nan():
 @inside
 @pytest.mark.parametrize("lengths", [(), (0, 0), (1,)])
 def test_degenerate_batches(lengths):
-    x, vector = torch.randn(sum(lengths), 9), torch.ones(9)
+    x, vector, angles = torch.randn(sum(lengths), 9), torch.ones(9), torch.ones(sum(lengths), 8)
     drop = {"dropout_p": 0.5, "cu_seqlens": bounds(lengths)}
     outs = [
         run("triton", lambda x, w: residual_norm(x, x, w, **drop), [x, vector]),
         run("triton", lambda x, w: residual_norm(x, x, w, prenorm=True, **drop), [x, vector]),
         run("triton", bias_gelu, [x, vector]),
+        run("triton", geglu, [x[:, 1:], vector[1:]]),
+        run("triton", lambda x: rotary(x[:, None, :8], x[:, None, 1:], angles, angles), [x]),
         run("triton", lambda x: segment_pool(x, bounds(lengths), "max"), [x]),
     ]
     assert all(tensor.isfinite().all() for tensors in outs for tensor in tensors)
@@ -123,17 +141,18 @@ def test_degenerate_batches(lengths):
 @outside
 def test_say_what_they_cannot_serve():
     facts = {"device_type": "cuda", "dtype": torch.bfloat16, "width": 384, "mode": "max"}
-    for backend in (norm, gelu, pooling):
+    for backend in (norm, gelu, rotation, pooling):
         assert backend.why_not(**facts) is None
         assert "CUDA" in backend.why_not(**{**facts, "device_type": "cpu"})
         assert "float64" in backend.why_not(**{**facts, "dtype": torch.float64})
     assert "width" in norm.why_not(**{**facts, "width": 8193})
 
 
-FLOATS = {"weight", "bias", "x_bias", "rstd", "sums", "scores", "weights", "grad_scores"}
+FLOATS = {"weight", "bias", "x_bias", "rstd", "sums", "scores", "weights", "grad_scores", "cos", "sin"}
 INTEGERS = {"cu_seqlens": "*i32", "ids": "*i64", "seed": "*i64", "eps": "fp32", "dropout_scale": "fp32"}
 STREAM = {"residual", "z_out", "grad_z", "grad_residual"}
 COUNTS = {"batch", "halvings", "threshold", "rows", "rows_per_program", "count", "tokens", "half"}
+COUNTS |= {f"{of}_{stride}" for of in "qk" for stride in ("token_stride", "head_stride")}
 
 
 def compile_kernel(kernel, capability, num_warps=4, element="*bf16", saved="*fp32", stream="*bf16", **constants):
@@ -165,6 +184,7 @@ def test_compile_for_gpus(capability):
     from penstock.kernels.gelu import triton_kernels as gelu_kernels
     from penstock.kernels.norm import triton_kernels as norm_kernels
     from penstock.kernels.pooling import triton_kernels as pooling_kernels
+    from penstock.kernels.rotary import triton_kernels as rotary_kernels
 
     binaries = []
     for width in (384, 1024):
@@ -178,6 +198,14 @@ def test_compile_for_gpus(capability):
     binaries.append(compile_kernel(gelu_kernels.forward_kernel, capability, BLOCK=gelu.BLOCK, SAVE=True, **options))
     tile = {"BLOCK_ROWS": gelu.BLOCK_ROWS, "BLOCK_COLUMNS": gelu.BLOCK_COLUMNS}
     binaries.append(compile_kernel(gelu_kernels.backward_kernel, capability, **tile, **options))
+    options = {"WIDTH": 576, "HAS_BIAS": True}
+    binaries.append(compile_kernel(gelu_kernels.geglu_forward_kernel, capability, BLOCK=gelu.BLOCK, **options))
+    binaries.append(compile_kernel(gelu_kernels.geglu_backward_kernel, capability, **tile, **options))
+    heads = {"Q_HEADS": 12, "Q_BLOCK": rotation.block(12), "K_HEADS": 3, "K_BLOCK": rotation.block(3)}
+    half = {"HALF": 24, "HALF_BLOCK": rotation.block(24)}
+    for transposed in (False, True):
+        options = {"TRANSPOSED": transposed, **heads, **half}
+        binaries.append(compile_kernel(rotary_kernels.kernel, capability, **options))
     shape = {"FEATURES": 512, "BLOCK": pooling.BLOCK}
     for mode in ("max", "mean", "last", "attention"):
         saved = "*i32" if mode == "max" else "*fp32"

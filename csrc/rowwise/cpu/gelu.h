@@ -1,4 +1,5 @@
-// Bias and GELU, x Phi(x) with the normal distribution Phi, in the namespace PENSTOCK_ISA (see simd.h).
+// Bias and GELU, x Phi(x) with the normal distribution Phi, alone and as a gate (GEGLU), in the namespace PENSTOCK_ISA
+// (see simd.h).
 #pragma once
 
 #include "rowwise/cpu/columns.h"
@@ -51,6 +52,51 @@ static void gelu_backward_rows(const GeluProblem& p, const Item& item) {
       const Floats dx = c.load(grad_out) * c.load(derivative);
       c.store(grad_x, dx);
       if (sums != nullptr) c.store(sums, c.load(sums) + dx);
+    });
+  }
+}
+
+struct Gated {
+  Floats gate, value;
+};
+
+// The two halves of a row of x + bias at the same columns.
+template <class Element, class Columns>
+PENSTOCK_INLINE Gated gated(const GegluProblem& p, const Element* x, const Columns& c) {
+  Floats gate = c.load(x), value = c.load(x + p.width);
+  if (p.bias != nullptr) gate += c.load(p.bias), value += c.load(p.bias + p.width);
+  return {gate, value};
+}
+
+template <class Element>
+static void geglu_forward_rows(const GegluProblem& p, const Item& item) {
+  for (int64_t row = item.first; row < item.last; ++row) {
+    const Element* x = static_cast<const Element*>(p.x) + row * 2 * p.width;
+    Element* out = static_cast<Element*>(p.out) + row * p.width;
+    for_columns(p.width, [&](auto c) __attribute__((always_inline)) {
+      const auto [gate, value] = gated(p, x, c);
+      c.store(out, gelu(gate).value * value);
+    });
+  }
+}
+
+template <class Element>
+static void geglu_backward_rows(const GegluProblem& p, const Item& item) {
+  float* sums = p.sums == nullptr ? nullptr : p.sums + item.piece * 2 * p.width;
+  if (sums != nullptr) std::memset(sums, 0, size_t(2 * p.width) * sizeof(float));
+  for (int64_t row = item.first; row < item.last; ++row) {
+    const Element* x = static_cast<const Element*>(p.x) + row * 2 * p.width;
+    const Element* grad_out = static_cast<const Element*>(p.grad_out) + row * p.width;
+    Element* grad_x = static_cast<Element*>(p.grad_x) + row * 2 * p.width;
+    for_columns(p.width, [&](auto c) __attribute__((always_inline)) {
+      const auto [gate, value] = gated(p, x, c);
+      const Gelu g = gelu(gate);
+      const Floats dy = c.load(grad_out), d_gate = dy * value * g.derivative, d_value = dy * g.value;
+      c.store(grad_x, d_gate);
+      c.store(grad_x + p.width, d_value);
+      if (sums == nullptr) return;
+      c.store(sums, c.load(sums) + d_gate);
+      c.store(sums + p.width, c.load(sums + p.width) + d_value);
     });
   }
 }

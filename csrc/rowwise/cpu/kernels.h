@@ -4,6 +4,7 @@
 #include "rowwise/cpu/dropout_rows.h"
 #include "rowwise/cpu/gelu.h"
 #include "rowwise/cpu/norm.h"
+#include "rowwise/cpu/rotary.h"
 
 namespace penstock {
 namespace PENSTOCK_ISA {
@@ -24,6 +25,15 @@ static void gelu_forward(const GeluProblem& p, const Item& item) {
 static void gelu_backward(const GeluProblem& p, const Item& item) {
   (p.storage == Storage::float32 ? gelu_backward_rows<float> : gelu_backward_rows<bf16>)(p, item);
 }
+static void geglu_forward(const GegluProblem& p, const Item& item) {
+  (p.storage == Storage::float32 ? geglu_forward_rows<float> : geglu_forward_rows<bf16>)(p, item);
+}
+static void geglu_backward(const GegluProblem& p, const Item& item) {
+  (p.storage == Storage::float32 ? geglu_backward_rows<float> : geglu_backward_rows<bf16>)(p, item);
+}
+static void rotary(const RotaryProblem& p, const Item& item) {
+  (p.storage == Storage::float32 ? rotary_rows<float> : rotary_rows<bf16>)(p, item);
+}
 static void dropout(const DropoutProblem& p, const Item& item, Scratch& scratch) {
   (p.storage == Storage::float32 ? dropout_rows<float> : dropout_rows<bf16>)(p, item, scratch);
 }
@@ -32,8 +42,8 @@ static void dropout(const DropoutProblem& p, const Item& item, Scratch& scratch)
 
 #define PENSTOCK_JOIN(a, b) a##b
 #define PENSTOCK_KERNELS(isa) PENSTOCK_JOIN(isa, _kernels)
-const rowwise::Kernels rowwise::PENSTOCK_KERNELS(PENSTOCK_ISA){PENSTOCK_ISA::norm_forward, PENSTOCK_ISA::norm_backward,
-                                                               PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward,
-                                                               PENSTOCK_ISA::dropout};
+const rowwise::Kernels rowwise::PENSTOCK_KERNELS(PENSTOCK_ISA){
+    PENSTOCK_ISA::norm_forward,  PENSTOCK_ISA::norm_backward,  PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward,
+    PENSTOCK_ISA::geglu_forward, PENSTOCK_ISA::geglu_backward, PENSTOCK_ISA::rotary,       PENSTOCK_ISA::dropout};
 
 }  // namespace penstock

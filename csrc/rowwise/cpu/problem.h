@@ -54,6 +54,36 @@ struct GeluProblem {
   float* sums;  // (pieces, width), null without bias
 };
 
+// out = gelu(gate) value, of the halves (gate, value) of each row of x + bias; backward starts from x again.
+struct GegluProblem {
+  Storage storage;
+  int64_t rows, width;  // of out; x and its gradient are (rows, 2 width)
+  const void* x;
+  const float* bias;  // (2 width), may be null
+  void* out;
+  // backward
+  const void* grad_out;
+  void* grad_x;
+  float* sums;  // (pieces, 2 width), null without bias
+};
+
+// Heads of queries or keys: x, (tokens, count, head_dim), by its strides in elements, the last dimension dense; out is
+// dense.
+struct Heads {
+  const void* x;
+  void* out;
+  int64_t count, token_stride, head_stride;
+};
+
+// out = x cos + rotate_half(x) sin of q and k, or the transposed rotation, with which their gradients go back.
+struct RotaryProblem {
+  Storage storage;
+  int64_t rows, head_dim;  // a row is a token
+  bool transposed;
+  const float *cos, *sin;  // (rows, head_dim)
+  Heads q, k;
+};
+
 // out = dropout(x)
 struct DropoutProblem {
   Storage storage;
@@ -74,6 +104,9 @@ struct Kernels {
   void (*norm_backward)(const NormProblem&, const Item&, Scratch&);
   void (*gelu_forward)(const GeluProblem&, const Item&);
   void (*gelu_backward)(const GeluProblem&, const Item&);
+  void (*geglu_forward)(const GegluProblem&, const Item&);
+  void (*geglu_backward)(const GegluProblem&, const Item&);
+  void (*rotary)(const RotaryProblem&, const Item&);
   void (*dropout)(const DropoutProblem&, const Item&, Scratch&);
 };
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels;

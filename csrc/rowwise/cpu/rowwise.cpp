@@ -49,8 +49,8 @@ NormProblem norm_problem(const py::dict& a) {
   p.storage = storage(a), p.residual_storage = storage(a, "bfloat16_residual");
   p.dropout = dropout_rule(a);
   get(a, "rows", p.rows), get(a, "width", p.width), get(a, "eps", p.eps);
-  get(a, "x", p.x), get(a, "residual", p.residual), get(a, "x_bias", p.x_bias), get(a, "weight", p.weight),
-      get(a, "bias", p.bias), get(a, "out", p.out);
+  get(a, "x", p.x), get(a, "residual", p.residual), get(a, "x_bias", p.x_bias);
+  get(a, "weight", p.weight), get(a, "bias", p.bias), get(a, "out", p.out);
   get(a, "z", p.z), get(a, "normal", p.normal), get(a, "rstd", p.rstd);
   get(a, "grad_out", p.grad_out), get(a, "grad_z", p.grad_z);
   get(a, "grad_x", p.grad_x), get(a, "grad_residual", p.grad_residual), get(a, "sums", p.sums);
@@ -63,6 +63,29 @@ GeluProblem gelu_problem(const py::dict& a) {
   get(a, "rows", p.rows), get(a, "width", p.width), get(a, "x", p.x), get(a, "bias", p.bias), get(a, "out", p.out);
   get(a, "derivative", p.derivative), get(a, "grad_out", p.grad_out);
   get(a, "saved_derivative", p.saved_derivative), get(a, "grad_x", p.grad_x), get(a, "sums", p.sums);
+  return p;
+}
+
+GegluProblem geglu_problem(const py::dict& a) {
+  GegluProblem p{};
+  p.storage = storage(a);
+  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "x", p.x), get(a, "bias", p.bias), get(a, "out", p.out);
+  get(a, "grad_out", p.grad_out), get(a, "grad_x", p.grad_x), get(a, "sums", p.sums);
+  return p;
+}
+
+Heads heads(const py::handle& description) {
+  const auto parts = description.cast<py::tuple>();
+  return {reinterpret_cast<const void*>(parts[0].cast<uintptr_t>()),
+          reinterpret_cast<void*>(parts[1].cast<uintptr_t>()), parts[2].cast<int64_t>(), parts[3].cast<int64_t>(),
+          parts[4].cast<int64_t>()};
+}
+
+RotaryProblem rotary_problem(const py::dict& a) {
+  RotaryProblem p{};
+  p.storage = storage(a), p.q = heads(a["q"]), p.k = heads(a["k"]);
+  get(a, "rows", p.rows), get(a, "head_dim", p.head_dim), get(a, "transposed", p.transposed);
+  get(a, "cos", p.cos), get(a, "sin", p.sin);
   return p;
 }
 
@@ -114,6 +137,12 @@ void bind_rowwise(py::module_& module) {
          "Fills out and, if given, derivative; kernels/gelu/cpu.py makes the arguments.");
   define("gelu_backward", run<gelu_problem, &Kernels::gelu_backward>,
          "Fills grad_x and each piece's sums for the bias.");
+  define("geglu_forward", run<geglu_problem, &Kernels::geglu_forward>,
+         "Fills out; kernels/gelu/cpu.py makes the arguments.");
+  define("geglu_backward", run<geglu_problem, &Kernels::geglu_backward>,
+         "Fills grad_x and each piece's sums for the bias.");
+  define("rotary", run<rotary_problem, &Kernels::rotary>,
+         "Fills the outputs of q and k; kernels/rotary/cpu.py makes the arguments.");
   define("dropout", run<dropout_problem, &Kernels::dropout>, "Fills out; kernels/dropout.py makes the arguments.");
   module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
 }

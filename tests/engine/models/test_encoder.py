@@ -150,8 +150,9 @@ def test_training_with_dropout_equals_the_reference(name: str) -> None:
             assert (a - b).norm() <= 1e-5 * b.norm().clamp(min=0.01 * total)
 
 
-def test_another_activation_keeps_its_own_module() -> None:
-    stock = stock_model("bert", hidden_act="relu")
+@pytest.mark.parametrize(("name", "setting"), [("bert", "hidden_act"), ("modernbert", "hidden_activation")])
+def test_another_activation_keeps_its_own_module(name: str, setting: str) -> None:
+    stock = stock_model(name, **{setting: "relu"})
     ragged, padded, mask = batch_of(LENGTHS)
     with torch.no_grad():
         expected = stock(input_ids=padded, attention_mask=mask).logits
