@@ -8,6 +8,7 @@ matrix products at the model's own shapes is probed. Prints one JSON document; -
 
     python benchmarks/encoder/finetune.py --store STORE
     python benchmarks/encoder/finetune.py --store STORE --dropout 0 --peers sdpa-bf16 trainer-grouped --seconds 300
+    python benchmarks/encoder/finetune.py --store STORE --modernbert --peers sdpa-bf16
 """
 
 import argparse
@@ -24,8 +25,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
+    ModernBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Trainer,
@@ -61,8 +64,25 @@ def choose_rows(store: Store, batch_size: int, batches: int) -> list[np.ndarray]
     return [rows[int(place) * batch_size : (int(place) + 1) * batch_size] for place in places]
 
 
-def stock_model(encoder: str, attention: str, dropout: float, num_labels: int) -> PreTrainedModel:
+def stock_model(
+    encoder: str, attention: str, dropout: float, num_labels: int, modernbert: bool = False
+) -> PreTrainedModel:
+    """The encoder or, for what it costs, a ModernBERT of its width and vocabulary with random weights."""
     with quiet():
+        if modernbert:
+            like = AutoConfig.from_pretrained(encoder)
+            config = ModernBertConfig(
+                vocab_size=like.vocab_size,
+                pad_token_id=like.pad_token_id,
+                hidden_size=like.hidden_size,
+                num_hidden_layers=like.num_hidden_layers + 1,  # every third is global, from the first to the last
+                num_attention_heads=like.num_attention_heads,
+                intermediate_size=like.hidden_size * 3 // 2,
+                attention_dropout=dropout,
+                num_labels=num_labels,
+            )
+            torch.manual_seed(0)
+            return AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
         return AutoModelForSequenceClassification.from_pretrained(
             encoder,
             num_labels=num_labels,
@@ -156,19 +176,21 @@ def trainer(model: PreTrainedModel, store: Store, rows: np.ndarray, batch_size: 
     return train
 
 
-def flops(config: PreTrainedConfig, tokens: int, texts: int, squares: int) -> dict[str, float]:
+def flops(config: PreTrainedConfig, lengths: np.ndarray) -> dict[str, float]:
     """What training on these texts executes: matrix products with weights, and those of attention.
 
     Forward 2 FLOPs a weight and row, backward 4; the last layer's queries and all that follows them are computed for
-    first tokens only, and counted so. What backward computes a second time is not counted.
-
-    Args:
-        squares: the sum of the squared lengths.
+    first tokens only, and counted so. What backward computes a second time is not counted, and a local layer's pairs of
+    tokens as far as its window reaches.
     """
+    tokens, texts = int(lengths.sum()), len(lengths)
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    rest = 2 * width * width + 2 * width * inner  # query, output, up, down
+    modern = config.model_type == "modernbert"
+    rest = 2 * width * width + (3 if modern else 2) * width * inner  # query, output, up (and its gate), down
     weights = tokens * (layers * 2 * width * width + (layers - 1) * rest) + texts * rest
-    pairs = (layers - 1) * squares + tokens  # of a query and a key
+    kinds = config.layer_types if modern else ["full_attention"] * layers
+    reach = [None if kind == "full_attention" else config.local_attention for kind in kinds]
+    pairs = tokens + sum(int((lengths * lengths.clip(max=keys)).sum()) for keys in reach[:-1])  # of a query and a key
     return {"products": 6.0 * weights, "attention": 12.0 * pairs * width}
 
 
@@ -229,6 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True, help="a penstock store with the encoder's tokenizer")
     parser.add_argument("--encoder", default=None, help="name or path; the packaged MiniLM by default")
+    parser.add_argument("--modernbert", action="store_true", help="a ModernBERT of the encoder's size instead")
     parser.add_argument("--dropout", type=float, default=0.1, help="of attention weights")
     parser.add_argument("--peers", nargs="*", default=[*LOOPS, *TRAINERS], choices=[*LOOPS, *TRAINERS])
     parser.add_argument("--batch-size", type=int, default=32, help="texts in a padded batch")
@@ -254,7 +277,7 @@ def main() -> None:
     lengths = store.lengths[rows].astype(np.int64)
 
     def model(attention: str) -> PreTrainedModel:
-        return stock_model(encoder, attention, options.dropout, store.num_labels)
+        return stock_model(encoder, attention, options.dropout, store.num_labels, options.modernbert)
 
     contestants = {"penstock": penstock(model("eager"), store, np.sort(rows), options.tokens_per_batch)}
     for name in options.peers:
@@ -265,7 +288,7 @@ def main() -> None:
             contestants[name] = loop(model(attention), store, batches, bf16=kind == "bf16")
 
     config = model("eager").config
-    work = flops(config, int(lengths.sum()), len(rows), int((lengths**2).sum()))
+    work = flops(config, lengths)
     results = list(rounds(contestants, probe(config, options.tokens_per_batch), options.seconds))
     tokens = int(lengths.sum())
     shares = {
@@ -278,6 +301,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "clock": clock.__name__,
         "store": options.store.name,
+        "model_type": config.model_type,
         "attention_dropout": options.dropout,
         "texts": len(rows),
         "tokens": tokens,
