@@ -44,7 +44,12 @@ CONFIGS = {
     "electra": lambda: transformers.ElectraConfig(**{**BERT, "embedding_size": 24}),
     "distilbert": lambda: transformers.DistilBertConfig(**DISTILBERT),
     "modernbert": lambda: transformers.ModernBertConfig(**MODERNBERT),
-    "modernbert-biases": lambda: transformers.ModernBertConfig(**MODERNBERT, attention_bias=True, mlp_bias=True),
+    "modernbert-biases-yarn": lambda: transformers.ModernBertConfig(
+        **MODERNBERT,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    ),
     "modernbert-local": lambda: transformers.ModernBertConfig(**{**MODERNBERT, "num_hidden_layers": 3}),
     "modernbert-mean": lambda: transformers.ModernBertConfig(**MODERNBERT, classifier_pooling="mean"),
 }

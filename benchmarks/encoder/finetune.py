@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1, help="of attention weights")
     parser.add_argument("--peers", nargs="*", default=[*LOOPS, *TRAINERS], choices=[*LOOPS, *TRAINERS])
     parser.add_argument("--batch-size", type=int, default=32, help="texts in a padded batch")
-    parser.add_argument("--batches", type=int, default=4, help="padded batches in a pass")
+    parser.add_argument("--batches", type=int, default=16, help="padded batches in a pass")
     parser.add_argument("--tokens-per-batch", type=int, default=4096, help="of penstock's batches")
     parser.add_argument("--seconds", type=float, default=300, help="about how long to measure")
     parser.add_argument("--default-malloc", action="store_true", help="leave the allocator as it is")

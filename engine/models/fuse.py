@@ -257,7 +257,8 @@ def _modernbert_last_layer(
     q = _heads(linear(self.attn_norm(first), [q_weight], q_bias), attention.head_dim)
     kv = linear(self.attn_norm(hidden), [kv_weight], kv_bias)
     k, v = kv.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
-    # A first token's rotary angle is 0: its query stays as it is, and only the keys are turned.
+    # A first token's rotary angle is 0: cos, which some rope types scale, is one number and sin nothing.
+    q = (q * position_embeddings[0][0, 0]).to(q.dtype)
     _, k = _turned(k[:, :0], k, position_embeddings)
     return _modernbert_attention(self, q, k, v, first, attention_mask, bounds)[:, None]
 
