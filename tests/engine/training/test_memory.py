@@ -15,7 +15,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(48 << 20, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print([faults() for _ in range(10)][-1])  # aligned memory is a little larger when it is asked for: soon it fits
+print(min(faults() for _ in range(20)))  # what is asked for is a little larger than what was freed: not each one fits
 """
 
 
@@ -25,5 +25,4 @@ def test_a_tensor_takes_the_pages_of_the_ones_before(tmp_path) -> None:
         command = [sys.executable, "-P", "-c", _FAULTS_OF_A_TENSOR, mode]
         return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
 
-    assert faults("keep") < 100
-    assert faults("leave") > 5 * faults("keep")
+    assert faults("keep") == 0 < faults("leave")
