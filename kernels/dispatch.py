@@ -62,9 +62,10 @@ def register(
     _registry[operation] = dict(sorted(backends.items(), key=lambda item: BACKENDS.index(item[0])))
 
 
-def register_modules(operation: str, triton: Any, **modules: Any) -> None:
+def register_modules(operation: str, triton: Any = None, **modules: Any) -> None:
     """Adds backends that are modules with `why_not` and, but for Triton's, which is one answer for all, `available`."""
-    register(operation, "triton", triton, triton.why_not, triton_here.available, on_request=triton_here.UNVERIFIED)
+    if triton is not None:
+        register(operation, "triton", triton, triton.why_not, triton_here.available, on_request=triton_here.UNVERIFIED)
     for name, module in modules.items():
         register(operation, name, module, module.why_not, module.available)
 

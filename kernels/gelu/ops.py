@@ -10,7 +10,7 @@ from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.gelu import cpu, reference
 from penstock.kernels.gelu import torch as torch_backend
 from penstock.kernels.gelu import triton as triton_backend
-from penstock.kernels.gelu.protocol import accumulate_dtype
+from penstock.kernels.precision import accumulate_dtype
 
 for _operation in ("bias_gelu", "geglu"):
     dispatch.register_modules(_operation, triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)

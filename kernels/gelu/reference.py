@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from penstock.kernels.gelu.protocol import accumulate_dtype
+from penstock.kernels.precision import accumulate_dtype
 
 
 def biased(x: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,10 +11,9 @@ from penstock.kernels import dispatch
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.linear import cpu, reference
 from penstock.kernels.linear import torch as torch_backend
-from penstock.kernels.linear.protocol import accumulate_dtype
+from penstock.kernels.precision import accumulate_dtype
 
-for _name, _module in (("cpu", cpu), ("torch", torch_backend), ("reference", reference)):
-    dispatch.register("linear", _name, _module, _module.why_not, _module.available)
+dispatch.register_modules("linear", cpu=cpu, torch=torch_backend, reference=reference)
 
 torch.library.define(
     "penstock::linear_weight_gradient",

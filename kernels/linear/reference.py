@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from penstock.kernels.linear.protocol import accumulate_dtype
+from penstock.kernels.precision import accumulate_dtype
 
 
 def weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.norm import cpu, reference
 from penstock.kernels.norm import torch as torch_backend
 from penstock.kernels.norm import triton as triton_backend
-from penstock.kernels.norm.protocol import Problem, Saved, accumulate_dtype
+from penstock.kernels.norm.protocol import Problem, Saved
+from penstock.kernels.precision import accumulate_dtype
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
 dispatch.register_modules("residual_norm", triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from penstock.kernels.precision import accumulate_dtype
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -100,8 +102,3 @@ class Backend(Protocol):
     def available(self) -> str | None:
         """None, or one line saying why this backend cannot run here at all."""
         ...
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic: float32, or float64 for float64 input."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

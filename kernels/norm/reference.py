@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import philox
-from penstock.kernels.norm.protocol import Gradients, Problem, Saved, accumulate_dtype
+from penstock.kernels.norm.protocol import Gradients, Problem, Saved
+from penstock.kernels.precision import accumulate_dtype
 
 
 def dropout_factor(problem: Problem) -> Tensor | None:

@@ -5,12 +5,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from penstock.kernels.precision import accumulate_dtype
+
 MODES = ("max", "mean", "last", "attention")
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums: float32, or float64 for float64 input."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def saved_shape(values: Tensor, batch_size: int, mode: str) -> tuple[tuple[int, ...], torch.dtype]:

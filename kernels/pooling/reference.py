@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from penstock.kernels.pooling.protocol import accumulate_dtype
+from penstock.kernels.precision import accumulate_dtype
 
 
 def _sequences(cu_seqlens: Tensor) -> list[tuple[int, slice]]:

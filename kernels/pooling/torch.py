@@ -6,7 +6,8 @@ EmbeddingBag is torch's segmented reduction: deterministic, with 16-bit input su
 import torch
 from torch import Tensor
 
-from penstock.kernels.pooling.protocol import accumulate_dtype, saved_shape
+from penstock.kernels.pooling.protocol import saved_shape
+from penstock.kernels.precision import accumulate_dtype
 
 _SUM, _MAX = 0, 2
 

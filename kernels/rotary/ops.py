@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch
+from penstock.kernels.precision import accumulate_dtype
 from penstock.kernels.rotary import cpu, reference
 from penstock.kernels.rotary import torch as torch_backend
 from penstock.kernels.rotary import triton as triton_backend
-from penstock.kernels.rotary.protocol import accumulate_dtype
 
 dispatch.register_modules("rotary", triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)
 

@@ -29,8 +29,3 @@ class Backend(Protocol):
     def available(self) -> str | None:
         """None, or one line saying why this backend cannot run here at all."""
         ...
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic: float32, or float64 for float64 input."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

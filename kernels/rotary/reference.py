@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from penstock.kernels.rotary.protocol import accumulate_dtype
+from penstock.kernels.precision import accumulate_dtype
 
 
 def _rotate_half(x: Tensor) -> Tensor:
