@@ -1,5 +1,7 @@
 #include "bindings.h"
 
+#include "without_cuda.h"
+
 PYBIND11_MODULE(_native, module) {
   module.doc() = "penstock's compiled core";
   penstock::bind_attention(module);
@@ -12,4 +14,5 @@ PYBIND11_MODULE(_native, module) {
 #endif
   penstock::bind_philox(module);
   penstock::bind_rowwise(module);
+  module.attr("without_cuda") = kWithoutCuda;
 }

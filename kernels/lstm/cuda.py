@@ -21,8 +21,9 @@ try:
     from penstock import _native
 
     native: Any = getattr(_native, "lstm_cuda", None)
+    WITHOUT = getattr(_native, "without_cuda", "reinstall it")  # the reason that cmake/cuda.cmake found
 except ImportError:  # penstock.kernels works without its compiled module
-    native = None
+    native, WITHOUT = None, "its compiled module is missing"
 
 FUSES = True
 
@@ -33,7 +34,7 @@ HIDDEN_SIZES = (128, 256, 384, 512, 768, 1024)
 def available() -> str | None:
     """None if this backend can run here, else the reason."""
     if native is None:
-        return "penstock was built without it: there was no nvcc"
+        return f"penstock was built without it: {WITHOUT}"
     if not torch.cuda.is_available():
         return "there is no NVIDIA GPU"
     if torch.cuda.get_device_capability() < (8, 0):

@@ -11,8 +11,11 @@ namespace penstock::lstm::cuda {
 namespace {
 
 // In the order of preference.
-const Tier* const kTiers[] = {&kCluster128, &kCluster256, &kCluster384, &kCluster512, &kCluster512Of8, &kGrid128,
-                              &kGrid256,    &kGrid384,    &kGrid512,    &kGrid768,    &kGrid1024};
+const Tier* const kTiers[] = {
+#if !defined(PENSTOCK_WITHOUT_CLUSTERS)
+    &kCluster128, &kCluster256, &kCluster384, &kCluster512, &kCluster512Of8,
+#endif
+    &kGrid128,    &kGrid256,    &kGrid384,    &kGrid512,    &kGrid768,       &kGrid1024};
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
