@@ -172,7 +172,7 @@ function(penstock_build_cuda ARCHITECTURES LIBRARIES WHY)
     elseif(CORES EQUAL 0)
       set(CORES 1)
     endif()
-    execute_process(COMMAND "${CMAKE_COMMAND}" --build "${FOLDER}" --parallel "${CORES}"
+    execute_process(COMMAND "${CMAKE_COMMAND}" --build "${FOLDER}" --config Release --parallel "${CORES}"
       RESULT_VARIABLE STATUS OUTPUT_VARIABLE OUTPUT ERROR_VARIABLE OUTPUT)
   endif()
   if(NOT STATUS EQUAL 0)
