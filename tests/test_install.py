@@ -30,7 +30,8 @@ BROKEN_NVCC = {
         "nvcc fatal   : Unsupported gpu architecture 'compute_90a'",
     ),
     "refuses the host compiler": (
-        VERSION.format("13.0") + 'echo "host_config.h:132:2: error: #error -- unsupported GNU version!; [-x]" >&2; exit 1',
+        VERSION.format("13.0")
+        + 'echo "host_config.h:132:2: error: #error -- unsupported GNU version!; [-x]" >&2; exit 1',
         "host_config.h:132:2: error: #error -- unsupported GNU version!",
     ),
     "compiles nothing": (VERSION.format("13.0") + "exit 0", "nvcc 13.0.88 could not build it: "),
@@ -50,7 +51,10 @@ GPUS = {
     "RTX 5090": ("echo 12.0", "80"),
     "two kinds": ("echo 8.6; echo 9.0", "80, 90a"),
     "one of them too old": ("echo 7.5; echo 8.6", "80"),
-    "nvidia-smi too old to say": ('case "$1" in -L) echo "GPU 0: A100";; *) echo not a valid field; exit 2;; esac', "80, 90a"),
+    "nvidia-smi too old to say": (
+        'case "$1" in -L) echo "GPU 0: A100";; *) echo not a valid field; exit 2;; esac',
+        "80, 90a",
+    ),
 }
 
 
@@ -131,11 +135,19 @@ def test_it_is_built_for_the_gpus_that_are_there(machine: Machine, script: str, 
         assert f"building the CUDA kernels for {architectures} with" in machine.decide(**asked)[1][0]
 
 
-@pytest.mark.parametrize(
-    ("given", "architectures"),
-    [("80", "80"), ("90", "90a"), ("9.0", "90a"), ("80;90a", "80, 90a"), ("8.6, 8.9", "86, 89"), ("sm_90 90a-real", "90a"),
-     ("80 100 120", "80, 100, 120"), ("100a", "100a")],
-)  # fmt: skip
+GIVEN = {
+    "80": "80",
+    "90": "90a",
+    "9.0": "90a",
+    "80;90a": "80, 90a",
+    "8.6, 8.9": "86, 89",
+    "sm_90 90a-real": "90a",
+    "80 100 120": "80, 100, 120",
+    "100a": "100a",
+}
+
+
+@pytest.mark.parametrize(("given", "architectures"), GIVEN.items())
 def test_it_is_built_for_given_architectures(machine: Machine, given: str, architectures: str) -> None:
     machine.add("nvidia-smi", "echo 8.0")
     machine.add("nvcc", VERSION.format("13.0") + "exit 1")

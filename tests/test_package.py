@@ -68,15 +68,16 @@ def test_a_plain_pip_install_works_outside_the_checkout(tmp_path: Path) -> None:
 
 def test_a_source_distribution_holds_what_it_takes(tmp_path: Path) -> None:
     build = pytest.importorskip("scikit_build_core.build", reason="scikit-build-core is not here")
-    script = f"import os; os.chdir({str(ROOT)!r}); import {build.__name__} as b; print(b.build_sdist({str(tmp_path)!r}))"
+    script = (
+        f"import os; os.chdir({str(ROOT)!r}); import {build.__name__} as b; print(b.build_sdist({str(tmp_path)!r}))"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=300)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as file:
         held = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
     needed = ["CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", "constraints.txt", "PKG-INFO"]
-    for folder in ("cmake", "csrc", "engine", "kernels", "tests"):
-        for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and not {"__pycache__", ".pytest_cache", ".hypothesis"} & set(path.parts):
-                needed.append(path.relative_to(ROOT).as_posix())
+    folders = [path for name in ("cmake", "csrc", "engine", "kernels", "tests") for path in (ROOT / name).rglob("*")]
+    made = {"__pycache__", ".pytest_cache", ".hypothesis"}
+    needed += [path.relative_to(ROOT).as_posix() for path in folders if path.is_file() and not made & set(path.parts)]
     assert not [name for name in needed if name not in held]
     assert not [name for name in held if name.startswith((".venv", "build/")) or name.endswith((".so", ".parquet"))]
