@@ -36,7 +36,7 @@ from penstock.engine.data.tokenizers import (
     load_tokenizer,
     save_tokenizer,
 )
-from penstock.engine.errors import ConfigError, SourceError, StoreError
+from penstock.engine.errors import ConfigError, OtherDataError, SourceError, StoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -198,7 +198,9 @@ def _survey(
     )
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         if Manifest.read(folder).preparation != preparation:
-            raise StoreError(f"{folder}: a store of other data or settings; choose another folder, or --overwrite it")
+            raise OtherDataError(
+                f"{folder}: a store of other data or settings; choose another folder, or --overwrite it"
+            )
         with locked(folder, shared=False):
             remove_leftovers(folder)
         return None
@@ -312,7 +314,7 @@ class _Preparation:
             fsync_folder(self.folder.parent)
         job = None if self.options.overwrite else Job.read(self.folder)
         if job is not None and job.preparation != self.preparation:
-            raise StoreError(
+            raise OtherDataError(
                 f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose "
                 "another folder, or --overwrite it"
             )
