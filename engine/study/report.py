@@ -40,10 +40,10 @@ def write_report(folder: Path | str) -> Findings:
         RunError: there is no study, or nothing to report yet.
         DiskError: it cannot be written.
     """
-    from penstock.engine.study.plots import plot_accuracy, plot_cost, plot_gap
-
     folder = Path(folder)
     findings = Findings.of(folder)
+    from penstock.engine.study.plots import plot_accuracy, plot_cost, plot_gap
+
     with disk_errors(folder):
         write_csv_files(folder, findings)
         plot_accuracy(findings.table, findings.curves, folder / "accuracy.png")

@@ -128,7 +128,7 @@ def other_test(place: Place) -> None:
 CHANGES: dict[str, tuple[Callable[[Place], None], str]] = {
     "other rows": (lambda place: build(place.folder, rows=61), "the training data"),
     "fewer rows than a cell has": (lambda place: build(place.folder, rows=12), "the training data"),
-    "another tokenizer": (lambda place: build(place.folder, tokenizer="train:bpe:100"), "the training data"),
+    "another tokenizer": (lambda place: build(place.folder, tokenizer="train:bpe:300"), "the training data"),
     "other labels": (lambda place: build(place.folder, labels=("no", "yes", "both")), "the training data"),
     "other names of labels": (lambda place: build(place.folder, labels=("0", "1")), "the training data"),
     "another max_length": (lambda place: build(place.folder, max_length=4), "the training data"),
@@ -289,7 +289,7 @@ def test_a_store_that_changes_while_the_study_runs(place: Place):
 def test_stores_that_do_not_fit_each_other_are_refused(place: Place):
     shutil.rmtree(place.out)
     shutil.copytree(place.folder / "test", place.folder / "kept")
-    build(place.folder, tokenizer="train:bpe:100")
+    build(place.folder, tokenizer="train:bpe:300")
     with pytest.raises(StoreError, match="another tokenizer"):
         place.start(test=(str(place.folder / "kept"),))
     assert place.ran == []
