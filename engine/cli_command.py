@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 class Command(TyperCommand):
     def make_parser(self, ctx: Any) -> Any:
-        parser = super().make_parser(ctx)
+        parser: Any = super().make_parser(ctx)
         parse = parser.parse_args
 
         def parse_once(args: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:

@@ -101,7 +101,8 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
     characters, words = Lengths(), Lengths()
     numbers: dict[str, int] = {}
     exact, normal, labels, positions, empty = [], [], [], [], []
-    starts, bad, bad_rows, rows = [0], 0, [], 0
+    starts, bad, rows = [0], 0, 0
+    bad_rows: list[str] = []
     for source in sources:
         for batch in source.rows():
             texts = batch.texts
@@ -144,7 +145,9 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
 
 def normal_form(text: str) -> str:
     """What two texts that a reader would call the same have in common: NFKC, case folded, single spaces."""
-    folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    if text.isascii():
+        return " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split())
 
 
@@ -274,7 +277,7 @@ def _join(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
 
 
 def _sorted(looked: Looked) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(all rows by normal form, text, label, place; whether each has the text, the label, the form of the one before)"""
+    """(all rows by form, text, label, place; whether each has the text, the label, the form of the one before)"""
     order = np.lexsort((looked.labels, looked.exact, looked.normal))
 
     def repeats(values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@ transformers, which take seconds to import."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.manifest import MANIFEST_NAME
@@ -82,18 +83,20 @@ def _checked_overrides(study: StudySettings) -> Iterator[str]:
 def _unused(study: StudySettings, train_is_store: bool, test_is_store: bool) -> Iterator[str]:
     """A line for each option that does nothing because a store has settled it."""
     if train_is_store and test_is_store:
-        for name, value, default in (
+        options: tuple[tuple[str, Any, Any], ...] = (
             ("--text", study.text, None),
             ("--label", study.label, None),
             ("--bad-rows", study.bad_rows, StudySettings.bad_rows),
-        ):
+        )
+        for name, value, default in options:
             if value != default:
                 yield f"{name} {value} is not used: train and test are stores already"
     if train_is_store:
         kept = Store.open(study.train[0]).manifest
-        for name, value, default, theirs in (
+        choices: tuple[tuple[str, Any, Any, Any], ...] = (
             ("--truncation", study.truncation, StudySettings.truncation, kept.truncation),
             ("--max-length", study.max_length, StudySettings.max_length, kept.max_length),
-        ):
+        )
+        for name, value, default, theirs in choices:
             if value not in (default, theirs):
                 yield f"{name} {value} is not used: {study.train[0]} was prepared with {theirs}"

@@ -69,10 +69,10 @@ class Existing:
             if found:
                 raise self._refusal(result_path(self.folder / "cells", cell), found)
         for name, identity in self._runs.items():
-            cell = cell_named(name)
-            if cell is None or cell in self.results:
+            begun = cell_named(name)
+            if begun is None or begun in self.results:
                 continue
-            now = expected(cell)
+            now = expected(begun)
             settings = {key: value for key, value in identity.items() if "." in key}
             found = self._encoder_then(now) or (changed_setting(settings, now.settings) if settings else None)
             if found:

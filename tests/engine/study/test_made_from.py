@@ -251,7 +251,9 @@ def test_a_cell_in_progress_is_refused_before_another_is_trained(place: Place):
     (run / "run.json").write_text(json.dumps({"format": 1, "identity": {"training data": "0" * 64}}))
     with pytest.raises(RunError, match=r"runs/lstm-20-0 was made from something else.*the training data"):
         place.start()
-    (run / "run.json").write_text(json.dumps({"format": 1, "identity": made[run.name] | {"training.weight_decay": 0.7}}))
+    (run / "run.json").write_text(
+        json.dumps({"format": 1, "identity": made[run.name] | {"training.weight_decay": 0.7}})
+    )
     with pytest.raises(RunError, match=r"runs/lstm-20-0 .*training\.weight_decay: 0\.7 then"):
         place.start()
     (run / "run.json").unlink()
