@@ -100,7 +100,7 @@ def _kinds(found: "Duplicates", has_labels: bool = True) -> "list[tuple[str, str
         ("exact", "same text, same label", found.exact),
         ("contradiction", "same text, different labels", found.contradictions),
         ("normalised", "same text after normalisation only", found.normal),
-        ("normalised-contradiction", "  of these, only now with different labels", found.normal_contradictions),
+        ("normalised-contradiction", "  of these, only now different labels", found.normal_contradictions),
     ]
 
 
@@ -283,7 +283,9 @@ def _table(*columns: str) -> Any:
 
 
 def _places(looked: "Looked", rows: "np.ndarray") -> str:
-    places = ", ".join(looked.place(int(row)) for row in rows[:SHOWN_PLACES])
+    shown = [int(row) for row in rows[:SHOWN_PLACES]]
+    labels = [f" ({looked.label_of(row)})" if looked.has_labels else "" for row in shown]
+    places = ", ".join(f"{looked.place(row)}{label}" for row, label in zip(shown, labels, strict=True))
     return places + (f" and {len(rows) - SHOWN_PLACES:,} more" if len(rows) > SHOWN_PLACES else "")
 
 

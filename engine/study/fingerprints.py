@@ -107,10 +107,13 @@ def encoder_fingerprint(name: str) -> str:
         files = [path for path in sorted(folder.iterdir()) if path.is_file() and _matters(path, folder)]
         states = tuple((str(path), (stat := path.stat()).st_size, stat.st_ctime_ns, stat.st_ino) for path in files)
         return _content(states)
+    from huggingface_hub import try_to_load_from_cache
+
     from penstock.engine.models.loading import load_config
 
-    revision = getattr(load_config(name), "_commit_hash", None)
-    return f"{name}@{revision}" if revision else name
+    load_config(name)  # brings the hub's newest revision into its cache, where that can be had
+    config = try_to_load_from_cache(name, "config.json")
+    return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
 
 
 def _matters(path: Path, folder: Path) -> bool:

@@ -171,7 +171,7 @@ def test_the_summary_is_the_last_line(tmp_path: Path):
     assert output.splitlines()[-1].endswith(
         "2 of 3 test rows (66.7%) also in train, 1 of them after normalising, 1 under another label"
     )
-    assert f"{path}: line 5, {path}: line 6" in output
+    assert f"{path}: line 5 (0), {path}: line 6 (0)" in output
     assert f"{tmp_path / 'b.csv'}: line 3 = {path}: line 5" in output
 
 

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -340,3 +342,18 @@ def test_a_setting_that_is_new_was_at_its_default():
     assert changed_setting(then, {"model.kind": "lstm", "training.weight_decay": 0.01, "training.patience": 3}) is None
     assert changed_setting(then, {"model.kind": "lstm", "training.weight_decay": 0.1}) is not None
     assert changed_setting({**then, "training.gone": 1}, {"model.kind": "lstm"}) is None
+
+
+def test_an_encoder_of_the_hub_is_known_by_its_revision(tmp_path: Path):
+    """Read in a process of its own: where the hub's cache lies is settled when its library is imported."""
+    folder = tmp_path / "models--some--encoder"
+    (folder / "refs").mkdir(parents=True)
+    print_it = (
+        "from penstock.engine.study.fingerprints import encoder_fingerprint; print(encoder_fingerprint('some/encoder'))"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    for revision in ("a" * 40, "b" * 40):
+        save_encoder(folder / "snapshots" / revision)
+        (folder / "refs" / "main").write_text(revision)
+        done = subprocess.run([sys.executable, "-c", print_it], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == f"some/encoder@{revision}", done.stderr
