@@ -19,6 +19,7 @@ from tiny_encoders import BERT
 from penstock.engine.data.prepare import prepare
 from penstock.engine.errors import RunError, StoreError
 from penstock.engine.study import costs
+from penstock.engine.study import study as study_module
 from penstock.engine.study.cells import read_results
 from penstock.engine.study.fingerprints import MadeFrom, changed_setting, difference, encoder_fingerprint
 from penstock.engine.study.report import write_report
@@ -357,3 +358,27 @@ def test_an_encoder_of_the_hub_is_known_by_its_revision(tmp_path: Path):
         (folder / "refs" / "main").write_text(revision)
         done = subprocess.run([sys.executable, "-c", print_it], env=environment, capture_output=True, text=True)
         assert done.stdout.strip() == f"some/encoder@{revision}", done.stderr
+
+
+def test_a_study_says_what_train_and_test_share(place: Place, capsys, monkeypatch):
+    shutil.copytree(place.folder / "train", place.folder / "same")
+    shutil.rmtree(place.out)
+    same = replace(place.settings, test=(str(place.folder / "same"),))
+    run_study(same, place.out, run_cell=stand_in, measure=lambda family, *_: costs.Cost(family, 1, 1, 1, {}, {}, "", 1))
+    line = "60 of 60 test rows (100.0%) agree in all tokens kept with a training row, 0 under another label"
+    assert f"train and test: {line}" in capsys.readouterr().err.splitlines()
+    # known from then on
+    monkeypatch.setattr(study_module, "find_overlap", lambda *_: pytest.fail("read again"))
+    run_study(same, place.out, progress=False, run_cell=stand_in)
+    assert json.loads((place.out / "study.json").read_text())["overlap"]["shared"] == 60
+
+
+def test_options_that_a_store_has_settled_get_a_line(place: Place, capsys):
+    changed = replace(place.settings, text="body", max_length=99, overrides=("lstm-embeddings.training.epochs=2",))
+    shutil.rmtree(place.out)
+    run_study(
+        changed, place.out, run_cell=stand_in, measure=lambda family, *_: costs.Cost(family, 1, 1, 1, {}, {}, "", 1)
+    )
+    notes = capsys.readouterr().err
+    for part in ("--text body is not used", "--max-length 99 is not used", "settings for lstm-embeddings"):
+        assert part in notes
