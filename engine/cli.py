@@ -3,10 +3,12 @@
 import errno
 import os
 import sys
+from typing import Annotated
 
 import typer
 
-from penstock.engine import cli_bench, cli_data, cli_doctor, cli_study, cli_train
+from penstock.engine import cli_bench, cli_data, cli_doctor, cli_inspect, cli_study, cli_train
+from penstock.engine.cli_command import Command
 from penstock.engine.errors import DiskError, PenstockError
 
 app = typer.Typer(
@@ -18,8 +20,27 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for commands in (cli_data, cli_train, cli_study, cli_bench, cli_doctor):
+for commands in (cli_data, cli_inspect, cli_train, cli_study, cli_bench, cli_doctor):
     commands.register(app)
+for command in app.registered_commands:
+    command.cls = command.cls if command.cls and issubclass(command.cls, Command) else Command
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"penstock {version('penstock')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -27,7 +48,7 @@ def main() -> None:
     # Tokenizers warn about forks that the data path makes on purpose, and no progress bar but ours is wanted.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app()
+        app(prog_name="penstock")
     except PenstockError as error:
         fail(error)
     except OSError as error:

@@ -61,7 +61,13 @@ def prepare(
             raise ConfigError(f"shard {shard}: expected i/n, as in 0/4")
         preparing.prepare_part(sources, out, (int(i), int(n)), **options)
         return
-    _describe(preparing.prepare(sources, out, overwrite=overwrite, **options))
+    store = preparing.prepare(sources, out, overwrite=overwrite, **options)
+    _describe(store)
+    if like is not None:
+        from penstock.engine.data.overlap import find_overlap
+        from penstock.engine.data.store import Store
+
+        print(f"overlap with {like}: {find_overlap(Store.open(like), store)}")
 
 
 def verify(

@@ -25,6 +25,10 @@ class StoreError(PenstockError):
     exit_code = 5
 
 
+class OtherDataError(StoreError):
+    """A folder holds a store, or the beginning of one, of other data or settings than are given now."""
+
+
 class ConfigError(PenstockError):
     """A configuration key or value is wrong."""
 

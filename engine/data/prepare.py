@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.engine.data.commit import disk_errors, fsync_folder
+from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.job import (
     Job,
     Receipt,
@@ -30,13 +31,14 @@ from penstock.engine.data.store import Store
 from penstock.engine.data.survey import Survey, survey, usable_rows
 from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
 from penstock.engine.data.tokenizers import (
+    TRUNCATIONS,
     TextTokenizer,
     crc32_of_files,
     load_saved_tokenizer,
     load_tokenizer,
     save_tokenizer,
 )
-from penstock.engine.errors import ConfigError, SourceError, StoreError
+from penstock.engine.errors import ConfigError, OtherDataError, SourceError, StoreError, TokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -177,6 +179,7 @@ def _survey(
         raise ConfigError(f"rows per shard must be 1 at least, got {rows_per_shard}")
     opened = open_sources(names, text=options.text, label=options.label)
     _check_folder(folder, overwrite)
+    settings.load_tokenizer()
 
     quarantine = folder.with_name(folder.name + ".bad-rows.jsonl") if bad_rows == "quarantine" else None
     with RowProgress("reading", shown=progress) as bar:
@@ -198,7 +201,9 @@ def _survey(
     )
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         if Manifest.read(folder).preparation != preparation:
-            raise StoreError(f"{folder}: a store of other data or settings; choose another folder, or --overwrite it")
+            raise OtherDataError(
+                f"{folder}: a store of other data or settings; choose another folder, or --overwrite it"
+            )
         with locked(folder, shared=False):
             remove_leftovers(folder)
         return None
@@ -206,7 +211,11 @@ def _survey(
 
 
 class _Settings:
-    """Tokenizer, labels and lengths: as given, or as another store has them."""
+    """Tokenizer, labels and lengths: as given, or as another store has them.
+
+    Everything is checked at once but what takes the tokenizer, whose library is slow to import: `load_tokenizer` comes
+    when nothing else is wrong.
+    """
 
     def __init__(
         self, tokenizer: str | None, max_length: int | None, truncation: str | None, like: str | os.PathLike | None
@@ -228,7 +237,6 @@ class _Settings:
                 if given is not None and given != theirs:
                     raise ConfigError(f"--like: {like} has {name} {theirs}, not {given}; leave it out")
             self.origin = self.like.manifest.tokenizer.origin
-            self.loaded = self.like.tokenizer()
         elif tokenizer is None:
             raise ConfigError("say which tokenizer: a name, a path, train:bpe:N or train:wordpiece:N, or --like STORE")
         else:
@@ -236,10 +244,19 @@ class _Settings:
             self.truncation = truncation or "head"
             self.origin = tokenizer
             self.spec = parse_train_spec(tokenizer)
-            if self.spec is None:
-                self.loaded = load_tokenizer(tokenizer)
+            if self.spec is None and (reason := why_missing(tokenizer)):
+                raise TokenizerError(f"tokenizer {tokenizer}: {reason}")
+        if self.truncation not in TRUNCATIONS:
+            raise TokenizerError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
         if not 1 <= self.max_length <= 1 << 24:
             raise ConfigError(f"max length must be between 1 and {1 << 24}, got {self.max_length}")
+
+    def load_tokenizer(self) -> None:
+        """Raises TokenizerError: it cannot be loaded, or not be used with these lengths."""
+        if self.like is not None:
+            self.loaded = self.like.tokenizer()
+        elif self.spec is None:
+            self.loaded = load_tokenizer(self.origin)
         if self.loaded is not None:
             self.tokenizer_identity = TextTokenizer(self.loaded, self.max_length, self.truncation).fingerprint()
         else:
@@ -312,7 +329,7 @@ class _Preparation:
             fsync_folder(self.folder.parent)
         job = None if self.options.overwrite else Job.read(self.folder)
         if job is not None and job.preparation != self.preparation:
-            raise StoreError(
+            raise OtherDataError(
                 f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose "
                 "another folder, or --overwrite it"
             )

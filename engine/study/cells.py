@@ -9,6 +9,8 @@ from typing import Literal
 
 from penstock.engine.data.commit import write_committed
 from penstock.engine.errors import RunError
+from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.fingerprints import MadeFrom
 
 
 @dataclass(frozen=True, order=True)
@@ -36,6 +38,7 @@ class CellResult:
         train_examples, validation_examples, test_examples: the sizes of the three.
         steps, epochs: run before the training ended.
         train_seconds: in training steps and validation. tokens_per_second: real ones, in training steps.
+        made_from: fingerprints of its data, settings and encoder; None in cells of an earlier penstock.
     """
 
     cell: Cell
@@ -52,6 +55,7 @@ class CellResult:
     epochs: float = 0.0
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
+    made_from: MadeFrom | None = None
 
 
 def plan_cells(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Cell]:
@@ -59,6 +63,15 @@ def plan_cells(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> 
     return sorted(
         Cell(size, seed, family) for family, own in sizes.items() for size in own for seed in range(seeds[size])
     )
+
+
+def cell_named(name: str) -> Cell | None:
+    """The cell of that name; None if no family has such a cell."""
+    rest, _, seed = name.rpartition("-")
+    family, _, size = rest.rpartition("-")
+    if family not in FAMILIES or not size.isdecimal() or not seed.isdecimal():
+        return None
+    return Cell(int(size), int(seed), family)
 
 
 def result_path(folder: Path, cell: Cell) -> Path:
@@ -81,7 +94,8 @@ def read_result(path: Path) -> CellResult:
     """
     try:
         document = json.loads(path.read_text())
-        return CellResult(**{**document, "cell": Cell(**document["cell"])})
+        made_from = MadeFrom(**document["made_from"]) if document.get("made_from") else None
+        return CellResult(**{**document, "cell": Cell(**document["cell"]), "made_from": made_from})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path}: not a cell's result ({error}); remove it to run the cell again") from None
 

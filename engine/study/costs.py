@@ -14,6 +14,7 @@ import numpy as np
 
 from penstock.engine.data.commit import write_committed
 from penstock.engine.errors import RunError
+from penstock.engine.study.fingerprints import MadeFrom
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ class Cost:
         latency_ms: {batch size: median milliseconds of one forward pass over that many test texts, already tokenized}.
         runs: {batch size: forward passes measured}.
         device, threads: what it ran on.
+        made_from: fingerprints of the stores, the model's settings and the encoder; None from an earlier penstock.
     """
 
     family: str
@@ -46,6 +48,7 @@ class Cost:
     runs: dict[int, int]
     device: str
     threads: int
+    made_from: MadeFrom | None = None
 
 
 def measure_cost(family: str, settings: "Settings", train: "Store", test: "Store") -> Cost:
@@ -141,6 +144,8 @@ def read_cost(path: Path) -> Cost:
         document = json.loads(path.read_text())
         for key in ("latency_ms", "runs"):
             document[key] = {int(batch): value for batch, value in document[key].items()}
+        if document.get("made_from"):
+            document["made_from"] = MadeFrom(**document["made_from"])
         return Cost(**document)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path}: not a measurement of costs ({error}); remove it to measure again") from None

@@ -23,7 +23,7 @@ def write_csv_files(folder: Path, findings: Findings) -> None:
     """
     table = findings.table
     points = [point for family in table.families for point in table.points(family)]
-    measured = [field.name for field in fields(CellResult) if field.name != "cell"]
+    measured = [field.name for field in fields(CellResult) if field.name not in ("cell", "made_from")]
     _write(
         folder / "cells.csv",
         ["family", "size", "seed", *measured],

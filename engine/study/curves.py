@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize
 
 from penstock.engine.study.intervals import percentile_interval
 
@@ -80,6 +79,8 @@ def fit_power_law(sizes: np.ndarray, errors: np.ndarray, variances: np.ndarray) 
     losses, _, _ = projected(_GRID)
     best = int(losses.argmin())
     low, high = _GRID[max(best - 1, 0)], _GRID[min(best + 1, len(_GRID) - 1)]
+    from scipy import optimize  # half a second, which no message should wait for
+
     found = optimize.minimize_scalar(
         lambda logarithm: projected(np.array([np.exp(logarithm)]))[0][0],
         bounds=(np.log(low), np.log(high)),

@@ -10,6 +10,7 @@ from penstock.engine.study.cells import read_results
 from penstock.engine.study.costs import Cost, read_cost
 from penstock.engine.study.curves import Curve, fit_curve
 from penstock.engine.study.directory import read_study
+from penstock.engine.study.existing import check_one_kind
 from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.table import Table
 
@@ -38,10 +39,11 @@ class Findings:
     def of(cls, folder: Path) -> "Findings":
         """
         Raises:
-            RunError: the folder holds no study, or one without a finished cell.
+            RunError: the folder holds no study, or one without a finished cell, or cells made from different things.
         """
         study = read_study(folder)
         results = read_results(folder / "cells")
+        check_one_kind(folder, study, results)
         table = Table(results)
         if not any(table.points(family) for family in table.families):
             raise RunError(f"{folder}: no cell of this study is done yet; run penstock study again to go on")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 
@@ -35,6 +34,8 @@ def t_interval(values: Sequence[float]) -> Estimate:
     mean = float(data.mean())
     if data.size == 1:
         return Estimate(mean, None, None, 1)
+    from scipy import stats  # half a second, which no message should wait for
+
     half = float(stats.t.ppf((1 + LEVEL) / 2, data.size - 1) * data.std(ddof=1) / np.sqrt(data.size))
     return Estimate(mean, mean - half, mean + half, int(data.size))
 

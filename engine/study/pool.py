@@ -1,13 +1,14 @@
 """Cells one after the other in this process, or several at a time in processes of their own."""
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
 
 from penstock.engine.errors import PenstockError, RunError
 from penstock.engine.study.cells import CellResult
@@ -29,9 +30,10 @@ def run_cells(tasks: Sequence[CellTask], jobs: int, run_cell: RunCell) -> Iterat
         return
     # the largest cell last would leave the other processes idle
     tasks = sorted(tasks, key=lambda task: task.cell.size, reverse=True)
+    children = _Children()
     pool = ProcessPoolExecutor(
         max_workers=min(jobs, len(tasks)),
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=children,
         initializer=_prepare_worker,
         initargs=(max(1, (os.cpu_count() or 1) // jobs),),
     )
@@ -49,9 +51,23 @@ def run_cells(tasks: Sequence[CellTask], jobs: int, run_cell: RunCell) -> Iterat
     finally:
         signal.signal(signal.SIGTERM, previous)
         # terminated workers write a checkpoint first
-        for process in multiprocessing.active_children():
-            process.terminate()
+        for process in children.made:
+            if process.is_alive():
+                process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Children(SpawnContext):
+    """Knows the processes that it has made: the caller may have others, which are none of our business."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]
+        process = SpawnProcess(*args, **options)
+        self.made.append(process)
+        return process
 
 
 def _prepare_worker(threads: int) -> None:

@@ -42,6 +42,10 @@ class StudyProgress:
         rates = {family: seconds / work for family, (seconds, work) in self._seconds.items()}
         return f"; about {_duration(sum(rates[cell.family] * _work(cell) for cell in self._left) / self._jobs)} left"
 
+    def note(self, line: str) -> None:
+        """What the user should know besides the cells."""
+        self._print(line)
+
     def _print(self, line: str) -> None:
         if self._shown:
             print(line, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.engine.data.commit import disk_errors, write_committed
+from penstock.engine.data.overlap import Overlap
 from penstock.engine.study.break_even import THRESHOLD, rounded
 from penstock.engine.study.cells import CellResult
 from penstock.engine.study.csv_files import write_csv_files
@@ -39,10 +40,10 @@ def write_report(folder: Path | str) -> Findings:
         RunError: there is no study, or nothing to report yet.
         DiskError: it cannot be written.
     """
-    from penstock.engine.study.plots import plot_accuracy, plot_cost, plot_gap
-
     folder = Path(folder)
     findings = Findings.of(folder)
+    from penstock.engine.study.plots import plot_accuracy, plot_cost, plot_gap
+
     with disk_errors(folder):
         write_csv_files(folder, findings)
         plot_accuracy(findings.table, findings.curves, folder / "accuracy.png")
@@ -233,7 +234,8 @@ def _method(findings: Findings) -> list[str]:
     items = [
         f"Training data: {_names(identity['train'])}{_examples(study.get('train'))}. "
         f"Test data: {_names(identity['test'])}{_examples(study.get('test'))}. "
-        f"{len(study.get('labels', []))} classes; texts cut at {identity['max_length']} tokens.",
+        f"{len(study.get('labels', []))} classes; texts cut at "
+        f"{study.get('max_length', identity['max_length'])} tokens.",
         f"Encoder: {encoder_title(identity['encoder'])}; all families share its tokenizer.",
         "Subsets are stratified by class and nested: a seed's smaller subsets lie inside its larger ones, and all "
         "families train on the same ones. A validation split carved from each subset chooses the model and stops the "
@@ -250,6 +252,11 @@ def _method(findings: Findings) -> list[str]:
             f"Another test set of this size would move an accuracy by up to ± {100 * sampling:.1f} points (95%): the "
             "intervals over seeds do not contain that."
         )
+    if "overlap" in study:
+        items.append(f"Overlap of train and test: {Overlap(**study['overlap'])}.")
+    old = sum(result.made_from is None for result in table.results)
+    if old:
+        items.append(f"{old} cells are of an earlier penstock, which did not note what they were made from.")
     items.append(_unfinished(table.results))
     if identity.get("overrides"):
         items.append(f"Settings other than the defaults: {', '.join(identity['overrides'])}.")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from penstock.engine.errors import NonFiniteError, PenstockError
+from penstock.engine.errors import NonFiniteError, PenstockError, RunError
 from penstock.engine.study.cells import Cell, CellResult
+from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
 from penstock.engine.study.subsets import subset
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class CellTask:
         run: the run's directory, from which an interrupted cell goes on.
         keep_run: leave it there; it holds the trained model.
         progress: of the training, see `train`.
+        made_from: what the study found before its first cell, which has to be what this cell finds.
     """
 
     cell: Cell
@@ -37,6 +39,7 @@ class CellTask:
     run: Path
     keep_run: bool = False
     progress: Literal["auto", "live", "plain", "none"] = "none"
+    made_from: MadeFrom | None = None
 
 
 def run_cell(task: CellTask) -> CellResult:
@@ -71,6 +74,9 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
     from penstock.engine.training.train import train
 
     store, test = Store.open(task.train_store), Store.open(task.test_store)
+    now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test)
+    if task.made_from is not None and (found := difference(task.made_from, now)):
+        raise RunError(f"{task.cell.name}: the study's data or encoder changed while it ran: {found}; start it again")
     rows = subset(store.labels, task.cell.size, task.subset_seed)
     trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
     test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)

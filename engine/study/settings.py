@@ -140,7 +140,8 @@ def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
         if not equals or len(parts) not in (2, 3) or (len(parts) == 3 and parts[0] not in FAMILIES):
             raise ConfigError(
                 f"{override!r} is no setting: write section.key=value, or FAMILY.section.key=value "
-                f"with a family of {', '.join(FAMILIES)}"
+                f"with a family of {', '.join(FAMILIES)}; a second file has an option of its own: "
+                f"--train a.csv --train b.csv"
             )
         try:
             value = yaml.safe_load(text)

@@ -8,19 +8,23 @@ runs/            a cell in progress, or all of them on request
 report.*, *.csv, *.png
 """
 
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.manifest import MANIFEST_NAME
+from penstock.engine.data.overlap import Overlap, find_overlap
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, RunError
-from penstock.engine.study.cells import Cell, CellResult, plan_cells, read_result, result_path, write_result
-from penstock.engine.study.costs import device_name, measure_cost, write_cost
+from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
+from penstock.engine.study.cells import Cell, CellResult, plan_cells, write_result
+from penstock.engine.study.check import check_plan, is_store
+from penstock.engine.study.costs import device_name, measure_cost, read_cost, write_cost
 from penstock.engine.study.directory import claim, write_study
+from penstock.engine.study.existing import Existing, remains
+from penstock.engine.study.fingerprints import MadeFrom, made_from
 from penstock.engine.study.pool import RunCell, run_cells
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_cell import CellTask, run_cell
@@ -45,6 +49,9 @@ def run_study(
     A study may be continued with more sizes, seeds or families; cells that failed are tried again, cells that diverged
     are not: they would again.
 
+    All that can be found wrong without reading the data is, before any of it is read. Nothing is trained where
+    something in `out` was made from other data, settings or weights than are there now.
+
     Args:
         out: the study's directory, new or of the same study.
         jobs: cells run at a time, each in a process of its own if there are several.
@@ -53,26 +60,40 @@ def run_study(
 
     Raises:
         ConfigError: sizes, seeds or overrides do not fit the data or each other.
-        RunError: `out` belongs to another study, or another process works in it.
+        RunError: `out` belongs to another study or holds what was made from something else, or another process works in
+            it.
+        StoreError: the two stores have other labels or tokenizers.
         PenstockError: of the sources, the encoder, the disk.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs must be 1 at least, got {jobs}")
-    folder = Path(out)
+    folder, shown = Path(out), StudyProgress(progress)
+    for note in check_plan(settings):
+        shown.note(note)
     with claim(folder, settings.identity()):
+        existing = Existing(folder)
         train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress)
+        existing.check_data("train", train)
+        cells = planned_cells(settings, train)
         test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
+        existing.check_data("test", test)
+        _check_alike(train, test)
         if settings.max_test is not None and settings.max_test > test.num_examples:
             raise ConfigError(f"--max-test {settings.max_test:,}: the test data has {test.num_examples:,} examples")
-        cells = planned_cells(settings, train)
-        tasks = [_task(settings, cell, folder, train, test, keep_runs, jobs) for cell in cells]
-        _describe(folder, settings, train, test, cells, jobs)
-        for family in settings.families:
-            path = folder / "costs" / f"{family}.json"
-            if not path.exists():
-                first = next(task for task in tasks if task.cell.family == family)
-                write_cost(path, measure(family, first.settings, train, test))
-        return _run(tasks, folder / "cells", jobs, run_cell, StudyProgress(progress))
+
+        def from_now(cell: Cell) -> MadeFrom:
+            own = cell_settings(settings, cell, train)
+            return made_from(own, train.fingerprint, test.fingerprint, settings.max_test)
+
+        tasks = [_task(settings, cell, folder, train, test, keep_runs, jobs, from_now(cell)) for cell in cells]
+        existing.check_cells(from_now)
+        if existing.old:
+            shown.note(_about_old(existing))
+        overlap = _overlap(existing.study, train, test)
+        shown.note(f"train and test: {overlap}")
+        _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap)
+        _measure(folder / "costs", settings, existing.study, tasks, train, test, measure, shown)
+        return _run(tasks, existing.results, folder / "cells", jobs, run_cell, shown)
 
 
 def planned_cells(settings: StudySettings, train: Store) -> list[Cell]:
@@ -95,9 +116,10 @@ def open_or_prepare(
     """The store that the one source is, or one prepared from the sources with the encoder's tokenizer.
 
     Raises:
+        RunError: `folder` holds a store of something else than the sources hold now.
         StoreError, SourceError, TokenizerError, DiskError: as `prepare` and `Store.open`.
     """
-    if len(sources) == 1 and (Path(sources[0]) / MANIFEST_NAME).is_file():
+    if is_store(sources):
         return Store.open(sources[0])
     choices: dict[str, Any] = {"text": settings.text, "label": settings.label, "bad_rows": settings.bad_rows}
     if like is None:
@@ -105,22 +127,98 @@ def open_or_prepare(
     else:
         choices["like"] = like.path
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return prepare(list(sources), folder, progress=progress, **choices)
+    try:
+        return prepare(list(sources), folder, progress=progress, **choices)
+    except OtherDataError:
+        raise RunError(
+            f"{folder} was prepared from other data or settings than {', '.join(sources)} gives now. Put back what was "
+            f"there, give another --out, or remove {remains(folder.parent.parent)} to train all cells again"
+        ) from None
+
+
+def _check_alike(train: Store, test: Store) -> None:
+    for what, here, there in (
+        ("another tokenizer", test.manifest.tokenizer.fingerprint, train.manifest.tokenizer.fingerprint),
+        ("other labels", test.label_names, train.label_names),
+    ):
+        if here != there:
+            raise StoreError(f"{test.path} has {what} than {train.path}: prepare it with --like {train.path}")
+
+
+def _about_old(existing: Existing) -> str:
+    known = "train" in existing.study and "test" in existing.study
+    checked = "their data is what it was at the last start" if known else "study.json does not know their data either"
+    return (
+        f"{len(existing.old)} cells of an earlier penstock do not say what they were made from (the first is "
+        f"{existing.old[0]}): {checked}; settings and encoder cannot be compared"
+    )
+
+
+def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
+    """Of train and test; as study.json has it if it is of the same stores."""
+    same = all(
+        study.get(name, {}).get("fingerprint") == store.fingerprint
+        for name, store in (("train", train), ("test", test))
+    )
+    return Overlap(**study["overlap"]) if same and "overlap" in study else find_overlap(train, test)
+
+
+def _measure(
+    folder: Path,
+    settings: StudySettings,
+    study: dict[str, Any],
+    tasks: Sequence[CellTask],
+    train: Store,
+    test: Store,
+    measure: Callable,
+    progress: StudyProgress,
+) -> None:
+    """The cost of each family that has none, or one of a model for other data."""
+    for family in settings.families:
+        path = folder / f"{family}.json"
+        first = next(task for task in tasks if task.cell.family == family)
+        now = _of_cost(first.made_from)
+        if path.exists():
+            then = read_cost(path).made_from
+            last = (study.get("train", {}).get("fingerprint"), study.get("test", {}).get("fingerprint"))
+            if then == now or (then is None and last == (now.train, now.test)):
+                continue
+            progress.note(f"{path} was measured with other data or weights: measured again")
+        write_cost(path, dataclasses.replace(measure(family, first.settings, train, test), made_from=now))
+
+
+def _of_cost(cell: MadeFrom | None) -> MadeFrom:
+    """Of what a cell was made from, what its model's size and speed depend on."""
+    assert cell is not None
+    model = {key: value for key, value in cell.settings.items() if key.startswith("model.") and key != "model.encoder"}
+    return dataclasses.replace(cell, settings=model, max_test=None)
 
 
 def _describe(
-    folder: Path, settings: StudySettings, train: Store, test: Store, cells: Sequence[Cell], jobs: int
+    folder: Path,
+    settings: StudySettings,
+    before: dict[str, Any],
+    train: Store,
+    test: Store,
+    tasks: Sequence[CellTask],
+    jobs: int,
+    overlap: Overlap,
 ) -> None:
-    """What the report says of the study besides its cells."""
+    """What the report says of the study besides its cells, and what the next start compares with what it finds."""
     import torch
 
+    now = [task.made_from for task in tasks if task.made_from is not None]
+    encoders = {made.settings["model.encoder"]: made.encoder for made in now if made.encoder is not None}
     document = {
         "identity": settings.identity(),
         "families": list(settings.families),
-        "cells": [cell.name for cell in cells],
+        "cells": [task.cell.name for task in tasks],
         "labels": train.label_names,
         "train": {"examples": train.num_examples, "tokens": train.num_tokens, "fingerprint": train.fingerprint},
         "test": {"examples": test.num_examples, "tokens": test.num_tokens, "fingerprint": test.fingerprint},
+        "max_length": train.max_length,
+        "encoders": before.get("encoders", {}) | encoders,
+        "overlap": overlap.to_json(),
         "machine": {
             "device": device_name(),
             "cores": os.cpu_count(),
@@ -133,7 +231,14 @@ def _describe(
 
 
 def _task(
-    settings: StudySettings, cell: Cell, folder: Path, train: Store, test: Store, keep_runs: bool, jobs: int
+    settings: StudySettings,
+    cell: Cell,
+    folder: Path,
+    train: Store,
+    test: Store,
+    keep_runs: bool,
+    jobs: int,
+    made_from: MadeFrom,
 ) -> CellTask:
     return CellTask(
         cell=cell,
@@ -145,21 +250,25 @@ def _task(
         run=folder / "runs" / cell.name,
         keep_run=keep_runs,
         progress="auto" if jobs == 1 and cell.size >= _LONG_CELL else "none",
+        made_from=made_from,
     )
 
 
 def _run(
-    tasks: Sequence[CellTask], folder: Path, jobs: int, run_cell: RunCell, progress: StudyProgress
+    tasks: Sequence[CellTask],
+    existing: Mapping[Cell, CellResult],
+    folder: Path,
+    jobs: int,
+    run_cell: RunCell,
+    progress: StudyProgress,
 ) -> list[CellResult]:
-    finished: dict[Cell, CellResult] = {}
-    for task in tasks:
-        path = result_path(folder, task.cell)
-        if path.exists() and (result := read_result(path)).status != "failed":
-            finished[task.cell] = result
+    finished = {task.cell: existing[task.cell] for task in tasks if task.cell in existing}
+    sources = {task.cell: task.made_from for task in tasks}
     left = [task for task in tasks if task.cell not in finished]
     progress.start([task.cell for task in tasks], finished, jobs)
     started = time.monotonic()
     for result in run_cells(left, jobs, run_cell) if left else ():
+        result = dataclasses.replace(result, made_from=sources[result.cell])
         write_result(folder, result)
         finished[result.cell] = result
         progress.finished(result, time.monotonic() - started)

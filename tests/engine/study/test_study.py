@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import shutil
 import time
@@ -327,3 +328,26 @@ def test_costs_that_were_removed_are_measured_anew(study, tmp_path):
     run(study, out)
     assert {path.stem for path in (out / "costs").iterdir()} == set(FAMILIES)
     assert marks(out) == before
+
+
+def wait_for_ever(ready) -> None:
+    ready.set()
+    time.sleep(600)
+
+
+def test_a_study_ends_its_own_processes_only(study, tmp_path):
+    """Also when it fails: the caller may run something of its own beside it."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=wait_for_ever, args=(ready,))
+    other.start()
+    try:
+        assert ready.wait(120)
+        run(study, tmp_path / "study", jobs=2)
+        with pytest.raises(RunError, match="a process was killed"):
+            run(study, tmp_path / "other", dies, jobs=2)
+        assert other.is_alive()
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.terminate()
+        other.join()

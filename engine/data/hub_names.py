@@ -1,0 +1,25 @@
+"""Names of models and tokenizers, looked at without the libraries that load them: those take seconds to import."""
+
+import re
+from pathlib import Path
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def why_missing(name: str) -> str | None:
+    """Why nothing can be loaded by this name, or None where that takes the hub, or the files, to tell.
+
+    A local folder or file comes first. What is none is a name on the hub if it looks like one; offline, the hub's cache
+    has to hold it.
+    """
+    if Path(name).expanduser().exists():
+        return None
+    if name.startswith(("/", ".", "~")):
+        return "no such folder or file"
+    if not _HUB_NAME.fullmatch(name):
+        return "no such folder or file, and no name that the hub could have (OWNER/NAME)"
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE and not (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return "no local folder has this name and it cannot be had from the hub (HF_HUB_OFFLINE is set)"
+    return None

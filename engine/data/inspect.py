@@ -1,0 +1,328 @@
+"""Looking at labelled texts before training on them: lengths, classes, duplicates, contradictions, overlap.
+
+Texts are read once and never kept: of each row there remain two 64-bit hashes, of the text and of its normal form, its
+label's number and its place, 28 bytes. Two texts count as the same where both hashes agree; as the same after
+normalisation (NFKC, case, white space) where the second does.
+"""
+
+import hashlib
+import itertools
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from penstock.engine.data.sources import Source
+from penstock.engine.data.survey import MAX_LABELS
+
+QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
+FIRST_BAD = 5  # rows that cannot be used, shown with their places
+
+
+class Lengths:
+    """How many texts have each length."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+
+    def add(self, lengths: list[int]) -> None:
+        self._counts.update(lengths)
+
+    def summary(self) -> dict[str, float]:
+        """{"mean": ..., and each of QUANTILES}, a length that occurs; empty without texts."""
+        if not self._counts:
+            return {}
+        values = np.array(sorted(self._counts), np.int64)
+        counts = np.array([self._counts[int(value)] for value in values], np.int64)
+        ends = np.cumsum(counts)
+        ranks = [min(int(np.ceil(share * ends[-1])), int(ends[-1])) for share in QUANTILES.values()]
+        found = values[np.searchsorted(ends, np.maximum(ranks, 1))]
+        mean = float((values * counts).sum() / ends[-1])
+        return {"mean": mean} | {name: int(value) for name, value in zip(QUANTILES, found, strict=True)}
+
+
+@dataclass
+class Looked:
+    """What was seen of one or more sources, read one after the other.
+
+    Attributes:
+        sources: in order; starts: the first row of each, and the number of rows at the end.
+        exact, normal: uint64, (rows,): hashes of the texts and of their normal forms.
+        labels: int32, (rows,): numbers of label names; -1 without labels.
+        positions: int64, (rows,): lines or rows in their source, from 1.
+        label_counts: rows of each label, by number; label_names: of the first MAX_LABELS of them.
+        empty: rows whose text is empty or white space.
+        bad: number of rows that cannot be used; bad_rows: the first of them, "place: reason".
+    """
+
+    sources: Sequence[Source]
+    starts: list[int]
+    exact: np.ndarray
+    normal: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    label_names: list[str]
+    label_counts: np.ndarray
+    characters: Lengths
+    words: Lengths
+    empty: np.ndarray
+    bad: int = 0
+    bad_rows: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return len(self.exact)
+
+    @property
+    def has_labels(self) -> bool:
+        return self.sources[0].label is not None
+
+    def source_of(self, row: int) -> Source:
+        return self.sources[int(np.searchsorted(self.starts, row, side="right")) - 1]
+
+    def place(self, row: int) -> str:
+        """`source: line N`."""
+        return self.source_of(row).position(int(self.positions[row]))
+
+    def label_of(self, row: int) -> str:
+        number = int(self.labels[row])
+        return self.label_names[number] if 0 <= number < len(self.label_names) else ""
+
+
+def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows: None) -> Looked:
+    """Reads the sources once.
+
+    Raises:
+        SourceError: one cannot be read.
+    """
+    characters, words = Lengths(), Lengths()
+    numbers: dict[str, int] = {}
+    exact, normal, labels, positions, empty = [], [], [], [], []
+    starts, bad, rows = [0], 0, 0
+    bad_rows: list[str] = []
+    for source in sources:
+        for batch in source.rows():
+            texts = batch.texts
+            found = [_hashes(text) for text in texts]
+            hashes = np.frombuffer(b"".join(found), np.uint64).reshape(-1, 2)
+            exact.append(hashes[:, 0].copy())
+            normal.append(hashes[:, 1].copy())
+            if source.label is None:
+                labels.append(np.full(len(texts), -1, np.int32))
+            else:
+                labels.append(np.array([_number(label, numbers) for label in batch.labels], np.int32))
+            positions.append(np.fromiter(batch.positions, np.int64, len(texts)))
+            characters.add([len(text) for text in texts])
+            own_words = [len(text.split()) for text in texts]
+            words.add(own_words)
+            empty.append(rows + np.flatnonzero(np.array(own_words, np.int64) == 0))
+            bad += len(batch.bad)
+            shown = batch.bad[: max(0, FIRST_BAD - len(bad_rows))]
+            bad_rows += [f"{source.position(row.position)}: {row.reason}" for row in shown]
+            rows += len(texts)
+            advance(len(texts) + len(batch.bad))
+        starts.append(rows)
+    all_labels = _join(labels, np.int32)
+    return Looked(
+        sources=sources,
+        starts=starts,
+        exact=_join(exact, np.uint64),
+        normal=_join(normal, np.uint64),
+        labels=all_labels,
+        positions=_join(positions, np.int64),
+        label_names=list(numbers),
+        label_counts=np.unique(all_labels[all_labels >= 0], return_counts=True)[1],
+        characters=characters,
+        words=words,
+        empty=_join(empty, np.int64),
+        bad=bad,
+        bad_rows=bad_rows,
+    )
+
+
+def normal_form(text: str) -> str:
+    """What two texts that a reader would call the same have in common: NFKC, case folded, single spaces."""
+    if text.isascii():
+        return " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows that belong together, by the text they share.
+
+    Attributes:
+        rows: int64: of all groups, group by group, each in the order of the rows.
+        bounds: int64, (groups + 1,): where each begins in `rows`.
+    """
+
+    rows: np.ndarray
+    bounds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for begin, end in itertools.pairwise(self.bounds):
+            yield self.rows[begin:end]
+
+    def differ(self, values: np.ndarray) -> np.ndarray:
+        """bool (groups,): whether the rows of a group have different ones of `values`, (all rows,)."""
+        own = values[self.rows]
+        return np.minimum.reduceat(own, self.bounds[:-1]) != self.largest(values) if len(self) else np.empty(0, bool)
+
+    def largest(self, values: np.ndarray) -> np.ndarray:
+        """(groups,): of `values`, (all rows,)."""
+        own = values[self.rows]
+        return np.maximum.reduceat(own, self.bounds[:-1]) if len(self) else own
+
+    def where(self, wanted: np.ndarray) -> "Groups":
+        """The groups for which the bool (groups,) is true."""
+        sizes = np.diff(self.bounds)
+        return Groups(self.rows[np.repeat(wanted, sizes)], np.concatenate([[0], np.cumsum(sizes[wanted])]))
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """
+    Attributes:
+        exact: rows of the same text and label. surplus: how many of them say nothing that an earlier row did not.
+        contradictions: rows of the same text with different labels.
+        normal: rows whose texts differ, but not after normalisation; more: how many texts fewer there are after it.
+        normal_contradictions: those of `normal` with different labels where no text on its own has them.
+    """
+
+    exact: Groups
+    surplus: int
+    contradictions: Groups
+    normal: Groups
+    more: int
+    normal_contradictions: Groups
+
+
+def duplicates(looked: Looked) -> Duplicates:
+    order, same_text, same_label, same_form = _sorted(looked)
+    exact = _runs(order, same_text & same_label)
+    texts = _runs(order, same_text)
+    contradictions = texts.where(texts.differ(looked.labels))
+    torn = np.zeros(looked.rows, np.int8)
+    torn[contradictions.rows] = 1
+    forms = _runs(order, same_form)
+    normal = forms.where(forms.differ(looked.exact))
+    return Duplicates(
+        exact=exact,
+        surplus=len(exact.rows) - len(exact),
+        contradictions=contradictions,
+        normal=normal,
+        more=int((same_form & ~same_text).sum()),
+        normal_contradictions=normal.where(normal.differ(looked.labels) & (normal.largest(torn) == 0)),
+    )
+
+
+@dataclass(frozen=True)
+class SharedTexts:
+    """Rows of a test set whose text is also in a training set.
+
+    Attributes:
+        exact, normal: int64: rows of the test set: with the very text, and further ones after normalisation.
+        exact_twin, normal_twin: int64, beside them: a training row of that text, with the same label if there is one.
+        other_label: rows of both kinds whose label no such training row has.
+    """
+
+    exact: np.ndarray
+    normal: np.ndarray
+    exact_twin: np.ndarray
+    normal_twin: np.ndarray
+    other_label: int
+
+
+def shared_texts(train: Looked, test: Looked) -> SharedTexts:
+    numbers = {name: number for number, name in enumerate(train.label_names)}
+    to_train = np.array([numbers.get(name, -2 - i) for i, name in enumerate(test.label_names)], np.int64)
+    labels = to_train[test.labels] if len(to_train) and test.has_labels else np.full(test.rows, -1, np.int64)
+    twin, agrees = _twins(train.exact, train.normal, train.labels, test.exact, test.normal, labels)
+    form_twin, form_agrees = _twins(train.normal, train.normal, train.labels, test.normal, test.normal, labels)
+    exact = np.flatnonzero(twin >= 0)
+    normal = np.flatnonzero((twin < 0) & (form_twin >= 0))
+    compared = train.has_labels and test.has_labels
+    other = int((~agrees[exact]).sum() + (~form_agrees[normal]).sum()) if compared else 0
+    return SharedTexts(exact, normal, twin[exact], form_twin[normal], other)
+
+
+def _hashes(text: str) -> bytes:
+    """Two times 8 bytes: of the text, and of its normal form."""
+    form = normal_form(text)
+    first = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return first + (first if form == text else hashlib.blake2b(form.encode(), digest_size=8).digest())
+
+
+def _number(label: str, numbers: dict[str, int]) -> int:
+    """The label's number; beyond MAX_LABELS labels, numbers are hashes, and names are not kept."""
+    number = numbers.get(label)
+    if number is None:
+        if len(numbers) < MAX_LABELS:
+            number = numbers[label] = len(numbers)
+        else:
+            hashed = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=4).digest(), "little")
+            number = MAX_LABELS + hashed % (2**31 - 1 - MAX_LABELS)
+    return number
+
+
+def _join(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def _sorted(looked: Looked) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(all rows by form, text, label, place; whether each has the text, the label, the form of the one before)"""
+    order = np.lexsort((looked.labels, looked.exact, looked.normal))
+
+    def repeats(values: np.ndarray) -> np.ndarray:
+        values = values[order]
+        return np.concatenate([[False], values[1:] == values[:-1]]) if len(values) else np.empty(0, bool)
+
+    same_form = repeats(looked.normal)
+    return order, same_form & repeats(looked.exact), repeats(looked.labels), same_form
+
+
+def _runs(order: np.ndarray, same: np.ndarray) -> Groups:
+    """The runs in which each row is the same as the one before, by their first rows."""
+    if not same.any():
+        return Groups(np.empty(0, np.int64), np.zeros(1, np.int64))
+    inside = same | np.append(same[1:], False)
+    rows, begins = order[inside], np.flatnonzero(~same[inside])
+    sizes = np.diff(np.append(begins, len(rows)))
+    first = np.minimum.reduceat(rows, begins)
+    return Groups(
+        rows[np.lexsort((rows, np.repeat(first, sizes)))], np.concatenate([[0], np.cumsum(sizes[np.argsort(first)])])
+    )
+
+
+def _twins(
+    train_keys: np.ndarray,
+    train_checks: np.ndarray,
+    train_labels: np.ndarray,
+    test_keys: np.ndarray,
+    test_checks: np.ndarray,
+    test_labels: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(a training row with the key of each test row, -1 without one; whether one with its label, too, was found)"""
+    twin, agrees = np.full(len(test_keys), -1, np.int64), np.zeros(len(test_keys), bool)
+    candidates = np.flatnonzero(np.isin(train_keys, test_keys))
+    if not len(candidates):
+        return twin, agrees
+    order = candidates[np.lexsort((train_labels[candidates], train_keys[candidates]))]
+    keys, first = np.unique(train_keys[order], return_index=True)
+    found = np.minimum(np.searchsorted(keys, test_keys), len(keys) - 1)
+    is_there = (keys[found] == test_keys) & (train_checks[order[first[found]]] == test_checks)
+    twin[is_there] = order[first[found[is_there]]]
+    # key and label as one number
+    pairs = (np.searchsorted(keys, train_keys[order]) << 33) + train_labels[order] + (1 << 32)
+    wanted = (found << 33) + test_labels + (1 << 32)
+    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    agrees = is_there & (pairs[place] == wanted)
+    twin[agrees] = order[place[agrees]]
+    return twin, agrees

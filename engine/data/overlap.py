@@ -1,0 +1,80 @@
+"""How many rows of one store stand in another: test texts that a model has been trained on.
+
+Stores hold tokens, not texts, so rows are compared by the tokens that were kept of them.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from penstock.engine.data.store import Store
+from penstock.engine.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """
+    Attributes:
+        test_rows: rows of the test store.
+        shared: those of them whose tokens are all those of a training row.
+        other_label: those of the shared ones whose label none of these training rows has.
+    """
+
+    test_rows: int
+    shared: int
+    other_label: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if not self.shared:
+            return f"none of the {self.test_rows:,} test rows agrees in all tokens kept with a training row"
+        share = f"{self.shared:,} of {self.test_rows:,} test rows ({self.shared / self.test_rows:.1%})"
+        agree = "agrees" if self.shared == 1 else "agree"
+        return f"{share} {agree} in all tokens kept with a training row, {self.other_label:,} under another label"
+
+
+def find_overlap(train: Store, test: Store) -> Overlap:
+    """Reads both stores once; memory grows with the test store's rows and one shard of the training store's.
+
+    Rows are compared by 128 bits of a hash.
+
+    Raises:
+        StoreError: the stores have different tokenizers, so that their tokens cannot be compared.
+    """
+    if test.manifest.tokenizer.fingerprint != train.manifest.tokenizer.fingerprint:
+        raise StoreError(f"{test.path} and {train.path} have different tokenizers: prepare one --like the other")
+    wanted = np.concatenate([hashes for _, hashes in row_hashes(test)])
+    keys, first, group = np.unique(wanted[:, 0], return_index=True, return_inverse=True)
+    checks = wanted[first, 1]
+    ids = {name: number for number, name in enumerate(test.label_names)}
+    to_test = np.array([ids.get(name, len(ids)) for name in train.label_names], np.int64)
+    pairs = []  # (group, label) of training rows, as one number
+    width = len(ids) + 1
+    for start, hashes in row_hashes(train):
+        place = np.minimum(np.searchsorted(keys, hashes[:, 0]), len(keys) - 1)
+        rows = np.flatnonzero((keys[place] == hashes[:, 0]) & (checks[place] == hashes[:, 1]))
+        pairs.append(np.unique(place[rows] * width + to_test[train.labels[start + rows]]))
+    found = np.unique(np.concatenate(pairs))
+    shared = np.isin(group, found // width)
+    same_label = np.isin(group * width + test.labels, found)
+    return Overlap(test.num_examples, int(shared.sum()), int((shared & ~same_label).sum()))
+
+
+def row_hashes(store: Store) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, uint64 (rows, 2): the hashes of their tokens) of each shard."""
+    start = 0
+    for number, entry in enumerate(store.manifest.shards):
+        shard = store.map_shard(number)
+        data = shard.values.view(np.uint8).data
+        bounds = (shard.offsets * shard.values.itemsize).tolist()
+        hashes = b"".join(
+            [hashlib.blake2b(data[begin:end], digest_size=16).digest() for begin, end in itertools.pairwise(bounds)]
+        )
+        yield start, np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+        start += entry.rows

@@ -1,0 +1,102 @@
+"""What can be found wrong with a study before its data is read: settings, paths, columns. Needs neither torch nor
+transformers, which take seconds to import."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.data.hub_names import why_missing
+from penstock.engine.data.manifest import MANIFEST_NAME
+from penstock.engine.data.sources import open_sources
+from penstock.engine.data.store import Store
+from penstock.engine.data.tokenizers import TRUNCATIONS
+from penstock.engine.errors import ConfigError, ModelError
+from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.settings import StudySettings, overrides_for
+
+
+def check_plan(study: StudySettings) -> list[str]:
+    """Lines that the user should read.
+
+    Raises:
+        ConfigError: an option or override is wrong.
+        SourceError, StoreError: the training or test data cannot be opened, or lacks the columns.
+        ModelError: the encoder is not there.
+    """
+    for name, value, choices in (
+        ("--truncation", study.truncation, TRUNCATIONS),
+        ("--bad-rows", study.bad_rows, ("fail", "quarantine")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    encoders = set(_checked_overrides(study))
+    prepared = [is_store(sources) for sources in (study.train, study.test)]
+    if not all(prepared):
+        encoders.add(study.encoder)  # whose tokenizer it takes
+    for encoder in sorted(encoders):
+        check_encoder(encoder)
+    for sources, store in zip((study.train, study.test), prepared, strict=True):
+        if store:
+            Store.open(sources[0])
+            continue
+        for source in sources:
+            if is_store([source]):
+                raise ConfigError(f"{source}: a store; give it alone, or prepare one of all the sources first")
+        # the hub's data sets are not opened twice: that is the loading itself
+        open_sources([name for name in sources if not name.startswith("hf:")], text=study.text, label=study.label)
+    notes = list(_unused(study, *prepared))
+    families = {override.split(".")[0] for override in study.overrides} & FAMILIES.keys() - set(study.families)
+    return notes + [f"settings for {family}, which is not among --families: not used" for family in sorted(families)]
+
+
+def is_store(sources: Sequence[str]) -> bool:
+    """Whether these are one store, rather than sources to be prepared."""
+    return len(sources) == 1 and (Path(sources[0]) / MANIFEST_NAME).is_file()
+
+
+def check_encoder(name: str) -> None:
+    """
+    Raises:
+        ModelError: there is no such folder, or it holds no model, or the hub cannot have such a name.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"encoder {name}: the folder holds no config.json, so no model")
+    if reason := why_missing(name):
+        raise ModelError(f"encoder {name}: {reason}")
+
+
+def _checked_overrides(study: StudySettings) -> Iterator[str]:
+    """Yields the encoders that the families start from."""
+    from penstock.engine.training.settings import settings_from
+
+    for name in study.families:
+        family = FAMILIES[name]
+        values = {f"model.{key}": value for key, value in family.model.items()}
+        if family.needs_encoder:
+            values["model.encoder"] = study.encoder
+        settings = settings_from(values | overrides_for(study.overrides, name))
+        if settings.model.encoder is not None:
+            yield settings.model.encoder
+
+
+def _unused(study: StudySettings, train_is_store: bool, test_is_store: bool) -> Iterator[str]:
+    """A line for each option that does nothing because a store has settled it."""
+    if train_is_store and test_is_store:
+        options: tuple[tuple[str, Any, Any], ...] = (
+            ("--text", study.text, None),
+            ("--label", study.label, None),
+            ("--bad-rows", study.bad_rows, StudySettings.bad_rows),
+        )
+        for name, value, default in options:
+            if value != default:
+                yield f"{name} {value} is not used: train and test are stores already"
+    if train_is_store:
+        kept = Store.open(study.train[0]).manifest
+        choices: tuple[tuple[str, Any, Any, Any], ...] = (
+            ("--truncation", study.truncation, StudySettings.truncation, kept.truncation),
+            ("--max-length", study.max_length, StudySettings.max_length, kept.max_length),
+        )
+        for name, value, default, theirs in choices:
+            if value not in (default, theirs):
+                yield f"{name} {value} is not used: {study.train[0]} was prepared with {theirs}"

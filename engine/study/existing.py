@@ -1,0 +1,127 @@
+"""What a study's directory holds from earlier starts, compared with what it would be made from now.
+
+Before anything is trained: a store rebuilt under its name, a source that has changed, an encoder exchanged in its
+folder would otherwise end as cells of two kinds in one table.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from penstock.engine.errors import RunError
+from penstock.engine.study.cells import Cell, CellResult, cell_named, read_results, result_path
+from penstock.engine.study.directory import read_study
+from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.fingerprints import MadeFrom, changed, changed_setting, difference
+
+if TYPE_CHECKING:
+    from penstock.engine.data.store import Store
+
+
+class Existing:
+    """
+    Attributes:
+        results: of all cells that are over, by cell; those that failed are not among them: they are run again.
+        old: the names of cells that an earlier penstock wrote, which say not what they were made from.
+        study: study.json as the last start left it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results: dict[Cell, CellResult] = {
+            result.cell: result for result in read_results(folder / "cells") if result.status != "failed"
+        }
+        self.old = [result.cell.name for result in self.results.values() if result.made_from is None]
+        self.study = read_study(folder)
+        self._runs = {path.parent.name: _identity(path) for path in (folder / "runs").glob("*/run.json")}
+
+    def check_data(self, part: Literal["train", "test"], store: "Store") -> None:
+        """
+        Raises:
+            RunError: something was made from other data than the store holds.
+        """
+        what = f"the {'training' if part == 'train' else 'test'} data ({store.path})"
+        recorded = self.study.get(part, {}).get("fingerprint")
+        for cell, result in self.results.items():
+            then = recorded if result.made_from is None else getattr(result.made_from, part)
+            if then is not None and then != store.fingerprint:
+                raise self._refusal(result_path(self.folder / "cells", cell), changed(what, then, store.fingerprint))
+        if part == "train":
+            for name, identity in self._runs.items():
+                then = identity.get("training data", store.fingerprint)
+                if then != store.fingerprint:
+                    raise self._refusal(self.folder / "runs" / name, changed(what, then, store.fingerprint))
+
+    def check_cells(self, expected: Callable[[Cell], MadeFrom]) -> None:
+        """
+        Args:
+            expected: what a cell would be made from now.
+
+        Raises:
+            RunError: a cell was made from something else, or one in progress was begun with something else.
+        """
+        for cell, result in self.results.items():
+            if cell.family not in FAMILIES:
+                continue  # of a later penstock; no report shows it
+            now = expected(cell)
+            found = self._encoder_then(now) if result.made_from is None else difference(result.made_from, now)
+            if found:
+                raise self._refusal(result_path(self.folder / "cells", cell), found)
+        for name, identity in self._runs.items():
+            begun = cell_named(name)
+            if begun is None or begun in self.results:
+                continue
+            now = expected(begun)
+            settings = {key: value for key, value in identity.items() if "." in key}
+            found = self._encoder_then(now) or (changed_setting(settings, now.settings) if settings else None)
+            if found:
+                raise self._refusal(self.folder / "runs" / name, found)
+
+    def _encoder_then(self, now: MadeFrom) -> str | None:
+        """How the encoder differs from what it was at the last start."""
+        then = self.study.get("encoders", {}).get(now.settings.get("model.encoder"))
+        return changed("the encoder's files", then, now.encoder) if then not in (None, now.encoder) else None
+
+    def _refusal(self, path: Path, found: str) -> RunError:
+        return RunError(
+            f"{path} was made from something else than is there now: {found}. Put back what was there, give another "
+            f"--out, or remove {remains(self.folder)} to train all cells again"
+        )
+
+
+def check_one_kind(folder: Path, study: Mapping[str, Any], results: Sequence[CellResult]) -> None:
+    """What can be said without the data: the finished cells are of the study's stores, a family's of one encoder.
+
+    Raises:
+        RunError: they are not.
+    """
+    first: dict[str, tuple[str, str | None]] = {}  # family -> (a cell, its encoder)
+    for result in results:
+        if result.made_from is None or result.status == "failed":
+            continue
+        path = result_path(folder / "cells", result.cell)
+        for part, then in (("train", result.made_from.train), ("test", result.made_from.test)):
+            now = study.get(part, {}).get("fingerprint", then)
+            if then != now:
+                found = changed(f"the {part} data", then, now)
+                raise RunError(f"{path} is not of this study: {found}; remove it, and run penstock study again")
+        name, encoder = first.setdefault(result.cell.family, (result.cell.name, result.made_from.encoder))
+        if encoder != result.made_from.encoder:
+            raise RunError(
+                f"{path} and {name}.json started from different encoders ({result.made_from.encoder} and {encoder}); "
+                "remove one of them, and run penstock study again"
+            )
+
+
+def remains(folder: Path) -> str:
+    """What to remove of a study so that all of it is made again."""
+    return f"cells, costs, data and runs in {folder}"
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    try:
+        identity = json.loads(path.read_text()).get("identity", {})
+    except (OSError, ValueError, AttributeError):
+        return {}  # the run itself will say what is wrong with it
+    return identity if isinstance(identity, dict) else {}

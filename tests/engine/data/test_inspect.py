@@ -1,0 +1,230 @@
+import csv
+import itertools
+import json
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from penstock.engine import cli
+from penstock.engine.data import inspect as inspecting
+from penstock.engine.data.inspect import Groups, Lengths, duplicates, look, normal_form, shared_texts
+from penstock.engine.data.sources import open_sources
+
+VARIANTS = [str, str.upper, lambda text: f"  {text} ", lambda text: text.replace(" ", "\t"), str.title]
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]]) -> str:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(rows)
+    return str(path)
+
+
+def looked(path: str, label: bool = True):
+    return look(open_sources([path], need_label=label))
+
+
+def drawn(seed: int, rows: int, texts: int = 30) -> list[tuple[str, str]]:
+    """Texts that are often the same, or the same but for case and spaces, and whose labels often differ."""
+    random_ = random.Random(seed)
+    return [
+        (random_.choice(VARIANTS)(f"text number {random_.randrange(texts)}"), random_.choice("ab")) for _ in range(rows)
+    ]
+
+
+def sets(groups: Groups) -> set[frozenset[int]]:
+    return {frozenset(rows.tolist()) for rows in groups}
+
+
+def grouped(rows: list, key) -> dict:
+    found = defaultdict(list)
+    for number, row in enumerate(rows):
+        found[key(row)].append(number)
+    return found
+
+
+@pytest.mark.parametrize(("seed", "rows"), [(0, 0), (1, 1), (2, 2), (3, 12), (4, 60), (5, 300)])
+def test_duplicates_are_those_that_dictionaries_find(tmp_path: Path, seed: int, rows: int):
+    data = drawn(seed, rows)
+    found = duplicates(looked(write_csv(tmp_path / "a.csv", data)))
+
+    exact = {frozenset(group) for group in grouped(data, lambda row: row).values() if len(group) > 1}
+    assert sets(found.exact) == exact
+    assert found.surplus == len(data) - len(set(data))
+    texts = grouped(data, lambda row: row[0]).values()
+    contradicting = {frozenset(group) for group in texts if len({data[row][1] for row in group}) > 1}
+    assert sets(found.contradictions) == contradicting
+    forms = grouped(data, lambda row: normal_form(row[0])).values()
+    spelled = {frozenset(group) for group in forms if len({data[row][0] for row in group}) > 1}
+    assert sets(found.normal) == spelled
+    assert found.more == len({text for text, _ in data}) - len({normal_form(text) for text, _ in data})
+    torn = set(itertools.chain.from_iterable(contradicting))
+    assert sets(found.normal_contradictions) == {
+        group for group in spelled if len({data[row][1] for row in group}) > 1 and not group & torn
+    }
+    for groups in (found.exact, found.contradictions, found.normal):
+        firsts = [int(group[0]) for group in groups]
+        assert firsts == sorted(firsts), "in the order of the file"
+        assert all((np.diff(group) > 0).all() for group in groups)
+
+
+@pytest.mark.parametrize(("seed", "rows"), [(10, 0), (11, 1), (12, 20), (13, 200)])
+def test_the_overlap_is_what_dictionaries_find(tmp_path: Path, seed: int, rows: int):
+    train, test = drawn(seed, 40, 20), drawn(seed + 100, rows, 40)
+    found = shared_texts(
+        looked(write_csv(tmp_path / "train.csv", train)), looked(write_csv(tmp_path / "test.csv", test))
+    )
+    texts, forms = defaultdict(set), defaultdict(set)
+    for text, label in train:
+        texts[text].add(label)
+        forms[normal_form(text)].add(label)
+    exact = [row for row, (text, _) in enumerate(test) if text in texts]
+    normal = [row for row, (text, _) in enumerate(test) if text not in texts and normal_form(text) in forms]
+    assert found.exact.tolist() == exact
+    assert found.normal.tolist() == normal
+    assert found.other_label == sum(test[row][1] not in texts[test[row][0]] for row in exact) + sum(
+        test[row][1] not in forms[normal_form(test[row][0])] for row in normal
+    )
+    for row, twin in zip(found.exact, found.exact_twin, strict=True):
+        assert train[twin][0] == test[row][0]
+        assert train[twin][1] == test[row][1] or test[row][1] not in texts[test[row][0]]
+    for row, twin in zip(found.normal, found.normal_twin, strict=True):
+        assert normal_form(train[twin][0]) == normal_form(test[row][0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Straße", "STRASSE"),
+        ("ﬁne  day", "fine day"),
+        ("１２３", "123"),
+        ("e\u0301t\u00e9", "\u00e9te\u0301"),
+        ("a\u00a0b\r\n", "A B"),
+        ("Ω", "ω"),
+    ],
+)
+def test_the_normal_form(one: str, other: str):
+    assert normal_form(one) == normal_form(other)
+    assert normal_form(normal_form(one)) == normal_form(one)
+
+
+def test_texts_of_other_words_have_other_normal_forms():
+    assert len({normal_form(text) for text in ("a b", "ab", "a-b", "a.b", "á b", "", "b a")}) == 7
+
+
+def test_lengths_are_quantiles_that_occur():
+    values = random.Random(0).choices(range(1, 400), k=999)
+    lengths = Lengths()
+    for begin in range(0, 999, 100):
+        lengths.add(values[begin : begin + 100])
+    summary = lengths.summary()
+    assert summary.pop("mean") == pytest.approx(np.mean(values))
+    shares = list(inspecting.QUANTILES.values())
+    assert list(summary.values()) == np.quantile(values, shares, method="inverted_cdf").tolist()
+    assert Lengths().summary() == {}
+
+
+def test_several_sources_are_one_and_places_are_theirs(tmp_path: Path):
+    one = write_csv(tmp_path / "one.csv", [("two\nlines", "a"), ("x", "b")])
+    pq.write_table(pa.table({"text": ["x", "X"], "label": ["b", "b"]}), tmp_path / "two.parquet")
+    seen = look(open_sources([one, str(tmp_path / "two.parquet")]))
+    found = duplicates(seen)
+    (pair,) = found.exact
+    assert [seen.place(row) for row in pair] == [f"{one}: line 4", f"{tmp_path / 'two.parquet'}: row 1"]
+    (three,) = found.normal
+    assert [seen.label_of(row) for row in three] == ["b", "b", "b"]
+    assert seen.rows == 4
+
+
+def test_classes_beyond_those_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inspecting, "MAX_LABELS", 10)
+    rows = [(f"text {i}", f"label {i % 40}") for i in range(200)]
+    seen = looked(write_csv(tmp_path / "a.csv", rows))
+    assert len(seen.label_counts) == 40
+    assert len(seen.label_names) == 10
+    assert set(seen.label_counts.tolist()) == {5}
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(cli.app, ["inspect", *arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+CONTRADICTIONS = [("same words", "1"), ("same words", "0"), ("Same  Words", "1"), ("other", "0"), ("other", "0")]
+
+
+def test_the_summary_is_the_last_line(tmp_path: Path):
+    path = write_csv(tmp_path / "a.csv", CONTRADICTIONS)
+    last = run(path).splitlines()[-1]
+    assert last == (
+        "5 rows in 2 classes (0: 60.0%); 1 exact duplicate; 1 contradiction; 1 more after normalising; 0 empty texts"
+    )
+    output = run(path, "--against", write_csv(tmp_path / "b.csv", [("OTHER", "1"), ("other", "0"), ("new", "0")]))
+    assert output.splitlines()[-1].endswith(
+        "2 of 3 test rows (66.7%) also in train, 1 of them after normalising, 1 under another label"
+    )
+    assert f"{path}: line 5 (0), {path}: line 6 (0)" in output
+    assert f"{tmp_path / 'b.csv'}: line 3 = {path}: line 5" in output
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_all_places_go_to_a_file(tmp_path: Path, ending: str):
+    path, out = write_csv(tmp_path / "a.csv", [*CONTRADICTIONS, (" ", "0")]), tmp_path / f"found.{ending}"
+    run(path, "--against", path, "--out", str(out))
+    text = out.read_text()
+    records = list(csv.DictReader(text.splitlines())) if ending == "csv" else list(map(json.loads, text.splitlines()))
+    assert Counter(record["kind"] for record in records) == {
+        "exact": 2,
+        "contradiction": 2,
+        "normalised": 3,
+        "empty": 1,
+        "overlap": 12,
+    }
+    assert [(int(r["position"]), r["label"]) for r in records if r["kind"] == "contradiction"] == [(2, "1"), (3, "0")]
+    assert {record["source"] for record in records} == {path}
+
+
+def test_json(tmp_path: Path):
+    path = write_csv(tmp_path / "a.csv", CONTRADICTIONS)
+    document = json.loads(run(path, "--against", path, "--json"))
+    assert document["rows"] == 5
+    assert document["classes"][0] == {"label": "0", "rows": 3, "share": 0.6}
+    assert document["majority"] == {"label": "0", "share": 0.6}
+    assert document["duplicates"]["exact"] == {"groups": 1, "rows": 2, "surplus": 1}
+    assert document["duplicates"]["contradictions"] == {"groups": 1, "rows": 2}
+    assert document["duplicates"]["normalised"]["more"] == 1
+    assert document["first"]["exact"] == [[f"{path}: line 5", f"{path}: line 6"]]
+    assert document["against"]["overlap"] == {"exact": 5, "normalised": 0, "share": 1.0, "other_label": 0}
+    assert document["words"]["max"] == 2
+
+
+def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": 1}\n{"text": null, "label": 1}\nnonsense\n{"text": "", "label": 2}\n')
+    output = run(str(path))
+    assert f"{path}: line 2" in output
+    assert f"{path}: line 3" in output
+    assert output.splitlines()[-1].endswith("1 empty text; 2 bad rows")
+
+
+def test_texts_without_labels(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,id\na,1\na,2\n")
+    output = run(str(path))
+    assert output.splitlines()[-1] == "2 rows; 1 exact duplicate; 0 more after normalising; 0 empty texts"
+    assert "no column of labels" in output
+    (tmp_path / "b.csv").write_text("text,label\na,1\n")
+    assert "1 of 1 test row (100.0%)" in run(str(path), "--against", str(tmp_path / "b.csv"))
+
+
+def test_a_file_of_headers_only(tmp_path: Path):
+    path = write_csv(tmp_path / "a.csv", [])
+    assert run(path, "--against", path).splitlines()[-1].startswith("0 rows; 0 exact duplicates")
