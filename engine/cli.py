@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from penstock.engine import cli_bench, cli_data, cli_doctor, cli_study, cli_train
+from penstock.engine import cli_bench, cli_data, cli_doctor, cli_predict, cli_study, cli_train
 from penstock.engine.errors import DiskError, PenstockError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for commands in (cli_data, cli_train, cli_study, cli_bench, cli_doctor):
+for commands in (cli_data, cli_train, cli_predict, cli_study, cli_bench, cli_doctor):
     commands.register(app)
 
 

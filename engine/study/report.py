@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.engine.data.commit import disk_errors, write_committed
-from penstock.engine.study.break_even import THRESHOLD, rounded
-from penstock.engine.study.cells import CellResult
-from penstock.engine.study.csv_files import write_csv_files
-from penstock.engine.study.document import (
+from penstock.engine.page import (
     Block,
     Bullets,
     Figure,
@@ -20,6 +17,9 @@ from penstock.engine.study.document import (
     to_html,
     to_markdown,
 )
+from penstock.engine.study.break_even import THRESHOLD, rounded
+from penstock.engine.study.cells import CellResult
+from penstock.engine.study.csv_files import write_csv_files
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate

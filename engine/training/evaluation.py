@@ -116,6 +116,10 @@ class EvaluationCounter:
             self._bins[row] += np.bincount(bins, weights, RELIABILITY_BINS)
         self._scores.add(truth, scores)
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._confusion.any()
+
     def result(self, bad_rows: int = 0) -> Evaluation:
         """
         Raises:

@@ -116,7 +116,8 @@ def describe_evaluation(record: Mapping[str, Any]) -> str:
     caveats = "".join(f"  {part}" for part in _caveats(record))
     return (
         f"{record['split']} at step {record['step']}: accuracy {record['accuracy']:.4f}  "
-        f"macro-F1 {record['macro_f1']:.4f}  loss {record['loss']:.4f}  ({record['num_examples']:,} examples){caveats}{best}"
+        f"macro-F1 {record['macro_f1']:.4f}  loss {record['loss']:.4f}  ({record['num_examples']:,} examples)"
+        f"{caveats}{best}"
     )
 
 

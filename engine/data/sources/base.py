@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -20,7 +20,7 @@ DEFAULT_COLUMNS = (("text", "label"), ("text", "stars"), ("reviewText", "overall
 
 # A batch's carried columns: one entry for each row that was read, good or bad, in the source's order. JSON objects stay
 # as they are (None: not even read), for their fields differ from row to row.
-Carried = pa.RecordBatch | list[dict[str, Any] | None]
+Carried: TypeAlias = "pa.RecordBatch | list[dict[str, Any] | None]"
 
 MISSING = object()  # a column that a row does not have, as against one that is null
 
@@ -81,14 +81,10 @@ class Source(ABC):
         self.name = name
         self.text = "text"
         self.label: str | None = "label"
+        self.path: Path | None = None
         self.columns: list[str] = ["text", "label"]
-        self._path: Path | None = None
         self._carries = False
         self._carried: list[str] = []
-
-    @property
-    def path(self) -> Path | None:
-        return self._path
 
     @property
     def carries(self) -> bool:

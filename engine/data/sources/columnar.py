@@ -71,7 +71,7 @@ class ColumnarSource(Source):
 class ParquetSource(ColumnarSource):
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         with _columnar_errors(name), pq.ParquetFile(path) as file:
             schema = file.schema_arrow
         self.choose(schema, text, label, need_label)
@@ -87,7 +87,7 @@ class ArrowSource(ColumnarSource):
 
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         with _columnar_errors(name):
             if path.stat().st_size == 0:
                 raise SourceError(f"{name}: empty")

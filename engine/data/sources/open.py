@@ -5,6 +5,8 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+import pyarrow as pa
+
 from penstock.engine.data.sources.base import BATCH_ROWS, RawRows, Source
 from penstock.engine.data.sources.columnar import ArrowSource, HubSource, ParquetSource
 from penstock.engine.data.sources.text import COMPRESSIONS, CsvSource, JsonLinesSource, LinesSource
@@ -45,7 +47,11 @@ class SyntheticReviews(Source):
             yield RawRows(list(texts), list(labels), positions, carried=self._carry_from(batch))
             position += len(texts)
 
-    def _carry_from(self, batch: Sequence[tuple[str, str]]) -> list[list[str]] | None:
+    def carried_schema(self) -> pa.Schema:
+        types = {"text": pa.string(), "label": pa.int64()}
+        return pa.schema([(name, types[name]) for name in self._carried])
+
+    def _carry_from(self, batch: Sequence[tuple[str, int]]) -> list[list[str | int]] | None:
         if not self.carries:
             return None
         places = [self.columns.index(name) for name in self._carried]

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -51,7 +51,7 @@ class JsonLinesSource(Source):
 
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         first_fault = "no line in it"
         with open_bytes(path, name) as file:
             for number, line in islice(_lines(file, name), 1000):
@@ -122,7 +122,7 @@ class LinesSource(Source):
 
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         if need_label:
             raise SourceError(f"{name}: plain text holds no labels: csv, jsonl or parquet have columns for both")
         self.choose_columns(["text"], text, label, need_label)
@@ -144,6 +144,28 @@ class LinesSource(Source):
         yield rows
 
 
+class TextList(Source):
+    """Texts from Python; None is a row without a text."""
+
+    def __init__(self, texts: Iterable[str | None]) -> None:
+        super().__init__("texts")
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be several, as in [text]; got a single one")
+        self.label = None
+        self.columns = ["text"]
+        self._texts = texts
+
+    def read(self) -> Iterator[RawRows]:
+        texts, position = iter(self._texts), 1
+        while batch := list(islice(texts, BATCH_ROWS)):
+            for text in batch:
+                if not isinstance(text, str | None):
+                    raise TypeError(f"a text must be a string or None, got {type(text).__name__}")
+            carried = [[text] * len(self._carried) for text in batch] if self.carries else None
+            yield RawRows(batch, [], range(position, position + len(batch)), carried=carried)
+            position += len(batch)
+
+
 class CsvSource(Source):
     """Comma- or tab-separated values with a header line, quoted as spreadsheets do. A row's line is its first."""
 
@@ -153,7 +175,7 @@ class CsvSource(Source):
         self, name: str, path: Path, delimiter: str, text: str | None, label: str | None, need_label: bool
     ) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         self._delimiter = delimiter
         with open_bytes(path, name) as file:
             reader = self._reader(file)
