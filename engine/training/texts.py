@@ -79,7 +79,8 @@ def labelled_batches(
         bad = list(rows.bad)
         if len(unknown):
             bad += [
-                BadRow(rows.positions[i], _unknown(rows.labels[i], label_names), rows.texts[i][:200]) for i in unknown
+                BadRow(rows.positions[i], _unknown(rows.labels[i], label_names), rows.texts[i][:200])
+                for i in unknown.tolist()
             ]
             bad.sort(key=lambda row: row.position)
         if bad:

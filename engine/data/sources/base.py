@@ -20,7 +20,7 @@ DEFAULT_COLUMNS = (("text", "label"), ("text", "stars"), ("reviewText", "overall
 
 # A batch's carried columns: one entry for each row that was read, good or bad, in the source's order. JSON objects stay
 # as they are (None: not even read), for their fields differ from row to row.
-Carried: TypeAlias = "pa.RecordBatch | list[dict[str, Any] | None]"
+Carried: TypeAlias = pa.RecordBatch | list[dict[str, Any] | None]
 
 MISSING = object()  # a column that a row does not have, as against one that is null
 
