@@ -190,8 +190,7 @@ def predict(
     record = read_trained_record(run)
     names = None if keep is None else [name.strip() for name in keep.split(",") if name.strip()]
     with ExitStack() as stack:
-        if source != "-":
-            check_output(out, [Path(source).expanduser()], [run])
+        check_output(out, [Path("/dev/stdin" if source == "-" else source).expanduser()], [run])
         opened = stack.enter_context(opened_for_predicting(source, format, record["data"], text))
         check_output(out, files_of(opened), [run])
         _say_columns(opened, record["data"]["text"], text)

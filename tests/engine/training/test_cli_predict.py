@@ -433,3 +433,25 @@ def test_from_python(trained, tmp_path):
     for wrong in ("a single text", ["fine", 3]):
         with pytest.raises(TypeError, match="text"):
             trained.predict(wrong)
+
+
+STREAMS = [
+    ("predict {run} same.csv --out - >> same.csv", 6, "stdout is same.csv, which is being read"),
+    ("predict {run} - --format csv --out same.csv < same.csv", 6, "which is being read"),
+    ("predict {run} same.csv --out /dev/null --format csv", 0, "90 rows"),
+    ("predict {run} - --format csv --out out.csv < /dev/null", 3, "stdin: empty"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "message"), STREAMS)
+def test_streams_and_devices(run, texts, tmp_path, command, code, message):
+    (tmp_path / "same.csv").write_bytes(texts["test"].read_bytes())
+    program = Path(sys.executable).with_name("penstock")
+    result = subprocess.run(
+        f"{program} {command.format(run=run)}", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == code, result.stderr
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "same.csv").read_bytes() == texts["test"].read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["same.csv"]
