@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.engine import cli_bench, cli_data, cli_doctor, cli_inspect, cli_study, cli_train
+from penstock.engine import cli_bench, cli_data, cli_doctor, cli_inspect, cli_predict, cli_study, cli_train
 from penstock.engine.cli_command import Command
 from penstock.engine.errors import DiskError, PenstockError
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for commands in (cli_data, cli_inspect, cli_train, cli_study, cli_bench, cli_doctor):
+for commands in (cli_data, cli_inspect, cli_train, cli_predict, cli_study, cli_bench, cli_doctor):
     commands.register(app)
 for command in app.registered_commands:
     command.cls = command.cls if command.cls and issubclass(command.cls, Command) else Command

@@ -1,26 +1,13 @@
-"""`penstock train`, `evaluate` and `predict`."""
+"""`penstock train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from penstock.engine.data.sources import Source
-    from penstock.engine.training.metrics import Metrics
-    from penstock.engine.training.trained import TrainedRun
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)]
-TextOption = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Of a raw source: the texts' column.")]
-LabelOption = Annotated[
-    str | None, typer.Option("--label", metavar="COLUMN", help="Of a raw source: the labels' column.")
-]
 
 
 def register(app: typer.Typer) -> None:
     app.command()(train)
-    app.command()(evaluate)
-    app.command()(predict)
 
 
 def _list_settings(wanted: bool) -> None:
@@ -91,74 +78,6 @@ def train(
         f"stopped by {result.stopped_by}"
     )
     if result.validation:
-        typer.echo(f"validation, best at step {result.best_step}: {_describe(result.validation)}")
+        typer.echo(f"validation, best at step {result.best_step}: {result.validation.summary()}")
     if result.test:
-        typer.echo(f"test: {_describe(result.test)}")
-
-
-def evaluate(
-    run: RunArgument,
-    data: Annotated[
-        str, typer.Option("--data", metavar="STORE|SOURCE", help="Prepared or raw data.", show_default=False)
-    ],
-    text: TextOption = None,
-    label: LabelOption = None,
-) -> None:
-    """Evaluate a run's best model on a store, or on a raw source, with the run's own tokenizer and labels.
-
-    Example:  penstock evaluate run --data held-out.csv
-    """
-    from penstock.engine.training.trained import TrainedRun, is_store
-
-    trained = TrainedRun.open(run)
-    if is_store(data):
-        metrics = trained.evaluate_store(data)
-    else:
-        metrics = trained.evaluate_source(_open_source(trained, data, text, label))
-    typer.echo(_describe(metrics))
-
-
-def predict(
-    run: RunArgument,
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Raw texts; labels are not needed.", show_default=False)
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="A .csv, .jsonl or .parquet file.", show_default=False)
-    ],
-    text: TextOption = None,
-) -> None:
-    """Classify texts: each row's number, label, and every label's probability.
-
-    Example:  penstock predict run new-reviews.jsonl --out predictions.csv
-    """
-    from penstock.engine.training.predictions import check_format, write_table
-    from penstock.engine.training.trained import TrainedRun
-
-    check_format(out)
-    trained = TrainedRun.open(run)
-    table = trained.predict(_open_source(trained, source, text, None, need_label=False))
-    write_table(table, out)
-    typer.echo(f"{out}: {table.num_rows:,} predictions")
-
-
-def _open_source(
-    trained: "TrainedRun", name: str, text: str | None, label: str | None, *, need_label: bool = True
-) -> "Source":
-    """The source, with the training data's column names where none are given and they are there."""
-    from penstock.engine.data.sources import open_source
-    from penstock.engine.errors import SourceError
-
-    if text is None and label is None:
-        try:
-            return open_source(name, text=trained.text, label=trained.label, need_label=need_label)
-        except SourceError:
-            pass  # other columns than in training: the usual names, or a message that lists what is there
-    return open_source(name, text=text, label=label, need_label=need_label)
-
-
-def _describe(metrics: "Metrics") -> str:
-    return (
-        f"accuracy {metrics.accuracy:.4f}, macro-F1 {metrics.macro_f1:.4f}, loss {metrics.loss:.4f} "
-        f"on {metrics.num_examples:,} examples"
-    )
+        typer.echo(f"test: {result.test.summary()}")

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from penstock.benchmarks.gpu.targets import Outcome, Row, fastest, outcomes
-from penstock.engine.study.document import Block, Bullets, Figure, Heading, Headline, Paragraph, TableBlock, to_html
+from penstock.engine.page import Block, Bullets, Figure, Heading, Headline, Paragraph, TableBlock, to_html
 
 SMOKE = "Smoke run, no GPU: every line of the benchmark was executed at tiny sizes; no figure here says anything."
 DATA = "results.json"

@@ -13,6 +13,7 @@ import itertools
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from penstock.engine.plot_style import STYLE
 from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.curves import Curve
 from penstock.engine.study.families import FAMILIES, REFERENCE
@@ -26,24 +27,10 @@ _RUNS: dict[str, Any] = {"s": 26, "alpha": 0.4, "linewidths": 0}  # single runs
 MARKERS = {"lstm": "o", "lstm-embeddings": "s", "encoder": "D"}
 _SPREAD = 0.009  # of the width: families at the same size are drawn a little apart
 
-_STYLE: Any = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8a949c",
-    "axes.labelcolor": "#3c4750",
-    "xtick.color": "#3c4750",
-    "ytick.color": "#3c4750",
-    "axes.grid": True,
-    "grid.color": "#e6eaed",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-
 
 def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> None:
     """Every cell as a point, means with their intervals, and the fitted curves where there are any."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
         for family in table.families:
             shift = _shift(family, table)
@@ -67,7 +54,7 @@ def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> N
 
 def plot_gap(table: Table, path: Path) -> None:
     """The encoder's accuracy minus each other family's, over the same subsets."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.0), layout="constrained")
         axes.axhline(0, color="#8a949c", linewidth=1)
         axes.axhline(100 * THRESHOLD, color="#8a949c", linewidth=1, linestyle="--")
@@ -96,7 +83,7 @@ def plot_gap(table: Table, path: Path) -> None:
 
 def plot_cost(table: Table, path: Path) -> None:
     """Accuracy against the time that training took: one point for each cell, joined through the means of each size."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
         for family in table.families:
             means = []

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.engine.data.commit import disk_errors, write_committed
 from penstock.engine.data.overlap import Overlap
-from penstock.engine.study.break_even import THRESHOLD, rounded
-from penstock.engine.study.cells import CellResult
-from penstock.engine.study.csv_files import write_csv_files
-from penstock.engine.study.document import (
+from penstock.engine.page import (
     Block,
     Bullets,
     Figure,
@@ -21,6 +18,9 @@ from penstock.engine.study.document import (
     to_html,
     to_markdown,
 )
+from penstock.engine.study.break_even import THRESHOLD, rounded
+from penstock.engine.study.cells import CellResult
+from penstock.engine.study.csv_files import write_csv_files
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate

@@ -1,6 +1,6 @@
 """Running a model over data without training it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from penstock.engine.data.loader import Batch, Loader
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
 from penstock.engine.training.distributed import World
+from penstock.engine.training.evaluation import EvaluationCounter
 from penstock.engine.training.metrics import Metrics, confusion_counts
 from penstock.engine.training.precision import autocast, resolve_precision
 
@@ -24,7 +25,7 @@ def evaluate(
     precision: str = "auto",
     world: World | None = None,
 ) -> Metrics:
-    """Accuracy, macro-F1 and loss of a model on a store's rows; under several processes each takes its share.
+    """The metrics of a model on a store's rows; under several processes each takes its share.
 
     Args:
         model: on its device; called with ragged batches of token ids.
@@ -32,20 +33,41 @@ def evaluate(
     """
     world = world or _alone(model)
     batches = store_batches(store, rows, tokens_per_batch, world)
-    return evaluate_batches(model, batches, len(store.label_names), precision, world)
+    return evaluate_batches(model, batches, store.label_names, precision, world)
 
 
 def evaluate_batches(
-    model: nn.Module, batches: Iterable[Batch], num_labels: int, precision: str = "auto", world: World | None = None
+    model: nn.Module,
+    batches: Iterable[Batch],
+    label_names: Sequence[str],
+    precision: str = "auto",
+    world: World | None = None,
 ) -> Metrics:
     """As `evaluate`, of this process's batches."""
+    num_labels = len(label_names)
     world = world or _alone(model)
     confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=world.device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     for batch, logits in run(model, batches, precision):
         confusion += confusion_counts(batch.labels, logits.argmax(-1), num_labels)
         loss_sum += F.cross_entropy(logits, batch.labels, reduction="sum")
-    return Metrics.from_confusion(world.sum(confusion).cpu(), world.sum(loss_sum).item())
+    return Metrics.from_confusion(world.sum(confusion).cpu(), world.sum(loss_sum).item(), label_names)
+
+
+def evaluate_fully(
+    model: nn.Module, batches: Iterable[Batch], label_names: Sequence[str], precision: str = "auto"
+) -> EvaluationCounter:
+    """As `evaluate_batches`, class by class and with what depends on the probabilities; in one process."""
+    counter = EvaluationCounter(label_names)
+    for batch, logits in run(model, batches, precision):
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        counter.add(batch.labels, class_probabilities(logits), loss.item())
+    return counter
+
+
+def class_probabilities(logits: Tensor) -> Tensor:
+    """float32 (batch, num_labels), from logits of the same shape: the one place that decides how."""
+    return logits.softmax(-1)
 
 
 @torch.no_grad()

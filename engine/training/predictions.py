@@ -1,75 +1,156 @@
-"""Predictions as a file: csv, jsonl or parquet, by its ending."""
+"""Predictions: the source's rows, each with its label and probability."""
 
-import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-from torch import Tensor, nn
 
-from penstock.engine.data.loader import Batch
-from penstock.engine.errors import ConfigError
-from penstock.engine.training.evaluate import run
-from penstock.engine.training.files import disk_errors
-
-FORMATS = (".csv", ".jsonl", ".parquet")
+from penstock.engine.data.sources import BadRow, Source
+from penstock.engine.data.sources.base import Carried, unique_names
 
 
-def predict_table(
-    model: nn.Module, batches: Iterable[Batch], label_names: Sequence[str], precision: str = "auto"
-) -> pa.Table:
-    """The predicted label and every label's probability for each text, in the texts' order.
+@dataclass(frozen=True)
+class Predicted:
+    """Consecutive rows of a source.
 
-    Returns:
-        columns `row` (the text's number from 0), `label`, and `probability: NAME` for each label, float32.
+    Attributes:
+        carried: their columns, see `Rows.carried`.
+        probabilities: float32 (rows, num_labels); NaN where a row has no usable text.
+        bad: those rows.
     """
-    rows: list[Tensor] = []
-    probabilities: list[Tensor] = []
-    for batch, logits in run(model, batches, precision):
-        assert batch.tokens.ids is not None
-        rows.append(batch.tokens.ids.cpu())
-        probabilities.append(logits.softmax(-1).cpu())
-    numbers = np.concatenate([part.numpy() for part in rows]) if rows else np.empty(0, np.int64)
-    table = np.concatenate([part.numpy() for part in probabilities]) if rows else np.empty((0, len(label_names)))
-    order = np.argsort(numbers)
-    numbers, table = numbers[order], table[order].astype(np.float32)
-    columns = {"row": numbers, "label": pa.array([label_names[index] for index in table.argmax(1)], pa.string())}
-    return pa.table(columns | {f"probability: {name}": table[:, index] for index, name in enumerate(label_names)})
+
+    source: Source
+    carried: Carried
+    probabilities: np.ndarray
+    bad: list[BadRow]
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
 
 
-def check_format(file: Path) -> None:
-    """Raises ConfigError unless the ending names a known format."""
-    if file.suffix not in FORMATS:
-        raise ConfigError(f"{file}: the ending names the format, one of {', '.join(FORMATS)}")
+class Columns:
+    """The columns of an output: the source's own, then the predictions'.
 
+    `label` and `probability`, its probability, always have these names; so have `label_2`, `probability_2` and so on
+    of the `top_k` most probable labels, and `probability_NAME` of each label NAME, in which anything but letters,
+    digits and underscores becomes an underscore. A column of the source that has one of these names comes out as
+    `source_` and it.
 
-def write_table(table: pa.Table, file: Path) -> None:
-    """Writes the table whole or not at all, in the format that the file's ending names.
-
-    Raises:
-        ConfigError: another ending. DiskError: it cannot be written.
+    Args:
+        carried: the source's columns.
+        label_names: of the model.
+        top_k: how many labels for each row.
+        probabilities: whether each label's probability is wanted.
     """
-    check_format(file)
-    temporary = file.with_name(f".{file.name}.tmp")
-    with disk_errors(file):
-        try:
-            if file.suffix == ".csv":
-                pyarrow.csv.write_csv(table, temporary)
-            elif file.suffix == ".parquet":
-                pyarrow.parquet.write_table(table, temporary)
-            else:
-                _write_json_lines(table, temporary)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+    def __init__(
+        self, carried: Sequence[str], label_names: Sequence[str], *, top_k: int = 1, probabilities: bool = False
+    ) -> None:
+        self._label_names = pa.array(label_names, pa.string())
+        self._top_k = min(top_k, len(label_names))
+        self._all = probabilities
+        names = [f"{kind}{place}" for place in self._places() for kind in ("label", "probability")]
+        if probabilities:
+            keys = [re.sub(r"\W+", "_", name) for name in label_names]
+            keys = [key if key.strip("_") else f"class_{number}" for number, key in enumerate(keys)]
+            names += [f"probability_{key}" for key in unique_names(keys)]
+        self.predicted = names
+        self.renamed = self._renamed(carried)
+
+    def _places(self) -> list[str]:
+        return ["", *(f"_{place}" for place in range(2, self._top_k + 1))]
+
+    def _renamed(self, carried: Sequence[str]) -> dict[str, str]:
+        """The carried columns' names in the output, by their own."""
+        taken = {*carried, *self.predicted}
+        names = {}
+        for name in carried:
+            names[name] = name
+            if name in self.predicted:
+                names[name] = next(new for new in _variants(f"source_{name}") if new not in taken)
+                taken.add(names[name])
+        return names
+
+    @property
+    def moved(self) -> dict[str, str]:
+        """The carried columns that had to give way."""
+        return {old: new for old, new in self.renamed.items() if old != new}
+
+    def schema(self, carried: pa.Schema) -> pa.Schema:
+        """The output's, given that of the carried columns."""
+        fields = [field.with_name(self.renamed[field.name]) for field in carried]
+        kinds = [pa.string() if name.startswith("label") else pa.float32() for name in self.predicted]
+        return pa.schema([*fields, *(pa.field(name, kind) for name, kind in zip(self.predicted, kinds, strict=True))])
+
+    def of(self, probabilities: np.ndarray) -> list[pa.Array]:
+        """The predictions' columns, from (rows, num_labels); null where the probabilities are NaN."""
+        missing = np.isnan(probabilities[:, 0])
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self._top_k]
+        arrays = []
+        for place in range(self._top_k):
+            numbers = pa.array(best[:, place], mask=missing)
+            arrays.append(self._label_names.take(numbers))
+            arrays.append(pa.array(probabilities[np.arange(len(best)), best[:, place]], pa.float32(), mask=missing))
+        if self._all:
+            arrays += [pa.array(column, pa.float32(), mask=missing) for column in probabilities.T]
+        return arrays
 
 
-def _write_json_lines(table: pa.Table, file: Path) -> None:
-    import json
+def place_rows(good: Sequence[int], bad: Sequence[BadRow]) -> np.ndarray:
+    """int64: the places of the good rows among all that were read, from the positions of good and bad."""
+    positions = np.concatenate([np.asarray(good, np.int64), np.asarray([row.position for row in bad], np.int64)])
+    places = np.empty(len(positions), np.int64)
+    places[np.argsort(positions, kind="stable")] = np.arange(len(positions))
+    return places[: len(good)]
 
-    with open(file, "w") as out:
-        for batch in table.to_batches(max_chunksize=4096):
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+
+def batch_of(part: Predicted, columns: Columns, carried: pa.Schema) -> pa.RecordBatch:
+    """A part of the output as Arrow."""
+    schema = columns.schema(carried)
+    return pa.RecordBatch.from_arrays(
+        [*_arrow(part.carried, carried, len(part)), *columns.of(part.probabilities)], schema=schema
+    )
+
+
+def table_of(parts: Iterable[Predicted], columns: Columns, carried: pa.Schema) -> pa.Table:
+    """The whole output as Arrow, in memory."""
+    return pa.Table.from_batches([batch_of(part, columns, carried) for part in parts], columns.schema(carried))
+
+
+def common_schema(sources: Sequence[Source]) -> pa.Schema:
+    """The carried columns of all the sources; text where they differ in a type."""
+    fields: dict[str, pa.DataType] = {}
+    for source in sources:
+        for field in source.carried_schema():
+            known = fields.setdefault(field.name, field.type)
+            if known != field.type:
+                fields[field.name] = pa.string()
+    return pa.schema(list(fields.items()))
+
+
+def _arrow(carried: Carried, schema: pa.Schema, rows: int) -> Iterator[pa.Array]:
+    from penstock.engine.training.plain_values import as_text, plain_list
+
+    for field in schema:
+        if isinstance(carried, pa.RecordBatch):
+            if field.name not in carried.schema.names:
+                yield pa.nulls(rows, field.type)
+                continue
+            column = carried.column(field.name)
+            same = column.type == field.type
+            yield column if same else pa.array([as_text(value) for value in plain_list(column)], field.type)
+        else:
+            values = [None if row is None else row.get(field.name) for row in carried]
+            if pa.types.is_string(field.type):
+                values = [as_text(value) for value in values]
+            yield pa.array(values, field.type)
+
+
+def _variants(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}_{number}"
+        number += 1

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 Mode = Literal["auto", "live", "plain", "none"]
@@ -113,7 +113,16 @@ def describe_step(record: Mapping[str, Any]) -> str:
 
 def describe_evaluation(record: Mapping[str, Any]) -> str:
     best = "  best" if record.get("best") else ""
+    caveats = "".join(f"  {part}" for part in _caveats(record))
     return (
         f"{record['split']} at step {record['step']}: accuracy {record['accuracy']:.4f}  "
-        f"macro-F1 {record['macro_f1']:.4f}  loss {record['loss']:.4f}  ({record['num_examples']:,} examples){best}"
+        f"macro-F1 {record['macro_f1']:.4f}  loss {record['loss']:.4f}  ({record['num_examples']:,} examples)"
+        f"{caveats}{best}"
     )
+
+
+def _caveats(record: Mapping[str, Any]) -> Iterator[str]:
+    if record.get("majority_share") is not None:
+        yield f"majority {record['majority_share']:.4f}"
+    if record.get("num_never_predicted"):
+        yield f"{record['num_never_predicted']:,} of {record['num_classes']:,} classes never predicted"

@@ -20,6 +20,7 @@ import transformers
 
 from penstock.engine.errors import RunError
 from penstock.engine.training.files import disk_errors, write_json, write_text
+from penstock.engine.training.run_record import read_record
 
 
 class RunDirectory:
@@ -98,24 +99,6 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-
-
-def read_record(path: Path | str) -> dict[str, Any]:
-    """The contents of RUN/run.json.
-
-    Raises:
-        RunError: the path holds no run, or a damaged one.
-    """
-    file = Path(path) / "run.json"
-    try:
-        record = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{path} holds no run: there is no run.json") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}") from None
-    if not isinstance(record, dict) or record.get("format") != 1:
-        raise RunError(f"{file} was written by another version of penstock")
-    return record
 
 
 def _lock(path: Path) -> IO[str]:

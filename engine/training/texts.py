@@ -1,51 +1,105 @@
 """Batches straight from a source's texts, without a store: for a look at new data with a trained model."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from penstock.engine.data.loader import Batch
-from penstock.engine.data.sources import Source
-from penstock.engine.data.tokenizers import TextTokenizer
+from penstock.engine.data.sources import BadRow, Rows, Source
+from penstock.engine.data.tokenizers import Encoded, TextTokenizer
 from penstock.engine.errors import SourceError
 from penstock.kernels import Ragged
 
+WINDOWS_AHEAD = 2  # tokenized while the model is busy
 
-def text_batches(
-    source: Source, tokenizer: TextTokenizer, label_names: Sequence[str], tokens_per_batch: int
+BadRows = Callable[[Source, list[BadRow]], None]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some thousand rows of a source and their tokens; within it, texts of similar length go together."""
+
+    source: Source
+    rows: Rows
+    encoded: Encoded
+
+    def batches(self, tokens_per_batch: int, labels: np.ndarray | None = None) -> Iterator[Batch]:
+        """
+        Args:
+            labels: int64 (texts,), zeros by default; texts with a negative one are left out.
+
+        Yields:
+            Batches by length; their ids are the texts' numbers from 0 in this window.
+        """
+        lengths = self.encoded.lengths
+        labels = np.zeros(len(lengths), np.int64) if labels is None else labels
+        wanted = np.flatnonzero(labels >= 0)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        for group in _groups(lengths[wanted], tokens_per_batch):
+            chosen = wanted[group]
+            pieces = [self.encoded.values[ends[i] - lengths[i] : ends[i]] for i in chosen]
+            values = torch.from_numpy(np.concatenate(pieces).astype(np.int32))
+            tokens = Ragged.from_lengths(values, torch.from_numpy(lengths[chosen]), ids=torch.from_numpy(chosen))
+            yield Batch(tokens, torch.from_numpy(labels[chosen]))
+
+
+def windows(sources: Iterable[Source], tokenizer: TextTokenizer) -> Iterator[Window]:
+    """The sources' rows in their order, in bounded memory, tokenized ahead of the model."""
+    ahead: deque[tuple[Source, Rows, Future[Encoded]]] = deque()
+    pool = ThreadPoolExecutor(1, "tokenize")
+    try:
+        for source in sources:
+            for rows in source.rows():
+                ahead.append((source, rows, pool.submit(tokenizer.encode, rows.texts)))
+                if len(ahead) > WINDOWS_AHEAD:
+                    yield _finished(*ahead.popleft())
+        while ahead:
+            yield _finished(*ahead.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def labelled_batches(
+    windows: Iterable[Window], label_names: Sequence[str], tokens_per_batch: int, on_bad: BadRows
 ) -> Iterator[Batch]:
-    """Batches of a source's texts, in bounded memory, grouped by length within what is read at a time.
-
-    Yields:
-        Batches whose ids are the texts' numbers from 0 in the source; labels are 0 where the source was opened without.
+    """The windows' batches with labels; rows that cannot be used, or have another label, go to `on_bad`.
 
     Raises:
-        SourceError: a row cannot be used, or its label is none of `label_names`.
+        whatever `on_bad` does.
     """
     numbers = {name: number for number, name in enumerate(label_names)}
-    first = 0
-    for rows in source.rows():
-        if rows.bad:
-            bad = rows.bad[0]
-            raise SourceError(f"{source.position(bad.position)}: {bad.reason}")
-        for name, position in zip(rows.labels, rows.positions, strict=True):
-            if source.label is not None and name not in numbers:
-                known = ", ".join(label_names)
-                raise SourceError(
-                    f"{source.position(position)}: the label {name!r} was not there in training ({known})"
-                )
-        labels = np.array([numbers.get(name, 0) for name in rows.labels], dtype=np.int64)
-        encoded = tokenizer.encode(rows.texts)
-        ends = np.cumsum(encoded.lengths, dtype=np.int64)
-        for chosen in _groups(encoded.lengths, tokens_per_batch):
-            pieces = [encoded.values[ends[i] - encoded.lengths[i] : ends[i]] for i in chosen]
-            values = torch.from_numpy(np.concatenate(pieces).astype(np.int32))
-            tokens = Ragged.from_lengths(
-                values, torch.from_numpy(encoded.lengths[chosen]), ids=torch.from_numpy(first + chosen)
-            )
-            yield Batch(tokens, torch.from_numpy(labels[chosen]))
-        first += len(rows.texts)
+    for window in windows:
+        rows = window.rows
+        labels = np.array([numbers.get(name, -1) for name in rows.labels], np.int64)
+        unknown = np.flatnonzero(labels < 0)
+        bad = list(rows.bad)
+        if len(unknown):
+            bad += [
+                BadRow(rows.positions[i], _unknown(rows.labels[i], label_names), rows.texts[i][:200])
+                for i in unknown.tolist()
+            ]
+            bad.sort(key=lambda row: row.position)
+        if bad:
+            on_bad(window.source, bad)
+        yield from window.batches(tokens_per_batch, labels)
+
+
+def fail_on_bad_rows(source: Source, bad: list[BadRow]) -> None:
+    """Raises SourceError for the first."""
+    raise SourceError(f"{source.position(bad[0].position)}: {bad[0].reason}")
+
+
+def _unknown(label: str, label_names: Sequence[str]) -> str:
+    known = ", ".join(label_names[:10]) + (", …" if len(label_names) > 10 else "")
+    return f"the label {label!r} was not there in training ({known})"
+
+
+def _finished(source: Source, rows: Rows, encoded: Future[Encoded]) -> Window:
+    return Window(source, rows, encoded.result())
 
 
 def _groups(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:

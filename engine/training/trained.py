@@ -1,23 +1,28 @@
 """A finished run, put to use."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
+from penstock.engine.data.loader import Batch
 from penstock.engine.data.sources import Source
+from penstock.engine.data.sources.text import TextList
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TextTokenizer, load_saved_tokenizer
-from penstock.engine.errors import RunError, StoreError
+from penstock.engine.errors import SourceError
 from penstock.engine.models import load_model
-from penstock.engine.training.evaluate import evaluate, evaluate_batches
-from penstock.engine.training.metrics import Metrics
-from penstock.engine.training.predictions import predict_table
-from penstock.engine.training.run_directory import read_record
+from penstock.engine.training.distributed import World
+from penstock.engine.training.evaluate import class_probabilities, evaluate_fully, run, store_batches
+from penstock.engine.training.evaluation import Evaluation
+from penstock.engine.training.predictions import Columns, Predicted, common_schema, place_rows, table_of
+from penstock.engine.training.run_record import check_fits, read_trained_record
 from penstock.engine.training.settings import load_settings
-from penstock.engine.training.texts import text_batches
+from penstock.engine.training.texts import BadRows, fail_on_bad_rows, labelled_batches, windows
 
 
 def describe_data(store: Store) -> dict[str, Any]:
@@ -32,24 +37,6 @@ def describe_data(store: Store) -> dict[str, Any]:
         "text": manifest.sources[0].text,
         "label": manifest.sources[0].label,
     }
-
-
-def check_fits(store: Store, data: dict[str, Any]) -> None:
-    """Raises StoreError unless the store has the training data's tokenizer and labels."""
-    for what, here, there in (
-        ("tokenizer", store.manifest.tokenizer.fingerprint, data["tokenizer"]),
-        ("labels", store.label_names, data["label_names"]),
-    ):
-        if here != there:
-            raise StoreError(
-                f"{store.path} was prepared with other {what} than the training data: "
-                f"prepare it with --like {data['store']}"
-            )
-
-
-def is_store(path: str) -> bool:
-    """A folder is a store, or meant to be one."""
-    return Path(path).is_dir()
 
 
 @dataclass
@@ -70,9 +57,7 @@ class TrainedRun:
             RunError: there is no run, or it has no model yet.
         """
         path = Path(path)
-        record = read_record(path)
-        if not (path / "best").exists():
-            raise RunError(f"{path} has no model yet: train it first")
+        record = read_trained_record(path)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_model(path / "best").to(device).eval()  # type: ignore[arg-type]
         settings = load_settings(path / "config.yaml")
@@ -89,28 +74,105 @@ class TrainedRun:
     def label(self) -> str:
         return self.data["label"]
 
-    def evaluate_store(self, path: str) -> Metrics:
+    @property
+    def label_names(self) -> list[str]:
+        return self.data["label_names"]
+
+    def evaluate_store(self, store: Store | str, advance: Callable[[int], None] = lambda rows: None) -> Evaluation:
         """
+        Args:
+            advance: told of rows as they are done.
+
         Raises:
             StoreError: no store, or one with other labels or another tokenizer.
         """
-        store = Store.open(path)
+        store = store if isinstance(store, Store) else Store.open(store)
         check_fits(store, self.data)
-        return evaluate(self.model, store, tokens_per_batch=self.tokens_per_batch, precision=self.precision)
+        alone = World(0, 1, next(self.model.parameters()).device)
+        batches = store_batches(store, None, self.tokens_per_batch, alone)
+        return evaluate_fully(self.model, _counted(batches, advance), self.label_names, self.precision).result()
 
-    def evaluate_source(self, source: Source) -> Metrics:
+    def evaluate_source(
+        self,
+        source: Source | Sequence[Source],
+        on_bad: BadRows = fail_on_bad_rows,
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> Evaluation:
         """
+        Args:
+            on_bad: called with rows that cannot be used, or have a label that was not there in training; they count as
+                bad if it returns.
+            advance: told of rows as they are done.
+
         Raises:
-            SourceError: a row cannot be used, or has a label that was not there in training.
+            SourceError: there is no usable row, or `on_bad` raised it, as it does by default.
         """
-        batches = text_batches(source, self._tokenizer(), self.data["label_names"], self.tokens_per_batch)
-        return evaluate_batches(self.model, batches, len(self.data["label_names"]), self.precision)
+        sources = [source] if isinstance(source, Source) else source
+        bad_rows = 0
 
-    def predict(self, source: Source) -> pa.Table:
-        """See `predict_table`."""
-        batches = text_batches(source, self._tokenizer(), self.data["label_names"], self.tokens_per_batch)
-        return predict_table(self.model, batches, self.data["label_names"], self.precision)
+        def note(of: Source, bad: list) -> None:
+            nonlocal bad_rows
+            on_bad(of, bad)
+            bad_rows += len(bad)
+
+        read = windows(sources, self._tokenizer())
+        batches = labelled_batches(read, self.label_names, self.tokens_per_batch, note)
+        counter = evaluate_fully(self.model, _counted(batches, advance), self.label_names, self.precision)
+        if counter.is_empty:
+            named = ", ".join(each.name for each in sources)
+            raise SourceError(f"{named}: empty: no {'usable ' if bad_rows else ''}row in it")
+        return counter.result(bad_rows)
+
+    def predict(
+        self,
+        texts: Iterable[str | None] | Source,
+        *,
+        keep: Sequence[str] | None = None,
+        top_k: int = 1,
+        probabilities: bool = False,
+    ) -> pa.Table:
+        """Classifies texts.
+
+        >>> TrainedRun.open("run").predict(["a lovely film"])["label"].to_pylist()
+        ['good']
+
+        Args:
+            texts: strings, or a source opened with `open_source`.
+            keep: of a source: the columns to carry along; all by default.
+            top_k, probabilities: see `Columns`.
+
+        Returns:
+            A row for each text, in their order: the source's columns, `label` (string) and `probability` (float32);
+            both are null where a text is null or cannot be used.
+        """
+        source = texts if isinstance(texts, Source) else TextList(texts)
+        source.carry(keep if isinstance(texts, Source) else ())
+        schema = common_schema([source])
+        columns = Columns(schema.names, self.label_names, top_k=top_k, probabilities=probabilities)
+        return table_of(self.predict_parts([source]), columns, schema)
+
+    def predict_parts(self, sources: Iterable[Source]) -> Iterator[Predicted]:
+        """Classifies sources part by part, in the order of their rows and in bounded memory.
+
+        Args:
+            sources: that carry columns (`Source.carry`).
+        """
+        for window in windows(sources, self._tokenizer()):
+            rows = window.rows
+            scores = np.full((len(rows.texts) + len(rows.bad), len(self.label_names)), np.nan, np.float32)
+            places = place_rows(rows.positions, rows.bad)
+            for batch, logits in run(self.model, window.batches(self.tokens_per_batch), self.precision):
+                assert batch.tokens.ids is not None
+                scores[places[batch.tokens.ids.cpu().numpy()]] = class_probabilities(logits).cpu().numpy()
+            assert rows.carried is not None
+            yield Predicted(window.source, rows.carried, scores, rows.bad)
 
     def _tokenizer(self) -> TextTokenizer:
         tokenizer = load_saved_tokenizer(self.path / "best")
         return TextTokenizer(tokenizer, self.data["max_length"], self.data["truncation"])
+
+
+def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        advance(len(batch))

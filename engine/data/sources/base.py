@@ -5,7 +5,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
 
 from penstock.engine.errors import SourceError
 
@@ -14,6 +17,10 @@ BATCH_CHARACTERS = 1 << 22  # or as many as hold this much text
 
 # Columns taken when none are named, in this order: the plain ones, Yelp's reviews, Amazon's of 2018 and of 2023.
 DEFAULT_COLUMNS = (("text", "label"), ("text", "stars"), ("reviewText", "overall"), ("text", "rating"))
+
+# A batch's carried columns: one entry for each row that was read, good or bad, in the source's order. JSON objects stay
+# as they are (None: not even read), for their fields differ from row to row.
+Carried: TypeAlias = pa.RecordBatch | list[dict[str, Any] | None]
 
 MISSING = object()  # a column that a row does not have, as against one that is null
 
@@ -35,6 +42,7 @@ class RawRows:
     labels: list[Any] = field(default_factory=list)
     positions: Sequence[int] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
+    carried: Any = None  # what `Source.pack` takes
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,14 @@ class Rows:
         labels: names of the labels, see `label_name`; all "" from a source opened without a label.
         positions: each row's line or row in the source, from 1.
         bad: the rest of what was read.
+        carried: the columns that `Source.carry` asked for, of good and bad rows in their order; None if it did not.
     """
 
     texts: list[str]
     labels: list[str]
     positions: Sequence[int]
     bad: list[BadRow]
+    carried: Carried | None = None
 
 
 class Source(ABC):
@@ -61,6 +71,8 @@ class Source(ABC):
         name: as the user gave it.
         unit: what positions count, "line" or "row".
         text, label: the columns read; label is None when labels are not wanted.
+        columns: names of all the columns there are, each once.
+        path: of the file that is read, if it is one.
     """
 
     unit = "row"
@@ -69,6 +81,40 @@ class Source(ABC):
         self.name = name
         self.text = "text"
         self.label: str | None = "label"
+        self.path: Path | None = None
+        self.columns: list[str] = ["text", "label"]
+        self._carries = False
+        self._carried: list[str] = []
+
+    @property
+    def carries(self) -> bool:
+        """Whether `rows` gives carried columns."""
+        return self._carries
+
+    def carry(self, names: Sequence[str] | None = None) -> None:
+        """Makes `rows` also give these columns of every row, as they stand there; all by default.
+
+        Raises:
+            SourceError: there is no such column.
+        """
+        for name in names or ():
+            if name not in self.columns:
+                raise SourceError(f"{self.name}: no column {name!r}; there are: {', '.join(self.columns)}")
+        self._carries = True
+        self._carried = list(self.columns if names is None else dict.fromkeys(names))
+
+    def carried_schema(self) -> pa.Schema:
+        """The types of the carried columns."""
+        return pa.schema([(name, pa.string()) for name in self._carried])
+
+    def pack(self, carried: Any) -> Carried:
+        """A batch's carried columns from what `read` gave: here a list with each row's values, None for no values."""
+        rows = [[None] * len(self._carried) if row is None else row for row in carried]
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(self._carried)
+        schema = self.carried_schema()
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        # a batch without columns has no rows either, so it is made of a list of empty objects
+        return pa.RecordBatch.from_arrays(arrays, schema=schema) if arrays else [{}] * len(rows)
 
     def choose_columns(self, present: Sequence[str], text: str | None, label: str | None, need_label: bool) -> None:
         """Settles which columns are read.
@@ -76,6 +122,7 @@ class Source(ABC):
         Raises:
             SourceError: a column that was asked for is not there, or none was and no usual pair is.
         """
+        self.columns = unique_names(present)
         listed = ", ".join(map(str, present)) or "none"
         for column in (text, label if need_label else None):
             if column is not None and column not in present:
@@ -107,7 +154,7 @@ class Source(ABC):
         try:
             "".join(raw.texts).encode()
             labels = [names[type(label), label] for label in raw.labels] if wanted else [""] * len(raw.texts)
-            return Rows(raw.texts, labels, raw.positions, raw.bad)
+            return Rows(raw.texts, labels, raw.positions, raw.bad, self._packed(raw))
         except (TypeError, KeyError, UnicodeEncodeError):
             return self._check_singly(raw, names)
 
@@ -126,7 +173,22 @@ class Source(ABC):
             texts.append(text)
             labels.append(name)
             positions.append(position)
-        return Rows(texts, labels, positions, sorted(bad, key=lambda row: row.position))
+        return Rows(texts, labels, positions, sorted(bad, key=lambda row: row.position), self._packed(raw))
+
+    def _packed(self, raw: RawRows) -> Carried | None:
+        return None if raw.carried is None else self.pack(raw.carried)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, the second of a kind as name_2."""
+    found: dict[str, None] = {}
+    for name in map(str, names):
+        unique, number = name, 1
+        while unique in found or (number > 1 and unique in names):
+            number += 1
+            unique = f"{name}_{number}"
+        found[unique] = None
+    return list(found)
 
 
 def check_text(text: Any, column: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from penstock.engine.data.sources.base import BATCH_CHARACTERS, BATCH_ROWS, RawRows, Source
+from penstock.engine.data.sources.base import BATCH_CHARACTERS, BATCH_ROWS, Carried, RawRows, Source
 from penstock.engine.errors import SourceError
 
 
@@ -17,6 +17,7 @@ class ColumnarSource(Source):
     class_names: list[str] | None = None  # of a label column that holds their numbers
 
     def choose(self, schema: pa.Schema, text: str | None, label: str | None, need_label: bool) -> None:
+        self._schema = schema.remove_metadata()
         self.choose_columns(schema.names, text, label, need_label)
         for column in (self.text, self.label):
             if column is not None and schema.names.count(column) > 1:
@@ -36,8 +37,30 @@ class ColumnarSource(Source):
                 labels = _to_list(batch.column(self.label)) if self.label is not None else []
                 if self.class_names is not None:
                     labels = [self._class_name(label) for label in labels]
-                yield RawRows(texts, labels, range(position, position + len(texts)))
+                yield RawRows(texts, labels, range(position, position + len(texts)), carried=self._carry_from(batch))
                 position += len(texts)
+
+    def wanted(self) -> list[str] | None:
+        """The columns to read, None for all."""
+        if self._carries and (self._carried == self.columns or self.columns != self._schema.names):
+            return None
+        return list(dict.fromkeys(name for name in (self.text, self.label, *self._carried) if name is not None))
+
+    def carried_schema(self) -> pa.Schema:
+        return pa.schema([self._schema.field(self.columns.index(name)).with_name(name) for name in self._carried])
+
+    def pack(self, carried: Any) -> Carried:
+        return carried
+
+    def _carry_from(self, batch: pa.RecordBatch) -> Carried | None:
+        if not self._carries:
+            return None
+        if not self._carried:
+            return [{}] * batch.num_rows
+        if self.wanted() is not None:
+            return batch.select(self._carried)
+        columns = [batch.column(self.columns.index(name)) for name in self._carried]
+        return pa.RecordBatch.from_arrays(columns, schema=self.carried_schema())
 
     def _class_name(self, label: Any) -> Any:
         assert self.class_names is not None
@@ -48,13 +71,13 @@ class ColumnarSource(Source):
 class ParquetSource(ColumnarSource):
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         with _columnar_errors(name), pq.ParquetFile(path) as file:
             schema = file.schema_arrow
         self.choose(schema, text, label, need_label)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        columns = [column for column in (self.text, self.label) if column is not None]
+        columns = self.wanted()
         with _columnar_errors(self.name), pq.ParquetFile(self._path, pre_buffer=False) as file:
             yield from file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
 
@@ -64,7 +87,7 @@ class ArrowSource(ColumnarSource):
 
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         with _columnar_errors(name):
             if path.stat().st_size == 0:
                 raise SourceError(f"{name}: empty")
@@ -125,8 +148,7 @@ class HubSource(ColumnarSource):
             raise SourceError(f"{self.name}: cannot be loaded: {reason}") from error
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        columns = [column for column in (self.text, self.label) if column is not None]
-        for table in self._data.select_columns(columns).with_format("arrow").iter(BATCH_ROWS):
+        for table in self._data.select_columns(self.wanted() or self.columns).with_format("arrow").iter(BATCH_ROWS):
             yield from table.combine_chunks().to_batches()
 
 

@@ -5,12 +5,17 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+import pyarrow as pa
+
 from penstock.engine.data.sources.base import BATCH_ROWS, RawRows, Source
 from penstock.engine.data.sources.columnar import ArrowSource, HubSource, ParquetSource
-from penstock.engine.data.sources.text import COMPRESSIONS, CsvSource, JsonLinesSource
+from penstock.engine.data.sources.text import COMPRESSIONS, CsvSource, JsonLinesSource, LinesSource
 from penstock.engine.errors import SourceError
 
-FORMS = "csv, tsv, jsonl (also .gz and .zst), parquet, arrow, hf:name[:config][:split], synthetic:reviews?n=4000&seed=0"
+FORMS = (
+    "csv, tsv, jsonl, txt (also .gz and .zst), parquet, arrow, hf:name[:config][:split], "
+    "synthetic:reviews?n=4000&seed=0"
+)
 
 
 class SyntheticReviews(Source):
@@ -38,8 +43,19 @@ class SyntheticReviews(Source):
         reviews = iter(generate_reviews(self._n, self._seed))
         while batch := list(islice(reviews, BATCH_ROWS)):
             texts, labels = zip(*batch, strict=True)
-            yield RawRows(list(texts), list(labels), range(position, position + len(texts)))
+            positions = range(position, position + len(texts))
+            yield RawRows(list(texts), list(labels), positions, carried=self._carry_from(batch))
             position += len(texts)
+
+    def carried_schema(self) -> pa.Schema:
+        types = {"text": pa.string(), "label": pa.int64()}
+        return pa.schema([(name, types[name]) for name in self._carried])
+
+    def _carry_from(self, batch: Sequence[tuple[str, int]]) -> list[list[str | int]] | None:
+        if not self.carries:
+            return None
+        places = [self.columns.index(name) for name in self._carried]
+        return [[row[place] for place in places] for row in batch]
 
 
 def open_source(name: str, *, text: str | None = None, label: str | None = None, need_label: bool = True) -> Source:
@@ -64,12 +80,14 @@ def open_source(name: str, *, text: str | None = None, label: str | None = None,
     form = endings[-1] if endings else ""
     if path.is_dir():
         raise SourceError(f"{name}: a folder; name the files in it, or hf:{name} if it holds a data set")
-    if form not in (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow"):
+    if form not in (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow"):
         raise SourceError(f"{name}: unknown form; known are {FORMS}")
     if not path.is_file():
         raise SourceError(f"{name}: no such file")
     if path.stat().st_size == 0:
         raise SourceError(f"{name}: empty")
+    if form == ".txt":
+        return LinesSource(name, path, text, label, need_label)
     if form in (".csv", ".tsv"):
         return CsvSource(name, path, "," if form == ".csv" else "\t", text, label, need_label)
     if form in (".jsonl", ".ndjson", ".json"):

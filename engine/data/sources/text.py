@@ -3,8 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from penstock.engine.data.sources.base import (
     BATCH_ROWS,
     MISSING,
     BadRow,
+    Carried,
     RawRows,
     Source,
     excerpt,
@@ -50,7 +51,7 @@ class JsonLinesSource(Source):
 
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         first_fault = "no line in it"
         with open_bytes(path, name) as file:
             for number, line in islice(_lines(file, name), 1000):
@@ -67,21 +68,102 @@ class JsonLinesSource(Source):
         raise SourceError(f"{name}: no JSON object in its first 1000 lines: {first_fault}")
 
     def read(self) -> Iterator[RawRows]:
-        rows, characters = _new_rows(), 0
+        rows, characters = _new_rows(self), 0
         with open_bytes(self._path, self.name) as file:
             for number, line in _lines(file, self.name):
                 try:
                     record = _parse_object(line)
                 except ValueError as error:
                     rows.bad.append(BadRow(number, str(error), excerpt(line)))
+                    _carry(rows, None)
                 else:
+                    _carry(rows, record)
                     label = MISSING if self.label is None else record.get(self.label, MISSING)
                     _append(rows, record.get(self.text, MISSING), label, number)
                 characters += len(line)
                 if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
                     yield rows
-                    rows, characters = _new_rows(), 0
+                    rows, characters = _new_rows(self), 0
         yield rows
+
+    def carry(self, names: Sequence[str] | None = None) -> None:
+        """As of any source; the fields, which can differ from line to line, are looked for in all the lines."""
+        self._kinds = self._survey_fields()
+        self.columns = list(self._kinds)
+        super().carry(names)
+
+    def carried_schema(self) -> pa.Schema:
+        return pa.schema([(name, _arrow_type(self._kinds[name])) for name in self._carried])
+
+    def pack(self, carried: Any) -> Carried:
+        if self._carried == self.columns:
+            return carried
+        wanted = dict.fromkeys(self._carried)
+        return [None if row is None else {name: row[name] for name in wanted if name in row} for row in carried]
+
+    def _survey_fields(self) -> dict[str, set[str]]:
+        """Each field's name and the kinds of its values."""
+        kinds: dict[str, set[str]] = {}
+        with open_bytes(self._path, self.name) as file:
+            for _, line in _lines(file, self.name):
+                try:
+                    record = _parse_object(line)
+                except ValueError:
+                    continue  # a bad row, by the caller's choice
+                for name, value in record.items():
+                    kinds.setdefault(name, set()).add(_kind(value))
+        return kinds
+
+
+class LinesSource(Source):
+    """Plain text: a line is a text, an empty line an empty one. There are no labels in it."""
+
+    unit = "line"
+
+    def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
+        super().__init__(name)
+        self.path = self._path = path
+        if need_label:
+            raise SourceError(f"{name}: plain text holds no labels: csv, jsonl or parquet have columns for both")
+        self.choose_columns(["text"], text, label, need_label)
+
+    def read(self) -> Iterator[RawRows]:
+        rows, characters = _new_rows(self), 0
+        with open_bytes(self._path, self.name) as file:
+            for number, line in _lines(file, self.name, blank=True):
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                text: str | bytes = line
+                with suppress(UnicodeDecodeError):
+                    text = line.decode()
+                _append(rows, text, MISSING, number)
+                _carry(rows, [line.decode("utf-8", "backslashreplace")] * len(self._carried))
+                characters += len(line)
+                if len(rows.texts) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                    yield rows
+                    rows, characters = _new_rows(self), 0
+        yield rows
+
+
+class TextList(Source):
+    """Texts from Python; None is a row without a text."""
+
+    def __init__(self, texts: Iterable[str | None]) -> None:
+        super().__init__("texts")
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be several, as in [text]; got a single one")
+        self.label = None
+        self.columns = ["text"]
+        self._texts = texts
+
+    def read(self) -> Iterator[RawRows]:
+        texts, position = iter(self._texts), 1
+        while batch := list(islice(texts, BATCH_ROWS)):
+            for text in batch:
+                if not isinstance(text, str | None):
+                    raise TypeError(f"a text must be a string or None, got {type(text).__name__}")
+            carried = [[text] * len(self._carried) for text in batch] if self.carries else None
+            yield RawRows(batch, [], range(position, position + len(batch)), carried=carried)
+            position += len(batch)
 
 
 class CsvSource(Source):
@@ -93,7 +175,7 @@ class CsvSource(Source):
         self, name: str, path: Path, delimiter: str, text: str | None, label: str | None, need_label: bool
     ) -> None:
         super().__init__(name)
-        self._path = path
+        self.path = self._path = path
         self._delimiter = delimiter
         with open_bytes(path, name) as file:
             reader = self._reader(file)
@@ -113,7 +195,7 @@ class CsvSource(Source):
         width = len(self._header)
         text_at = self._header.index(self.text)
         label_at = self._header.index(self.label) if self.label is not None else text_at
-        rows, characters = _new_rows(), 0
+        rows, characters = _new_rows(self), 0
         with open_bytes(self._path, self.name) as file:
             reader = self._reader(file)
             next(reader)
@@ -128,7 +210,10 @@ class CsvSource(Source):
                     if reader.line_num > line:
                         reason += f" (the row goes on to line {reader.line_num}: a quote that is not closed?)"
                     rows.bad.append(BadRow(line, reason))
+                    _carry(rows, None)
                     continue
+                if record:
+                    _carry(rows, record if len(record) == width else None)
                 if len(record) == width:
                     _append(rows, record[text_at], record[label_at], line)
                     characters += len(record[text_at])
@@ -137,8 +222,12 @@ class CsvSource(Source):
                     rows.bad.append(BadRow(line, reason, excerpt(self._delimiter.join(record))))
                 if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
                     yield rows
-                    rows, characters = _new_rows(), 0
+                    rows, characters = _new_rows(self), 0
         yield rows
+
+    def pack(self, carried: Any) -> Carried:
+        places = [self.columns.index(name) for name in self._carried]
+        return super().pack([row and [_visible(row[place]) for place in places] for row in carried])
 
     def _reader(self, file: io.BufferedReader) -> Any:
         # Bytes that are not UTF-8 come through as lone surrogates, so that the row that holds them can be named.
@@ -146,8 +235,30 @@ class CsvSource(Source):
         return csv.reader(lines, delimiter=self._delimiter, strict=True)
 
 
-def _new_rows() -> RawRows:
-    return RawRows([], [], [], [])
+def _new_rows(source: Source) -> RawRows:
+    return RawRows([], [], [], [], [] if source.carries else None)
+
+
+def _carry(rows: RawRows, record: Any) -> None:
+    if rows.carried is not None:
+        rows.carried.append(record)
+
+
+def _visible(field: str) -> str:
+    """A field that is not valid UTF-8 with its wrong bytes spelled out, as in \\xe9."""
+    return field if field.isascii() else field.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 63:
+        return "other"
+    return {bool: "bool", int: "int", float: "float", str: "str", type(None): ""}.get(type(value), "other")
+
+
+def _arrow_type(kinds: set[str]) -> pa.DataType:
+    """What holds values of these kinds; a string holds any."""
+    types = {("bool",): pa.bool_(), ("int",): pa.int64(), ("float",): pa.float64(), ("float", "int"): pa.float64()}
+    return types.get(tuple(sorted(kinds - {""})), pa.string())
 
 
 def _append(rows: RawRows, text: Any, label: Any, position: int) -> None:
@@ -157,7 +268,7 @@ def _append(rows: RawRows, text: Any, label: Any, position: int) -> None:
     rows.positions.append(position)
 
 
-def _lines(file: io.BufferedReader, name: str) -> Iterator[tuple[int, bytes]]:
+def _lines(file: io.BufferedReader, name: str, blank: bool = False) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := file.readline(MAX_RECORD + 1):
         number += 1
@@ -167,7 +278,7 @@ def _lines(file: io.BufferedReader, name: str) -> Iterator[tuple[int, bytes]]:
             )
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.isspace():
+        if blank or not line.isspace():
             yield number, line
 
 

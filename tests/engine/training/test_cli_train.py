@@ -56,7 +56,7 @@ def test_predict(run, texts, tmp_path, form):
     with open(source, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["text"], *([row["text"]] for row in rows)])
-    assert penstock("predict", run, source, "--out", out).exit_code == 0
+    assert penstock("predict", run, source, "--out", out, "--probabilities").exit_code == 0
     if form == "csv":
         with open(out, newline="") as file:
             found = list(csv.DictReader(file))
@@ -64,12 +64,12 @@ def test_predict(run, texts, tmp_path, form):
         found = [json.loads(line) for line in out.read_text().splitlines()]
     else:
         found = pyarrow.parquet.read_table(out).to_pylist()
-    assert [int(row["row"]) for row in found] == list(range(90))
+    assert [row["text"] for row in found] == [row["text"] for row in rows]
     right = sum(row["label"] == truth["label"] for row, truth in zip(found, rows, strict=True))
     test = json.loads((run / "run.json").read_text())["result"]["test"]
     assert right / 90 == pytest.approx(test["accuracy"])
     for row in found:
-        probabilities = [float(row[f"probability: {name}"]) for name in ("bad", "fair", "good")]
+        probabilities = [float(row[f"probability_{name}"]) for name in ("bad", "fair", "good")]
         assert sum(probabilities) == pytest.approx(1, abs=1e-4)
         assert row["label"] == ("bad", "fair", "good")[probabilities.index(max(probabilities))]
 
@@ -79,12 +79,13 @@ def test_wrong_uses(run, texts, store, tmp_path):
     other.write_text("text,label\na film,splendid\n")
     with pytest.raises(SourceError, match=r"line 2: the label 'splendid' was not there in training"):
         penstock("evaluate", run, "--data", other)
-    with pytest.raises(ConfigError, match=r"the ending names the format, one of \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(ConfigError, match=r"the ending names the format, one of \.csv, \.tsv, \.jsonl, \.parquet"):
         penstock("predict", run, texts["test"], "--out", tmp_path / "out.txt")
     with pytest.raises(RunError, match="holds no run"):
         penstock("predict", tmp_path, texts["test"], "--out", tmp_path / "out.csv")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError):
-        penstock("evaluate", run, "--data", tmp_path)
+        penstock("evaluate", run, "--data", tmp_path / "empty")
     with pytest.raises(ConfigError, match=r"unknown setting 'training.epoch': did you mean 'training.epochs'\?"):
         penstock("train", "--train", store.path, "--out", tmp_path / "new", "training.epoch=1")
     with pytest.raises(RunError, match=r"holds another run: training\.epochs is 5 there and 6 here"):

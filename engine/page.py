@@ -48,7 +48,15 @@ class Figure:
     data: str
 
 
-Block = Heading | Paragraph | Bullets | Headline | TableBlock | Figure
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that is in no file."""
+
+    png: bytes
+    caption: str
+
+
+Block = Heading | Paragraph | Bullets | Headline | TableBlock | Figure | Picture
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -71,9 +79,11 @@ def _markdown(block: Block) -> str:
             return table + (f"\n\nData: [{data}]({data})" if data else "")
         case Figure(file, caption, data):
             return f"![{caption}]({file})\n\n{caption} Data: [{data}]({data})"
+        case Picture(_, caption):
+            return f"[picture: {caption}]"
 
 
-def to_html(title: str, blocks: Sequence[Block], folder: Path) -> str:
+def to_html(title: str, blocks: Sequence[Block], folder: Path = Path()) -> str:
     """The page, with the figures' files in `folder` inside."""
     body = "\n".join(_html(block, folder) for block in blocks)
     return (
@@ -101,11 +111,17 @@ def _html(block: Block, folder: Path) -> str:
                 + _data_link(data)
             )
         case Figure(file, caption, data):
-            encoded = base64.b64encode((folder / file).read_bytes()).decode()
-            return (
-                f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}">'
-                f"<figcaption>{html.escape(caption)} {_link(data)}</figcaption></figure>"
-            )
+            return _figure((folder / file).read_bytes(), caption, f" {_link(data)}")
+        case Picture(png, caption):
+            return _figure(png, caption)
+
+
+def _figure(png: bytes, caption: str, link: str = "") -> str:
+    encoded = base64.b64encode(png).decode()
+    return (
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}">'
+        f"<figcaption>{html.escape(caption)}{link}</figcaption></figure>"
+    )
 
 
 def _data_link(data: str) -> str:

@@ -1,0 +1,17 @@
+"""How every plot looks."""
+
+from typing import Any
+
+STYLE: Any = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a949c",
+    "axes.labelcolor": "#3c4750",
+    "xtick.color": "#3c4750",
+    "ytick.color": "#3c4750",
+    "axes.grid": True,
+    "grid.color": "#e6eaed",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}

@@ -1,0 +1,210 @@
+"""A full evaluation: what the metrics say, class by class, and how far the probabilities can be believed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from penstock.engine.training.metrics import Metrics
+
+RELIABILITY_BINS = 15  # of equal width, as Guo et al., "On calibration of modern neural networks", 2017
+MAX_SCORES = 1 << 26  # probabilities kept for AUROC: 256 MiB
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class.
+
+    Attributes:
+        precision: share of its predictions that are right; None where it is never predicted.
+        recall: share of its examples that are found; None where it does not occur, as with auroc.
+        f1: 2 TP / (2 TP + FP + FN); None where it neither occurs nor is predicted.
+        support, predicted: examples of the class, and predictions of it.
+        auroc: the probability that an example of the class has a higher probability of it than another example.
+    """
+
+    name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+    predicted: int
+    auroc: float | None
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Examples whose predicted label has a probability above `low` and up to `high`: how sure, and how often right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that `penstock evaluate` reports.
+
+    Attributes:
+        metrics: the figures in short.
+        classes: in the order of the model's labels.
+        confusion: int64 (num_classes, num_classes), row = label, column = prediction.
+        auroc: mean over the classes that have one (one against the rest, macro); None if none has.
+        auroc_examples: examples that it was computed from: all, or every 2nd, 4th, ... of very many.
+        ece: expected calibration error, the mean |confidence - accuracy| over the bins, weighted by their examples.
+        bad_rows: rows of the data that could not be used and are in none of the figures.
+    """
+
+    metrics: Metrics
+    classes: list[ClassFigures]
+    confusion: np.ndarray
+    auroc: float | None
+    auroc_examples: int
+    ece: float
+    reliability: list[ReliabilityBin]
+    bad_rows: int = 0
+
+    @property
+    def label_names(self) -> list[str]:
+        return [figures.name for figures in self.classes]
+
+    def summary(self) -> str:
+        """The metrics' line, and what it does not say."""
+        bad = f"; {self.bad_rows:,} rows could not be used" if self.bad_rows else ""
+        return self.metrics.summary() + bad
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        metrics = asdict(self.metrics)
+        return {
+            **metrics,
+            "never_predicted": [c.name for c in self.classes if c.support and not c.predicted],
+            "micro_f1": metrics["accuracy"],
+            "auroc": self.auroc,
+            "auroc_examples": self.auroc_examples,
+            "expected_calibration_error": self.ece,
+            "bad_rows": self.bad_rows,
+            "classes": [asdict(figures) for figures in self.classes],
+            "confusion": {"labels": self.label_names, "rows_are_labels": self.confusion.tolist()},
+            "reliability": [asdict(part) for part in self.reliability],
+        }
+
+
+class EvaluationCounter:
+    """Gathers an evaluation batch by batch, in memory that does not grow with the examples beyond `MAX_SCORES`."""
+
+    def __init__(self, label_names: Sequence[str]) -> None:
+        self._names = list(label_names)
+        count = len(self._names)
+        self._confusion = np.zeros((count, count), np.int64)
+        self._loss = 0.0
+        self._bins = np.zeros((3, RELIABILITY_BINS))  # examples, summed confidence, right ones
+        self._scores = _Sample(max(1, MAX_SCORES // count))
+
+    def add(self, labels: Tensor, probabilities: Tensor, loss_sum: float) -> None:
+        """labels int64 (batch,), probabilities float32 (batch, num_labels), the batch's summed loss."""
+        truth, scores = labels.cpu().numpy(), probabilities.cpu().numpy()
+        predicted, confidence = scores.argmax(1), scores.max(1)
+        np.add.at(self._confusion, (truth, predicted), 1)
+        self._loss += loss_sum
+        bins = np.clip(np.ceil(confidence * RELIABILITY_BINS).astype(int) - 1, 0, RELIABILITY_BINS - 1)
+        for row, weights in enumerate((None, confidence, predicted == truth)):
+            self._bins[row] += np.bincount(bins, weights, RELIABILITY_BINS)
+        self._scores.add(truth, scores)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._confusion.any()
+
+    def result(self, bad_rows: int = 0) -> Evaluation:
+        """
+        Raises:
+            ValueError: there was no example.
+        """
+        import torch
+
+        metrics = Metrics.from_confusion(torch.from_numpy(self._confusion), self._loss, self._names)
+        truth, scores = self._scores.rows()
+        areas = [binary_auroc(truth == number, scores[:, number]) for number in range(len(self._names))]
+        known = [area for area in areas if area is not None]
+        examples, confidence, right = self._bins
+        return Evaluation(
+            metrics=metrics,
+            classes=_class_figures(self._confusion, self._names, areas),
+            confusion=self._confusion,
+            auroc=sum(known) / len(known) if known else None,
+            auroc_examples=len(truth),
+            ece=float(np.abs(confidence - right).sum() / examples.sum()),
+            reliability=[
+                ReliabilityBin(
+                    low=number / RELIABILITY_BINS,
+                    high=(number + 1) / RELIABILITY_BINS,
+                    count=int(examples[number]),
+                    confidence=_ratio(confidence[number], examples[number]),
+                    accuracy=_ratio(right[number], examples[number]),
+                )
+                for number in range(RELIABILITY_BINS)
+            ],
+            bad_rows=bad_rows,
+        )
+
+
+class _Sample:
+    """All rows while they are `limit` at most; then every 2nd of them, every 4th, and so on."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._stride, self._seen, self._count = limit, 1, 0, 0
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, truth: np.ndarray, scores: np.ndarray) -> None:
+        first = -self._seen % self._stride
+        self._seen += len(truth)
+        self._parts.append((truth[first :: self._stride], scores[first :: self._stride]))
+        self._count += len(self._parts[-1][0])
+        while self._count > self._limit:
+            self._parts = [tuple(part[::2].copy() for part in self.rows())]  # type: ignore[list-item]
+            self._count, self._stride = len(self._parts[0][0]), self._stride * 2
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        truth, scores = zip(*self._parts, strict=True)
+        return np.concatenate(truth), np.concatenate(scores)
+
+
+def binary_auroc(positive: np.ndarray, scores: np.ndarray) -> float | None:
+    """Area under the ROC curve, ties counting half; None where all or none are positive.
+
+    Args:
+        positive: bool (examples,). scores: (examples,).
+    """
+    from scipy.stats import rankdata
+
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if not positives or not negatives:
+        return None
+    ranks = rankdata(scores)[positive].sum()
+    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _class_figures(confusion: np.ndarray, names: Sequence[str], areas: Sequence[float | None]) -> list[ClassFigures]:
+    hits, predicted, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+    return [
+        ClassFigures(
+            name=name,
+            precision=_ratio(hits[i], predicted[i]),
+            recall=_ratio(hits[i], support[i]),
+            f1=_ratio(2 * hits[i], predicted[i] + support[i]),
+            support=int(support[i]),
+            predicted=int(predicted[i]),
+            auroc=areas[i],
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None

@@ -1,0 +1,52 @@
+"""Values of any Arrow column as JSON and CSV can say them."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def plain_list(column: pa.Array) -> list[Any]:
+    """A column as numbers, strings, truth values, None, and lists and dictionaries of these."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return [value if value is None else value.decode("utf-8", "backslashreplace") for value in column.to_pylist()]
+    if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
+        try:
+            return pc.cast(column, pa.string()).to_pylist()
+        except pa.ArrowException:  # durations
+            return [value if value is None else str(value) for value in column.to_pylist()]
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        try:
+            return column.to_pylist()
+        except UnicodeDecodeError:
+            return plain_list(column.cast(pa.large_binary()))
+    return column.to_pylist()
+
+
+def as_text(value: Any) -> str | None:
+    """Anything in a column of strings: strings as they are, the rest as JSON."""
+    if value is None:
+        return None
+    return _sound(value) if isinstance(value, str) else _sound(to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON; what it has no type for as a string."""
+    line = json.dumps(value, ensure_ascii=False, default=str)
+    # half a character, which UTF-8 cannot hold, stays escaped
+    return line if _encodes(line) else json.dumps(value, default=str)
+
+
+def _sound(text: str) -> str:
+    return text if _encodes(text) else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""What a run's folder says of itself, read without torch: so that mistakes show at once."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.data.job import JOB_NAME
+from penstock.engine.data.manifest import MANIFEST_NAME
+from penstock.engine.data.sources import Source, open_source
+from penstock.engine.data.store import Store
+from penstock.engine.errors import RunError, SourceError, StoreError
+
+
+def read_record(path: Path | str) -> dict[str, Any]:
+    """The contents of RUN/run.json.
+
+    Raises:
+        RunError: the path holds no run, or a damaged one.
+    """
+    file = Path(path) / "run.json"
+    try:
+        record = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{path} holds no run: there is no run.json") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read: {error}") from None
+    if not isinstance(record, dict) or record.get("format") != 1:
+        raise RunError(f"{file} was written by another version of penstock")
+    return record
+
+
+def read_trained_record(path: Path | str) -> dict[str, Any]:
+    """As `read_record`, of a run that has a model.
+
+    Raises:
+        RunError: also if it has none yet.
+    """
+    record = read_record(path)
+    if not (Path(path) / "best").exists():
+        raise RunError(f"{path} has no model yet: train it first")
+    return record
+
+
+def check_fits(store: Store, data: dict[str, Any]) -> None:
+    """Raises StoreError unless the store has the training data's tokenizer and labels."""
+    for what, here, there in (
+        ("tokenizer", store.manifest.tokenizer.fingerprint, data["tokenizer"]),
+        ("labels", store.label_names, data["label_names"]),
+    ):
+        if here != there:
+            raise StoreError(
+                f"{store.path} was prepared with other {what} than the training data: "
+                f"prepare it with --like {data['store']}"
+            )
+
+
+def is_store(path: str) -> bool:
+    """A folder is a store, finished or not, or meant to be one: it has a store's files or none at all."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return False
+    return any((folder / name).exists() for name in (MANIFEST_NAME, JOB_NAME)) or not any(folder.iterdir())
+
+
+def open_like_training(
+    name: str, data: dict[str, Any], *, text: str | None = None, label: str | None = None, need_label: bool = True
+) -> Source:
+    """A raw source, with the training data's column names where none are given and they are there.
+
+    Args:
+        data: the entry `data` of run.json.
+
+    Raises:
+        SourceError: it cannot be opened, or has no such columns.
+    """
+    try:
+        return open_source(name, text=text or data["text"], label=label or data["label"], need_label=need_label)
+    except SourceError:
+        # other columns than in training: the usual names, or a message that lists what is there
+        return open_source(name, text=text, label=label, need_label=need_label)
+
+
+def files_of(sources: Sequence[Source]) -> list[Path]:
+    """The files that the sources are read from."""
+    return [source.path for source in sources if source.path is not None]

@@ -1,0 +1,457 @@
+"""`penstock predict` and `evaluate`: every form in and out, every way for a row or a path to be wrong."""
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from typer.testing import CliRunner
+
+from penstock.engine.cli import app
+from penstock.engine.data.sources import open_source
+from penstock.engine.errors import ConfigError, DiskError, RunError, SourceError, StoreError
+from penstock.engine.training.trained import TrainedRun
+
+TINY = ["model.hidden_size=8", "model.embedding_size=8", "data.tokens_per_batch=256", "training.learning_rate=3e-2"]
+TINY += ["training.epochs=2", "training.tensorboard=false"]
+NAMES = ("bad", "fair", "good")
+
+
+def penstock(*arguments, stdin=None):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict") / "run"
+    assert penstock("train", "--model", "lstm", "--train", store.path, "--out", folder, *TINY).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    return TrainedRun.open(run)
+
+
+ROWS = [
+    {"id": 7, "text": "a lovely film", "note": 'x,"y"\nz', "score": 1.5},
+    {"id": 8, "text": "awful and dull and broken " * 9, "note": "", "score": 2.0},
+    {"id": 9, "text": "", "note": "ünï", "score": -3.25},
+    {"id": 10, "text": "plain", "note": "[bold]", "score": 0.0},
+]
+
+
+def write(path: Path, rows) -> Path:
+    """Rows in the form that the path's ending names."""
+    form = path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[1]
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    if form == "jsonl":
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+    elif form == "txt":
+        content = "".join(row["text"] + "\n" for row in rows)
+    else:
+        import io
+
+        out = io.StringIO()
+        writer = csv.DictWriter(out, rows[0], delimiter="\t" if form == "tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+        content = out.getvalue()
+    data = content.encode()
+    data = gzip.compress(data) if path.suffix == ".gz" else data
+    path.write_bytes(zstandard.compress(data) if path.suffix == ".zst" else data)
+    return path
+
+
+def read(path: Path) -> list[dict]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    if path.suffix == ".zst":
+        data = zstandard.ZstdDecompressor().stream_reader(data).read()
+    text = data.decode()
+    if ".jsonl" in path.name:
+        return [json.loads(line) for line in text.splitlines()]
+    import io
+
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ".tsv" in path.name else ","))
+
+
+@pytest.mark.parametrize("out", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.zst"])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet", "jsonl.gz", "csv.zst", "txt"])
+def test_every_form_in_and_out(run, trained, tmp_path, form, out):
+    source, target = write(tmp_path / f"in.{form}", ROWS), tmp_path / f"out.{out}"
+    assert penstock("predict", run, source, "--out", target).exit_code == 0
+    found = read(target)
+    expected = trained.predict([row["text"] for row in ROWS])
+    assert [row["label"] for row in found] == expected["label"].to_pylist()
+    for row, probability in zip(found, expected["probability"].to_pylist(), strict=True):
+        assert float(row["probability"]) == pytest.approx(probability, rel=1e-4)
+    columns = ["text"] if form == "txt" else list(ROWS[0])
+    assert list(found[0]) == [*columns, "label", "probability"]
+    for row, original in zip(found, ROWS, strict=True):
+        for column in columns:
+            assert str(row[column]) == str(original[column])
+    if (form, out) in (("jsonl", "jsonl"), ("parquet", "parquet"), ("jsonl", "parquet"), ("parquet", "jsonl")):
+        assert [[row[column] for column in columns] for row in found] == [list(row.values()) for row in ROWS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name])
+
+
+def bad_sources(folder: Path):
+    """Sources with unusable rows at places 2, 5 and 6 of seven."""
+    ids = range(7)
+    texts = ["plain", None, "lovely", "dull", 5, None, "awful"]
+    jsonl = folder / "bad.jsonl"
+    lines = [json.dumps({"id": i, "text": text}) for i, text in zip(ids, texts, strict=True)]
+    lines[5] = '{"id": 5, "text": '
+    jsonl.write_text("\n".join(lines) + "\n")
+    yield jsonl, [0, 1, 2, 3, 4, None, 6]
+    table = folder / "bad.csv"
+    cells = ["0,plain", "1", "2,lovely", "3,dull", "4,a,b", b"5,\xff\xfe", "6,awful"]
+    table.write_bytes(b"\n".join([b"id,text", *(c if isinstance(c, bytes) else c.encode() for c in cells)]) + b"\n")
+    yield table, ["0", None, "2", "3", None, "5", "6"]
+    parquet = folder / "bad.parquet"
+    texts = [text if isinstance(text, str) else None for text in texts]
+    pq.write_table(pa.table({"id": list(ids), "text": texts}), parquet, row_group_size=2)
+    yield parquet, list(ids)
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
+def test_bad_rows_keep_their_places(run, tmp_path, number, out):
+    source, ids = list(bad_sources(tmp_path))[number]
+    target = tmp_path / f"out.{out}"
+    result = penstock("predict", run, source, "--out", target)
+    assert result.exit_code == 0
+    assert "7 rows, 3 of them without a label" in result.stdout
+    found = read(target)
+    assert [row["label"] in NAMES for row in found] == [True, False, True, True, False, False, True]
+    for row in (found[1], found[4], found[5]):
+        assert row["label"] in (None, "")
+        assert row["probability"] in (None, "")
+    assert [str(row.get("id") or 0) for row in found] == [str(i or 0) for i in ids]
+
+    with pytest.raises(SourceError, match=rf"{source.name}: (line|row) \d"):
+        penstock("predict", run, source, "--out", tmp_path / "none.csv", "--bad-rows", "fail")
+    assert not (tmp_path / "none.csv").exists()
+
+    penstock("predict", run, source, "--out", target, "--bad-rows", "quarantine")
+    assert len(read(tmp_path / f"out.{out}.bad-rows.jsonl")) == 3
+    assert len(read(target)) == 7
+
+
+def test_order_and_count_over_several_windows(run, trained, tmp_path):
+    rows = [{"id": i, "text": None if i % 97 == 3 else f"{'dull ' * (i * 7919 % 23)}{i}"} for i in range(9000)]
+    source, target = write(tmp_path / "many.jsonl", rows), tmp_path / "out.parquet"
+    penstock("predict", run, source, "--out", target, "--keep", "id")
+    table = pq.read_table(target)
+    assert table.column_names == ["id", "label", "probability"]
+    assert table["id"].to_pylist() == list(range(9000))
+    alone = trained.predict([row["text"] for row in rows[4090:4110]])
+    assert table["label"].to_pylist()[4090:4110] == alone["label"].to_pylist()
+    assert [label is None for label in table["label"].to_pylist()] == [row["text"] is None for row in rows]
+
+
+SAME = {
+    "itself": lambda source, folder: source,
+    "a relative path": lambda source, folder: Path(os.path.relpath(source)),
+    "a symbolic link": lambda source, folder: _link(folder / "sym.csv", source, os.symlink),
+    "a hard link": lambda source, folder: _link(folder / "hard.csv", source, os.link),
+    "through another folder": lambda source, folder: _link(folder / "elsewhere", folder, os.symlink) / source.name,
+}
+
+
+def _link(path, source, make):
+    make(source, path)
+    return path
+
+
+@pytest.mark.parametrize("how", SAME)
+def test_the_source_is_never_overwritten(run, texts, tmp_path, how):
+    source = tmp_path / "same.csv"
+    source.write_bytes(texts["test"].read_bytes())
+    target = SAME[how](source, tmp_path)
+    for reads, writes in ((source, target), (target, source)):
+        with pytest.raises(ConfigError, match="which is being read"):
+            penstock("predict", run, reads, "--out", writes)
+        with pytest.raises(ConfigError, match="which is being read"):
+            penstock("evaluate", run, "--data", reads, "--json", writes)
+    assert source.read_bytes() == texts["test"].read_bytes()
+
+
+def test_another_file_is_replaced_through_its_link(run, texts, tmp_path):
+    (tmp_path / "old.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("old.csv")
+    penstock("predict", run, texts["test"], "--out", tmp_path / "link.csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(read(tmp_path / "old.csv")) == 90
+
+
+CLASHES = [
+    (["label"], ["source_label"]),
+    (["probability", "label"], ["source_probability", "source_label"]),
+    (["label", "source_label"], ["source_label_2", "source_label"]),
+    (["Label", "label_2"], ["Label", "label_2"]),
+    (["id", "id_2"], ["id", "id_2"]),
+]
+
+
+@pytest.mark.parametrize(("names", "expected"), CLASHES)
+@pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
+def test_the_predictions_keep_their_names(run, tmp_path, names, expected, out):
+    rows = [{"text": "lovely", **{name: f"mine {name}" for name in names}}]
+    result = penstock("predict", run, write(tmp_path / "in.jsonl", rows), "--out", tmp_path / f"out.{out}")
+    (row,) = read(tmp_path / f"out.{out}")
+    assert list(row) == ["text", *expected, "label", "probability"]
+    assert row["label"] in NAMES
+    for name, new in zip(names, expected, strict=True):
+        assert row[new] == f"mine {name}"
+        assert (f"'{name}' comes out as '{new}'" in result.stderr) == (name != new)
+
+
+def test_columns_with_the_same_name(run, tmp_path):
+    (tmp_path / "in.csv").write_text("id,text,id,\n1,lovely,2,3\n")
+    penstock("predict", run, tmp_path / "in.csv", "--out", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text().startswith("id,text,id_2,,label,probability\n1,lovely,2,3,")
+
+
+def test_all_probabilities_and_the_most_probable_labels(run, texts, tmp_path):
+    for out in ("csv", "jsonl", "parquet"):
+        target = tmp_path / f"out.{out}"
+        penstock("predict", run, texts["test"], "--out", target, "--probabilities", "--keep", "")
+        for row in read(target):
+            assert list(row) == ["label", "probability", *(f"probability_{name}" for name in NAMES)]
+            values = [float(row[f"probability_{name}"]) for name in NAMES]
+            assert sum(values) == pytest.approx(1, abs=1e-4)
+            assert row["label"] == NAMES[values.index(max(values))]
+            assert float(row["probability"]) == pytest.approx(max(values))
+        penstock("predict", run, texts["test"], "--out", target, "--top-k", "9", "--keep", "text")
+        for row in read(target):
+            assert list(row)[1:] == ["label", "probability", "label_2", "probability_2", "label_3", "probability_3"]
+            assert {row["label"], row["label_2"], row["label_3"]} == set(NAMES)
+            assert float(row["probability"]) >= float(row["probability_2"]) >= float(row["probability_3"])
+
+
+def test_values_of_every_type_come_through(run, tmp_path):
+    table = pa.table(
+        {
+            "text": ["lovely", "dull"],
+            "when": pa.array([date(2024, 2, 29), None]),
+            "at": pa.array([1, 2**40 + 1], pa.timestamp("ns")),
+            "price": pa.array([Decimal("1.50"), None]),
+            "tags": [["a", "b"], []],
+            "nested": [{"x": 1, "y": None}, None],
+            "raw": pa.array([b"\xff", b"ok"]),
+            "kind": pa.array(["p", "q"]).dictionary_encode(),
+            "sure": [True, None],
+            "big": pa.array([2**63 - 1, -5]),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    for out in ("csv", "jsonl", "parquet"):
+        assert penstock("predict", run, tmp_path / "in.parquet", "--out", tmp_path / f"out.{out}").exit_code == 0
+    assert pq.read_table(tmp_path / "out.parquet").select(table.column_names).equals(table)
+    (first, second) = read(tmp_path / "out.jsonl")
+    assert (first["when"], first["price"], first["tags"], first["nested"]) == (
+        "2024-02-29", "1.50", ["a", "b"], {"x": 1, "y": None},
+    )  # fmt: skip
+    assert (first["raw"], first["kind"], first["sure"], first["big"]) == ("\\xff", "p", True, 2**63 - 1)
+    assert (second["when"], second["nested"], second["sure"]) == (None, None, None)
+    row = read(tmp_path / "out.csv")[0]
+    assert (row["tags"], row["nested"], row["sure"]) == ('["a", "b"]', '{"x": 1, "y": null}', "true")
+
+
+def test_fields_that_differ_from_line_to_line(run, tmp_path):
+    rows = [{"text": "a", "n": 1}, {"text": "b", "late": "\ud800", "n": "two"}, {"text": "c", "n": 2**80, "m": [1]}]
+    source = write(tmp_path / "in.jsonl", rows)
+    for out in ("jsonl", "csv", "parquet"):
+        penstock("predict", run, source, "--out", tmp_path / f"out.{out}")
+    found = read(tmp_path / "out.jsonl")
+    assert [{k: v for k, v in row.items() if k not in ("label", "probability")} for row in found] == rows
+    for out in ("csv", "parquet"):
+        found = read(tmp_path / f"out.{out}")
+        assert list(found[0]) == ["text", "n", "late", "m", "label", "probability"]
+        assert [row["n"] for row in found] == ["1", "two", str(2**80)]
+        assert found[1]["late"] == "\\ud800"
+        assert found[2]["m"] == "[1]"
+
+
+PIPES = [("csv", None), ("jsonl", None), ("txt", None), ("parquet", "parquet"), ("tsv", "jsonl")]
+
+
+@pytest.mark.parametrize(("form", "out"), PIPES)
+def test_a_pipe_on_both_sides(run, tmp_path, form, out):
+    """In a process of its own: nothing else may stand on stdout."""
+    source = write(tmp_path / f"in.{form}", ROWS)
+    command = [Path(sys.executable).with_name("penstock"), "predict", run, "-", "--format", form, "--out", "-"]
+    command += ["--out-format", out] if out else []
+    result = subprocess.run(command, input=source.read_bytes(), capture_output=True, timeout=120, check=True)
+    shown = out or ("jsonl" if form == "txt" else form)
+    target = tmp_path / f"result.{shown}"
+    target.write_bytes(result.stdout)
+    assert [row["label"] in NAMES for row in read(target)] == [True] * 4
+    assert b"4 rows" in result.stderr
+
+
+WRONG = [
+    (["predict", "RUN", "TEXTS", "--out", "out.dat"], ConfigError, "the ending names the format"),
+    (["predict", "RUN", "TEXTS", "--out", "out.txt"], ConfigError, "the ending names the format"),
+    (["predict", "RUN", "TEXTS", "--out", "out.parquet.gz"], ConfigError, "compressed in itself"),
+    (["predict", "RUN", "TEXTS", "--out", "folder.csv"], ConfigError, "is a folder"),
+    (["predict", "RUN", "TEXTS", "--out", "no/where/out.csv"], DiskError, "there is no folder"),
+    (["predict", "RUN", "TEXTS", "--out", "RUN/metrics.jsonl"], ConfigError, "belongs to"),
+    (["predict", "RUN", "no.csv", "--out", "out.csv"], SourceError, "no such file"),
+    (["predict", "no-run", "TEXTS", "--out", "out.csv"], RunError, "holds no run"),
+    (["predict", "RUN", "TEXTS", "--out", "out.csv", "--text", "body"], SourceError, "no column 'body'"),
+    (["predict", "RUN", "TEXTS", "--out", "out.csv", "--keep", "text,nix"], SourceError, "no column 'nix'"),
+    (["predict", "RUN", "TEXTS", "--out", "out.csv", "--bad-rows", "drop"], ConfigError, "must be one of keep, fail"),
+    (["predict", "RUN", "TEXTS", "--out", "-", "--bad-rows", "quarantine"], ConfigError, "give --out one"),
+    (["predict", "RUN", "TEXTS", "--out", "out.csv", "--top-k", "2", "--probabilities"], ConfigError, "choose one"),
+    (["predict", "RUN", "-", "--out", "out.csv"], ConfigError, "stdin: say what form it has"),
+    (["predict", "RUN", "-", "--format", "xlsx", "--out", "out.csv"], ConfigError, "--format xlsx: unknown"),
+    (["evaluate", "RUN", "--data", "no.csv"], SourceError, "no such file"),
+    (["evaluate", "no-run", "--data", "TEXTS"], RunError, "holds no run"),
+    (["evaluate", "RUN", "--data", "TEXTS", "--label", "nix"], SourceError, "no column 'nix'"),
+    (["evaluate", "RUN", "--data", "TEXTS", "--bad-rows", "keep"], ConfigError, "must be one of fail, skip"),
+    (["evaluate", "RUN", "--data", "TEXTS", "--json", "no/where.json"], DiskError, "there is no folder"),
+    (["evaluate", "RUN", "--data", "TEXTS", "--html", "RUN/run.json"], ConfigError, "belongs to"),
+    (["evaluate", "RUN", "--data", "TEXTS", "--json", "x", "--html", "x"], ConfigError, "both write"),
+    (["evaluate", "RUN", "--data", "STORE", "--text", "text"], ConfigError, "is a store"),
+    (["evaluate", "RUN", "--data", "empty-folder"], StoreError, "empty-folder"),
+    (["evaluate", "RUN", "--data", "lines.txt"], SourceError, "holds no labels"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), WRONG)
+def test_mistakes_show_before_the_model_is_loaded(run, texts, store, tmp_path, monkeypatch, arguments, error, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TrainedRun, "open", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "empty-folder").mkdir()
+    (tmp_path / "lines.txt").write_text("lovely\n")
+    before = set(tmp_path.rglob("*")) | set(run.rglob("*"))
+    places = {"RUN": str(run), "TEXTS": str(texts["test"]), "STORE": str(store.path)}
+    arguments = [places.get(part, part.replace("RUN/", f"{run}/")) for part in arguments]
+    with pytest.raises(error, match=message):
+        penstock(*arguments)
+    assert set(tmp_path.rglob("*")) | set(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_mistakes_show_before_torch_is_imported(run, texts, command):
+    wrong = ["--out", "/no/such/folder/out.csv"] if command == "predict" else ["--json", "/no/such/folder/out.json"]
+    where = [str(texts["test"])] if command == "predict" else ["--data", str(texts["test"])]
+    code = (
+        "import sys; from penstock.engine.cli import app, PenstockError\n"
+        f"try: app({[command, str(run), *where, *wrong]!r})\n"
+        "except PenstockError as error: print(error.exit_code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.split() == ["9", "False", "False"], result.stderr
+
+
+def test_a_file_with_a_header_only(run, store, tmp_path):
+    for form, content in {"csv": "text,label,id\n", "tsv": "text\tlabel\tid\n"}.items():
+        (tmp_path / f"h.{form}").write_text(content)
+    none = pa.array([], pa.string())
+    pq.write_table(pa.table({"text": none, "label": none, "id": none}), tmp_path / "h.parquet")
+    for form in ("csv", "tsv", "parquet"):
+        with pytest.raises(SourceError, match="empty: no row in it"):
+            penstock("evaluate", run, "--data", tmp_path / f"h.{form}")
+        for out in ("csv", "jsonl", "parquet"):
+            result = penstock("predict", run, tmp_path / f"h.{form}", "--out", tmp_path / f"out.{out}")
+            assert "0 rows" in result.stdout
+            assert read(tmp_path / f"out.{out}") == []
+    assert (tmp_path / "out.csv").read_text() == "text,source_label,id,label,probability\n"
+    assert pq.read_schema(tmp_path / "out.parquet").names == ["text", "source_label", "id", "label", "probability"]
+
+
+def test_evaluate_leaves_out_what_it_cannot_use_by_choice(run, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open(texts["test"], newline="") as file:
+        rows = [{**row, "id": number} for number, row in enumerate(csv.DictReader(file))]
+    good = penstock("evaluate", run, "--data", write(tmp_path / "good.jsonl", rows)).stdout
+    rows.insert(0, {"id": -1, "label": "good", "text": None})
+    rows.insert(40, {"id": -2, "label": "splendid", "text": "a film"})
+    rows.append({"id": -3, "label": None, "text": "a film"})
+    source = write(tmp_path / "mixed.jsonl", rows)
+    with pytest.raises(SourceError, match="line 1: 'text' is null"):
+        penstock("evaluate", run, "--data", source)
+    for choice in ("skip", "quarantine"):
+        result = penstock("evaluate", run, "--data", source, "--bad-rows", choice)
+        first, rest = result.stdout.split("\n", 1)
+        assert first == good.split("\n", 1)[0] + "; 3 rows could not be used"
+        assert rest == good.split("\n", 1)[1]
+        assert "line 41: the label 'splendid' was not there in training (bad, fair, good)" in result.stderr
+    aside = read(tmp_path / "mixed.jsonl.bad-rows.jsonl")
+    assert [row["line"] for row in aside] == [1, 41, 93]
+    bad = write(tmp_path / "only-bad.jsonl", [rows[0]])
+    with pytest.raises(SourceError, match="no usable row"):
+        penstock("evaluate", run, "--data", bad, "--bad-rows", "skip")
+
+
+def test_evaluate_writes_json_and_a_page(run, texts, tmp_path):
+    result = penstock("evaluate", run, "--data", texts["test"], "--json", "-", "--html", tmp_path / "page.html")
+    figures = json.loads(result.stdout)
+    assert [each["name"] for each in figures["classes"]] == list(NAMES)
+    assert sum(map(sum, figures["confusion"]["rows_are_labels"])) == figures["num_examples"] == 90
+    hits = sum(figures["confusion"]["rows_are_labels"][i][i] for i in range(3))
+    assert figures["accuracy"] == pytest.approx(hits / 90)
+    assert figures["majority_share"] == pytest.approx(1 / 3)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert f"{figures['accuracy']:.4f}" in page
+
+
+def test_from_python(trained, tmp_path):
+    table = trained.predict(["a lovely film", None, "dull"], top_k=2)
+    assert table.column_names == ["label", "probability", "label_2", "probability_2"]
+    assert table["label"].to_pylist()[1] is None
+    assert table["probability"].null_count == 1
+    assert trained.predict(iter(["a lovely film"]))["label"].to_pylist() == table["label"].to_pylist()[:1]
+    assert trained.predict([]).num_rows == 0
+    source = open_source(str(write(tmp_path / "in.jsonl", ROWS)), need_label=False)
+    assert trained.predict(source, keep=["id"], probabilities=True).column_names == [
+        "id", "label", "probability", "probability_bad", "probability_fair", "probability_good",
+    ]  # fmt: skip
+    for wrong in ("a single text", ["fine", 3]):
+        with pytest.raises(TypeError, match="text"):
+            trained.predict(wrong)
+
+
+STREAMS = [
+    ("predict {run} same.csv --out - >> same.csv", 6, "stdout is same.csv, which is being read"),
+    ("predict {run} - --format csv --out same.csv < same.csv", 6, "which is being read"),
+    ("predict {run} same.csv --out /dev/null --format csv", 0, "90 rows"),
+    ("predict {run} - --format csv --out out.csv < /dev/null", 3, "stdin: empty"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "message"), STREAMS)
+def test_streams_and_devices(run, texts, tmp_path, command, code, message):
+    (tmp_path / "same.csv").write_bytes(texts["test"].read_bytes())
+    program = Path(sys.executable).with_name("penstock")
+    result = subprocess.run(
+        f"{program} {command.format(run=run)}", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == code, result.stderr
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "same.csv").read_bytes() == texts["test"].read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["same.csv"]
