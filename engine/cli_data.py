@@ -32,7 +32,7 @@ def prepare(
         int | None, typer.Option(help="Longer texts are cut to this many tokens.  [default: 512]")
     ] = None,
     truncation: Annotated[
-        str | None, typer.Option(help="head or head+tail: what is kept of them.  [default: head]")
+        str | None, typer.Option(help="head, tail or head+tail: what is kept of them.  [default: the tokenizer's own]")
     ] = None,
     like: Annotated[Path | None, typer.Option(help="Take tokenizer, labels and lengths from this store.")] = None,
     bad_rows: Annotated[str, typer.Option(help="fail, or quarantine: set them aside in OUT.bad-rows.jsonl.")] = "fail",

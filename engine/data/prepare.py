@@ -32,9 +32,11 @@ from penstock.engine.data.survey import Survey, survey, usable_rows
 from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
 from penstock.engine.data.tokenizers import (
     TextTokenizer,
+    check_saved,
     crc32_of_files,
     load_saved_tokenizer,
     load_tokenizer,
+    own_truncation,
     save_tokenizer,
 )
 from penstock.engine.errors import ConfigError, SourceError, StoreError
@@ -74,7 +76,7 @@ def prepare(
         tokenizer: a hub name, a local path, `train:bpe:N` or `train:wordpiece:N` (learned from these texts).
         text, label: column names; None for the usual ones.
         max_length: longer texts are cut to this many tokens, special ones included, and counted; 512 by default.
-        truncation: "head" (default) or "head+tail", which part of a long text is kept.
+        truncation: "head", "tail" or "head+tail", which part of a long text is kept; by default the tokenizer's own.
         bad_rows: "fail" at the first row that cannot be used, or "quarantine" them in OUT.bad-rows.jsonl.
         like: a store whose tokenizer, labels, max_length and truncation are taken: for test sets.
         overwrite: replace what `out` holds, when it is a store or an unfinished one.
@@ -243,11 +245,11 @@ class _Settings:
             raise ConfigError("say which tokenizer: a name, a path, train:bpe:N or train:wordpiece:N, or --like STORE")
         else:
             self.max_length = 512 if max_length is None else max_length
-            self.truncation = truncation or "head"
             self.origin = tokenizer
             self.spec = parse_train_spec(tokenizer)
             if self.spec is None:
                 self.loaded = load_tokenizer(tokenizer)
+            self.truncation = truncation or ("head" if self.loaded is None else own_truncation(self.loaded))
         if not 1 <= self.max_length <= 1 << 24:
             raise ConfigError(f"max length must be between 1 and {1 << 24}, got {self.max_length}")
         if self.loaded is not None:
@@ -331,7 +333,7 @@ class _Preparation:
             start_job(self.folder, job, shared)
         else:
             tokenizer = self._tokenizer()
-            files = save_tokenizer(tokenizer, self.settings.max_length)
+            files = save_tokenizer(tokenizer, self.settings.max_length, self.settings.truncation)
             job = self._new_job(TextTokenizer(tokenizer, self.settings.max_length, self.settings.truncation), files)
             self.begun = not (self.folder / MANIFEST_NAME).exists()
             start_job(self.folder, job, shared)
@@ -339,7 +341,10 @@ class _Preparation:
             write_tokenizer(self.folder, files)
         # As saved: what every later reader uses, and what an interrupted preparation goes on with.
         saved = load_saved_tokenizer(self.folder / TOKENIZER_NAME)
-        return job, TextTokenizer(saved, job.max_length, job.truncation)
+        encoder = TextTokenizer(saved, job.max_length, job.truncation)
+        if self.settings.like is None:
+            check_saved(saved, encoder)
+        return job, encoder
 
     def _new_job(self, encoder: TextTokenizer, files: dict[str, bytes]) -> Job:
         return Job(
