@@ -2,6 +2,7 @@
 
 import json
 import random
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,7 @@ def test_forms_agree(tmp_path, tokenizer_path, labels, classes):
 def test_typed_columns(tokenizer_path, tmp_path, kind, values, names):
     if values is None:
         values = [pa.scalar(name).cast(kind) if "-" in name else name for name in names]
-        labels = (
-            pa.array(names).cast(kind)
-            if "-" in names[0]
-            else pa.array(list(map(__import__("decimal").Decimal, names)), kind)
-        )
+        labels = pa.array(names).cast(kind) if "-" in names[0] else pa.array(list(map(Decimal, names)), kind)
     elif kind == pa.float16():
         labels = pa.array(np.array(values, np.float16))
     else:

@@ -39,7 +39,9 @@ def ids_of(store) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize(("learned", "truncation"), itertools.product(["bpe", "wordpiece"], [None, "head", "tail"]))
+@pytest.mark.parametrize(
+    ("learned", "truncation"), list(itertools.product(["bpe", "wordpiece"], [None, "head", "tail"]))
+)
 def test_ids_are_the_saved_tokenizers(tmp_path: Path, settings, learned, truncation):
     rows = [(text, number % 2) for number, text in enumerate(TEXTS)]
     base = tmp_path / "base"
