@@ -15,17 +15,24 @@ A test set with the same tokenizer and labels: penstock prepare test.csv --out s
 
 def prepare(
     sources: Annotated[
-        list[str] | None, typer.Argument(help="Files (csv, tsv, jsonl, parquet, arrow), hf:..., synthetic:...")
+        list[str] | None,
+        typer.Argument(help="Files (csv, tsv, jsonl, parquet, arrow), folders, patterns, hf:..., synthetic:..."),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[str | None, typer.Option(help="Hub name, path, train:bpe:N or train:wordpiece:N.")] = None,
     text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Between a csv file's fields: a character, tab or pipe.  [default: found]")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of csv and jsonl files without a byte order mark.  [default: utf-8]")
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Longer texts are cut to this many tokens.  [default: 512]")
     ] = None,
     truncation: Annotated[
-        str | None, typer.Option(help="head or head+tail: what is kept of them.  [default: head]")
+        str | None, typer.Option(help="head, tail or head+tail: what is kept of them.  [default: the tokenizer's own]")
     ] = None,
     like: Annotated[Path | None, typer.Option(help="Take tokenizer, labels and lengths from this store.")] = None,
     bad_rows: Annotated[str, typer.Option(help="fail, or quarantine: set them aside in OUT.bad-rows.jsonl.")] = "fail",
@@ -38,6 +45,7 @@ def prepare(
 ) -> None:
     from penstock.engine.data import parts
     from penstock.engine.data import prepare as preparing
+    from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
 
     if finalize:
@@ -54,6 +62,7 @@ def prepare(
         "like": like,
         "bad_rows": bad_rows,
         "rows_per_shard": rows_per_shard,
+        "reading": Reading(separator, encoding),
     }
     if shard is not None:
         i, _, n = shard.partition("/")

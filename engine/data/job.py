@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,7 @@ class Job:
     rows_per_shard: int
     sources: list[SourceEntry]
     tokenizer: TokenizerEntry
+    reading: dict[str, str | None] = field(default_factory=dict)  # as `sources.Reading`
 
     @property
     def rows(self) -> int:

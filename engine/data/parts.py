@@ -12,7 +12,7 @@ from pathlib import Path
 from penstock.engine.data.job import Job, discard_shard, finish_job, finished_shard, locked, write_shard
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from penstock.engine.data.progress import RowProgress
-from penstock.engine.data.sources import Source, open_source
+from penstock.engine.data.sources import Reading, Source, open_source
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TextTokenizer, load_saved_tokenizer
 from penstock.engine.data.tokenizing import ShardBuilder, cut_into_shards, encode_pieces
@@ -84,7 +84,10 @@ def write_part(out: str | os.PathLike[str], part: tuple[int, int], *, progress: 
                 f"{folder}: the tokenizers library of this machine gives other tokens than that of the machine that "
                 "began; install the same version on both"
             )
-        sources = [open_source(entry.name, text=entry.text, label=entry.label) for entry in job.sources]
+        reading = Reading(**job.reading)
+        sources = [
+            open_source(entry.name, text=entry.text, label=entry.label, reading=reading) for entry in job.sources
+        ]
         return sum(1 for _ in make_shards(folder, job, sources, tokenizer, wanted, progress))
 
 

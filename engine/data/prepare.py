@@ -1,12 +1,13 @@
 """From labelled texts to a store: survey, tokenizer, shards, manifest."""
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.engine.data.commit import disk_errors, fsync_folder
 from penstock.engine.data.hub_names import why_missing
@@ -25,17 +26,19 @@ from penstock.engine.data.job import (
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, TokenizerEntry, digest
 from penstock.engine.data.parts import make_shards, write_part
 from penstock.engine.data.progress import RowProgress
-from penstock.engine.data.sources import Source, open_sources
-from penstock.engine.data.sources.base import sort_labels
+from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
+from penstock.engine.data.sources.labels import notices, sort_labels
 from penstock.engine.data.store import Store
 from penstock.engine.data.survey import Survey, survey, usable_rows
 from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
 from penstock.engine.data.tokenizers import (
     TRUNCATIONS,
     TextTokenizer,
+    check_saved,
     crc32_of_files,
     load_saved_tokenizer,
     load_tokenizer,
+    own_truncation,
     save_tokenizer,
 )
 from penstock.engine.errors import ConfigError, OtherDataError, SourceError, StoreError, TokenizerError
@@ -48,7 +51,7 @@ ROWS_PER_SHARD = 1 << 18
 
 
 def prepare(
-    sources: str | Sequence[str],
+    sources: Any,
     out: str | os.PathLike[str],
     *,
     tokenizer: str | None = None,
@@ -61,6 +64,7 @@ def prepare(
     overwrite: bool = False,
     rows_per_shard: int | None = None,
     progress: bool = True,
+    reading: Reading = PLAIN_READING,
 ) -> Store:
     """Tokenizes labelled texts into a store.
 
@@ -68,17 +72,19 @@ def prepare(
     checked and kept. Calling it again on a finished store of the same content and settings changes nothing.
 
     Args:
-        sources: one or more sources (see `penstock.engine.data.sources`), read one after the other.
+        sources: one or more, read one after the other: names of files, folders or patterns, or Python objects, see
+            `penstock.engine.data.sources.open_sources`.
         out: the folder to write; it must be new, empty, or hold an unfinished preparation of the same.
         tokenizer: a hub name, a local path, `train:bpe:N` or `train:wordpiece:N` (learned from these texts).
         text, label: column names; None for the usual ones.
         max_length: longer texts are cut to this many tokens, special ones included, and counted; 512 by default.
-        truncation: "head" (default) or "head+tail", which part of a long text is kept.
+        truncation: "head", "tail" or "head+tail", which part of a long text is kept; by default the tokenizer's own.
         bad_rows: "fail" at the first row that cannot be used, or "quarantine" them in OUT.bad-rows.jsonl.
         like: a store whose tokenizer, labels, max_length and truncation are taken: for test sets.
         overwrite: replace what `out` holds, when it is a store or an unfinished one.
         rows_per_shard: rows of each file; by default as many as bound a shard to 2^26 tokens, at most 2^18.
         progress: show it on stderr.
+        reading: separator and encoding of the files of text.
 
     Raises:
         SourceError: the input cannot be read or used.
@@ -87,7 +93,7 @@ def prepare(
         ConfigError: arguments that contradict each other or are out of range.
         DiskError: the disk is full or cannot be written.
     """
-    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress)
+    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading)
     preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options)
     if preparation is not None:
         preparation.run()
@@ -95,7 +101,7 @@ def prepare(
 
 
 def begin(
-    sources: str | Sequence[str],
+    sources: Any,
     out: str | os.PathLike[str],
     *,
     tokenizer: str | None = None,
@@ -108,6 +114,7 @@ def begin(
     overwrite: bool = False,
     rows_per_shard: int | None = None,
     progress: bool = True,
+    reading: Reading = PLAIN_READING,
 ) -> None:
     """`prepare` up to the first shard: surveys the sources and writes the tokenizer and what is to be made.
 
@@ -117,14 +124,14 @@ def begin(
     Raises:
         as `prepare`.
     """
-    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress)
-    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options)
+    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading)
+    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, shared=True)
     if preparation is not None:
         preparation.begin(shared=False)
 
 
 def prepare_part(
-    sources: str | Sequence[str],
+    sources: Any,
     out: str | os.PathLike[str],
     part: tuple[int, int],
     *,
@@ -137,6 +144,7 @@ def prepare_part(
     like: str | os.PathLike[str] | None = None,
     rows_per_shard: int | None = None,
     progress: bool = True,
+    reading: Reading = PLAIN_READING,
 ) -> None:
     """`prepare`, but only the i-th of n shares of the shards, for part = (i, n); `parts.finalize` joins them.
 
@@ -147,8 +155,8 @@ def prepare_part(
     """
     if not 0 <= part[0] < part[1]:
         raise ConfigError(f"shard {part[0]}/{part[1]}: expected i/n with 0 <= i < n")
-    options = _Options(text, label, bad_rows, False, rows_per_shard, progress)
-    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options)
+    options = _Options(text, label, bad_rows, False, rows_per_shard, progress, reading)
+    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, shared=True)
     if preparation is not None:
         preparation.begin(shared=True)
         write_part(out, part, progress=progress)
@@ -162,14 +170,14 @@ class _Options:
     overwrite: bool
     rows_per_shard: int | None
     progress: bool
+    reading: Reading
 
 
 def _survey(
-    sources: str | Sequence[str], folder: Path, settings: "_Settings", options: _Options
+    sources: Any, folder: Path, settings: "_Settings", options: _Options, shared: bool = False
 ) -> "_Preparation | None":
     """Reads the sources once, to know what is to be made; None if it is there already."""
     bad_rows, overwrite, progress = options.bad_rows, options.overwrite, options.progress
-    names = [sources] if isinstance(sources, str) else list(sources)
     if bad_rows not in ("fail", "quarantine"):
         raise ConfigError(f"bad rows: expected fail or quarantine, got {bad_rows!r}")
     rows_per_shard = options.rows_per_shard
@@ -177,16 +185,20 @@ def _survey(
         rows_per_shard = max(1, min(ROWS_PER_SHARD, TOKENS_PER_SHARD // settings.max_length))
     if rows_per_shard < 1:
         raise ConfigError(f"rows per shard must be 1 at least, got {rows_per_shard}")
-    opened = open_sources(names, text=options.text, label=options.label)
     _check_folder(folder, overwrite)
+    opened = open_sources(sources, text=options.text, label=options.label, reading=options.reading)
+    if shared and (held := [source.name for source in opened if not source.resumable]):
+        raise ConfigError(f"{held[0]}: held by this process only; write it to a file to share the work")
     settings.load_tokenizer()
 
-    quarantine = folder.with_name(folder.name + ".bad-rows.jsonl") if bad_rows == "quarantine" else None
+    quarantine = _beside(folder, ".bad-rows.jsonl") if bad_rows == "quarantine" else None
     with RowProgress("reading", shown=progress) as bar:
         found = survey(opened, quarantine=quarantine, known_labels=settings.label_names, advance=bar.advance)
     label_names = settings.label_names or sort_labels(list(found.label_counts))
+    for line in notices(opened[0].label or "", found.label_spellings) if settings.label_names is None else ():
+        print(line, file=sys.stderr, flush=True)
     if len(label_names) < 2:
-        raise SourceError(f"{names[0]}: only one label, {label_names[0]!r}: there is nothing to tell apart")
+        raise SourceError(f"{opened[0].name}: only one label, {label_names[0]!r}: there is nothing to tell apart")
     preparation = digest(
         {
             "content": found.content,
@@ -241,12 +253,12 @@ class _Settings:
             raise ConfigError("say which tokenizer: a name, a path, train:bpe:N or train:wordpiece:N, or --like STORE")
         else:
             self.max_length = 512 if max_length is None else max_length
-            self.truncation = truncation or "head"
             self.origin = tokenizer
             self.spec = parse_train_spec(tokenizer)
             if self.spec is None and (reason := why_missing(tokenizer)):
                 raise TokenizerError(f"tokenizer {tokenizer}: {reason}")
-        if self.truncation not in TRUNCATIONS:
+            self.truncation = truncation or ""  # left out: the tokenizer's own, once that is loaded
+        if self.truncation and self.truncation not in TRUNCATIONS:
             raise TokenizerError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
         if not 1 <= self.max_length <= 1 << 24:
             raise ConfigError(f"max length must be between 1 and {1 << 24}, got {self.max_length}")
@@ -257,6 +269,7 @@ class _Settings:
             self.loaded = self.like.tokenizer()
         elif self.spec is None:
             self.loaded = load_tokenizer(self.origin)
+        self.truncation = self.truncation or ("head" if self.loaded is None else own_truncation(self.loaded))
         if self.loaded is not None:
             self.tokenizer_identity = TextTokenizer(self.loaded, self.max_length, self.truncation).fingerprint()
         else:
@@ -338,7 +351,7 @@ class _Preparation:
             start_job(self.folder, job, shared)
         else:
             tokenizer = self._tokenizer()
-            files = save_tokenizer(tokenizer, self.settings.max_length)
+            files = save_tokenizer(tokenizer, self.settings.max_length, self.settings.truncation)
             job = self._new_job(TextTokenizer(tokenizer, self.settings.max_length, self.settings.truncation), files)
             self.begun = not (self.folder / MANIFEST_NAME).exists()
             start_job(self.folder, job, shared)
@@ -346,7 +359,10 @@ class _Preparation:
             write_tokenizer(self.folder, files)
         # As saved: what every later reader uses, and what an interrupted preparation goes on with.
         saved = load_saved_tokenizer(self.folder / TOKENIZER_NAME)
-        return job, TextTokenizer(saved, job.max_length, job.truncation)
+        encoder = TextTokenizer(saved, job.max_length, job.truncation)
+        if self.settings.like is None:
+            check_saved(saved, encoder)
+        return job, encoder
 
     def _new_job(self, encoder: TextTokenizer, files: dict[str, bytes]) -> Job:
         return Job(
@@ -361,6 +377,7 @@ class _Preparation:
             source_contents=self.found.source_contents,
             rows_per_shard=self.rows_per_shard,
             sources=self.found.sources,
+            reading=asdict(self.options.reading),
             tokenizer=TokenizerEntry(
                 self.settings.origin, encoder.fingerprint(), encoder.probes(), crc32_of_files(files)
             ),
@@ -389,6 +406,14 @@ class _Preparation:
         clear(self.folder)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """A file next to the folder, whose name begins as the folder's, also where that is given as "." or ends in ".."."""
+    whole = folder.resolve()
+    if not whole.name:
+        raise ConfigError(f"{folder}: has no folder around it for {ending[1:]}; choose another folder")
+    return folder.with_name(folder.name + ending) if folder.name not in ("", "..") else Path(f"{whole}{ending}")
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

@@ -16,29 +16,56 @@ import numpy as np
 from penstock.engine.data.commit import committed
 from penstock.engine.data.manifest import SourceEntry
 from penstock.engine.data.sources import BadRow, Rows, Source
+from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings, mostly_single
 from penstock.engine.errors import SourceError
 
 MAX_LABELS = 10_000
 
 
 class ContentHash:
-    """A digest of texts, labels and their places that does not depend on how they came in batches."""
+    """A digest of texts, classes and their places that does not depend on how they came in batches.
+
+    What a spelling's class is called shows only at the end of the column, so the names are digested by the rule of each
+    kind that the column may still be of.
+    """
 
     def __init__(self) -> None:
-        self._texts, self._lengths, self._labels, self._positions = (hashlib.sha256() for _ in range(4))
+        self._texts, self._lengths, self._positions = (hashlib.sha256() for _ in range(3))
+        self._names = {kind: _Names(rule) for kind, rule in KINDS.items()}
+        self._labels = {kind: hashlib.sha256() for kind in KINDS}
 
     def update(self, rows: Rows) -> None:
         self._texts.update("".join(rows.texts).encode())
         self._lengths.update(np.fromiter(map(len, rows.texts), np.int64, len(rows.texts)).tobytes())
-        self._labels.update("".join(f"{label}\n" for label in rows.labels).encode())
         self._positions.update(np.fromiter(rows.positions, np.int64, len(rows.texts)).tobytes())
+        for kind in list(self._labels):
+            names = [self._names[kind][label] for label in rows.labels]
+            if None in names:
+                del self._labels[kind]
+            else:
+                self._labels[kind].update("".join(f"{name}\n" for name in names).encode())
 
-    def content(self) -> str:
-        parts = self._texts.digest() + self._lengths.digest() + self._labels.digest()
+    def content(self, kind: str = "text") -> str:
+        """
+        Args:
+            kind: of the whole column, see `labels.KINDS`; "text" takes the labels as they are.
+        """
+        parts = self._texts.digest() + self._lengths.digest() + self._labels[kind].digest()
         return hashlib.sha256(parts).hexdigest()
 
     def positions(self) -> str:
         return self._positions.hexdigest()
+
+
+class _Names(dict[str, str | None]):
+    """A rule's names, each found once."""
+
+    def __init__(self, rule: Callable[[str], str | None]) -> None:
+        self._rule = rule
+
+    def __missing__(self, spelled: str) -> str | None:
+        name = self[spelled] = self._rule(spelled)
+        return name
 
 
 @dataclass(frozen=True)
@@ -46,16 +73,21 @@ class Survey:
     """What the sources hold.
 
     Attributes:
-        label_counts: rows of each label name.
+        label_spellings: for each class the spellings of its label, with their rows.
         content: digest of the good rows' texts and labels, in order; source_contents: the same of each source.
         positions: digest of their places.
     """
 
     sources: list[SourceEntry]
-    label_counts: dict[str, int]
+    label_spellings: dict[str, dict[str, int]]
     content: str
     source_contents: list[str]
     positions: str
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Rows of each class."""
+        return {name: sum(spellings.values()) for name, spellings in self.label_spellings.items()}
 
     @property
     def rows(self) -> int:
@@ -67,10 +99,16 @@ class Survey:
 
 
 def usable_rows(source: Source, known_labels: Sequence[str] | None) -> Iterator[Rows]:
-    """All rows; those with a label that is not known are among the bad ones."""
-    known = None if known_labels is None else set(known_labels)
+    """All rows; where the classes are known, with their names for labels, and any other among the bad ones."""
+    if known_labels is None:
+        yield from source.rows()
+        return
+    named = _Names(LabelNames(known_labels))
     for rows in source.rows():
-        yield rows if known is None or known.issuperset(rows.labels) else _without_unseen(rows, known)
+        labels = [named[label] for label in rows.labels]
+        yield _named(rows, labels)
+        if len(named) > MAX_LABELS:
+            named.clear()
 
 
 def survey(
@@ -91,12 +129,15 @@ def survey(
         SourceError: a bad row without a quarantine; no good row; more labels than a classification can have.
     """
     digest, counts = ContentHash(), Counter[str]()
-    entries, contents = [], []
+    entries, hashes = [], []
     with nullcontext() if quarantine is None else committed(quarantine) as file:
         for source in sources:
             of_source, good, bad = ContentHash(), 0, 0
+            encoding = _EncodingCheck(source)
             for rows in usable_rows(source, known_labels):
+                encoding.update(rows)
                 if rows.bad and file is None:
+                    encoding.finish()
                     raise SourceError(
                         f"{source.position(rows.bad[0].position)}: {rows.bad[0].reason} "
                         "(--bad-rows quarantine sets such rows aside)"
@@ -114,11 +155,49 @@ def survey(
                 good += len(rows.texts)
                 bad += len(rows.bad)
                 advance(len(rows.texts) + len(rows.bad))
+            encoding.finish()
             if not good:
                 raise SourceError(f"{source.name}: empty: no {'usable ' if bad else ''}row in it")
             entries.append(SourceEntry(source.name, source.text, source.label or "", source.unit, good, bad))
-            contents.append(of_source.content())
-    return Survey(entries, dict(counts), digest.content(), contents, digest.positions())
+            hashes.append(of_source)
+        if known_labels is not None:  # the rows came with the classes' names
+            kind, spellings = "text", {name: {name: rows} for name, rows in counts.items()}
+        else:
+            kind, spellings = kind_of(counts), merged_spellings(counts)
+            single = mostly_single({name: sum(rows.values()) for name, rows in spellings.items()})
+            if single:
+                raise SourceError(
+                    f"{sources[0].name}: column {sources[0].label!r} gives {len(spellings):,} classes for "
+                    f"{counts.total():,} rows: {single:,} rows, more than half, have a class of their own; a class "
+                    "needs two examples at least: name the column of the classes with --label"
+                )
+    contents = [of_source.content(kind) for of_source in hashes]
+    return Survey(entries, spellings, digest.content(kind), contents, digest.positions())
+
+
+class _EncodingCheck:
+    """Tells a file in another encoding from one with broken rows: nothing beyond ASCII in it is valid UTF-8."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._foreign: BadRow | None = None
+        self._valid = not source.may_be_foreign
+
+    def update(self, rows: Rows) -> None:
+        if not self._valid:
+            self._valid = not all(map(str.isascii, rows.texts))
+            self._foreign = self._foreign or next((row for row in rows.bad if row.foreign), None)
+
+    def finish(self) -> None:
+        """
+        Raises:
+            SourceError: what has been read so far is in another encoding.
+        """
+        if self._foreign is not None and not self._valid:
+            raise SourceError(
+                f"{self._source.position(self._foreign.position)}: {self._foreign.reason}, and no row has a letter "
+                "beyond ASCII in UTF-8: the file is in another encoding; name it, as in --encoding cp1252"
+            )
 
 
 def _quarantined(source: Source, row: BadRow) -> bytes:
@@ -126,16 +205,19 @@ def _quarantined(source: Source, row: BadRow) -> bytes:
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
-def _without_unseen(rows: Rows, known: set[str]) -> Rows:
-    keep = [label in known for label in rows.labels]
+def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
+    """The rows whose label has a name, with it; the others are bad."""
+    if None not in names:
+        return Rows(rows.texts, list(names), rows.positions, rows.bad)  # type: ignore[arg-type]
     unseen = [
         BadRow(position, f"label {label!r} is not among the labels of the store given by --like")
-        for label, position, kept in zip(rows.labels, rows.positions, keep, strict=True)
-        if not kept
+        for label, position, name in zip(rows.labels, rows.positions, names, strict=True)
+        if name is None
     ]
-
-    def kept(values: Sequence) -> list:
-        return [value for value, keep_it in zip(values, keep, strict=True) if keep_it]
-
-    bad = sorted([*rows.bad, *unseen], key=lambda row: row.position)
-    return Rows(kept(rows.texts), kept(rows.labels), kept(rows.positions), bad)
+    kept = [
+        (text, name, position)
+        for text, name, position in zip(rows.texts, names, rows.positions, strict=True)
+        if name is not None
+    ]
+    texts, labels, positions = (list(column) for column in zip(*kept, strict=True)) if kept else ([], [], [])
+    return Rows(texts, labels, positions, sorted([*rows.bad, *unseen], key=lambda row: row.position))

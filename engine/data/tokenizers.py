@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-TRUNCATIONS = ("head", "head+tail")
+TRUNCATIONS = ("head", "tail", "head+tail")
 
 TEMPLATE_PROBES = ("a", "the cat sat", "1 2 3")
 
@@ -42,8 +42,8 @@ class TextTokenizer:
     Args:
         tokenizer: a fast tokenizer.
         max_length: tokens of a row at most, special tokens included.
-        truncation: "head" keeps the beginning of a text that is too long; "head+tail" its first quarter and the end
-            (Sun et al., "How to fine-tune BERT for text classification?", 2019, keep 128 of 510 in front).
+        truncation: "head" keeps the beginning of a text that is too long, "tail" its end; "head+tail" its first quarter
+            and the end (Sun et al., "How to fine-tune BERT for text classification?", 2019, keep 128 of 510 in front).
 
     Raises:
         TokenizerError: special tokens that are not a prefix and a suffix, or no room for a text beside them.
@@ -89,7 +89,7 @@ class TextTokenizer:
                 body[ends - len(self.suffix) + i] = False
             values[body] = flat
             return Encoded(values, out_lengths.astype(np.int32), 0)
-        head = self.room if self.truncation == "head" else self.room // 4
+        head = {"head": self.room, "tail": 0, "head+tail": self.room // 4}[self.truncation]
         tail = self.room - head
         begin = 0
         for start, end, length in zip(starts.tolist(), ends.tolist(), lengths.tolist(), strict=True):
@@ -108,7 +108,10 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         """Of the saved tokenizer's content and the library's release; never of a live object's state."""
         release = ".".join(version("tokenizers").split(".")[:2])
-        return digest({"tokenizer": canonical_tokenizer(self._backend), "tokenizers": release})
+        content = {"tokenizer": canonical_tokenizer(self._backend), "tokenizers": release}
+        if self._backend.encode_special_tokens:
+            content["split_special_tokens"] = True
+        return digest(content)
 
     def probes(self) -> str:
         """A digest of the ids of fixed strings: tells apart two libraries that read the same files differently."""
@@ -138,7 +141,50 @@ def copy_backend(tokenizer: "PreTrainedTokenizerFast") -> "tokenizers.Tokenizer"
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
+    # Not in the Rust tokenizer's file: transformers sets it at every call.
+    backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
     return backend
+
+
+def own_truncation(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """What the tokenizer itself keeps of a text that is too long: "head", or "tail" where it cuts on the left."""
+    return "tail" if tokenizer.truncation_side == "left" else "head"
+
+
+def check_saved(saved: "PreTrainedTokenizerFast", encoder: TextTokenizer) -> None:
+    """Compares the ids that go into a store with those that stock transformers gives with the saved tokenizer.
+
+    Nothing can be compared beyond the cut where that is "head+tail", which transformers does not have.
+
+    Raises:
+        TokenizerError: a setting of the tokenizer makes them differ.
+    """
+    specials = sorted({str(token) for token in saved.get_added_vocab()})[:50]
+    texts = [
+        "",
+        " ",
+        "a",
+        " A b\n c ",
+        "Don't stop , it 's fine .",
+        "Ünïcode 電影 🎬 e\u0301 \u00a0\u200b",
+        *probe_texts()[:40],
+    ]
+    texts += [f"a {token} b{token}" for token in specials] + specials
+    if encoder.truncation != "head+tail":
+        texts.append("one two three " * min(encoder.max_length, 2000))
+    else:
+        whole = encoder.encode(texts).lengths
+        texts = [text for text, length in zip(texts, whole, strict=True) if length < encoder.max_length]
+    encoded = encoder.encode(texts)
+    ends = np.cumsum(encoded.lengths)
+    theirs = saved(texts, truncation=True)["input_ids"]
+    for text, end, length, ids in zip(texts, ends, encoded.lengths, theirs, strict=True):
+        ours = encoded.values[end - length : end].tolist()
+        if ours != ids:
+            raise TokenizerError(
+                f"tokenizer {saved.name_or_path}: once saved, it would give {text[:40]!r} other tokens in transformers "
+                f"({ids[:6]}...) than here ({ours[:6]}...): a setting that its files do not keep"
+            )
 
 
 def canonical_tokenizer(backend: "tokenizers.Tokenizer") -> dict:
@@ -200,10 +246,13 @@ def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return load_tokenizer(str(folder))
 
 
-def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> dict[str, bytes]:
-    """The files of a tokenizer as transformers saves them, by name; its maximal length is the store's."""
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int, truncation: str) -> dict[str, bytes]:
+    """The files of a tokenizer as transformers saves them, by name; where texts are cut is the store's."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.model_max_length = max_length
+        side = "left" if truncation == "tail" else "right"
+        if tokenizer.truncation_side != side or "truncation_side" in tokenizer.init_kwargs:
+            tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = side
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
 

@@ -123,13 +123,16 @@ def _token_embeddings(name: str) -> torch.Tensor:
 def _check_tokenizer(encoder: str, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
     rows = load_config(encoder).vocab_size
     remedy = f"prepare it with --tokenizer {encoder}"
-    if vocab_size > rows:
-        raise ModelError(f"the data has {vocab_size} token ids, encoder {encoder!r} knows {rows}; {remedy}")
-    if tokenizer is None:
-        return
     try:
-        own = AutoTokenizer.from_pretrained(encoder)
+        own = None if tokenizer is None else AutoTokenizer.from_pretrained(encoder)
     except (OSError, ValueError):
-        return  # a checkpoint without a tokenizer: the number of ids is all there is to compare
-    if own.get_vocab() != tokenizer.get_vocab():
+        own = None  # a checkpoint without a tokenizer: the number of ids is all there is to compare
+    if vocab_size > rows:
+        if own is not None and max(own.get_vocab().values(), default=-1) >= rows:
+            remedy = (
+                "tokens were added to its tokenizer and not to its embeddings: call "
+                "model.resize_token_embeddings(len(tokenizer)) and save the model again"
+            )
+        raise ModelError(f"the data has {vocab_size} token ids, encoder {encoder!r} knows {rows}; {remedy}")
+    if own is not None and tokenizer is not None and own.get_vocab() != tokenizer.get_vocab():
         raise ModelError(f"the data was prepared with another tokenizer than encoder {encoder!r} has; {remedy}")

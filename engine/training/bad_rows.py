@@ -33,12 +33,11 @@ class BadRowReport:
             SourceError: the choice is "fail"; it names the first row and its fault.
         """
         if self._choice == "fail":
-            raise SourceError(
-                f"{source.position(bad[0].position)}: {bad[0].reason} (--bad-rows says what else to do with such rows)"
-            )
+            place, reason = source.position(bad[0].position), bad[0].reason + source.advice(bad[0])
+            raise SourceError(f"{place}: {reason} (--bad-rows says what else to do with such rows)")
         self.count += len(bad)
         for row in bad[: max(0, SHOWN - len(self._examples))]:
-            self._examples.append(f"{source.position(row.position)}: {row.reason}")
+            self._examples.append(f"{source.position(row.position)}: {row.reason}{source.advice(row)}")
         if self._quarantine is not None:
             for row in bad:
                 entry = {"source": source.name, source.unit: row.position, "reason": row.reason, "excerpt": row.excerpt}

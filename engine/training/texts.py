@@ -10,6 +10,7 @@ import torch
 
 from penstock.engine.data.loader import Batch
 from penstock.engine.data.sources import BadRow, Rows, Source
+from penstock.engine.data.sources.labels import LabelNames
 from penstock.engine.data.tokenizers import Encoded, TextTokenizer
 from penstock.engine.errors import SourceError
 from penstock.kernels import Ragged
@@ -72,9 +73,10 @@ def labelled_batches(
         whatever `on_bad` does.
     """
     numbers = {name: number for number, name in enumerate(label_names)}
+    named = LabelNames(label_names)  # 5, 5.0 and "5" are one class where the training labels are numbers
     for window in windows:
         rows = window.rows
-        labels = np.array([numbers.get(name, -1) for name in rows.labels], np.int64)
+        labels = np.array([numbers.get(named(label) or "", -1) for label in rows.labels], np.int64)
         unknown = np.flatnonzero(labels < 0)
         bad = list(rows.bad)
         if len(unknown):
@@ -90,7 +92,7 @@ def labelled_batches(
 
 def fail_on_bad_rows(source: Source, bad: list[BadRow]) -> None:
     """Raises SourceError for the first."""
-    raise SourceError(f"{source.position(bad[0].position)}: {bad[0].reason}")
+    raise SourceError(f"{source.position(bad[0].position)}: {bad[0].reason}{source.advice(bad[0])}")
 
 
 def _unknown(label: str, label_names: Sequence[str]) -> str:

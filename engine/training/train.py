@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,12 @@ def train(
         directory.record = world.on_main(lambda: directory.claim(identity, settings.to_yaml(), data))
         if directory.is_complete:
             return TrainResult.from_json(directory.record["result"])
+        if train_store.manifest.truncation == "head+tail" and world.rank == 0:
+            print(
+                "note: texts longer than the store's max_length keep their beginning and end (head+tail), which "
+                "transformers cannot: where this run is served by other than penstock, they are cut behind",
+                file=sys.stderr,
+            )
         with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []), StopSignal() as stop:
             loop = Loop(settings, train_store, rows, validation_rows, world, directory)
             loop.run(stop, progress)

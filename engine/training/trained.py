@@ -11,7 +11,7 @@ import torch
 
 from penstock.engine.data.loader import Batch
 from penstock.engine.data.sources import Source
-from penstock.engine.data.sources.text import TextList
+from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TextTokenizer, load_saved_tokenizer
 from penstock.engine.errors import SourceError
@@ -145,7 +145,9 @@ class TrainedRun:
             A row for each text, in their order: the source's columns, `label` (string) and `probability` (float32);
             both are null where a text is null or cannot be used.
         """
-        source = texts if isinstance(texts, Source) else TextList(texts)
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be several, as in [text]; got a single one")
+        source = texts if isinstance(texts, Source) else MemorySource(list(texts), name="texts")
         source.carry(keep if isinstance(texts, Source) else ())
         schema = common_schema([source])
         columns = Columns(schema.names, self.label_names, top_k=top_k, probabilities=probabilities)

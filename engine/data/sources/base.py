@@ -1,6 +1,6 @@
 """What every source gives: batches of good rows and of bad ones, each with its place."""
 
-import math
+import codecs
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from penstock.engine.errors import SourceError
+from penstock.engine.data.sources.labels import MISSING, kind_of_value, spelling
+from penstock.engine.errors import ConfigError, SourceError
 
 BATCH_ROWS = 4096  # rows handed on at a time,
 BATCH_CHARACTERS = 1 << 22  # or as many as hold this much text
@@ -22,16 +23,64 @@ DEFAULT_COLUMNS = (("text", "label"), ("text", "stars"), ("reviewText", "overall
 # as they are (None: not even read), for their fields differ from row to row.
 Carried: TypeAlias = pa.RecordBatch | list[dict[str, Any] | None]
 
-MISSING = object()  # a column that a row does not have, as against one that is null
+MAX_REMEMBERED = 20_000  # labels whose spelling is looked up instead of made
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files of text are read where they do not say it themselves.
+
+    Attributes:
+        separator: between the fields of a csv file: one character, or tab, comma, semicolon or pipe; None to find it.
+        encoding: a codec's name; None for UTF-8. A byte order mark at the beginning of a file comes before either.
+
+    Raises:
+        ConfigError: no such separator or encoding.
+    """
+
+    separator: str | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None:
+            separator = SEPARATORS.get(self.separator, self.separator)
+            if len(separator) != 1 or separator in '"\r\n' or (not separator.isprintable() and separator != "\t"):
+                raise ConfigError(
+                    f"--separator {self.separator!r}: expected one character, or one of tab, comma, semicolon, pipe"
+                )
+            object.__setattr__(self, "separator", separator)
+        if self.encoding is not None:
+            try:
+                "".encode(self.encoding)
+                b"".decode(self.encoding)
+                text = codecs.lookup(self.encoding)._is_text_encoding
+            except (LookupError, ValueError):
+                text = False
+            if not text:
+                raise ConfigError(
+                    f"--encoding {self.encoding!r}: no such encoding; usual ones are utf-8, cp1252, utf-16, gb18030"
+                )
+
+
+SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+
+PLAIN_READING = Reading()
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used: its line or row from 1, why, and the beginning of what stands there."""
+    """A row that cannot be used.
+
+    Attributes:
+        position: its line or row, from 1.
+        excerpt: the beginning of what stands there.
+        foreign: its bytes are not UTF-8 and look like another encoding's letters.
+    """
 
     position: int
     reason: str
     excerpt: str = ""
+    foreign: bool = False
 
 
 @dataclass
@@ -51,7 +100,7 @@ class Rows:
 
     Attributes:
         texts: valid Unicode, possibly empty.
-        labels: names of the labels, see `label_name`; all "" from a source opened without a label.
+        labels: the labels as they are spelled, see `labels.spelling`; all "" from a source opened without a label.
         positions: each row's line or row in the source, from 1.
         bad: the rest of what was read.
         carried: the columns that `Source.carry` asked for, of good and bad rows in their order; None if it did not.
@@ -64,6 +113,10 @@ class Rows:
     carried: Carried | None = None
 
 
+class DoubledColumn(SourceError):
+    """Two columns have the name of one that is to be read."""
+
+
 class Source(ABC):
     """A sequence of labelled texts that can be read again and again, always in the same order, in bounded memory.
 
@@ -73,9 +126,15 @@ class Source(ABC):
         text, label: the columns read; label is None when labels are not wanted.
         columns: names of all the columns there are, each once.
         path: of the file that is read, if it is one.
+        named_columns: whether their names are the source's, not ours.
+        may_be_foreign: its bytes are read as UTF-8 because nothing says otherwise.
+        resumable: whether another process can open it by its name.
     """
 
     unit = "row"
+    named_columns = True
+    may_be_foreign = False
+    resumable = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -131,6 +190,9 @@ class Source(ABC):
             pair = text or default_text, label or default_label
             if pair[0] in present and (not need_label or pair[1] in present):
                 self.text, self.label = pair[0], pair[1] if need_label else None
+                for column in (self.text, self.label):
+                    if column is not None and list(present).count(column) > 1:
+                        raise DoubledColumn(f"{self.name}: two columns are called {column!r}; rename one of them")
                 return
         wanted = "text" if label or not need_label else "label" if text else "text and label"
         raise SourceError(f"{self.name}: say which columns hold {wanted} (--text, --label); there are: {listed}")
@@ -138,6 +200,11 @@ class Source(ABC):
     def position(self, position: int) -> str:
         """A place in this source, for messages."""
         return f"{self.name}: {self.unit} {position}"
+
+    def advice(self, row: BadRow) -> str:
+        """What to add to a bad row's reason."""
+        foreign = row.foreign and self.may_be_foreign
+        return " (if the file is in another encoding, name it, as in --encoding cp1252)" if foreign else ""
 
     @abstractmethod
     def read(self) -> Iterator[RawRows]:
@@ -148,6 +215,8 @@ class Source(ABC):
         names: dict[Any, str] = {}
         for raw in self.read():
             yield self._check(raw, names)
+            if len(names) > MAX_REMEMBERED:
+                names.clear()
 
     def _check(self, raw: RawRows, names: dict[Any, str]) -> Rows:
         wanted = self.label is not None
@@ -164,9 +233,12 @@ class Source(ABC):
         for text, label, position in zip(raw.texts, raw_labels, raw.positions, strict=True):
             try:
                 check_text(text, self.text)
-                name = "" if self.label is None else label_name(label, self.label)
+                name = "" if self.label is None else spelling(label, self.label)
+                if self.label is not None:
+                    check_text(name, self.label)
             except ValueError as error:
-                bad.append(BadRow(position, str(error), excerpt(text)))
+                foreign = looks_foreign(text) or looks_foreign(label)
+                bad.append(BadRow(position, str(error), excerpt(text), foreign))
                 continue
             if self.label is not None:
                 names[type(label), label] = name
@@ -203,7 +275,7 @@ def check_text(text: Any, column: str) -> None:
     if isinstance(text, bytes):
         raise ValueError(f"{column!r} is not valid UTF-8")
     if not isinstance(text, str):
-        raise ValueError(f"{column!r} is {_kind(text)}, not a text")
+        raise ValueError(f"{column!r} is {kind_of_value(text)}, not a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -213,46 +285,17 @@ def check_text(text: Any, column: str) -> None:
         ) from None
 
 
-_INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?")
+_FOREIGN = re.compile("[A-Za-z][\udc80-\udcff]|[\udc80-\udcff][A-Za-z]|[\udc80-\udcff]{2}")
 
 
-def label_name(label: Any, column: str) -> str:
-    """The one name of a label, however its column is typed: 5, 5.0, "5" and "5.0" are all "5".
-
-    Raises:
-        ValueError: there is none, or it is not a number or a string.
-    """
-    if label is MISSING:
-        raise ValueError(f"no field {column!r}")
-    if label is None or (isinstance(label, float) and math.isnan(label)):
-        raise ValueError(f"{column!r} is null")
-    if isinstance(label, bool):
-        return "true" if label else "false"
-    if isinstance(label, int):
-        return str(label)
-    if isinstance(label, float):
-        if math.isinf(label):
-            raise ValueError(f"{column!r} is infinite")
-        return str(int(label)) if label.is_integer() else repr(label)
-    if not isinstance(label, str):
-        raise ValueError(f"{column!r} is {_kind(label)}, not a number or a string")
-    try:
-        label.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{column!r} is not valid UTF-8") from None
-    name = label.strip()
-    if not name:
-        raise ValueError(f"{column!r} is empty")
-    match = _INTEGER.fullmatch(name)
-    return match[1] if match and match[1] != "-0" else "0" if match else name
-
-
-def sort_labels(names: Sequence[str]) -> list[str]:
-    """Numbers by value, anything else by code point."""
-    try:
-        return sorted(names, key=lambda name: (float(name), name))
-    except ValueError:
-        return sorted(names)
+def looks_foreign(value: Any) -> bool:
+    """Whether bytes (or a text that holds them escaped) are no UTF-8 but another encoding's letters."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, str) or value.isascii():
+        return False
+    valid = any(letter > "\x7f" and not "\udc80" <= letter <= "\udcff" for letter in value)
+    return not valid and _FOREIGN.search(value) is not None
 
 
 def excerpt(value: Any) -> str:
@@ -262,8 +305,3 @@ def excerpt(value: Any) -> str:
     if isinstance(value, bytes):
         return value[:200].decode("utf-8", "backslashreplace")
     return str(value)[:200].encode("utf-8", "backslashreplace").decode()
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a truth value"}
-    return kinds.get(type(value), type(value).__name__)

@@ -19,9 +19,6 @@ class ColumnarSource(Source):
     def choose(self, schema: pa.Schema, text: str | None, label: str | None, need_label: bool) -> None:
         self._schema = schema.remove_metadata()
         self.choose_columns(schema.names, text, label, need_label)
-        for column in (self.text, self.label):
-            if column is not None and schema.names.count(column) > 1:
-                raise SourceError(f"{self.name}: two columns are called {column!r}")
         kind = _value_type(schema.field(self.text).type)
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
             raise SourceError(f"{self.name}: column {self.text!r} holds {kind}, not text")
@@ -34,7 +31,7 @@ class ColumnarSource(Source):
         for whole in self.batches():
             for batch in _slices(whole, self.text):
                 texts = _to_list(batch.column(self.text))
-                labels = _to_list(batch.column(self.label)) if self.label is not None else []
+                labels = _labels(batch.column(self.label)) if self.label is not None else []
                 if self.class_names is not None:
                     labels = [self._class_name(label) for label in labels]
                 yield RawRows(texts, labels, range(position, position + len(texts)), carried=self._carry_from(batch))
@@ -113,11 +110,38 @@ class ArrowSource(ColumnarSource):
 SPLITS = ("train", "test", "validation", "valid", "dev", "val", "unsupervised", "all")
 
 
-class HubSource(ColumnarSource):
+class DataSetSource(ColumnarSource):
+    """A `datasets.Dataset`."""
+
+    def __init__(self, name: str, data: Any, text: str | None, label: str | None, need_label: bool) -> None:
+        super().__init__(name)
+        self._data = data
+        self.choose(data.features.arrow_schema, text, label, need_label)
+        self.class_names = getattr(data.features.get(self.label), "names", None)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        for table in self._data.select_columns(self.wanted() or self.columns).with_format("arrow").iter(BATCH_ROWS):
+            yield from table.combine_chunks().to_batches()
+
+
+class TableSource(ColumnarSource):
+    """A `pyarrow.Table`."""
+
+    def __init__(self, name: str, table: pa.Table, text: str | None, label: str | None, need_label: bool) -> None:
+        super().__init__(name)
+        self._table = table
+        self.choose(table.schema, text, label, need_label)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        columns = self.wanted()
+        table = self._table if columns is None else self._table.select(columns)
+        yield from table.to_batches(BATCH_ROWS)
+
+
+class HubSource(DataSetSource):
     """`hf:name[:config][:split]`: a data set by its hub name, or a local folder of one; split train by default."""
 
     def __init__(self, name: str, text: str | None, label: str | None, need_label: bool) -> None:
-        super().__init__(name)
         parts = name.removeprefix("hf:").split(":")
         if not parts[0] or len(parts) > 3:
             raise SourceError(f"{name}: expected hf:name, hf:name:split or hf:name:config:split")
@@ -128,15 +152,14 @@ class HubSource(ColumnarSource):
             split = parts[1]
         elif len(parts) == 2:
             config = parts[1]
-        self._data = self._load(path, config, split)
-        self.choose(self._data.features.arrow_schema, text, label, need_label)
-        self.class_names = getattr(self._data.features.get(self.label), "names", None)
+        super().__init__(name, self._load(name, path, config, split), text, label, need_label)
 
-    def _load(self, path: str, config: str | None, split: str) -> Any:
+    @staticmethod
+    def _load(name: str, path: str, config: str | None, split: str) -> Any:
         try:
             import datasets
         except ImportError:
-            raise SourceError(f"{self.name}: needs the datasets library: pip install 'penstock[hub]'") from None
+            raise SourceError(f"{name}: needs the datasets library: pip install 'penstock[hub]'") from None
         try:
             if (Path(path) / "state.json").is_file():
                 return datasets.load_from_disk(path)
@@ -145,11 +168,7 @@ class HubSource(ColumnarSource):
             return datasets.load_dataset(path, config, split=split)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise SourceError(f"{self.name}: cannot be loaded: {reason}") from error
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        for table in self._data.select_columns(self.wanted() or self.columns).with_format("arrow").iter(BATCH_ROWS):
-            yield from table.combine_chunks().to_batches()
+            raise SourceError(f"{name}: cannot be loaded: {reason}") from error
 
 
 class _columnar_errors:
@@ -180,6 +199,32 @@ def _slices(batch: pa.RecordBatch, text: str) -> Iterator[pa.RecordBatch]:
         rows = max(1, min(BATCH_ROWS, BATCH_CHARACTERS // mean))
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)
+
+
+def _labels(column: pa.Array) -> list[Any]:
+    """The values as they are meant: a float32 of 0.1 is not its nearest double, a moment ends where its zeros begin."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        return [
+            None if value is None else float(str(number))
+            for value, number in zip(column.to_pylist(), column.to_numpy(zero_copy_only=False), strict=True)
+        ]
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        if pa.types.is_duration(kind):
+            return column.cast(pa.int64()).to_pylist()
+        zone = getattr(kind, "tz", None)
+        if zone is not None:
+            column = column.cast(pa.timestamp(kind.unit, "UTC")).cast(pa.timestamp(kind.unit))
+        moments = (moment for moment in column.cast(pa.string()).to_pylist())
+        suffix = "Z" if zone is not None else ""
+        return [None if moment is None else _without_zeros(moment) + suffix for moment in moments]
+    return _to_list(column)
+
+
+def _without_zeros(moment: str) -> str:
+    return moment.rstrip("0").rstrip(".") if "." in moment else moment
 
 
 def _to_list(column: pa.Array) -> list[Any]:

@@ -1,14 +1,18 @@
 """From what the user writes to a source."""
 
+import glob
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 
-from penstock.engine.data.sources.base import BATCH_ROWS, RawRows, Source
-from penstock.engine.data.sources.columnar import ArrowSource, HubSource, ParquetSource
+from penstock.engine.data.sources.base import BATCH_ROWS, PLAIN_READING, RawRows, Reading, Source
+from penstock.engine.data.sources.columnar import ArrowSource, DataSetSource, HubSource, ParquetSource, TableSource
+from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.sources.text import COMPRESSIONS, CsvSource, JsonLinesSource, LinesSource
 from penstock.engine.errors import SourceError
 
@@ -20,6 +24,8 @@ FORMS = (
 
 class SyntheticReviews(Source):
     """`synthetic:reviews?n=4000&seed=0`: generated English reviews."""
+
+    named_columns = False
 
     def __init__(self, name: str, need_label: bool) -> None:
         super().__init__(name)
@@ -58,47 +64,175 @@ class SyntheticReviews(Source):
         return [[row[place] for place in places] for row in batch]
 
 
-def open_source(name: str, *, text: str | None = None, label: str | None = None, need_label: bool = True) -> Source:
+def open_source(
+    given: Any,
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    need_label: bool = True,
+    reading: Reading = PLAIN_READING,
+) -> Source:
     """Opens one source and settles its columns.
 
     Args:
-        name: a file's path, by whose endings its form is known, or `hf:...`, or `synthetic:...`.
+        given: a file's path, by whose endings its form is known, or `hf:...`, or `synthetic:...`; a folder or a pattern
+            with one file; a list of texts or of (text, label); a `pyarrow.Table`; a `datasets.Dataset`; a `Source`.
         text, label: column names; without them the usual ones are looked for (text and label, Yelp's, Amazon's).
         need_label: False for texts to be classified.
+        reading: separator and encoding of files of text.
 
     Raises:
         SourceError: it is not there, of no known form, empty, or without such columns.
     """
+    if not isinstance(given, str | os.PathLike):
+        return _open_object(given, text, label, need_label)
+    files = expand(os.fspath(given))
+    if len(files) > 1:
+        raise SourceError(f"{given}: {len(files):,} files ({files[0]}, {files[1]}, ...) where one source is expected")
+    return _open_named(files[0], text, label, need_label, reading)
+
+
+def open_sources(
+    given: Any,
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    need_label: bool = True,
+    reading: Reading = PLAIN_READING,
+) -> list[Source]:
+    """Opens several sources, read one after the other as one.
+
+    Args:
+        given: one of what `open_source` takes, or a list of them; of folders and patterns all files, sorted. A list of
+            strings names sources; texts come as `MemorySource` or as (text, label).
+
+    Raises:
+        SourceError: as `open_source`; or two sources have their texts, or their labels, in columns of different names.
+    """
+    many = isinstance(given, list | tuple) and not _are_pairs(given)
+    sources: list[Source] = []
+    for one in given if many else [given]:
+        if isinstance(one, str | os.PathLike):
+            sources += [_open_named(name, text, label, need_label, reading) for name in expand(os.fspath(one))]
+        else:
+            sources.append(_open_object(one, text, label, need_label))
+    if not sources:
+        raise SourceError("no source: name one at least")
+    named = [source for source in sources if source.named_columns]
+    for source in named[1:]:
+        for option, here, there in (
+            ("--text", source.text, named[0].text),
+            ("--label", source.label, named[0].label),
+        ):
+            if here != there:
+                raise SourceError(
+                    f"{source.name}: its column would be {here!r}, that of {named[0].name} {there!r}: "
+                    f"say with {option} which one to read in all of them"
+                )
+    return sources
+
+
+def expand(name: str) -> list[str]:
+    """The sources that a name stands for: the files of a folder or of a pattern, sorted; otherwise itself.
+
+    Hidden files, and those that begin with "_" (as `_SUCCESS`), are passed over, and so are folders of that kind.
+
+    Raises:
+        SourceError: there is none, or a folder holds a file of unknown form.
+    """
+    if name.startswith(SCHEMES):
+        return [name]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json", "dataset_info.json")):
+            raise SourceError(f"{name}: a data set of the hub's library: name it as hf:{name}")
+        if any((path / mark).is_file() for mark in ("manifest.json", "preparing.json")):
+            raise SourceError(f"{name}: a store, not a source")
+        found = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
+        if not found:
+            raise SourceError(f"{name}: no file in this folder")
+        unknown = sorted(str(file) for file in found if form_of(file) not in FORMS_BY_ENDING)
+        if unknown:
+            raise SourceError(
+                f"{unknown[0]}: unknown form; known are {FORMS}. To leave out other files, name a pattern: "
+                f"'{name.rstrip('/')}/*.csv'"
+            )
+    elif glob.has_magic(name) and not path.exists():
+        matches = [Path(match) for match in glob.iglob(str(path), recursive=True)]
+        found = [file for file in matches if file.is_file()]
+        if not found:
+            raise SourceError(f"{name}: no file matches this pattern")
+    else:
+        return [name]
+    return sorted(map(str, found))
+
+
+SCHEMES = ("hf:", "synthetic:", "memory:")
+FORMS_BY_ENDING = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt")
+
+
+def form_of(path: Path) -> str:
+    """The ending that says a file's form, without that of its compression."""
+    endings = [ending.lower() for ending in path.suffixes]
+    if endings and endings[-1] in COMPRESSIONS:
+        endings.pop()
+    return endings[-1] if endings else ""
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _open_named(name: str, text: str | None, label: str | None, need_label: bool, reading: Reading) -> Source:
     if name.startswith("hf:"):
         return HubSource(name, text, label, need_label)
     if name.startswith("synthetic:"):
         return SyntheticReviews(name, need_label)
+    if name.startswith("memory:"):
+        raise SourceError(f"{name}: was in the memory of the process that began; write it to a file to share the work")
     path = Path(name).expanduser()
-    endings = [ending.lower() for ending in path.suffixes]
-    if endings and endings[-1] in COMPRESSIONS:
-        endings.pop()
-    form = endings[-1] if endings else ""
-    if path.is_dir():
-        raise SourceError(f"{name}: a folder; name the files in it, or hf:{name} if it holds a data set")
-    if form not in (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow"):
+    form = form_of(path)
+    if form not in FORMS_BY_ENDING:
         raise SourceError(f"{name}: unknown form; known are {FORMS}")
     if not path.is_file():
         raise SourceError(f"{name}: no such file")
     if path.stat().st_size == 0:
         raise SourceError(f"{name}: empty")
     if form == ".txt":
-        return LinesSource(name, path, text, label, need_label)
+        return LinesSource(name, path, text, label, need_label, reading)
     if form in (".csv", ".tsv"):
-        return CsvSource(name, path, "," if form == ".csv" else "\t", text, label, need_label)
+        return CsvSource(name, path, "," if form == ".csv" else "\t", text, label, need_label, reading)
     if form in (".jsonl", ".ndjson", ".json"):
-        return JsonLinesSource(name, path, text, label, need_label)
+        return JsonLinesSource(name, path, text, label, need_label, reading)
     if form == ".parquet":
         return ParquetSource(name, path, text, label, need_label)
     return ArrowSource(name, path, text, label, need_label)
 
 
-def open_sources(
-    names: Sequence[str], *, text: str | None = None, label: str | None = None, need_label: bool = True
-) -> list[Source]:
-    """Opens several sources, read one after the other as one."""
-    return [open_source(name, text=text, label=label, need_label=need_label) for name in names]
+def _are_pairs(given: Any) -> bool:
+    return bool(given) and all(isinstance(one, list | tuple) and len(one) == 2 for one in given)
+
+
+def _open_object(given: Any, text: str | None, label: str | None, need_label: bool) -> Source:
+    if isinstance(given, Source):
+        if need_label and given.label is None:
+            raise SourceError(f"{given.name}: has no labels")
+        return given
+    if isinstance(given, pa.RecordBatch):
+        given = pa.Table.from_batches([given])
+    if isinstance(given, pa.Table):
+        source: Source = TableSource("memory:table", given, text, label, need_label)
+    elif hasattr(given, "features") and hasattr(given, "select_columns") and hasattr(given, "num_rows"):
+        source = DataSetSource("memory:dataset", given, text, label, need_label)
+    elif isinstance(given, list | tuple) and _are_pairs(given):
+        source = MemorySource.of_pairs(given)
+        source.label = "label" if need_label else None
+    elif isinstance(given, list | tuple) and not need_label:
+        source = MemorySource(given)
+    elif isinstance(given, list | tuple):
+        raise SourceError("a list without labels: give a list of (text, label)")
+    else:
+        raise SourceError(f"{type(given).__name__} is no source; known are names of files, lists of (text, label), "
+                          "pyarrow tables and data sets")  # fmt: skip
+    source.resumable = False
+    return source

@@ -1,11 +1,12 @@
 """Sources of text lines: CSV, TSV and JSON lines, plain or compressed with gzip or Zstandard."""
 
+import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,28 @@ from penstock.engine.data.sources.base import (
     MISSING,
     BadRow,
     Carried,
+    DoubledColumn,
     RawRows,
+    Reading,
     Source,
     excerpt,
+    looks_foreign,
 )
 from penstock.engine.errors import SourceError
 
+# UTF-32's before UTF-16's, which begins alike. The codecs named without an order of bytes take the mark away.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+SNIFFED_SEPARATORS = (",", ";", "\t", "|")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+SAMPLE_LINES = 1000  # of JSON, which say what columns there are
+NOT_AN_OBJECT = "not a JSON object"
+JSON_ARRAY = "{}: a JSON array; JSON lines are needed, one object a line"
 MAX_RECORD = 1 << 26  # bytes or characters: a longer line or field is a fault of the file, not a text
 
 csv.field_size_limit(MAX_RECORD)
@@ -42,39 +58,111 @@ def open_bytes(path: Path, name: str) -> Iterator[io.BufferedReader]:
         raise SourceError(f"{name}: no such file") from None
     except (OSError, pa.ArrowException, EOFError) as error:
         raise SourceError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+    except UnicodeError as error:
+        raise SourceError(f"{name}: not in the encoding it is read in: {error}") from None
 
 
-class JsonLinesSource(Source):
-    """One JSON object a line. Blank lines are no rows."""
+class TextFileSource(Source):
+    """A file of lines, with what is known of its encoding."""
 
     unit = "line"
 
-    def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
+    def __init__(self, name: str, path: Path, reading: Reading) -> None:
         super().__init__(name)
         self.path = self._path = path
-        first_fault = "no line in it"
         with open_bytes(path, name) as file:
-            for number, line in islice(_lines(file, name), 1000):
+            start = file.read(4)
+        marked = next((codec for mark, codec in MARKS if start.startswith(mark)), None)
+        if marked is None and reading.encoding is None:
+            zeros = [byte == 0 for byte in start]
+            if zeros in ([False, True, False, True], [True, False, True, False]):
+                guess = "utf-16-le" if zeros[1] else "utf-16-be"
+                raise SourceError(f"{name}: not UTF-8; it looks like --encoding {guess}")
+        self.may_be_foreign = marked is None and reading.encoding is None
+        self._encoding = marked or reading.encoding or "utf-8"
+        self._is_utf8 = codecs.lookup(self._encoding).name in ("utf-8", "utf-8-sig")
+
+    def _open_text(self, file: io.BufferedReader, newline: str) -> io.TextIOWrapper:
+        # Bytes that are not of the encoding come through as lone surrogates, so that the row that holds them can be
+        # named; UTF-16 and 32 are not made of bytes, and have half characters of their own.
+        wide = codecs.lookup(self._encoding).name.startswith(("utf-16", "utf-32"))
+        errors = "surrogatepass" if wide else "surrogateescape"
+        return io.TextIOWrapper(file, self._encoding, errors=errors, newline=newline)
+
+    def _lines(self, file: io.BufferedReader, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+        """Lines, from 1, in UTF-8, without the blank ones unless `blank`; what was not of the file's encoding is not of
+        UTF-8 either."""
+        if self._is_utf8:
+            yield from _lines(file.readline, self.name, blank)
+            return
+        text = self._open_text(file, "\n")
+
+        def read(limit: int) -> bytes:
+            line = text.readline(limit)
+            return b"".join(
+                part.encode("utf-8", "surrogateescape" if "\udc80" <= part[:1] <= "\udcff" else "surrogatepass")
+                for part in _ESCAPED.split(line)
+            )
+
+        yield from _lines(read, self.name, blank)
+
+
+_ESCAPED = re.compile("([\udc80-\udcff]+)")
+
+
+class JsonLinesSource(TextFileSource):
+    """One JSON object a line. Blank lines are no rows. The columns are those of its records together."""
+
+    def __init__(
+        self, name: str, path: Path, text: str | None, label: str | None, need_label: bool, reading: Reading
+    ) -> None:
+        super().__init__(name, path, reading)
+        present: dict[str, None] = {}
+        first_fault, records, array, refused = "no line in it", 0, False, None
+        with open_bytes(path, name) as file:
+            for number, line in self._lines(file):
                 try:
                     record = _parse_object(line)
                 except ValueError as error:
-                    if number == 1 and line.lstrip().startswith(b"["):
-                        raise SourceError(f"{name}: a JSON array; JSON lines are needed, one object a line") from None
+                    bracket = number == 1 and line.lstrip().startswith(b"[")
+                    if bracket and str(error) != NOT_AN_OBJECT:
+                        raise SourceError(JSON_ARRAY.format(name)) from None
+                    array = array or bracket
                     if first_fault == "no line in it":
                         first_fault = f"line {number}: {error}"
+                        if looks_foreign(line) and self.may_be_foreign:
+                            first_fault += " (if the file is in another encoding, name it, as in --encoding cp1252)"
+                    if number >= SAMPLE_LINES and not records:
+                        break
                     continue
-                self.choose_columns(list(record), text, label, need_label)
-                return
-        raise SourceError(f"{name}: no JSON object in its first 1000 lines: {first_fault}")
+                records += 1
+                new = record.keys() - present.keys()
+                present.update(dict.fromkeys(record))
+                # After a good sample, the usual columns or the given ones; if they are not in it, wherever they begin.
+                if number >= SAMPLE_LINES and (refused is None or new):
+                    try:
+                        self.choose_columns(list(present), text, label, need_label)
+                        return
+                    except SourceError as error:
+                        refused = error
+        if records:
+            self.choose_columns(list(present), text, label, need_label)
+        elif array:
+            raise SourceError(JSON_ARRAY.format(name))
+        else:
+            raise SourceError(f"{name}: no JSON object in its first {SAMPLE_LINES} lines: {first_fault}")
 
     def read(self) -> Iterator[RawRows]:
         rows, characters = _new_rows(self), 0
+        keys = [json.dumps(column).encode() for column in (self.text, self.label) if column is not None]
         with open_bytes(self._path, self.name) as file:
-            for number, line in _lines(file, self.name):
+            for number, line in self._lines(file):
                 try:
                     record = _parse_object(line)
+                    if any(line.count(key) > 1 for key in keys):
+                        _refuse_doubles(line, (self.text, self.label))
                 except ValueError as error:
-                    rows.bad.append(BadRow(number, str(error), excerpt(line)))
+                    rows.bad.append(BadRow(number, str(error), excerpt(line), looks_foreign(line)))
                     _carry(rows, None)
                 else:
                     _carry(rows, record)
@@ -105,7 +193,7 @@ class JsonLinesSource(Source):
         """Each field's name and the kinds of its values."""
         kinds: dict[str, set[str]] = {}
         with open_bytes(self._path, self.name) as file:
-            for _, line in _lines(file, self.name):
+            for _, line in self._lines(file):
                 try:
                     record = _parse_object(line)
                 except ValueError:
@@ -115,14 +203,13 @@ class JsonLinesSource(Source):
         return kinds
 
 
-class LinesSource(Source):
+class LinesSource(TextFileSource):
     """Plain text: a line is a text, an empty line an empty one. There are no labels in it."""
 
-    unit = "line"
-
-    def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
-        super().__init__(name)
-        self.path = self._path = path
+    def __init__(
+        self, name: str, path: Path, text: str | None, label: str | None, need_label: bool, reading: Reading
+    ) -> None:
+        super().__init__(name, path, reading)
         if need_label:
             raise SourceError(f"{name}: plain text holds no labels: csv, jsonl or parquet have columns for both")
         self.choose_columns(["text"], text, label, need_label)
@@ -130,7 +217,7 @@ class LinesSource(Source):
     def read(self) -> Iterator[RawRows]:
         rows, characters = _new_rows(self), 0
         with open_bytes(self._path, self.name) as file:
-            for number, line in _lines(file, self.name, blank=True):
+            for number, line in self._lines(file, blank=True):
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 text: str | bytes = line
                 with suppress(UnicodeDecodeError):
@@ -144,52 +231,58 @@ class LinesSource(Source):
         yield rows
 
 
-class TextList(Source):
-    """Texts from Python; None is a row without a text."""
+class CsvSource(TextFileSource):
+    """Separated values with a header line, quoted as spreadsheets do. A row's line is its first.
 
-    def __init__(self, texts: Iterable[str | None]) -> None:
-        super().__init__("texts")
-        if isinstance(texts, str | bytes):
-            raise TypeError("texts must be several, as in [text]; got a single one")
-        self.label = None
-        self.columns = ["text"]
-        self._texts = texts
-
-    def read(self) -> Iterator[RawRows]:
-        texts, position = iter(self._texts), 1
-        while batch := list(islice(texts, BATCH_ROWS)):
-            for text in batch:
-                if not isinstance(text, str | None):
-                    raise TypeError(f"a text must be a string or None, got {type(text).__name__}")
-            carried = [[text] * len(self._carried) for text in batch] if self.carries else None
-            yield RawRows(batch, [], range(position, position + len(batch)), carried=carried)
-            position += len(batch)
-
-
-class CsvSource(Source):
-    """Comma- or tab-separated values with a header line, quoted as spreadsheets do. A row's line is its first."""
-
-    unit = "line"
+    The separator is the given one; else, of those in use, the one by which the header has the columns wanted: the
+    header is the one line whose fields are known beforehand.
+    """
 
     def __init__(
-        self, name: str, path: Path, delimiter: str, text: str | None, label: str | None, need_label: bool
+        self,
+        name: str,
+        path: Path,
+        usual: str,
+        text: str | None,
+        label: str | None,
+        need_label: bool,
+        reading: Reading,
     ) -> None:
-        super().__init__(name)
-        self.path = self._path = path
-        self._delimiter = delimiter
-        with open_bytes(path, name) as file:
-            reader = self._reader(file)
+        super().__init__(name, path, reading)
+        separators = [reading.separator] if reading.separator else [usual, *SNIFFED_SEPARATORS]
+        headers = {separator: self._read_header(separator) for separator in separators}
+        split = {separator: header for separator, header in headers.items() if not isinstance(header, csv.Error)}
+        if not split:
+            raise SourceError(f"{name}: line 1: {headers[separators[0]]}")
+        # By the number of fields: the usual separator comes first where it makes as many.
+        by_width = sorted(split, key=lambda separator: -len(split[separator]))
+        refused: SourceError | None = None
+        for separator in by_width:
             try:
-                self._header = next(reader)
+                self.choose_columns(split[separator], text, label, need_label)
+            except DoubledColumn:
+                raise
+            except SourceError as error:
+                refused = refused or error
+                continue
+            self._separator, self._header = separator, split[separator]
+            return
+        assert refused is not None
+        raise refused
+
+    def _read_header(self, separator: str) -> list[str] | csv.Error:
+        with open_bytes(self._path, self.name) as file:
+            try:
+                header = next(self._records(file, separator))
             except StopIteration:
-                raise SourceError(f"{name}: empty: it has no header line") from None
+                raise SourceError(f"{self.name}: empty: it has no header line") from None
             except csv.Error as error:
-                raise SourceError(f"{name}: line 1: {error}") from None
-            self._header = [column.encode("utf-8", "backslashreplace").decode() for column in self._header]
-            for column in self._header:
-                if self._header.count(column) > 1 and column in (text, label):
-                    raise SourceError(f"{name}: two columns are called {column!r}")
-            self.choose_columns(self._header, text, label, need_label)
+                return error
+        if self.may_be_foreign and any(looks_foreign(column) for column in header):
+            raise SourceError(
+                f"{self.name}: line 1: not valid UTF-8: in another encoding? Name it, as in --encoding cp1252"
+            )
+        return [column.encode("utf-8", "backslashreplace").decode() for column in header]
 
     def read(self) -> Iterator[RawRows]:
         width = len(self._header)
@@ -197,7 +290,7 @@ class CsvSource(Source):
         label_at = self._header.index(self.label) if self.label is not None else text_at
         rows, characters = _new_rows(self), 0
         with open_bytes(self._path, self.name) as file:
-            reader = self._reader(file)
+            reader = self._records(file, self._separator)
             next(reader)
             while True:
                 line = reader.line_num + 1
@@ -219,7 +312,7 @@ class CsvSource(Source):
                     characters += len(record[text_at])
                 elif record:
                     reason = f"{len(record)} fields where the header has {width}"
-                    rows.bad.append(BadRow(line, reason, excerpt(self._delimiter.join(record))))
+                    rows.bad.append(BadRow(line, reason, excerpt(self._separator.join(record))))
                 if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
                     yield rows
                     rows, characters = _new_rows(self), 0
@@ -229,10 +322,8 @@ class CsvSource(Source):
         places = [self.columns.index(name) for name in self._carried]
         return super().pack([row and [_visible(row[place]) for place in places] for row in carried])
 
-    def _reader(self, file: io.BufferedReader) -> Any:
-        # Bytes that are not UTF-8 come through as lone surrogates, so that the row that holds them can be named.
-        lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        return csv.reader(lines, delimiter=self._delimiter, strict=True)
+    def _records(self, file: io.BufferedReader, separator: str) -> Any:
+        return csv.reader(self._open_text(file, ""), delimiter=separator, strict=True)
 
 
 def _new_rows(source: Source) -> RawRows:
@@ -268,9 +359,9 @@ def _append(rows: RawRows, text: Any, label: Any, position: int) -> None:
     rows.positions.append(position)
 
 
-def _lines(file: io.BufferedReader, name: str, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+def _lines(read: Callable[[int], bytes], name: str, blank: bool = False) -> Iterator[tuple[int, bytes]]:
     number = 0
-    while line := file.readline(MAX_RECORD + 1):
+    while line := read(MAX_RECORD + 1):
         number += 1
         if len(line) > MAX_RECORD:
             raise SourceError(
@@ -280,6 +371,21 @@ def _lines(file: io.BufferedReader, name: str, blank: bool = False) -> Iterator[
             line = line.removeprefix(b"\xef\xbb\xbf")
         if blank or not line.isspace():
             yield number, line
+
+
+def _refuse_doubles(line: bytes, columns: tuple[str | None, ...]) -> None:
+    """
+    Raises:
+        ValueError: the object has one of the columns twice.
+    """
+
+    def check(pairs: list[tuple[str, Any]]) -> list[str]:
+        return [name for name, _ in pairs]
+
+    names = json.loads(line.decode(), object_pairs_hook=check)  # the outermost object's, which is made last
+    for column in columns:
+        if names.count(column) > 1:
+            raise ValueError(f"two fields are called {column!r}")
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
@@ -296,5 +402,5 @@ def _parse_object(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("broken JSON: nested too deeply") from None
     if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
+        raise ValueError(NOT_AN_OBJECT)
     return record
