@@ -101,7 +101,7 @@ class ModelSettings:
             return None
         if key == "encoder" and self.embeddings == "scratch":
             return "an lstm reads it for its embeddings alone: set model.embeddings=encoder, or model.kind=encoder"
-        if key == "dropout" and self.num_layers == 1 and value not in (0, ModelSettings.dropout):
+        if key == "dropout" and self.num_layers == 1 and value > 0:
             return "it falls between layers, and this lstm has one: set model.num_layers, or model.head_dropout"
         return None
 

@@ -201,8 +201,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     defaults, flat = _defaults(), settings.flat()
     for key, entry in values.items():
         where = entry[1] if isinstance(entry, tuple) else ""
-        # a file may list every setting at its default, as a run's own config.yaml does
-        if not where or flat[key] not in (defaults[key], _FILLED_IN.get(key)):
+        # a default asks for nothing; a run's own config.yaml lists every setting
+        if flat[key] != defaults[key] and not (where and flat[key] == _FILLED_IN.get(key)):
             check_used(settings, [key], where)
     return settings
 
@@ -267,9 +267,8 @@ def _unused(settings: Settings, key: str) -> str | None:
     value = settings.flat()[key]
     if key in WITH_VALIDATION and value and settings.data.validation_fraction == 0:
         return "data.validation_fraction=0 leaves no rows to evaluate on"
-    for package, switch in (("tensorboard", "training.tensorboard"), ("wandb", "training.wandb_project")):
-        if key == switch and value and not importlib.util.find_spec(package):
-            return f"{package} is not installed: pip install 'penstock[tracking]'"
+    if key == "training.wandb_project" and value and not importlib.util.find_spec("wandb"):
+        return "wandb is not installed: pip install 'penstock[tracking]'"
     return None
 
 
