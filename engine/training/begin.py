@@ -34,9 +34,9 @@ def new_settings(
         ModelError: there is no such encoder.
         StoreError: the run to start from was trained with another tokenizer.
     """
-    if asked.model.start_from is not None:
+    if (run := asked.model.start_from) is not None:
         asked = inherit(asked)
-        _check_tokenizer(store, asked.model.start_from)
+        _check_tokenizer(store, run)
     if asked.given is None:  # others were checked when they were read
         check_used(asked, sorted(asked.stated() - (set() if validation_rows is None else WITH_VALIDATION)))
     lengths = store.lengths if rows is None else store.lengths[rows]

@@ -105,7 +105,7 @@ class Loop:
         )
         torch.manual_seed(derive_seed(settings.training.seed, "weights"))
         self.model = self._build(directory.path / "last" if state is not None else None, say)
-        self.model.to(world.device)  # type: ignore[arg-type]  # transformers wraps to() out of its type
+        self.model.to(world.device)
         self._log_offset = 0 if state is None else state["log_offset"]
         assert settings.data.mode != "auto"
         weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
@@ -150,8 +150,7 @@ class Loop:
 
     @property
     def tokens_per_batch(self) -> int:
-        assert self.settings.data.tokens_per_batch is not None
-        return self.settings.data.tokens_per_batch
+        return self.settings.data.tokens
 
     @property
     def precision(self) -> str:

@@ -39,6 +39,12 @@ class DataSettings:
     def __post_init__(self) -> None:
         check_section(self, "data")
 
+    @property
+    def tokens(self) -> int:
+        """`tokens_per_batch`, once resolved."""
+        assert self.tokens_per_batch is not None
+        return self.tokens_per_batch
+
 
 @dataclass(frozen=True)
 class TrainingSettings:

@@ -16,7 +16,7 @@ from penstock.engine.training.evaluate import evaluate, evaluate_batches
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.predictions import predict_table
 from penstock.engine.training.run_directory import read_record
-from penstock.engine.training.settings import load_settings
+from penstock.engine.training.settings import load_saved_settings
 from penstock.engine.training.texts import text_batches
 
 
@@ -75,11 +75,11 @@ class TrainedRun:
             raise RunError(f"{path} has no model yet: train it first")
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_model(path / "best").to(device).eval()  # type: ignore[arg-type]
-        settings = load_settings(path / "config.yaml")
+        settings = load_saved_settings(path / "config.yaml")
         precision = settings.training.precision
         # trained on a GPU, used on a CPU
         precision = "auto" if (precision, device.type) == ("fp16", "cpu") else precision
-        return cls(path, model, record["data"], settings.data.tokens_per_batch, precision)
+        return cls(path, model, record["data"], settings.data.tokens, precision)
 
     @property
     def text(self) -> str:

@@ -1,5 +1,6 @@
 """How runs begin, begin again, go on, and go on for longer."""
 
+import contextlib
 import json
 import os
 import signal
@@ -94,10 +95,8 @@ def test_an_unstarted_run_is_replaced_whenever_that_is_interrupted(
     with pytest.MonkeyPatch.context() as patch, RunDirectory(tmp_path / "run") as directory:
         directory.open()
         patch.setattr(os, call, dying)
-        try:
+        with contextlib.suppress(Killed):
             directory.create({"other": 1}, "other", {})
-        except Killed:
-            pass
     result = train(settings("training.max_steps=3", "training.seed=7"), store, tmp_path / "run", progress="none")
     assert result.steps == 3
     assert [line["step"] for line in lines(tmp_path / "run") if line["split"] == "train"] == [1, 2, 3]
@@ -121,7 +120,7 @@ def test_out_alone_goes_on(tmp_path, store, test_store):
     for contradicting in ("training.seed=3", "model.hidden_size=9", "data.tokens_per_batch=100"):
         with pytest.raises(RunError, match=f"holds another run: {contradicting.partition('=')[0]} is"):
             penstock("train", "--out", run, contradicting)
-    with pytest.raises(ConfigError, match="there is no run in .* give --train STORE"):
+    with pytest.raises(ConfigError, match=r"there is no run in .* give --train STORE"):
         penstock("train", "--out", tmp_path / "absent")
 
 

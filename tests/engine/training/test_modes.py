@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,14 @@ def read_only(store, tmp_path):
         os.chmod(folder, 0o755)
 
 
+@pytest.fixture
+def open_folder():
+    """A folder that other users reach; pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
 def test_every_file_of_a_run(tmp_path, read_only, mask):
     run = tmp_path / "run"
@@ -52,22 +62,19 @@ def test_every_file_of_a_run(tmp_path, read_only, mask):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's place")
-def test_another_users_read_only_store(tmp_path, read_only, monkeypatch):
+def test_another_users_read_only_store(open_folder, read_only):
     """Checkpoint after checkpoint, by somebody for whom modes count."""
-    place = tmp_path / "theirs"
-    place.mkdir()
-    os.chown(place, 65534, 65534)
-    for parent in tmp_path.parents:
-        if not parent.stat().st_mode & 0o001:
-            pytest.skip(f"{parent} is closed to others")
-    script = [sys.executable, "-c", SCRIPT, "22", read_only, place / "run", "65534"]
-    done = subprocess.run(script, capture_output=True, text=True, env={**os.environ, "HOME": str(place)})
+    shutil.copytree(read_only, open_folder / "store")
+    os.chown(open_folder, 65534, 65534)
+    script = [sys.executable, "-c", SCRIPT, "22", open_folder / "store", open_folder / "run", "65534"]
+    done = subprocess.run(script, capture_output=True, text=True, env={**os.environ, "HOME": str(open_folder)})
     assert done.returncode == 0, done.stderr
 
 
-def test_what_an_earlier_version_left_write_protected_is_removed(tmp_path):
+def test_what_an_earlier_version_left_write_protected_is_removed(open_folder):
     from penstock.engine.training.files import remove_tree
 
+    tmp_path = open_folder
     folder = tmp_path / "checkpoints" / ".writing" / "tokenizer"
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text("{}")
