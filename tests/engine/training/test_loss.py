@@ -11,11 +11,9 @@ NAMES = ["ham", "spam", "yes"]
 
 
 def test_balanced_weights_are_scikit_learns():
-    from sklearn.utils.class_weight import compute_class_weight
-
+    """compute_class_weight("balanced"): rows over classes times the class's rows."""
     labels = np.array([0] * 7 + [1] * 2 + [2])
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    assert resolve_class_weights("balanced", NAMES, labels) == pytest.approx(expected)
+    assert resolve_class_weights("balanced", NAMES, labels) == pytest.approx([10 / 21, 10 / 6, 10 / 3])
     without = resolve_class_weights("balanced", NAMES, np.array([0, 0, 0, 1]))
     assert without == pytest.approx([4 / 6, 2.0, 1.0])
 
@@ -34,7 +32,13 @@ def test_the_weights_of_a_run_are_those_of_its_steps(tmp_path, store, settings):
     """Accumulated over four batches, with two of them in the last step, and in one: the same run."""
     import json
 
-    same = ("data.mode=pack", "data.validation_fraction=0", "model.head_dropout=0", "training.label_smoothing=0.1")
+    same = (
+        "data.mode=pack",
+        "data.validation_fraction=0",
+        "model.head_dropout=0",
+        "training.label_smoothing=0.1",
+        "training.precision=fp32",
+    )
     weighted = "training.class_weights={bad: 5, good: 0.5}"
     for name, batches in (("one", 1), ("four", 4)):
         chosen = settings(*same, weighted, "data.tokens_per_batch=100000", f"data.batches_per_step={batches}")
@@ -49,5 +53,5 @@ def test_the_weights_of_a_run_are_those_of_its_steps(tmp_path, store, settings):
     first = found[0][1]
     weights = np.array([5.0, 1.0, 0.5])[store.labels]
     # new weights know nothing: every label's loss is near log 3, whatever it weighs
-    assert first["loss"] == pytest.approx(np.log(3), rel=0.1)
-    assert weights.sum() != len(weights)
+    assert first["loss"] == pytest.approx(np.log(3), abs=0.3)
+    assert weights.mean() > 2  # what the loss would be multiplied by without a norm
