@@ -35,4 +35,3 @@ FAMILIES = {
     )
 }
 REFERENCE = "encoder"  # the family that gaps are measured from
-
