@@ -297,9 +297,11 @@ def describe_settings() -> str:
     """One line for each setting: key, default, type and range, meaning."""
     lines = []
     for key, (annotation, metadata) in _keys().items():
-        kinds = ", ".join(part for part in (describe_type(annotation), describe_range(metadata)) if part)
-        only = f"  [{metadata['used_by']} only]" if metadata["used_by"] else ""
-        lines.append(f"{key}={json.dumps(metadata['default'])}  ({kinds})  {metadata['help']}{only}")
+        only = f"{metadata['used_by']} only" if metadata["used_by"] else ""
+        limits = ", ".join(part for part in (describe_range(metadata), only) if part)
+        more = f"  [{limits}]" if limits else ""
+        default = json.dumps(metadata["default"])
+        lines.append(f"{key}={default}  ({describe_type(annotation)})  {metadata['help']}{more}")
     return "\n".join(lines)
 
 

@@ -12,16 +12,21 @@ import pytest
 SCRIPT = """
 import os, sys
 mask, store, run, user = int(sys.argv[1], 8), *sys.argv[2:4], int(sys.argv[4])
-if user:
-    os.seteuid(user)
 os.umask(mask)
 from penstock.engine.data.store import Store
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.train import train
 overrides = ["model.hidden_size=8", "model.embedding_size=8", "training.tensorboard=false", "training.calibrate=true",
              "training.checkpoint_every_steps=1", "data.tokens_per_batch=1000"]
-for steps in (2, 4):
-    train(load_settings(None, [*overrides, f"training.max_steps={steps}"]), Store.open(store), run, progress="none")
+
+def run_both(run):
+    for steps in (2, 4):
+        train(load_settings(None, [*overrides, f"training.max_steps={steps}"]), Store.open(store), run, progress="none")
+
+if user:
+    run_both(sys.argv[5])  # what is imported late may be closed to the other user
+    os.seteuid(user)
+run_both(run)
 """
 
 
@@ -62,11 +67,20 @@ def test_every_file_of_a_run(tmp_path, read_only, mask):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's place")
-def test_another_users_read_only_store(open_folder, read_only):
+def test_another_users_read_only_store(tmp_path, open_folder, read_only):
     """Checkpoint after checkpoint, by somebody for whom modes count."""
     shutil.copytree(read_only, open_folder / "store")
     os.chown(open_folder, 65534, 65534)
-    script = [sys.executable, "-c", SCRIPT, "22", open_folder / "store", open_folder / "run", "65534"]
+    script = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        "22",
+        open_folder / "store",
+        open_folder / "run",
+        "65534",
+        tmp_path / "first",
+    ]
     done = subprocess.run(script, capture_output=True, text=True, env={**os.environ, "HOME": str(open_folder)})
     assert done.returncode == 0, done.stderr
 

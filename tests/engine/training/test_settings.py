@@ -277,5 +277,6 @@ def test_every_setting_is_explained():
         key, _, rest = line.partition("=")
         assert len(rest.split("  ")) >= 3, line
         assert rest.split("  ")[2], key
-    assert "model.num_layers=null  (a whole number or null, at least 1)  LSTM layers" in describe_settings()
-    assert "[encoder only]" in describe_settings()
+    listing = describe_settings()
+    assert "model.num_layers=null  (a whole number or null)  LSTM layers; null: by preset  [at least 1, lstm" in listing
+    assert "[encoder only]" in listing
