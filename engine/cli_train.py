@@ -19,13 +19,14 @@ def _list_settings(wanted: bool) -> None:
 
 
 def train(
-    train: Annotated[
-        Path, typer.Option("--train", metavar="STORE", help="Prepared training data.", show_default=False)
-    ],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="RUN", help="The run's directory, new or to be resumed.", show_default=False),
+        typer.Option("--out", metavar="RUN", help="The run's directory, new or to go on with.", show_default=False),
     ],
+    train: Annotated[
+        Path | None,
+        typer.Option("--train", metavar="STORE", help="Prepared training data. Of a run there is: as it had it."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[section.key=value]...", help="Settings, above those of --config.", show_default=False),
@@ -34,7 +35,12 @@ def train(
         str | None, typer.Option("--model", metavar="lstm|encoder", help="The kind of model (model.kind).")
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="NAME|PATH", help="A pretrained encoder (model.encoder).")
+        str | None,
+        typer.Option("--encoder", metavar="NAME|PATH", help="A pretrained encoder to fine-tune (model.encoder)."),
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="An earlier run to take the weights of (model.start_from)."),
     ] = None,
     eval_: Annotated[
         Path | None,
@@ -48,25 +54,24 @@ def train(
     """Train a classifier, or go on with a run that was stopped.
 
     The best model by a validation split of the training rows ends up in RUN, which loads like any model of the
-    transformers library. SIGTERM and Ctrl-C checkpoint first; the same command then goes on.
+    transformers library. SIGTERM and Ctrl-C checkpoint first; the same command then goes on, and so does --out RUN
+    alone. A finished run goes on if training.epochs, training.max_steps or training.patience is raised.
 
-    Example:  penstock train --model lstm --train reviews.store --eval held-out.store --out run training.epochs=5
+    Example:  penstock train --train reviews.store --eval held-out.store --out run training.epochs=5
     """
-    from penstock.engine.training.settings import load_settings
+    from penstock.engine.training.command import read_command
 
-    above_file = [f"model.kind={model}"] if model else []
-    above_file += [f"model.encoder={encoder}"] if encoder else []
-    chosen = load_settings(config, [*above_file, *(overrides or [])])
+    options = {"model.kind": model, "model.encoder": encoder, "model.start_from": from_}
+    command = read_command(out, train, eval_, config, options, overrides or [])
 
     import torch.distributed as dist
 
-    from penstock.engine.data.store import Store
     from penstock.engine.training.memory import keep_freed_memory
     from penstock.engine.training.train import train as run_training
 
     keep_freed_memory()
     try:
-        result = run_training(chosen, Store.open(train), out, test_store=Store.open(eval_) if eval_ else None)
+        result = run_training(command.settings, command.train, out, test_store=command.test)
         if dist.is_initialized() and dist.get_rank() > 0:
             return
     finally:

@@ -1,12 +1,10 @@
 """The `model` section of the configuration."""
 
 from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from penstock.engine.errors import ConfigError
-
-KINDS = ("lstm", "encoder")
-POOLINGS = ("max", "mean", "last", "attention")
-EMBEDDINGS = ("scratch", "encoder")
+from penstock.engine.setting import check_section, setting
 
 # lstm-LAYERS-HIDDEN; the last two are those of Wang, Khabsa & Ma (ACL 2020).
 PRESETS = {
@@ -19,52 +17,56 @@ DEFAULT_PRESET = "lstm-1-256"
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What model to build. Sizes that a preset fixes, and that are left None, are filled in on construction.
+    """What model to build. The kind and the sizes that are left None are filled in on construction.
 
-    Attributes:
-        kind: "lstm" (from scratch) or "encoder" (a pretrained transformers encoder, fine-tuned).
-        preset: "lstm-1-256" (the default sizes), "lstm-4-256" or "lstm-4-512": an LSTM's layers and hidden size.
-        num_layers, hidden_size: of an LSTM, the hidden size counted per direction.
-        bidirectional: whether the LSTM also reads from the end.
-        embedding_size: of an LSTM's token embeddings; None is 256, or the encoder's if they are taken from one.
-        embeddings: "scratch", or "encoder" to start an LSTM from the token embeddings of the model `encoder`.
-        freeze_embeddings: leave the token embeddings as they are.
-        pooling: how an LSTM's outputs become one vector: "max", "mean", "last" (the forward direction's last token and
-            the reverse direction's first) or "attention".
-        embedding_dropout, dropout, head_dropout: of an LSTM: on the embeddings, between layers, before the classifier.
-        encoder: a model's name on the Hugging Face hub or the path of its folder.
-        encoder_dropout, encoder_attention_dropout, encoder_head_dropout: of an encoder: on hidden states, on attention
-            weights, before the classifier; None keeps what the checkpoint's configuration says.
-        gradient_checkpointing: recompute an encoder's layers in backward, trading time for memory.
+    An `lstm` is trained from scratch, an `encoder` is a pretrained transformers encoder, fine-tuned.
 
     Raises:
         ConfigError: a value is wrong or two of them contradict each other.
     """
 
-    kind: str = "lstm"
-    preset: str | None = None
-    num_layers: int | None = None
-    hidden_size: int | None = None
-    bidirectional: bool = True
-    embedding_size: int | None = None
-    embeddings: str = "scratch"
-    freeze_embeddings: bool = False
-    pooling: str = "max"
-    embedding_dropout: float = 0.0
-    dropout: float = 0.1
-    head_dropout: float = 0.1
-    encoder: str | None = None
-    encoder_dropout: float | None = None
-    encoder_attention_dropout: float | None = None
-    encoder_head_dropout: float | None = None
-    gradient_checkpointing: bool = False
+    kind: Literal["lstm", "encoder"] | None = setting(
+        None, "null: encoder where model.encoder is set, unless model.embeddings takes it"
+    )
+    preset: Literal["lstm-1-256", "lstm-4-256", "lstm-4-512"] | None = setting(
+        None, "num_layers and hidden_size by name; null is lstm-1-256", used_by="lstm"
+    )
+    num_layers: int | None = setting(None, "LSTM layers; null: by preset", minimum=1, used_by="lstm")
+    hidden_size: int | None = setting(None, "LSTM units per direction; null: by preset", minimum=1, used_by="lstm")
+    bidirectional: bool = setting(True, "the LSTM also reads from the end", used_by="lstm")
+    embedding_size: int | None = setting(
+        None, "of token embeddings; null: 256, or the encoder's if taken from one", minimum=1, used_by="lstm"
+    )
+    embeddings: Literal["scratch", "encoder"] = setting(
+        "scratch", "encoder: an LSTM starts from the token embeddings of model.encoder", used_by="lstm"
+    )
+    freeze_embeddings: bool = setting(False, "leave the token embeddings as they are")
+    pooling: Literal["max", "mean", "last", "attention"] = setting(
+        "max", "how an LSTM's outputs become one vector; last: of each direction", used_by="lstm"
+    )
+    embedding_dropout: float = setting(0.0, "on an LSTM's embeddings", minimum=0, below=1, used_by="lstm")
+    dropout: float = setting(0.1, "between an LSTM's layers", minimum=0, below=1, used_by="lstm")
+    head_dropout: float = setting(0.1, "before an LSTM's classifier", minimum=0, below=1, used_by="lstm")
+    encoder: str | None = setting(None, "a pretrained model's name on the Hugging Face hub or the path of its folder")
+    encoder_dropout: float | None = setting(
+        None, "on an encoder's hidden states; null: as its checkpoint says", minimum=0, below=1, used_by="encoder"
+    )
+    encoder_attention_dropout: float | None = setting(
+        None, "on an encoder's attention weights; null: as its checkpoint says", minimum=0, below=1, used_by="encoder"
+    )
+    encoder_head_dropout: float | None = setting(
+        None, "before an encoder's classifier; null: as its checkpoint says", minimum=0, below=1, used_by="encoder"
+    )
+    gradient_checkpointing: bool = setting(
+        False, "recompute an encoder's layers in backward, trading time for memory", used_by="encoder"
+    )
+    start_from: str | None = setting(None, "an earlier run, whose best model's weights this one starts from (--from)")
 
     def __post_init__(self) -> None:
-        _check_choice("kind", self.kind, KINDS)
-        _check_choice("pooling", self.pooling, POOLINGS)
-        _check_choice("embeddings", self.embeddings, EMBEDDINGS)
-        if self.preset is not None:
-            _check_choice("preset", self.preset, tuple(PRESETS))
+        check_section(self, "model")
+        if self.kind is None:
+            takes_encoder = self.encoder is not None and self.embeddings == "scratch"
+            object.__setattr__(self, "kind", "encoder" if takes_encoder else "lstm")
         for name, value in PRESETS[self.preset or DEFAULT_PRESET].items():
             given = getattr(self, name)
             if given is None:
@@ -75,26 +77,40 @@ class ModelSettings:
                 )
         if self.embedding_size is None and self.embeddings == "scratch":
             object.__setattr__(self, "embedding_size", 256)
-        for name in ("num_layers", "hidden_size", "embedding_size"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"model.{name} must be a positive integer, got {value!r}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not field.name.endswith("dropout") or value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ConfigError(f"model.{field.name} must lie in [0, 1), got {value!r}")
-        for name in ("bidirectional", "freeze_embeddings", "gradient_checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"model.{name} must be true or false, got {getattr(self, name)!r}")
-        if self.encoder is None and (self.kind == "encoder" or self.embeddings == "encoder"):
+        needs_encoder = self.kind == "encoder" or self.embeddings == "encoder"
+        if needs_encoder and self.encoder is None and self.start_from is None:
             need = "model.kind=encoder" if self.kind == "encoder" else "model.embeddings=encoder"
             raise ConfigError(f"{need} needs model.encoder: a model's name on the hub or the path of its folder")
-        if self.kind == "lstm" and self.freeze_embeddings and self.embeddings == "scratch":
+        if self.kind == "lstm" and self.freeze_embeddings and self.embeddings == "scratch" and not self.start_from:
             raise ConfigError("model.freeze_embeddings=true would keep random embeddings; set model.embeddings=encoder")
 
+    def unused(self, key: str) -> str | None:
+        """Why this model does not read a setting, and what would; None if it does.
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"model.{name} must be one of {', '.join(choices)}, got {value!r}")
+        Args:
+            key: a field's name.
+        """
+        value = getattr(self, key)
+        if value is None:
+            return None
+        used_by = _USED_BY[key]
+        if used_by not in (None, self.kind):
+            needs = "model.kind=lstm" if used_by == "lstm" else "model.kind=encoder and model.encoder"
+            return f"this model is an {self.kind}, which does not use it: leave it out, or set {needs}"
+        if self.kind != "lstm":
+            return None
+        if key == "encoder" and self.embeddings == "scratch":
+            return "an lstm reads it for its embeddings alone: set model.embeddings=encoder, or model.kind=encoder"
+        if key == "dropout" and self.num_layers == 1 and value > 0:
+            return "it falls between layers, and this lstm has one: set model.num_layers, or model.head_dropout"
+        return None
+
+    def describe(self) -> str:
+        """In a few words."""
+        if self.kind == "encoder":
+            return f"encoder {self.encoder}"
+        layers = f"{self.num_layers} layer{'s' if self.num_layers != 1 else ''} of {self.hidden_size}"
+        return f"{'BiLSTM' if self.bidirectional else 'LSTM'} ({layers})"
+
+
+_USED_BY: dict[str, Any] = {entry.name: entry.metadata["used_by"] for entry in fields(ModelSettings)}

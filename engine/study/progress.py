@@ -4,7 +4,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from penstock.engine.study.cells import Cell, CellResult
-from penstock.engine.study.families import FAMILIES, most_epochs
+from penstock.engine.study.families import FAMILIES
+from penstock.engine.training.recipe import most_epochs
 
 
 class StudyProgress:

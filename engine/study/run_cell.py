@@ -86,7 +86,7 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
         model,
         test,
         rows=test_rows,
-        tokens_per_batch=task.settings.data.tokens_per_batch,
+        tokens_per_batch=task.settings.data.tokens,
         precision=task.settings.training.precision,
     )
     validation = trained.validation.num_examples if trained.validation else 0

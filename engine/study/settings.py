@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from penstock.engine.errors import ConfigError, ModelError
 from penstock.engine.study.cells import Cell
-from penstock.engine.study.families import FAMILIES, encoder_learning_rate, recipe
+from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.sizes import SeedRule, Size
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def subset_seed(study_seed: int, seed: int) -> int:
 
 
 def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings":
-    """The cell's settings: the family's recipe for the size under the user's overrides.
+    """The cell's settings: what the recipe of `penstock train` has for the size, under the user's overrides.
 
     Initial weights, order and dropout have seeds of their own, derived from `training.seed`, which is the same for all
     families at one size and seed: they also share the validation split.
@@ -113,18 +112,35 @@ def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings
         ConfigError: an override names no setting or has a wrong value.
         ModelError: there is no such encoder.
     """
+    from penstock.engine.training.recipe import TrainingSet
     from penstock.engine.training.settings import settings_from
 
     family = FAMILIES[cell.family]
-    mean_length = store.num_tokens / max(store.num_examples, 1)
-    values: dict[str, Any] = recipe(family.kind, cell.size, mean_length, study.max_length)
-    values |= {f"model.{key}": value for key, value in family.model.items()}
+    values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()}
     if family.needs_encoder:
         values["model.encoder"] = study.encoder
-    if family.kind == "encoder":
-        values["training.learning_rate"] = encoder_learning_rate(_width(study.encoder))
     values["training.seed"] = _derived(study.seed, 2, cell.size, cell.seed)
-    return settings_from(values | overrides_for(study.overrides, cell.family))
+    settings = settings_from(values | _used(study, overrides_for(study.overrides, cell.family), cell.family))
+    mean_length = store.num_tokens / max(store.num_examples, 1)
+    width = _width(study.encoder) if family.kind == "encoder" else None
+    return settings.resolve(TrainingSet(cell.size, mean_length, store.max_length, width))
+
+
+def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[str, Any]:
+    """The overrides without those for all families that this one has no use for and another one has."""
+
+    from penstock.engine.training.settings import used_by
+
+    def has_use(key: str, name: str) -> bool:
+        return used_by(key) in (None, FAMILIES[name].kind)
+
+    keys = [override.partition("=")[0].strip() for override in study.overrides]
+    own = {key.removeprefix(f"{family}.") for key in keys if key.startswith(f"{family}.")}
+    return {
+        key: value
+        for key, value in overrides.items()
+        if key in own or has_use(key, family) or not any(has_use(key, name) for name in study.families)
+    }
 
 
 def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
@@ -133,6 +149,8 @@ def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
     Raises:
         ConfigError: an override is not of the form `[FAMILY.]section.key=value`.
     """
+    from penstock.engine.training.settings import parse_value
+
     common, own = {}, {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -143,10 +161,7 @@ def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
                 f"with a family of {', '.join(FAMILIES)}; a second file has an option of its own: "
                 f"--train a.csv --train b.csv"
             )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
+        value = parse_value(text)
         if len(parts) == 2:
             common[key.strip()] = value
         elif parts[0] == family:

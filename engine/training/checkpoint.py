@@ -7,7 +7,6 @@ symbolic link RUN/last (RUN/best) is turned to it in one instant. So `last` alwa
 
 import os
 import pickle
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,15 @@ from typing import Any
 import torch
 
 from penstock.engine.errors import RunError
-from penstock.engine.training.files import disk_errors, link_or_copy, point, sync_directory, sync_tree
+from penstock.engine.training.files import (
+    disk_errors,
+    link_or_copy,
+    point,
+    remove_tree,
+    settle_modes,
+    sync_directory,
+    sync_tree,
+)
 
 _STATE = "training_state.pt"
 
@@ -36,17 +43,18 @@ def write_checkpoint(
     folder = run / "checkpoints"
     temporary = folder / ".writing"
     with disk_errors(temporary):
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
         try:
             temporary.mkdir(parents=True)
             save_model(temporary)
             if state is not None:
                 torch.save(state, temporary / _STATE)
+            settle_modes(temporary)
             sync_tree(temporary)
             checkpoint = _unused(folder, step)
             os.rename(temporary, checkpoint)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_tree(temporary)
             raise
         sync_directory(folder)
         for name in links:
@@ -93,4 +101,4 @@ def _remove_unreferenced(run: Path) -> None:
     held = {(run / name).resolve() for name in ("best", "last")}
     for checkpoint in (run / "checkpoints").iterdir():
         if checkpoint.resolve() not in held:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            remove_tree(checkpoint)

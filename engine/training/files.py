@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,38 @@ def sync_tree(path: Path) -> None:
             finally:
                 os.close(descriptor)
         sync_directory(Path(folder))
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copies the files under `source` into `target`, new or not: their contents alone, not their modes or owners."""
+    for folder, _, names in os.walk(source):
+        into = target / os.path.relpath(folder, source)
+        into.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(os.path.join(folder, name), into / name)
+
+
+def settle_modes(path: Path) -> None:
+    """Gives everything under a folder that we made the mode that the umask leaves it, whichever library wrote it."""
+    mode = stat.S_IMODE(path.stat().st_mode) & 0o777
+    for folder, folders, names in os.walk(path):
+        for name in folders:
+            os.chmod(os.path.join(folder, name), mode)
+        for name in names:
+            os.chmod(os.path.join(folder, name), mode & 0o666)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has come as far as a checkpoint."""
+    return any((run / name / "config.json").exists() for name in ("last", "best"))
+
+
+def remove_tree(path: Path) -> None:
+    """Removes what is there, write-protected folders of ours included; what cannot be removed stays."""
+    for folder, _, _ in os.walk(path):
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,7 +96,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        shutil.copy2(source, temporary)
+        shutil.copyfile(source, temporary)
     os.replace(temporary, target)
 
 

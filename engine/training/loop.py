@@ -1,7 +1,6 @@
 """The training loop, one for every model."""
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,18 +14,23 @@ from penstock.engine.data.loader import Loader, Step
 from penstock.engine.data.manifest import TOKENIZER_NAME
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
+from penstock.engine.errors import RunError
 from penstock.engine.models import build_model, load_model
 from penstock.engine.models.loading import quiet
+from penstock.engine.models.start import Say, start_model
+from penstock.engine.training.calibrate import Calibration, fit_temperature
 from penstock.engine.training.checkpoint import read_state, write_checkpoint
+from penstock.engine.training.class_weights import resolve_class_weights
 from penstock.engine.training.distributed import World
-from penstock.engine.training.evaluate import evaluate
+from penstock.engine.training.evaluate import evaluate, run, store_batches
+from penstock.engine.training.files import copy_tree
 from penstock.engine.training.flops import peak_flops, training_flops_per_token
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.progress import Mode, open_display
 from penstock.engine.training.run_directory import MetricsLog, RunDirectory
 from penstock.engine.training.schedule import learning_rate_factor
-from penstock.engine.training.settings import Settings
+from penstock.engine.training.settings import Settings, TrainingSettings
 from penstock.engine.training.signals import Interrupted, StopSignal
 from penstock.engine.training.step import Stepper, StepReport, derive_seed
 from penstock.engine.training.trackers import open_trackers
@@ -63,6 +67,14 @@ class Counters:
     def from_state(cls, state: dict[str, Any]) -> "Counters":
         return cls(**{**state, "best": Metrics(**state["best"]) if state["best"] else None})
 
+    def over(self, settings: TrainingSettings) -> str:
+        """Why a run with these settings is over here; empty if it is not."""
+        if settings.max_steps is not None and self.step >= settings.max_steps:
+            return "max_steps"
+        if settings.epochs is not None and self.epoch >= settings.epochs:
+            return "epochs"
+        return "patience" if settings.patience and self.since_best >= settings.patience else ""
+
 
 class Loop:
     """A run in progress: opened from its directory's last checkpoint, or from new weights."""
@@ -75,32 +87,34 @@ class Loop:
         validation_rows: np.ndarray,
         world: World,
         directory: RunDirectory,
+        say: Say,
     ) -> None:
+        """
+        Args:
+            say: prints a line for the user.
+        """
         self.settings, self.world, self.directory = settings, world, directory
         self._store, self._validation_rows = store, validation_rows
         self.num_rows = len(rows)
         self._precision = resolve_precision(settings.training.precision, world.device)
         state = read_state(directory.path)
         self.counters = Counters() if state is None else Counters.from_state(state["counters"])
-        torch.manual_seed(derive_seed(settings.training.seed, "weights"))
-        self.model = build_model(
-            settings.model,
-            vocab_size=store.vocab_size,
-            num_labels=len(store.label_names),
-            label_names=store.label_names,
-            tokenizer=store.tokenizer(),
+        self.counters.stopped_by = self.counters.over(settings.training)
+        self._class_weights = resolve_class_weights(
+            settings.training.class_weights, store.label_names, store.labels[rows]
         )
-        if state is not None:
-            self.model.load_state_dict(load_model(directory.path / "last").state_dict())
-        self.model.to(world.device)  # type: ignore[arg-type]  # transformers wraps to() out of its type
+        torch.manual_seed(derive_seed(settings.training.seed, "weights"))
+        self.model = self._build(directory.path / "last" if state is not None else None, say)
+        self.model.to(world.device)
         self._log_offset = 0 if state is None else state["log_offset"]
         assert settings.data.mode != "auto"
-        self._stepper = Stepper(self.model, settings.training, self._precision, world)
+        weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
+        self._stepper = Stepper(self.model, settings.training, self._precision, world, weights)
         self._loader = Loader(
             store,
             seed=derive_seed(settings.training.seed, "order"),
             parameters=PlanParameters(
-                tokens_per_batch=settings.data.tokens_per_batch,
+                tokens_per_batch=self.tokens_per_batch,
                 batches_per_step=settings.data.batches_per_step,
                 mode=settings.data.mode,
             ),
@@ -109,8 +123,45 @@ class Loop:
             world_size=world.size,
         )
         if state is not None and not self.counters.stopped_by:
+            if "stepper" not in state:
+                raise RunError(
+                    f"{directory.path} was finished by a version of penstock that kept no optimizer state: it cannot "
+                    f"go on; start a new run from its weights with --from {directory.path}"
+                )
             self._stepper.load_state_dict(state["stepper"])
             self._loader.load_state_dict(state["loader"])
+
+    def _build(self, last: Path | None, say: Say) -> Any:
+        """The model: new, from an earlier run's weights, or as the last checkpoint has it."""
+        store, settings = self._store, self.settings.model
+        if settings.start_from is not None:
+            folder = last or Path(settings.start_from)
+            return start_model(settings, folder, label_names=store.label_names, vocab_size=store.vocab_size, say=say)
+        model = build_model(
+            settings,
+            vocab_size=store.vocab_size,
+            num_labels=len(store.label_names),
+            label_names=store.label_names,
+            tokenizer=store.tokenizer(),
+        )
+        if last is not None:
+            model.load_state_dict(load_model(last).state_dict())
+        return model
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.settings.data.tokens
+
+    @property
+    def precision(self) -> str:
+        return self._precision
+
+    def steps_of_an_epoch(self) -> int:
+        """As the plan of the present one has it; others differ by a few."""
+        return self._loader.plan().num_steps
+
+    def next_learning_rate(self) -> float:
+        return self._learning_rate(0)
 
     def run(self, stop: StopSignal, progress: Mode) -> None:
         """Trains until the settings say that it is over.
@@ -146,6 +197,7 @@ class Loop:
                 step.batches,
                 step=counters.step + 1,
                 num_examples=step.num_examples,
+                weight=self._weight(step),
                 learning_rate=rate,
                 votes=(stop.received is not None, wants_save),
             )
@@ -179,6 +231,14 @@ class Loop:
                 yield _TimedStep(step, began, time.perf_counter() - began, self._loader.epoch > step.epoch)
                 began = time.perf_counter()
 
+    def _weight(self, step: Step) -> float | None:
+        """The sum of the class weights of a step's examples, over all processes."""
+        if self._class_weights is None:
+            return None
+        plan, width = self._loader.plan(step.epoch), self.settings.data.batches_per_step
+        rows = plan.order[plan.bounds[step.index * width] : plan.bounds[(step.index + 1) * width]]
+        return float(self._class_weights[self._store.labels[rows]].sum())
+
     def _count(self, timed: "_TimedStep", report: StepReport, interval: "_Interval") -> None:
         counters, settings = self.counters, self.settings.training
         now = time.perf_counter()
@@ -191,10 +251,7 @@ class Loop:
         counters.interval_correct += report.correct
         counters.interval_examples += timed.step.num_examples
         interval.add(timed, now)
-        if settings.max_steps is not None and counters.step >= settings.max_steps:
-            counters.stopped_by = "max_steps"
-        elif settings.epochs is not None and counters.epoch >= settings.epochs:
-            counters.stopped_by = "epochs"
+        counters.stopped_by = counters.over(settings)
 
     def _done(self, examples: float, steps: float) -> float:
         """The share of the run that so many examples and steps are, 0 to 1."""
@@ -221,7 +278,7 @@ class Loop:
             self.model,
             self._store,
             rows=self._validation_rows,
-            tokens_per_batch=self.settings.data.tokens_per_batch,
+            tokens_per_batch=self.tokens_per_batch,
             precision=self._precision,
             world=self.world,
         )
@@ -230,8 +287,7 @@ class Loop:
             counters.best, counters.best_step, counters.since_best = metrics, counters.step, 0
         else:
             counters.since_best += 1
-            if training.patience and counters.since_best >= training.patience:
-                counters.stopped_by = counters.stopped_by or "patience"
+            counters.stopped_by = counters.stopped_by or counters.over(training)
         record = {"split": "validation", "step": counters.step, **dataclasses.asdict(metrics), "best": best}
         self._write(record)
         self._display.evaluation(record)
@@ -266,22 +322,45 @@ class Loop:
         """Saves the model as the best, the last, or both; with what the run needs to go on if it is the last."""
         counters = self.counters
 
-        def save_model(folder: Path) -> None:
-            with quiet():
-                self.model.save_pretrained(folder)
-            shutil.copytree(self._store.path / TOKENIZER_NAME, folder, dirs_exist_ok=True)
-
         def write() -> None:
             state: dict[str, Any] | None = None
             if last:
                 assert self._log is not None
-                state = {"counters": dataclasses.asdict(counters), "log_offset": self._log.sync()}
-                if not counters.stopped_by:
-                    state |= {"stepper": self._stepper.state_dict(), "loader": self._loader.state_dict()}
+                # a finished run keeps its optimizer too: it may be extended
+                state = {
+                    "counters": dataclasses.asdict(counters),
+                    "log_offset": self._log.sync(),
+                    "stepper": self._stepper.state_dict(),
+                    "loader": self._loader.state_dict(),
+                }
             links = [name for name, wanted in (("best", best), ("last", last)) if wanted]
-            write_checkpoint(self.directory.path, counters.step, save_model, state, links)
+            write_checkpoint(
+                self.directory.path, counters.step, lambda folder: self._save(self.model, folder), state, links
+            )
 
         self.world.on_main(write)
+
+    def save_best(self, model: Any) -> None:
+        """Makes another model the run's best one."""
+        path, step = self.directory.path, self.counters.best_step
+        write_checkpoint(path, step, lambda folder: self._save(model, folder), None, ["best"])
+
+    def fit_temperature(self, model: Any) -> Calibration:
+        """By the validation rows."""
+        model.to(self.world.device)
+        alone = World(0, 1, self.world.device)
+        batches = store_batches(self._store, self._validation_rows, self.tokens_per_batch, alone)
+        logits, labels = [], []
+        for batch, scores in run(model, batches, self._precision):
+            logits.append(scores.cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+        model.to("cpu")
+        return fit_temperature(np.concatenate(logits), np.concatenate(labels))
+
+    def _save(self, model: Any, folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
+        copy_tree(self._store.path / TOKENIZER_NAME, folder)
 
 
 @dataclass(frozen=True)

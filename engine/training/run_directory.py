@@ -15,19 +15,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-import transformers
-
 from penstock.engine.errors import RunError
-from penstock.engine.training.files import disk_errors, write_json, write_text
+from penstock.engine.training.files import (
+    disk_errors,
+    has_checkpoint,
+    remove_tree,
+    sync_directory,
+    write_json,
+    write_text,
+)
 from penstock.engine.training.run_record import read_record
 
 
 class RunDirectory:
     """A run directory. A context manager: it gives the lock back.
 
+    Nothing is written before `create`, so that a start that fails leaves nothing behind; and a run without a checkpoint
+    may be replaced by another one.
+
     Attributes:
-        record: the contents of run.json, once claimed.
+        record: the contents of run.json; empty while there is none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,34 +42,56 @@ class RunDirectory:
         self.record: dict[str, Any] = {}
         self._lock: IO[str] | None = None
 
-    def claim(self, identity: Mapping[str, Any], config: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Creates the directory, or finds the same run in it, and locks it; returns its record.
+    def open(self) -> dict[str, Any]:
+        """Locks the run that is there, if there is one, and returns its record; an empty one otherwise.
+
+        Raises:
+            RunError: the path is something else than a run's, or another process trains in it.
+        """
+        check_out(self.path)
+        if (self.path / "run.json").exists():
+            with disk_errors(self.path):
+                self._lock = _lock(self.path)
+            self.record = read_record(self.path)
+        return self.record
+
+    def create(self, identity: Mapping[str, Any], config: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes the directory a new run's, in place of one that never came to a checkpoint; returns its record.
 
         Args:
             identity: flat JSON mapping of what decides the run's result.
             config: the text of config.yaml. data: how the training data was prepared.
 
         Raises:
-            RunError: the directory holds another run or something else, or another process trains in it.
+            RunError: another process has begun to train in it.
             DiskError: it cannot be written.
         """
         path = self.path
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file: give a directory for the run")
-        if path.is_dir() and not (path / "run.json").exists() and _foreign(path):
-            raise RunError(f"{path} is not empty and holds no run: give another --out")
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
-            if (path / "run.json").exists():
-                self.record = read_record(path)
-                _check_same(path, self.record.get("identity", {}), identity)
-            else:
-                self.record = {"format": 1, "status": "running", "identity": dict(identity), "data": dict(data)}
-                self.record["versions"] = _versions()
-                write_text(path / "config.yaml", config)
-                write_json(path / "run.json", self.record)
+            if self._lock is None:
+                self._lock = _lock(path)
+                if (path / "run.json").exists() and has_checkpoint(path):
+                    raise RunError(f"another process has trained in {path} meanwhile: give another --out")
+            _remove_beginning(path)
+            self.record = {"format": 1, "status": "running", "identity": dict(identity), "data": dict(data)}
+            self.record["versions"] = _versions()
+            write_text(path / "config.yaml", config)
+            write_json(path / "run.json", self.record)
         return self.record
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """
+        Args:
+            identity: of the run that is wanted; what an older version did not record is not compared.
+
+        Raises:
+            RunError: the run that is there is another one.
+        """
+        there = self.record.get("identity", {})
+        for key, value in identity.items():
+            if key in there and there[key] != value:
+                raise another_run(self.path, key, there[key], value)
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -73,12 +102,18 @@ class RunDirectory:
 
     @property
     def is_complete(self) -> bool:
-        return self.record["status"] == "complete"
+        return self.record.get("status") == "complete"
 
-    def update(self, **entries: Any) -> None:
+    @property
+    def has_checkpoint(self) -> bool:
+        return bool(self.record) and has_checkpoint(self.path)
+
+    def update(self, config: str | None = None, **entries: Any) -> None:
         self.record.update(entries)
         with disk_errors(self.path / "run.json"):
             write_json(self.path / "run.json", self.record)
+            if config is not None:
+                write_text(self.path / "config.yaml", config)
 
 
 class MetricsLog:
@@ -101,6 +136,26 @@ class MetricsLog:
         self._file.close()
 
 
+def check_out(path: Path) -> None:
+    """
+    Raises:
+        RunError: the path cannot become a run's directory, and is none.
+    """
+    for parent in path.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise RunError(f"{parent} is a file: give a directory for the run")
+            break
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: give a directory for the run")
+    if path.is_dir() and not (path / "run.json").exists() and _foreign(path):
+        raise RunError(f"{path} is not empty and holds no run: give another --out")
+
+
+def another_run(path: Path, key: str, there: Any, here: Any) -> RunError:
+    return RunError(f"{path} holds another run: {key} is {there!r} there and {here!r} here; give another --out")
+
+
 def _lock(path: Path) -> IO[str]:
     lock = open(path / ".lock", "w")  # noqa: SIM115 -- held as long as the run is open
     try:
@@ -115,14 +170,18 @@ def _foreign(path: Path) -> bool:
     return any(name not in (".lock", "config.yaml", ".config.yaml.tmp", ".run.json.tmp") for name in os.listdir(path))
 
 
-def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for key in [*here, *there]:
-        if there.get(key) != here.get(key):
-            raise RunError(
-                f"{path} holds another run: {key} is {there.get(key)!r} there and {here.get(key)!r} here; "
-                "give another --out"
-            )
+def _remove_beginning(path: Path) -> None:
+    """Removes what a run without a checkpoint has written, run.json last: at any instant it is a run or empty."""
+    if (path / "run.json").exists():
+        for name in ("checkpoints", "tensorboard", "wandb"):
+            remove_tree(path / name)
+        for name in ("metrics.jsonl", "last", "best", ".last.tmp", ".best.tmp", ".run.json.tmp", "run.json"):
+            (path / name).unlink(missing_ok=True)
+        sync_directory(path)
 
 
 def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}

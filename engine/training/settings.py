@@ -1,11 +1,9 @@
 """The configuration of a run: defaults, under a YAML file, under `section.key=value` from the command line."""
 
 import dataclasses
-import difflib
 import functools
+import importlib.util
 import json
-import math
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,35 +14,57 @@ import yaml
 
 from penstock.engine.errors import ConfigError
 from penstock.engine.models.settings import ModelSettings
-
-
-def setting(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A field with a help line and the closed range of its numeric value."""
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum})
+from penstock.engine.setting import check_section, checked, describe_range, describe_type, setting
+from penstock.engine.training.recipe import TrainingSet, recipe
+from penstock.engine.training.suggestions import suggest
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    tokens_per_batch: int = setting(8192, "tokens in one batch at most, padding never counts", minimum=1)
+    tokens_per_batch: int | None = setting(
+        None, "tokens in one batch at most, padding never counts; null: by the recipe", minimum=1
+    )
     batches_per_step: int = setting(1, "batches in one optimizer step: ranks x accumulation", minimum=1)
     mode: Literal["auto", "pack", "bucket"] = setting(
         "auto", "pack in shuffled order, or group by length; auto: by model"
     )
-    validation_fraction: float = setting(
-        0.1, "share of the training rows kept for validation", minimum=0.0, maximum=0.5
+    validation_fraction: float | None = setting(
+        None,
+        "share of the training rows kept for validation; null: 0.1, of few rows 0.2",
+        minimum=0.0,
+        maximum=0.5,
     )
     validation_max: int = setting(5000, "rows kept for validation at most", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_section(self, "data")
+
+    @property
+    def tokens(self) -> int:
+        """`tokens_per_batch`, once resolved."""
+        assert self.tokens_per_batch is not None
+        return self.tokens_per_batch
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    epochs: int | None = setting(None, "passes over the training rows; lstm 10, encoder 3", minimum=1)
+    epochs: int | None = setting(None, "passes over the training rows; null: by the recipe", minimum=1)
     max_steps: int | None = setting(None, "optimizer steps at most", minimum=1)
-    learning_rate: float | None = setting(None, "peak learning rate; lstm 2e-3, encoder 5e-5", minimum=0.0)
+    learning_rate: float | None = setting(
+        None, "peak learning rate; null: lstm 2e-3, encoder 5e-5 at width 768", minimum=0.0
+    )
     weight_decay: float = setting(0.01, "AdamW's decoupled decay, not on biases and norms", minimum=0.0)
     warmup: float = setting(0.06, "share of the run in which the learning rate rises", minimum=0.0, maximum=1.0)
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", "how the learning rate falls after warm-up")
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", minimum=0.0)
+    class_weights: Literal["balanced"] | dict[str, float] | None = setting(  # noqa: RUF009 -- a frozen default
+        None,
+        "of the examples in the training loss, by label; balanced: each class weighs the same in all",
+        minimum=1e-6,
+        maximum=1e6,
+    )
+    label_smoothing: float = setting(0.0, "share of a training label spread over all classes", minimum=0.0, maximum=1.0)
+    calibrate: bool = setting(False, "scale the best model's logits by one temperature, found on the validation rows")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU"
     )
@@ -53,207 +73,296 @@ class TrainingSettings:
         0, "of the initial weights, the order, dropout and the validation split", minimum=0, maximum=2**63 - 1
     )
     evaluate_every_steps: int = setting(0, "steps between evaluations; 0: after every epoch", minimum=0)
-    metric: Literal["accuracy", "macro_f1", "loss"] = setting("accuracy", "what chooses the best model")
+    metric: Literal["accuracy", "macro_f1", "loss"] = setting(
+        "accuracy", "what chooses the best model; between equals the lower loss does"
+    )
     patience: int | None = setting(
-        None, "evaluations without a better one before stopping; 0: never; lstm 3, encoder 0", minimum=0
+        None, "evaluations without a better one before stopping; 0: never; null: by the recipe", minimum=0
     )
     checkpoint_every_steps: int = setting(0, "steps between checkpoints; 0: about every five minutes", minimum=0)
     log_every_steps: int = setting(10, "steps between lines of metrics.jsonl", minimum=1)
     tensorboard: bool = setting(True, "write TensorBoard events where it is installed")
     wandb_project: str | None = setting(None, "log to this Weights & Biases project")
 
+    def __post_init__(self) -> None:
+        check_section(self, "training")
+
 
 # What does not change the run's result: a run may go on with other values of these.
 FREE_KEYS = frozenset(
     f"training.{key}" for key in ("checkpoint_every_steps", "log_every_steps", "tensorboard", "wandb_project")
 )
+# What says when a run is over: it may go on with larger ones.
+ENDING_KEYS = ("training.epochs", "training.max_steps", "training.patience")
 
-_BY_KIND: dict[str, dict[str, dict[str, Any]]] = {
-    "lstm": {
-        "data": {"mode": "bucket"},
-        "training": {"epochs": 10, "learning_rate": 2e-3, "patience": 3},
-    },
-    "encoder": {
-        "data": {"mode": "pack"},
-        "training": {"epochs": 3, "learning_rate": 5e-5, "patience": 0},
-    },
-}
+# What has no meaning without validation rows.
+WITH_VALIDATION = frozenset(
+    (
+        "data.validation_max",
+        "training.metric",
+        "training.patience",
+        "training.evaluate_every_steps",
+        "training.calibrate",
+    )
+)
+_OPEN = (None, "auto")  # values that leave a choice to the recipe
 
 
 @dataclass(frozen=True)
 class Settings:
+    """
+    Attributes:
+        given: "section.key" of what the user stated, at whatever value; None where that is not known: then what
+            differs from the defaults counts as stated.
+    """
+
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    given: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
-    def resolve(self) -> "Settings":
-        """The same settings with every choice that depends on the model's kind made."""
-        chosen = _BY_KIND[self.model.kind]
+    def resolve(self, data: TrainingSet, *, validates: bool | None = None) -> "Settings":
+        """The same settings with every choice made that was left to the recipe.
 
-        def fill(section: Any, defaults: dict[str, Any]) -> Any:
-            unset = {key: value for key, value in defaults.items() if getattr(section, key) in (None, "auto")}
-            return dataclasses.replace(section, **unset)
-
-        training = chosen["training"]
+        Args:
+            validates: whether there are validation rows; None: by `data.validation_fraction`.
+        """
+        values = recipe(self.model.kind or "lstm", data)
         if self.training.max_steps is not None:
             # a limit in steps alone ends the run: epochs stays open
-            training = {key: value for key, value in training.items() if key != "epochs"}
-        return dataclasses.replace(self, data=fill(self.data, chosen["data"]), training=fill(self.training, training))
+            del values["training.epochs"]
+        fraction = self.data.validation_fraction
+        if not (fraction is None or fraction > 0 if validates is None else validates):
+            values["training.patience"] = 0
+        flat = self.flat()
+        return self._with({key: value for key, value in values.items() if flat[key] in _OPEN})
+
+    def stated(self) -> set[str]:
+        """What the user stated, other than that it be left open."""
+        flat = self.flat()
+        if self.given is None:
+            return {key for key, value in flat.items() if value != _defaults()[key] and value not in _OPEN}
+        return {key for key in self.given if flat[key] not in _OPEN}
+
+    def replace(self, values: Mapping[str, Any]) -> "Settings":
+        """With other values of {"section.key": value}; what was stated stays so."""
+        return self._with(values)
 
     def flat(self) -> dict[str, Any]:
         """{"section.key": value} of every setting."""
         return {
-            f"{section.name}.{name}": value
-            for section in dataclasses.fields(self)
-            for name, value in dataclasses.asdict(getattr(self, section.name)).items()
+            f"{section}.{name}": value
+            for section in _sections()
+            for name, value in dataclasses.asdict(getattr(self, section)).items()
         }
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump({name: dataclasses.asdict(getattr(self, name)) for name in _sections()}, sort_keys=False)
+
+    def _with(self, values: Mapping[str, Any]) -> "Settings":
+        sections: dict[str, dict[str, Any]] = {name: {} for name in _sections()}
+        for key, value in values.items():
+            section, name = key.split(".")
+            sections[section][name] = value
+        changed = {name: dataclasses.replace(getattr(self, name), **new) for name, new in sections.items() if new}
+        return dataclasses.replace(self, **changed)
 
 
 def load_settings(file: Path | str | None = None, overrides: Iterable[str] = ()) -> Settings:
     """Defaults, under the YAML file's values, under overrides of the form `section.key=value`.
 
     Raises:
-        ConfigError: the file cannot be read, or a key is unknown, or a value has the wrong type or lies out of range.
+        ConfigError: the file cannot be read, or a key is unknown, or a value has the wrong type or lies out of range,
+            or the model or the run has no use for a setting.
+        RunError: `model.start_from` names no run.
     """
-    values: dict[str, tuple[Any, str]] = {}
-    if file is not None:
-        for section, entries in _read_yaml(Path(file)).items():
-            if not isinstance(entries, Mapping):
-                keys = ", ".join(_sections())
-                raise ConfigError(f"{file}: {section!r} must be a section of keys (one of {keys}), got {entries!r}")
-            for key, value in entries.items():
-                values[f"{section}.{key}"] = (value, f"{file}: ")
+    values: dict[str, tuple[Any, str]] = {} if file is None else _from_file(Path(file))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"{override!r} is no setting: write section.key=value, such as training.epochs=3")
-        try:
-            values[key.strip()] = (yaml.safe_load(text), "")
-        except yaml.YAMLError:
-            values[key.strip()] = (text, "")
+        values[key.strip()] = (parse_value(text), "")
     return settings_from(values)
+
+
+def load_saved_settings(file: Path) -> Settings:
+    """A run's config.yaml: every setting of the run, some of them perhaps of no use to it.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    settings = _settings(_from_file(file))
+    return dataclasses.replace(settings, given=frozenset(settings.flat()))
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
     """Settings from {"section.key": value}, or of (value, prefix of its messages); the rest is left at its default.
 
     Raises:
-        ConfigError: as `load_settings`.
+        ConfigError, RunError: as `load_settings`.
     """
+    settings = _settings(values)
+    if settings.model.start_from is not None:
+        settings = inherit(settings)
+    defaults, flat = _defaults(), settings.flat()
+    for key, entry in values.items():
+        where = entry[1] if isinstance(entry, tuple) else ""
+        # a default asks for nothing; a run's own config.yaml lists every setting
+        if flat[key] != defaults[key] and not (where and flat[key] == _FILLED_IN.get(key)):
+            check_used(settings, [key], where)
+    return settings
+
+
+# What earlier versions wrote into a run's config.yaml, whether the run had a use for it or not.
+_FILLED_IN = {"training.patience": 3}
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override, read as YAML where it is YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def inherit(settings: Settings) -> Settings:
+    """The same settings, with the model of the run that `model.start_from` names where nothing else is stated.
+
+    Raises:
+        RunError: there is no such run.
+        ConfigError: a stated size or kind is not the run's.
+    """
+    from penstock.engine.training.run_record import read_record
+
+    run = Path(str(settings.model.start_from))
+    read_record(run)
+    saved = load_saved_settings(run / "config.yaml")
+    there, here, stated = saved.flat(), settings.flat(), settings.stated()
+    if "model.preset" in stated:
+        stated |= {"model.num_layers", "model.hidden_size"}
+    for name in ("kind", "num_layers", "hidden_size", "bidirectional", "embedding_size", "embeddings", "pooling"):
+        key = f"model.{name}"
+        if key in stated and here[key] != there[key]:
+            raise ConfigError(
+                f"{key}={here[key]} contradicts model.start_from={run}, where it is {there[key]}: leave it out"
+            )
+    keep = {key: here[key] for key in stated if key.startswith("model.") and key != "model.preset"}
+    inherited = {key: value for key, value in there.items() if key.startswith("model.")} | keep
+    return settings.replace(inherited | {"model.start_from": str(run.resolve())})
+
+
+def check_used(settings: Settings, keys: Iterable[str], where: str = "") -> None:
+    """
+    Args:
+        keys: "section.key" of the settings that were stated.
+        where: the beginning of the message.
+
+    Raises:
+        ConfigError: the model or the run has no use for one of them.
+    """
+    flat = settings.flat()
+    for key in keys:
+        section, name = key.split(".")
+        reason = settings.model.unused(name) if section == "model" else _unused(settings, key)
+        if reason is not None:
+            raise ConfigError(f"{where}{key}={flat[key]} has no effect: {reason}")
+
+
+def _unused(settings: Settings, key: str) -> str | None:
+    """Why a run does not use a setting of the sections data and training; None if it does."""
+    value = settings.flat()[key]
+    if key in WITH_VALIDATION and value and settings.data.validation_fraction == 0:
+        return "data.validation_fraction=0 leaves no rows to evaluate on"
+    if key == "training.wandb_project" and value and not importlib.util.find_spec("wandb"):
+        return "wandb is not installed: pip install 'penstock[tracking]'"
+    return None
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    """As `settings_from`, whatever the model has a use for."""
     known = _keys()
     sections: dict[str, dict[str, Any]] = {name: {} for name in _sections()}
     for key, entry in values.items():
         value, where = entry if isinstance(entry, tuple) else (entry, "")
         if key not in known:
-            raise ConfigError(f"{where}unknown setting {key!r}: {_nearest(key, known)}")
+            lists = f"the sections are {', '.join(_sections())}; `penstock train --settings` lists every key"
+            raise ConfigError(f"{where}unknown setting {key!r}: {suggest(key, list(known)) or lists}")
         section, name = key.split(".")
-        sections[section][name] = _checked(value, *known[key], where=f"{where}{key}")
-    return Settings(**{name: cls(**sections[name]) for name, cls in _sections().items()})
+        sections[section][name] = checked(value, *known[key], where=f"{where}{key}")
+    made = {name: cls(**sections[name]) for name, cls in _sections().items()}
+    return Settings(**made, given=frozenset(values))
 
 
 def describe_settings() -> str:
-    """One line for each setting: key, type, default, meaning."""
+    """One line for each setting: key, default, type and range, meaning."""
     lines = []
     for key, (annotation, metadata) in _keys().items():
-        section, name = key.split(".")
-        default = getattr(getattr(Settings(), section), name)
-        lines.append(f"{key}={json.dumps(default)}  ({_describe(annotation)})  {metadata.get('help', '')}".rstrip())
+        only = f"{metadata['used_by']} only" if metadata["used_by"] else ""
+        limits = ", ".join(part for part in (describe_range(metadata), only) if part)
+        more = f"  [{limits}]" if limits else ""
+        default = json.dumps(metadata["default"])
+        lines.append(f"{key}={default}  ({describe_type(annotation)})  {metadata['help']}{more}")
     return "\n".join(lines)
+
+
+def used_by(key: str) -> str | None:
+    """The one kind of model that reads a setting; None if both do, or if there is no such setting."""
+    return _keys()[key][1]["used_by"] if key in _keys() else None
 
 
 @functools.cache
 def _sections() -> dict[str, type]:
-    return typing.get_type_hints(Settings)
+    return {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return Settings().flat()
 
 
 @functools.cache
 def _keys() -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """{"section.key": (type, metadata)}"""
+    """{"section.key": (type, metadata and default)}"""
     return {
-        f"{section}.{entry.name}": (typing.get_type_hints(cls)[entry.name], entry.metadata)
+        f"{section}.{entry.name}": (
+            typing.get_type_hints(cls)[entry.name],
+            {**entry.metadata, "default": entry.default},
+        )
         for section, cls in _sections().items()
         for entry in dataclasses.fields(cls)
     }
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
-    known = list(known)
-    name = key.rpartition(".")[2]
-    same_name = [candidate for candidate in known if candidate.endswith(f".{name}")]
-    close = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"the sections are {', '.join(_sections())}; `penstock train --settings` lists every key"
+class _Loader(yaml.SafeLoader):
+    """Keys are text as written (labels such as yes, 1 and 1.0 are), and none stands twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        mapping: dict[Any, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key.start_mark)
+            if key.value in mapping:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            mapping[key.value] = self.construct_object(value, deep=deep)
+        return mapping
 
 
-def _checked(value: Any, annotation: Any, metadata: Mapping[str, Any], where: str) -> Any:
-    for alternative in _alternatives(annotation):
-        converted, fits = _convert(value, alternative)
-        if fits:
-            break
-    else:
-        raise ConfigError(f"{where} must be {_describe(annotation)}, got {value!r}")
-    minimum, maximum = metadata.get("minimum"), metadata.get("maximum")
-    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
-        below = minimum is not None and not converted >= minimum
-        if below or (maximum is not None and not converted <= maximum):
-            bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-            raise ConfigError(f"{where} must be {bounds}, got {value!r}")
-    return converted
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
-def _convert(value: Any, kind: Any) -> tuple[Any, bool]:
-    """(the value as `kind`, whether it can be one)"""
-    if kind is type(None):
-        return None, value is None
-    if typing.get_origin(kind) is Literal:
-        return value, value in typing.get_args(kind)
-    if kind is bool:
-        return value, isinstance(value, bool)
-    if kind is float:
-        # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value), not isinstance(value, bool) and math.isfinite(float(value))
-        except (TypeError, ValueError):
-            return value, False
-    if kind is int:
-        if isinstance(value, str):
-            value, _ = _convert(value, float)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return value, isinstance(value, int) and not isinstance(value, bool)
-    if kind is str:
-        return (
-            (str(value), True)
-            if isinstance(value, (str, int, float)) and not isinstance(value, bool)
-            else (value, False)
-        )
-    return value, isinstance(value, typing.get_origin(kind) or kind)
-
-
-def _describe(annotation: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    parts = [
-        " | ".join(map(str, typing.get_args(kind)))
-        if typing.get_origin(kind) is Literal
-        else names.get(kind, str(kind))
-        for kind in _alternatives(annotation)
-    ]
-    return " or ".join(parts)
+def _from_file(file: Path) -> dict[str, tuple[Any, str]]:
+    """{"section.key": (value, prefix of its messages)}"""
+    values: dict[str, tuple[Any, str]] = {}
+    for section, entries in _read_yaml(file).items():
+        if not isinstance(entries, Mapping):
+            keys = ", ".join(_sections())
+            raise ConfigError(f"{file}: {section!r} must be a section of keys (one of {keys}), got {entries!r}")
+        for key, value in entries.items():
+            values[f"{section}.{key}"] = (value, f"{file}: ")
+    return values
 
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:
     try:
-        document = yaml.safe_load(file.read_text())
+        document = yaml.load(file.read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read the configuration {file}: {getattr(error, 'strerror', None) or error}"
@@ -267,14 +376,3 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
     if not isinstance(document, Mapping):
         raise ConfigError(f"{file}: expected sections ({', '.join(_sections())}), got {type(document).__name__}")
     return document
-
-
-def _plain(value: Any) -> Any:
-    """YAML's safe types only."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value

@@ -32,7 +32,7 @@ class StepReport:
     """What one step did, over all processes.
 
     Attributes:
-        loss_sum: summed cross-entropy of the step's examples. correct: examples predicted right.
+        loss_sum: what is minimised, times the step's examples. correct: examples predicted right.
         grad_norm: before clipping.
         votes: for each question put to the processes, whether any of them voted yes.
     """
@@ -46,13 +46,26 @@ class StepReport:
 class Stepper:
     """Holds the optimizer and takes steps.
 
-    The gradient is that of the mean loss over the step's examples, wherever they were computed. Random numbers of a
-    batch depend on the seed, the step and the batch's place in the step alone: neither the number of processes nor an
+    The gradient is that of the mean loss over the step's examples, wherever they were computed; with class weights, of
+    the weighted mean (the sum of weighted losses over the sum of the examples' weights, as in torch). Random numbers of
+    a batch depend on the seed, the step and the batch's place in the step alone: neither the number of processes nor an
     interruption changes them.
     """
 
-    def __init__(self, model: nn.Module, settings: TrainingSettings, precision: str, world: World) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainingSettings,
+        precision: str,
+        world: World,
+        class_weights: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            class_weights: float, (num_labels,); None for none.
+        """
         self._settings = settings
+        self._class_weights = None if class_weights is None else class_weights.to(world.device, torch.float32)
         self._precision = precision
         self._world = world
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -71,19 +84,28 @@ class Stepper:
             )
 
     def __call__(
-        self, batches: list[Batch], *, step: int, num_examples: int, learning_rate: float, votes: tuple[bool, ...] = ()
+        self,
+        batches: list[Batch],
+        *,
+        step: int,
+        num_examples: int,
+        learning_rate: float,
+        weight: float | None = None,
+        votes: tuple[bool, ...] = (),
     ) -> StepReport:
         """Takes step number `step`.
 
         Args:
             batches: this process's share of the step, in order; places rank, rank + size, ... of the plan's step.
             num_examples: in the whole step, over all processes.
+            weight: the sum of their class weights; None without class weights.
             votes: this process's, on whatever all processes must decide alike.
 
         Raises:
             NonFiniteError: the loss or the gradients are not finite; the weights are as before the step.
         """
         world, device = self._world, self._world.device
+        normalizer = num_examples if weight is None else weight
         totals = torch.tensor([0.0, 0.0, *votes], dtype=torch.float64, device=device)
         self._model.train()
         for index, batch in enumerate(batches):
@@ -96,10 +118,16 @@ class Stepper:
             with self._without_sync() if not last else contextlib.nullcontext():
                 with autocast(self._precision, device):
                     logits = self._model(batch.tokens).logits
-                loss_sum = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+                loss_sum = F.cross_entropy(
+                    logits.float(),
+                    batch.labels,
+                    weight=self._class_weights,
+                    reduction="sum",
+                    label_smoothing=self._settings.label_smoothing,
+                )
                 # DistributedDataParallel averages the gradients over the processes: the factor makes it a sum
-                self._scaler.scale(loss_sum * (world.size / num_examples)).backward()
-            totals[0] += loss_sum.detach()
+                self._scaler.scale(loss_sum * (world.size / normalizer)).backward()
+            totals[0] += loss_sum.detach() * (num_examples / normalizer)
             totals[1] += (logits.detach().argmax(-1) == batch.labels).sum()
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])

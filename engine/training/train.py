@@ -13,6 +13,16 @@ import torch
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError
 from penstock.engine.models import load_model
+from penstock.engine.models.start import Say
+from penstock.engine.training.begin import (
+    extension_line,
+    go_on,
+    new_settings,
+    opening_line,
+    saved_settings,
+    settings_as_begun,
+)
+from penstock.engine.training.calibrate import Calibration, calibrated
 from penstock.engine.training.checkpoint import export_best
 from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluate import evaluate
@@ -36,6 +46,7 @@ class TrainResult:
         stopped_by: "epochs", "max_steps" or "patience".
         seconds: time in training steps, waiting for data included, evaluation and checkpoints not.
         parameters: of the model; trainable_parameters: those that were not frozen.
+        calibration: the temperature that the best model's logits were divided by, if one was asked for.
     """
 
     validation: Metrics | None
@@ -51,11 +62,13 @@ class TrainResult:
     examples_per_second: float
     parameters: int
     trainable_parameters: int
+    calibration: Calibration | None = None
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "TrainResult":
         metrics = {key: Metrics(**record[key]) if record[key] else None for key in ("validation", "test")}
-        return cls(**{**record, **metrics})
+        found = record.get("calibration")
+        return cls(**{**record, **metrics, "calibration": Calibration(**found) if found else None})
 
 
 def train(
@@ -74,7 +87,8 @@ def train(
     The run's directory then loads as the best model by the validation split. The caller's random state is left alone.
 
     Args:
-        out_dir: the run's directory. If it holds the same run, that is resumed or, if complete, its result returned.
+        out_dir: the run's directory. If it holds the same run, that is resumed or, if complete, its result returned;
+            with more epochs, steps or patience than it had, it goes on from its last checkpoint.
         rows: int64, the training rows; all by default.
         validation_rows: int64, rows of the same store for validation; by default carved from `rows`.
         test_store: read once, at the end, by the best model.
@@ -85,34 +99,66 @@ def train(
         ConfigError: settings that do not fit each other, the data or the number of processes.
         ModelError: the model cannot be built for this data.
         RunError: the directory holds something else.
+        StoreError: the test store, or the run to start from, has other labels or another tokenizer.
         NonFiniteError: the loss or the gradients are no longer finite; the last checkpoint stands as it was.
         DiskError: a checkpoint cannot be written; the earlier one stands.
         Interrupted: SIGTERM or SIGINT came; the run was checkpointed.
     """
-    settings = settings.resolve()
     world = World.join(device)
-    world.check_divides(settings.data.batches_per_step)
-    rows, validation_rows = _split(settings, train_store, rows, validation_rows)
-    identity = _identity(settings, train_store, rows, validation_rows, test_store)
-    data = describe_data(train_store)
-    if test_store is not None:
-        check_fits(test_store, data)
+    say = _speaker(progress, world)
     with RunDirectory(Path(out_dir)) as directory:
-        # rank 0 alone creates and locks it
-        directory.record = world.on_main(lambda: directory.claim(identity, settings.to_yaml(), data))
-        if directory.is_complete:
-            return TrainResult.from_json(directory.record["result"])
-        if train_store.manifest.truncation == "head+tail" and world.rank == 0:
-            print(
-                "note: texts longer than the store's max_length keep their beginning and end (head+tail), which "
-                "transformers cannot: where this run is served by other than penstock, they are cut behind",
-                file=sys.stderr,
-            )
+        # rank 0 alone reads, creates and locks it
+        directory.record = world.on_main(directory.open)
+        began = world.on_main(lambda: directory.has_checkpoint)
+        asked = settings
+        if began:
+            settings = world.on_main(lambda: settings_as_begun(directory, asked))
+        else:
+            settings = world.on_main(lambda: new_settings(asked, train_store, rows, validation_rows))
+        world.check_divides(settings.data.batches_per_step)
+        rows, validation_rows = _split(settings, train_store, rows, validation_rows)
+        identity = _identity(settings, train_store, rows, validation_rows, test_store)
+        data = describe_data(train_store)
+        if test_store is not None:
+            check_fits(test_store, data)
+            data["test"] = str(test_store.path.resolve())
+        if began:
+            directory.check_identity({key: identity[key] for key in identity if key not in settings.flat()})
+            if directory.is_complete and _is_same(settings, saved_settings(directory)):
+                return TrainResult.from_json(directory.record["result"])
         with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []), StopSignal() as stop:
-            loop = Loop(settings, train_store, rows, validation_rows, world, directory)
+            loop = Loop(settings, train_store, rows, validation_rows, world, directory, say)
+            changed = []
+            if began:
+                changed = world.on_main(lambda: go_on(loop, identity))
+            else:
+                directory.record = world.on_main(lambda: directory.create(identity, settings.to_yaml(), data))
+            say(opening_line(loop, rows, validation_rows, train_store))
+            if train_store.manifest.truncation == "head+tail":
+                say(
+                    "note: texts longer than the store's max_length keep their beginning and end (head+tail), which "
+                    "transformers cannot: where this run is served by other than penstock, they are cut behind"
+                )
+            if changed:
+                say(extension_line(loop, changed))
             loop.run(stop, progress)
-            result = _conclude(loop, test_store)
-    return result
+            return _conclude(loop, test_store, say)
+
+
+def _speaker(progress: Mode, world: World) -> Say:
+    """Prints lines for the user on stderr, once whatever the number of processes."""
+
+    def say(line: str) -> None:
+        if progress != "none" and world.is_main:
+            print(line, file=sys.stderr, flush=True)
+
+    return say
+
+
+def _is_same(settings: Settings, saved: Settings) -> bool:
+    """Whether two runs with these settings come to the same result."""
+    here, there = settings.flat(), saved.flat()
+    return all(here[key] == there[key] for key in here if key not in FREE_KEYS)
 
 
 def _split(
@@ -124,6 +170,7 @@ def _split(
     if validation_rows is not None:
         return rows, np.sort(validation_rows)
     data = settings.data
+    assert data.validation_fraction is not None
     return split_validation(
         store.labels,
         rows,
@@ -150,9 +197,10 @@ def _digest(rows: np.ndarray) -> str:
     return f"{len(rows)} rows, {hashlib.blake2b(rows.astype(np.int64).tobytes(), digest_size=8).hexdigest()}"
 
 
-def _conclude(loop: Loop, test_store: Store | None) -> TrainResult:
+def _conclude(loop: Loop, test_store: Store | None, say: Say) -> TrainResult:
     """The best model's files in the run's own folder, the one look at the test set, and run.json."""
     counters, directory, world = loop.counters, loop.directory, loop.world
+    calibration = world.on_main(lambda: _calibrate(loop, say)) if loop.settings.training.calibrate else None
     world.on_main(lambda: export_best(directory.path))
     test = None
     if test_store is not None:
@@ -160,7 +208,7 @@ def _conclude(loop: Loop, test_store: Store | None) -> TrainResult:
         test = evaluate(
             model,
             test_store,
-            tokens_per_batch=loop.settings.data.tokens_per_batch,
+            tokens_per_batch=loop.tokens_per_batch,
             precision=loop.settings.training.precision,
             world=world,
         )
@@ -179,6 +227,25 @@ def _conclude(loop: Loop, test_store: Store | None) -> TrainResult:
         examples_per_second=counters.examples / seconds,
         parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
         trainable_parameters=sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad),
+        calibration=calibration,
     )
     world.on_main(lambda: directory.update(status="complete", result=dataclasses.asdict(result)))
     return result
+
+
+def _calibrate(loop: Loop, say: Say) -> Calibration:
+    """Replaces the best model by the same one with calibrated logits, unless that was done before."""
+    directory = loop.directory
+    found = calibrated(directory.path / "best", loop.fit_temperature)
+    if found is None:
+        return Calibration(**directory.record["calibration"])
+    model, calibration = found
+    # noted before the model counts as the best one: what is calibrated is never without its record
+    directory.update(calibration=dataclasses.asdict(calibration))
+    loop.save_best(model)
+    say(
+        f"calibrated: temperature {calibration.temperature:.3f}; on the validation rows the expected calibration error "
+        f"goes from {calibration.error_before:.4f} to {calibration.error_after:.4f}, "
+        f"the loss from {calibration.loss_before:.4f} to {calibration.loss_after:.4f}"
+    )
+    return calibration

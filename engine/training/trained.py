@@ -21,7 +21,7 @@ from penstock.engine.training.evaluate import class_probabilities, evaluate_full
 from penstock.engine.training.evaluation import Evaluation
 from penstock.engine.training.predictions import Columns, Predicted, common_schema, place_rows, table_of
 from penstock.engine.training.run_record import check_fits, read_trained_record
-from penstock.engine.training.settings import load_settings
+from penstock.engine.training.settings import load_saved_settings
 from penstock.engine.training.texts import BadRows, fail_on_bad_rows, labelled_batches, windows
 
 
@@ -60,11 +60,11 @@ class TrainedRun:
         record = read_trained_record(path)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_model(path / "best").to(device).eval()  # type: ignore[arg-type]
-        settings = load_settings(path / "config.yaml")
+        settings = load_saved_settings(path / "config.yaml")
         precision = settings.training.precision
         # trained on a GPU, used on a CPU
         precision = "auto" if (precision, device.type) == ("fp16", "cpu") else precision
-        return cls(path, model, record["data"], settings.data.tokens_per_batch, precision)
+        return cls(path, model, record["data"], settings.data.tokens, precision)
 
     @property
     def text(self) -> str:

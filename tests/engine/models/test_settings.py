@@ -12,18 +12,25 @@ def test_a_preset_fixes_layers_and_hidden_size() -> None:
     assert ModelSettings(embeddings="encoder", encoder="somewhere").embedding_size is None
 
 
+def test_an_encoder_means_the_encoder_unless_the_model_says_otherwise() -> None:
+    assert ModelSettings().kind == "lstm"
+    assert ModelSettings(encoder="a/b").kind == "encoder"
+    assert ModelSettings(encoder="a/b", embeddings="encoder").kind == "lstm"
+    assert ModelSettings(encoder="a/b", kind="lstm").kind == "lstm"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "gru"}, r"model.kind must be one of lstm, encoder, got 'gru'"),
-        ({"preset": "lstm-3-256"}, r"model.preset must be one of lstm-1-256, lstm-4-256, lstm-4-512"),
+        ({"kind": "gru"}, r"model.kind must be lstm \| encoder or null, got 'gru'"),
+        ({"preset": "lstm-3-256"}, r"model.preset must be lstm-1-256 \| lstm-4-256 \| lstm-4-512 or null, got"),
         ({"preset": "lstm-4-512", "hidden_size": 256}, r"model.hidden_size=256 contradicts model.preset=lstm-4-512"),
-        ({"pooling": "first"}, r"model.pooling must be one of"),
-        ({"hidden_size": 0}, r"model.hidden_size must be a positive integer, got 0"),
-        ({"num_layers": 1.5}, r"model.num_layers must be a positive integer"),
-        ({"embedding_size": True}, r"model.embedding_size must be a positive integer"),
-        ({"dropout": 1.0}, r"model.dropout must lie in \[0, 1\), got 1.0"),
-        ({"head_dropout": -0.1}, r"model.head_dropout must lie"),
+        ({"pooling": "first"}, r"model.pooling must be max \| mean \| last \| attention, got 'first'"),
+        ({"hidden_size": 0}, r"model.hidden_size must be at least 1, got 0"),
+        ({"num_layers": 1.5}, r"model.num_layers must be a whole number or null, got 1.5"),
+        ({"embedding_size": True}, r"model.embedding_size must be a whole number or null, got True"),
+        ({"dropout": 1.0}, r"model.dropout must be at least 0 and below 1, got 1.0"),
+        ({"head_dropout": -0.1}, r"model.head_dropout must be at least 0 and below 1, got -0.1"),
         ({"bidirectional": "yes"}, r"model.bidirectional must be true or false"),
         ({"kind": "encoder"}, r"model.kind=encoder needs model.encoder"),
         ({"embeddings": "encoder"}, r"model.embeddings=encoder needs model.encoder"),

@@ -17,11 +17,11 @@ from penstock.engine.study import costs
 from penstock.engine.study import run_cell as run_cell_module
 from penstock.engine.study.cells import Cell, CellResult
 from penstock.engine.study.costs import Cost, median_milliseconds
-from penstock.engine.study.families import encoder_learning_rate, recipe
 from penstock.engine.study.run_cell import CellTask, run_cell
 from penstock.engine.study.settings import StudySettings, cell_settings, overrides_for, subset_seed
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
+from penstock.engine.training.recipe import TrainingSet, recipe
 
 FAMILIES = ("lstm", "lstm-embeddings", "encoder")
 
@@ -192,20 +192,28 @@ def test_overrides_for_all_and_for_one_family():
     assert overrides_for(given, "encoder")["training.epochs"] == 2
 
 
-def test_recipes_give_small_sets_more_epochs_and_smaller_steps():
-    for kind in ("lstm", "encoder"):
-        sizes = (100, 1000, 10_000, 100_000)
-        epochs, tokens = zip(
-            *[(r["training.epochs"], r["data.tokens_per_batch"]) for r in (recipe(kind, n, 44.0, 256) for n in sizes)],
-            strict=True,
-        )
-        assert list(epochs) == sorted(epochs, reverse=True)
-        assert list(tokens) == sorted(tokens)
-        assert min(tokens) >= 256
+def test_a_cell_is_trained_by_the_recipe_of_train(study, stores):
+    store = Store.open(stores["train"][0])
+    for family in ("lstm", "encoder"):
+        chosen = cell_settings(study, Cell(100, 0, family), store).flat()
+        data = TrainingSet(100, store.num_tokens / store.num_examples, store.max_length, 384)
+        for key, value in recipe(family, data).items():
+            assert chosen[key] == value, key
+
+
+def test_an_override_for_all_families_goes_to_those_that_use_it(study, stores):
+    store = Store.open(stores["train"][0])
+    shared = replace(study, overrides=("model.hidden_size=8",))
+    assert cell_settings(shared, Cell(100, 0, "lstm"), store).model.hidden_size == 8
+    cell_settings(shared, Cell(100, 0, "encoder"), store)
+    with pytest.raises(ConfigError, match=r"model\.hidden_size=8 has no effect"):
+        cell_settings(replace(study, overrides=("encoder.model.hidden_size=8",)), Cell(100, 0, "encoder"), store)
+    alone = replace(shared, families=("encoder",))
+    with pytest.raises(ConfigError, match=r"model\.hidden_size=8 has no effect"):
+        cell_settings(alone, Cell(100, 0, "encoder"), store)
 
 
 def test_a_narrower_encoder_learns_at_a_higher_rate(study, minilm, stores):
-    assert encoder_learning_rate(768) == pytest.approx(5e-5)
     settings = cell_settings(study, Cell(100, 0, "encoder"), Store.open(stores["train"][0]))
     assert settings.training.learning_rate == pytest.approx(1e-4)
     given = replace(study, overrides=("encoder.training.learning_rate=3e-5",))

@@ -49,13 +49,13 @@ def settings():
     """A tiny LSTM and quick training; takes overrides."""
 
     def make(*overrides: str):
+        sizes = ["model.hidden_size=8", "model.embedding_size=8", "model.num_layers=1"]
         return load_settings(
             None,
             [
-                "model.hidden_size=8",
-                "model.embedding_size=8",
-                "model.num_layers=1",
+                *(sizes if "model.kind=encoder" not in overrides else []),
                 "data.tokens_per_batch=256",
+                "data.validation_fraction=0.1",
                 "training.learning_rate=3e-2",
                 "training.epochs=4",
                 "training.log_every_steps=1",

@@ -88,8 +88,8 @@ def test_wrong_uses(run, texts, store, tmp_path):
         penstock("evaluate", run, "--data", tmp_path / "empty")
     with pytest.raises(ConfigError, match=r"unknown setting 'training.epoch': did you mean 'training.epochs'\?"):
         penstock("train", "--train", store.path, "--out", tmp_path / "new", "training.epoch=1")
-    with pytest.raises(RunError, match=r"holds another run: training\.epochs is 5 there and 6 here"):
-        penstock("train", "--train", store.path, "--out", run, *TINY, "training.epochs=6")
+    with pytest.raises(RunError, match=r"holds another run: training\.seed is 0 there and 6 here"):
+        penstock("train", "--train", store.path, "--out", run, *TINY, "training.seed=6")
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -103,4 +103,5 @@ def test_a_configuration_file_under_the_command_line(store, tmp_path):
 def test_every_setting_is_listed():
     listing = penstock("train", "--settings").output
     assert "training.max_steps=null  (a whole number or null)" in listing
-    assert "data.tokens_per_batch=8192" in listing
+    assert "data.tokens_per_batch=null" in listing
+    assert 'model.pooling="max"  (max | mean | last | attention)' in listing

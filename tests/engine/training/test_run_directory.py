@@ -3,18 +3,34 @@ import json
 import pytest
 
 from penstock.engine.errors import RunError
-from penstock.engine.training.run_directory import MetricsLog, RunDirectory, read_record
+from penstock.engine.training.run_directory import MetricsLog, RunDirectory
+from penstock.engine.training.run_record import read_record
 
 
 def claim(path, **identity):
+    """Takes the directory, as training does: a run with a checkpoint is gone on with, anything else is made anew."""
     directory = RunDirectory(path)
-    directory.claim(identity, "a: 1\n", {"text": "t"})
+    try:
+        directory.open()
+        if directory.has_checkpoint:
+            directory.check_identity(identity)
+        else:
+            directory.create(identity, "a: 1\n", {"text": "t"})
+    except BaseException:
+        directory.__exit__()
+        raise
     return directory
+
+
+def checkpoint(path):
+    (path / "last").mkdir()
+    (path / "last" / "config.json").write_text("{}")
 
 
 def test_created_then_found_again(tmp_path):
     path = tmp_path / "deep" / "run"
     with claim(path, seed=1) as directory:
+        checkpoint(path)
         directory.update(status="complete", result={"x": 1})
     assert (path / "config.yaml").read_text() == "a: 1\n"
     with claim(path, seed=1) as directory:
@@ -24,11 +40,27 @@ def test_created_then_found_again(tmp_path):
 
 def test_another_run(tmp_path):
     with claim(tmp_path / "run", seed=1):
-        pass
+        checkpoint(tmp_path / "run")
     with pytest.raises(RunError, match="holds another run: seed is 1 there and 2 here"):
         claim(tmp_path / "run", seed=2)
-    with claim(tmp_path / "run", seed=1):
+    with claim(tmp_path / "run", seed=1, new_in_this_version="x"):
         pass
+
+
+def test_a_run_without_a_checkpoint_makes_room(tmp_path):
+    with claim(tmp_path / "run", seed=1):
+        (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+        (tmp_path / "run" / "checkpoints" / ".writing").mkdir(parents=True)
+        (tmp_path / "run" / "notes.txt").write_text("the user's own")
+    with claim(tmp_path / "run", seed=2) as directory:
+        assert directory.record["identity"] == {"seed": 2}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "run.json", "notes.txt"}
+
+
+def test_opening_writes_nothing(tmp_path):
+    with RunDirectory(tmp_path / "deep" / "run") as directory:
+        assert directory.open() == {}
+    assert not (tmp_path / "deep").exists()
 
 
 def test_another_process(tmp_path):

@@ -4,21 +4,25 @@ import pytest
 import yaml
 
 from penstock.engine.errors import ConfigError
-from penstock.engine.training.settings import Settings, describe_settings, load_settings
+from penstock.engine.training.recipe import TrainingSet
+from penstock.engine.training.settings import Settings, describe_settings, load_saved_settings, load_settings
+
+MIDDLING = TrainingSet(examples=20_000, mean_length=50.0, max_length=256)
 
 
 def test_defaults_depend_on_the_kind_of_model():
-    lstm = load_settings().resolve()
-    encoder = load_settings(None, ["model.kind=encoder", "model.encoder=some/encoder"]).resolve()
-    assert (lstm.training.epochs, lstm.data.mode, lstm.training.patience) == (10, "bucket", 3)
-    assert (encoder.training.epochs, encoder.data.mode, encoder.training.patience) == (3, "pack", 0)
+    lstm = load_settings().resolve(MIDDLING)
+    encoder = load_settings(None, ["model.kind=encoder", "model.encoder=some/encoder"]).resolve(MIDDLING)
+    assert (lstm.training.epochs, lstm.data.mode, lstm.training.patience) == (4, "bucket", 4)
+    assert (encoder.training.epochs, encoder.data.mode, encoder.training.patience) == (3, "pack", 4)
+    assert (lstm.data.tokens_per_batch, encoder.data.tokens_per_batch) == (3200, 1600)
     assert 1e-3 <= lstm.training.learning_rate <= 3e-3
     assert 2e-5 <= encoder.training.learning_rate <= 1e-4
 
 
 def test_a_limit_in_steps_alone_leaves_the_epochs_open():
-    assert load_settings(None, ["training.max_steps=7"]).resolve().training.epochs is None
-    both = load_settings(None, ["training.max_steps=7", "training.epochs=2"]).resolve().training
+    assert load_settings(None, ["training.max_steps=7"]).resolve(MIDDLING).training.epochs is None
+    both = load_settings(None, ["training.max_steps=7", "training.epochs=2"]).resolve(MIDDLING).training
     assert (both.max_steps, both.epochs) == (7, 2)
 
 
@@ -33,7 +37,7 @@ def test_overrides_stand_above_the_file(tmp_path):
 
 
 def test_yaml_round_trip():
-    settings = load_settings(None, ["training.learning_rate=3e-4", "model.hidden_size=12"]).resolve()
+    settings = load_settings(None, ["training.learning_rate=3e-4", "model.hidden_size=12"]).resolve(MIDDLING)
     sections = yaml.safe_load(settings.to_yaml())
     assert set(sections) == {"model", "data", "training"}
     again = load_settings(
@@ -96,3 +100,183 @@ def test_every_setting_is_listed_and_frozen():
     assert listed == list(Settings().flat())
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().training.epochs = 3
+
+
+# A value other than the default for every setting of the model that one kind alone reads.
+ELSEWHERE = {
+    "lstm": {
+        "model.encoder_dropout": "0.2",
+        "model.encoder_attention_dropout": "0.2",
+        "model.encoder_head_dropout": "0.2",
+        "model.gradient_checkpointing": "true",
+        "model.encoder": "some/encoder",
+    },
+    "encoder": {
+        "model.preset": "lstm-4-256",
+        "model.num_layers": "3",
+        "model.hidden_size": "12",
+        "model.bidirectional": "false",
+        "model.embedding_size": "12",
+        "model.embeddings": "encoder",
+        "model.pooling": "mean",
+        "model.embedding_dropout": "0.2",
+        "model.dropout": "0.3",
+        "model.head_dropout": "0.3",
+    },
+}
+KIND = {"lstm": ["model.kind=lstm"], "encoder": ["model.kind=encoder", "model.encoder=some/encoder"]}
+BOTH = {"model.kind", "model.encoder", "model.freeze_embeddings", "model.start_from"}
+
+
+def test_every_key_of_the_model_is_read_by_one_kind_or_by_both():
+    keys = {key for key in Settings().flat() if key.startswith("model.")}
+    assert keys == BOTH | set(ELSEWHERE["lstm"]) | set(ELSEWHERE["encoder"])
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in KIND for key in ELSEWHERE[kind]])
+def test_what_the_model_does_not_use_is_an_error(tmp_path, kind, key):
+    value = ELSEWHERE[kind][key]
+    with pytest.raises(ConfigError, match=rf"^{key}=.* has no effect: .*set model\.") as caught:
+        load_settings(None, [*KIND[kind], f"{key}={value}"])
+    assert "\n" not in str(caught.value)
+    file = tmp_path / "config.yaml"
+    file.write_text(f"model:\n  {key.partition('.')[2]}: {value}\n")
+    with pytest.raises(ConfigError, match=rf"config\.yaml: {key}=.* has no effect"):
+        load_settings(file, KIND[kind])
+
+
+@pytest.mark.parametrize("key", sorted(ELSEWHERE["lstm"] | ELSEWHERE["encoder"]))
+def test_what_the_model_uses_is_none(key):
+    kind = "encoder" if key in ELSEWHERE["lstm"] else "lstm"
+    also = ["model.encoder=some/encoder"] if key == "model.embeddings" else []
+    also += ["model.num_layers=2"] if key == "model.dropout" else []
+    value = (ELSEWHERE["lstm"] | ELSEWHERE["encoder"])[key]
+    assert load_settings(None, [*KIND[kind], *also, f"{key}={value}"]).model.kind == kind
+
+
+def test_dropout_between_the_layers_of_one():
+    with pytest.raises(ConfigError, match=r"model\.dropout=0\.3 has no effect: .* this lstm has one"):
+        load_settings(None, ["model.dropout=0.3"])
+    assert load_settings(None, ["model.dropout=0"]).model.dropout == 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.patience=2",
+        "training.metric=macro_f1",
+        "training.evaluate_every_steps=5",
+        "training.calibrate=true",
+        "data.validation_max=10",
+    ],
+)
+def test_what_needs_validation_rows(override):
+    load_settings(None, [override])
+    with pytest.raises(ConfigError, match=r"has no effect: data\.validation_fraction=0 leaves no rows"):
+        load_settings(None, ["data.validation_fraction=0", override])
+
+
+@pytest.mark.parametrize("override", ["training.patience=0", "training.calibrate=false", "training.patience=null"])
+def test_what_asks_for_nothing_needs_none(override):
+    load_settings(None, ["data.validation_fraction=0", override])
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="has no effect: wandb is not installed: pip install"):
+        load_settings(None, ["training.wandb_project=p"])
+    load_settings()
+
+
+def test_the_configuration_that_a_run_saved_is_taken_again(tmp_path):
+    """Also one of an earlier version, with settings that its model did not use."""
+    for overrides in ([], KIND["encoder"], ["data.validation_fraction=0"], ["model.preset=lstm-4-512"]):
+        file = tmp_path / "config.yaml"
+        settings = load_settings(None, overrides).resolve(MIDDLING)
+        file.write_text(settings.to_yaml())
+        assert load_settings(file) == settings
+        assert load_saved_settings(file) == settings
+    file.write_text(
+        "model: {kind: lstm, encoder: some/encoder, encoder_dropout: 0.1}\ndata: {tokens_per_batch: 8192}\n"
+    )
+    saved = load_saved_settings(file)
+    assert (saved.model.kind, saved.resolve(MIDDLING).data.tokens_per_batch) == ("lstm", 8192)
+
+
+def test_what_is_given_stands_above_the_recipe():
+    given = ["data.tokens_per_batch=77", "training.epochs=9", "training.patience=1", "training.learning_rate=1"]
+    settings = load_settings(None, [*given, "data.validation_fraction=0.3", "data.mode=pack"]).resolve(MIDDLING)
+    assert (settings.data.tokens_per_batch, settings.data.validation_fraction, settings.data.mode) == (77, 0.3, "pack")
+    assert (settings.training.epochs, settings.training.patience, settings.training.learning_rate) == (9, 1, 1.0)
+
+
+@pytest.mark.parametrize("word", ["yes", "1", "1.0", "null", "true", "spam mail", "0x1f", "2024-01-01"])
+def test_labels_of_class_weights_are_text_as_written(tmp_path, word):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"training:\n  class_weights:\n    {word}: 3\n    other: 1e-1\n")
+    for settings in (load_settings(file), load_settings(None, [f"training.class_weights={{{word}: 3, other: 1e-1}}"])):
+        assert settings.training.class_weights == {word: 3.0, "other": 0.1}
+        file.write_text(settings.to_yaml())
+        assert load_saved_settings(file) == settings
+
+
+@pytest.mark.parametrize(
+    "value", ["{a: 0}", "{a: -1}", "{a: x}", "{}", "[1, 2]", "balance", "3", "{a: .nan}", "{a: 1, a: 2}"]
+)
+def test_wrong_class_weights(value):
+    with pytest.raises(ConfigError, match=r"training\.class_weights must be"):
+        load_settings(None, [f"training.class_weights={value}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("lr learning-rate --learning_rate LEARNING_RATE base_lr learning_rat", "training.learning_rate"),
+        ("batch_size per_device_train_batch_size bs train_batch_size tokens_per_batc", "data.tokens_per_batch"),
+        ("num_train_epochs n_epochs num_epochs epochs epoch", "training.epochs"),
+        ("warmup_ratio warmup_steps warmup num_warmup_steps", "training.warmup"),
+        ("fp16 bf16 mixed_precision", "training.precision"),
+        ("label_smoothing_factor label_smoothing label-smoothing", "training.label_smoothing"),
+        ("gradient_accumulation_steps accumulate_grad_batches", "data.batches_per_step"),
+        ("max_grad_norm gradient_clip_val grad_clip", "training.max_grad_norm"),
+        ("weight_decay wd", "training.weight_decay"),
+        ("lr_scheduler_type scheduler schedule", "training.schedule"),
+        ("seed random_state", "training.seed"),
+        ("hidden_dim hidden_size hidden", "model.hidden_size"),
+        ("dropout", "model.dropout .*model.encoder_dropout"),
+        ("num_layers n_layers", "model.num_layers"),
+        ("class_weight class_weights", "training.class_weights"),
+        ("from init_from", "model.start_from"),
+        ("num_labels num_classes", "the classes are those of the data"),
+        ("max_length max_seq_length", "--max-length"),
+    ],
+)
+def test_the_words_that_people_bring_along(words, meant):
+    for word in words.split():
+        for key in (word, f"training.{word}", f"model.{word}", f"trainer.{word}"):
+            if key in Settings().flat():
+                continue
+            with pytest.raises(ConfigError, match=f"unknown setting '{key}': .*{meant}"):
+                load_settings(None, [f"{key}=1"])
+
+
+@pytest.mark.parametrize(
+    "word", ["xyzzy", "foo", "training.foo", "model.x", "data.", ".", "a.b.c", "", "colour", "beta"]
+)
+def test_nothing_near_suggests_nothing(word):
+    with pytest.raises(ConfigError, match="unknown setting") as caught:
+        load_settings(None, [f"{word}=1"])
+    assert "did you mean" not in str(caught.value)
+    assert "here that is" not in str(caught.value)
+
+
+def test_every_setting_is_explained():
+    for line in describe_settings().splitlines():
+        key, _, rest = line.partition("=")
+        assert len(rest.split("  ")) >= 3, line
+        assert rest.split("  ")[2], key
+    listing = describe_settings()
+    assert "model.num_layers=null  (a whole number or null)  LSTM layers; null: by preset  [at least 1, lstm" in listing
+    assert "[encoder only]" in listing

@@ -64,6 +64,28 @@ def test_the_same_step_by_plain_torch():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, [0.5, 3.0, 1.5]])
+def test_the_step_is_that_of_torchs_weighted_mean_over_all_its_batches(weights, smoothing):
+    model, plain = Linear(), Linear()
+    weights = None if weights is None else torch.tensor(weights)
+    stepper = Stepper(model, settings(max_grad_norm=0, label_smoothing=smoothing), "fp32", ALONE, weights)
+    tokens, labels = [0, 1, 4, 2, 3], [0, 1, 2, 0, 1]
+    report = stepper(
+        [batch(tokens[:1], labels[:1]), batch(tokens[1:], labels[1:])],
+        step=1,
+        num_examples=5,
+        learning_rate=0.1,
+        weight=None if weights is None else float(weights[labels].sum()),
+    )
+    logits = plain(batch(tokens, labels).tokens).logits
+    loss = nn.functional.cross_entropy(logits, torch.tensor(labels), weight=weights, label_smoothing=smoothing)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in plain.parameters()])
+    assert report.loss_sum / 5 == pytest.approx(loss.item(), rel=1e-6)
+    assert report.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+
+
 def test_vectors_are_not_decayed_and_frozen_weights_left_out():
     model = Linear()
     model.norm.bias.requires_grad_(False)

@@ -1,0 +1,83 @@
+"""A model that starts from the weights of an earlier one of penstock's, of the same architecture."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from penstock.engine.errors import ModelError
+from penstock.engine.models.build import build_model, load_model
+from penstock.engine.models.settings import ModelSettings
+
+Say = Callable[[str], None]
+
+
+def start_model(settings: ModelSettings, folder: Path, *, label_names: Sequence[str], vocab_size: int, say: Say) -> Any:
+    """A model with the weights of the saved one in `folder`; its output layer is new where the labels are others.
+
+    Args:
+        settings: those of the saved model; dropout and what is frozen may differ.
+        say: prints a line for the user.
+
+    Raises:
+        ModelError: there is no saved model, or it is of another architecture.
+    """
+    earlier: Any = load_model(folder)
+    there = [str(earlier.config.id2label[index]) for index in range(len(earlier.config.id2label))]
+    folder = folder if (folder / "config.json").is_file() else folder / "best"
+    if settings.kind == "encoder":
+        settings = dataclasses.replace(settings, encoder=str(folder))
+    else:
+        size = getattr(earlier.config, "embedding_size", None)
+        settings = dataclasses.replace(settings, embeddings="scratch", embedding_size=size, encoder=None)
+    model: Any = build_model(
+        settings,
+        vocab_size=vocab_size,
+        num_labels=len(label_names),
+        label_names=label_names,
+    )
+    model.config.pad_token_id = earlier.config.pad_token_id
+    # a calibrated model's temperature lies in its weights: the new run begins without one of its own
+    model.config.__dict__.pop("calibration_temperature", None)
+    weights = earlier.state_dict()
+    fresh = {}
+    if there != list(label_names):
+        name = output_layer_name(model, len(label_names))
+        fresh = _fresh_output(model, name)
+        say(
+            f"{folder}: its {len(there)} labels are not the {len(label_names)} of the data: "
+            f"the output layer ({name}) starts anew, all other weights are kept"
+        )
+    try:
+        model.load_state_dict({**weights, **fresh})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(f"{folder} holds a model of another architecture: {reason}") from None
+    return model
+
+
+def output_layer_name(model: nn.Module, num_labels: int) -> str:
+    """The name of the linear layer that makes the logits.
+
+    Raises:
+        ModelError: there is none.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == num_labels
+    ]
+    if not names:
+        raise ModelError(f"{type(model).__name__} has no linear layer of {num_labels} outputs at its end")
+    return names[-1]
+
+
+def _fresh_output(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """New weights of the output layer, drawn from torch's generator."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    fresh = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    return {f"{name}.{key}": value for key, value in fresh.state_dict().items()}

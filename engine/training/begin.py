@@ -1,0 +1,173 @@
+"""How a run begins: which settings it has, new or gone on with, and the line that says so."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penstock.engine.data.store import Store
+from penstock.engine.errors import ConfigError, StoreError
+from penstock.engine.models.loading import load_config
+from penstock.engine.models.settings import ModelSettings
+from penstock.engine.training.loop import Loop
+from penstock.engine.training.recipe import TrainingSet
+from penstock.engine.training.run_directory import RunDirectory, another_run
+from penstock.engine.training.run_record import read_record
+from penstock.engine.training.settings import (
+    ENDING_KEYS,
+    FREE_KEYS,
+    WITH_VALIDATION,
+    Settings,
+    check_used,
+    inherit,
+    load_saved_settings,
+)
+
+
+def new_settings(
+    asked: Settings, store: Store, rows: np.ndarray | None, validation_rows: np.ndarray | None
+) -> Settings:
+    """The settings of a new run: what is left open is chosen by the recipe.
+
+    Raises:
+        ConfigError: a setting has no effect, or there are no training rows.
+        ModelError: there is no such encoder.
+        StoreError: the run to start from was trained with another tokenizer.
+    """
+    if (run := asked.model.start_from) is not None:
+        asked = inherit(asked)
+        _check_tokenizer(store, run)
+    if asked.given is None:  # others were checked when they were read
+        check_used(asked, sorted(asked.stated() - (set() if validation_rows is None else WITH_VALIDATION)))
+    lengths = store.lengths if rows is None else store.lengths[rows]
+    if not len(lengths):
+        raise ConfigError("there are no training rows")
+    width = _encoder_width(asked.model) if asked.model.kind == "encoder" else None
+    validates = None if validation_rows is None else len(validation_rows) > 0
+    return asked.resolve(TrainingSet.of(lengths, width), validates=validates)
+
+
+def settings_as_begun(directory: RunDirectory, asked: Settings) -> Settings:
+    """The settings of the run that is there, with what may change as it is asked for now.
+
+    Raises:
+        RunError: something else is asked for.
+    """
+    saved = saved_settings(directory)
+    there, here = saved.flat(), asked.flat()
+    given = asked.stated() if asked.given is None else asked.given
+    changed = {key: here[key] for key in FREE_KEYS & given}
+    for key in [key for key in here if key in asked.stated() - FREE_KEYS]:
+        if key in ENDING_KEYS:
+            changed[key] = here[key]
+        elif here[key] != there[key]:
+            raise another_run(directory.path, key, there[key], here[key])
+    return saved.replace(changed)
+
+
+def saved_settings(directory: RunDirectory) -> Settings:
+    return load_saved_settings(directory.path / "config.yaml")
+
+
+def go_on(loop: Loop, identity: Mapping[str, Any]) -> list[str]:
+    """Makes the run that is there one that ends where the settings now say; returns what changed.
+
+    Raises:
+        ConfigError: they end it before where it is, or where it is.
+    """
+    directory, counters, training = loop.directory, loop.counters, loop.settings.training
+    before, after = saved_settings(directory).flat(), loop.settings.flat()
+    changed = [f"{key} {before[key]} -> {after[key]}" for key in ENDING_KEYS if before[key] != after[key]]
+    if not changed:
+        return []
+    for key, limit, done in (
+        ("training.epochs", training.epochs, counters.epoch),
+        ("training.max_steps", training.max_steps, counters.step),
+    ):
+        if limit is not None and limit < done and before[key] != limit:
+            what = key.removeprefix("training.").removeprefix("max_")
+            raise ConfigError(f"{key}={limit}: {directory.path} has done {done:,} {what} already")
+    if counters.stopped_by:
+        reason = f"training.{counters.stopped_by}"
+        raise ConfigError(
+            f"{', '.join(changed)} changes nothing: {directory.path} is over by {reason}={after[reason]}; raise that"
+        )
+    # the record first: as long as it says "complete", its result is that of config.yaml
+    directory.update(loop.settings.to_yaml(), status="running", identity=dict(identity))
+    return changed
+
+
+def opening_line(loop: Loop, rows: np.ndarray, validation_rows: np.ndarray, store: Store) -> str:
+    """What is trained, its size, from what weights, on what, for how long, and how."""
+    settings, counters = loop.settings, loop.counters
+    data, training = settings.data, settings.training
+    parameters = sum(parameter.numel() for parameter in loop.model.parameters())
+    trainable = sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad)
+    size = f"{parameters:,} parameters" + (f", {trainable:,} of them trained" if trainable != parameters else "")
+    counts = np.bincount(store.labels[rows], minlength=store.num_labels)
+    majority = f"{counts.max() / len(rows):.1%} {store.label_names[int(counts.argmax())]!r}"
+    held = f", {len(validation_rows):,} more for validation" if len(validation_rows) else ", none for validation"
+    steps = _total_steps(loop)
+    done = f"goes on after step {counters.step:,} of" if counters.step else "in"
+    epochs = f"{training.epochs} epochs" if training.epochs is not None else "any number of epochs"
+    recipe = [
+        f"learning rate {training.learning_rate:.3g}",
+        f"batches of {data.tokens_per_batch:,} tokens"
+        + (f", {data.batches_per_step} to a step" if data.batches_per_step > 1 else ""),
+        epochs,
+        f"patience {training.patience or 'off'}",
+        loop.precision,
+    ]
+    if training.class_weights is not None:
+        recipe.append("class weights" + (" balanced" if training.class_weights == "balanced" else ""))
+    if training.label_smoothing:
+        recipe.append(f"label smoothing {training.label_smoothing:g}")
+    return (
+        f"{settings.model.describe()}, {size}, {_origin(settings.model)}; "
+        f"{len(rows):,} examples in {store.num_labels} classes ({majority}){held}; "
+        f"{done} {steps}; {', '.join(recipe)}"
+    )
+
+
+def extension_line(loop: Loop, changed: list[str]) -> str:
+    return (
+        f"{', '.join(changed)}: from step {loop.counters.step:,} on the learning rate follows the schedule of the new "
+        f"total, at first {loop.next_learning_rate():.3g}"
+    )
+
+
+def _total_steps(loop: Loop) -> str:
+    training = loop.settings.training
+    limits = [f"{training.max_steps:,} steps"] if training.max_steps is not None else []
+    if training.epochs is not None:
+        by_epochs = training.epochs * loop.steps_of_an_epoch()
+        if training.max_steps is None or by_epochs < training.max_steps:
+            limits = [f"about {by_epochs:,} steps"]
+    return limits[0]
+
+
+def _origin(model: ModelSettings) -> str:
+    if model.start_from is not None:
+        return f"from the weights of the run {model.start_from}"
+    if model.kind == "encoder":
+        return f"from the weights of {model.encoder}"
+    if model.embeddings == "encoder":
+        return f"from scratch, token embeddings from {model.encoder}"
+    return "from scratch"
+
+
+def _encoder_width(model: ModelSettings) -> int:
+    if model.start_from is None:
+        assert model.encoder is not None
+        return load_config(model.encoder).hidden_size
+    return load_config(Path(model.start_from) / "best").hidden_size
+
+
+def _check_tokenizer(store: Store, run: str) -> None:
+    data = read_record(run)["data"]
+    if store.manifest.tokenizer.fingerprint != data["tokenizer"]:
+        raise StoreError(
+            f"{store.path} was prepared with another tokenizer than the data of {run}, whose weights are to be the "
+            f"start: prepare it with --tokenizer {Path(run) / 'best'}"
+        )

@@ -1,0 +1,42 @@
+"""`training.class_weights`: what an example of each class weighs in the training loss."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from penstock.engine.errors import ConfigError
+
+_SHOWN = 10  # labels named in a message
+
+
+def resolve_class_weights(
+    weights: str | Mapping[str, float] | None, label_names: Sequence[str], labels: np.ndarray
+) -> np.ndarray | None:
+    """float64 (num_labels,), or None for no weights.
+
+    Args:
+        weights: "balanced" (rows / (classes x rows of the class), as scikit-learn has it), or numbers by label, where
+            labels that are not named weigh 1.
+        labels: int64, those of the training rows.
+
+    Raises:
+        ConfigError: there is no such label.
+    """
+    if weights is None:
+        return None
+    if isinstance(weights, str):
+        counts = np.bincount(labels, minlength=len(label_names))
+        present = int((counts > 0).sum())
+        # a class without training rows has no loss to weigh
+        return np.divide(len(labels), present * counts, out=np.ones(len(counts)), where=counts > 0)
+    numbers = {name: index for index, name in enumerate(label_names)}
+    result = np.ones(len(label_names))
+    for name, weight in weights.items():
+        if name not in numbers:
+            close = difflib.get_close_matches(name, numbers, n=1)
+            more = "" if len(numbers) <= _SHOWN else f" and {len(numbers) - _SHOWN:,} more"
+            hint = f"did you mean {close[0]!r}?" if close else f"the labels are {', '.join(label_names[:_SHOWN])}{more}"
+            raise ConfigError(f"training.class_weights: there is no label {name!r}; {hint}")
+        result[numbers[name]] = weight
+    return result

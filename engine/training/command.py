@@ -1,0 +1,81 @@
+"""What `penstock train` was asked for, read and checked before anything slow is imported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.engine.data.store import Store
+from penstock.engine.errors import ConfigError, RunError, StoreError
+from penstock.engine.training.files import has_checkpoint
+from penstock.engine.training.run_directory import check_out
+from penstock.engine.training.run_record import read_record
+from penstock.engine.training.settings import Settings, load_saved_settings, load_settings, parse_value
+
+_OPTIONS = {"model.kind": "--model", "model.encoder": "--encoder", "model.start_from": "--from"}
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """
+    Attributes:
+        train, test: the stores, open; test is None where none was asked for.
+    """
+
+    settings: Settings
+    train: Store
+    test: Store | None
+
+
+def read_command(
+    out: Path,
+    train: Path | None,
+    test: Path | None,
+    config: Path | None,
+    options: Mapping[str, str | None],
+    overrides: Sequence[str],
+) -> TrainCommand:
+    """Reads the settings and opens the stores; what is left out is taken from the run in `out`, if there is one.
+
+    Args:
+        options: {"section.key": what an option of its own says, or None}.
+        overrides: `section.key=value`, above the options and the file.
+
+    Raises:
+        ConfigError, RunError, StoreError: an option, a path or a setting is wrong.
+    """
+    check_out(out)
+    given = {key: value for key, value in options.items() if value is not None}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key in given and parse_value(text) != given[key]:
+            raise ConfigError(f"{_OPTIONS[key]} {given[key]} contradicts {override}: leave one out")
+    settings = load_settings(config, [*(f"{key}={value}" for key, value in given.items()), *overrides])
+    if train is not None:
+        return TrainCommand(settings, Store.open(train), Store.open(test) if test is not None else None)
+    if not (out / "run.json").exists():
+        raise ConfigError(f"there is no run in {out} to go on with: give --train STORE for a new one")
+    record = read_record(out)
+    store = _stored(out, record["data"]["store"], "training", record["identity"].get("training data"))
+    if test is None and record["identity"].get("test data") is not None:
+        if "test" not in record["data"]:
+            raise RunError(f"{out} was begun with a test set, whose place it did not note: give --eval STORE again")
+        test_store: Store | None = _stored(out, record["data"]["test"], "test", record["identity"]["test data"])
+    else:
+        test_store = Store.open(test) if test is not None else None
+    if not has_checkpoint(out):
+        # nothing to go on from: the run begins again, with what it was begun with
+        if given or overrides or config:
+            raise ConfigError(f"{out} has no checkpoint yet: to begin it with other settings, give --train too")
+        settings = load_saved_settings(out / "config.yaml")
+    return TrainCommand(settings, store, test_store)
+
+
+def _stored(out: Path, place: str, what: str, fingerprint: str | None) -> Store:
+    option = "--train" if what == "training" else "--eval"
+    try:
+        store = Store.open(place)
+    except StoreError as error:
+        raise StoreError(f"the {what} data of {out}: {error}; give {option} STORE if it is elsewhere") from None
+    if fingerprint not in (None, store.fingerprint):
+        raise StoreError(f"{place} is no longer the {what} data that {out} was begun with")
+    return store
