@@ -37,7 +37,7 @@ from penstock.engine.models.stock import (
     NORM,
     Parts,
     has_hooks,
-    has_own_forward,
+    has_stock_forward,
     is_lora,
     is_made_of,
 )
@@ -106,13 +106,13 @@ def _can_fuse(layer: nn.Module, parts: Parts, hidden_states: Tensor) -> bool:
 
 
 def _look_up(self: nn.Embedding, ids: Tensor) -> Tensor:
-    if self.sparse or self.scale_grad_by_freq or self.max_norm or not has_own_forward(self):
+    if self.sparse or self.scale_grad_by_freq or self.max_norm or not has_stock_forward(self):
         return type(self).forward(self, ids)
     return embedding(ids, self.weight, self.padding_idx)
 
 
 def _drop(self: nn.Dropout, x: Tensor) -> Tensor:
-    if x.device.type != "cpu" or not self.training or not has_own_forward(self):
+    if x.device.type != "cpu" or not self.training or not has_stock_forward(self):
         return type(self).forward(self, x)
     rows = x.flatten(0, -2)
     whole = torch.tensor([0, rows.shape[0]], dtype=torch.int32)
