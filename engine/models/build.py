@@ -11,6 +11,7 @@ from penstock.engine.errors import ModelError
 from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.families import family_of
 from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.lora import add_lora
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
 from penstock.engine.models.settings import ModelSettings
@@ -71,6 +72,16 @@ def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
     changed = {name: rate for name, rate in zip(family.dropouts, rates, strict=True) if rate is not None}
     model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **changed)
     model.get_input_embeddings().weight.requires_grad_(not settings.freeze_embeddings)
+    if settings.freeze_layers is not None:
+        model.freeze_layers(settings.freeze_layers)
+    if settings.lora_rank is not None:
+        add_lora(
+            model.model,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            targets=settings.lora_targets,
+        )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model

@@ -11,9 +11,17 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
-from penstock.engine.models.families import counts_after_padding, family_of, max_length, parent_of_layers, pools_mean
+from penstock.engine.models.families import (
+    counts_after_padding,
+    family_of,
+    layers_of,
+    max_length,
+    parent_of_layers,
+    pools_mean,
+)
 from penstock.engine.models.fuse import fuse
 from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.lora import has_lora, merged_state
 from penstock.engine.models.output import classifier_output
 from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import Ragged, segment_pool
@@ -95,10 +103,40 @@ class EncoderClassifier(nn.Module):
         enable = next(getattr(self.model, name) for name in names if hasattr(self.model, name))
         enable({"use_reentrant": False})
 
+    def freeze_layers(self, count: int) -> None:
+        """Leaves the embeddings and the lowest `count` layers as they are.
+
+        Raises:
+            ModelError: the model has fewer layers.
+        """
+        layers = layers_of(self.model)
+        if count > len(layers):
+            raise ModelError(f"model.freeze_layers={count}, but the encoder has {len(layers)} layers")
+        for parameter, depth in self.depths().items():
+            if depth <= count:
+                parameter.requires_grad_(False)
+
+    def depths(self) -> dict[nn.Parameter, int]:
+        """How far up each parameter stands: 0 the embeddings, 1 the lowest layer, one more than the layers the head."""
+        layers = layers_of(self.model)
+        base: Any = self.model.base_model
+        lowest = [base.embeddings, getattr(base, "embeddings_project", None)]  # the second is ELECTRA's
+        depths = dict.fromkeys(self.model.parameters(), len(layers) + 1)
+        for depth, module in enumerate([nn.ModuleList(module for module in lowest if module is not None), *layers]):
+            depths.update(dict.fromkeys(module.parameters(), depth))
+        return depths
+
     def save_pretrained(self, path: str | os.PathLike) -> None:
-        """Writes the stock model: `AutoModelForSequenceClassification.from_pretrained(path)` needs no penstock."""
+        """Writes the stock model: `AutoModelForSequenceClassification.from_pretrained(path)` needs no penstock.
+
+        Adapters are added to the weights that they stand beside.
+        """
         with quiet():
-            self.model.save_pretrained(path)
+            self.model.save_pretrained(path, state_dict=merged_state(self.model) if has_lora(self.model) else None)
+
+    def unmerged_state(self) -> dict[str, Tensor] | None:
+        """What training goes on from where `save_pretrained` cannot give it back: the weights beside their adapters."""
+        return self.state_dict() if has_lora(self.model) else None
 
     def forward(
         self,

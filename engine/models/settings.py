@@ -36,6 +36,11 @@ class ModelSettings:
         encoder_dropout, encoder_attention_dropout, encoder_head_dropout: of an encoder: on hidden states, on attention
             weights, before the classifier; None keeps what the checkpoint's configuration says.
         gradient_checkpointing: recompute an encoder's layers in backward, trading time for memory.
+        freeze_layers: of an encoder: leave this many of its lowest layers, and its embeddings, as they are.
+        lora_rank: of an encoder: train low-rank adapters of this rank (through peft) and the head; None trains it all.
+        lora_alpha, lora_dropout: of the adapters; None is twice the rank, and no dropout.
+        lora_targets: which linear layers get adapters: "all" (the default), "attention", or their names, separated by
+            commas.
 
     Raises:
         ConfigError: a value is wrong or two of them contradict each other.
@@ -58,6 +63,11 @@ class ModelSettings:
     encoder_attention_dropout: float | None = None
     encoder_head_dropout: float | None = None
     gradient_checkpointing: bool = False
+    freeze_layers: int | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float | None = None
+    lora_targets: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, KINDS)
@@ -75,7 +85,7 @@ class ModelSettings:
                 )
         if self.embedding_size is None and self.embeddings == "scratch":
             object.__setattr__(self, "embedding_size", 256)
-        for name in ("num_layers", "hidden_size", "embedding_size"):
+        for name in ("num_layers", "hidden_size", "embedding_size", "freeze_layers", "lora_rank"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"model.{name} must be a positive integer, got {value!r}")
@@ -88,11 +98,24 @@ class ModelSettings:
         for name in ("bidirectional", "freeze_embeddings", "gradient_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"model.{name} must be true or false, got {getattr(self, name)!r}")
+        self._check_adaptation()
         if self.encoder is None and (self.kind == "encoder" or self.embeddings == "encoder"):
             need = "model.kind=encoder" if self.kind == "encoder" else "model.embeddings=encoder"
             raise ConfigError(f"{need} needs model.encoder: a model's name on the hub or the path of its folder")
         if self.kind == "lstm" and self.freeze_embeddings and self.embeddings == "scratch":
             raise ConfigError("model.freeze_embeddings=true would keep random embeddings; set model.embeddings=encoder")
+
+    def _check_adaptation(self) -> None:
+        """Of what parts of an encoder are trained, and how."""
+        lora = [name for name in ("lora_alpha", "lora_dropout", "lora_targets") if getattr(self, name) is not None]
+        for name in ("freeze_layers", "lora_rank", *lora):
+            if self.kind != "encoder" and getattr(self, name) is not None:
+                raise ConfigError(f"model.{name} is for encoders; leave it out, or set model.kind=encoder")
+        if lora and self.lora_rank is None:
+            raise ConfigError(f"model.{lora[0]} needs model.lora_rank, such as 8")
+        alpha = self.lora_alpha
+        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0):
+            raise ConfigError(f"model.lora_alpha must be positive, got {alpha!r}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -91,7 +91,8 @@ class Loop:
             tokenizer=store.tokenizer(),
         )
         if state is not None:
-            self.model.load_state_dict(load_model(directory.path / "last").state_dict())
+            weights = state.get("unmerged") or load_model(directory.path / "last").state_dict()
+            self.model.load_state_dict(weights)
         self.model.to(world.device)  # type: ignore[arg-type]  # transformers wraps to() out of its type
         self._log_offset = 0 if state is None else state["log_offset"]
         assert settings.data.mode != "auto"
@@ -276,6 +277,8 @@ class Loop:
             if last:
                 assert self._log is not None
                 state = {"counters": dataclasses.asdict(counters), "log_offset": self._log.sync()}
+                if unmerged := getattr(self.model, "unmerged_state", lambda: None)():
+                    state["unmerged"] = unmerged
                 if not counters.stopped_by:
                     state |= {"stepper": self._stepper.state_dict(), "loader": self._loader.state_dict()}
             links = [name for name, wanted in (("best", best), ("last", last)) if wanted]

@@ -42,6 +42,9 @@ class TrainingSettings:
     max_steps: int | None = setting(None, "optimizer steps at most", minimum=1)
     learning_rate: float | None = setting(None, "peak learning rate; lstm 2e-3, encoder 5e-5", minimum=0.0)
     weight_decay: float = setting(0.01, "AdamW's decoupled decay, not on biases and norms", minimum=0.0)
+    layer_decay: float | None = setting(
+        None, "encoder: a layer's learning rate as a share of the one above it, such as 0.9", minimum=0.0, maximum=1.0
+    )
     warmup: float = setting(0.06, "share of the run in which the learning rate rises", minimum=0.0, maximum=1.0)
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", "how the learning rate falls after warm-up")
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", minimum=0.0)
@@ -87,8 +90,14 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def resolve(self) -> "Settings":
-        """The same settings with every choice that depends on the model's kind made."""
+        """The same settings with every choice that depends on the model's kind made.
+
+        Raises:
+            ConfigError: a setting is for the other kind of model.
+        """
         chosen = _BY_KIND[self.model.kind]
+        if self.training.layer_decay is not None and self.model.kind != "encoder":
+            raise ConfigError("training.layer_decay is for encoders; leave it out, or set model.kind=encoder")
 
         def fill(section: Any, defaults: dict[str, Any]) -> Any:
             unset = {key: value for key, value in defaults.items() if getattr(section, key) in (None, "auto")}
