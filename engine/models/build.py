@@ -44,6 +44,7 @@ def build_model(
     if settings.encoder is not None and (settings.kind == "encoder" or settings.embeddings == "encoder"):
         _check_tokenizer(settings.encoder, vocab_size, tokenizer)
     if settings.kind == "encoder":
+        _check_token_types(tokenizer)
         return _build_encoder(settings, labels)
     return _build_lstm(settings, vocab_size, labels, tokenizer)
 
@@ -129,6 +130,17 @@ def _token_embeddings(name: str) -> torch.Tensor:
     with quiet(), as_model_error(name):
         encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
     return encoder.get_input_embeddings().weight.detach()
+
+
+def _check_token_types(tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Training gives no token types, which are zeros then; transformers gives a saved model what its tokenizer says."""
+    if tokenizer is None or "token_type_ids" not in tokenizer.model_input_names:
+        return
+    if any(tokenizer("a").get("token_type_ids", [])):
+        raise ModelError(
+            "the tokenizer gives a single text token types other than 0, which penstock does not train with; take "
+            "token_type_ids out of model_input_names in its tokenizer_config.json"
+        )
 
 
 def _check_tokenizer(encoder: str, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -105,7 +105,8 @@ class Doubling(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         plain = [arg.as_subclass(Tensor) if isinstance(arg, Doubling) else arg for arg in args]
-        return func(*plain, **(kwargs or {})) * (2 if func is nn.functional.linear else 1)
+        output = func(*plain, **(kwargs or {}))
+        return output * 2 if func is nn.functional.linear else output
 
 
 def parametrized(parent: nn.Module, name: str) -> None:
@@ -184,13 +185,9 @@ def parts_of(model: EncoderClassifier) -> Iterator[str]:
 
 @functools.cache
 def quiet_model(family: str) -> EncoderClassifier:
-    """Two layers, in training but nothing dropped."""
+    """Two layers, in evaluation: nothing is dropped, and spectral_norm stays what it is from call to call."""
     layers = {"n_layers" if family == "distilbert" else "num_hidden_layers": 2}
-    model = EncoderClassifier(stock_model(family, **layers)).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
+    return EncoderClassifier(stock_model(family, **layers))
 
 
 def changed(family: str, name: str, change: Change) -> EncoderClassifier:
