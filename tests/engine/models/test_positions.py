@@ -139,5 +139,7 @@ def test_a_tokenizer_whose_texts_have_other_token_types_is_refused(tmp_path: Pat
     tokenizer_for(0).save_pretrained(tmp_path)
     settings = ModelSettings(kind="encoder", encoder=str(tmp_path))
     build_model(settings, vocab_size=16, num_labels=LABELS, tokenizer=tokenizer_for(0))
+    other = tokenizer_for(0, types=1)
+    other.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     with pytest.raises(ModelError, match="token types other than 0"):
-        build_model(settings, vocab_size=16, num_labels=LABELS, tokenizer=tokenizer_for(0, types=1))
+        build_model(settings, vocab_size=16, num_labels=LABELS, tokenizer=other)
