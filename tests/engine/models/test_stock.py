@@ -124,7 +124,10 @@ def weight_norm(parent: nn.Module, name: str) -> None:
 
 
 def old_spectral_norm(parent: nn.Module, name: str) -> None:
-    nn.utils.spectral_norm(getattr(parent, name))
+    module = nn.utils.spectral_norm(getattr(parent, name)).train()
+    for _ in range(15):  # the norm is found by iteration: from its first, random guess the weights are ill-conditioned
+        module(torch.zeros(1, module.in_features))
+    module.eval()
 
 
 def spectral_norm(parent: nn.Module, name: str) -> None:
