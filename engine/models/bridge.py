@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from penstock.kernels import Ragged, varlen_attention
@@ -29,11 +30,21 @@ def bounds(batch: Ragged) -> dict[str, Any]:
     }
 
 
-def positions(batch: Ragged) -> Tensor:
-    """Each token's place in its own sequence, int64, (total_tokens,)."""
+def positions(batch: Ragged, padding_idx: int | None = None) -> Tensor:
+    """Each token's position in its own sequence, int64, (total_tokens,).
+
+    Args:
+        batch: token ids. padding_idx: None to count all tokens from 0. Otherwise, as fairseq does, only tokens other
+            than this one count, from `padding_idx + 1`, and the position of this one is `padding_idx` itself.
+    """
     total = batch.values.shape[0]
-    starts = torch.repeat_interleave(batch.cu_seqlens[:-1], batch.lengths, output_size=total)
-    return torch.arange(total, device=starts.device) - starts
+    if padding_idx is None:
+        starts = torch.repeat_interleave(batch.cu_seqlens[:-1], batch.lengths, output_size=total)
+        return torch.arange(total, device=starts.device) - starts
+    counts = batch.values != padding_idx
+    counted = counts.cumsum(0)
+    before = F.pad(counted, (1, 0))[batch.cu_seqlens[:-1]]
+    return (counted - torch.repeat_interleave(before, batch.lengths, output_size=total)) * counts + padding_idx
 
 
 def first_tokens(hidden: Tensor, bounds: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

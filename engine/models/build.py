@@ -11,6 +11,7 @@ from penstock.engine.errors import ModelError
 from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.families import family_of
 from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.lora import add_lora
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
 from penstock.engine.models.settings import ModelSettings
@@ -43,6 +44,7 @@ def build_model(
     if settings.encoder is not None and (settings.kind == "encoder" or settings.embeddings == "encoder"):
         _check_tokenizer(settings.encoder, vocab_size, tokenizer)
     if settings.kind == "encoder":
+        _check_token_types(tokenizer)
         return _build_encoder(settings, labels)
     return _build_lstm(settings, vocab_size, labels, tokenizer)
 
@@ -70,10 +72,25 @@ def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
     rates = (settings.encoder_dropout, settings.encoder_attention_dropout, settings.encoder_head_dropout)
     changed = {name: rate for name, rate in zip(family.dropouts, rates, strict=True) if rate is not None}
     model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **changed)
+    adapt(model, settings)
+    return model
+
+
+def adapt(model: EncoderClassifier, settings: ModelSettings) -> None:
+    """Freezes what is not trained, and adds the adapters."""
     model.get_input_embeddings().weight.requires_grad_(not settings.freeze_embeddings)
+    if settings.freeze_layers is not None:
+        model.freeze_layers(settings.freeze_layers)
+    if settings.lora_rank is not None:
+        add_lora(
+            model.model,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            targets=settings.lora_targets,
+        )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    return model
 
 
 def _build_lstm(
@@ -118,6 +135,17 @@ def _token_embeddings(name: str) -> torch.Tensor:
     with quiet(), as_model_error(name):
         encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
     return encoder.get_input_embeddings().weight.detach()
+
+
+def _check_token_types(tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Training gives no token types, which are zeros then; transformers gives a saved model what its tokenizer says."""
+    if tokenizer is None or "token_type_ids" not in tokenizer.model_input_names:
+        return
+    if any(tokenizer("a").get("token_type_ids", [])):
+        raise ModelError(
+            "the tokenizer gives a single text token types other than 0, which penstock does not train with; take "
+            "token_type_ids out of model_input_names in its tokenizer_config.json"
+        )
 
 
 def _check_tokenizer(encoder: str, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:

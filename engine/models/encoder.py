@@ -11,9 +11,17 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
-from penstock.engine.models.families import family_of, first_position, layers_of, max_length, pools_mean
-from penstock.engine.models.fuse import fuse, gives_first_tokens
+from penstock.engine.models.families import (
+    counts_after_padding,
+    family_of,
+    layers_of,
+    max_length,
+    parent_of_layers,
+    pools_mean,
+)
+from penstock.engine.models.fuse import fuse
 from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.lora import has_lora, merged_state
 from penstock.engine.models.output import classifier_output
 from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import Ragged, segment_pool
@@ -42,12 +50,12 @@ class EncoderClassifier(nn.Module):
         family_of(model.config)
         self.model = model
         self.max_length = max_length(model.config)
-        self.first_position = first_position(model.config)
         model.set_attn_implementation(ATTENTION)
-        if pools_mean(model.config):
-            model.base_model.register_forward_hook(_pool_mean, with_kwargs=True)
-        else:
-            layers_of(model)[-1].register_forward_hook(_pool_first, with_kwargs=True)
+        parent = parent_of_layers(model)
+        # By name: register_forward_hook numbers hooks from 0 in each process, so in one that a model is loaded in, or
+        # passed to, the next hook would take the place of this one.
+        parent._forward_hooks["penstock"] = _pool
+        parent._forward_hooks_with_kwargs["penstock"] = True
         fuse(model)
 
     @classmethod
@@ -95,10 +103,40 @@ class EncoderClassifier(nn.Module):
         enable = next(getattr(self.model, name) for name in names if hasattr(self.model, name))
         enable({"use_reentrant": False})
 
+    def freeze_layers(self, count: int) -> None:
+        """Leaves the embeddings and the lowest `count` layers as they are.
+
+        Raises:
+            ModelError: the model has fewer layers.
+        """
+        layers = layers_of(self.model)
+        if count > len(layers):
+            raise ModelError(f"model.freeze_layers={count}, but the encoder has {len(layers)} layers")
+        for parameter, depth in self.depths().items():
+            if depth <= count:
+                parameter.requires_grad_(False)
+
+    def depths(self) -> dict[nn.Parameter, int]:
+        """How far up each parameter stands: 0 the embeddings, 1 the lowest layer, one more than the layers the head."""
+        layers = layers_of(self.model)
+        base: Any = self.model.base_model
+        lowest = [base.embeddings, getattr(base, "embeddings_project", None)]  # the second is ELECTRA's
+        depths = dict.fromkeys(self.model.parameters(), len(layers) + 1)
+        for depth, module in enumerate([nn.ModuleList(module for module in lowest if module is not None), *layers]):
+            depths.update(dict.fromkeys(module.parameters(), depth))
+        return depths
+
     def save_pretrained(self, path: str | os.PathLike) -> None:
-        """Writes the stock model: `AutoModelForSequenceClassification.from_pretrained(path)` needs no penstock."""
+        """Writes the stock model: `AutoModelForSequenceClassification.from_pretrained(path)` needs no penstock.
+
+        Adapters are added to the weights that they stand beside.
+        """
         with quiet():
-            self.model.save_pretrained(path)
+            self.model.save_pretrained(path, state_dict=merged_state(self.model) if has_lora(self.model) else None)
+
+    def unmerged_state(self) -> dict[str, Tensor] | None:
+        """What training goes on from where `save_pretrained` cannot give it back: the weights beside their adapters."""
+        return self.state_dict() if has_lora(self.model) else None
 
     def forward(
         self,
@@ -114,14 +152,15 @@ class EncoderClassifier(nn.Module):
             input_ids: token ids: a `Ragged` of (total_tokens,), or padded, (batch, length).
             attention_mask: (batch, length), nonzero where a token is; with padded input only.
             labels: integer, (batch,).
-            token_type_ids: (batch, length), with padded input only, for models that have them; zeros if None.
+            token_type_ids: in the form of input_ids, (batch, length) or (total_tokens,), for models that have them;
+                zeros if None.
             reduction: of the loss over the batch: "mean", "sum" or "none".
         Returns:
             logits (batch, num_labels) and, given labels, the loss. A text without tokens, which has no first token, has
             the logits of a zero vector.
         Raises:
             TypeError, ValueError: the input is neither form, the mask does not fit it, or no text has a token.
-            ModelError: a sequence is longer than the model has positions for.
+            ModelError: a sequence is longer than the model has positions for, or another attention has been set.
         """
         batch = as_ragged(input_ids, attention_mask)
         texts, tokens = batch.batch_size, batch.values.shape[0]
@@ -133,16 +172,27 @@ class EncoderClassifier(nn.Module):
         if tokens == 0:
             raise ValueError("the batch has no tokens: an encoder reads at least one of each text, such as [CLS]")
         self._check_lengths(batch)
+        if self.config._attn_implementation != ATTENTION:
+            # no other knows the bounds of the sequences: each token would attend to the whole batch
+            raise ModelError(
+                f"the model's attention has been set to {self.config._attn_implementation!r}, which knows no bounds "
+                f"between texts; set it back by model.set_attn_implementation({ATTENTION!r})"
+            )
         if batch.values.device.type == "cpu" and not torch.compiler.is_compiling():
             batch = _rounded(batch, min(_TOKENS, self.max_length))
         inputs: dict[str, Any] = {"input_ids": batch.values[None], **bounds(batch)}
-        inputs["position_ids"] = (positions(batch) + self.first_position)[None]
+        inputs["position_ids"] = positions(batch, self._padding_idx())[None]
         if token_type_ids is not None:
-            if isinstance(input_ids, Ragged):
-                raise ValueError("token_type_ids goes with padded input_ids only")
             types = token_type_ids.flatten() if attention_mask is None else token_type_ids[attention_mask != 0]
+            if types.shape[0] != tokens:
+                raise ValueError(f"token_type_ids has shape {tuple(token_type_ids.shape)}, unlike input_ids")
             inputs["token_type_ids"] = F.pad(types, (0, batch.values.shape[0] - tokens))[None]
         return classifier_output(self.model(**inputs).logits[:texts], labels, reduction)
+
+    def _padding_idx(self) -> int | None:
+        """The token that has no position of its own, for a family that counts positions from behind it."""
+        embeddings: Any = self.model.base_model.embeddings
+        return embeddings.padding_idx if counts_after_padding(self.config) else None
 
     def _check_lengths(self, batch: Ragged) -> None:
         if batch.max_seqlen <= self.max_length:
@@ -170,15 +220,18 @@ def _rounded(batch: Ragged, longest: int) -> Ragged:
     )
 
 
-def _pool_first(module: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> Tensor:
-    """The last layer's (1, total_tokens, width) -> (batch, 1, width): first tokens, zero for an empty sequence."""
-    if not gives_first_tokens(module):
-        hidden = first_tokens(hidden[0], kwargs)[0][:, None]
-    is_empty = kwargs["cu_seq_lens_k"].diff() == 0
-    return hidden.masked_fill(is_empty[:, None, None], 0)
+def _pool(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """What the layers give, (1, total_tokens, width), or (batch, 1, width) of first tokens alone -> (batch, 1, width).
 
-
-def _pool_mean(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-    """(1, total_tokens, width) -> (batch, 1, width): each sequence's mean, of which the stock head takes the mean."""
-    output.last_hidden_state = segment_pool(output.last_hidden_state[0], kwargs["cu_seq_lens_q"], "mean")[:, None]
+    Each sequence's first token, or its mean, of which the stock head takes the mean; zero for an empty sequence.
+    """
+    hidden, cu_seqlens = output.last_hidden_state, kwargs["cu_seq_lens_k"]
+    if pools_mean(getattr(module, "config", None)):
+        pooled = segment_pool(hidden[0], cu_seqlens, "mean")[:, None]
+    else:
+        lengths = cu_seqlens.diff()
+        is_pooled = hidden.shape[1] == 1 and hidden.shape[0] == lengths.shape[0]
+        first = hidden if is_pooled else first_tokens(hidden[0], kwargs)[0][:, None]
+        pooled = first.masked_fill((lengths == 0)[:, None, None], 0)
+    output.last_hidden_state = pooled
     return output

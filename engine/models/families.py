@@ -52,19 +52,25 @@ def family_of(config: PreTrainedConfig) -> Family:
     return family
 
 
-def first_position(config: PreTrainedConfig) -> int:
-    """The position id of a sequence's first token."""
-    return config.pad_token_id + 1 if family_of(config).positions_after_padding else 0
+def counts_after_padding(config: PreTrainedConfig) -> bool:
+    """Whether positions count from behind the padding token's, which all padding tokens share."""
+    return family_of(config).positions_after_padding
 
 
 def max_length(config: PreTrainedConfig) -> int:
     """The longest sequence, in tokens, that the model has positions for."""
-    return config.max_position_embeddings - first_position(config)
+    taken = config.pad_token_id + 1 if counts_after_padding(config) else 0
+    return config.max_position_embeddings - taken
 
 
-def pools_mean(config: PreTrainedConfig) -> bool:
+def pools_mean(config: PreTrainedConfig | None) -> bool:
     """Whether the stock head reads the mean over the tokens; else it reads the first one."""
     return getattr(config, "classifier_pooling", "cls") == "mean"
+
+
+def parent_of_layers(model: PreTrainedModel) -> nn.Module:
+    """The module that runs the layers one after the other."""
+    return model.base_model.get_submodule(family_of(model.config).layers.rpartition(".")[0])
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:

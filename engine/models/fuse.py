@@ -1,7 +1,9 @@
 """Less work in the layers of a stock encoder, with the same results.
 
 Methods are replaced on the modules themselves: parameters, their names and checkpoints stay as they are, and `unfuse`
-takes everything back.
+takes everything back. What replaces them reads parameters in place of calling modules, so at every call a layer first
+asks whether all that it is made of is as the library made it (`stock.py`); if anything is not, it runs its own forward.
+peft's plain LoRA is the exception: such a layer stays fused, and calls those of its linear layers that have adapters.
 
 - The last layer computes its queries, and all that follows attention, for each sequence's first token only: a head that
   reads the first token never sees the others. Keys and values still come from every token, so this is exact.
@@ -16,9 +18,9 @@ takes everything back.
   drawn by that rule too, the whole batch taken for one example: torch draws it on one thread.
 """
 
-from collections.abc import Callable
-from types import MethodType
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +30,27 @@ from transformers.activations import GELUActivation
 
 from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.families import layers_of, pools_mean
+from penstock.engine.models.stock import (
+    ACTIVATION,
+    DROPOUT,
+    LINEAR,
+    NORM,
+    Parts,
+    has_hooks,
+    has_stock_forward,
+    is_lora,
+    is_made_of,
+)
 from penstock.kernels import bias_gelu, geglu, linear, philox, residual_norm, rotary
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.embedding import embedding
 
-_BERT_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-
 
 def fuse(model: PreTrainedModel) -> None:
     """Replaces the methods of a model for sequence classification that runs through the bridge."""
     table = model.get_input_embeddings()
-    if type(table) is nn.Embedding and not (table.sparse or table.scale_grad_by_freq or table.max_norm):
+    if type(table) is nn.Embedding:
         _replace(table, _look_up)
     embeddings: Any = model.base_model.embeddings
     for module in embeddings.modules():
@@ -47,59 +58,92 @@ def fuse(model: PreTrainedModel) -> None:
             _replace(module, _drop)
     layers: Any = layers_of(model)
     model_type = model.config.model_type
-    forward, last_forward = _FORWARDS[model_type]
-    for layer in layers:
-        _replace(layer, forward)
-    sees_all = model_type != "modernbert" or layers[-1].attn.sliding_window is None
-    if sees_all and not pools_mean(model.config):
-        _replace(layers[-1], last_forward)
+    for layer in layers[:-1]:
+        _replace(layer, _run_layer, model_type)
+    _replace(layers[-1], _run_last_layer if not pools_mean(model.config) else _run_layer, model_type)
 
 
 def unfuse(model: PreTrainedModel) -> None:
     """Gives every module its own methods back."""
     for module in model.modules():
-        vars(module).pop("forward", None)
+        if is_fused(module):
+            del vars(module)["forward"]
 
 
 def is_fused(module: nn.Module) -> bool:
-    return "forward" in vars(module)
+    replaced = vars(module).get("forward")
+    return isinstance(replaced, functools.partial) and replaced.func in (_look_up, _drop, _run_layer, _run_last_layer)
 
 
-def gives_first_tokens(layer: nn.Module) -> bool:
-    """Whether what a layer computes is each sequence's first token alone."""
-    replaced = vars(layer).get("forward")
-    return replaced is not None and replaced.__func__ in (last_forward for _, last_forward in _FORWARDS.values())
+def _replace(module: nn.Module, forward: Callable[..., Any], *arguments: Any) -> None:
+    # Unlike a bound method a partial can be pickled: by the name of its function, which no module has as an attribute.
+    vars(module)["forward"] = functools.partial(forward, module, *arguments)
 
 
-def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-    vars(module)["forward"] = MethodType(forward, module)
+def _run_layer(self: Any, model_type: str, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A layer, fused if nothing stands against it."""
+    family = _FAMILIES[model_type]
+    if _can_fuse(self, family.parts, hidden_states):
+        return family.layer(self, hidden_states, *args, **kwargs)
+    return type(self).forward(self, hidden_states, *args, **kwargs)
+
+
+def _run_last_layer(self: Any, model_type: str, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The last layer, (batch, 1, width) for first tokens alone, unless a hook on it or another part wants them all."""
+    family = _FAMILIES[model_type]
+    if not _can_fuse(self, family.parts, hidden_states):
+        return type(self).forward(self, hidden_states, *args, **kwargs)
+    sees_all = has_hooks(self) or not is_fused(self) or family.needs_all(self)
+    return (family.layer if sees_all else family.last_layer)(self, hidden_states, *args, **kwargs)
+
+
+def _can_fuse(layer: nn.Module, parts: Parts, hidden_states: Tensor) -> bool:
+    dtypes: set[torch.dtype] = set()
+    if not is_made_of(layer, parts, dtypes) or len(dtypes) != 1:
+        return False
+    device = hidden_states.device.type
+    return hidden_states.dtype in dtypes or torch.is_autocast_enabled(device)
 
 
 def _look_up(self: nn.Embedding, ids: Tensor) -> Tensor:
+    if self.sparse or self.scale_grad_by_freq or self.max_norm or not has_stock_forward(self):
+        return type(self).forward(self, ids)
     return embedding(ids, self.weight, self.padding_idx)
 
 
 def _drop(self: nn.Dropout, x: Tensor) -> Tensor:
-    if x.device.type != "cpu" or not self.training:
-        return F.dropout(x, self.p, self.training)
+    if x.device.type != "cpu" or not self.training or not has_stock_forward(self):
+        return type(self).forward(self, x)
     rows = x.flatten(0, -2)
     whole = torch.tensor([0, rows.shape[0]], dtype=torch.int32)
     return ragged_dropout(rows, whole, self.p, philox.new_seed(), 0).view_as(x)
 
 
-def _joined(x: Tensor, *parts: nn.Linear) -> Tensor:
-    """The outputs of several linear layers of equal size, (tokens, len(parts), width), by one matrix product."""
-    out = linear(x, [part.weight for part in parts], [part.bias for part in parts])
-    return out.unflatten(-1, (len(parts), -1))
+def _products(x: Tensor, *parts: nn.Linear) -> tuple[Tensor, ...]:
+    """The outputs of linear layers of equal size, (tokens, width) each; by one matrix product if none has adapters."""
+    if any(map(is_lora, parts)):
+        return tuple(_product(x, part) for part in parts)
+    biases = [part.bias for part in parts if part.bias is not None]
+    if len(biases) not in (0, len(parts)):
+        return tuple(_product(x, part) for part in parts)
+    out = linear(x, [part.weight for part in parts], biases)
+    return out.unflatten(-1, (len(parts), -1)).unbind(1)
 
 
 def _product(x: Tensor, dense: nn.Linear) -> Tensor:
+    if is_lora(dense):
+        return dense(x)
     return linear(x, [dense.weight], [] if dense.bias is None else [dense.bias])
+
+
+def _product_and_bias(x: Tensor, dense: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """What is left to be added comes second."""
+    return (dense(x), None) if is_lora(dense) else (linear(x, [dense.weight]), dense.bias)
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
     """(tokens, width) -> (tokens, heads, head_dim)."""
-    return x.reshape(x.shape[0], -1, head_dim)
+    return x.unflatten(-1, (-1, head_dim))
 
 
 def _rows(hidden_states: Tensor) -> Tensor:
@@ -110,7 +154,7 @@ def _rows(hidden_states: Tensor) -> Tensor:
 
 
 def _attended(
-    q: Tensor, kv: tuple[Tensor, Tensor], attention: Any, attention_mask: Tensor | None, bounds: dict[str, Any]
+    q: Tensor, kv: Sequence[Tensor], attention: Any, attention_mask: Tensor | None, bounds: dict[str, Any]
 ) -> Tensor:
     """What each query's token attends to, (queries, width)."""
     dropout = attention.dropout.p if attention.training else 0.0
@@ -121,12 +165,13 @@ def _add(
     x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float, bounds: Any, **prenorm: Any
 ) -> Any:
     """norm(residual + dropout(dense(x))); with prenorm=True that and the sum."""
+    product, bias = _product_and_bias(x, dense)
     return residual_norm(
-        linear(x, [dense.weight]),
+        product,
         residual,
         norm.weight,
         norm.bias,
-        x_bias=dense.bias,
+        x_bias=bias,
         eps=norm.eps,
         dropout_p=dropout,
         cu_seqlens=bounds["cu_seq_lens_q"],
@@ -136,9 +181,13 @@ def _add(
 
 
 def _activated(x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
-    if isinstance(activation, GELUActivation):
-        return bias_gelu(linear(x, [dense.weight]), dense.bias)
-    return activation(dense(x))
+    if _is_gelu(activation):
+        return bias_gelu(*_product_and_bias(x, dense))
+    return activation(_product(x, dense))
+
+
+def _is_gelu(activation: nn.Module) -> bool:
+    return type(activation) is GELUActivation and activation.act is F.gelu
 
 
 def _rate(dropout: nn.Module) -> float:
@@ -156,8 +205,8 @@ def _bert_layer(
     self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
 ) -> Tensor:
     attention, hidden = self.attention.self, _rows(hidden_states)
-    qkv = _joined(hidden, attention.query, attention.key, attention.value)
-    q, *kv = qkv.unflatten(-1, (-1, attention.attention_head_size)).unbind(1)
+    qkv = _products(hidden, attention.query, attention.key, attention.value)
+    q, *kv = (_heads(part, attention.attention_head_size) for part in qkv)
     out = _attended(q, kv, attention, attention_mask, bounds)
     return _bert_after_attention(self, out, hidden, bounds)[None]
 
@@ -168,7 +217,7 @@ def _bert_last_layer(
     attention, hidden = self.attention.self, _rows(hidden_states)
     head_dim = attention.attention_head_size
     first, bounds = first_tokens(hidden, bounds)
-    kv = _joined(hidden, attention.key, attention.value).unflatten(-1, (-1, head_dim)).unbind(1)
+    kv = [_heads(part, head_dim) for part in _products(hidden, attention.key, attention.value)]
     out = _attended(_heads(attention.query(first), head_dim), kv, attention, attention_mask, bounds)
     return _bert_after_attention(self, out, first, bounds)[:, None]
 
@@ -181,8 +230,8 @@ def _distilbert_after_attention(self: Any, out: Tensor, residual: Tensor, bounds
 
 def _distilbert_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any) -> Tensor:
     attention, hidden = self.attention, _rows(hidden_states)
-    qkv = _joined(hidden, attention.q_lin, attention.k_lin, attention.v_lin)
-    q, *kv = qkv.unflatten(-1, (-1, attention.attention_head_size)).unbind(1)
+    qkv = _products(hidden, attention.q_lin, attention.k_lin, attention.v_lin)
+    q, *kv = (_heads(part, attention.attention_head_size) for part in qkv)
     out = _attended(q, kv, attention, attention_mask, bounds)
     return _distilbert_after_attention(self, out, hidden, bounds)[None]
 
@@ -193,7 +242,7 @@ def _distilbert_last_layer(
     attention, hidden = self.attention, _rows(hidden_states)
     head_dim = attention.attention_head_size
     first, bounds = first_tokens(hidden, bounds)
-    kv = _joined(hidden, attention.k_lin, attention.v_lin).unflatten(-1, (-1, head_dim)).unbind(1)
+    kv = [_heads(part, head_dim) for part in _products(hidden, attention.k_lin, attention.v_lin)]
     out = _attended(_heads(attention.q_lin(first), head_dim), kv, attention, attention_mask, bounds)
     return _distilbert_after_attention(self, out, first, bounds)[:, None]
 
@@ -204,8 +253,8 @@ def _turned(q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor
 
 
 def _modernbert_mlp(mlp: Any, x: Tensor) -> Tensor:
-    if isinstance(mlp.act, GELUActivation):
-        inner = geglu(linear(x, [mlp.Wi.weight]), mlp.Wi.bias)
+    if _is_gelu(mlp.act):
+        inner = geglu(*_product_and_bias(x, mlp.Wi))
     else:
         gate, value = _product(x, mlp.Wi).chunk(2, -1)
         inner = mlp.act(gate) * value
@@ -263,9 +312,44 @@ def _modernbert_last_layer(
     return _modernbert_attention(self, q, k, v, first, attention_mask, bounds)[:, None]
 
 
-# Of each type of model: what its layers compute, and what the last one does for each sequence's first token only.
-_FORWARDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    **dict.fromkeys(_BERT_TYPES, (_bert_layer, _bert_last_layer)),
-    "distilbert": (_distilbert_layer, _distilbert_last_layer),
-    "modernbert": (_modernbert_layer, _modernbert_last_layer),
+def _modernbert_needs_all(layer: Any) -> bool:
+    # a first token sees the tokens of its window only, and adapters have no rows to themselves for keys and values
+    return layer.attn.sliding_window is not None or is_lora(layer.attn.Wqkv) or pools_mean(layer.config)
+
+
+class _Family(NamedTuple):
+    """What a layer is made of and computes, and what the last one computes unless all of its tokens are needed."""
+
+    parts: Parts
+    layer: Callable[..., Tensor]
+    last_layer: Callable[..., Tensor]
+    needs_all: Callable[[Any], bool] = lambda layer: False
+
+
+_ADD_AND_NORM: Parts = {"dense": LINEAR, "LayerNorm": NORM, "dropout": DROPOUT}
+_BERT_PARTS: Parts = {
+    "attention": {
+        "self": {"query": LINEAR, "key": LINEAR, "value": LINEAR, "dropout": DROPOUT},
+        "output": _ADD_AND_NORM,
+    },
+    "intermediate": {"dense": LINEAR, "intermediate_act_fn": ACTIVATION},
+    "output": _ADD_AND_NORM,
+}
+_DISTILBERT_PARTS: Parts = {
+    "attention": {**dict.fromkeys(("q_lin", "k_lin", "v_lin", "out_lin"), LINEAR), "dropout": DROPOUT},
+    "sa_layer_norm": NORM,
+    "ffn": {"lin1": LINEAR, "lin2": LINEAR, "activation": ACTIVATION, "dropout": DROPOUT},
+    "output_layer_norm": NORM,
+}
+_MODERNBERT_PARTS: Parts = {
+    "attn_norm": NORM | {nn.Identity},
+    "attn": {"Wqkv": LINEAR, "Wo": LINEAR, "out_drop": DROPOUT},
+    "mlp_norm": NORM,
+    "mlp": {"Wi": LINEAR, "act": ACTIVATION, "drop": DROPOUT, "Wo": LINEAR},
+}
+_BERT = _Family(_BERT_PARTS, _bert_layer, _bert_last_layer)
+_FAMILIES = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
+    "distilbert": _Family(_DISTILBERT_PARTS, _distilbert_layer, _distilbert_last_layer),
+    "modernbert": _Family(_MODERNBERT_PARTS, _modernbert_layer, _modernbert_last_layer, _modernbert_needs_all),
 }

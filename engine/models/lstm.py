@@ -11,6 +11,7 @@ from penstock.engine.models.loading import quiet
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
 from penstock.engine.models.output import classifier_output
 from penstock.engine.models.ragged_input import as_ragged
+from penstock.engine.models.stock import has_hooks, is_untouched
 from penstock.kernels import LSTM, Ragged, segment_pool
 from penstock.kernels.dropout import dropout
 from penstock.kernels.philox import new_seed
@@ -96,21 +97,41 @@ class LSTMClassifier(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _pooled(self, batch: Ragged, seed: Tensor | None) -> Tensor:
-        """(batch, width): the texts, each a vector. The LSTM looks up and pools where it can."""
+        """(batch, width): the texts, each a vector. The LSTM looks up and pools where it can.
+
+        It does neither where something stands on the embeddings or on the LSTM that takes effect when they are called,
+        or sees what goes in and comes out: a hook, a parametrization, another class.
+        """
         config = self.config
-        embeddings: Tensor | None = self.embeddings.weight
-        if seed is not None and config.embedding_dropout:
+        pools = config.pooling in ("max", "mean") and self._lstm_is_plain()
+        options: dict[str, Any] = {} if seed is None else {"seed": seed}
+        drops = seed is not None and config.embedding_dropout
+        if not drops and self._lstm_is_plain() and self._embeddings_are_plain():
+            options["embeddings"] = self.embeddings.weight
+        else:
             x = self.embeddings(batch.values)
-            x = dropout(x, batch.cu_seqlens, config.embedding_dropout, seed, _EMBEDDING_STREAM, batch.ids)
-            batch, embeddings = batch.with_values(x), None
+            if drops:
+                x = dropout(x, batch.cu_seqlens, config.embedding_dropout, seed, _EMBEDDING_STREAM, batch.ids)
+            batch = batch.with_values(x)
+        if pools:
+            return self.lstm(batch, pooling=config.pooling, **options)[0]
+        hidden, (h_n, _) = self.lstm(batch, **options)
         if config.pooling in ("max", "mean"):
-            return self.lstm(batch, seed=seed, embeddings=embeddings, pooling=config.pooling)[0]
-        hidden, (h_n, _) = self.lstm(batch, seed=seed, embeddings=embeddings)
+            return segment_pool(hidden.values, batch.cu_seqlens, config.pooling)
         if config.pooling == "last":
             last_layer = h_n[-2:] if config.bidirectional else h_n[-1:]
             return last_layer.transpose(0, 1).flatten(1)
         assert self.scores is not None
         return segment_pool(hidden.values, batch.cu_seqlens, "attention", self.scores(hidden.values))
+
+    def _embeddings_are_plain(self) -> bool:
+        table = self.embeddings
+        if not is_untouched(table, frozenset({nn.Embedding})) or table.padding_idx is not None:
+            return False
+        return not (table.sparse or table.scale_grad_by_freq or table.max_norm)
+
+    def _lstm_is_plain(self) -> bool:
+        return type(self.lstm) is LSTM and "forward" not in vars(self.lstm) and not has_hooks(self.lstm)
 
 
 AutoModelForSequenceClassification.register(LSTMClassifierConfig, LSTMClassifier)

@@ -61,6 +61,22 @@ class ModelSettings:
         False, "recompute an encoder's layers in backward, trading time for memory", used_by="encoder"
     )
     start_from: str | None = setting(None, "an earlier run, whose best model's weights this one starts from (--from)")
+    freeze_layers: int | None = setting(
+        None,
+        "leave this many of an encoder's lowest layers, and its embeddings, as they are",
+        minimum=1,
+        used_by="encoder",
+    )
+    lora_rank: int | None = setting(
+        None, "train low-rank adapters of this rank and the head alone (needs peft)", minimum=1, used_by="encoder"
+    )
+    lora_alpha: float | None = setting(
+        None, "scale of the adapters; null: twice the rank", minimum=1e-6, used_by="encoder"
+    )
+    lora_dropout: float | None = setting(None, "before the adapters; null: none", minimum=0, below=1, used_by="encoder")
+    lora_targets: str | None = setting(
+        None, "what gets adapters: all linear layers (null), attention, or names such as query,value", used_by="encoder"
+    )
 
     def __post_init__(self) -> None:
         check_section(self, "model")
@@ -77,6 +93,9 @@ class ModelSettings:
                 )
         if self.embedding_size is None and self.embeddings == "scratch":
             object.__setattr__(self, "embedding_size", 256)
+        lora = [name for name in ("lora_alpha", "lora_dropout", "lora_targets") if getattr(self, name) is not None]
+        if lora and self.lora_rank is None:
+            raise ConfigError(f"model.{lora[0]} needs model.lora_rank, such as 8")
         needs_encoder = self.kind == "encoder" or self.embeddings == "encoder"
         if needs_encoder and self.encoder is None and self.start_from is None:
             need = "model.kind=encoder" if self.kind == "encoder" else "model.embeddings=encoder"

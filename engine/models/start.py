@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models.build import build_model, load_model
+from penstock.engine.models.build import adapt, build_model, load_model
 from penstock.engine.models.settings import ModelSettings
 
 Say = Callable[[str], None]
@@ -28,8 +28,11 @@ def start_model(settings: ModelSettings, folder: Path, *, label_names: Sequence[
     earlier: Any = load_model(folder)
     there = [str(earlier.config.id2label[index]) for index in range(len(earlier.config.id2label))]
     folder = folder if (folder / "config.json").is_file() else folder / "best"
+    wanted = settings
     if settings.kind == "encoder":
-        settings = dataclasses.replace(settings, encoder=str(folder))
+        # its own weights first: adapters come beside them
+        lora = dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"))
+        settings = dataclasses.replace(settings, encoder=str(folder), **lora)
     else:
         size = getattr(earlier.config, "embedding_size", None)
         settings = dataclasses.replace(settings, embeddings="scratch", embedding_size=size, encoder=None)
@@ -56,6 +59,8 @@ def start_model(settings: ModelSettings, folder: Path, *, label_names: Sequence[
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ModelError(f"{folder} holds a model of another architecture: {reason}") from None
+    if wanted.lora_rank is not None:
+        adapt(model, wanted)
     return model
 
 

@@ -104,7 +104,8 @@ class Loop:
             settings.training.class_weights, store.label_names, store.labels[rows]
         )
         torch.manual_seed(derive_seed(settings.training.seed, "weights"))
-        self.model = self._build(directory.path / "last" if state is not None else None, say)
+        last = directory.path / "last" if state is not None else None
+        self.model = self._build(last, state["unmerged"] if state and "unmerged" in state else None, say)
         self.model.to(world.device)
         self._log_offset = 0 if state is None else state["log_offset"]
         assert settings.data.mode != "auto"
@@ -131,21 +132,29 @@ class Loop:
             self._stepper.load_state_dict(state["stepper"])
             self._loader.load_state_dict(state["loader"])
 
-    def _build(self, last: Path | None, say: Say) -> Any:
-        """The model: new, from an earlier run's weights, or as the last checkpoint has it."""
+    def _build(self, last: Path | None, unmerged: dict[str, Any] | None, say: Say) -> Any:
+        """The model: new, from an earlier run's weights, or as the last checkpoint has it.
+
+        Args:
+            unmerged: the checkpoint's weights with their adapters apart, if it has any.
+        """
         store, settings = self._store, self.settings.model
         if settings.start_from is not None:
             folder = last or Path(settings.start_from)
-            return start_model(settings, folder, label_names=store.label_names, vocab_size=store.vocab_size, say=say)
-        model = build_model(
-            settings,
-            vocab_size=store.vocab_size,
-            num_labels=len(store.label_names),
-            label_names=store.label_names,
-            tokenizer=store.tokenizer(),
-        )
-        if last is not None:
-            model.load_state_dict(load_model(last).state_dict())
+            names, size = store.label_names, store.vocab_size
+            model = start_model(settings, folder, label_names=names, vocab_size=size, say=say)
+        else:
+            model = build_model(
+                settings,
+                vocab_size=store.vocab_size,
+                num_labels=len(store.label_names),
+                label_names=store.label_names,
+                tokenizer=store.tokenizer(),
+            )
+            if last is not None and unmerged is None:
+                model.load_state_dict(load_model(last).state_dict())
+        if unmerged is not None:
+            model.load_state_dict(unmerged)
         return model
 
     @property
@@ -333,6 +342,8 @@ class Loop:
                     "stepper": self._stepper.state_dict(),
                     "loader": self._loader.state_dict(),
                 }
+                if unmerged := getattr(self.model, "unmerged_state", lambda: None)():
+                    state["unmerged"] = unmerged
             links = [name for name, wanted in (("best", best), ("last", last)) if wanted]
             write_checkpoint(
                 self.directory.path, counters.step, lambda folder: self._save(self.model, folder), state, links

@@ -54,6 +54,13 @@ class TrainingSettings:
         None, "peak learning rate; null: lstm 2e-3, encoder 5e-5 at width 768", minimum=0.0
     )
     weight_decay: float = setting(0.01, "AdamW's decoupled decay, not on biases and norms", minimum=0.0)
+    layer_decay: float | None = setting(
+        None,
+        "encoder: a layer's learning rate as a share of the one above it, such as 0.9",
+        minimum=0.0,
+        maximum=1.0,
+        used_by="encoder",
+    )
     warmup: float = setting(0.06, "share of the run in which the learning rate rises", minimum=0.0, maximum=1.0)
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", "how the learning rate falls after warm-up")
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", minimum=0.0)
@@ -270,7 +277,9 @@ def check_used(settings: Settings, keys: Iterable[str], where: str = "") -> None
 
 def _unused(settings: Settings, key: str) -> str | None:
     """Why a run does not use a setting of the sections data and training; None if it does."""
-    value = settings.flat()[key]
+    value, kind = settings.flat()[key], settings.model.kind
+    if value is not None and used_by(key) not in (None, kind):
+        return f"this model is an {kind}, which does not use it: leave it out"
     if key in WITH_VALIDATION and value and settings.data.validation_fraction == 0:
         return "data.validation_fraction=0 leaves no rows to evaluate on"
     if key == "training.wandb_project" and value and not importlib.util.find_spec("wandb"):

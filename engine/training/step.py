@@ -71,7 +71,10 @@ class Stepper:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         assert settings.learning_rate is not None
         self._optimizer = build_optimizer(
-            model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+            model,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
         )
         self._scaler = gradient_scaler(precision, world.device)
         self._overflows = 0
@@ -138,7 +141,7 @@ class Stepper:
         if 0 < self._settings.max_grad_norm < grad_norm < float("inf"):
             nn.utils.clip_grads_with_norm_(self._parameters, self._settings.max_grad_norm, norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("share", 1.0)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
