@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import cpu_here, philox
+from penstock.kernels import cpu_here, philox, transforms
 from penstock.kernels.cpu_here import native
 from penstock.kernels.ragged import check_cu_seqlens
 
@@ -149,35 +149,20 @@ def _cpu_dropout(
     return out
 
 
-class _Dropout(torch.autograd.Function):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cu_seqlens, ctx.p, seed, ctx.stream, ids, ctx.per_sequence = inputs
+    ctx.save_for_backward(cu_seqlens, seed, ids)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient is dropped alike."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cu_seqlens: Tensor, p: float, seed: Tensor, *rest: Any) -> Tensor:
-        stream, ids, per_sequence = rest
-        ctx.save_for_backward(cu_seqlens, seed, ids)
-        ctx.p, ctx.stream, ctx.per_sequence = p, stream, per_sequence
-        return _dropout_below_autograd(x, cu_seqlens, p, seed, *rest)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
-        cu_seqlens, seed, ids = ctx.saved_tensors
-        arguments = cu_seqlens, ctx.p, seed, ctx.stream, ids, ctx.per_sequence
-        return torch.ops.penstock.dropout(grad_out, *arguments), *(None for _ in arguments)
-
-
-def _dropout_below_autograd(*arguments: Any) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.penstock.dropout(*arguments)
-
-
-def _recorded_dropout(x: Tensor, *arguments: Any) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Dropout.apply(x, *arguments)
-    return _dropout_below_autograd(x, *arguments)
+    cu_seqlens, seed, ids = ctx.saved_tensors
+    arguments = cu_seqlens, ctx.p, seed, ctx.stream, ids, ctx.per_sequence
+    return torch.ops.penstock.dropout(grad_out, *arguments), *(None for _ in arguments)
 
 
 torch.library.impl("penstock::dropout", "default", _plain_dropout)
 torch.library.impl("penstock::dropout", "cpu", _cpu_dropout)
-torch.library.impl("penstock::dropout", "Autograd", _recorded_dropout)
 torch.library.register_fake("penstock::dropout", lambda x, *_: torch.empty_like(x))
+transforms.register("keep_mask", _plain_keep_mask)
+transforms.register("dropout", _plain_dropout, _setup_context, _differentiate)

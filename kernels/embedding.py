@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from penstock.kernels import transforms
+
 torch.library.define(
     "penstock::embedding",
     "(Tensor ids, Tensor weight, int padding_idx) -> Tensor",
@@ -42,11 +44,6 @@ def _look_up(ids: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
 @torch.library.register_fake("penstock::embedding")
 def _look_up_shape(ids: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
     return weight.new_empty(*ids.shape, weight.shape[1])
-
-
-@torch.library.impl("penstock::embedding_backward", "CompositeExplicitAutograd")
-def _sum_by_row(grad_out: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
-    return torch.ops.aten.embedding_dense_backward(grad_out, ids, rows, padding_idx, False)
 
 
 @torch.library.impl("penstock::embedding_backward", "CPU")
@@ -87,5 +84,14 @@ def _backward_of_backward(ctx, grad_gradient: Tensor):
     return rows.masked_fill((ids == ctx.padding_idx).unsqueeze(-1), 0), None, None, None
 
 
-torch.library.register_autograd("penstock::embedding", _backward, setup_context=_keep_ids)
-torch.library.register_autograd("penstock::embedding_backward", _backward_of_backward, setup_context=_keep_ids_again)
+def _plain(ids: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
+    return F.embedding(ids, weight, None if padding_idx < 0 else padding_idx)
+
+
+def _plain_backward(grad_out: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
+    return torch.ops.aten.embedding_dense_backward(grad_out, ids, rows, padding_idx, False)
+
+
+torch.library.impl("penstock::embedding_backward", "CompositeExplicitAutograd")(_plain_backward)
+transforms.register("embedding", _plain, _keep_ids, _backward)
+transforms.register("embedding_backward", _plain_backward, _keep_ids_again, _backward_of_backward)

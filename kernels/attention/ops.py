@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, philox
+from penstock.kernels import dispatch, philox, transforms
 from penstock.kernels.attention import cpu, reference
 from penstock.kernels.attention import torch as torch_backend
 from penstock.kernels.attention import triton as triton_backend
@@ -145,11 +145,20 @@ _PROBLEM = (
 )
 
 
-@torch.library.custom_op(
+torch.library.define(
     "penstock::varlen_attention",
-    mutates_args=(),
-    schema=f"(Tensor q, Tensor k, Tensor v, {_PROBLEM}) -> (Tensor out, Tensor lse)",
+    f"(Tensor q, Tensor k, Tensor v, {_PROBLEM}) -> (Tensor out, Tensor lse)",
+    tags=(torch.Tag.pt2_compliant_tag,),
 )
+torch.library.define(
+    "penstock::varlen_attention_backward",
+    f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_PROBLEM}) "
+    "-> (Tensor dq, Tensor dk, Tensor dv)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("penstock::varlen_attention", "default")
 def _forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *fields, backend = arguments
     problem = Problem(*fields)
@@ -160,17 +169,12 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, 
         return dispatch.implementation("varlen_attention", backend).forward(q, k, v, problem)
 
 
-@_forward.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("penstock::varlen_attention")
+def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=lse_dtype(q.dtype))
 
 
-@torch.library.custom_op(
-    "penstock::varlen_attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_PROBLEM}) "
-    "-> (Tensor dq, Tensor dk, Tensor dv)",
-)
+@torch.library.impl("penstock::varlen_attention_backward", "default")
 def _backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,8 +185,8 @@ def _backward(
         return implementation.backward(grad_out.contiguous(), q, k, v, out, lse, Problem(*fields))
 
 
-@_backward.register_fake
-def _(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.register_fake("penstock::varlen_attention_backward")
+def _fake_backward(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -211,4 +215,26 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
     return *gradients, *(None,) * 11
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+def _plain(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    problem = Problem(*arguments[:-1])
+    for name, bounds, tokens, longest in (
+        ("cu_seqlens_q", problem.cu_seqlens_q, q.shape[0], problem.max_seqlen_q),
+        ("cu_seqlens_k", problem.cu_seqlens_k, k.shape[0], problem.max_seqlen_k),
+    ):
+        transforms.check_unbatched(name, bounds)
+        check_cu_seqlens(name, bounds, tokens, longest)
+    with torch.autocast(q.device.type, enabled=False):
+        return reference.forward(q, k, v, problem)
+
+
+def _plain_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    """What `reference.backward` computes, from q, k and v alone: torch can differentiate it in all of its arguments."""
+    with torch.autocast(q.device.type, enabled=False):
+        problem = Problem(*arguments[:-1])
+        return torch.func.vjp(lambda *qkv: reference.forward(*qkv, problem)[0], q, k, v)[1](grad_out)
+
+
+transforms.register("varlen_attention", _plain, _setup_context, _differentiate)
+transforms.register("varlen_attention_backward", _plain_backward)

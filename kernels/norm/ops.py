@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, philox
+from penstock.kernels import dispatch, philox, transforms
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.norm import cpu, reference
 from penstock.kernels.norm import torch as torch_backend
@@ -239,4 +239,25 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_z: Tensor | None, *_:
     return *(each if need else None for each, need in zip(gradients, needed, strict=True)), *(None,) * 8
 
 
-torch.library.register_autograd("penstock::residual_norm", _differentiate, setup_context=_setup_context)
+def _plain(*arguments: Any) -> tuple[Tensor, ...]:
+    problem = Problem(*arguments[:-2])
+    if problem.cu_seqlens is not None:
+        transforms.check_unbatched("cu_seqlens", problem.cu_seqlens)
+        check_cu_seqlens("cu_seqlens", problem.cu_seqlens, problem.x.shape[0], problem.x.shape[0])
+    with torch.autocast(problem.x.device.type, enabled=False):
+        out, z, saved = reference.forward(problem, False)
+    return out, z, saved.normal, saved.rstd
+
+
+def _plain_backward(
+    grad_out: Tensor, grad_z: Tensor | None, normal: Tensor, rstd: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    problem = Problem(normal, normal if grad_z is None else grad_z, *arguments[:-1])
+    with torch.autocast(normal.device.type, enabled=False):
+        found = reference.backward(grad_out, grad_z, problem, Saved(normal, rstd))
+    x_bias = problem.weight.new_empty(0) if found.x_bias is None else found.x_bias
+    return found.residual, found.x, found.weight, found.bias, x_bias
+
+
+transforms.register("residual_norm", _plain, _setup_context, _differentiate)
+transforms.register("residual_norm_backward", _plain_backward)
