@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from penstock.kernels import transforms
+from penstock.kernels import checks, transforms
 
 torch.library.define(
     "penstock::embedding",
@@ -31,9 +31,19 @@ def embedding(ids: Tensor, weight: Tensor, padding_idx: int | None = None) -> Te
         padding_idx: from 0; this row gets no gradient.
 
     Raises:
+        TypeError: ids are not int32 or int64, or padding_idx is not an integer.
+        ValueError: weight is not (rows, width), or padding_idx is not one of its rows.
         IndexError: an id is not a row of the table.
     """
-    return torch.ops.penstock.embedding(ids, weight, -1 if padding_idx is None else padding_idx)
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"ids must be int32 or int64, got {ids.dtype}")
+    if weight.ndim != 2:
+        raise ValueError(f"weight must have shape (rows, width), got {tuple(weight.shape)}")
+    if padding_idx is None:
+        return torch.ops.penstock.embedding(ids, weight, -1)
+    if checks.integer("padding_idx", padding_idx, 0) >= weight.shape[0]:
+        raise ValueError(f"padding_idx is {padding_idx}, weight has {weight.shape[0]} rows")
+    return torch.ops.penstock.embedding(ids, weight, padding_idx)
 
 
 @torch.library.impl("penstock::embedding", "CompositeExplicitAutograd")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, philox, transforms
+from penstock.kernels import checks, dispatch, philox, transforms
 from penstock.kernels.attention import cpu, reference
 from penstock.kernels.attention import torch as torch_backend
 from penstock.kernels.attention import triton as triton_backend
@@ -123,19 +123,14 @@ def _check(
         raise ValueError(
             f"cu_seqlens_q holds {cu_seqlens_q.shape[0] - 1} sequences, cu_seqlens_k {cu_seqlens_k.shape[0] - 1}"
         )
-    if max_seqlen_q < 0 or max_seqlen_k < 0:
-        raise ValueError(f"max_seqlen_q and max_seqlen_k must not be negative, got {max_seqlen_q} and {max_seqlen_k}")
-    if len(window) != 2 or min(window) < -1:
+    checks.integer("max_seqlen_q", max_seqlen_q, 0)
+    checks.integer("max_seqlen_k", max_seqlen_k, 0)
+    if len(window) != 2:
         raise ValueError(f"window must be two integers of at least -1, got {window}")
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != q.device):
-        raise ValueError(f"seed must be one int64 on {q.device}, got {seed.dtype} {tuple(seed.shape)} on {seed.device}")
-    if ids is not None and ids.device != q.device:
-        raise ValueError(f"ids is on {ids.device}, q is on {q.device}")
-    if ids is not None and (ids.dtype != torch.int64 or ids.shape[0] != cu_seqlens_q.shape[0] - 1):
-        raise ValueError(
-            f"ids must be int64 with one entry for each of {cu_seqlens_q.shape[0] - 1} sequences, "
-            f"got {ids.dtype} {tuple(ids.shape)}"
-        )
+    for bound in window:
+        checks.integer("window", bound, -1)
+    checks.seed(seed, q.device)
+    checks.ids(ids, cu_seqlens_q.shape[0] - 1, q.device)
 
 
 # Problem's fields in their order, then the backend

@@ -130,9 +130,7 @@ def gradients(grads: OutputGrads, inputs: LayerInputs) -> InputGrads:
 
     outputs, pull_back = torch.func.vjp(run, *(tensor for kind in kinds for tensor in kind))
     given = grads.pooled if inputs.pool else grads.y, grads.h_n, grads.c_n, grads.cells
-    found = iter(
-        pull_back(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, given, strict=True)))
-    )
+    found = iter(pull_back(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, given, strict=True))))
     (dx,), w_ih, w_hh, bias, _, w_hr, h0, c0 = (list(islice(found, count)) for count in counts)
     return InputGrads(dx, w_ih, w_hh, bias, w_hr, h0[0] if h0 else None, c0[0] if c0 else None)
 

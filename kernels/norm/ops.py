@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, philox, transforms
+from penstock.kernels import checks, dispatch, philox, transforms
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.norm import cpu, reference
 from penstock.kernels.norm import torch as torch_backend
@@ -147,14 +147,8 @@ def _check(
 
 def _check_dropout(x: Tensor, cu_seqlens: Tensor, ids: Tensor | None, seed: Tensor | None) -> None:
     check_cu_seqlens_form("cu_seqlens", cu_seqlens, x.device)
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != x.device):
-        raise ValueError(f"seed must be one int64 on {x.device}, got {seed.dtype} {tuple(seed.shape)} on {seed.device}")
-    count = cu_seqlens.shape[0] - 1
-    if ids is not None and (ids.dtype != torch.int64 or ids.shape != (count,) or ids.device != x.device):
-        raise ValueError(
-            f"ids must be int64 on {x.device} with one entry for each of {count} sequences, "
-            f"got {ids.dtype} {tuple(ids.shape)} on {ids.device}"
-        )
+    checks.seed(seed, x.device)
+    checks.ids(ids, cu_seqlens.shape[0] - 1, x.device)
 
 
 def _problem(*arguments: Any) -> Problem:

@@ -100,9 +100,7 @@ CASES: dict[str, Case] = {
         f"segment_pool/{mode}": Case(lambda x, mode=mode: kernels.segment_pool(x, BOUNDS, mode), [(6, 4)])
         for mode in ("max", "mean", "last")
     },
-    "segment_pool/last of both": Case(
-        lambda x: kernels.segment_pool(x, BOUNDS, "last", bidirectional=True), [(6, 4)]
-    ),
+    "segment_pool/last of both": Case(lambda x: kernels.segment_pool(x, BOUNDS, "last", bidirectional=True), [(6, 4)]),
     "segment_pool/attention": Case(
         lambda x, scores: kernels.segment_pool(x, BOUNDS, "attention", scores), [(6, 3), (6, 1)]
     ),
@@ -111,9 +109,7 @@ CASES: dict[str, Case] = {
     "bias_gelu": Case(kernels.bias_gelu, [(3, 5), (5,)]),
     "geglu": Case(kernels.geglu, [(3, 6), (6,)]),
     "rotary": Case(kernels.rotary, [(3, 2, 4), (3, 1, 4), (3, 4), (3, 4)]),
-    "linear": Case(
-        lambda x, a, b, c, d: kernels.linear(x, [a, b], [c, d]), [(3, 5), (2, 5), (4, 5), (2,), (4,)]
-    ),
+    "linear": Case(lambda x, a, b, c, d: kernels.linear(x, [a, b], [c, d]), [(3, 5), (2, 5), (4, 5), (2,), (4,)]),
     "linear/one": Case(lambda x, a: kernels.linear(x, [a]), [(3, 5), (2, 5)]),
     "embedding": Case(lambda table: embedding_module.embedding(WORDS, table), [(5, 3)]),
     "dropout": Case(lambda x: dropout_module.dropout(x, BOUNDS, 0.3, SEED, 2, IDS), [(6, 3)]),
@@ -167,7 +163,9 @@ def test_tangents(name: str) -> None:
         for recorded in (False, True):
             with forward_ad.dual_level(), torch.set_grad_enabled(recorded):
                 of_gradients = range(len(inputs))[ONCE.get(name, slice(None))]
-                given = [x.detach().clone().requires_grad_(recorded and k in of_gradients) for k, x in enumerate(inputs)]
+                given = [
+                    x.detach().clone().requires_grad_(recorded and k in of_gradients) for k, x in enumerate(inputs)
+                ]
                 given[place] = forward_ad.make_dual(given[place], directions[place])
                 for out, true in zip(outputs(function(*given)), expected, strict=True):
                     tangent = forward_ad.unpack_dual(out).tangent
@@ -255,7 +253,10 @@ def test_tangents_of_gradients(name: str) -> None:
     wanted = [given[k] for k in places]
     expected = slope(torch.func.grad(loss(function), argnums=tuple(places)), inputs, directions)
     with forward_ad.dual_level():
-        duals = [forward_ad.make_dual(x, d) if k in places else x for k, (x, d) in enumerate(zip(given, directions))]
+        duals = [
+            forward_ad.make_dual(x, d) if k in places else x
+            for k, (x, d) in enumerate(zip(given, directions, strict=True))
+        ]
         gradients = torch.autograd.grad(loss(function)(*duals), wanted)
         for gradient, true in zip(gradients, expected, strict=True):
             tangent = forward_ad.unpack_dual(gradient).tangent
@@ -347,7 +348,10 @@ def raw() -> dict[str, tuple[list[Any], list[int]]]:
     rate = [BOUNDS, 0.3, SEED, 2, IDS, False]
     return {
         "lstm_layer": (layer, [0, 3, 4, 5, 6, 8, 9]),
-        "lstm_layer_backward": ([y, h_n, c_n, None, None, *layer[:15], y, [], True, True, "reference"], [0, 1, 2, 5, 8]),
+        "lstm_layer_backward": (
+            [y, h_n, c_n, None, None, *layer[:15], y, [], True, True, "reference"],
+            [0, 1, 2, 5, 8],
+        ),
         "lstm_cell": ([gates, c, "torch"], [0, 1]),
         "lstm_cell_backward": ([c, c, gates, c, "torch"], [0, 1, 2, 3]),
         "varlen_attention": ([q, k, v, *problem], [0, 1, 2]),
@@ -378,7 +382,7 @@ REGISTERED = sorted(
 
 
 def test_every_operation_has_arguments_here() -> None:
-    assert REGISTERED == sorted(raw())
+    assert sorted(raw()) == REGISTERED
 
 
 @pytest.mark.parametrize("name", REGISTERED)
