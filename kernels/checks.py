@@ -36,7 +36,7 @@ def probability(name: str, p: Any) -> None:
     """Raises TypeError if p is not a number, ValueError if it is outside [0, 1]."""
     if isinstance(p, bool) or not isinstance(p, numbers.Real):
         raise TypeError(f"{name} must be a number, got {p!r} of {type(p).__name__}")
-    if not 0 <= p <= 1:
+    if not 0 <= float(p) <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {p}")
 
 

@@ -184,7 +184,7 @@ def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient is dropped alike."""
     cu_seqlens, seed, ids = ctx.saved_tensors
     arguments = cu_seqlens, ctx.p, seed, ctx.stream, ids, ctx.per_sequence
-    return torch.ops.penstock.dropout(grad_out, *arguments), *(None for _ in arguments)
+    return transforms.call(torch.ops.penstock.dropout.default, grad_out, *arguments), *(None for _ in arguments)
 
 
 torch.library.impl("penstock::dropout", "default", _plain_dropout)

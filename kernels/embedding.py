@@ -80,7 +80,11 @@ def _keep_ids(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_out: Tensor):
     (ids,) = ctx.saved_tensors
-    return None, torch.ops.penstock.embedding_backward(grad_out, ids, ctx.rows, ctx.padding_idx), None
+    return (
+        None,
+        transforms.call(torch.ops.penstock.embedding_backward.default, grad_out, ids, ctx.rows, ctx.padding_idx),
+        None,
+    )
 
 
 def _keep_ids_again(ctx, inputs, output) -> None:

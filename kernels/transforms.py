@@ -53,6 +53,13 @@ def below_autograd(operation: Callable[..., Any], *arguments: Any) -> Any:
         return operation(*arguments)
 
 
+def call(operation: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls an operation from a backward: straight to its kernel, unless somebody differentiates that once more."""
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        return operation(*arguments)
+    return below_autograd(operation, *arguments)
+
+
 def register(
     name: str,
     plain: Callable[..., Any],

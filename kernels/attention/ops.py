@@ -206,7 +206,9 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
         q, k, v = (x if x.requires_grad else x.detach().requires_grad_() for x in (q, k, v))
         gradients = reference.differentiate(grad_out, q, k, v, Problem(*problem))
     else:
-        gradients = torch.ops.penstock.varlen_attention_backward(grad_out, q, k, v, out, lse, *problem, ctx.backend)
+        gradients = transforms.call(
+            torch.ops.penstock.varlen_attention_backward.default, grad_out, q, k, v, out, lse, *problem, ctx.backend
+        )
     return *gradients, *(None,) * 11
 
 
@@ -228,7 +230,8 @@ def _plain_backward(
     """What `reference.backward` computes, from q, k and v alone: torch can differentiate it in all of its arguments."""
     with torch.autocast(q.device.type, enabled=False):
         problem = Problem(*arguments[:-1])
-        return torch.func.vjp(lambda *qkv: reference.forward(*qkv, problem)[0], q, k, v)[1](grad_out)
+        pull_back = torch.func.vjp(lambda q, k, v: reference.forward(q, k, v, problem)[0], q, k, v)[1]
+        return pull_back(grad_out)
 
 
 transforms.register("varlen_attention", _plain, _setup_context, _differentiate)

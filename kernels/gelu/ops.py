@@ -134,7 +134,9 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
     if torch.is_grad_enabled():
         raise RuntimeError("bias_gelu can be differentiated once only (it was asked for with create_graph=True)")
     (derivative,) = ctx.saved_tensors
-    x, bias = torch.ops.penstock.bias_gelu_backward(grad_out, derivative, ctx.has_bias, ctx.backend)
+    x, bias = transforms.call(
+        torch.ops.penstock.bias_gelu_backward.default, grad_out, derivative, ctx.has_bias, ctx.backend
+    )
     return x, bias if ctx.has_bias else None, None, None
 
 
@@ -187,7 +189,7 @@ def _differentiate_geglu(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...
     if torch.is_grad_enabled():
         raise RuntimeError("geglu can be differentiated once only (it was asked for with create_graph=True)")
     x, bias = ctx.saved_tensors
-    d_x, d_bias = torch.ops.penstock.geglu_backward(grad_out, x, bias, ctx.backend)
+    d_x, d_bias = transforms.call(torch.ops.penstock.geglu_backward.default, grad_out, x, bias, ctx.backend)
     return d_x, None if bias is None else d_bias, None
 
 

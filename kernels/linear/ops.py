@@ -129,7 +129,7 @@ class _Linear(torch.autograd.Function):
         if x_needed:
             x_gradient = grad_out @ weight
         if any(needed[: ctx.count]):
-            gradient = torch.ops.penstock.linear_weight_gradient(grad_out, x, ctx.backend)
+            gradient = transforms.call(torch.ops.penstock.linear_weight_gradient.default, grad_out, x, ctx.backend)
             gradients[: ctx.count] = _split(gradient, ctx.parts[: ctx.count])
         if any(needed[ctx.count :]):
             gradients[ctx.count :] = _split(grad_out.sum(0), ctx.parts[ctx.count :])

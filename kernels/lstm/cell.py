@@ -109,7 +109,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _differentiate(ctx: Any, dh: Tensor | None, dc_next: Tensor | None) -> tuple[Tensor, Tensor, None]:
     gates, c = ctx.saved_tensors
-    return *torch.ops.penstock.lstm_cell_backward(dh, dc_next, gates, c, ctx.backend), None
+    return *transforms.call(torch.ops.penstock.lstm_cell_backward.default, dh, dc_next, gates, c, ctx.backend), None
 
 
 transforms.register("lstm_cell", lambda gates, c, backend: PlainCell.forward(gates, c), _setup_context, _differentiate)

@@ -111,7 +111,7 @@ class LSTM(nn.LSTM):
             )
         super().__setattr__(attr, value)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Tensor | PackedSequence | Ragged,
         hx: tuple[Tensor, Tensor] | None = None,

@@ -151,8 +151,19 @@ class _Layer(torch.autograd.Function):
         if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
             found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells, dpooled), _inputs(args))
         else:
-            found = torch.ops.penstock.lstm_layer_backward(
-                dy, dh_n, dc_n, dcells, dpooled, *args, y, saved, need_x, need_weights, ctx.backend
+            found = transforms.call(
+                torch.ops.penstock.lstm_layer_backward.default,
+                dy,
+                dh_n,
+                dc_n,
+                dcells,
+                dpooled,
+                *args,
+                y,
+                saved,
+                need_x,
+                need_weights,
+                ctx.backend,
             )
         dx, dw_ih, dw_hh, db, dw_hr, dh0, dc0 = found
         of_weights: list[Tensor | None] = [None] * len(need_each_weight)

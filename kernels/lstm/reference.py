@@ -119,20 +119,21 @@ def differentiate(grads: OutputGrads, inputs: LayerInputs) -> InputGrads:
 
 def gradients(grads: OutputGrads, inputs: LayerInputs) -> InputGrads:
     """The gradients of `inputs` as torch.func makes them: themselves a plain torch function of `grads` and `inputs`."""
-    kinds = [[inputs.x], *inputs.weights, *([] if state is None else [state] for state in (inputs.h0, inputs.c0))]
+    states = [[] if state is None else [state] for state in (inputs.h0, inputs.c0)]
+    kinds = [[inputs.x], *inputs.weights, *states]
     counts = [len(kind) for kind in kinds]
 
     def run(*flat: Tensor) -> tuple[Tensor, ...]:
         rest = iter(flat)
-        (x,), *weights, h0, c0 = (list(islice(rest, count)) for count in counts)
-        states = {"h0": h0[0] if h0 else None, "c0": c0[0] if c0 else None}
-        return lstm_layer(inputs._replace(x=x, weights=LayerWeights(*weights), **states))
+        x, *weights, h0, c0 = [list(islice(rest, count)) for count in counts]
+        weighted = inputs._replace(x=x[0], weights=LayerWeights(*weights))
+        return lstm_layer(weighted._replace(h0=h0[0] if h0 else None, c0=c0[0] if c0 else None))
 
-    outputs, pull_back = torch.func.vjp(run, *(tensor for kind in kinds for tensor in kind))
+    outputs, pull_back = torch.func.vjp(run, *(tensor for kind in kinds for tensor in kind))[:2]
     given = grads.pooled if inputs.pool else grads.y, grads.h_n, grads.c_n, grads.cells
     found = iter(pull_back(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, given, strict=True))))
-    (dx,), w_ih, w_hh, bias, _, w_hr, h0, c0 = (list(islice(found, count)) for count in counts)
-    return InputGrads(dx, w_ih, w_hh, bias, w_hr, h0[0] if h0 else None, c0[0] if c0 else None)
+    dx, w_ih, w_hh, bias, _, w_hr, h0, c0 = [list(islice(found, count)) for count in counts]
+    return InputGrads(dx[0], w_ih, w_hh, bias, w_hr, h0[0] if h0 else None, c0[0] if c0 else None)
 
 
 def _each(inputs: LayerInputs, function: Callable[[Tensor], Tensor]) -> LayerInputs:

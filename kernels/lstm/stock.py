@@ -108,7 +108,8 @@ def onnx(module: "LSTM", input: Any, hx: tuple[Tensor, Tensor] | None, options: 
         raise
     unbatched = input.ndim == 2
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if module.batch_first else input
-    time, batch, directions, hidden = *x.shape[:2], 2 if module.bidirectional else 1, module.hidden_size
+    time, batch = x.shape[:2]
+    directions, hidden = 2 if module.bidirectional else 1, module.hidden_size
     if hx is not None and unbatched:
         hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
     final_h, final_c = [], []

@@ -225,8 +225,20 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_z: Tensor | None, *_:
     grad_out = torch.zeros_like(normal) if grad_out is None else grad_out
     if ctx.prenorm and grad_z is None:
         grad_z = torch.zeros_like(normal, dtype=ctx.z_dtype)
-    residual, x, d_weight, d_bias, d_x_bias = torch.ops.penstock.residual_norm_backward(
-        grad_out, grad_z, normal, rstd, x_bias, weight, bias, ctx.eps, ctx.dropout_p, *dropout, ctx.prenorm, ctx.backend
+    residual, x, d_weight, d_bias, d_x_bias = transforms.call(
+        torch.ops.penstock.residual_norm_backward.default,
+        grad_out,
+        grad_z,
+        normal,
+        rstd,
+        x_bias,
+        weight,
+        bias,
+        ctx.eps,
+        ctx.dropout_p,
+        *dropout,
+        ctx.prenorm,
+        ctx.backend,
     )
     gradients = x if x.shape == residual.shape else residual, residual, d_x_bias, d_weight, d_bias
     needed = ctx.needs_input_grad[:5]

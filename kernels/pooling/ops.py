@@ -139,8 +139,8 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
     if grad_out is None:
         return (None,) * 6
     values, scores, saved, cu_seqlens = ctx.saved_tensors
-    d_values, d_scores = torch.ops.penstock.segment_pool_backward(
-        grad_out, values, scores, saved, cu_seqlens, *ctx.arguments
+    d_values, d_scores = transforms.call(
+        torch.ops.penstock.segment_pool_backward.default, grad_out, values, scores, saved, cu_seqlens, *ctx.arguments
     )
     return d_values, None if ctx.scores_dtype is None else d_scores.to(ctx.scores_dtype), None, None, None, None
 

@@ -92,7 +92,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _differentiate(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
     """The transposed rotation, which is the operation again."""
-    q, k = torch.ops.penstock.rotary(grad_q, grad_k, *ctx.saved_tensors, not ctx.transposed, ctx.backend)
+    q, k = transforms.call(
+        torch.ops.penstock.rotary.default, grad_q, grad_k, *ctx.saved_tensors, not ctx.transposed, ctx.backend
+    )
     return q, k, None, None, None, None
 
 
