@@ -16,8 +16,11 @@ from penstock.kernels.ragged import Ragged
 _WEIGHT_STREAM = 3 << 16
 
 
-class LSTM(nn.LSTM):
-    """A drop-in for torch.nn.LSTM, and one by isinstance: same arguments, parameters, initialisation and state_dict.
+class LSTM(nn.RNNBase):
+    """A drop-in for torch.nn.LSTM: same arguments, parameters, initialisation and state_dict.
+
+    It is an nn.RNNBase, but by isinstance no nn.LSTM: whatever is one torch.compile refuses (fullgraph=True) or leaves
+    uncompiled. Where code asks for one, give it `to_torch()`, or a torch.nn.LSTM with this module's state_dict loaded.
 
     Takes what nn.LSTM takes (padded, a PackedSequence, or one unbatched sequence), and a Ragged or a jagged
     NestedTensor; the output has the input's form. h_n and c_n have the input's dtype.
@@ -70,7 +73,7 @@ class LSTM(nn.LSTM):
         for p in self.zoneout:
             checks.probability("zoneout", p)
         options = {"bias": bias, "batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
-        super().__init__(**sizes, **options, device=device, dtype=dtype)
+        super().__init__("LSTM", **sizes, **options, device=device, dtype=dtype)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

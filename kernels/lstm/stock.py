@@ -77,16 +77,20 @@ def forward(module: "LSTM", input: Any, hx: tuple[Tensor, Tensor] | None, option
         output = module.proj_size or module.hidden_size
         hx = x.new_zeros(rows, batch, output), x.new_zeros(rows, batch, module.hidden_size)
     elif packed:
-        hx = module.permute_hidden(hx, input.sorted_indices)
+        hx = _permuted(hx, input.sorted_indices)
     weights = [getattr(module, name) for name in _names(module)]
     rest = weights, module.bias, module.num_layers, float(module.dropout), module.training, module.bidirectional
     if packed:
         y, h, c = torch._VF.lstm(x, input.batch_sizes, hx, *rest)
-        return input._replace(data=y), module.permute_hidden((h, c), input.unsorted_indices)
+        return input._replace(data=y), _permuted((h, c), input.unsorted_indices)
     y, h, c = torch._VF.lstm(x, hx, *rest, module.batch_first)
     if unbatched:
         return y.squeeze(0 if module.batch_first else 1), (h.squeeze(1), c.squeeze(1))
     return y, (h, c)
+
+
+def _permuted(states: tuple[Tensor, Tensor], order: Tensor | None) -> tuple[Tensor, Tensor]:
+    return states if order is None else (states[0].index_select(1, order), states[1].index_select(1, order))
 
 
 def onnx(module: "LSTM", input: Any, hx: tuple[Tensor, Tensor] | None, options: dict[str, Any]) -> Any:
