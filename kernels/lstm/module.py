@@ -72,8 +72,9 @@ class LSTM(nn.RNNBase):
         checks.probability("weight_dropout", weight_dropout)
         for p in self.zoneout:
             checks.probability("zoneout", p)
-        options = {"bias": bias, "batch_first": batch_first, "dropout": dropout, "bidirectional": bidirectional}
-        super().__init__("LSTM", **sizes, **options, device=device, dtype=dtype)
+        input_size, hidden_size, num_layers, proj_size = sizes.values()
+        rest = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        super().__init__("LSTM", input_size, hidden_size, num_layers, *rest)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
