@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from penstock.kernels.ragged import Ragged
+from penstock.kernels.ragged import Ragged, check_token_count
 
 
 @dataclass
@@ -62,6 +62,8 @@ class Border:
 def _rectangle(values: Tensor) -> Ragged:
     """(B, T, ...), all tokens of it."""
     batch, time = values.shape[:2]
+    if not torch.compiler.is_compiling():  # where sizes may be symbols, of which this would make a condition
+        check_token_count(batch * time)
     cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=values.device) * time
     return Ragged(values.flatten(0, 1), cu_seqlens, time)
 
@@ -80,6 +82,7 @@ def _of_padded(input: Tensor, batch_first: bool) -> Border:
 
 def _of_packed(input: PackedSequence) -> Border:
     data, sizes = input.data, input.batch_sizes
+    check_token_count(data.shape[0])
     batch = int(sizes[0])
     ending = sizes - torch.cat([sizes[1:], sizes.new_zeros(1)])
     lengths = torch.repeat_interleave(torch.arange(1, len(sizes) + 1), ending).flip(0)  # descending
@@ -106,6 +109,7 @@ def _of_nested(input: Any) -> Border:
     max_seqlen = input._maybe_max_seqlen
     if max_seqlen is None:
         max_seqlen = int(offsets.diff().max()) if offsets.numel() > 1 else 0
+    check_token_count(input.values().shape[0])
     ragged = Ragged(input.values(), offsets.to(torch.int32), max_seqlen)
 
     def out(values: Tensor) -> Tensor:

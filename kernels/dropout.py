@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import cpu_here, philox
+from penstock.kernels import checks, cpu_here, philox, transforms
 from penstock.kernels.cpu_here import native
-from penstock.kernels.ragged import check_cu_seqlens
+from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
 torch.library.define(
     "penstock::keep_mask",
@@ -39,7 +39,12 @@ def keep_mask(
         seed: int64 scalar. stream: tells apart the places of a model that drop (a layer's number), 0 to 2^32 - 1.
         ids: int64, (batch,), the examples' names; their places in the batch if None.
         per_sequence: the same units at every token of a sequence (variational dropout).
+    Raises:
+        TypeError: cu_seqlens is not int32, seed or ids not int64, or a number not an integer.
+        ValueError: a shape, a device or the contents of cu_seqlens are wrong, p is outside [0, 1], or stream is.
     """
+    _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
+    tokens, units = checks.integer("tokens", tokens, 0), checks.integer("units", units, 0)
     return torch.ops.penstock.keep_mask(cu_seqlens, tokens, p, seed, stream, ids, units, per_sequence)
 
 
@@ -52,10 +57,28 @@ def dropout(
     ids: Tensor | None = None,
     per_sequence: bool = False,
 ) -> Tensor:
-    """Drops each element of x, (tokens, units), with probability p and scales the rest; arguments as of `keep_mask`."""
+    """Drops each element of x, (tokens, units), with probability p and scales the rest; arguments as of `keep_mask`.
+
+    Raises:
+        TypeError, ValueError: as `keep_mask` does, or x is not (tokens, units) of floating point.
+    """
+    if x.ndim != 2 or not x.is_floating_point():
+        raise TypeError(f"x must be floating point of shape (tokens, units), got {x.dtype} {tuple(x.shape)}")
     if philox.threshold(p) == 0:
         return x
+    _check(x.device, cu_seqlens, seed, stream, ids)
     return torch.ops.penstock.dropout(x, cu_seqlens, p, seed, stream, ids, per_sequence)
+
+
+def _check(device: torch.device, cu_seqlens: Tensor, seed: Tensor, stream: int, ids: Tensor | None) -> None:
+    """Everything that the operations' kernels read by address: a caller of the operation itself meets it too."""
+    check_cu_seqlens_form("cu_seqlens", cu_seqlens, device)
+    checks.ids(ids, cu_seqlens.shape[0] - 1, device)
+    if seed is None:
+        raise TypeError("seed must be a tensor of int64, got None")
+    checks.seed(seed, device)
+    if not 0 <= checks.integer("stream", stream) < 2**32:
+        raise ValueError(f"stream must lie in [0, 2**32), got {stream}")
 
 
 def _plain_keep_mask(
@@ -68,6 +91,7 @@ def _plain_keep_mask(
     units: int,
     per_sequence: bool,
 ) -> Tensor:
+    _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
     batch = cu_seqlens.shape[0] - 1
     ids = torch.arange(batch, device=cu_seqlens.device) if ids is None else ids
     rows = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
@@ -89,6 +113,7 @@ def _cpu_keep_mask(
 ) -> Tensor:
     if native is None:
         return _plain_keep_mask(cu_seqlens, tokens, p, seed, stream, ids, units, per_sequence)
+    _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
     check_cu_seqlens("cu_seqlens", cu_seqlens, tokens, tokens)
     cu_seqlens, ids = cu_seqlens.contiguous(), None if ids is None else ids.contiguous()
     mask = torch.empty(tokens, units, dtype=torch.bool)
@@ -138,6 +163,7 @@ def _cpu_dropout(
     if native is None or cpu_here.why_not(device_type="cpu", dtype=x.dtype):
         return _plain_dropout(x, cu_seqlens, p, seed, stream, ids, per_sequence)
     (rows, width), batch = x.shape, cu_seqlens.shape[0] - 1
+    _check(x.device, cu_seqlens, seed, stream, ids)
     check_cu_seqlens("cu_seqlens", cu_seqlens, rows, rows)
     x, cu_seqlens, ids = x.contiguous(), cu_seqlens.contiguous(), None if ids is None else ids.contiguous()
     out = torch.empty_like(x)
@@ -149,35 +175,20 @@ def _cpu_dropout(
     return out
 
 
-class _Dropout(torch.autograd.Function):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cu_seqlens, ctx.p, seed, ctx.stream, ids, ctx.per_sequence = inputs
+    ctx.save_for_backward(cu_seqlens, seed, ids)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient is dropped alike."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cu_seqlens: Tensor, p: float, seed: Tensor, *rest: Any) -> Tensor:
-        stream, ids, per_sequence = rest
-        ctx.save_for_backward(cu_seqlens, seed, ids)
-        ctx.p, ctx.stream, ctx.per_sequence = p, stream, per_sequence
-        return _dropout_below_autograd(x, cu_seqlens, p, seed, *rest)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
-        cu_seqlens, seed, ids = ctx.saved_tensors
-        arguments = cu_seqlens, ctx.p, seed, ctx.stream, ids, ctx.per_sequence
-        return torch.ops.penstock.dropout(grad_out, *arguments), *(None for _ in arguments)
-
-
-def _dropout_below_autograd(*arguments: Any) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.penstock.dropout(*arguments)
-
-
-def _recorded_dropout(x: Tensor, *arguments: Any) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Dropout.apply(x, *arguments)
-    return _dropout_below_autograd(x, *arguments)
+    cu_seqlens, seed, ids = ctx.saved_tensors
+    arguments = cu_seqlens, ctx.p, seed, ctx.stream, ids, ctx.per_sequence
+    return transforms.call(torch.ops.penstock.dropout.default, grad_out, *arguments), *(None for _ in arguments)
 
 
 torch.library.impl("penstock::dropout", "default", _plain_dropout)
 torch.library.impl("penstock::dropout", "cpu", _cpu_dropout)
-torch.library.impl("penstock::dropout", "Autograd", _recorded_dropout)
 torch.library.register_fake("penstock::dropout", lambda x, *_: torch.empty_like(x))
+transforms.register("keep_mask", _plain_keep_mask)
+transforms.register("dropout", _plain_dropout, _setup_context, _differentiate)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from penstock.kernels import checks, transforms
+
 torch.library.define(
     "penstock::embedding",
     "(Tensor ids, Tensor weight, int padding_idx) -> Tensor",
@@ -29,9 +31,19 @@ def embedding(ids: Tensor, weight: Tensor, padding_idx: int | None = None) -> Te
         padding_idx: from 0; this row gets no gradient.
 
     Raises:
+        TypeError: ids are not int32 or int64, or padding_idx is not an integer.
+        ValueError: weight is not (rows, width), or padding_idx is not one of its rows.
         IndexError: an id is not a row of the table.
     """
-    return torch.ops.penstock.embedding(ids, weight, -1 if padding_idx is None else padding_idx)
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"ids must be int32 or int64, got {ids.dtype}")
+    if weight.ndim != 2:
+        raise ValueError(f"weight must have shape (rows, width), got {tuple(weight.shape)}")
+    if padding_idx is None:
+        return torch.ops.penstock.embedding(ids, weight, -1)
+    if checks.integer("padding_idx", padding_idx, 0) >= weight.shape[0]:
+        raise ValueError(f"padding_idx is {padding_idx}, weight has {weight.shape[0]} rows")
+    return torch.ops.penstock.embedding(ids, weight, padding_idx)
 
 
 @torch.library.impl("penstock::embedding", "CompositeExplicitAutograd")
@@ -42,11 +54,6 @@ def _look_up(ids: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
 @torch.library.register_fake("penstock::embedding")
 def _look_up_shape(ids: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
     return weight.new_empty(*ids.shape, weight.shape[1])
-
-
-@torch.library.impl("penstock::embedding_backward", "CompositeExplicitAutograd")
-def _sum_by_row(grad_out: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
-    return torch.ops.aten.embedding_dense_backward(grad_out, ids, rows, padding_idx, False)
 
 
 @torch.library.impl("penstock::embedding_backward", "CPU")
@@ -73,7 +80,11 @@ def _keep_ids(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_out: Tensor):
     (ids,) = ctx.saved_tensors
-    return None, torch.ops.penstock.embedding_backward(grad_out, ids, ctx.rows, ctx.padding_idx), None
+    return (
+        None,
+        transforms.call(torch.ops.penstock.embedding_backward.default, grad_out, ids, ctx.rows, ctx.padding_idx),
+        None,
+    )
 
 
 def _keep_ids_again(ctx, inputs, output) -> None:
@@ -87,5 +98,14 @@ def _backward_of_backward(ctx, grad_gradient: Tensor):
     return rows.masked_fill((ids == ctx.padding_idx).unsqueeze(-1), 0), None, None, None
 
 
-torch.library.register_autograd("penstock::embedding", _backward, setup_context=_keep_ids)
-torch.library.register_autograd("penstock::embedding_backward", _backward_of_backward, setup_context=_keep_ids_again)
+def _plain(ids: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
+    return F.embedding(ids, weight, None if padding_idx < 0 else padding_idx)
+
+
+def _plain_backward(grad_out: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
+    return torch.ops.aten.embedding_dense_backward(grad_out, ids, rows, padding_idx, False)
+
+
+torch.library.impl("penstock::embedding_backward", "CompositeExplicitAutograd")(_plain_backward)
+transforms.register("embedding", _plain, _keep_ids, _backward)
+transforms.register("embedding_backward", _plain_backward, _keep_ids_again, _backward_of_backward)

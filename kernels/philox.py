@@ -15,6 +15,8 @@ half-word u % 8 of the four output words, low half first, and is dropped where i
 import torch
 from torch import Tensor
 
+from penstock.kernels import checks
+
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
@@ -57,7 +59,14 @@ def dropout_bits(seed: Tensor, example_id: Tensor, position: Tensor, stream: Ten
         seed: int64 scalar. example_id, position: integer, (N,). stream: integer or (N,).
     Returns:
         int32, (N, units), values 0 to 65535.
+    Raises:
+        TypeError: one of them is not an integer.
     """
+    for name, value in (("seed", seed), ("example_id", example_id), ("position", position), ("stream", stream)):
+        if not isinstance(value, Tensor):
+            checks.integer(name, value)
+        elif value.dtype not in checks.INTEGERS:
+            raise TypeError(f"{name} must be integers, got {value.dtype}")
     example_id, position = example_id.long()[:, None], position.long()[:, None]
     streams = stream.long()[:, None] if isinstance(stream, Tensor) else torch.full_like(position, stream)
     block = torch.arange((units + 7) // 8, device=position.device)[None, :]

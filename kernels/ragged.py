@@ -3,10 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from penstock.kernels import checks
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +21,9 @@ class Ragged:
         cu_seqlens: int32, (batch + 1,), the layout of FlashAttention's varlen calls and of a jagged NestedTensor.
         max_seqlen: an upper bound of the lengths, known on the host: no device is asked for it.
         ids: int64, (batch,), names the examples (the store's rows), for reproducible dropout and for messages.
+
+    Raises:
+        TypeError: cu_seqlens is not int32, ids not int64, or max_seqlen not an integer.
     """
 
     values: Tensor
@@ -25,14 +31,22 @@ class Ragged:
     max_seqlen: int
     ids: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        _is_tensor("cu_seqlens", self.cu_seqlens, torch.int32)
+        if self.ids is not None:
+            _is_tensor("ids", self.ids, torch.int64)
+        if type(self.max_seqlen) is not int:
+            object.__setattr__(self, "max_seqlen", checks.integer("max_seqlen", self.max_seqlen))
+
     @classmethod
     def from_lengths(cls, values: Tensor, lengths: Sequence[int] | Tensor, ids: Tensor | None = None) -> "Ragged":
         """Builds and checks a batch from the lengths of its sequences, given on the host.
 
         Raises:
+            TypeError: lengths are not integers (nothing is rounded), or ids not int64.
             ValueError: the lengths are negative, do not add up to `values`' rows, or disagree with `ids` in number.
         """
-        lengths = torch.as_tensor(lengths, dtype=torch.int64)
+        lengths = checks.integers("lengths", lengths)
         if lengths.ndim != 1:
             raise ValueError(f"lengths must be one-dimensional, got shape {tuple(lengths.shape)}")
         if lengths.numel() and int(lengths.min()) < 0:
@@ -40,10 +54,10 @@ class Ragged:
         total = int(lengths.sum())
         if total != values.shape[0]:
             raise ValueError(f"lengths add up to {total}, but values has {values.shape[0]} rows")
-        if total > torch.iinfo(torch.int32).max:
-            raise ValueError(f"{total} tokens in one batch: cu_seqlens is int32, split the batch")
-        if ids is not None and ids.shape != lengths.shape:
+        check_token_count(total)
+        if isinstance(ids, Tensor) and ids.shape != lengths.shape:
             raise ValueError(f"ids has shape {tuple(ids.shape)} for {lengths.numel()} sequences")
+        lengths = lengths.cpu()
         cu_seqlens = torch.zeros(lengths.numel() + 1, dtype=torch.int32)
         torch.cumsum(lengths, 0, out=cu_seqlens[1:])
         max_seqlen = int(lengths.max()) if lengths.numel() else 0
@@ -76,10 +90,25 @@ class Ragged:
         return Ragged(self.values.pin_memory(), self.cu_seqlens.pin_memory(), self.max_seqlen, ids)
 
 
+def _is_tensor(name: str, tensor: Any, dtype: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor of {dtype}, got {type(tensor).__name__}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+
+
+def _of_leaves(*leaves: Any) -> Ragged:
+    """Unchecked: torch puts whatever it likes in the place of tensors."""
+    ragged = object.__new__(Ragged)
+    for name, leaf in zip(("values", "cu_seqlens", "max_seqlen", "ids"), leaves, strict=True):
+        object.__setattr__(ragged, name, leaf)
+    return ragged
+
+
 pytree.register_pytree_node(
     Ragged,
     lambda ragged: ([ragged.values, ragged.cu_seqlens, ragged.max_seqlen, ragged.ids], None),
-    lambda leaves, _: Ragged(*leaves),
+    lambda leaves, _: _of_leaves(*leaves),
     serialized_type_name="penstock.kernels.Ragged",
 )
 
@@ -96,6 +125,12 @@ def check_cu_seqlens_form(name: str, cu_seqlens: Tensor, device: torch.device) -
         raise ValueError(f"{name} must have shape (batch + 1,), got {tuple(cu_seqlens.shape)}")
     if cu_seqlens.device != device:
         raise ValueError(f"{name} is on {cu_seqlens.device}, the tokens are on {device}")
+
+
+def check_token_count(tokens: int) -> None:
+    """Raises ValueError if cu_seqlens, which is int32, cannot count so many tokens."""
+    if tokens > torch.iinfo(torch.int32).max:
+        raise ValueError(f"{tokens} tokens in one batch: cu_seqlens is int32, split the batch")
 
 
 def check_cu_seqlens(name: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, philox
+from penstock.kernels import checks, dispatch, philox, transforms
 from penstock.kernels.attention import cpu, reference
 from penstock.kernels.attention import torch as torch_backend
 from penstock.kernels.attention import triton as triton_backend
@@ -123,19 +123,14 @@ def _check(
         raise ValueError(
             f"cu_seqlens_q holds {cu_seqlens_q.shape[0] - 1} sequences, cu_seqlens_k {cu_seqlens_k.shape[0] - 1}"
         )
-    if max_seqlen_q < 0 or max_seqlen_k < 0:
-        raise ValueError(f"max_seqlen_q and max_seqlen_k must not be negative, got {max_seqlen_q} and {max_seqlen_k}")
-    if len(window) != 2 or min(window) < -1:
+    checks.integer("max_seqlen_q", max_seqlen_q, 0)
+    checks.integer("max_seqlen_k", max_seqlen_k, 0)
+    if len(window) != 2:
         raise ValueError(f"window must be two integers of at least -1, got {window}")
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != q.device):
-        raise ValueError(f"seed must be one int64 on {q.device}, got {seed.dtype} {tuple(seed.shape)} on {seed.device}")
-    if ids is not None and ids.device != q.device:
-        raise ValueError(f"ids is on {ids.device}, q is on {q.device}")
-    if ids is not None and (ids.dtype != torch.int64 or ids.shape[0] != cu_seqlens_q.shape[0] - 1):
-        raise ValueError(
-            f"ids must be int64 with one entry for each of {cu_seqlens_q.shape[0] - 1} sequences, "
-            f"got {ids.dtype} {tuple(ids.shape)}"
-        )
+    for bound in window:
+        checks.integer("window", bound, -1)
+    checks.seed(seed, q.device)
+    checks.ids(ids, cu_seqlens_q.shape[0] - 1, q.device)
 
 
 # Problem's fields in their order, then the backend
@@ -145,11 +140,20 @@ _PROBLEM = (
 )
 
 
-@torch.library.custom_op(
+torch.library.define(
     "penstock::varlen_attention",
-    mutates_args=(),
-    schema=f"(Tensor q, Tensor k, Tensor v, {_PROBLEM}) -> (Tensor out, Tensor lse)",
+    f"(Tensor q, Tensor k, Tensor v, {_PROBLEM}) -> (Tensor out, Tensor lse)",
+    tags=(torch.Tag.pt2_compliant_tag,),
 )
+torch.library.define(
+    "penstock::varlen_attention_backward",
+    f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_PROBLEM}) "
+    "-> (Tensor dq, Tensor dk, Tensor dv)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("penstock::varlen_attention", "default")
 def _forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *fields, backend = arguments
     problem = Problem(*fields)
@@ -160,17 +164,12 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, 
         return dispatch.implementation("varlen_attention", backend).forward(q, k, v, problem)
 
 
-@_forward.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("penstock::varlen_attention")
+def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=lse_dtype(q.dtype))
 
 
-@torch.library.custom_op(
-    "penstock::varlen_attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_PROBLEM}) "
-    "-> (Tensor dq, Tensor dk, Tensor dv)",
-)
+@torch.library.impl("penstock::varlen_attention_backward", "default")
 def _backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,8 +180,8 @@ def _backward(
         return implementation.backward(grad_out.contiguous(), q, k, v, out, lse, Problem(*fields))
 
 
-@_backward.register_fake
-def _(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.register_fake("penstock::varlen_attention_backward")
+def _fake_backward(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -207,8 +206,33 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
         q, k, v = (x if x.requires_grad else x.detach().requires_grad_() for x in (q, k, v))
         gradients = reference.differentiate(grad_out, q, k, v, Problem(*problem))
     else:
-        gradients = torch.ops.penstock.varlen_attention_backward(grad_out, q, k, v, out, lse, *problem, ctx.backend)
+        gradients = transforms.call(
+            torch.ops.penstock.varlen_attention_backward.default, grad_out, q, k, v, out, lse, *problem, ctx.backend
+        )
     return *gradients, *(None,) * 11
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+def _plain(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    problem = Problem(*arguments[:-1])
+    for name, bounds, tokens, longest in (
+        ("cu_seqlens_q", problem.cu_seqlens_q, q.shape[0], problem.max_seqlen_q),
+        ("cu_seqlens_k", problem.cu_seqlens_k, k.shape[0], problem.max_seqlen_k),
+    ):
+        transforms.check_unbatched(name, bounds)
+        check_cu_seqlens(name, bounds, tokens, longest)
+    with torch.autocast(q.device.type, enabled=False):
+        return reference.forward(q, k, v, problem)
+
+
+def _plain_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    """What `reference.backward` computes, from q, k and v alone: torch can differentiate it in all of its arguments."""
+    with torch.autocast(q.device.type, enabled=False):
+        problem = Problem(*arguments[:-1])
+        pull_back = torch.func.vjp(lambda q, k, v: reference.forward(q, k, v, problem)[0], q, k, v)[1]
+        return pull_back(grad_out)
+
+
+transforms.register("varlen_attention", _plain, _setup_context, _differentiate)
+transforms.register("varlen_attention_backward", _plain_backward)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch
+from penstock.kernels import dispatch, transforms
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.gelu import cpu, reference
 from penstock.kernels.gelu import torch as torch_backend
@@ -75,7 +75,7 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     x, wide, backend = _prepared("geglu", x, bias)
     if x.shape[1] % 2:
         raise ValueError(f"x must have an even width, two halves, got {x.shape[1]}")
-    return _Geglu.apply(x, wide, backend)
+    return torch.ops.penstock.geglu(x, wide, backend)
 
 
 def _prepared(operation: str, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, str]:
@@ -134,11 +134,24 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
     if torch.is_grad_enabled():
         raise RuntimeError("bias_gelu can be differentiated once only (it was asked for with create_graph=True)")
     (derivative,) = ctx.saved_tensors
-    x, bias = torch.ops.penstock.bias_gelu_backward(grad_out, derivative, ctx.has_bias, ctx.backend)
+    x, bias = transforms.call(
+        torch.ops.penstock.bias_gelu_backward.default, grad_out, derivative, ctx.has_bias, ctx.backend
+    )
     return x, bias if ctx.has_bias else None, None, None
 
 
-torch.library.register_autograd("penstock::bias_gelu", _differentiate, setup_context=_setup_context)
+def _plain(x: Tensor, bias: Tensor | None, save: bool, backend: str) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.forward(x, bias, False)
+
+
+def _plain_backward(grad_out: Tensor, derivative: Tensor, has_bias: bool, backend: str) -> tuple[Tensor, Tensor]:
+    with torch.autocast(grad_out.device.type, enabled=False):
+        return reference.backward(grad_out, derivative, has_bias)
+
+
+transforms.register("bias_gelu", _plain, _setup_context, _differentiate)
+transforms.register("bias_gelu_backward", _plain_backward)
 
 
 @torch.library.impl("penstock::geglu", "default")
@@ -167,19 +180,28 @@ def _fake_geglu_backward(grad_out: Tensor, x: Tensor, bias: Tensor | None, backe
     return x.new_empty(x.shape), d_bias
 
 
-class _Geglu(torch.autograd.Function):
-    """The operation with its gradient; cheaper a call than torch.library.register_autograd."""
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, bias, ctx.backend = inputs
+    ctx.save_for_backward(x, bias)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-        ctx.save_for_backward(x, bias)
-        ctx.backend = backend
-        return torch.ops.penstock.geglu(x, bias, backend)
 
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError("geglu can be differentiated once only (it was asked for with create_graph=True)")
-        x, bias = ctx.saved_tensors
-        d_x, d_bias = torch.ops.penstock.geglu_backward(grad_out, x, bias, ctx.backend)
-        return d_x, None if bias is None else d_bias, None
+def _differentiate_geglu(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("geglu can be differentiated once only (it was asked for with create_graph=True)")
+    x, bias = ctx.saved_tensors
+    d_x, d_bias = transforms.call(torch.ops.penstock.geglu_backward.default, grad_out, x, bias, ctx.backend)
+    return d_x, None if bias is None else d_bias, None
+
+
+def _plain_geglu(x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.geglu_forward(x, bias)
+
+
+def _plain_geglu_backward(grad_out: Tensor, x: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.geglu_backward(grad_out, x, bias)
+
+
+transforms.register("geglu", _plain_geglu, _keep_inputs, _differentiate_geglu)
+transforms.register("geglu_backward", _plain_geglu_backward)

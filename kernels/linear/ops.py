@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from penstock.kernels import dispatch
+from penstock.kernels import dispatch, transforms
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.linear import cpu, reference
 from penstock.kernels.linear import torch as torch_backend
@@ -44,6 +44,9 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) 
         x = x.to(dtype)
     _check(x, weights, biases)
     backend = dispatch.choose("linear", device_type=x.device.type, dtype=x.dtype)
+    if transforms.wants_plain_torch(x, *weights, *biases):
+        weight, *bias = (torch.cat([part.to(x.dtype) for part in parts]) for parts in (weights, biases) if parts)
+        return F.linear(x, weight, *bias)
     return _Linear.apply(x, backend, len(weights), *weights, *biases)
 
 
@@ -89,6 +92,14 @@ def _fake_weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
     return x.new_empty(grad_out.shape[1], x.shape[1], dtype=accumulate_dtype(x.dtype))
 
 
+def _plain_weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.weight_gradient(grad_out, x)
+
+
+transforms.register("linear_weight_gradient", _plain_weight_gradient)
+
+
 def _split(gradient: Tensor, parts: list[tuple[int, torch.dtype]]) -> list[Tensor]:
     split = gradient.split([rows for rows, _ in parts])
     return [piece.to(dtype) for piece, (_, dtype) in zip(split, parts, strict=True)]
@@ -118,7 +129,7 @@ class _Linear(torch.autograd.Function):
         if x_needed:
             x_gradient = grad_out @ weight
         if any(needed[: ctx.count]):
-            gradient = torch.ops.penstock.linear_weight_gradient(grad_out, x, ctx.backend)
+            gradient = transforms.call(torch.ops.penstock.linear_weight_gradient.default, grad_out, x, ctx.backend)
             gradients[: ctx.count] = _split(gradient, ctx.parts[: ctx.count])
         if any(needed[ctx.count :]):
             gradients[ctx.count :] = _split(grad_out.sum(0), ctx.parts[ctx.count :])

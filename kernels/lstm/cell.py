@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, triton_here
+from penstock.kernels import dispatch, transforms, triton_here
 from penstock.kernels.lstm import triton as triton_backend
 from penstock.kernels.lstm.protocol import cell_dtype
 
@@ -109,9 +109,8 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _differentiate(ctx: Any, dh: Tensor | None, dc_next: Tensor | None) -> tuple[Tensor, Tensor, None]:
     gates, c = ctx.saved_tensors
-    if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
-        return *PlainCell.backward(dh, dc_next, gates, c), None
-    return *torch.ops.penstock.lstm_cell_backward(dh, dc_next, gates, c, ctx.backend), None
+    return *transforms.call(torch.ops.penstock.lstm_cell_backward.default, dh, dc_next, gates, c, ctx.backend), None
 
 
-torch.library.register_autograd("penstock::lstm_cell", _differentiate, setup_context=_setup_context)
+transforms.register("lstm_cell", lambda gates, c, backend: PlainCell.forward(gates, c), _setup_context, _differentiate)
+transforms.register("lstm_cell_backward", lambda *arguments: PlainCell.backward(*arguments[:-1]))

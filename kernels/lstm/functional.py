@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch
+from penstock.kernels import checks, dispatch
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.dropout import keep_mask
@@ -81,6 +81,8 @@ def lstm(
     if embeddings is not None:
         words = _check_ids(x, embeddings, weights)
         x = embeddings
+    max_seqlen = checks.integer("max_seqlen", max_seqlen, 0)
+    checks.seed(seed, x.device)
     _check(x, words, cu_seqlens, weights, h0, c0, resets, ids)
     if c0 is not None:
         c0 = c0.to(cell_dtype(weights[0].w_ih[0].dtype))

@@ -1,12 +1,14 @@
 """`LSTM`: torch.nn.LSTM's place-taker."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from penstock.kernels import convert, philox
+from penstock.kernels import checks, convert, philox
+from penstock.kernels.lstm import stock
 from penstock.kernels.lstm.functional import lstm
 from penstock.kernels.lstm.protocol import LayerWeights
 from penstock.kernels.ragged import Ragged
@@ -17,8 +19,14 @@ _WEIGHT_STREAM = 3 << 16
 class LSTM(nn.RNNBase):
     """A drop-in for torch.nn.LSTM: same arguments, parameters, initialisation and state_dict.
 
+    It is an nn.RNNBase, but by isinstance no nn.LSTM: whatever is one torch.compile refuses (fullgraph=True) or leaves
+    uncompiled. Where code asks for one, give it `to_torch()`, or a torch.nn.LSTM with this module's state_dict loaded.
+
     Takes what nn.LSTM takes (padded, a PackedSequence, or one unbatched sequence), and a Ragged or a jagged
     NestedTensor; the output has the input's form. h_n and c_n have the input's dtype.
+
+    torch.jit.trace records torch's own LSTM, torch.onnx.export writes ONNX's operator; what these cannot compute raises
+    ValueError. Tools for the very class nn.LSTM, such as torch.jit.script and quantize_dynamic, want `to_torch()`.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
@@ -30,6 +38,7 @@ class LSTM(nn.RNNBase):
         zoneout: probability of keeping an old state; one for h and c, or a pair (Krueger et al., ICLR 2017).
 
     Raises:
+        TypeError: a size is not an integer, or a probability not a number.
         ValueError: input_size, hidden_size or num_layers is not positive, or a probability is outside [0, 1].
     """
 
@@ -50,27 +59,22 @@ class LSTM(nn.RNNBase):
         weight_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
     ) -> None:
-        if input_size < 1:
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers, "proj_size": proj_size}
+        for name, size in sizes.items():
+            sizes[name] = checks.integer(name, size)
+        if sizes["input_size"] < 1:
             raise ValueError(f"input_size must be positive, got {input_size}")
         self.zoneout = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout)
         self.variational = variational
         self.weight_dropout = weight_dropout
-        for name, p in (("weight_dropout", weight_dropout), ("zoneout", self.zoneout[0]), ("zoneout", self.zoneout[1])):
-            if not 0 <= p <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {p}")
-        super().__init__(
-            "LSTM",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device,
-            dtype,
-        )
+        if len(self.zoneout) != 2:
+            raise ValueError(f"zoneout must be one probability or two, got {zoneout}")
+        checks.probability("weight_dropout", weight_dropout)
+        for p in self.zoneout:
+            checks.probability("zoneout", p)
+        input_size, hidden_size, num_layers, proj_size = sizes.values()
+        rest = bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        super().__init__("LSTM", input_size, hidden_size, num_layers, *rest)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -84,6 +88,32 @@ class LSTM(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Nothing to do: these kernels take the weights where they lie."""
+
+    def to_torch(self) -> nn.LSTM:
+        """A stock torch.nn.LSTM with copies of the weights, as they are with parametrizations and pruning applied.
+
+        It is in the same mode, training or evaluation; its dropout is torch's, not reproducible.
+
+        Raises:
+            ValueError: nn.LSTM has no zoneout and, in training, no weight_dropout and no variational dropout.
+        """
+        return stock.to_torch(self)
+
+    def __prepare_scriptable__(self) -> nn.LSTM:
+        """Stops torch.jit.script, which would leave a module that stands in for this one in the caller's model."""
+        raise RuntimeError(
+            "torch.jit.script cannot compile penstock's LSTM: put lstm.to_torch(), a torch.nn.LSTM with its weights, "
+            "in its place in a copy of the model (or load its state_dict into one); torch.jit.trace takes it as it is"
+        )
+
+    def __setattr__(self, attr: str, value: Any) -> None:
+        if attr == "qconfig":  # torch.ao.quantization sets it on every module that it walks past
+            warnings.warn(
+                "torch.ao.quantization leaves penstock's LSTM unquantized, since it replaces the class torch.nn.LSTM "
+                "alone: if it is to be quantized, put lstm.to_torch() in its place beforehand",
+                stacklevel=2,
+            )
+        super().__setattr__(attr, value)
 
     def forward(
         self,
@@ -114,6 +144,10 @@ class LSTM(nn.RNNBase):
         Returns:
             output, (h_n, c_n) as nn.LSTM does, then the cell states if asked for.
         """
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            run = stock.forward if torch.jit.is_tracing() else stock.onnx
+            options = {"resets": resets, "return_cells": return_cells, "embeddings": embeddings, "pooling": pooling}
+            return run(self, input, hx, options)
         if (embeddings is not None or pooling is not None) and not isinstance(input, Ragged):
             raise TypeError(f"input must be a Ragged with embeddings or pooling, got {type(input).__name__}")
         border = convert.Border.of(input, self.batch_first, features=embeddings is None)
@@ -123,6 +157,7 @@ class LSTM(nn.RNNBase):
             name = "input" if embeddings is None else "embeddings"
             raise ValueError(f"{name} has {table.shape[-1]} features, expected input_size = {self.input_size}")
         h0, c0 = (None, None) if hx is None else (border.state_in(state) for state in hx)
+        checks.seed(seed, ragged.values.device)
         if seed is None and self.training and (self.dropout or self.weight_dropout or any(self.zoneout)):
             seed = philox.new_seed(ragged.values.device)
         y, h_n, c_n, *cells = lstm(

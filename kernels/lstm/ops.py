@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, triton_here
+from penstock.kernels import dispatch, transforms, triton_here
 from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
 from penstock.kernels.lstm import triton as triton_backend
@@ -125,7 +125,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, args: tuple, *differentiable: Tensor | None) -> tuple[Tensor, ...]:
         layer = _inputs(args[:_NUM_INPUTS])
-        y, h_n, c_n, cells, saved, pooled = _below_autograd(*args)
+        y, h_n, c_n, cells, saved, pooled = transforms.below_autograd(torch.ops.penstock.lstm_layer.default, *args)
         ctx.backend = args[-1]
         ctx.max_seqlen, ctx.pool = layer.max_seqlen, layer.pool
         ctx.set_materialize_grads(False)
@@ -151,8 +151,19 @@ class _Layer(torch.autograd.Function):
         if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
             found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells, dpooled), _inputs(args))
         else:
-            found = torch.ops.penstock.lstm_layer_backward(
-                dy, dh_n, dc_n, dcells, dpooled, *args, y, saved, need_x, need_weights, ctx.backend
+            found = transforms.call(
+                torch.ops.penstock.lstm_layer_backward.default,
+                dy,
+                dh_n,
+                dc_n,
+                dcells,
+                dpooled,
+                *args,
+                y,
+                saved,
+                need_x,
+                need_weights,
+                ctx.backend,
             )
         dx, dw_ih, dw_hh, db, dw_hr, dh0, dc0 = found
         of_weights: list[Tensor | None] = [None] * len(need_each_weight)
@@ -162,19 +173,38 @@ class _Layer(torch.autograd.Function):
         return None, dx if need_x else None, *states, *of_weights
 
 
-def _below_autograd(*args: Any) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.penstock.lstm_layer(*args)
-
-
-@torch.library.impl("penstock::lstm_layer", "Autograd")
 def _recorded(*args: Any) -> Any:
     layer = _inputs(args[:_NUM_INPUTS])
     differentiable = [layer.x, layer.h0, layer.c0, *(weight for kind in layer.weights for weight in kind)]
-    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in differentiable):
-        return _below_autograd(*args)
     y, h_n, c_n, cells, pooled, *saved = _Layer.apply(args, *differentiable)
     return y, h_n, c_n, cells, saved, pooled
+
+
+def _plain(*args: Any) -> Any:
+    inputs = _inputs(args[:_NUM_INPUTS])
+    return_cells, *_ = args[_NUM_INPUTS:]
+    transforms.check_unbatched("cu_seqlens", inputs.cu_seqlens)
+    check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
+    with torch.autocast(inputs.x.device.type, enabled=False):
+        y, h_n, c_n, cells = reference.lstm_layer(inputs)
+    cells = cells if return_cells else cells.new_empty(0)
+    y, pooled = (y.new_empty(0), y) if inputs.pool else (y, y.new_empty(0))
+    return y, h_n, c_n, cells, [], pooled
+
+
+def _plain_backward(*args: Any) -> Any:
+    inputs = _inputs(args[_NUM_GRADS : _NUM_GRADS + _NUM_INPUTS])
+    _, _, need_x, need_weights, _ = args[_NUM_GRADS + _NUM_INPUTS :]
+    with torch.autocast(inputs.x.device.type, enabled=False):
+        found = reference.gradients(OutputGrads(*args[:_NUM_GRADS]), inputs)
+    nothing = inputs.x.new_empty(0)
+    dx, dh0, dc0 = (nothing.clone() if grad is None else grad for grad in (found.x, found.h0, found.c0))
+    weights = [kind if need_weights else [] for kind in (found.w_ih, found.w_hh, found.bias, found.w_hr)]
+    return dx if need_x else nothing.clone(), *weights, dh0, dc0
+
+
+transforms.register("lstm_layer", _plain, record=_recorded)
+transforms.register("lstm_layer_backward", _plain_backward)
 
 
 def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Tensor, ...]:

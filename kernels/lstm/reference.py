@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads, cell_dtype
@@ -27,7 +28,7 @@ def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     With pooling, y is what LayerOutputs calls `pooled`.
     """
     weights, resets, dtype = inputs.weights, inputs.resets, inputs.dtype
-    x = inputs.x if inputs.ids is None else inputs.x[inputs.ids].to(dtype)
+    x = inputs.x if inputs.ids is None else F.embedding(inputs.ids, inputs.x).to(dtype)
     compute = cell_dtype(dtype)
     batch, hidden, output = inputs.batch_size, weights.hidden_size, weights.output_size
     starts, ends = inputs.cu_seqlens[:-1].long(), inputs.cu_seqlens[1:].long()
@@ -114,6 +115,25 @@ def differentiate(grads: OutputGrads, inputs: LayerInputs) -> InputGrads:
     """The gradients of `inputs` in a form that can be differentiated again."""
     # views, so that a tensor that fills two places (tied weights) has a gradient for each
     return _gradients(grads, _each(inputs, lambda tensor: tensor.view_as(tensor)), create_graph=True)
+
+
+def gradients(grads: OutputGrads, inputs: LayerInputs) -> InputGrads:
+    """The gradients of `inputs` as torch.func makes them: themselves a plain torch function of `grads` and `inputs`."""
+    states = [[] if state is None else [state] for state in (inputs.h0, inputs.c0)]
+    kinds = [[inputs.x], *inputs.weights, *states]
+    counts = [len(kind) for kind in kinds]
+
+    def run(*flat: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(flat)
+        x, *weights, h0, c0 = [list(islice(rest, count)) for count in counts]
+        weighted = inputs._replace(x=x[0], weights=LayerWeights(*weights))
+        return lstm_layer(weighted._replace(h0=h0[0] if h0 else None, c0=c0[0] if c0 else None))
+
+    outputs, pull_back = torch.func.vjp(run, *(tensor for kind in kinds for tensor in kind))[:2]
+    given = grads.pooled if inputs.pool else grads.y, grads.h_n, grads.c_n, grads.cells
+    found = iter(pull_back(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, given, strict=True))))
+    dx, w_ih, w_hh, bias, _, w_hr, h0, c0 = [list(islice(found, count)) for count in counts]
+    return InputGrads(dx[0], w_ih, w_hh, bias, w_hr, h0[0] if h0 else None, c0[0] if c0 else None)
 
 
 def _each(inputs: LayerInputs, function: Callable[[Tensor], Tensor]) -> LayerInputs:

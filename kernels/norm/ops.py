@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, philox
+from penstock.kernels import checks, dispatch, philox, transforms
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.norm import cpu, reference
 from penstock.kernels.norm import torch as torch_backend
@@ -147,14 +147,8 @@ def _check(
 
 def _check_dropout(x: Tensor, cu_seqlens: Tensor, ids: Tensor | None, seed: Tensor | None) -> None:
     check_cu_seqlens_form("cu_seqlens", cu_seqlens, x.device)
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != x.device):
-        raise ValueError(f"seed must be one int64 on {x.device}, got {seed.dtype} {tuple(seed.shape)} on {seed.device}")
-    count = cu_seqlens.shape[0] - 1
-    if ids is not None and (ids.dtype != torch.int64 or ids.shape != (count,) or ids.device != x.device):
-        raise ValueError(
-            f"ids must be int64 on {x.device} with one entry for each of {count} sequences, "
-            f"got {ids.dtype} {tuple(ids.shape)} on {ids.device}"
-        )
+    checks.seed(seed, x.device)
+    checks.ids(ids, cu_seqlens.shape[0] - 1, x.device)
 
 
 def _problem(*arguments: Any) -> Problem:
@@ -231,12 +225,45 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_z: Tensor | None, *_:
     grad_out = torch.zeros_like(normal) if grad_out is None else grad_out
     if ctx.prenorm and grad_z is None:
         grad_z = torch.zeros_like(normal, dtype=ctx.z_dtype)
-    residual, x, d_weight, d_bias, d_x_bias = torch.ops.penstock.residual_norm_backward(
-        grad_out, grad_z, normal, rstd, x_bias, weight, bias, ctx.eps, ctx.dropout_p, *dropout, ctx.prenorm, ctx.backend
+    residual, x, d_weight, d_bias, d_x_bias = transforms.call(
+        torch.ops.penstock.residual_norm_backward.default,
+        grad_out,
+        grad_z,
+        normal,
+        rstd,
+        x_bias,
+        weight,
+        bias,
+        ctx.eps,
+        ctx.dropout_p,
+        *dropout,
+        ctx.prenorm,
+        ctx.backend,
     )
     gradients = x if x.shape == residual.shape else residual, residual, d_x_bias, d_weight, d_bias
     needed = ctx.needs_input_grad[:5]
     return *(each if need else None for each, need in zip(gradients, needed, strict=True)), *(None,) * 8
 
 
-torch.library.register_autograd("penstock::residual_norm", _differentiate, setup_context=_setup_context)
+def _plain(*arguments: Any) -> tuple[Tensor, ...]:
+    problem = Problem(*arguments[:-2])
+    if problem.cu_seqlens is not None:
+        transforms.check_unbatched("cu_seqlens", problem.cu_seqlens)
+        check_cu_seqlens("cu_seqlens", problem.cu_seqlens, problem.x.shape[0], problem.x.shape[0])
+    with torch.autocast(problem.x.device.type, enabled=False):
+        out, z, saved = reference.forward(problem, False)
+    return out, z, saved.normal, saved.rstd
+
+
+def _plain_backward(
+    grad_out: Tensor, grad_z: Tensor | None, normal: Tensor, rstd: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    problem = Problem(normal, normal if grad_z is None else grad_z, *arguments[:-1])
+    with torch.autocast(normal.device.type, enabled=False):
+        found = reference.backward(grad_out, grad_z, problem, Saved(normal, rstd))
+    x_bias = problem.weight.new_empty(0) if found.x_bias is None else found.x_bias
+    return found.residual, found.x, found.weight, found.bias, x_bias
+
+
+transforms.register("residual_norm", _plain, _setup_context, _differentiate)
+transforms.register("residual_norm_backward", _plain_backward)

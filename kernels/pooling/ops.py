@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch
+from penstock.kernels import dispatch, transforms
 from penstock.kernels.pooling import reference
 from penstock.kernels.pooling import torch as torch_backend
 from penstock.kernels.pooling import triton as triton_backend
@@ -60,7 +60,21 @@ def segment_pool(
     return out
 
 
-@torch.library.custom_op("penstock::segment_pool", mutates_args=())
+torch.library.define(
+    "penstock::segment_pool",
+    "(Tensor values, Tensor? scores, Tensor cu_seqlens, str mode, bool bidirectional, str backend)"
+    " -> (Tensor out, Tensor saved)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "penstock::segment_pool_backward",
+    "(Tensor grad_out, Tensor? values, Tensor? scores, Tensor saved, Tensor cu_seqlens, SymInt tokens, str mode, "
+    "bool bidirectional, str backend) -> (Tensor d_values, Tensor d_scores)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("penstock::segment_pool", "default")
 def _forward(
     values: Tensor, scores: Tensor | None, cu_seqlens: Tensor, mode: str, bidirectional: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -70,8 +84,8 @@ def _forward(
         return implementation.forward(values.contiguous(), scores, cu_seqlens, mode, bidirectional)
 
 
-@_forward.register_fake
-def _(
+@torch.library.register_fake("penstock::segment_pool")
+def _fake_forward(
     values: Tensor, scores: Tensor | None, cu_seqlens: Tensor, mode: str, bidirectional: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     batch_size = cu_seqlens.shape[0] - 1
@@ -79,10 +93,11 @@ def _(
     return values.new_empty(batch_size, values.shape[1]), values.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op("penstock::segment_pool_backward", mutates_args=())
+@torch.library.impl("penstock::segment_pool_backward", "default")
 def _backward(
     grad_out: Tensor,
     values: Tensor | None,
+    scores: Tensor | None,
     saved: Tensor,
     cu_seqlens: Tensor,
     tokens: int,
@@ -95,10 +110,11 @@ def _backward(
         return implementation.backward(grad_out.contiguous(), values, saved, cu_seqlens, tokens, mode, bidirectional)
 
 
-@_backward.register_fake
-def _(
+@torch.library.register_fake("penstock::segment_pool_backward")
+def _fake_backward(
     grad_out: Tensor,
     values: Tensor | None,
+    scores: Tensor | None,
     saved: Tensor,
     cu_seqlens: Tensor,
     tokens: int,
@@ -114,7 +130,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     _, saved = output
     ctx.mark_non_differentiable(saved)
     ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
-    ctx.save_for_backward(values if mode == "attention" else None, saved, cu_seqlens)
+    ctx.save_for_backward(values if mode == "attention" else None, scores, saved, cu_seqlens)
     ctx.arguments = values.shape[0], mode, bidirectional, backend
     ctx.scores_dtype = None if scores is None else scores.dtype
 
@@ -122,8 +138,39 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return (None,) * 6
-    d_values, d_scores = torch.ops.penstock.segment_pool_backward(grad_out, *ctx.saved_tensors, *ctx.arguments)
+    values, scores, saved, cu_seqlens = ctx.saved_tensors
+    d_values, d_scores = transforms.call(
+        torch.ops.penstock.segment_pool_backward.default, grad_out, values, scores, saved, cu_seqlens, *ctx.arguments
+    )
     return d_values, None if ctx.scores_dtype is None else d_scores.to(ctx.scores_dtype), None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+def _plain(
+    values: Tensor, scores: Tensor | None, cu_seqlens: Tensor, mode: str, bidirectional: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    transforms.check_unbatched("cu_seqlens", cu_seqlens)
+    check_cu_seqlens("cu_seqlens", cu_seqlens, values.shape[0], values.shape[0])
+    with torch.autocast(values.device.type, enabled=False):
+        return reference.segment_pool(values, cu_seqlens, mode, scores, bidirectional), values.new_empty(0)
+
+
+def _plain_backward(
+    grad_out: Tensor,
+    values: Tensor | None,
+    scores: Tensor | None,
+    saved: Tensor,
+    cu_seqlens: Tensor,
+    tokens: int,
+    mode: str,
+    bidirectional: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`saved` holds the softmax of the scores, made again here so that it can be differentiated."""
+    with torch.autocast(grad_out.device.type, enabled=False):
+        if scores is not None:
+            saved = reference.softmax(scores, cu_seqlens, saved.dtype)
+        return reference.backward(grad_out, values, saved, cu_seqlens, tokens, mode, bidirectional)
+
+
+transforms.register("segment_pool", _plain, _setup_context, _differentiate)
+transforms.register("segment_pool_backward", _plain_backward)

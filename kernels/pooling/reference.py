@@ -40,6 +40,12 @@ def segment_pool(
     return torch.cat(pooled)
 
 
+def softmax(scores: Tensor, cu_seqlens: Tensor, dtype: torch.dtype) -> Tensor:
+    """The softmax of each sequence's scores, (tokens,)."""
+    weights = [scores[rows].to(dtype).softmax(0) for _, rows in _sequences(cu_seqlens)]
+    return torch.cat([scores.new_zeros(0, dtype=dtype), *weights])
+
+
 def forward(
     values: Tensor, scores: Tensor | None, cu_seqlens: Tensor, mode: str, bidirectional: bool
 ) -> tuple[Tensor, Tensor]:
@@ -51,8 +57,7 @@ def forward(
                 saved[b] = values[rows].argmax(0) + rows.start
     elif mode == "attention":
         assert scores is not None
-        weights = [scores[rows].to(dtype).softmax(0) for _, rows in _sequences(cu_seqlens)]
-        saved = torch.cat([scores.new_zeros(0, dtype=dtype), *weights])
+        saved = softmax(scores, cu_seqlens, dtype)
     else:
         saved = values.new_empty(0)
     return segment_pool(values, cu_seqlens, mode, scores, bidirectional), saved
@@ -69,29 +74,29 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """The derivative written out, as the operation's implementation runs below autograd."""
     dtype = accumulate_dtype(grad_out.dtype)
-    features = grad_out.shape[1]
-    d_values = torch.zeros(tokens, features, dtype=dtype, device=grad_out.device)
-    d_scores = torch.zeros(tokens if mode == "attention" else 0, dtype=dtype, device=grad_out.device)
+    d_values = [grad_out.new_zeros(0, grad_out.shape[1], dtype=dtype)]
+    d_scores = [grad_out.new_zeros(0, dtype=dtype)]
     for b, rows in _sequences(cu_seqlens):
         length = rows.stop - rows.start
         if length == 0:
             continue
         grad = grad_out[b].to(dtype)
+        token = torch.arange(length, device=grad.device)[:, None]
         if mode == "max":
-            d_values[saved[b].long(), torch.arange(features, device=grad.device)] = grad
+            d_values.append(torch.where(token == saved[b] - rows.start, grad, 0))
         elif mode == "mean":
-            d_values[rows] = grad / length
+            d_values.append((grad / length).expand(length, -1))
         elif mode == "last":
-            half = features // 2 if bidirectional else features
-            d_values[rows.stop - 1, :half] = grad[:half]
-            d_values[rows.start, half:] = grad[half:]
+            half = len(grad) // 2 if bidirectional else len(grad)
+            last = torch.where(token == length - 1, grad[:half], 0)
+            d_values.append(torch.cat([last, torch.where(token == 0, grad[half:], 0)], 1))
         else:
             assert values is not None
             weights = saved[rows]
             d_weights = values[rows].to(dtype) @ grad
-            d_values[rows] = weights[:, None] * grad
-            d_scores[rows] = weights * (d_weights - weights @ d_weights)
-    return d_values.to(grad_out.dtype), d_scores
+            d_values.append(weights[:, None] * grad)
+            d_scores.append(weights * (d_weights - weights @ d_weights))
+    return torch.cat(d_values).to(grad_out.dtype), torch.cat(d_scores)
 
 
 def why_not(**_: object) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch
+from penstock.kernels import dispatch, transforms
 from penstock.kernels.precision import accumulate_dtype
 from penstock.kernels.rotary import cpu, reference
 from penstock.kernels.rotary import torch as torch_backend
@@ -39,7 +39,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     _check(q, k, cos, sin)
     backend = dispatch.choose("rotary", device_type=q.device.type, dtype=q.dtype)
     wide = accumulate_dtype(q.dtype)
-    return _Rotary.apply(q, k, cos.to(wide), sin.to(wide), False, backend)
+    return torch.ops.penstock.rotary(q, k, cos.to(wide), sin.to(wide), False, backend)
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -85,18 +85,22 @@ def _fake(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-class _Rotary(torch.autograd.Function):
-    """The operation with its gradient, the transposed rotation; cheaper a call than torch.library.register_autograd."""
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, cos, sin, ctx.transposed, ctx.backend = inputs
+    ctx.save_for_backward(cos, sin)
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, transposed: bool, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(cos, sin)
-        ctx.transposed, ctx.backend = transposed, backend
-        return torch.ops.penstock.rotary(q, k, cos, sin, transposed, backend)
 
-    @staticmethod
-    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> Any:
-        q, k = _Rotary.apply(grad_q, grad_k, *ctx.saved_tensors, not ctx.transposed, ctx.backend)
-        return q, k, None, None, None, None
+def _differentiate(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
+    """The transposed rotation, which is the operation again."""
+    q, k = transforms.call(
+        torch.ops.penstock.rotary.default, grad_q, grad_k, *ctx.saved_tensors, not ctx.transposed, ctx.backend
+    )
+    return q, k, None, None, None, None
+
+
+def _plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, transposed: bool, backend: str) -> tuple[Tensor, Tensor]:
+    with torch.autocast(q.device.type, enabled=False):
+        return reference.rotate(q, k, cos, sin, transposed)
+
+
+transforms.register("rotary", _plain, _setup_context, _differentiate)

@@ -1,0 +1,93 @@
+"""Arguments that must be integers, or tensors of them: nothing is rounded, and True is not 1."""
+
+import numbers
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """The value, if it is a whole number: an int, one of NumPy's, or what a compiler has in its place.
+
+    Raises:
+        TypeError: it is not an integer. ValueError: it is below `least`.
+    """
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, int):
+        value = _indexed(name, value)
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def _indexed(name: str, value: Any) -> int:
+    scalar = isinstance(value, Tensor) or type(value).__name__ in ("bool", "bool_", "ndarray")
+    if scalar or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r} of {type(value).__name__}")
+    return operator.index(value)
+
+
+def probability(name: str, p: Any) -> None:
+    """Raises TypeError if p is not a number, ValueError if it is outside [0, 1]."""
+    if isinstance(p, bool) or not isinstance(p, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {p!r} of {type(p).__name__}")
+    if not 0 <= float(p) <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {p}")
+
+
+def ids(tensor: Any, batch: int, device: torch.device) -> None:
+    """Examples' names: int64, (batch,), on the tokens' device; None is allowed.
+
+    Raises:
+        TypeError: not a tensor of int64. ValueError: of another shape or on another device.
+    """
+    if tensor is None:
+        return
+    _is_int64("ids", tensor)
+    if tensor.shape != (batch,):
+        raise ValueError(f"ids must be of shape ({batch},), one for each sequence, got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"ids is on {tensor.device}, the tokens are on {device}")
+
+
+def seed(tensor: Any, device: torch.device) -> None:
+    """The key of dropout: one int64 on the tokens' device; None is allowed. Raises as `ids` does."""
+    if tensor is None:
+        return
+    if isinstance(tensor, Tensor) and tensor.numel() != 1:
+        raise ValueError(f"seed must be one number, got shape {tuple(tensor.shape)}")
+    _is_int64("seed", tensor)
+    if tensor.device != device:
+        raise ValueError(f"seed is on {tensor.device}, the tokens are on {device}")
+
+
+def integers(name: str, values: Any) -> Tensor:
+    """The values as int64 on their own device: a tensor, an array or a sequence of integers.
+
+    Raises:
+        TypeError: they are not integers, or not numbers.
+    """
+    if isinstance(values, Tensor) or hasattr(values, "dtype"):
+        tensor = torch.as_tensor(values)
+        if tensor.dtype not in INTEGERS:
+            raise TypeError(f"{name} must be integers, got {tensor.dtype}")
+        return tensor.to(torch.int64)
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} must be a sequence of integers, got {type(values).__name__}")
+    return torch.tensor([_nested(name, value) for value in values], dtype=torch.int64)
+
+
+def _nested(name: str, value: Any) -> Any:
+    return [_nested(name, each) for each in value] if isinstance(value, list | tuple) else integer(name, value)
+
+
+def _is_int64(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor of int64, got {type(tensor).__name__}")
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {tensor.dtype}")

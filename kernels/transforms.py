@@ -1,0 +1,108 @@
+"""How an operation is differentiated: by its own backward, or in any other way, as plain torch.
+
+An operation's kernels have one derivative, the gradient. `torch.func` (grad, jacrev, jvp, jacfwd, hessian, vmap) and
+forward-mode differentiation (`torch.autograd.forward_ad`) want others, of any order, and batches of them. All of these
+torch finds by itself in plain torch code: there an operation is its reference.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from _tensors(argument)
+
+
+def has_tangent(*arguments: Any) -> bool:
+    """Whether a tensor among the arguments (or in lists of them) is dual: it carries a tangent of forward mode."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in _tensors(arguments))
+
+
+def wants_plain_torch(*arguments: Any) -> bool:
+    """Whether this call must be plain torch. For functions; operations are told by `register`. Can be compiled."""
+    return torch._C._are_functorch_transforms_active() or has_tangent(*arguments)
+
+
+def wants_gradient(*arguments: Any) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(arguments))
+
+
+def check_unbatched(name: str, tensor: Tensor) -> None:
+    """Sequence bounds are read on the host, where those of a batch made by vmap cannot lie.
+
+    Raises:
+        ValueError: the tensor is batched by vmap.
+    """
+    if torch._C._functorch.is_batchedtensor(tensor):
+        raise ValueError(f"vmap over {name}: it must be the same in the whole batch, give it in_dims=None")
+
+
+def below_autograd(operation: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls the operation as if no argument required a gradient."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operation(*arguments)
+
+
+def call(operation: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls an operation from a backward: straight to its kernel, unless somebody differentiates that once more."""
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        return operation(*arguments)
+    return below_autograd(operation, *arguments)
+
+
+def register(
+    name: str,
+    plain: Callable[..., Any],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    record: Callable[..., Any] | None = None,
+) -> None:
+    """Makes an operation differentiable; its schema is defined beforehand.
+
+    `torch.library.register_autograd` would leave out forward mode without a word, and raise under torch.func.
+
+    Args:
+        name: the operation's, without "penstock::".
+        plain: the operation in plain torch, with the same arguments and results; what its own backward would need may
+            be left empty.
+        setup_context, backward: the gradient, as in torch.library.register_autograd. Without them an operation that is
+            asked for a gradient is plain torch too.
+        record: in the place of these two: calls the operation such that it is recorded.
+    """
+    operation = getattr(torch.ops.penstock, name).default
+
+    if backward is not None and setup_context is not None:
+        differentiate, keep = backward, setup_context
+
+        class Recorded(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *arguments: Any) -> Any:
+                output = below_autograd(operation, *arguments)
+                keep(ctx, arguments, output)
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *gradients: Any) -> Any:
+                return differentiate(ctx, *gradients)
+
+        record = Recorded.apply
+
+    def autograd(*arguments: Any) -> Any:
+        if has_tangent(*arguments):
+            return plain(*arguments)
+        if wants_gradient(*arguments):
+            return (record or plain)(*arguments)
+        return below_autograd(operation, *arguments)
+
+    torch.library.impl(f"penstock::{name}", "Autograd")(autograd)
+    torch.library.impl(f"penstock::{name}", "FuncTorchDynamicLayerFrontMode")(plain)
