@@ -5,6 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "types.h"
+
 namespace penstock {
 
 // Memory for intermediate results that one thread keeps from call to call: fresh pages cost more than the arithmetic
@@ -15,7 +17,7 @@ class Scratch {
   static Scratch& of_this_thread();
 
   template <class T>
-  T* take(int64_t count) {
+  PENSTOCK_INLINE T* take(int64_t count) {
     return static_cast<T*>(take_bytes(size_t(count) * sizeof(T)));
   }
   void reset();

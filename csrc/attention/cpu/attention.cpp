@@ -31,7 +31,7 @@ Tensor tensor(Arguments& a) {
 
 Problem problem(Arguments& a) {
   Problem p{};
-  p.storage = a.get<"bfloat16", bool>() ? Storage::bfloat16 : Storage::float32;
+  p.dtype = a.get<"bfloat16", bool>() ? DType::bfloat16 : DType::float32;
   a.get<"batch">(p.batch), a.get<"heads">(p.heads), a.get<"kv_heads">(p.kv_heads), a.get<"head_dim">(p.head_dim);
   a.get<"total_q">(p.total_q), a.get<"total_k">(p.total_k);
   a.get<"cu_seqlens_q">(p.cu_seqlens_q), a.get<"cu_seqlens_k">(p.cu_seqlens_k);
@@ -56,7 +56,7 @@ struct Work {
 void run(const Problem& p, const std::vector<Item>& items, int64_t heads, int threads,
          void (*kernel)(const Problem&, const Item&, Scratch&)) {
   const auto cost_of = [&p](const Item& item) {
-    return double(item.last - item.first) * double(64 + Sequence(p, item.sequence).length_k);
+    return double(item.last - item.first) * double(64 + Spans(p, item.sequence).length_k);
   };
   double total = 0;
   for (const Item& item : items) total += cost_of(item) * double(heads);
@@ -88,7 +88,7 @@ void forward(const py::kwargs& given) {
   const py::gil_scoped_release release;
   std::vector<Item> items;
   for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t length = Sequence(p, b).length_q;
+    const int64_t length = Spans(p, b).length_q;
     for (int64_t first = 0; first < length; first += kQueriesPerItem)
       items.push_back({b, 0, first, std::min(first + kQueriesPerItem, length)});
   }
@@ -105,7 +105,7 @@ void backward(const py::kwargs& given) {
   const Kernels& kernels = kernels_for(isa_named(where.isa));
   const py::gil_scoped_release release;
   std::vector<Item> items;
-  for (int64_t b = 0; b < p.batch; ++b) items.push_back({b, 0, 0, Sequence(p, b).length_q});
+  for (int64_t b = 0; b < p.batch; ++b) items.push_back({b, 0, 0, Spans(p, b).length_q});
   run(p, items, p.kv_heads, where.threads, kernels.backward);
 }
 

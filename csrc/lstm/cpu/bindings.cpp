@@ -36,10 +36,10 @@ class Buffer {
   size_t size_;
 };
 
-lstm::DType dtype_named(const std::string& name) {
-  if (name == "float32") return lstm::DType::float32;
-  if (name == "bfloat16") return lstm::DType::bfloat16;
-  throw std::invalid_argument("dtype must be float32 or bfloat16, got " + name);
+DType dtype_named(const std::string& name) {
+  if (name == "float32") return DType::float32;
+  if (name == "bfloat16") return DType::bfloat16;
+  throw std::invalid_argument("dtype must be float32 or bf16, got " + name);
 }
 
 lstm::Pool pool_named(const std::string& name) {
@@ -74,7 +74,7 @@ lstm::Layer layer_of(Arguments& a) {
     layer.table = pointer(table);
     layer.table_dtype = dtype_named(table_dtype);
     layer.vocabulary = vocabulary;
-    if (layer.table_dtype != layer.dtype && layer.table_dtype != lstm::DType::float32)
+    if (layer.table_dtype != layer.dtype && layer.table_dtype != DType::float32)
       throw std::invalid_argument("embeddings must be float32 or of the weights' dtype");
   }
   for (size_t d = 0; d < weights.size(); ++d) {
@@ -135,7 +135,7 @@ void bind_lstm_cpu(py::module_& parent) {
       "multiply_in_registers",
       [](const std::string& isa, const std::string& dtype, int threads, int64_t rounds) {
         const lstm::Kernels& kernels = lstm::kernels_for(isa_named(isa));
-        const lstm::DType type = dtype_named(dtype);
+        const DType type = dtype_named(dtype);
         double operations = 0;
         py::gil_scoped_release released;
         auto run = [&](int member, int members) {

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include "types.h"
+
 namespace penstock::lstm {
 
 // A piece of uninitialised memory, aligned to 64 bytes at least; goes back to the kept ones when it dies.
@@ -16,7 +18,7 @@ class Block {
   ~Block();
 
   template <class T>
-  T* as() const {
+  PENSTOCK_INLINE T* as() const {
     return static_cast<T*>(data_);
   }
 

@@ -24,8 +24,8 @@ const Kernels& kernels_for(Isa isa) {
 }
 
 template <Name name = "bfloat16">
-Storage storage(Arguments& a) {
-  return a.get<name, bool>() ? Storage::bfloat16 : Storage::float32;
+DType dtype(Arguments& a) {
+  return a.get<name, bool>() ? DType::bfloat16 : DType::float32;
 }
 
 Dropout dropout_rule(Arguments& a) {
@@ -37,7 +37,7 @@ Dropout dropout_rule(Arguments& a) {
 
 NormProblem norm_problem(Arguments& a) {
   NormProblem p{};
-  p.storage = storage(a), p.residual_storage = storage<"bfloat16_residual">(a);
+  p.dtype = dtype(a), p.residual_dtype = dtype<"bfloat16_residual">(a);
   p.dropout = dropout_rule(a);
   a.get<"rows">(p.rows), a.get<"width">(p.width), a.get<"weight">(p.weight), a.get_or_none<"x_bias">(p.x_bias);
   a.get_or_none<"normal">(p.normal), a.get_or_none<"rstd">(p.rstd);
@@ -61,7 +61,7 @@ NormProblem norm_backward_problem(Arguments& a) {
 template <class Problem>
 Problem sized_problem(Arguments& a) {
   Problem p{};
-  p.storage = storage(a);
+  p.dtype = dtype(a);
   a.get<"rows">(p.rows), a.get<"width">(p.width);
   return p;
 }
@@ -101,7 +101,7 @@ Heads heads(Arguments& a) {
 
 RotaryProblem rotary_problem(Arguments& a) {
   RotaryProblem p{};
-  p.storage = storage(a), p.q = heads<"q">(a), p.k = heads<"k">(a);
+  p.dtype = dtype(a), p.q = heads<"q">(a), p.k = heads<"k">(a);
   a.get<"rows">(p.rows), a.get<"head_dim">(p.head_dim), a.get<"transposed">(p.transposed);
   a.get<"cos">(p.cos), a.get<"sin">(p.sin);
   return p;
