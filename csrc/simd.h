@@ -169,28 +169,4 @@ PENSTOCK_INLINE Floats choose(uint32_t bits, Floats x, Floats y) {
 #endif
 }
 
-// 2^x for x <= 127, relative error below 2e-7; 0 below -127 and for -inf, NaN for NaN.
-PENSTOCK_INLINE Floats exp2(Floats x) {
-#if defined(__AVX512BW__)
-  const Floats whole = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  x = max(splat(-127.0f), x);               // in this order NaN passes
-  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
-  const Floats shifted = x + magic;
-  const Floats whole = shifted - magic;
-#endif
-  // minimax polynomial of 2^f on [-1/2, 1/2]
-  const Floats f = x - whole;
-  Floats p = 1.326472e-3f * f + 9.671513e-3f;
-  p = p * f + 5.550734e-2f;
-  p = p * f + 2.4022242e-1f;
-  p = p * f + 6.93147e-1f;
-  p = p * f + 1.0f;
-#if defined(__AVX512BW__)
-  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
-#else
-  return p * (Floats)(((Ints)shifted - (Ints)magic + 127) << 23);
-#endif
-}
-
 }  // namespace penstock::PENSTOCK_ISA

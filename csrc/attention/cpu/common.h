@@ -3,13 +3,12 @@
 
 #include "attention/cpu/problem.h"
 #include "dropout.h"
+#include "exp.h"
 #include "pack.h"
 
 namespace penstock::PENSTOCK_ISA {
 
 using namespace penstock::attention;
-
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 // Rows of queries whose scores are computed together, even and a whole number of tiles, and the keys packed together.
 constexpr int64_t kStrip = 12, kKeyBlock = 512;

@@ -5,6 +5,7 @@
 //   tanh(x) = m / (m + 2),              tanh'(x) = 4 (m + 1) / (m + 2)^2,        m = e^2x - 1
 #pragma once
 
+#include "exp.h"
 #include "tile.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
@@ -31,42 +32,24 @@ PENSTOCK_INLINE Floats reciprocal(Floats value) {
 #endif
 }
 
-// x = n ln 2 + r with |r| <= ln 2 / 2, and 2^n.
-struct Reduced {
-  Floats r, power;
-};
-
-PENSTOCK_INLINE Reduced reduce(Floats x) {
-  constexpr float kLog2E = 1.442695041f, kLn2 = 0.6931471806f;
-#if defined(__AVX512F__)
-  const Floats n = (Floats)_mm512_roundscale_ps((__m512)(x * kLog2E), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return {x - n * kLn2, (Floats)_mm512_scalef_ps(_mm512_set1_ps(1.0f), (__m512)n)};
-#else
-  // Added to 1.5 * 2^23, n stands in the low bits of the sum.
-  constexpr float kShift = 12582912.0f;
-  const Floats shifted = x * kLog2E + kShift;
-  return {x - (shifted - kShift) * kLn2, Floats((Ints(shifted) << 23) + 0x3f800000)};
-#endif
-}
-
 // Beyond these the functions are constant in float32, and products of the exponentials stay finite.
 constexpr float kSigmoidBound = 40.0f;
 constexpr float kTanhBound = 20.0f;  // of 2x
 
-// e^r - 1 for |r| <= ln 2 / 2: minimax, error 3e-9 of e^r.
-PENSTOCK_INLINE Floats expm1_near_zero(Floats r) {
-  const Floats p = (((0.0013814598f * r + 0.0083687169f) * r + 0.0416683881f) * r + 0.1666652063f) * r + 0.4999999344f;
-  return p * (r * r) + r;
-}
+// x = n ln 2 + rest
+PENSTOCK_INLINE Floats rest(Floats x, Whole n) { return x - n.value * kLn2; }
 
 PENSTOCK_INLINE Floats exp_minus(Floats x) {
-  const Reduced y = reduce(-clamp(x, kSigmoidBound));
-  return y.power * expm1_near_zero(y.r) + y.power;
+  const Floats y = -clamp(x, kSigmoidBound);
+  const Whole n = nearest_whole(y * kLog2E);
+  return times_power(expm1_near_zero(rest(y, n)) + 1.0f, n);
 }
 
 PENSTOCK_INLINE Floats expm1_twice(Floats x) {
-  const Reduced y = reduce(clamp(x + x, kTanhBound));
-  return y.power * expm1_near_zero(y.r) + (y.power - 1.0f);
+  const Floats y = clamp(x + x, kTanhBound);
+  const Whole n = nearest_whole(y * kLog2E);
+  const Floats power = times_power(splat(1.0f), n);
+  return power * expm1_near_zero(rest(y, n)) + (power - 1.0f);
 }
 
 struct Cell {

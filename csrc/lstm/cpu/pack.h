@@ -2,6 +2,7 @@
 #pragma once
 
 #include "tile.h"
+#include "transpose.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
@@ -34,25 +35,6 @@ PENSTOCK_INLINE Uints lanes_along(const T* row, int64_t k, int64_t size) {
     value = Uints(load(row + k, size - k < kLanes ? size - k : kLanes));
   }
   return value;
-}
-
-// rows[i][j] = rows[j][i], in log2(kLanes) rounds: round b exchanges the off-diagonal halves of all 2b x 2b blocks.
-PENSTOCK_INLINE void transpose(Uints (&rows)[kLanes]) {
-#pragma GCC unroll 4
-  for (int b = 1; b < kLanes; b *= 2) {
-    Ints upper, lower;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      upper[lane] = lane & b ? kLanes + lane - b : lane;
-      lower[lane] = lane & b ? kLanes + lane : lane + b;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & b) continue;
-      const Uints first = rows[i], second = rows[i + b];
-      rows[i] = __builtin_shuffle(first, second, upper);
-      rows[i + b] = __builtin_shuffle(first, second, lower);
-    }
-  }
 }
 
 // n lanes: a row, or two rows element by element.
