@@ -30,7 +30,7 @@ void Scratch::reset() {
 
 void* Scratch::take_bytes(size_t bytes) {
   bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  if (blocks_.empty() || used_ + bytes > size_) {
+  if (blocks_.empty() || size_ - used_ < bytes) {
     const size_t size = std::max(bytes, kSmallestBlock);
     blocks_.emplace_back(static_cast<std::byte*>(::operator new[](size, std::align_val_t(kAlignment))));
     size_ = size;  // only now: without memory the next call still knows what there is

@@ -173,6 +173,33 @@ def test_attention_with_nothing_to_attend_to(queries, keys, dtype, isa, monkeypa
             assert torch.equal(each, torch.zeros_like(each))
 
 
+@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("queries", "keys", "window"),
+    [(600, 3, (-1, 0)), (600, 40, (2, 0)), (20, 600, (0, 0)), (700, 600, (0, 3)), (1100, 20, (5, 5))],
+)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.usefixtures("one_thread")
+def test_many_queries_that_see_no_key(queries, keys, window, dropout_p, dtype, isa, monkeypatch) -> None:
+    """More of them than are computed together: no key is left to a whole piece of work."""
+    monkeypatch.setenv("PENSTOCK_ISA", isa)
+    bounds = [torch.tensor([0, length], dtype=torch.int32) for length in (queries, keys)]
+    torch.manual_seed(0)
+    q, k, v, grad_out = (torch.randn(n, 1, 16).to(dtype) for n in (queries, keys, keys, queries))
+
+    def run(backend: str, kind: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(kind).requires_grad_() for x in (q, k, v)]
+        with use_backend(backend):
+            options = {"window": window, "dropout_p": dropout_p, "seed": torch.tensor(3)}
+            out = varlen_attention(*inputs, *bounds, queries, keys, **options)
+        return [out, *torch.autograd.grad(out, inputs, grad_out.to(kind))]
+
+    for mine, true in zip(on_a_fresh_thread(lambda: run("cpu", dtype)), run("reference", torch.float64), strict=True):
+        scale = max(true.norm(), grad_out.double().norm())  # of a query that sees one key the gradient is 0
+        assert (mine.double() - true).norm() <= (1e-5 if dtype == torch.float32 else 2e-2) * scale
+
+
 @pytest.mark.parametrize(("tokens", "columns", "rows"), [s for s in product((0, 3), repeat=3) if 0 in s])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("one_thread")

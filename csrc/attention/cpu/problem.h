@@ -54,7 +54,8 @@ PENSTOCK_INLINE Range visible_keys(const Problem& p, const Spans& s, int64_t que
 
 // The keys that some query in [first, last] sees, or a few more: both bounds grow with the query.
 PENSTOCK_INLINE Range visible_keys(const Problem& p, const Spans& s, int64_t first, int64_t last) {
-  return {visible_keys(p, s, first).begin, visible_keys(p, s, last).end};
+  const Range keys{visible_keys(p, s, first).begin, visible_keys(p, s, last).end};
+  return keys.empty() ? Range{0, 0} : keys;  // its size is never negative
 }
 
 // What one thread computes at a time. Forward: queries [first, last) of one head. Backward: all queries of the query
