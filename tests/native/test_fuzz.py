@@ -23,12 +23,13 @@ def kernels(folder: str, *without: str) -> list[Path]:
 
 
 SOURCES = {
-    "fuzz_lstm": [*kernels("lstm", "bindings.cpp", "workspace.cpp"), HERE / "workspace.cpp", CSRC / "threads.cpp"],
-    "fuzz_attention": [*kernels("attention", "attention.cpp"), HERE / "scratch.cpp"],
+    "fuzz_lstm": [*kernels("lstm", "bindings.cpp"), HERE / "workspace.cpp", CSRC / "threads.cpp"],
+    "fuzz_attention": [*kernels("attention", "attention.cpp"), HERE / "scratch.cpp", HERE / "workspace.cpp"],
     "fuzz_rows": [
         *kernels("rowwise", "rowwise.cpp"),
         *kernels("linear", "linear.cpp"),
         HERE / "scratch.cpp",
+        HERE / "workspace.cpp",
     ],
 }
 

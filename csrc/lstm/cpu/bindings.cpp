@@ -11,14 +11,12 @@
 #include "arguments.h"
 #include "lstm/cpu/kernels.h"
 #include "lstm/cpu/team.h"
-#include "lstm/cpu/workspace.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 
 namespace penstock {
 namespace {
-
-using lstm::Block;
 
 template <class T = void>
 T* pointer(uint64_t address) {
@@ -151,12 +149,12 @@ void bind_lstm_cpu(py::module_& parent) {
   module.def(
       "workspace_use",
       [] {
-        const lstm::WorkspaceUse use = lstm::workspace_use();
+        const WorkspaceUse use = workspace_use();
         return py::dict(py::arg("kept") = use.kept, py::arg("in_use") = use.in_use, py::arg("limit") = use.limit);
       },
       "Bytes kept for the next call, handed out, and the most that is kept.");
-  module.def("set_workspace_limit", &lstm::set_workspace_limit, py::arg("bytes"));
-  module.def("release_workspace", &lstm::release_workspace, "Returns the kept memory to the system.");
+  module.def("set_workspace_limit", &set_workspace_limit, py::arg("bytes"));
+  module.def("release_workspace", &release_workspace, "Returns the kept memory to the system.");
 }
 
 }  // namespace penstock

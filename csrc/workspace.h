@@ -6,7 +6,7 @@
 
 #include "types.h"
 
-namespace penstock::lstm {
+namespace penstock {
 
 // A piece of uninitialised memory, aligned to 64 bytes at least; goes back to the kept ones when it dies.
 class Block {
@@ -37,4 +37,4 @@ WorkspaceUse workspace_use();
 void set_workspace_limit(size_t bytes);
 void release_workspace();  // returns all that is kept to the system
 
-}  // namespace penstock::lstm
+}  // namespace penstock
