@@ -20,53 +20,52 @@ bool may_use_amx();
 #include <type_traits>
 #include <utility>
 
+#include "types.h"
+
 namespace penstock {
 
 constexpr int kAmxRows = 16;   // of a register, and the columns of C
 constexpr int kAmxPairs = 16;  // along the summed dimension
 
+struct alignas(64) AmxConfiguration {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+// A constant in memory: the compiler does not know that all of it is read.
+static constexpr AmxConfiguration kAmxFullSize{
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
 // While it lives, the calling thread's registers have their full size.
 class MatrixUnit {
  public:
-  MatrixUnit() { _tile_loadconfig(&kFullSize); }
-  ~MatrixUnit() { _tile_release(); }
+  PENSTOCK_INLINE MatrixUnit() { _tile_loadconfig(&kAmxFullSize); }
+  PENSTOCK_INLINE ~MatrixUnit() { _tile_release(); }
   MatrixUnit(const MatrixUnit&) = delete;
   MatrixUnit& operator=(const MatrixUnit&) = delete;
-
- private:
-  struct alignas(64) Configuration {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-  };
-  // A constant in memory: the compiler does not know that all of it is read.
-  static constexpr Configuration kFullSize{
-      1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 };
-
-#define PENSTOCK_AMX_INLINE inline __attribute__((always_inline))
 
 // A register's number is part of its instructions. Rows in memory are `units` of 32 bits apart.
 template <int kRegister>
-PENSTOCK_AMX_INLINE void load_register(const void* from, int64_t units) {
+PENSTOCK_INLINE void load_register(const void* from, int64_t units) {
   asm volatile("tileloadd (%0,%1,4), %%tmm%c2" ::"r"(from), "r"(units), "i"(kRegister) : "memory");
 }
 template <int kRegister>
-PENSTOCK_AMX_INLINE void store_register(void* to, int64_t units) {
+PENSTOCK_INLINE void store_register(void* to, int64_t units) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,4)" ::"r"(to), "r"(units), "i"(kRegister) : "memory");
 }
 template <int kRegister>
-PENSTOCK_AMX_INLINE void clear_register() {
+PENSTOCK_INLINE void clear_register() {
   asm volatile("tilezero %%tmm%c0" ::"i"(kRegister));
 }
 template <int kC, int kA, int kB>
-PENSTOCK_AMX_INLINE void add_product() {
+PENSTOCK_INLINE void add_product() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
 }
 
 // Calls body(std::integral_constant<int, i>) for every i in [0, kCount).
 template <int kCount, class Body>
-PENSTOCK_AMX_INLINE void unroll(Body body) {
+PENSTOCK_INLINE void unroll(Body body) {
   [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
     (body(std::integral_constant<int, kIndex>{}), ...);
   }(std::make_integer_sequence<int, kCount>{});
@@ -81,8 +80,8 @@ struct AmxSteps {
 // c (+)= a b on kRows x kColumns registers of c, at most four. Those of a follow them, and those of b take turns in
 // what is left. `depth` is in pairs, a multiple of kAmxPairs; each_step() runs once for as many of them.
 template <int kRows, int kColumns, class Unit, class EachStep>
-PENSTOCK_AMX_INLINE void multiply_registers(const Unit* a, int64_t a_row, const Unit* b, AmxSteps b_steps, float* c,
-                                            int64_t c_row, bool accumulate, int64_t depth, EachStep each_step) {
+PENSTOCK_INLINE void multiply_registers(const Unit* a, int64_t a_row, const Unit* b, AmxSteps b_steps, float* c,
+                                        int64_t c_row, bool accumulate, int64_t depth, EachStep each_step) {
   static_assert(sizeof(Unit) == 4 && kRows * kColumns <= 4);
   constexpr int kA = 4, kB = kA + kRows, kBs = 8 - kB;
   const auto for_c = [&](auto body) __attribute__((always_inline)) {
@@ -104,8 +103,6 @@ PENSTOCK_AMX_INLINE void multiply_registers(const Unit* a, int64_t a_row, const 
   }
   for_c([&](auto n, float* at) __attribute__((always_inline)) { store_register<n>(at, c_row); });
 }
-
-#undef PENSTOCK_AMX_INLINE
 
 }  // namespace penstock
 

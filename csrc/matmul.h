@@ -108,13 +108,11 @@ static void multiply(Left<Unit> a, Right<Unit> b, Product c, int64_t rows, int64
       case 2:
         multiply_panel<Unit, kAccumulate, 2>(a, b, c, rows, depth);
         break;
-#if defined(__AVX512BW__)
       case 3:
-        multiply_panel<Unit, kAccumulate, 3>(a, b, c, rows, depth);
+        if constexpr (kMaxColumns > 2) multiply_panel<Unit, kAccumulate, 3>(a, b, c, rows, depth);
         break;
       default:
-        multiply_panel<Unit, kAccumulate, 4>(a, b, c, rows, depth);
-#endif
+        if constexpr (kMaxColumns > 2) multiply_panel<Unit, kAccumulate, 4>(a, b, c, rows, depth);
     }
     b.data += part * kLanes;
     c.data += part * kLanes;

@@ -2,20 +2,11 @@
 #pragma once
 
 #include "matmul.h"
+#include "transpose.h"
 
 namespace penstock::PENSTOCK_ISA {
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-template <class Vector, int... kIndex>
-PENSTOCK_INLINE Vector interleave_low(Vector a, Vector b, std::integer_sequence<int, kIndex...>) {
-  return __builtin_shufflevector(a, b, (kIndex / 2 + kIndex % 2 * int(sizeof...(kIndex)))...);
-}
-template <class Vector, int... kIndex>
-PENSTOCK_INLINE Vector interleave_high(Vector a, Vector b, std::integer_sequence<int, kIndex...>) {
-  constexpr int n = sizeof...(kIndex);
-  return __builtin_shufflevector(a, b, (n / 2 + kIndex / 2 + kIndex % 2 * n)...);
-}
 
 // The first `width` elements of each of `count` rows (`stride` elements apart), as rows of units `to_row` apart, a
 // multiple of kLanes; filled with zeros up to `rows` rows and to whole vectors.
@@ -49,18 +40,11 @@ static void copy_rows(const Element* from, int64_t stride, int64_t count, int64_
 // to[unit][row] = from[row][unit] for `units` units of `rows` rows, a multiple of kLanes; reads whole vectors of units.
 template <class Unit>
 static void transpose(const Unit* from, int64_t from_row, int64_t rows, int64_t units, Unit* to, int64_t to_row) {
-  constexpr auto indices = std::make_integer_sequence<int, kLanes>{};
   for (int64_t row = 0; row < rows; row += kLanes)
     for (int64_t unit = 0; unit < units; unit += kLanes) {
-      Uints block[kLanes], mixed[kLanes];
+      Uints block[kLanes];
       for (int i = 0; i < kLanes; ++i) block[i] = load_as<Uints>(from + (row + i) * from_row + unit);
-      for (int width = kLanes; width > 1; width /= 2) {  // interleaving the halves log2(kLanes) times transposes
-        for (int i = 0; i < kLanes / 2; ++i) {
-          mixed[2 * i] = interleave_low(block[i], block[i + kLanes / 2], indices);
-          mixed[2 * i + 1] = interleave_high(block[i], block[i + kLanes / 2], indices);
-        }
-        for (int i = 0; i < kLanes; ++i) block[i] = mixed[i];
-      }
+      transpose(block);
       const int64_t count = units - unit < kLanes ? units - unit : kLanes;
       for (int i = 0; i < count; ++i) store_as(to + (unit + i) * to_row + row, block[i]);
     }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "arguments.h"
 #include "bindings.h"
 #include "threads.h"
 
@@ -61,22 +62,17 @@ void bind_philox(py::module_& module) {
       "it.");
   module.def(
       "keep_mask",
-      [](uintptr_t cu_seqlens, int64_t batch, uintptr_t ids, uint64_t seed, uint32_t stream, int64_t units,
-         uint32_t threshold, bool per_sequence, uintptr_t out, int threads) {
-        const MaskRequest request{reinterpret_cast<const int32_t*>(cu_seqlens),
-                                  reinterpret_cast<const int64_t*>(ids),
-                                  batch,
-                                  units,
-                                  seed,
-                                  stream,
-                                  threshold,
-                                  per_sequence,
-                                  reinterpret_cast<uint8_t*>(out)};
-        parallel_for(batch, threads, [&](int64_t b, int) { fill_sequence(request, b); });
+      [](const py::kwargs& given) {
+        Arguments a("keep_mask", given);
+        MaskRequest request{};
+        a.get<"cu_seqlens">(request.cu_seqlens), a.get<"batch">(request.batch), a.get_or_none<"ids">(request.ids);
+        a.get<"seed">(request.seed), a.get<"stream">(request.stream), a.get<"units">(request.units);
+        a.get<"threshold">(request.threshold), a.get<"per_sequence">(request.per_sequence), a.get<"out">(request.out);
+        const int threads = a.get<"threads", int>();
+        a.finish();
+        const py::gil_scoped_release release;
+        parallel_for(request.batch, threads, [&](int64_t b, int) { fill_sequence(request, b); });
       },
-      py::arg("cu_seqlens"), py::arg("batch"), py::arg("ids"), py::arg("seed"), py::arg("stream"), py::arg("units"),
-      py::arg("threshold"), py::arg("per_sequence"), py::arg("out"), py::arg("threads"),
-      py::call_guard<py::gil_scoped_release>(),
       "Writes 1 where a unit is kept, 0 where it is dropped, to (tokens, units) bytes. Pointers are addresses; ids may "
       "be 0.");
 }

@@ -5,12 +5,14 @@
 #include <array>
 #include <cstdint>
 
+#include "types.h"
+
 namespace penstock {
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 
-inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, uint32_t key0, uint32_t key1) {
+PENSTOCK_INLINE std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{kPhiloxM0} * counter[0];
     const uint64_t p1 = uint64_t{kPhiloxM1} * counter[2];
@@ -27,14 +29,14 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, uint3
 //   the bits of unit u: half-word u % 8 of the four words, low half first; the unit is dropped if bits < threshold
 struct DropoutKey {
   uint32_t key0, key1, stream, id_low;
-  DropoutKey(uint64_t seed, int64_t example_id, uint32_t stream_)
+  PENSTOCK_INLINE DropoutKey(uint64_t seed, int64_t example_id, uint32_t stream_)
       : key0(uint32_t(seed)),
         key1(uint32_t(seed >> 32) ^ uint32_t(uint64_t(example_id) >> 32)),
         stream(stream_),
         id_low(uint32_t(example_id)) {}
 };
 
-inline std::array<uint16_t, 8> dropout_bits(const DropoutKey& key, uint32_t position, uint32_t unit_block) {
+PENSTOCK_INLINE std::array<uint16_t, 8> dropout_bits(const DropoutKey& key, uint32_t position, uint32_t unit_block) {
   const auto words = philox4x32({unit_block, position, key.stream, key.id_low}, key.key0, key.key1);
   std::array<uint16_t, 8> bits;
   for (int i = 0; i < 4; ++i) {

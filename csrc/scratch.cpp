@@ -1,7 +1,6 @@
 #include "scratch.h"
 
 #include <algorithm>
-#include <new>
 
 namespace penstock {
 namespace {
@@ -9,8 +8,6 @@ namespace {
 constexpr size_t kAlignment = 64, kSmallestBlock = size_t{1} << 18;
 
 }  // namespace
-
-void Scratch::Free::operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t(kAlignment)); }
 
 Scratch& Scratch::of_this_thread() {
   thread_local Scratch scratch;
@@ -21,23 +18,23 @@ Scratch& Scratch::of_this_thread() {
 void Scratch::reset() {
   used_ = 0;
   if (blocks_.size() <= 1) return;
-  blocks_.clear();  // next time one block serves all that was asked for this time
-  size_ = 0;
-  const size_t whole = total_;
-  total_ = 0;
+  const size_t whole = total_;  // next time one block serves all that was asked for this time
+  blocks_.clear();
+  size_ = total_ = 0;
   take_bytes(whole);
   used_ = 0;
 }
 
 void* Scratch::take_bytes(size_t bytes) {
   bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  if (used_ + bytes > size_) {
-    size_ = std::max(bytes, kSmallestBlock);
-    blocks_.emplace_back(static_cast<std::byte*>(::operator new[](size_, std::align_val_t(kAlignment))));
+  if (blocks_.empty() || size_ - used_ < bytes) {
+    const size_t size = std::max(bytes, kSmallestBlock);
+    blocks_.emplace_back(size);
+    size_ = size;  // only now: without memory the next call still knows what there is
     used_ = 0;
-    total_ += size_;
+    total_ += size;
   }
-  void* p = blocks_.back().get() + used_;
+  void* p = blocks_.back().as<std::byte>() + used_;
   used_ += bytes;
   return p;
 }

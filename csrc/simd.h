@@ -10,18 +10,16 @@
 #include <immintrin.h>
 #endif
 
-namespace penstock {
+#include "types.h"
 
-struct bf16 {
-  uint16_t bits;
-};
-
-namespace PENSTOCK_ISA {
+namespace penstock::PENSTOCK_ISA {
 
 #if defined(__AVX512BW__)
 constexpr int kLanes = 16, kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRegisters = 32;
 #else
 constexpr int kLanes = 4, kRegisters = 16;
 #endif
@@ -30,8 +28,6 @@ typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Uints __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-
-#define PENSTOCK_INLINE static inline __attribute__((always_inline))
 
 PENSTOCK_INLINE Floats splat(float x) { return x - Floats{}; }
 PENSTOCK_INLINE Uints splat(uint32_t x) { return x - Uints{}; }
@@ -73,6 +69,29 @@ PENSTOCK_INLINE Halves to_halves(Floats x) {
 }
 PENSTOCK_INLINE void store(float* p, Floats v) { store_as(p, v); }
 PENSTOCK_INLINE void store(bf16* p, Floats v) { store_as(p, to_halves(v)); }
+
+template <class Element>
+static __attribute__((noinline, cold)) Floats load_part(const Element* p, int64_t n) {
+  Element lanes[kLanes] = {};
+  std::memcpy(lanes, p, size_t(n) * sizeof(Element));
+  return load(lanes);
+}
+template <class Element>
+static __attribute__((noinline, cold)) void store_part(Element* p, Floats v, int64_t n) {
+  Element lanes[kLanes];
+  store(lanes, v);
+  std::memcpy(p, lanes, size_t(n) * sizeof(Element));
+}
+
+// The first n lanes only, 0 < n <= kLanes; the others read as zero.
+template <class Element>
+PENSTOCK_INLINE Floats load(const Element* p, int64_t n) {
+  return __builtin_expect(n == kLanes, 1) ? load(p) : load_part(p, n);
+}
+template <class Element>
+PENSTOCK_INLINE void store(Element* p, Floats v, int64_t n) {
+  __builtin_expect(n == kLanes, 1) ? store(p, v) : store_part(p, v, n);
+}
 
 PENSTOCK_INLINE float to_float(float x) { return x; }
 PENSTOCK_INLINE float to_float(bf16 x) {
@@ -150,29 +169,4 @@ PENSTOCK_INLINE Floats choose(uint32_t bits, Floats x, Floats y) {
 #endif
 }
 
-// 2^x for x <= 127, relative error below 2e-7; 0 below -127 and for -inf, NaN for NaN.
-PENSTOCK_INLINE Floats exp2(Floats x) {
-#if defined(__AVX512BW__)
-  const Floats whole = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  x = max(splat(-127.0f), x);               // in this order NaN passes
-  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
-  const Floats shifted = x + magic;
-  const Floats whole = shifted - magic;
-#endif
-  // minimax polynomial of 2^f on [-1/2, 1/2]
-  const Floats f = x - whole;
-  Floats p = 1.326472e-3f * f + 9.671513e-3f;
-  p = p * f + 5.550734e-2f;
-  p = p * f + 2.4022242e-1f;
-  p = p * f + 6.93147e-1f;
-  p = p * f + 1.0f;
-#if defined(__AVX512BW__)
-  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
-#else
-  return p * (Floats)(((Ints)shifted - (Ints)magic + 127) << 23);
-#endif
-}
-
-}  // namespace PENSTOCK_ISA
-}  // namespace penstock
+}  // namespace penstock::PENSTOCK_ISA

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -48,6 +50,17 @@ const OpenMP& openmp() {
   return getpid() == loaded_by ? found : none;
 }
 
+// Threads 1, 2, ... of body(i), at most `count`: fewer where the system starts no more.
+template <class Body>
+void start_threads(std::vector<std::jthread>& threads, int count, Body body) {
+  try {
+    threads.reserve(size_t(count));
+    for (int i = 1; i <= count; ++i) threads.emplace_back(body, i);
+  } catch (const std::system_error&) {
+  } catch (const std::bad_alloc&) {
+  }
+}
+
 struct Job {
   const int64_t items;
   const std::function<void(int64_t, int)>& work;
@@ -79,7 +92,7 @@ void parallel_for(int64_t items, int threads, const std::function<void(int64_t, 
     openmp().parallel([](void* data) { static_cast<Job*>(data)->run(); }, &job, unsigned(threads), 0);
   } else {
     std::vector<std::jthread> helpers;
-    for (int i = 1; i < threads; ++i) helpers.emplace_back([&job] { job.run(); });
+    start_threads(helpers, threads - 1, [&job](int) { job.run(); });
     job.run();
   }
   if (job.error) std::rethrow_exception(job.error);
@@ -100,9 +113,16 @@ void run_together(int threads, void (*work)(void* context, int member, int membe
         &call, unsigned(threads), 0);
     return;
   }
+  // Members wait for each other in `work`, so none begins before it is known how many there are.
+  std::atomic<int> members{0};
   std::vector<std::jthread> helpers;
-  for (int i = 1; i < threads; ++i) helpers.emplace_back(work, context, i, threads);
-  work(context, 0, threads);
+  start_threads(helpers, threads - 1, [&](int i) {
+    members.wait(0);
+    work(context, i, members);
+  });
+  members = int(helpers.size()) + 1;
+  members.notify_all();
+  work(context, 0, members);
 }
 
 }  // namespace penstock

@@ -1,25 +1,43 @@
-"""The compiled module behind the cpu backends that take one dict of addresses: one answer for every operation."""
+"""The compiled module behind the cpu backends: one answer for every operation, and one way to call it.
+
+Functions of csrc/ take named arguments only, and all of them: an address for each tensor, None where there is none. An
+unknown, missing or wrongly typed one is a TypeError. `PENSTOCK_ISA` is read at each call.
+"""
 
 import os
 from typing import Any
 
 import torch
+from torch import Tensor
 
 try:
     from penstock import _native as native
 except ImportError as error:  # penstock.kernels works without its compiled module
     native, _missing = None, str(error)  # type: ignore[assignment]
-_FASTEST = "" if native is None else native.available_isas()[-1]
+_ISAS: list[str] = [""] if native is None else native.available_isas()
+_FASTEST = _ISAS[-1]
 
 
 def isa() -> str:
-    """The instruction set that functions of csrc/ run with: that of PENSTOCK_ISA, the fastest by default."""
-    return os.environ.get("PENSTOCK_ISA") or _FASTEST
+    """The instruction set that a call of csrc/ runs with: that of PENSTOCK_ISA, the fastest by default.
+
+    Raises:
+        ValueError: PENSTOCK_ISA names none that this machine has.
+    """
+    named = os.environ.get("PENSTOCK_ISA") or _FASTEST
+    if named not in _ISAS:
+        raise ValueError(f"PENSTOCK_ISA: no instruction set {named!r} here, there is {', '.join(_ISAS)}")
+    return named
 
 
 def call(function: Any, arguments: dict[str, Any]) -> None:
     """Runs a function of csrc/ with the instruction set of `isa`, on torch's threads."""
-    function(arguments, isa(), torch.get_num_threads())
+    function(isa=isa(), threads=torch.get_num_threads(), **arguments)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """What csrc/ takes for a tensor, which must outlive the call."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def available() -> str | None:

@@ -171,7 +171,7 @@ def _cpu_dropout(
     arguments |= {"seed": int(seed) & 0xFFFFFFFFFFFFFFFF, "stream": stream, "per_sequence": per_sequence}
     arguments |= {"dropout_threshold": philox.threshold(p), "dropout_scale": philox.scale(p)}
     arguments |= {"x": x.data_ptr(), "out": out.data_ptr(), "cu_seqlens": cu_seqlens.data_ptr()}
-    cpu_here.call(native.dropout, arguments | ({} if ids is None else {"ids": ids.data_ptr()}))
+    cpu_here.call(native.dropout, arguments | {"ids": cpu_here.address(ids)})
     return out
 
 

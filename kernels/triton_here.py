@@ -1,6 +1,7 @@
 """Whether Triton's kernels can run here: one answer for every operation, without importing Triton."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 from typing import Any
@@ -12,8 +13,9 @@ UNVERIFIED = "it has run in Triton's interpreter only, not yet on a GPU; use_bac
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@functools.cache  # looking for the package takes longer than a small kernel
 def available() -> str | None:
-    """None if Triton kernels can run here, else the reason."""
+    """None if Triton kernels can run here, else the reason; found out once in a process."""
     try:
         installed = importlib.util.find_spec("triton") is not None
     except ImportError:

@@ -37,6 +37,13 @@ def test_doctor_works_from_any_directory(where: str, tmp_path: Path) -> None:
         assert operation in result.stdout
 
 
+def test_doctor_names_an_unknown_instruction_set() -> None:
+    result = run("doctor", cwd=ROOT, PENSTOCK_ISA="mmx")
+    assert result.returncode == 1
+    assert "no instruction set 'mmx' here" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def test_doctor_works_beside_the_hubs_kernels(tmp_path: Path) -> None:
     """PyPI's `kernels` owns the bare name; importing it and ours in one process must do no harm."""
     hub = tmp_path / "kernels"

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock import _native
-from penstock.kernels import LSTM, Ragged
+from penstock.kernels import LSTM, Ragged, cpu_here
 
 ROUNDS = 7
 PAUSE = 0.03  # seconds
@@ -131,7 +131,7 @@ def peak(dtype: torch.dtype) -> float:
     """Operations per second that all threads together reach on registers alone."""
     start = time.perf_counter()
     operations = _native.lstm_cpu.multiply_in_registers(
-        "", str(dtype).removeprefix("torch."), torch.get_num_threads(), 200_000
+        cpu_here.isa(), str(dtype).removeprefix("torch."), torch.get_num_threads(), 200_000
     )
     return operations / (time.perf_counter() - start)
 

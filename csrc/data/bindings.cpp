@@ -148,7 +148,7 @@ class BoundPrefetcher {
 void bind_data(py::module_& module) {
   module.def("plan_epoch", &bound_plan_epoch, py::arg("lengths").noconvert(), py::arg("rows").noconvert(),
              py::arg("seed"), py::arg("epoch"), py::arg("tokens_per_batch"), py::arg("batches_per_step"),
-             py::arg("window_batches"), py::arg("shuffle"), py::arg("worst_first"),
+             py::arg("window_batches"), py::arg("shuffle").noconvert(), py::arg("worst_first").noconvert(),
              "The batches of one epoch: (order, bounds, tokens, squares, longest), see csrc/data/plan.h.");
 
   py::class_<BoundShards>(module, "Shards", "The token buffers of a store's shards.")

@@ -1,5 +1,8 @@
 #include "data/prefetch.h"
 
+#include <algorithm>
+#include <system_error>
+
 namespace penstock {
 
 void run(const Shards& shards, Task& task) {
@@ -8,7 +11,12 @@ void run(const Shards& shards, Task& task) {
 }
 
 Prefetcher::Prefetcher(const Shards& shards, int threads) : shards_(shards) {
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  try {
+    threads_.reserve(size_t(std::max(threads, 0)));
+    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+    // those that started do the work, without any `wait` does it
+  }
 }
 
 Prefetcher::~Prefetcher() {
@@ -30,6 +38,7 @@ void Prefetcher::submit(std::shared_ptr<Task> task) {
 
 void Prefetcher::wait(const Task& task) {
   std::unique_lock lock(mutex_);
+  while (threads_.empty() && !task.done && !queue_.empty()) work_on_next(lock);
   finished_.wait(lock, [&] { return task.done; });
 }
 
@@ -38,20 +47,24 @@ void Prefetcher::work() {
   for (;;) {
     submitted_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     if (stopping_) return;
-    const std::shared_ptr<Task> task = std::move(queue_.front());
-    queue_.pop_front();
-    lock.unlock();
-    std::exception_ptr error;
-    try {
-      run(shards_, *task);
-    } catch (...) {
-      error = std::current_exception();
-    }
-    lock.lock();
-    task->error = error;
-    task->done = true;
-    finished_.notify_all();
+    work_on_next(lock);
   }
+}
+
+void Prefetcher::work_on_next(std::unique_lock<std::mutex>& lock) {
+  const std::shared_ptr<Task> task = std::move(queue_.front());
+  queue_.pop_front();
+  lock.unlock();
+  std::exception_ptr error;
+  try {
+    run(shards_, *task);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  lock.lock();
+  task->error = error;
+  task->done = true;
+  finished_.notify_all();
 }
 
 }  // namespace penstock

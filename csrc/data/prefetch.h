@@ -31,6 +31,7 @@ void run(const Shards& shards, Task& task);
 
 class Prefetcher {
  public:
+  // Fewer threads where the system starts no more; with none at all, `wait` does the work.
   Prefetcher(const Shards& shards, int threads);
   ~Prefetcher();  // finishes the tasks being worked on, drops the others
 
@@ -39,6 +40,7 @@ class Prefetcher {
 
  private:
   void work();
+  void work_on_next(std::unique_lock<std::mutex>& lock);  // unlocked meanwhile
 
   const Shards& shards_;
   std::mutex mutex_;

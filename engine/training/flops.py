@@ -1,11 +1,14 @@
 """Model FLOPs utilisation: arithmetic done against what the device could do."""
 
+import re
+
 import torch
 from torch import nn
 
-# Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets.
+# Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets, by the words of a GPU's name.
 _PEAK_TFLOPS = {
     "H200": 989,
+    "GH200": 989,
     "H100 PCIe": 756,
     "H100": 989,
     "A100": 312,
@@ -19,13 +22,26 @@ _PEAK_TFLOPS = {
     "RTX 3090": 71,
 }
 
+# Words that tell nothing about the chip: maker, family, board, memory. Any other makes it another (Ti, Laptop, NVL)
+# or a part of one (MIG 1g.5gb), whose peak is not known.
+_BESIDE_THE_CHIP = re.compile(r"NVIDIA|Tesla|GeForce|GPU|SXM\d?|PCIe|HBM\d\w?|\d+GB", re.IGNORECASE)
+
 
 def peak_flops(device: torch.device) -> float | None:
     """FLOP/s of the device in 16-bit arithmetic; None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((tflops * 1e12 for key, tflops in _PEAK_TFLOPS.items() if key in name), None)
+    return _peak_flops_named(torch.cuda.get_device_name(device))
+
+
+def _peak_flops_named(name: str) -> float | None:
+    words = [word for word in re.split(r"[\s-]+", name) if word]
+    chip = [word for word in words if not _BESIDE_THE_CHIP.fullmatch(word)]
+    on_pcie = [*chip, "PCIe"] if any(word.lower() == "pcie" for word in words) else chip
+    for candidate in (" ".join(on_pcie), " ".join(chip)):
+        if candidate in _PEAK_TFLOPS:
+            return _PEAK_TFLOPS[candidate] * 1e12
+    return None
 
 
 def training_flops_per_token(model: nn.Module) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from penstock.kernels import philox
 from penstock.kernels.attention.protocol import Problem, lse_dtype
-from penstock.kernels.cpu_here import available, call, native, why_not
+from penstock.kernels.cpu_here import address, available, call, native, why_not
 
 __all__ = ["available", "backward", "forward", "why_not"]
 
@@ -36,7 +36,7 @@ def _arguments(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, proble
         "dropout_threshold": philox.threshold(problem.dropout_p),
         "dropout_scale": philox.scale(problem.dropout_p),
         "seed": 0 if seed is None else int(seed) & 0xFFFFFFFFFFFFFFFF,
-        "ids": 0 if ids is None else ids.data_ptr(),
+        "ids": address(ids),
         "q": _view(q),
         "k": _view(k),
         "v": _view(v),

@@ -10,6 +10,7 @@ from penstock.kernels.attention import cpu, reference
 from penstock.kernels.attention import torch as torch_backend
 from penstock.kernels.attention import triton as triton_backend
 from penstock.kernels.attention.protocol import Problem, lse_dtype
+from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
 dispatch.register_modules("varlen_attention", triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)
@@ -53,8 +54,8 @@ def varlen_attention(
         RuntimeError: the backend that `use_backend` forces cannot serve the call.
     """
     device_type = q.device.type
-    if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
+    dtype = autocast_dtype(q)
+    if dtype is not None:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window, ids, seed)
     window_left, window_right = window

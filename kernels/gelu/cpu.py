@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels.cpu_here import available, call, native, why_not
+from penstock.kernels.cpu_here import address, available, call, native, why_not
 
 __all__ = ["available", "backward", "forward", "geglu_backward", "geglu_forward", "why_not"]
 
 
 def _call(function: Any, shape: torch.Size, dtype: torch.dtype, **tensors: Tensor | None) -> None:
     arguments: dict[str, Any] = {"bfloat16": dtype == torch.bfloat16, "rows": shape[0], "width": shape[1]}
-    arguments |= {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+    arguments |= {name: address(tensor) for name, tensor in tensors.items()}
     call(function, arguments)
 
 

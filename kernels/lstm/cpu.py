@@ -5,26 +5,21 @@ in float32, (tokens, D * H).
 """
 
 import math
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from penstock.kernels import cpu_here
+from penstock.kernels.cpu_here import address
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
 from penstock.kernels.lstm.rows import saved_like
 
 __all__ = ["available", "backward", "forward", "saved_like", "why_not"]
 
-try:
-    from penstock import _native
-except ImportError:  # penstock.kernels works without its compiled module
-    _native = None  # type: ignore[assignment]
+native: Any = getattr(cpu_here.native, "lstm_cpu", None)
 
 FUSES = True
-
-# an instruction set of `_native.available_isas()`; empty for the fastest
-isa = os.environ.get("PENSTOCK_ISA", "")
 
 # smaller tensors come from torch's allocator: a kept piece of memory is worth its bookkeeping from about here
 _POOLED_BYTES = 1 << 20
@@ -35,7 +30,7 @@ worth_threads = 12_000_000
 
 def available() -> str | None:
     """None if this backend can run here, else the reason."""
-    return None if hasattr(_native, "lstm_cpu") else "penstock's compiled module is missing, or built without it"
+    return cpu_here.available()
 
 
 def why_not(
@@ -58,7 +53,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size < _POOLED_BYTES:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(_native.lstm_cpu.Buffer(size), dtype=dtype).view(shape)
+    return torch.frombuffer(native.Buffer(size), dtype=dtype).view(shape)
 
 
 def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:
@@ -73,15 +68,15 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs
     c = empty((tokens, directions * hidden), torch.float32) if save or return_cells else None
     pooled = torch.empty(batch, directions * hidden, dtype=dtype) if pool else None
     maximum = torch.empty(batch, directions * hidden, dtype=torch.int32) if pool == "max" and save else None
-    _native.lstm_cpu.forward(
+    native.forward(
         **call.arguments,
-        y=_address(y),
+        y=address(y),
         h_n=h_n.data_ptr(),
         c_n=c_n.data_ptr(),
-        gates=_address(gates),
-        c=_address(c),
-        pooled=_address(pooled),
-        maximum=_address(maximum),
+        gates=address(gates),
+        c=address(c),
+        pooled=address(pooled),
+        maximum=address(maximum),
     )
     saved = [tensor for tensor in (gates, c, y if pool else None, maximum) if tensor is not None] if save else []
     cells = torch.empty(0)
@@ -105,21 +100,21 @@ def backward(
     )
     dh0, dc0 = (None if state is None else torch.empty(state.shape, dtype=state.dtype) for state in call.states)
     bias = [grad.data_ptr() for grad in db] or [0] * len(dw_ih)
-    _native.lstm_cpu.backward(
+    native.backward(
         **call.arguments,
         y=y.data_ptr(),
         gates=gates.data_ptr(),
         c=c.data_ptr(),
-        maximum=_address(of_pool[1]) if inputs.pool == "max" else 0,
-        dy=_address(dy),
-        dpooled=_address(dpooled),
-        dc=_address(dc),
-        dh_n=_address(dh_n),
-        dc_n=_address(dc_n),
-        dx=_address(dx),
+        maximum=address(of_pool[1]) if inputs.pool == "max" else None,
+        dy=address(dy),
+        dpooled=address(dpooled),
+        dc=address(dc),
+        dh_n=address(dh_n),
+        dc_n=address(dc_n),
+        dx=address(dx),
         weight_gradients=[(w.data_ptr(), r.data_ptr(), b) for w, r, b in zip(dw_ih, dw_hh, bias, strict=True)],
-        dh0=_address(dh0),
-        dc0=_address(dc0),
+        dh0=address(dh0),
+        dc0=address(dc0),
     )
     return InputGrads(dx, dw_ih, dw_hh, db, [], dh0, dc0)
 
@@ -138,21 +133,21 @@ class _Call:
         ]
         self.states = [None if state is None else state.contiguous() for state in (inputs.h0, inputs.c0)]
         self.arguments = {
-            "isa": isa,
+            "isa": cpu_here.isa(),
             "dtype": _name(inputs.dtype),
             "tokens": self.tokens,
             "batch": inputs.batch_size,
             "input_size": weights.input_size,
             "hidden_size": self.hidden,
             "threads": torch.get_num_threads() if self._operations(weights) >= worth_threads else 1,
-            "x": self.x.data_ptr() if self.ids is None else 0,
+            "x": self.x.data_ptr() if self.ids is None else None,
             "embeddings": None
             if self.ids is None
             else (self.ids.data_ptr(), self.x.data_ptr(), _name(self.x.dtype), self.x.shape[0]),
             "cu_seqlens": self.cu_seqlens.data_ptr(),
-            "weights": [tuple(map(_address, of_direction)) for of_direction in zip(*self.weights, strict=True)],
-            "h0": _address(self.states[0]),
-            "c0": _address(self.states[1]),
+            "weights": [tuple(address(weight) or 0 for weight in each) for each in zip(*self.weights, strict=True)],
+            "h0": address(self.states[0]),
+            "c0": address(self.states[1]),
             "pool": inputs.pool,
         }
 
@@ -162,7 +157,3 @@ class _Call:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

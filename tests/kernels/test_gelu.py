@@ -88,11 +88,12 @@ def test_the_gate_writes_every_element_and_no_other(rows, width, isa, dtype):
     pieces = _native.row_pieces(rows)
     results = [(rows, width, dtype), (rows, 2 * width, dtype), (pieces, 2 * width, torch.float32)]
     wholes, (out, grad_x, sums) = zip(*(padded(n, m, dtype=kind) for n, m, kind in results), strict=True)
-    arguments = {"bfloat16": dtype == torch.bfloat16, "rows": rows, "width": width}
-    tensors = {"x": x, "bias": bias, "out": out, "grad_out": grad_out, "grad_x": grad_x, "sums": sums}
-    arguments |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    _native.geglu_forward(arguments, isa, 1)
-    _native.geglu_backward(arguments, isa, 1)
+    arguments = {"isa": isa, "threads": 1, "bfloat16": dtype == torch.bfloat16, "rows": rows, "width": width}
+    arguments |= {"x": x.data_ptr()}
+    _native.geglu_forward(**arguments, bias=bias.data_ptr(), out=out.data_ptr())
+    results = {"grad_out": grad_out, "grad_x": grad_x, "sums": sums}
+    addresses = {name: tensor.data_ptr() for name, tensor in results.items()}
+    _native.geglu_backward(**arguments, bias=bias.data_ptr(), **addresses)
     assert all(whole[:64].isnan().all() and whole[-64:].isnan().all() for whole in wholes)
     expected = run("reference", x.double(), bias.double(), grad_out.double(), geglu)
     for y, r in zip((out, grad_x, sums.sum(0)), expected, strict=True):

@@ -89,7 +89,7 @@ def test_every_element_is_written_and_none_depends_on_the_threads(tokens, rows, 
         gradient = whole[256:-256]
         arguments = {"tokens": tokens, "rows": rows, "columns": columns, "grad_out": grad_out.data_ptr()}
         arguments |= {"x": x.data_ptr(), "grad_weight": gradient.data_ptr()}
-        _native.weight_gradient(arguments, "amx_bf16", threads)
+        _native.weight_gradient(isa="amx_bf16", threads=threads, **arguments)
         assert whole[:256].isnan().all()
         assert whole[-256:].isnan().all()
         results.append(gradient)

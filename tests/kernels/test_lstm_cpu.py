@@ -17,7 +17,7 @@ BOUNDS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 2e-2)}  # values, 
 
 @pytest.fixture
 def isa(request, monkeypatch):
-    monkeypatch.setattr(cpu, "isa", request.param)
+    monkeypatch.setenv("PENSTOCK_ISA", request.param)
     return request.param
 
 
@@ -351,6 +351,6 @@ def test_says_what_it_cannot_serve(facts, reason):
 
 
 def test_unknown_instruction_set_is_named(monkeypatch):
-    monkeypatch.setattr(cpu, "isa", "mmx")
+    monkeypatch.setenv("PENSTOCK_ISA", "mmx")
     with pytest.raises(ValueError, match="no instruction set 'mmx' here, there is portable"):
         Problem([2], 3, 4, 1, torch.float32).run("cpu")

@@ -18,7 +18,7 @@ LENGTHS = [5, 0, 1, 17, 3]
 
 @pytest.fixture(params=_native.available_isas())
 def isa(request, monkeypatch):
-    monkeypatch.setattr(cpu, "isa", request.param)
+    monkeypatch.setenv("PENSTOCK_ISA", request.param)
 
 
 def model(**options: object) -> tuple[LSTM, Tensor, Ragged]:

@@ -139,7 +139,7 @@ def test_every_element_is_written_and_no_other(head_dim, isa, dtype, transposed)
     arguments = {"bfloat16": dtype == torch.bfloat16, "rows": tokens, "head_dim": head_dim}
     arguments |= {"transposed": transposed, "cos": cos.data_ptr(), "sin": sin.data_ptr()}
     arguments |= {"q": address(q, outs[0]), "k": address(k, outs[1])}
-    _native.rotary(arguments, isa, 1)
+    _native.rotary(isa=isa, threads=1, **arguments)
     assert all(whole[:64].isnan().all() and whole[-64:].isnan().all() for whole in wholes)
     for x, out in zip((q, k), outs, strict=True):
         x1, x2 = x.double().chunk(2, -1)

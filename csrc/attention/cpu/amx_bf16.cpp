@@ -8,8 +8,8 @@ namespace amx_bf16 {
 
 // The unit multiplies bfloat16 only, and shorter sequences leave most of its registers empty.
 static bool pays(const Problem& p, const Item& item) {
-  const Sequence s(p, item.sequence);
-  return p.storage == Storage::bfloat16 && s.length_q > kAmxRows && s.length_k > kAmxRows;
+  const Spans s(p, item.sequence);
+  return p.dtype == DType::bfloat16 && s.length_q > kAmxRows && s.length_k > kAmxRows;
 }
 
 static void forward(const Problem& p, const Item& item, Scratch& scratch) {

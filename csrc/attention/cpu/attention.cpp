@@ -1,10 +1,9 @@
 // The calls from Python: raw addresses in, work divided among threads by sequence and head.
-#include <pybind11/pybind11.h>
-
 #include <algorithm>
-#include <stdexcept>
+#include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "attention/cpu/problem.h"
 #include "bindings.h"
 #include "isa.h"
@@ -24,32 +23,23 @@ const Kernels& kernels_for(Isa isa) {
 #endif
 }
 
-Tensor tensor(const py::handle& description) {
-  const auto parts = description.cast<py::tuple>();
-  return {reinterpret_cast<void*>(parts[0].cast<uintptr_t>()), parts[1].cast<int64_t>(), parts[2].cast<int64_t>()};
+template <Name name>
+Tensor tensor(Arguments& a) {
+  const auto [address, token_stride, head_stride] = a.get<name, std::tuple<uintptr_t, int64_t, int64_t>>();
+  return {reinterpret_cast<void*>(address), token_stride, head_stride};
 }
 
-template <class T>
-T* address(const py::dict& arguments, const char* name) {
-  return reinterpret_cast<T*>(arguments[name].cast<uintptr_t>());
-}
-
-Problem problem(const py::dict& a) {
+Problem problem(Arguments& a) {
   Problem p{};
-  const auto integer = [&a](const char* name) { return a[name].cast<int64_t>(); };
-  p.storage = a["bfloat16"].cast<bool>() ? Storage::bfloat16 : Storage::float32;
-  p.batch = integer("batch"), p.heads = integer("heads"), p.kv_heads = integer("kv_heads");
-  p.head_dim = integer("head_dim"), p.total_q = integer("total_q"), p.total_k = integer("total_k");
-  p.cu_seqlens_q = address<const int32_t>(a, "cu_seqlens_q");
-  p.cu_seqlens_k = address<const int32_t>(a, "cu_seqlens_k");
-  p.scale = a["scale"].cast<float>();
-  p.window_left = integer("window_left"), p.window_right = integer("window_right");
-  p.dropout_threshold = a["dropout_threshold"].cast<uint32_t>();
-  p.dropout_scale = a["dropout_scale"].cast<float>();
-  p.seed = a["seed"].cast<uint64_t>();
-  p.ids = address<const int64_t>(a, "ids");
-  p.q = tensor(a["q"]), p.k = tensor(a["k"]), p.v = tensor(a["v"]), p.out = tensor(a["out"]);
-  p.lse = address<float>(a, "lse");
+  p.dtype = a.get<"bfloat16", bool>() ? DType::bfloat16 : DType::float32;
+  a.get<"batch">(p.batch), a.get<"heads">(p.heads), a.get<"kv_heads">(p.kv_heads), a.get<"head_dim">(p.head_dim);
+  a.get<"total_q">(p.total_q), a.get<"total_k">(p.total_k);
+  a.get<"cu_seqlens_q">(p.cu_seqlens_q), a.get<"cu_seqlens_k">(p.cu_seqlens_k);
+  a.get<"scale">(p.scale), a.get<"window_left">(p.window_left), a.get<"window_right">(p.window_right);
+  a.get<"dropout_threshold">(p.dropout_threshold), a.get<"dropout_scale">(p.dropout_scale);
+  a.get<"seed">(p.seed), a.get_or_none<"ids">(p.ids);
+  p.q = tensor<"q">(a), p.k = tensor<"k">(a), p.v = tensor<"v">(a), p.out = tensor<"out">(a);
+  a.get<"lse">(p.lse);
   return p;
 }
 
@@ -66,7 +56,7 @@ struct Work {
 void run(const Problem& p, const std::vector<Item>& items, int64_t heads, int threads,
          void (*kernel)(const Problem&, const Item&, Scratch&)) {
   const auto cost_of = [&p](const Item& item) {
-    return double(item.last - item.first) * double(64 + Sequence(p, item.sequence).length_k);
+    return double(item.last - item.first) * double(64 + Spans(p, item.sequence).length_k);
   };
   double total = 0;
   for (const Item& item : items) total += cost_of(item) * double(heads);
@@ -88,38 +78,44 @@ void run(const Problem& p, const std::vector<Item>& items, int64_t heads, int th
   });
 }
 
-void forward(const py::dict& arguments, const std::string& isa, int threads) {
+void forward(const py::kwargs& given) {
   constexpr int64_t kQueriesPerItem = 512;
+  Arguments arguments("attention_forward", given);
+  const Where where(arguments);
   const Problem p = problem(arguments);
-  const Kernels& kernels = kernels_for(isa_named(isa));
+  arguments.finish();
+  const Kernels& kernels = kernels_for(isa_named(where.isa));
   const py::gil_scoped_release release;
   std::vector<Item> items;
   for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t length = Sequence(p, b).length_q;
+    const int64_t length = Spans(p, b).length_q;
     for (int64_t first = 0; first < length; first += kQueriesPerItem)
       items.push_back({b, 0, first, std::min(first + kQueriesPerItem, length)});
   }
-  run(p, items, p.heads, threads, kernels.forward);
+  run(p, items, p.heads, where.threads, kernels.forward);
 }
 
-void backward(const py::dict& arguments, const std::string& isa, int threads) {
+void backward(const py::kwargs& given) {
+  Arguments arguments("attention_backward", given);
+  const Where where(arguments);
   Problem p = problem(arguments);
-  p.grad_out = tensor(arguments["grad_out"]), p.grad_q = tensor(arguments["grad_q"]);
-  p.grad_k = tensor(arguments["grad_k"]), p.grad_v = tensor(arguments["grad_v"]);
-  const Kernels& kernels = kernels_for(isa_named(isa));
+  p.grad_out = tensor<"grad_out">(arguments), p.grad_q = tensor<"grad_q">(arguments);
+  p.grad_k = tensor<"grad_k">(arguments), p.grad_v = tensor<"grad_v">(arguments);
+  arguments.finish();
+  const Kernels& kernels = kernels_for(isa_named(where.isa));
   const py::gil_scoped_release release;
   std::vector<Item> items;
-  for (int64_t b = 0; b < p.batch; ++b) items.push_back({b, 0, 0, Sequence(p, b).length_q});
-  run(p, items, p.kv_heads, threads, kernels.backward);
+  for (int64_t b = 0; b < p.batch; ++b) items.push_back({b, 0, 0, Spans(p, b).length_q});
+  run(p, items, p.kv_heads, where.threads, kernels.backward);
 }
 
 }  // namespace
 }  // namespace attention
 
 void bind_attention(py::module_& module) {
-  module.def("attention_forward", &attention::forward, py::arg("arguments"), py::arg("isa"), py::arg("threads"),
+  module.def("attention_forward", &attention::forward,
              "Fills out and lse; kernels/attention/cpu.py makes the arguments.");
-  module.def("attention_backward", &attention::backward, py::arg("arguments"), py::arg("isa"), py::arg("threads"),
+  module.def("attention_backward", &attention::backward,
              "Fills grad_q, grad_k and grad_v from what forward filled and grad_out.");
 }
 

@@ -71,7 +71,7 @@ struct SavedQuery {
 template <class Element, class Unit>
 static void backward_item(const Problem& p, const Item& item, Scratch& scratch) {
   constexpr int kElements = UnitTraits<Unit>::kElements;
-  const Sequence s(p, item.sequence);
+  const Spans s(p, item.sequence);
   const Shape<Unit> shape(p.head_dim);
   const int64_t group = p.group();
   const float scale = p.scale * kLog2E;
@@ -120,7 +120,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
         const int64_t even_rows = round_up(rows, 2), strip_size = part_size(even_rows, kStrip, 2);
         const Range seen = visible_keys(p, s, first, first + rows - 1).within(block, block + count);
         if (seen.empty()) continue;
-        const int64_t from = (seen.low - block) / 64 * 64, to = seen.high - block;
+        const int64_t from = (seen.begin - block) / 64 * 64, to = seen.end - block;
 
         const Element* query_rows = rows_of<Element>(p.q, s.first_q + first, head);
         const Element* grad_rows = rows_of<Element>(p.grad_out, s.first_q + first, head);
@@ -147,17 +147,17 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
             for (int64_t i = 0; i < strip_rows; i += 2) {
               const int64_t query = first + strip + i, offset = block + tile;
               const Range even = visible_keys(p, s, query), odd = visible_keys(p, s, query + 1);
-              const Range range[2]{{even.low - offset, even.high - offset}, {odd.low - offset, odd.high - offset}};
+              const Range range[2]{{even.begin - offset, even.end - offset}, {odd.begin - offset, odd.end - offset}};
               if (dropout)
                 for (int j = 0; j < 2; ++j) rule.fill(uint32_t(query + j), uint32_t(offset), length, words[j]);
-              const Range both{range[0].low > range[1].low ? range[0].low : range[1].low,
-                               range[0].high < range[1].high ? range[0].high : range[1].high};
+              const Range both{range[0].begin > range[1].begin ? range[0].begin : range[1].begin,
+                               range[0].end < range[1].end ? range[0].end : range[1].end};
               const auto compute = [&](int64_t c, auto whole) __attribute__((always_inline)) {
                 Floats weight[2], gradient[2];
                 for (int j = 0; j < 2; ++j) {
                   const auto [lse, delta] = saved[strip + i + j];
                   weight[j] = exp2(load(scores + (i + j) * kTileRow + c) * scale - lse);
-                  if (!whole) weight[j] = keep(lanes_between(c, range[j].low, range[j].high), weight[j]);
+                  if (!whole) weight[j] = keep(lanes_between(c, range[j].begin, range[j].end), weight[j]);
                   Floats grad = load(grad_weights + (i + j) * kTileRow + c);
                   if (dropout) grad = keep(keep_lanes(words[j], c), grad);
                   gradient[j] = weight[j] * (grad - delta);

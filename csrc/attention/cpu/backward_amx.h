@@ -63,7 +63,7 @@ struct TileGradients {
 };
 
 static void backward_item(const Problem& p, const Item& item, Scratch& scratch) {
-  const Sequence s(p, item.sequence);
+  const Spans s(p, item.sequence);
   const Shape<Pair> shape(p.head_dim);
   const int64_t group = p.group();
   const float scale = p.scale * kLog2E;
@@ -113,7 +113,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
         const int64_t columns = round_up(rows, kColumns);
         const Range seen = visible_keys(p, s, first, first + rows - 1).within(block, block + count);
         if (seen.empty()) continue;
-        const int64_t from = (seen.low - block) / kTileKeys * kTileKeys, to = seen.high - block;
+        const int64_t from = (seen.begin - block) / kTileKeys * kTileKeys, to = seen.end - block;
 
         const auto pack = [&](const bf16* from_rows, int64_t stride, Pair* by_unit, Pair* paired) {
           copy_rows(from_rows, stride, rows, p.head_dim, copied, shape.row, columns);
@@ -153,7 +153,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
                 for (int64_t j = 0; j < halves; ++j) {
                   const int64_t at = (key + r) * kColumns + j * kLanes;
                   Floats w = exp2(load(scores + at) * scale - lse[j]), g = load(grad_weights + at);
-                  if (!whole) w = keep(lanes_between(first + strip + j * kLanes, range.low, range.high), w);
+                  if (!whole) w = keep(lanes_between(first + strip + j * kLanes, range.begin, range.end), w);
                   const uint32_t kept_lanes = dropped ? kept.lanes[key + r][j] : kAllLanes;
                   if (dropped) g = keep(kept_lanes, g);
                   gradient[r][j] = w * (g - delta[j]);

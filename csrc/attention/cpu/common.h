@@ -3,13 +3,12 @@
 
 #include "attention/cpu/problem.h"
 #include "dropout.h"
+#include "exp.h"
 #include "pack.h"
 
 namespace penstock::PENSTOCK_ISA {
 
 using namespace penstock::attention;
-
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 // Rows of queries whose scores are computed together, even and a whole number of tiles, and the keys packed together.
 constexpr int64_t kStrip = 12, kKeyBlock = 512;
@@ -67,9 +66,9 @@ static float dot(const Element* a, const Element* b, int64_t count) {
 // Calls body(c, whole) for every vector c in [from, to); `whole` is a std::true_type where the vector lies in `inner`.
 template <class Body>
 PENSTOCK_INLINE void for_vectors(int64_t from, int64_t to, Range inner, Body body) {
-  const int64_t last = (inner.high < to ? inner.high : to) / kLanes * kLanes;
+  const int64_t last = (inner.end < to ? inner.end : to) / kLanes * kLanes;
   int64_t c = from;
-  for (; c < to && c < inner.low; c += kLanes) body(c, std::false_type{});
+  for (; c < to && c < inner.begin; c += kLanes) body(c, std::false_type{});
   for (; c < last; c += kLanes) body(c, std::true_type{});
   for (; c < to; c += kLanes) body(c, std::false_type{});
 }
@@ -85,16 +84,12 @@ template <class Element>
 static void write_row(const float* x, float factor, int64_t head_dim, Element* to) {
   int64_t d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) store(to + d, load(x + d) * factor);
-  if (d < head_dim) {
-    Element last[kLanes];
-    store(last, load(x + d) * factor);
-    std::memcpy(to + d, last, size_t(head_dim - d) * sizeof(Element));
-  }
+  if (d < head_dim) store_part(to + d, load(x + d) * factor, head_dim - d);
 }
 
 // The gradients of `count` keys and their values from key `first` on, from rows of `width` floats.
 template <class Element>
-static void write_key_gradients(const Problem& p, const Sequence& s, int64_t head, int64_t first, int64_t count,
+static void write_key_gradients(const Problem& p, const Spans& s, int64_t head, int64_t first, int64_t count,
                                 int64_t width, const float* grad_k, const float* grad_v) {
   Element* k = rows_of<Element>(p.grad_k, s.first_k + first, head);
   Element* v = rows_of<Element>(p.grad_v, s.first_k + first, head);

@@ -26,7 +26,7 @@ PENSTOCK_INLINE __m512i to_bf16(const Floats (&halves)[2]) {
 }
 
 // The queries that see a key: the inverse of visible_keys.
-inline Range visible_queries(const Problem& p, const Sequence& s, int64_t key) {
+PENSTOCK_INLINE Range visible_queries(const Problem& p, const Spans& s, int64_t key) {
   if (key >= s.length_k) return {0, 0};
   const int64_t place = key - s.length_k + s.length_q;
   const int64_t low = p.window_right < 0 ? 0 : place - p.window_right;
@@ -37,9 +37,9 @@ inline Range visible_queries(const Problem& p, const Sequence& s, int64_t key) {
 // Calls body(key, whole) for every second key in [0, count); `whole` is a std::true_type where all of the queries
 // [first, last] see it and the next, counted from `offset`.
 template <class Body>
-PENSTOCK_INLINE void for_pairs_of_keys(const Problem& p, const Sequence& s, int64_t first, int64_t last, int64_t offset,
+PENSTOCK_INLINE void for_pairs_of_keys(const Problem& p, const Spans& s, int64_t first, int64_t last, int64_t offset,
                                        int64_t count, Body body) {
-  const int64_t low = visible_keys(p, s, last).low - offset, high = visible_keys(p, s, first).high - offset;
+  const int64_t low = visible_keys(p, s, last).begin - offset, high = visible_keys(p, s, first).end - offset;
   int64_t key = 0;
   for (; key < count && key < low; key += 2) body(key, std::false_type{});
   for (; key + 2 <= high && key < count; key += 2) body(key, std::true_type{});

@@ -11,17 +11,17 @@ struct OnlineSoftmax {
   float max, total;
 };
 
-// Turns the scores of one query in [0, round_up(range.high, kLanes)) into weights relative to the largest score yet,
+// Turns the scores of one query in [0, round_up(range.end, kLanes)) into weights relative to the largest score yet,
 // 0 outside `range`, and adds to the total. Dropout zeroes weights but not their share of the total. Returns what
 // rescales the results of earlier blocks.
 template <class Target>
 static float softmax_row(const float* scores, float scale, Range range, const uint64_t* words, OnlineSoftmax& state,
                          Target* weights, int64_t end) {
   const auto seen = [&](int64_t c, auto whole, Floats x, Floats otherwise) __attribute__((always_inline)) {
-    return whole ? x : choose(lanes_between(c, range.low, range.high), x, otherwise);
+    return whole ? x : choose(lanes_between(c, range.begin, range.end), x, otherwise);
   };
   Floats largest = splat(-__builtin_inff());
-  for_vectors(range.low / kLanes * kLanes, range.high, range,
+  for_vectors(range.begin / kLanes * kLanes, range.end, range,
               [&](int64_t c, auto whole) __attribute__((always_inline)) {
                 largest = max(largest, seen(c, whole, load(scores + c) * scale, largest));
               });
@@ -43,7 +43,7 @@ template <class Element, class Unit>
 static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   using Target = std::conditional_t<UnitTraits<Unit>::kElements == 2, bf16, float>;
   constexpr int kElements = UnitTraits<Unit>::kElements;
-  const Sequence s(p, item.sequence);
+  const Spans s(p, item.sequence);
   const Shape<Unit> shape(p.head_dim);
   const int64_t rows = item.last - item.first, kv_head = item.head / p.group();
   const float scale = p.scale * kLog2E;
@@ -59,8 +59,8 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   for (int64_t i = 0; i < rows; ++i) states[i] = {-__builtin_inff(), 0.0f};
 
   const Range all = visible_keys(p, s, item.first, item.last - 1);
-  const int64_t start = all.low / 64 * 64;  // dropout's groups of 64 keys never straddle blocks
-  const int64_t most = round_up(all.high - start < kKeyBlock ? all.high - start : kKeyBlock, kLanes);
+  const int64_t start = all.begin / 64 * 64;  // dropout's groups of 64 keys never straddle blocks
+  const int64_t most = round_up(all.end - start < kKeyBlock ? all.end - start : kKeyBlock, kLanes);
   // an odd number of vectors from row to row spreads the rows over the cache's sets
   const int64_t key_row = most + (most / kLanes % 2 ? 0 : kLanes);
   Unit* copied = scratch.take<Unit>(most * shape.row);
@@ -71,8 +71,8 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   uint64_t words[kKeyBlock / 64 + 1];
   const int64_t strip_size = part_size(rows, kStrip, 1);
 
-  for (int64_t block = start; block < all.high; block += kKeyBlock) {
-    const int64_t count = all.high - block < kKeyBlock ? all.high - block : kKeyBlock, padded = round_up(count, kLanes);
+  for (int64_t block = start; block < all.end; block += kKeyBlock) {
+    const int64_t count = all.end - block < kKeyBlock ? all.end - block : kKeyBlock, padded = round_up(count, kLanes);
     copy_rows(rows_of<Element>(p.k, s.first_k + block, kv_head), p.k.token_stride, count, p.head_dim, copied, shape.row,
               padded);
     transpose(copied, shape.row, padded, shape.units, keys, key_row);
@@ -84,12 +84,12 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
       const int64_t strip_rows = rows - strip < strip_size ? rows - strip : strip_size, first = item.first + strip;
       const Range seen = visible_keys(p, s, first, first + strip_rows - 1).within(block, block + count);
       if (seen.empty()) continue;
-      const int64_t from = (seen.low - block) / 64 * 64, length = seen.high - block - from;
+      const int64_t from = (seen.begin - block) / 64 * 64, length = seen.end - block - from;
       multiply<false>(Left<Unit>{queries + strip * shape.row, shape.row, 1}, Right<Unit>{keys + from, key_row},
                       Product{scores, key_row}, strip_rows, round_up(length, kLanes) / kLanes, shape.units);
       for (int64_t i = 0; i < strip_rows; ++i) {
         Range range = visible_keys(p, s, first + i).within(block + from, block + from + length);
-        range = range.empty() ? Range{0, 0} : Range{range.low - block - from, range.high - block - from};
+        range = range.empty() ? Range{0, 0} : Range{range.begin - block - from, range.end - block - from};
         if (dropout) rule.fill(uint32_t(first + i), uint32_t(block + from), length, words);
         const float rescale =
             range.empty() ? (fill_zero(reinterpret_cast<float*>(weights + i * key_row), key_row), 1.0f)

@@ -30,9 +30,8 @@ struct StripSoftmax {
 // largest score yet, 0 where a query does not see a key, and adds to the totals. Dropout zeroes weights but not their
 // share of the totals. Fills `rescale` with what rescales the results of earlier blocks, by query.
 template <bool kDropout>
-static void softmax_strip(const Problem& p, const Sequence& s, int64_t first, int64_t rows, int64_t offset,
-                          int64_t count, const float* scores, const Kept* kept, StripSoftmax& state, Pair* weights,
-                          float* rescale) {
+static void softmax_strip(const Problem& p, const Spans& s, int64_t first, int64_t rows, int64_t offset, int64_t count,
+                          const float* scores, const Kept* kept, StripSoftmax& state, Pair* weights, float* rescale) {
   const float scale = p.scale * kLog2E;
   const int64_t halves = rows > kLanes ? 2 : 1;
   const auto for_pairs = [&](auto body) __attribute__((always_inline)) {
@@ -41,7 +40,7 @@ static void softmax_strip(const Problem& p, const Sequence& s, int64_t first, in
           for (int r = 0; r < 2; ++r) {
             const Range range = whole ? Range{} : visible_queries(p, s, offset + key + r);
             const auto seen = [&](int64_t j, Floats x, Floats otherwise) __attribute__((always_inline)) {
-              return whole ? x : choose(lanes_between(first + j * kLanes, range.low, range.high), x, otherwise);
+              return whole ? x : choose(lanes_between(first + j * kLanes, range.begin, range.end), x, otherwise);
             };
             body(key, r, seen);
           }
@@ -78,7 +77,7 @@ static void softmax_strip(const Problem& p, const Sequence& s, int64_t first, in
 }
 
 static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
-  const Sequence s(p, item.sequence);
+  const Spans s(p, item.sequence);
   const Shape<Pair> shape(p.head_dim);
   const int64_t rows = item.last - item.first, kv_head = item.head / p.group();
   const int64_t strips = (rows + kColumns - 1) / kColumns;
@@ -86,8 +85,8 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   const KeepRule rule = keep_rule(p, item.sequence, item.head);
 
   const Range all = visible_keys(p, s, item.first, item.last - 1);
-  const int64_t start = all.low / kGroup * kGroup;
-  const int64_t most = round_up(all.high - start < kForwardKeys ? all.high - start : kForwardKeys, kSummed);
+  const int64_t start = all.begin / kGroup * kGroup;
+  const int64_t most = round_up(all.end - start < kForwardKeys ? all.end - start : kForwardKeys, kSummed);
   Pair* copied = scratch.take<Pair>((most > kColumns ? most : kColumns) * shape.row);
   Pair* queries = scratch.take<Pair>(strips * kColumns * shape.row);
   float* results = scratch.take<float>(strips * shape.width * kColumns);
@@ -108,8 +107,8 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   Kept kept[kForwardKeys / kGroup];
   float rescale[kColumns];
 
-  for (int64_t block = start; block < all.high; block += kForwardKeys) {
-    const int64_t count = all.high - block < kForwardKeys ? all.high - block : kForwardKeys;
+  for (int64_t block = start; block < all.end; block += kForwardKeys) {
+    const int64_t count = all.end - block < kForwardKeys ? all.end - block : kForwardKeys;
     const int64_t padded = round_up(count, kSummed);
     copy_rows(rows_of<bf16>(p.k, s.first_k + block, kv_head), p.k.token_stride, count, p.head_dim, keys, shape.row,
               padded);
@@ -123,7 +122,7 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
       const int64_t first = item.first + strip * kColumns;
       const Range seen = visible_keys(p, s, first, first + strip_rows - 1).within(block, block + count);
       if (seen.empty()) continue;
-      const int64_t from = (seen.low - block) / kGroup * kGroup, length = seen.high - block - from;
+      const int64_t from = (seen.begin - block) / kGroup * kGroup, length = seen.end - block - from;
       const int64_t summed = round_up(length, kSummed);
       multiply<false>(Left<Pair>{keys + from * shape.row, shape.row, 1},
                       Right<Pair>{queries + strip * kColumns * shape.row, kColumns}, Product{scores, kColumns}, summed,

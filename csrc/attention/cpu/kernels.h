@@ -14,14 +14,14 @@ using Bf16Unit = float;
 #endif
 
 static void forward(const Problem& p, const Item& item, Scratch& scratch) {
-  if (p.storage == Storage::float32)
+  if (p.dtype == DType::float32)
     forward_item<float, float>(p, item, scratch);
   else
     forward_item<bf16, Bf16Unit>(p, item, scratch);
 }
 
 static void backward(const Problem& p, const Item& item, Scratch& scratch) {
-  if (p.storage == Storage::float32)
+  if (p.dtype == DType::float32)
     backward_item<float, float>(p, item, scratch);
   else
     backward_item<bf16, Bf16Unit>(p, item, scratch);

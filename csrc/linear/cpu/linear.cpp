@@ -1,9 +1,9 @@
 // The call from Python: raw addresses in, blocks of the result shared out among threads.
-#include <pybind11/pybind11.h>
-
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
+#include "arguments.h"
 #include "bindings.h"
 #include "isa.h"
 #include "linear/cpu/problem.h"
@@ -46,20 +46,20 @@ Division divide(const WeightGradient& p, int threads) {
   return best;
 }
 
-void weight_gradient(const py::dict& a, const std::string& isa, int threads) {
-  const auto address = [&a](const char* name) { return a[name].cast<uintptr_t>(); };
-  const WeightGradient p{a["tokens"].cast<int64_t>(),
-                         a["rows"].cast<int64_t>(),
-                         a["columns"].cast<int64_t>(),
-                         reinterpret_cast<const bf16*>(address("grad_out")),
-                         reinterpret_cast<const bf16*>(address("x")),
-                         reinterpret_cast<float*>(address("grad_weight"))};
-  if (isa_named(isa) != Isa::amx_bf16) throw std::invalid_argument("weight_gradient needs amx_bf16");
+void weight_gradient(const py::kwargs& given) {
+  Arguments a("weight_gradient", given);
+  const Where where(a);
+  WeightGradient p{};
+  a.get<"tokens">(p.tokens), a.get<"rows">(p.rows), a.get<"columns">(p.columns);
+  a.get<"grad_out">(p.grad_out), a.get<"x">(p.x), a.get<"grad_weight">(p.grad_weight);
+  a.finish();
+  if (isa_named(where.isa) != Isa::amx_bf16) throw std::invalid_argument("weight_gradient needs amx_bf16");
   const py::gil_scoped_release release;
+  if (p.rows == 0 || p.columns == 0) return;
   if (p.tokens == 0) return void(std::memset(p.grad_weight, 0, size_t(p.rows * p.columns) * sizeof(float)));
-  const Division division = divide(p, threads);
+  const Division division = divide(p, where.threads);
   const int64_t across = (p.columns + division.columns - 1) / division.columns;
-  parallel_for(division.count, threads, [&](int64_t i, int) {
+  parallel_for(division.count, where.threads, [&](int64_t i, int) {
     const int64_t row = i / across * division.rows, column = i % across * division.columns;
     const Block block{row, std::min(division.rows, p.rows - row), column,
                       std::min(division.columns, p.columns - column)};
@@ -71,7 +71,7 @@ void weight_gradient(const py::dict& a, const std::string& isa, int threads) {
 }  // namespace linear
 
 void bind_linear(py::module_& module) {
-  module.def("weight_gradient", &linear::weight_gradient, py::arg("arguments"), py::arg("isa"), py::arg("threads"),
+  module.def("weight_gradient", &linear::weight_gradient,
              "Fills grad_weight; kernels/linear/cpu.py makes the arguments.");
 }
 

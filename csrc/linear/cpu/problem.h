@@ -3,12 +3,9 @@
 #include <cstdint>
 
 #include "scratch.h"
+#include "types.h"
 
-namespace penstock {
-
-struct bf16;
-
-namespace linear {
+namespace penstock::linear {
 
 // grad_weight = grad_out^T x, (rows, columns), summed over tokens in float32. Tensors are dense.
 struct WeightGradient {
@@ -25,5 +22,4 @@ struct Block {
 // Defined where the compiler knows Intel's matrix unit.
 void compute_on_amx(const WeightGradient& p, const Block& block, Scratch& scratch);
 
-}  // namespace linear
-}  // namespace penstock
+}  // namespace penstock::linear

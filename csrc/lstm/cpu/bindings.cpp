@@ -1,22 +1,22 @@
 #include "bindings.h"
 
-#include <pybind11/stl.h>
-
+#include <algorithm>
 #include <array>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "lstm/cpu/kernels.h"
 #include "lstm/cpu/team.h"
-#include "lstm/cpu/workspace.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 
 namespace penstock {
 namespace {
-
-using lstm::Block;
 
 template <class T = void>
 T* pointer(uint64_t address) {
@@ -34,10 +34,10 @@ class Buffer {
   size_t size_;
 };
 
-lstm::DType dtype_named(const std::string& name) {
-  if (name == "float32") return lstm::DType::float32;
-  if (name == "bfloat16") return lstm::DType::bfloat16;
-  throw std::invalid_argument("dtype must be float32 or bfloat16, got " + name);
+DType dtype_named(const std::string& name) {
+  if (name == "float32") return DType::float32;
+  if (name == "bfloat16") return DType::bfloat16;
+  throw std::invalid_argument("dtype must be float32 or bf16, got " + name);
 }
 
 lstm::Pool pool_named(const std::string& name) {
@@ -51,117 +51,89 @@ lstm::Pool pool_named(const std::string& name) {
 // dtype and its number of rows.
 using Embeddings = std::tuple<uint64_t, uint64_t, std::string, int64_t>;
 
-lstm::Layer make_layer(const std::string& dtype, int64_t tokens, int64_t batch, int64_t input_size, int64_t hidden_size,
-                       int threads, uint64_t x, const std::optional<Embeddings>& embeddings, uint64_t cu_seqlens,
-                       const std::vector<std::array<uint64_t, 4>>& weights, uint64_t h0, uint64_t c0,
-                       const std::string& pool) {
+lstm::Layer layer_of(Arguments& a) {
+  const auto embeddings = a.get<"embeddings", std::optional<Embeddings>>();
+  const auto weights = a.get<"weights", std::vector<std::array<uint64_t, 4>>>();
+  lstm::Layer layer{};
+  layer.dtype = dtype_named(a.get<"dtype", std::string>());
+  a.get<"tokens">(layer.tokens), a.get<"batch">(layer.batch);
+  a.get<"input_size">(layer.input_size), a.get<"hidden_size">(layer.hidden_size);
+  a.get_or_none<"x">(layer.x), a.get<"cu_seqlens">(layer.cu_seqlens);
+  a.get_or_none<"h0">(layer.h0), a.get_or_none<"c0">(layer.c0);
+  layer.pool = pool_named(a.get<"pool", std::string>());
   if (weights.empty() || weights.size() > lstm::kMaxDirections)
     throw std::invalid_argument("weights must be of 1 or 2 directions");
-  if (tokens < 0 || batch < 0 || input_size < 1 || hidden_size < 1)
+  if (layer.tokens < 0 || layer.batch < 0 || layer.input_size < 1 || layer.hidden_size < 1)
     throw std::invalid_argument("sizes must be positive");
-  lstm::Layer layer{};
-  layer.dtype = dtype_named(dtype);
-  layer.tokens = tokens;
-  layer.batch = batch;
-  layer.input_size = input_size;
-  layer.hidden_size = hidden_size;
   layer.directions = int(weights.size());
-  layer.threads = threads < 1 ? 1 : threads;
-  layer.x = pointer(x);
   if (embeddings) {
     const auto& [ids, table, table_dtype, vocabulary] = *embeddings;
     layer.ids = pointer<int32_t>(ids);
     layer.table = pointer(table);
     layer.table_dtype = dtype_named(table_dtype);
     layer.vocabulary = vocabulary;
-    if (layer.table_dtype != layer.dtype && layer.table_dtype != lstm::DType::float32)
+    if (layer.table_dtype != layer.dtype && layer.table_dtype != DType::float32)
       throw std::invalid_argument("embeddings must be float32 or of the weights' dtype");
   }
-  layer.cu_seqlens = pointer<int32_t>(cu_seqlens);
   for (size_t d = 0; d < weights.size(); ++d) {
     layer.weights[d] = {pointer(weights[d][0]), pointer(weights[d][1]), pointer(weights[d][2]), pointer(weights[d][3])};
   }
-  layer.h0 = pointer(h0);
-  layer.c0 = pointer<float>(c0);
-  layer.pool = pool_named(pool);
   return layer;
+}
+
+void run_forward(const py::kwargs& given) {
+  Arguments a("lstm_cpu.forward", given);
+  const Where where(a);
+  lstm::Layer layer = layer_of(a);
+  layer.threads = std::max(where.threads, 1);
+  lstm::Forward out{};
+  a.get_or_none<"y">(out.y), a.get<"h_n">(out.h_n), a.get<"c_n">(out.c_n), a.get_or_none<"gates">(out.gates);
+  a.get_or_none<"c">(out.c), a.get_or_none<"pooled">(out.pooled), a.get_or_none<"maximum">(out.maximum);
+  a.finish();
+  const lstm::Kernels& kernels = lstm::kernels_for(isa_named(where.isa));
+  const py::gil_scoped_release released;
+  kernels.forward(layer, out);
+}
+
+void run_backward(const py::kwargs& given) {
+  Arguments a("lstm_cpu.backward", given);
+  const Where where(a);
+  lstm::Layer layer = layer_of(a);
+  layer.threads = std::max(where.threads, 1);
+  lstm::Backward io{};
+  a.get<"y">(io.y), a.get<"gates">(io.gates), a.get<"c">(io.c), a.get_or_none<"maximum">(io.maximum);
+  a.get_or_none<"dy">(io.dy), a.get_or_none<"dpooled">(io.dpooled), a.get_or_none<"dc">(io.dc);
+  a.get_or_none<"dh_n">(io.dh_n), a.get_or_none<"dc_n">(io.dc_n), a.get_or_none<"dx">(io.dx);
+  a.get_or_none<"dh0">(io.dh0), a.get_or_none<"dc0">(io.dc0);
+  const auto gradients = a.get<"weight_gradients", std::vector<std::array<uint64_t, 3>>>();
+  a.finish();
+  if (!gradients.empty() && int(gradients.size()) != layer.directions)
+    throw std::invalid_argument("weight_gradients must be empty or of as many directions as weights");
+  for (size_t d = 0; d < gradients.size(); ++d)
+    io.weights[d] = {pointer(gradients[d][0]), pointer(gradients[d][1]), pointer(gradients[d][2])};
+  const lstm::Kernels& kernels = lstm::kernels_for(isa_named(where.isa));
+  const py::gil_scoped_release released;
+  kernels.backward(layer, io);
 }
 
 }  // namespace
 
 void bind_lstm_cpu(py::module_& parent) {
   py::module_ module =
-      parent.def_submodule("lstm_cpu", "The LSTM layer on the CPU; pointers are addresses, 0 for none.");
+      parent.def_submodule("lstm_cpu", "The LSTM layer on the CPU; pointers are addresses, 0 or None for none.");
 
   py::class_<Buffer>(module, "Buffer", py::buffer_protocol(),
                      "Bytes of the kept workspace, returned to it when they die.")
       .def(py::init<size_t>(), py::arg("size"))
       .def_buffer(&Buffer::info);
 
-  module.def(
-      "forward",
-      [](const std::string& isa, const std::string& dtype, int64_t tokens, int64_t batch, int64_t input_size,
-         int64_t hidden_size, int threads, uint64_t x, const std::optional<Embeddings>& embeddings, uint64_t cu_seqlens,
-         const std::vector<std::array<uint64_t, 4>>& weights, uint64_t h0, uint64_t c0, const std::string& pool,
-         uint64_t y, uint64_t h_n, uint64_t c_n, uint64_t gates, uint64_t c, uint64_t pooled, uint64_t maximum) {
-        const lstm::Kernels& kernels = lstm::kernels_for(isa_named(isa));
-        const lstm::Layer layer = make_layer(dtype, tokens, batch, input_size, hidden_size, threads, x, embeddings,
-                                             cu_seqlens, weights, h0, c0, pool);
-        const lstm::Forward out{pointer(y),        pointer(h_n),    pointer<float>(c_n),      pointer(gates),
-                                pointer<float>(c), pointer(pooled), pointer<int32_t>(maximum)};
-        py::gil_scoped_release released;
-        kernels.forward(layer, out);
-      },
-      py::kw_only(), py::arg("isa"), py::arg("dtype"), py::arg("tokens"), py::arg("batch"), py::arg("input_size"),
-      py::arg("hidden_size"), py::arg("threads"), py::arg("x"), py::arg("embeddings"), py::arg("cu_seqlens"),
-      py::arg("weights"), py::arg("h0"), py::arg("c0"), py::arg("pool"), py::arg("y"), py::arg("h_n"), py::arg("c_n"),
-      py::arg("gates"), py::arg("c"), py::arg("pooled"), py::arg("maximum"));
-
-  module.def(
-      "backward",
-      [](const std::string& isa, const std::string& dtype, int64_t tokens, int64_t batch, int64_t input_size,
-         int64_t hidden_size, int threads, uint64_t x, const std::optional<Embeddings>& embeddings, uint64_t cu_seqlens,
-         const std::vector<std::array<uint64_t, 4>>& weights, uint64_t h0, uint64_t c0, const std::string& pool,
-         uint64_t y, uint64_t gates, uint64_t c, uint64_t maximum, uint64_t dy, uint64_t dpooled, uint64_t dc,
-         uint64_t dh_n, uint64_t dc_n, uint64_t dx, const std::vector<std::array<uint64_t, 3>>& weight_gradients,
-         uint64_t dh0, uint64_t dc0) {
-        const lstm::Kernels& kernels = lstm::kernels_for(isa_named(isa));
-        const lstm::Layer layer = make_layer(dtype, tokens, batch, input_size, hidden_size, threads, x, embeddings,
-                                             cu_seqlens, weights, h0, c0, pool);
-        if (!weight_gradients.empty() && weight_gradients.size() != weights.size()) {
-          throw std::invalid_argument("weight_gradients must be empty or of as many directions as weights");
-        }
-        lstm::Backward io{};
-        io.y = pointer(y);
-        io.gates = pointer(gates);
-        io.c = pointer<float>(c);
-        io.maximum = pointer<int32_t>(maximum);
-        io.dy = pointer(dy);
-        io.dpooled = pointer(dpooled);
-        io.dc = pointer<float>(dc);
-        io.dh_n = pointer(dh_n);
-        io.dc_n = pointer<float>(dc_n);
-        io.dx = pointer(dx);
-        io.dh0 = pointer(dh0);
-        io.dc0 = pointer<float>(dc0);
-        for (size_t d = 0; d < weight_gradients.size(); ++d) {
-          io.weights[d] = {pointer(weight_gradients[d][0]), pointer(weight_gradients[d][1]),
-                           pointer(weight_gradients[d][2])};
-        }
-        py::gil_scoped_release released;
-        kernels.backward(layer, io);
-      },
-      py::kw_only(), py::arg("isa"), py::arg("dtype"), py::arg("tokens"), py::arg("batch"), py::arg("input_size"),
-      py::arg("hidden_size"), py::arg("threads"), py::arg("x"), py::arg("embeddings"), py::arg("cu_seqlens"),
-      py::arg("weights"), py::arg("h0"), py::arg("c0"), py::arg("pool"), py::arg("y"), py::arg("gates"), py::arg("c"),
-      py::arg("maximum"), py::arg("dy"), py::arg("dpooled"), py::arg("dc"), py::arg("dh_n"), py::arg("dc_n"),
-      py::arg("dx"), py::arg("weight_gradients"), py::arg("dh0"), py::arg("dc0"));
-
+  module.def("forward", &run_forward, "One layer; kernels/lstm/cpu.py makes the arguments.");
+  module.def("backward", &run_backward, "Its gradients, from what forward saved.");
   module.def(
       "multiply_in_registers",
       [](const std::string& isa, const std::string& dtype, int threads, int64_t rounds) {
         const lstm::Kernels& kernels = lstm::kernels_for(isa_named(isa));
-        const lstm::DType type = dtype_named(dtype);
+        const DType type = dtype_named(dtype);
         double operations = 0;
         py::gil_scoped_release released;
         auto run = [&](int member, int members) {
@@ -177,12 +149,12 @@ void bind_lstm_cpu(py::module_& parent) {
   module.def(
       "workspace_use",
       [] {
-        const lstm::WorkspaceUse use = lstm::workspace_use();
+        const WorkspaceUse use = workspace_use();
         return py::dict(py::arg("kept") = use.kept, py::arg("in_use") = use.in_use, py::arg("limit") = use.limit);
       },
       "Bytes kept for the next call, handed out, and the most that is kept.");
-  module.def("set_workspace_limit", &lstm::set_workspace_limit, py::arg("bytes"));
-  module.def("release_workspace", &lstm::release_workspace, "Returns the kept memory to the system.");
+  module.def("set_workspace_limit", &set_workspace_limit, py::arg("bytes"));
+  module.def("release_workspace", &release_workspace, "Returns the kept memory to the system.");
 }
 
 }  // namespace penstock

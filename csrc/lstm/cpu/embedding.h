@@ -69,7 +69,7 @@ void sum_by_row(const TokensOfRows& tokens, int threads, int64_t columns, const 
       const int32_t* last = tokens.tokens.data() + tokens.start[row + 1];
       int64_t column = begin;
       for (; column + kWide <= end; column += kWide) {
-        Vec sum[8] = {};
+        Floats sum[8] = {};
         for (const int32_t* token = first; token < last; ++token) {
           for (int v = 0; v < 8; ++v) sum[v] += load(dgates + *token * stride + column + v * kLanes);
         }
@@ -77,7 +77,7 @@ void sum_by_row(const TokensOfRows& tokens, int threads, int64_t columns, const 
       }
       for (; column < end; column += kLanes) {
         const int64_t n = end - column < kLanes ? end - column : kLanes;
-        Vec sum = {};
+        Floats sum = {};
         for (const int32_t* token = first; token < last; ++token) sum += load(dgates + *token * stride + column, n);
         store(out + row * stride + column, sum, n);
       }

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "types.h"
+
 namespace penstock::lstm {
 
 constexpr int64_t kUnitBlock = 16;
@@ -13,14 +15,14 @@ struct GateSlot {
   int64_t stride;  // from one gate of the unit to its next
 };
 
-inline GateSlot gate_slot(int64_t unit, int64_t hidden_size) {
+PENSTOCK_INLINE GateSlot gate_slot(int64_t unit, int64_t hidden_size) {
   const int64_t first = unit / kUnitBlock * kUnitBlock;
   const int64_t width = hidden_size - first < kUnitBlock ? hidden_size - first : kUnitBlock;
   return {4 * first + (unit - first), width};
 }
 
 // The row of W_ih, W_hh and the biases (gate * H + unit) that belongs to position `position` of a token's gates.
-inline int64_t gate_row(int64_t position, int64_t hidden_size) {
+PENSTOCK_INLINE int64_t gate_row(int64_t position, int64_t hidden_size) {
   const int64_t first = position / (4 * kUnitBlock) * kUnitBlock;
   const int64_t width = hidden_size - first < kUnitBlock ? hidden_size - first : kUnitBlock;
   const int64_t within = position - 4 * first;

@@ -23,11 +23,15 @@ Inputs::Inputs(const Layer& layer) : shared(layer.table != nullptr), rows(layer.
   rows = int64_t(ids.size());
 }
 
+Inputs::~Inputs() = default;
+
 TokensOfRows::TokensOfRows(const Inputs& inputs) : start(inputs.rows + 1), tokens(inputs.row_of.size()) {
   for (const int32_t row : inputs.row_of) ++start[row + 1];
   for (int64_t row = 0; row < inputs.rows; ++row) start[row + 1] += start[row];
   std::vector<int64_t> next(start.begin(), start.end() - 1);
   for (size_t token = 0; token < tokens.size(); ++token) tokens[next[inputs.row_of[token]]++] = int32_t(token);
 }
+
+TokensOfRows::~TokensOfRows() = default;
 
 }  // namespace penstock::lstm

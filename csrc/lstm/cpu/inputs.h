@@ -17,6 +17,7 @@ struct Inputs {
 
   // Throws std::out_of_range if an id is not a row of the table.
   explicit Inputs(const Layer& layer);
+  ~Inputs();  // not inline, see isa.h
 };
 
 // The tokens of each row, in order: those of row r are tokens[start[r]] ... tokens[start[r + 1] - 1].
@@ -25,6 +26,7 @@ struct TokensOfRows {
   std::vector<int32_t> tokens;  // (tokens)
 
   explicit TokensOfRows(const Inputs& inputs);
+  ~TokensOfRows();
 };
 
 }  // namespace penstock::lstm

@@ -9,15 +9,15 @@ namespace penstock::lstm::PENSTOCK_ISA {
 
 const Kernels kernels = {
     [](const Layer& layer, const Forward& out) {
-      layer.dtype == DType::float32 ? forward<float>(layer, out) : forward<bfloat16>(layer, out);
+      layer.dtype == DType::float32 ? forward<float>(layer, out) : forward<bf16>(layer, out);
     },
     [](const Layer& layer, const Backward& io) {
-      layer.dtype == DType::float32 ? backward<float>(layer, io) : backward<bfloat16>(layer, io);
+      layer.dtype == DType::float32 ? backward<float>(layer, io) : backward<bf16>(layer, io);
     },
     [](DType dtype, int64_t rounds) {
       alignas(64) float sink[kLanes] = {};
       return dtype == DType::float32 ? multiply_in_registers<float>(rounds, sink)
-                                     : multiply_in_registers<bfloat16>(rounds, sink);
+                                     : multiply_in_registers<bf16>(rounds, sink);
     },
 };
 

@@ -1,6 +1,6 @@
 // One LSTM layer on ragged sequences, as the caller hands it over: plain pointers, sizes in elements, rows contiguous.
 //
-// T is the storage type (float or bfloat16) of x, weights, h and their gradients; c and its gradient are float.
+// T is the storage type (float or bf16) of x, weights, h and their gradients; c and its gradient are float.
 // Direction d of y owns columns [d * H, (d + 1) * H). Gate order is i, f, g, o.
 //
 // A layer that reads token embeddings has `ids` and `table` instead of x: each id of the batch is then projected once,
@@ -9,9 +9,10 @@
 
 #include <cstdint>
 
+#include "types.h"
+
 namespace penstock::lstm {
 
-enum class DType { float32, bfloat16 };
 enum class Pool { none, max, mean };  // of y over each sequence's tokens
 
 constexpr int kMaxDirections = 2;

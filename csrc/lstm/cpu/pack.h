@@ -2,6 +2,7 @@
 #pragma once
 
 #include "tile.h"
+#include "transpose.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
@@ -20,8 +21,8 @@ PENSTOCK_INLINE uint32_t pair(T low, T high) {
 
 // n lanes of a row from lane k on, n <= kLanes, the others zero: bit for bit, whatever they hold.
 template <class T>
-PENSTOCK_INLINE BitVec lanes_along(const T* row, int64_t k, int64_t size) {
-  BitVec value = {};
+PENSTOCK_INLINE Uints lanes_along(const T* row, int64_t k, int64_t size) {
+  Uints value = {};
   if constexpr (Operand<T>::kPairs || std::is_same_v<T, float>) {
     const int64_t left = (size - k * Operand<T>::kPerLane) * int64_t{sizeof(T)};
     const T* from = row + k * Operand<T>::kPerLane;
@@ -31,28 +32,9 @@ PENSTOCK_INLINE BitVec lanes_along(const T* row, int64_t k, int64_t size) {
       std::memcpy(&value, from, left);
     }
   } else {
-    value = BitVec(load(row + k, size - k < kLanes ? size - k : kLanes));
+    value = Uints(load(row + k, size - k < kLanes ? size - k : kLanes));
   }
   return value;
-}
-
-// rows[i][j] = rows[j][i], in log2(kLanes) rounds: round b exchanges the off-diagonal halves of all 2b x 2b blocks.
-PENSTOCK_INLINE void transpose(BitVec (&rows)[kLanes]) {
-#pragma GCC unroll 4
-  for (int b = 1; b < kLanes; b *= 2) {
-    IntVec upper, lower;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      upper[lane] = lane & b ? kLanes + lane - b : lane;
-      lower[lane] = lane & b ? kLanes + lane : lane + b;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & b) continue;
-      const BitVec first = rows[i], second = rows[i + b];
-      rows[i] = __builtin_shuffle(first, second, upper);
-      rows[i + b] = __builtin_shuffle(first, second, lower);
-    }
-  }
 }
 
 // n lanes: a row, or two rows element by element.
@@ -75,8 +57,8 @@ void pack_transposed(int64_t size, int64_t width, const Row& row, typename Opera
     const T* rows[kLanes];
     for (int i = 0; i < kLanes; ++i) rows[i] = row(j + i);
     for (int64_t k = 0; k < lanes; k += kLanes) {
-      BitVec block[kLanes];
-      for (int i = 0; i < kLanes; ++i) block[i] = rows[i] ? lanes_along(rows[i], k, size) : BitVec{};
+      Uints block[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = rows[i] ? lanes_along(rows[i], k, size) : Uints{};
       transpose(block);
       const int64_t n = lanes - k < kLanes ? lanes - k : kLanes;
       Lane* to = out + k * width + (Operand<T>::kMatrixUnit ? j * kAmxPairs : j);
@@ -95,9 +77,9 @@ void pack_blocks(int64_t size, int64_t columns, int64_t width, const Row& row, u
     uint32_t* to = out + k / kAmxPairs * kAmxPairs * width + k % kAmxPairs * kLanes;
     for (int64_t i = 0; i < width; i += kLanes, to += kAmxPairs * kLanes) {
       const int64_t n = columns - i < kLanes ? columns - i : kLanes;
-      BitVec lanes = {};
-      if (even && n > 0) lanes = BitVec(load(even + i, n)) >> 16;
-      if (odd && n > 0) lanes |= BitVec(load(odd + i, n));
+      Uints lanes = {};
+      if (even && n > 0) lanes = Uints(load(even + i, n)) >> 16;
+      if (odd && n > 0) lanes |= Uints(load(odd + i, n));
       std::memcpy(to, &lanes, sizeof lanes);
     }
   }

@@ -16,10 +16,10 @@ double multiply_in_registers(int64_t rounds, float* sink) {
     return 2.0 * double(rounds) * 4 * kAmxRows * kLanes * 2 * kAmxPairs;
   }
 #endif
-  Vec sum[kRegisterRows][kTileVecs] = {};
-  Vec b[kTileVecs];
-  for (int v = 0; v < kTileVecs; ++v) b[v] = broadcast(1e-3f * float(v));
-  Vec a = broadcast(*sink);
+  Floats sum[kRegisterRows][kTileVecs] = {};
+  Floats b[kTileVecs];
+  for (int v = 0; v < kTileVecs; ++v) b[v] = splat(1e-3f * float(v));
+  Floats a = splat(*sink);
   for (int64_t round = 0; round < rounds; ++round) {
     for (int r = 0; r < kRegisterRows; ++r) {
 #if defined(__x86_64__)

@@ -7,21 +7,21 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
-PENSTOCK_INLINE IntVec load_ints(const int32_t* from, int64_t n) {
-  Vec bits;
+PENSTOCK_INLINE Ints load_ints(const int32_t* from, int64_t n) {
+  Floats bits;
   if (__builtin_expect(n == kLanes, 1)) {
     std::memcpy(&bits, from, sizeof bits);
   } else {
     bits = load_part(reinterpret_cast<const float*>(from), n);
   }
-  return IntVec(bits);
+  return (Ints)bits;
 }
 
-PENSTOCK_INLINE void store_ints(int32_t* to, IntVec value, int64_t n) {
+PENSTOCK_INLINE void store_ints(int32_t* to, Ints value, int64_t n) {
   if (__builtin_expect(n == kLanes, 1)) {
     std::memcpy(to, &value, sizeof value);
   } else {
-    store_part(reinterpret_cast<float*>(to), Vec(value), n);
+    store_part(reinterpret_cast<float*>(to), (Floats)value, n);
   }
 }
 
@@ -45,16 +45,16 @@ struct Pooled {
     }
   }
 
-  PENSTOCK_INLINE void add(int64_t sequence, int64_t row, int32_t token, int64_t unit, Vec h, int64_t n) const {
+  PENSTOCK_INLINE void add(int64_t sequence, int64_t row, int32_t token, int64_t unit, Floats h, int64_t n) const {
     float* at = state + row * hidden_size + unit;
-    const Vec before = load(at, n);
+    const Floats before = load(at, n);
     if (pool == Pool::mean) return store(at, before + h, n);
     // The reverse direction meets the first of equals last.
-    const IntVec higher = direction == 0 ? (h > before) | ((h != h) & (before == before)) : (h >= before) | (h != h);
+    const Ints higher = direction == 0 ? (h > before) | ((h != h) & (before == before)) : (h >= before) | (h != h);
     store(at, higher ? h : before, n);
     if (maximum == nullptr) return;
     int32_t* where = maximum + (sequence * directions + direction) * hidden_size + unit;
-    store_ints(where, higher ? IntVec{} + token : load_ints(where, n), n);
+    store_ints(where, higher ? Ints{} + token : load_ints(where, n), n);
   }
 
   void finish(const Sequence& sequence, int64_t row) const {
@@ -62,7 +62,7 @@ struct Pooled {
     const float share = pool == Pool::mean ? 1.0f / float(sequence.length) : 1.0f;
     for (int64_t unit = 0; unit < hidden_size; unit += kLanes) {
       const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes;
-      const Vec value = sequence.length == 0 ? Vec{} : load(state + row * hidden_size + unit, n) * share;
+      const Floats value = sequence.length == 0 ? Floats{} : load(state + row * hidden_size + unit, n) * share;
       store(out + (sequence.index * directions + direction) * hidden_size + unit, value, n);
     }
   }
@@ -77,11 +77,11 @@ struct PooledGradient {
   const int32_t* maximum;  // (batch, directions * H), of `max`
 
   // The share of one token's h.
-  PENSTOCK_INLINE Vec at(const Sequence& sequence, int32_t token, int64_t unit, int64_t n) const {
+  PENSTOCK_INLINE Floats at(const Sequence& sequence, int32_t token, int64_t unit, int64_t n) const {
     const int64_t place = (sequence.index * directions + direction) * hidden_size + unit;
-    const Vec whole = load(gradient + place, n);
+    const Floats whole = load(gradient + place, n);
     if (pool == Pool::mean) return whole * (1.0f / float(sequence.length));
-    return load_ints(maximum + place, n) == token ? whole : Vec{};
+    return load_ints(maximum + place, n) == token ? whole : Floats{};
   }
 };
 

@@ -69,7 +69,7 @@ struct RowProduct {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t v = 0; v < vecs; ++v) {
         const int64_t column = first_column + v * kLanes;
-        const Vec sum = load(sums + r * stride + v * kLanes);
+        const Floats sum = load(sums + r * stride + v * kLanes);
         store(c + (row + r) * columns + column, bias ? sum + load(bias + column) : sum,
               columns - column < kLanes ? columns - column : kLanes);
       }
@@ -181,13 +181,13 @@ struct WeightProduct {
     for (int64_t k = 0; k < Operand<T>::lanes(count); k += kLanes) {
       for (int64_t i = 0; i < rows.size(); i += kLanes) {
         const int64_t n = rows.size() - i < kLanes ? rows.size() - i : kLanes;
-        BitVec block[kLanes] = {};
-        Vec sum = load(bias_sums + i, n);
+        Uints block[kLanes] = {};
+        Floats sum = load(bias_sums + i, n);
         for (int64_t lane = 0; lane < kLanes && 2 * (k + lane) < count; ++lane) {
           const Element* row = dgates + (first + 2 * (k + lane)) * dgates_stride + rows.begin + i;
-          const BitVec even = BitVec(load(row, n));
-          const BitVec odd = 2 * (k + lane) + 1 < count ? BitVec(load(row + dgates_stride, n)) : BitVec{};
-          sum += Vec(even) + Vec(odd);
+          const Uints even = Uints(load(row, n));
+          const Uints odd = 2 * (k + lane) + 1 < count ? Uints(load(row + dgates_stride, n)) : Uints{};
+          sum += (Floats)even + (Floats)odd;
           block[lane] = even >> 16 | odd;
         }
         store(bias_sums + i, sum, n);
@@ -254,7 +254,7 @@ struct WeightProduct {
       const float* from = sums + r * sums_stride();
       if (with_x) write_row(from, input_size, dw_ih + row * input_size);
       if (with_h) write_row(from + x_panels() * kPanel, hidden_size, dw_hh + row * hidden_size);
-      if (bias) store(bias + row, broadcast(bias_sums[r]), 1);
+      if (bias) store(bias + row, splat(bias_sums[r]), 1);
     }
   }
 

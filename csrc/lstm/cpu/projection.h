@@ -57,7 +57,7 @@ void project_input(const Layer& layer, const T* x, int64_t rows, T* gates) {
       const T* from = x + row * I;
       Lane* to = x_block.as<Lane>() + row * x_stride;
       for (int64_t k = 0; k < lanes; k += kLanes) {
-        const BitVec value = lanes_along(from, k, I);
+        const Uints value = lanes_along(from, k, I);
         std::memcpy(to + k, &value, sizeof value);
       }
     }

@@ -148,16 +148,16 @@ struct BackwardTeam {
           if (dy) prefetch(dy + cell * hidden_size + unit + ahead, kLanes);
           prefetch(dgates + here * dgates_stride + direction * 4 * hidden_size + slot.offset + 4 * ahead, 4 * kLanes);
         }
-        Vec dh = load(dh_recurrent[r] + (unit - first));
+        Floats dh = load(dh_recurrent[r] + (unit - first));
         if (dy) dh += load(dy + cell * hidden_size + unit, n);
         if (last_dh) dh += load(last_dh + unit, n);
         if (dpooled.gradient) dh += dpooled.at(sequence(row), int32_t(here), unit, n);
         float* dc_state = dc + row * hidden_size + unit;
-        Vec dc_here = load(dc_state, n);
+        Floats dc_here = load(dc_state, n);
         if (dcells) dc_here += load(dcells + cell * hidden_size + unit, n);
         const CellGradient gradient =
             cell_backward(load(gate, n), load(gate + slot.stride, n), load(gate + 2 * slot.stride, n),
-                          load(gate + 3 * slot.stride, n), c_before ? load(c_before + unit, n) : Vec{},
+                          load(gate + 3 * slot.stride, n), c_before ? load(c_before + unit, n) : Floats{},
                           load(c + cell * hidden_size + unit, n), dh, dc_here);
         for (Element* out : {dgates + here * dgates_stride + direction * 4 * hidden_size + slot.offset,
                              after[step % 2] + row * after_stride + slot.offset}) {
@@ -194,7 +194,7 @@ struct BackwardTeam {
       const Sequence& s = sequence(first_row + r);
       for (int64_t unit = first; unit < end; unit += kLanes) {
         const int64_t n = end - unit < kLanes ? end - unit : kLanes;
-        Vec value = load(dh[r] + (unit - first));
+        Floats value = load(dh[r] + (unit - first));
         if (dh_n && s.length == 0) value += load(dh_n + s.index * hidden_size + unit, n);
         store(dh0 + s.index * hidden_size + unit, value, n);
       }

@@ -153,7 +153,7 @@ struct ForwardTeam {
       for (int v = 0; v < 4; ++v) store(product[r][v], load(product[r][v]) + load(gate_in[r] + v * slot.stride, n));
     }
     for (int64_t r = 0; r < height; ++r) {
-      Vec value[4];
+      Floats value[4];
       for (int v = 0; v < 4; ++v) value[v] = load(product[r][v]);
       float* state = c + (first_row + r) * hidden_size + unit;
       const Cell after = cell_forward(value[0], value[1], value[2], value[3], load(state, n));

@@ -50,4 +50,6 @@ Schedule::Schedule(const Layer& layer, int tile_rows, int64_t weight_bytes) {
   if (!in_turn) members = members_of_one;
 }
 
+Schedule::~Schedule() = default;
+
 }  // namespace penstock::lstm

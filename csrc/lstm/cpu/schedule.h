@@ -29,6 +29,7 @@ struct Schedule {
 
   // tile_rows: how many sequences a product takes at once; weight_bytes: of an element of W_hh, packed.
   Schedule(const Layer& layer, int tile_rows, int64_t weight_bytes);
+  ~Schedule();  // not inline, see isa.h
 };
 
 }  // namespace penstock::lstm

@@ -9,9 +9,15 @@
 #include <utility>
 
 #include "amx.h"
-#include "vec.h"
+#include "simd.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
+
+using namespace penstock::PENSTOCK_ISA;
+
+// With 32 registers 24 accumulators, 4 vectors of B and a broadcast; with 16, 12 accumulators and a broadcast, B from
+// memory.
+constexpr int kTileVecs = 4, kRegisterRows = kRegisters == 32 ? 6 : 3;
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasBfloat16 = true;
@@ -31,7 +37,7 @@ struct NoMatrixUnit {};
 // How tensors of storage type T enter a product.
 template <class T>
 struct Operand {
-  static constexpr bool kPairs = kHasBfloat16 && std::is_same_v<T, bfloat16>;
+  static constexpr bool kPairs = kHasBfloat16 && std::is_same_v<T, bf16>;
   static constexpr bool kMatrixUnit = kHasMatrixUnit && kPairs;
   static constexpr int kPerLane = kPairs ? 2 : 1;
   // A tile has at most kTileRows rows. The matrix unit computes kRowStep at a time: it reads as many of A and writes as
@@ -40,7 +46,7 @@ struct Operand {
   static constexpr int kTileRows = kMatrixUnit ? 2 * kAmxRows : kRegisterRows;
   static constexpr int kRowStep = kMatrixUnit ? kAmxRows : 1;
   static constexpr int kLaneStep = kMatrixUnit ? kAmxPairs : 1;
-  using Element = std::conditional_t<kPairs, bfloat16, float>;  // what a lane is made of
+  using Element = std::conditional_t<kPairs, bf16, float>;  // what a lane is made of
   using Lane = std::conditional_t<kPairs, uint32_t, float>;
 
   // A thread holds one of these while it multiplies.
@@ -52,34 +58,26 @@ struct Operand {
   }
 };
 
-PENSTOCK_INLINE void multiply_add(Vec& sum, Vec a, Vec b, std::false_type) { sum += a * b; }
-PENSTOCK_INLINE void multiply_add(Vec& sum, Vec a, Vec b, std::true_type) {
+PENSTOCK_INLINE void multiply_add(Floats& sum, Floats a, Floats b, std::false_type) { sum += a * b; }
+PENSTOCK_INLINE void multiply_add(Floats& sum, Floats a, Floats b, std::true_type) {
 #if defined(__AVX512BF16__)
-  sum = _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
   (void)sum, (void)a, (void)b;
 #endif
 }
 
 template <class Lane>
-PENSTOCK_INLINE Vec broadcast_lane(const Lane* from) {
+PENSTOCK_INLINE Floats broadcast_lane(const Lane* from) {
   float lane;
   std::memcpy(&lane, from, 4);
-  Vec value = broadcast(lane);
+  Floats value = splat(lane);
 #if defined(__AVX512F__)
   // Else the broadcast is folded into each of the tile's multiplications, which then wait for the load ports.
   asm("" : "+v"(value));
 #endif
   return value;
 }
-
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
-// Part i of n items in `parts` near-equal parts.
-inline Range share(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i + 1) / parts}; }
 
 // Item i + 1 of a range, or its first again.
 inline int64_t next_around(Range range, int64_t i) { return i + 1 < range.end ? i + 1 : range.begin; }
@@ -151,16 +149,16 @@ struct Soon {
 template <class T, int rows, int vecs, class A>
 PENSTOCK_INLINE void multiply(const A& a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
                               bool add, const Soon& soon) {
-  Vec sum[rows][vecs] = {};
+  Floats sum[rows][vecs] = {};
   const int64_t last_fetch = lanes > Soon::kLead ? lanes - Soon::kLead : lanes;
   const int64_t first_fetch = last_fetch > soon.count ? last_fetch - soon.count : 0;
   for (int64_t k = 0; k < lanes; ++k) {
     if (uint64_t(k - first_fetch) < uint64_t(soon.count)) __builtin_prefetch(soon.line[k - first_fetch], 1);
     if (k < soon.stream_lines) __builtin_prefetch(soon.stream + k * 64, 0, 2);
-    Vec bs[vecs];
-    for (int v = 0; v < vecs; ++v) std::memcpy(&bs[v], b + (k * vecs + v) * kLanes, sizeof(Vec));
+    Floats bs[vecs];
+    for (int v = 0; v < vecs; ++v) std::memcpy(&bs[v], b + (k * vecs + v) * kLanes, sizeof(Floats));
     for (int r = 0; r < rows; ++r) {
-      const Vec as = broadcast_lane(a.at(r, k));
+      const Floats as = broadcast_lane(a.at(r, k));
       for (int v = 0; v < vecs; ++v) multiply_add(sum[r][v], as, bs[v], std::bool_constant<Operand<T>::kPairs>{});
     }
   }

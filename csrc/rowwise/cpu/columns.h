@@ -23,9 +23,7 @@ struct Columns {
     if constexpr (kWhole) {
       return PENSTOCK_ISA::load(row + begin);
     } else {
-      Element part[kLanes] = {};
-      std::memcpy(part, row + begin, size_t(count) * sizeof(Element));
-      return PENSTOCK_ISA::load(part);
+      return load_part(row + begin, count);
     }
   }
   template <class Element>
@@ -33,9 +31,7 @@ struct Columns {
     if constexpr (kWhole) {
       PENSTOCK_ISA::store(row + begin, x);
     } else {
-      Element part[kLanes];
-      PENSTOCK_ISA::store(part, x);
-      std::memcpy(row + begin, part, size_t(count) * sizeof(Element));
+      store_part(row + begin, x, count);
     }
   }
 };

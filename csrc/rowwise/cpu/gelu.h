@@ -2,6 +2,7 @@
 // (see simd.h).
 #pragma once
 
+#include "exp.h"
 #include "rowwise/cpu/columns.h"
 
 namespace penstock::PENSTOCK_ISA {

@@ -10,32 +10,32 @@ namespace penstock {
 namespace PENSTOCK_ISA {
 
 static void norm_forward(const NormProblem& p, const Item& item, Scratch& scratch) {
-  (p.storage == Storage::float32            ? norm_forward_rows<float, float>
-   : p.residual_storage == Storage::float32 ? norm_forward_rows<bf16, float>
-                                            : norm_forward_rows<bf16, bf16>)(p, item, scratch);
+  (p.dtype == DType::float32            ? norm_forward_rows<float, float>
+   : p.residual_dtype == DType::float32 ? norm_forward_rows<bf16, float>
+                                        : norm_forward_rows<bf16, bf16>)(p, item, scratch);
 }
 static void norm_backward(const NormProblem& p, const Item& item, Scratch& scratch) {
-  (p.storage == Storage::float32            ? norm_backward_rows<float, float>
-   : p.residual_storage == Storage::float32 ? norm_backward_rows<bf16, float>
-                                            : norm_backward_rows<bf16, bf16>)(p, item, scratch);
+  (p.dtype == DType::float32            ? norm_backward_rows<float, float>
+   : p.residual_dtype == DType::float32 ? norm_backward_rows<bf16, float>
+                                        : norm_backward_rows<bf16, bf16>)(p, item, scratch);
 }
 static void gelu_forward(const GeluProblem& p, const Item& item) {
-  (p.storage == Storage::float32 ? gelu_forward_rows<float> : gelu_forward_rows<bf16>)(p, item);
+  (p.dtype == DType::float32 ? gelu_forward_rows<float> : gelu_forward_rows<bf16>)(p, item);
 }
 static void gelu_backward(const GeluProblem& p, const Item& item) {
-  (p.storage == Storage::float32 ? gelu_backward_rows<float> : gelu_backward_rows<bf16>)(p, item);
+  (p.dtype == DType::float32 ? gelu_backward_rows<float> : gelu_backward_rows<bf16>)(p, item);
 }
 static void geglu_forward(const GegluProblem& p, const Item& item) {
-  (p.storage == Storage::float32 ? geglu_forward_rows<float> : geglu_forward_rows<bf16>)(p, item);
+  (p.dtype == DType::float32 ? geglu_forward_rows<float> : geglu_forward_rows<bf16>)(p, item);
 }
 static void geglu_backward(const GegluProblem& p, const Item& item) {
-  (p.storage == Storage::float32 ? geglu_backward_rows<float> : geglu_backward_rows<bf16>)(p, item);
+  (p.dtype == DType::float32 ? geglu_backward_rows<float> : geglu_backward_rows<bf16>)(p, item);
 }
 static void rotary(const RotaryProblem& p, const Item& item) {
-  (p.storage == Storage::float32 ? rotary_rows<float> : rotary_rows<bf16>)(p, item);
+  (p.dtype == DType::float32 ? rotary_rows<float> : rotary_rows<bf16>)(p, item);
 }
 static void dropout(const DropoutProblem& p, const Item& item, Scratch& scratch) {
-  (p.storage == Storage::float32 ? dropout_rows<float> : dropout_rows<bf16>)(p, item, scratch);
+  (p.dtype == DType::float32 ? dropout_rows<float> : dropout_rows<bf16>)(p, item, scratch);
 }
 
 }  // namespace PENSTOCK_ISA

@@ -3,10 +3,9 @@
 #include <cstdint>
 
 #include "scratch.h"
+#include "types.h"
 
 namespace penstock::rowwise {
-
-enum class Storage { float32, bfloat16 };
 
 // Rows are shared out in pieces of fixed size, at most this many, whatever the number of threads: sums over rows are
 // added up piece by piece, so that they do not depend on the threads.
@@ -26,7 +25,7 @@ struct Dropout {
 // out = (z - mean) rstd weight + bias with z = residual + dropout(x + x_bias); kernels/norm/protocol.py says more.
 // Tensors are dense, (rows, width); parameters and their gradients float32, (width).
 struct NormProblem {
-  Storage storage, residual_storage;  // the latter, of residual and z, is float32 where they differ
+  DType dtype, residual_dtype;  // the latter, of residual and z, is float32 where they differ
   int64_t rows, width;
   float eps;
   Dropout dropout;
@@ -43,7 +42,7 @@ struct NormProblem {
 
 // out = gelu(x + bias), and its derivative, which is all that backward needs.
 struct GeluProblem {
-  Storage storage;
+  DType dtype;
   int64_t rows, width;
   const void* x;
   const float* bias;       // may be null
@@ -56,7 +55,7 @@ struct GeluProblem {
 
 // out = gelu(gate) value, of the halves (gate, value) of each row of x + bias; backward starts from x again.
 struct GegluProblem {
-  Storage storage;
+  DType dtype;
   int64_t rows, width;  // of out; x and its gradient are (rows, 2 width)
   const void* x;
   const float* bias;  // (2 width), may be null
@@ -77,7 +76,7 @@ struct Heads {
 
 // out = x cos + rotate_half(x) sin of q and k, or the transposed rotation, with which their gradients go back.
 struct RotaryProblem {
-  Storage storage;
+  DType dtype;
   int64_t rows, head_dim;  // a row is a token
   bool transposed;
   const float *cos, *sin;  // (rows, head_dim)
@@ -86,7 +85,7 @@ struct RotaryProblem {
 
 // out = dropout(x)
 struct DropoutProblem {
-  Storage storage;
+  DType dtype;
   int64_t rows, width;
   Dropout dropout;
   const void* x;

@@ -1,9 +1,9 @@
 // The calls from Python: raw addresses in, rows shared out among threads.
-#include <pybind11/pybind11.h>
-
 #include <algorithm>
+#include <tuple>
 #include <type_traits>
 
+#include "arguments.h"
 #include "bindings.h"
 #include "isa.h"
 #include "rowwise/cpu/problem.h"
@@ -23,76 +23,95 @@ const Kernels& kernels_for(Isa isa) {
 #endif
 }
 
-template <class T>
-void get(const py::dict& arguments, const char* name, T& value) {
-  if (!arguments.contains(name)) return;
-  if constexpr (std::is_pointer_v<T>)
-    value = reinterpret_cast<T>(arguments[name].cast<uintptr_t>());
-  else
-    value = arguments[name].cast<T>();
+template <Name name = "bfloat16">
+DType dtype(Arguments& a) {
+  return a.get<name, bool>() ? DType::bfloat16 : DType::float32;
 }
 
-Storage storage(const py::dict& arguments, const char* bfloat16 = "bfloat16") {
-  return arguments[bfloat16].cast<bool>() ? Storage::bfloat16 : Storage::float32;
-}
-
-Dropout dropout_rule(const py::dict& a) {
+Dropout dropout_rule(Arguments& a) {
   Dropout d{};
-  get(a, "dropout_threshold", d.threshold), get(a, "dropout_scale", d.scale), get(a, "stream", d.stream);
-  get(a, "seed", d.seed), get(a, "batch", d.batch), get(a, "cu_seqlens", d.cu_seqlens), get(a, "ids", d.ids);
-  get(a, "per_sequence", d.per_sequence);
+  a.get<"dropout_threshold">(d.threshold), a.get<"dropout_scale">(d.scale), a.get<"seed">(d.seed);
+  a.get<"batch">(d.batch), a.get_or_none<"cu_seqlens">(d.cu_seqlens), a.get_or_none<"ids">(d.ids);
   return d;
 }
 
-NormProblem norm_problem(const py::dict& a) {
+NormProblem norm_problem(Arguments& a) {
   NormProblem p{};
-  p.storage = storage(a), p.residual_storage = storage(a, "bfloat16_residual");
+  p.dtype = dtype(a), p.residual_dtype = dtype<"bfloat16_residual">(a);
   p.dropout = dropout_rule(a);
-  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "eps", p.eps);
-  get(a, "x", p.x), get(a, "residual", p.residual), get(a, "x_bias", p.x_bias);
-  get(a, "weight", p.weight), get(a, "bias", p.bias), get(a, "out", p.out);
-  get(a, "z", p.z), get(a, "normal", p.normal), get(a, "rstd", p.rstd);
-  get(a, "grad_out", p.grad_out), get(a, "grad_z", p.grad_z);
-  get(a, "grad_x", p.grad_x), get(a, "grad_residual", p.grad_residual), get(a, "sums", p.sums);
+  a.get<"rows">(p.rows), a.get<"width">(p.width), a.get<"weight">(p.weight), a.get_or_none<"x_bias">(p.x_bias);
+  a.get_or_none<"normal">(p.normal), a.get_or_none<"rstd">(p.rstd);
   return p;
 }
 
-GeluProblem gelu_problem(const py::dict& a) {
-  GeluProblem p{};
-  p.storage = storage(a);
-  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "x", p.x), get(a, "bias", p.bias), get(a, "out", p.out);
-  get(a, "derivative", p.derivative), get(a, "grad_out", p.grad_out);
-  get(a, "saved_derivative", p.saved_derivative), get(a, "grad_x", p.grad_x), get(a, "sums", p.sums);
+NormProblem norm_forward_problem(Arguments& a) {
+  NormProblem p = norm_problem(a);
+  a.get<"eps">(p.eps), a.get<"x">(p.x), a.get<"residual">(p.residual), a.get_or_none<"bias">(p.bias);
+  a.get<"out">(p.out), a.get_or_none<"z">(p.z);
   return p;
 }
 
-GegluProblem geglu_problem(const py::dict& a) {
-  GegluProblem p{};
-  p.storage = storage(a);
-  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "x", p.x), get(a, "bias", p.bias), get(a, "out", p.out);
-  get(a, "grad_out", p.grad_out), get(a, "grad_x", p.grad_x), get(a, "sums", p.sums);
+NormProblem norm_backward_problem(Arguments& a) {
+  NormProblem p = norm_problem(a);
+  a.get<"grad_out">(p.grad_out), a.get_or_none<"grad_z">(p.grad_z);
+  a.get_or_none<"grad_x">(p.grad_x), a.get<"grad_residual">(p.grad_residual), a.get<"sums">(p.sums);
   return p;
 }
 
-Heads heads(const py::handle& description) {
-  const auto parts = description.cast<py::tuple>();
-  return {reinterpret_cast<const void*>(parts[0].cast<uintptr_t>()),
-          reinterpret_cast<void*>(parts[1].cast<uintptr_t>()), parts[2].cast<int64_t>(), parts[3].cast<int64_t>(),
-          parts[4].cast<int64_t>()};
+template <class Problem>
+Problem sized_problem(Arguments& a) {
+  Problem p{};
+  p.dtype = dtype(a);
+  a.get<"rows">(p.rows), a.get<"width">(p.width);
+  return p;
 }
 
-RotaryProblem rotary_problem(const py::dict& a) {
+GeluProblem gelu_forward_problem(Arguments& a) {
+  auto p = sized_problem<GeluProblem>(a);
+  a.get<"x">(p.x), a.get_or_none<"bias">(p.bias), a.get<"out">(p.out), a.get_or_none<"derivative">(p.derivative);
+  return p;
+}
+
+GeluProblem gelu_backward_problem(Arguments& a) {
+  auto p = sized_problem<GeluProblem>(a);
+  a.get<"grad_out">(p.grad_out), a.get<"saved_derivative">(p.saved_derivative), a.get<"grad_x">(p.grad_x);
+  a.get_or_none<"sums">(p.sums);
+  return p;
+}
+
+GegluProblem geglu_forward_problem(Arguments& a) {
+  auto p = sized_problem<GegluProblem>(a);
+  a.get<"x">(p.x), a.get_or_none<"bias">(p.bias), a.get<"out">(p.out);
+  return p;
+}
+
+GegluProblem geglu_backward_problem(Arguments& a) {
+  auto p = sized_problem<GegluProblem>(a);
+  a.get<"x">(p.x), a.get_or_none<"bias">(p.bias), a.get<"grad_out">(p.grad_out), a.get<"grad_x">(p.grad_x);
+  a.get_or_none<"sums">(p.sums);
+  return p;
+}
+
+template <Name name>
+Heads heads(Arguments& a) {
+  const auto [x, out, count, token_stride, head_stride] =
+      a.get<name, std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int64_t>>();
+  return {reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), count, token_stride, head_stride};
+}
+
+RotaryProblem rotary_problem(Arguments& a) {
   RotaryProblem p{};
-  p.storage = storage(a), p.q = heads(a["q"]), p.k = heads(a["k"]);
-  get(a, "rows", p.rows), get(a, "head_dim", p.head_dim), get(a, "transposed", p.transposed);
-  get(a, "cos", p.cos), get(a, "sin", p.sin);
+  p.dtype = dtype(a), p.q = heads<"q">(a), p.k = heads<"k">(a);
+  a.get<"rows">(p.rows), a.get<"head_dim">(p.head_dim), a.get<"transposed">(p.transposed);
+  a.get<"cos">(p.cos), a.get<"sin">(p.sin);
   return p;
 }
 
-DropoutProblem dropout_problem(const py::dict& a) {
-  DropoutProblem p{};
-  p.storage = storage(a), p.dropout = dropout_rule(a);
-  get(a, "rows", p.rows), get(a, "width", p.width), get(a, "x", p.x), get(a, "out", p.out);
+DropoutProblem dropout_problem(Arguments& a) {
+  auto p = sized_problem<DropoutProblem>(a);
+  p.dropout = dropout_rule(a);
+  a.get<"stream">(p.dropout.stream), a.get<"per_sequence">(p.dropout.per_sequence);
+  a.get<"x">(p.x), a.get<"out">(p.out);
   return p;
 }
 
@@ -107,13 +126,16 @@ void for_pieces(int64_t rows, int threads, Work work) {
                [&](int64_t piece, int) { work(Item{piece, piece * size, std::min((piece + 1) * size, rows)}); });
 }
 
-// The function for Python that reads a problem with `read` and runs a kernel on its pieces.
+// Reads a problem with `read` and runs a kernel on its pieces.
 template <auto read, auto kernel>
-void run(const py::dict& arguments, const std::string& isa, int threads) {
+void run(const char* function, const py::kwargs& given) {
+  Arguments arguments(function, given);
+  const Where where(arguments);
   const auto p = read(arguments);
-  const auto compute = kernels_for(isa_named(isa)).*kernel;
+  arguments.finish();
+  const auto compute = kernels_for(isa_named(where.isa)).*kernel;
   const py::gil_scoped_release release;
-  for_pieces(p.rows, threads, [&](const Item& item) {
+  for_pieces(p.rows, where.threads, [&](const Item& item) {
     if constexpr (std::is_invocable_v<decltype(compute), decltype(p), Item>)
       compute(p, item);
     else
@@ -121,29 +143,32 @@ void run(const py::dict& arguments, const std::string& isa, int threads) {
   });
 }
 
+// Adds it to the module as a function of that name.
+template <auto read, auto kernel>
+void define(py::module_& module, const char* name, const char* text) {
+  module.def(name, [name](const py::kwargs& given) { run<read, kernel>(name, given); }, text);
+}
+
 }  // namespace
 }  // namespace rowwise
 
 void bind_rowwise(py::module_& module) {
   using namespace rowwise;
-  const auto define = [&module](const char* name, auto function, const char* text) {
-    module.def(name, function, py::arg("arguments"), py::arg("isa"), py::arg("threads"), text);
-  };
-  define("norm_forward", run<norm_problem, &Kernels::norm_forward>,
-         "Fills out and, if given, z, normal and rstd; kernels/norm/cpu.py makes the arguments.");
-  define("norm_backward", run<norm_problem, &Kernels::norm_backward>,
-         "Fills grad_residual, grad_x and each piece's sums for the parameters.");
-  define("gelu_forward", run<gelu_problem, &Kernels::gelu_forward>,
-         "Fills out and, if given, derivative; kernels/gelu/cpu.py makes the arguments.");
-  define("gelu_backward", run<gelu_problem, &Kernels::gelu_backward>,
-         "Fills grad_x and each piece's sums for the bias.");
-  define("geglu_forward", run<geglu_problem, &Kernels::geglu_forward>,
-         "Fills out; kernels/gelu/cpu.py makes the arguments.");
-  define("geglu_backward", run<geglu_problem, &Kernels::geglu_backward>,
-         "Fills grad_x and each piece's sums for the bias.");
-  define("rotary", run<rotary_problem, &Kernels::rotary>,
-         "Fills the outputs of q and k; kernels/rotary/cpu.py makes the arguments.");
-  define("dropout", run<dropout_problem, &Kernels::dropout>, "Fills out; kernels/dropout.py makes the arguments.");
+  define<norm_forward_problem, &Kernels::norm_forward>(
+      module, "norm_forward", "Fills out and, if given, z, normal and rstd; kernels/norm/cpu.py makes the arguments.");
+  define<norm_backward_problem, &Kernels::norm_backward>(
+      module, "norm_backward", "Fills grad_residual, grad_x and each piece's sums for the parameters.");
+  define<gelu_forward_problem, &Kernels::gelu_forward>(
+      module, "gelu_forward", "Fills out and, if given, derivative; kernels/gelu/cpu.py makes the arguments.");
+  define<gelu_backward_problem, &Kernels::gelu_backward>(module, "gelu_backward",
+                                                         "Fills grad_x and each piece's sums for the bias.");
+  define<geglu_forward_problem, &Kernels::geglu_forward>(module, "geglu_forward",
+                                                         "Fills out; kernels/gelu/cpu.py makes the arguments.");
+  define<geglu_backward_problem, &Kernels::geglu_backward>(module, "geglu_backward",
+                                                           "Fills grad_x and each piece's sums for the bias.");
+  define<rotary_problem, &Kernels::rotary>(module, "rotary",
+                                           "Fills the outputs of q and k; kernels/rotary/cpu.py makes the arguments.");
+  define<dropout_problem, &Kernels::dropout>(module, "dropout", "Fills out; kernels/dropout.py makes the arguments.");
   module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
 }
 

@@ -8,7 +8,7 @@
 #include <new>
 #include <utility>
 
-namespace penstock::lstm {
+namespace penstock {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;  // a large page
@@ -137,4 +137,4 @@ WorkspaceUse workspace_use() { return store().use(); }
 void set_workspace_limit(size_t bytes) { store().set_limit(bytes); }
 void release_workspace() { store().release(); }
 
-}  // namespace penstock::lstm
+}  // namespace penstock

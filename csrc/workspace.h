@@ -4,7 +4,9 @@
 
 #include <cstddef>
 
-namespace penstock::lstm {
+#include "types.h"
+
+namespace penstock {
 
 // A piece of uninitialised memory, aligned to 64 bytes at least; goes back to the kept ones when it dies.
 class Block {
@@ -16,7 +18,7 @@ class Block {
   ~Block();
 
   template <class T>
-  T* as() const {
+  PENSTOCK_INLINE T* as() const {
     return static_cast<T*>(data_);
   }
 
@@ -35,4 +37,4 @@ WorkspaceUse workspace_use();
 void set_workspace_limit(size_t bytes);
 void release_workspace();  // returns all that is kept to the system
 
-}  // namespace penstock::lstm
+}  // namespace penstock

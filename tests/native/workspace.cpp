@@ -1,13 +1,13 @@
-// Stands in for csrc/lstm/cpu/workspace.cpp: each block is a piece of the heap, of the size asked for and no more, so
+// Stands in for csrc/workspace.cpp: each block is a piece of the heap, of the size asked for and no more, so
 // that the address sanitizer sees every step beyond it, and starts as NaN.
-#include "lstm/cpu/workspace.h"
+#include "workspace.h"
 
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
 
-namespace penstock::lstm {
+namespace penstock {
 
 Block::Block(size_t bytes) : size_(bytes) {
   if (posix_memalign(&data_, 64, bytes == 0 ? 1 : bytes) != 0) throw std::bad_alloc();
@@ -24,4 +24,4 @@ Block& Block::operator=(Block&& other) noexcept {
 
 Block::~Block() { std::free(data_); }
 
-}  // namespace penstock::lstm
+}  // namespace penstock

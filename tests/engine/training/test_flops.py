@@ -1,0 +1,55 @@
+"""The peak that MFU is measured against: known by the exact name of a GPU, or not at all."""
+
+import pytest
+import torch
+
+from penstock.engine.training.flops import _PEAK_TFLOPS, peak_flops
+
+
+def named(name: str, monkeypatch: pytest.MonkeyPatch) -> float | None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    return peak_flops(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("Tesla V100-SXM2-32GB", 125),
+        ("Tesla T4", 65),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 3090", 71),
+    ],
+)
+def test_known_gpus(name: str, tflops: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named(name, monkeypatch) == tflops * 1e12
+
+
+# other chips, or parts of one, whose names hold a known one's
+OTHERS = [
+    *("NVIDIA RTX A1000", "NVIDIA RTX A1000 6GB Laptop GPU", "NVIDIA A10G", "NVIDIA A100X", "GRID A100-10C"),
+    *("NVIDIA L40", "NVIDIA T400", "NVIDIA T400 4GB", "NVIDIA T4G", "Quadro T1000"),
+    *("NVIDIA H100 NVL", "NVIDIA H20", "NVIDIA B200A", "NVIDIA GB200", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"),
+    *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA", ""),
+    *(f"NVIDIA {key}0" for key in _PEAK_TFLOPS if f"{key}0" not in _PEAK_TFLOPS),
+    *(f"NVIDIA A{key}" for key in _PEAK_TFLOPS),
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_gpus_have_no_peak(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named(name, monkeypatch) is None
+
+
+def test_no_peak_without_a_gpu() -> None:
+    assert peak_flops(torch.device("cpu")) is None

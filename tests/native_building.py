@@ -1,0 +1,45 @@
+"""Builds the C++ programs of tests/native: the kernels' own sources, each with its instruction set's flags."""
+
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent / "native"
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+def flags_of_instruction_sets() -> dict[str, list[str]]:
+    """As CMakeLists.txt gives them to the files named for an instruction set."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return {}
+    found: dict[str, list[str]] = {}
+    for name, flags in re.findall(r"set\(PENSTOCK_FLAGS_(\w+) (.*)\)", (ROOT / "CMakeLists.txt").read_text()):
+        words = (found[word[17:-1]] if word.startswith("${") else [word] for word in flags.split())
+        found[name] = [flag for group in words for flag in group]
+    return found
+
+
+def compiled(sources: Iterable[Path], flags: list[str], folder: Path) -> list[Path]:
+    """The sources' objects, in their order."""
+    of_instruction_set = flags_of_instruction_sets()
+
+    def compile_one(source: Path) -> Path:
+        out = folder / f"{source.parent.parent.name}-{source.stem}.o"
+        includes = [f"-I{CSRC}", f"-I{HERE}"]
+        command = [COMPILER, "-std=c++20", *flags, *of_instruction_set.get(source.stem, []), *includes]
+        subprocess.run([*command, "-c", source, "-o", out], check=True)
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def linked(objects: list[Path], flags: list[str], program: Path) -> Path:
+    subprocess.run([COMPILER, *flags, *objects, "-o", program, "-ldl", "-pthread"], check=True)
+    return program
