@@ -93,9 +93,6 @@ class ModelSettings:
                 )
         if self.embedding_size is None and self.embeddings == "scratch":
             object.__setattr__(self, "embedding_size", 256)
-        lora = [name for name in ("lora_alpha", "lora_dropout", "lora_targets") if getattr(self, name) is not None]
-        if lora and self.lora_rank is None:
-            raise ConfigError(f"model.{lora[0]} needs model.lora_rank, such as 8")
         needs_encoder = self.kind == "encoder" or self.embeddings == "encoder"
         if needs_encoder and self.encoder is None and self.start_from is None:
             need = "model.kind=encoder" if self.kind == "encoder" else "model.embeddings=encoder"
@@ -116,6 +113,8 @@ class ModelSettings:
         if used_by not in (None, self.kind):
             needs = "model.kind=lstm" if used_by == "lstm" else "model.kind=encoder and model.encoder"
             return f"this model is an {self.kind}, which does not use it: leave it out, or set {needs}"
+        if key in ("lora_alpha", "lora_dropout", "lora_targets") and self.lora_rank is None:
+            return "there are no adapters: set model.lora_rank, such as 8"
         if self.kind != "lstm":
             return None
         if key == "encoder" and self.embeddings == "scratch":

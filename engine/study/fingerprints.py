@@ -38,7 +38,7 @@ class MadeFrom:
 def made_from(settings: "Settings", train: str, test: str, max_test: int | None) -> MadeFrom:
     """
     Args:
-        settings: of the training run. train, test: the stores' fingerprints.
+        settings: of the training run, resolved. train, test: the stores' fingerprints.
 
     Raises:
         ModelError: the encoder cannot be found or read.
@@ -50,10 +50,10 @@ def made_from(settings: "Settings", train: str, test: str, max_test: int | None)
 
 
 def result_settings(settings: "Settings") -> dict[str, Any]:
-    """{"section.key": value} as JSON gives it back, resolved as `train` does it, without what changes no result."""
+    """{"section.key": value} of resolved settings as JSON gives it back, without what changes no result."""
     from penstock.engine.training.settings import FREE_KEYS
 
-    flat = {key: value for key, value in settings.resolve().flat().items() if key not in FREE_KEYS}
+    flat = {key: value for key, value in settings.flat().items() if key not in FREE_KEYS}
     return json.loads(json.dumps(flat))
 
 
@@ -77,12 +77,11 @@ def changed_setting(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | No
     from penstock.engine.training.settings import settings_from
 
     model = {key: now.get(key) for key in ("model.kind", "model.embeddings", "model.encoder")}
-    plain = settings_from({key: value for key, value in model.items() if value is not None})
+    usual = settings_from({key: value for key, value in model.items() if value is not None}).flat()
     for key, value in now.items():
         if key == "model.encoder":
             continue
-        usual = (plain.flat().get(key), result_settings(plain).get(key))
-        if then[key] != value if key in then else value not in usual:
+        if then.get(key, usual.get(key)) != value:
             return changed(key, then.get(key, "unknown"), value)
     return None
 

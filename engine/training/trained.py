@@ -147,7 +147,13 @@ class TrainedRun:
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be several, as in [text]; got a single one")
-        source = texts if isinstance(texts, Source) else MemorySource(list(texts), name="texts")
+        if isinstance(texts, Source):
+            source = texts
+        else:
+            source = MemorySource(list(texts), name="texts")
+            for text in source.texts:
+                if not isinstance(text, str | None):
+                    raise TypeError(f"a text must be a string or None, got {type(text).__name__}")
         source.carry(keep if isinstance(texts, Source) else ())
         schema = common_schema([source])
         columns = Columns(schema.names, self.label_names, top_k=top_k, probabilities=probabilities)

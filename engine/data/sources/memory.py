@@ -28,7 +28,7 @@ class MemorySource(Source):
         super().__init__(name)
         if labels is not None and len(labels) != len(texts):
             raise SourceError(f"{name}: {len(texts):,} texts with {len(labels):,} labels")
-        self._texts, self._labels = texts, labels
+        self.texts, self._labels = texts, labels
         self.label = None if labels is None else "label"
         self.columns = ["text"] if labels is None else ["text", "label"]
 
@@ -38,8 +38,8 @@ class MemorySource(Source):
         return cls([text for text, _ in pairs], [label for _, label in pairs])
 
     def read(self) -> Iterator[RawRows]:
-        for start in range(0, len(self._texts), BATCH_ROWS):
-            texts = list(self._texts[start : start + BATCH_ROWS])
+        for start in range(0, len(self.texts), BATCH_ROWS):
+            texts = list(self.texts[start : start + BATCH_ROWS])
             labels = [] if self._labels is None else list(self._labels[start : start + BATCH_ROWS])
             positions = range(start + 1, start + 1 + len(texts))
             yield RawRows(texts, labels, positions, carried=self._carry_from(texts, labels))

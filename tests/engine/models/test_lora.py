@@ -148,7 +148,7 @@ def test_a_layer_learns_by_its_share_of_the_rate_above_it(encoder: str) -> None:
         (["freeze_layers=1"], r"model.freeze_layers=1 has no effect: this model is an lstm"),
         (["lora_rank=8"], r"model.lora_rank=8 has no effect: .*model.kind=encoder"),
         (["lora_rank=8", "lora_alpha=8.0"], r"has no effect: this model is an lstm"),
-        (["encoder=x", "lora_targets=all"], r"model.lora_targets needs model.lora_rank"),
+        (["encoder=x", "lora_targets=all"], r"model.lora_targets=all has no effect: there are no adapters"),
         (["encoder=x", "lora_rank=0"], r"model.lora_rank must be at least 1, got 0"),
         (["encoder=x", "lora_rank=4", "lora_alpha=0.0"], r"model.lora_alpha must be at least"),
         (["encoder=x", "lora_rank=4", "lora_dropout=1.0"], r"model.lora_dropout must be at least 0 and below 1"),

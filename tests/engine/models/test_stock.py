@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
+from spawned import serve
 from tiny_encoders import CONFIGS, VOCAB, stock_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -437,23 +438,14 @@ def test_a_classifier_is_saved_and_copied_whole(kind: str, copied: Callable) -> 
     assert not torch.allclose(again(BATCH).logits, model(BATCH).logits)
 
 
-def _serve(model: nn.Module, queue: Any) -> None:
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        first = model(BATCH).logits
-        for module in model.modules():  # numbered from 0 in this process, as those that came along may be
-            module.register_forward_hook(lambda *_: None)
-        queue.put([first.tolist(), model(BATCH).logits.tolist()])
-
-
 @pytest.mark.parametrize("kind", ["lstm", "bert", "modernbert-mean"])
 def test_a_classifier_is_passed_to_a_spawned_process(kind: str) -> None:
     model = made(kind).eval()
     context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_serve, args=(model, queue))
+    queue = context.Queue()
+    process = context.Process(target=serve, args=(model, BATCH, queue))
     process.start()
-    found = queue.get()
+    found = queue.get(timeout=120)
     process.join()
     assert process.exitcode == 0
     with torch.no_grad():

@@ -110,6 +110,11 @@ ELSEWHERE = {
         "model.encoder_head_dropout": "0.2",
         "model.gradient_checkpointing": "true",
         "model.encoder": "some/encoder",
+        "model.freeze_layers": "2",
+        "model.lora_rank": "8",
+        "model.lora_alpha": "8",
+        "model.lora_dropout": "0.1",
+        "model.lora_targets": "attention",
     },
     "encoder": {
         "model.preset": "lstm-4-256",
@@ -150,6 +155,7 @@ def test_what_the_model_uses_is_none(key):
     kind = "encoder" if key in ELSEWHERE["lstm"] else "lstm"
     also = ["model.encoder=some/encoder"] if key == "model.embeddings" else []
     also += ["model.num_layers=2"] if key == "model.dropout" else []
+    also += ["model.lora_rank=4"] if key.startswith("model.lora_") and key != "model.lora_rank" else []
     value = (ELSEWHERE["lstm"] | ELSEWHERE["encoder"])[key]
     assert load_settings(None, [*KIND[kind], *also, f"{key}={value}"]).model.kind == kind
 
