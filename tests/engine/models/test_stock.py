@@ -208,16 +208,21 @@ def is_linear(model: EncoderClassifier, name: str) -> bool:
     return type(model.model.get_submodule(name)) is nn.Linear
 
 
-@pytest.mark.parametrize("change", [*ON_ANY, *ON_LINEAR], ids=lambda change: change.__name__)
-@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert"])
+CHANGES = [
+    pytest.param(family, change, id=f"{family}-{change.__name__}")
+    for family in ("bert", "distilbert", "modernbert")
+    for change in (*ON_ANY, *ON_LINEAR)
+    if (family, change) != ("modernbert", no_bias)  # it has no biases to begin with
+]
+
+
+@pytest.mark.parametrize(("family", "change"), CHANGES)
 def test_what_stands_on_a_module_takes_effect(family: str, change: Change) -> None:
     plain = changed(family, "classifier", lambda parent, name: None)
     expected = results(plain)
     effective = 0
     for name in parts_of(plain):
         if change in ON_LINEAR and not is_linear(plain, name):
-            continue
-        if change is no_bias and plain.model.get_submodule(name).bias is None:
             continue
         found = changed(family, name, change)
         fused = results(found)

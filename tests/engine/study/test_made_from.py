@@ -340,7 +340,8 @@ def test_a_difference_is_found_in_every_field():
 
 def test_a_setting_that_is_new_was_at_its_default():
     then = {"model.kind": "lstm"}
-    assert changed_setting(then, {"model.kind": "lstm", "training.weight_decay": 0.01, "training.patience": 3}) is None
+    defaults = {"training.weight_decay": 0.01, "training.calibrate": False}
+    assert changed_setting(then, {"model.kind": "lstm", **defaults}) is None
     assert changed_setting(then, {"model.kind": "lstm", "training.weight_decay": 0.1}) is not None
     assert changed_setting({**then, "training.gone": 1}, {"model.kind": "lstm"}) is None
 

@@ -1,6 +1,5 @@
 import json
 import multiprocessing
-import os
 import shutil
 import time
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fabricated_study import result, stand_in
+from spawned import dies, wait_for_ever
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.reviews import generate_reviews
@@ -259,12 +259,6 @@ def test_the_median_is_over_repeated_runs():
     assert 1.5 < median < 10
 
 
-def dies(task: CellTask) -> CellResult:
-    if task.cell.name == "lstm-100-0":
-        os._exit(9)
-    return stand_in(task)
-
-
 def test_cells_in_parallel_give_the_same(study, tmp_path):
     assert run(study, tmp_path / "two", jobs=2) == run(study, tmp_path / "one")
 
@@ -336,11 +330,6 @@ def test_costs_that_were_removed_are_measured_anew(study, tmp_path):
     run(study, out)
     assert {path.stem for path in (out / "costs").iterdir()} == set(FAMILIES)
     assert marks(out) == before
-
-
-def wait_for_ever(ready) -> None:
-    ready.set()
-    time.sleep(600)
 
 
 def test_a_study_ends_its_own_processes_only(study, tmp_path):
