@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         """Of the saved tokenizer's content and the library's release; never of a live object's state."""
         release = ".".join(version("tokenizers").split(".")[:2])
-        content = {"tokenizer": canonical_tokenizer(self._backend), "tokenizers": release}
+        content: dict[str, Any] = {"tokenizer": canonical_tokenizer(self._backend), "tokenizers": release}
         if self._backend.encode_special_tokens:
             content["split_special_tokens"] = True
         return digest(content)

@@ -54,8 +54,8 @@ class EncoderClassifier(nn.Module):
         parent = parent_of_layers(model)
         # By name: register_forward_hook numbers hooks from 0 in each process, so in one that a model is loaded in, or
         # passed to, the next hook would take the place of this one.
-        parent._forward_hooks["penstock"] = _pool
-        parent._forward_hooks_with_kwargs["penstock"] = True
+        parent._forward_hooks["penstock"] = _pool  # type: ignore[index]
+        parent._forward_hooks_with_kwargs["penstock"] = True  # type: ignore[index]
         fuse(model)
 
     @classmethod

@@ -19,7 +19,7 @@ peft's plain LoRA is the exception: such a layer stays fused, and calls those of
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -153,12 +153,11 @@ def _rows(hidden_states: Tensor) -> Tensor:
     return rows if dtype is None else rows.to(dtype)
 
 
-def _attended(
-    q: Tensor, kv: Sequence[Tensor], attention: Any, attention_mask: Tensor | None, bounds: dict[str, Any]
-) -> Tensor:
+def _attended(q: Tensor, kv: Any, attention: Any, attention_mask: Tensor | None, bounds: dict[str, Any]) -> Tensor:
     """What each query's token attends to, (queries, width)."""
     dropout = attention.dropout.p if attention.training else 0.0
-    return attend(q, *kv, attention_mask, dropout=dropout, scaling=attention.scaling, **bounds).flatten(1)
+    k, v = kv
+    return attend(q, k, v, attention_mask, dropout=dropout, scaling=attention.scaling, **bounds).flatten(1)
 
 
 def _add(

@@ -37,9 +37,8 @@ def add_lora(model: Any, *, rank: int, alpha: float | None, dropout: float | Non
     pooler = getattr(model.base_model, "pooler", None)
     base -= {id(parameter) for parameter in pooler.parameters()} if pooler is not None else set()
     head = [parameter for parameter in model.parameters() if id(parameter) not in base]
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout or 0.0, target_modules=chosen
-    )
+    scale: Any = 2 * rank if alpha is None else alpha  # any number, though peft declares whole ones
+    config = peft.LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout or 0.0, target_modules=chosen)
     peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     for parameter in head:
         parameter.requires_grad_(True)
@@ -57,7 +56,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
             continue
         base: Any = module.base_layer
         with torch.no_grad():
-            weight = base.weight + module.get_delta_weight(_ADAPTER).to(base.weight.dtype)  # type: ignore[operator]
+            weight = base.weight + module.get_delta_weight(_ADAPTER).to(base.weight.dtype)
         state = {key: value for key, value in state.items() if not key.startswith(name + ".")}
         state[f"{name}.weight"] = weight
         if base.bias is not None:

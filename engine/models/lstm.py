@@ -105,12 +105,12 @@ class LSTMClassifier(PreTrainedModel):
         config = self.config
         pools = config.pooling in ("max", "mean") and self._lstm_is_plain()
         options: dict[str, Any] = {} if seed is None else {"seed": seed}
-        drops = seed is not None and config.embedding_dropout
-        if not drops and self._lstm_is_plain() and self._embeddings_are_plain():
+        drops = config.embedding_dropout > 0
+        if (seed is None or not drops) and self._lstm_is_plain() and self._embeddings_are_plain():
             options["embeddings"] = self.embeddings.weight
         else:
             x = self.embeddings(batch.values)
-            if drops:
+            if seed is not None and drops:
                 x = dropout(x, batch.cu_seqlens, config.embedding_dropout, seed, _EMBEDDING_STREAM, batch.ids)
             batch = batch.with_values(x)
         if pools:

@@ -31,7 +31,7 @@ def start_model(settings: ModelSettings, folder: Path, *, label_names: Sequence[
     wanted = settings
     if settings.kind == "encoder":
         # its own weights first: adapters come beside them
-        lora = dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"))
+        lora: dict[str, Any] = dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"))
         settings = dataclasses.replace(settings, encoder=str(folder), **lora)
     else:
         size = getattr(earlier.config, "embedding_size", None)

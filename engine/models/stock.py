@@ -17,10 +17,11 @@ from transformers.activations import ACT2CLS
 # What a layer is made of: the names of its parts, with the classes that may stand there, or with their own parts.
 Parts: TypeAlias = "Mapping[str, frozenset[type] | Parts]"
 
-LINEAR = frozenset({nn.Linear})
-NORM = frozenset({nn.LayerNorm})
-DROPOUT = frozenset({nn.Dropout, nn.Identity})
-ACTIVATION = frozenset(entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
+LINEAR: frozenset[type] = frozenset({nn.Linear})
+NORM: frozenset[type] = frozenset({nn.LayerNorm})
+DROPOUT: frozenset[type] = frozenset({nn.Dropout, nn.Identity})
+_classes: list[Any] = [entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()]
+ACTIVATION: frozenset[type] = frozenset(_classes)
 
 
 def _forward_of(cls: type) -> Any:
