@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.kernels import dispatch, transforms
-from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.autocast import autocast_dtype, without_autocast
 from penstock.kernels.linear import cpu, reference
 from penstock.kernels.linear import torch as torch_backend
 from penstock.kernels.precision import accumulate_dtype
@@ -83,7 +83,7 @@ def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 @torch.library.impl("penstock::linear_weight_gradient", "default")
 def _weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return dispatch.implementation("linear", backend).weight_gradient(grad_out.contiguous(), x.contiguous())
 
 
@@ -93,7 +93,7 @@ def _fake_weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
 
 
 def _plain_weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return reference.weight_gradient(grad_out, x)
 
 
@@ -111,7 +111,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: str, count: int, *parts: Tensor) -> Tensor:
         weight = _join(parts[:count], x.dtype)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, *parts[:count])
         ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
         ctx.backend, ctx.count, ctx.parts = backend, count, [(part.shape[0], part.dtype) for part in parts]
         return F.linear(x, weight, _join(parts[count:], x.dtype) if parts[count:] else None)
@@ -123,9 +123,9 @@ class _Linear(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * len(needed)
         if grad_out is None:
             return x_gradient, None, None, *gradients
-        if torch.is_grad_enabled():
-            raise RuntimeError("linear can be differentiated once only (it was asked for with create_graph=True)")
-        x, weight = ctx.saved_tensors
+        x, weight, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
+            weight = torch.cat([part.to(x.dtype) for part in weights])
         if x_needed:
             x_gradient = grad_out @ weight
         if any(needed[: ctx.count]):
