@@ -58,14 +58,28 @@ def _is_watched() -> bool:
     )
 
 
-def check_unbatched(name: str, tensor: Tensor) -> None:
-    """Sequence bounds are read on the host, where those of a batch made by vmap cannot lie.
+def check_readable(name: str, tensor: Tensor) -> None:
+    """Plain torch reads sequence bounds on the host, where those of a batch made by vmap, or of a compiler, cannot lie.
 
     Raises:
         ValueError: the tensor is batched by vmap.
+        GuardOnDataDependentSymNode: a compiler traces the call; without fullgraph=True torch.compile breaks its graph.
     """
     if torch._C._functorch.is_batchedtensor(tensor):
         raise ValueError(f"vmap over {name}: it must be the same in the whole batch, give it in_dims=None")
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    if type(tensor).__name__ == "FakeTensor":
+        from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # loads SymPy
+
+        raise GuardOnDataDependentSymNode(
+            None, f"torch.func reads {name}, as no compiled graph can: put torch.compiler.disable around the transform"
+        )
+
+
+def is_batched(*gradients: Tensor | None) -> bool:
+    """Whether a backward is asked for several gradients at a time, by is_grads_batched=True."""
+    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in gradients)
 
 
 def below_autograd(operation: Callable[..., Any], *arguments: Any) -> Any:

@@ -220,7 +220,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Te
         ("cu_seqlens_q", problem.cu_seqlens_q, q.shape[0], problem.max_seqlen_q),
         ("cu_seqlens_k", problem.cu_seqlens_k, k.shape[0], problem.max_seqlen_k),
     ):
-        transforms.check_unbatched(name, bounds)
+        transforms.check_readable(name, bounds)
         check_cu_seqlens(name, bounds, tokens, longest)
     with without_autocast(q.device.type):
         return reference.forward(q, k, v, problem)

@@ -148,16 +148,14 @@ class _Layer(torch.autograd.Function):
         _, _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
         need_weights = any(need_each_weight)
         args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
-        if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
-            found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells, dpooled), _inputs(args))
+        grads = OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
+        if torch.is_grad_enabled() or transforms.is_batched(*grads):  # to be differentiated again, or is_grads_batched
+            with torch.enable_grad():
+                found = reference.differentiate(grads, _inputs(args))
         else:
             found = transforms.call(
                 torch.ops.penstock.lstm_layer_backward.default,
-                dy,
-                dh_n,
-                dc_n,
-                dcells,
-                dpooled,
+                *grads,
                 *args,
                 y,
                 saved,
@@ -183,7 +181,7 @@ def _recorded(*args: Any) -> Any:
 def _plain(*args: Any) -> Any:
     inputs = _inputs(args[:_NUM_INPUTS])
     return_cells, *_ = args[_NUM_INPUTS:]
-    transforms.check_unbatched("cu_seqlens", inputs.cu_seqlens)
+    transforms.check_readable("cu_seqlens", inputs.cu_seqlens)
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
     with without_autocast(inputs.x.device.type):
         y, h_n, c_n, cells = reference.lstm_layer(inputs)

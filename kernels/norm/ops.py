@@ -248,7 +248,7 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_z: Tensor | None, *_:
 def _plain(*arguments: Any) -> tuple[Tensor, ...]:
     problem = Problem(*arguments[:-2])
     if problem.cu_seqlens is not None:
-        transforms.check_unbatched("cu_seqlens", problem.cu_seqlens)
+        transforms.check_readable("cu_seqlens", problem.cu_seqlens)
         check_cu_seqlens("cu_seqlens", problem.cu_seqlens, problem.x.shape[0], problem.x.shape[0])
     with without_autocast(problem.x.device.type):
         out, z, saved = reference.forward(problem, False)

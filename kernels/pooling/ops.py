@@ -149,7 +149,7 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
 def _plain(
     values: Tensor, scores: Tensor | None, cu_seqlens: Tensor, mode: str, bidirectional: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    transforms.check_unbatched("cu_seqlens", cu_seqlens)
+    transforms.check_readable("cu_seqlens", cu_seqlens)
     check_cu_seqlens("cu_seqlens", cu_seqlens, values.shape[0], values.shape[0])
     with without_autocast(values.device.type):
         return reference.segment_pool(values, cu_seqlens, mode, scores, bidirectional), values.new_empty(0)
