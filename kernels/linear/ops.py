@@ -44,9 +44,12 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) 
         x = x.to(dtype)
     _check(x, weights, biases)
     backend = dispatch.choose("linear", device_type=x.device.type, dtype=x.dtype)
-    if transforms.wants_plain_torch(x, *weights, *biases):
+    tensors = x, *weights, *biases
+    if transforms.wants_plain_torch(*tensors):
         weight, *bias = (torch.cat([part.to(x.dtype) for part in parts]) for parts in (weights, biases) if parts)
         return F.linear(x, weight, *bias)
+    if not transforms.wants_gradient(tensors):
+        return F.linear(x, _join(weights, x.dtype), _join(biases, x.dtype) if biases else None)
     return _Linear.apply(x, backend, len(weights), *weights, *biases)
 
 
@@ -111,7 +114,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: str, count: int, *parts: Tensor) -> Tensor:
         weight = _join(parts[:count], x.dtype)
-        ctx.save_for_backward(x, weight, *parts[:count])
+        ctx.save_for_backward(x, weight, *(() if weight is parts[0] else parts[:count]))
         ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
         ctx.backend, ctx.count, ctx.parts = backend, count, [(part.shape[0], part.dtype) for part in parts]
         return F.linear(x, weight, _join(parts[count:], x.dtype) if parts[count:] else None)
@@ -124,7 +127,7 @@ class _Linear(torch.autograd.Function):
         if grad_out is None:
             return x_gradient, None, None, *gradients
         x, weight, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
+        if weights and torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
             weight = torch.cat([part.to(x.dtype) for part in weights])
         if x_needed:
             x_gradient = grad_out @ weight
