@@ -1,10 +1,13 @@
 """Autocast, written by hand: `torch.library.register_autocast` knows one fixed dtype and would cast every tensor."""
 
-from typing import TypeVar
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+_UNCHANGED = contextlib.nullcontext()
 _MaybeTensor = TypeVar("_MaybeTensor", Tensor, None, Tensor | None)
 
 
@@ -18,3 +21,8 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def cast(tensor: _MaybeTensor, dtype: torch.dtype) -> _MaybeTensor:
     return None if tensor is None else tensor.to(dtype)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """No autocast inside an operation. Where it is off already, torch's own context costs more than asking."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _UNCHANGED

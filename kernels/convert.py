@@ -71,12 +71,12 @@ def _rectangle(values: Tensor) -> Ragged:
 def _of_padded(input: Tensor, batch_first: bool) -> Border:
     if batch_first:
         batch, time = input.shape[:2]
-        return Border(_rectangle(input), lambda tokens: tokens.flatten(), lambda y: y.unflatten(0, (batch, time)))
+        return Border(_rectangle(input), lambda tokens: tokens.flatten(), lambda y: y.view(batch, time, y.shape[1]))
     time, batch = input.shape[:2]
     return Border(
         _rectangle(input.transpose(0, 1)),
         lambda tokens: tokens.t().flatten(),
-        lambda y: y.unflatten(0, (batch, time)).transpose(0, 1).contiguous(),
+        lambda y: y.view(batch, time, y.shape[1]).transpose(0, 1).contiguous(),
     )
 
 

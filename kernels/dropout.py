@@ -45,7 +45,7 @@ def keep_mask(
     """
     _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
     tokens, units = checks.integer("tokens", tokens, 0), checks.integer("units", units, 0)
-    return torch.ops.penstock.keep_mask(cu_seqlens, tokens, p, seed, stream, ids, units, per_sequence)
+    return _keep_mask(cu_seqlens, tokens, p, seed, stream, ids, units, per_sequence)
 
 
 def dropout(
@@ -67,7 +67,7 @@ def dropout(
     if philox.threshold(p) == 0:
         return x
     _check(x.device, cu_seqlens, seed, stream, ids)
-    return torch.ops.penstock.dropout(x, cu_seqlens, p, seed, stream, ids, per_sequence)
+    return _dropout(x, cu_seqlens, p, seed, stream, ids, per_sequence)
 
 
 def _check(device: torch.device, cu_seqlens: Tensor, seed: Tensor, stream: int, ids: Tensor | None) -> None:
@@ -190,5 +190,5 @@ def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.impl("penstock::dropout", "default", _plain_dropout)
 torch.library.impl("penstock::dropout", "cpu", _cpu_dropout)
 torch.library.register_fake("penstock::dropout", lambda x, *_: torch.empty_like(x))
-transforms.register("keep_mask", _plain_keep_mask)
-transforms.register("dropout", _plain_dropout, _setup_context, _differentiate)
+_keep_mask = transforms.register("keep_mask", _plain_keep_mask)
+_dropout = transforms.register("dropout", _plain_dropout, _setup_context, _differentiate)

@@ -40,10 +40,10 @@ def embedding(ids: Tensor, weight: Tensor, padding_idx: int | None = None) -> Te
     if weight.ndim != 2:
         raise ValueError(f"weight must have shape (rows, width), got {tuple(weight.shape)}")
     if padding_idx is None:
-        return torch.ops.penstock.embedding(ids, weight, -1)
+        return _operation(ids, weight, -1)
     if checks.integer("padding_idx", padding_idx, 0) >= weight.shape[0]:
         raise ValueError(f"padding_idx is {padding_idx}, weight has {weight.shape[0]} rows")
-    return torch.ops.penstock.embedding(ids, weight, padding_idx)
+    return _operation(ids, weight, padding_idx)
 
 
 @torch.library.impl("penstock::embedding", "CompositeExplicitAutograd")
@@ -107,5 +107,5 @@ def _plain_backward(grad_out: Tensor, ids: Tensor, rows: int, padding_idx: int) 
 
 
 torch.library.impl("penstock::embedding_backward", "CompositeExplicitAutograd")(_plain_backward)
-transforms.register("embedding", _plain, _keep_ids, _backward)
+_operation = transforms.register("embedding", _plain, _keep_ids, _backward)
 transforms.register("embedding_backward", _plain_backward, _keep_ids_again, _backward_of_backward)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from penstock.kernels import checks
+
+# up to this number, bounds are compared faster as Python's integers than by torch's operations
+_FEW = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +147,15 @@ def check_cu_seqlens(name: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int
         if os.environ.get("PENSTOCK_DEBUG", "0") in ("", "0"):
             return
         cu_seqlens = cu_seqlens.cpu()
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if cu_seqlens.numel() <= _FEW:
+        bounds = cu_seqlens.tolist()
+        first, last, lengths = bounds[0], bounds[-1], [end - start for start, end in pairwise(bounds)]
+        shortest, longest = min(lengths, default=0), max(lengths, default=0)
+    else:
+        first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+        shortest, longest = (int(bound) for bound in cu_seqlens.diff().aminmax())
     if first != 0 or last != tokens:
         raise ValueError(f"{name} must run from 0 to the number of tokens, {tokens}, got {first} to {last}")
-    if cu_seqlens.numel() == 1:
-        return
-    shortest, longest = (int(bound) for bound in cu_seqlens.diff().aminmax())
     if shortest < 0:
         raise ValueError(f"{name} must not decrease, but a sequence has length {shortest}")
     if longest > max_seqlen:

@@ -33,18 +33,53 @@ def wants_plain_torch(*arguments: Any) -> bool:
     return torch._C._are_functorch_transforms_active() or has_tangent(*arguments)
 
 
-def wants_gradient(*arguments: Any) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(arguments))
+def wants_gradient(arguments: Iterable[Any]) -> bool:
+    """Whether a tensor among the arguments (or in lists of them) asks for a gradient."""
+    return torch.is_grad_enabled() and _requires_grad(arguments)
 
 
-def check_unbatched(name: str, tensor: Tensor) -> None:
-    """Sequence bounds are read on the host, where those of a batch made by vmap cannot lie.
+def _requires_grad(arguments: Iterable[Any]) -> bool:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            if argument.requires_grad:
+                return True
+        elif isinstance(argument, list | tuple) and _requires_grad(argument):
+            return True
+    return False
+
+
+def _is_watched() -> bool:
+    """Whether calls are recorded, compiled or differentiated in another way, by those who must meet the operation."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def check_readable(name: str, tensor: Tensor) -> None:
+    """Plain torch reads sequence bounds on the host, where those of a batch made by vmap, or of a compiler, cannot lie.
 
     Raises:
         ValueError: the tensor is batched by vmap.
+        GuardOnDataDependentSymNode: a compiler traces the call; without fullgraph=True torch.compile breaks its graph.
     """
     if torch._C._functorch.is_batchedtensor(tensor):
         raise ValueError(f"vmap over {name}: it must be the same in the whole batch, give it in_dims=None")
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    if type(tensor).__name__ == "FakeTensor":
+        from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # loads SymPy
+
+        raise GuardOnDataDependentSymNode(
+            None, f"torch.func reads {name}, as no compiled graph can: put torch.compiler.disable around the transform"
+        )
+
+
+def is_batched(*gradients: Tensor | None) -> bool:
+    """Whether a backward is asked for several gradients at a time, by is_grads_batched=True."""
+    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in gradients)
 
 
 def below_autograd(operation: Callable[..., Any], *arguments: Any) -> Any:
@@ -55,7 +90,7 @@ def below_autograd(operation: Callable[..., Any], *arguments: Any) -> Any:
 
 def call(operation: Callable[..., Any], *arguments: Any) -> Any:
     """Calls an operation from a backward: straight to its kernel, unless somebody differentiates that once more."""
-    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+    if torch.is_grad_enabled() or _is_watched():
         return operation(*arguments)
     return below_autograd(operation, *arguments)
 
@@ -66,7 +101,7 @@ def register(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
     backward: Callable[..., Any] | None = None,
     record: Callable[..., Any] | None = None,
-) -> None:
+) -> Callable[..., Any]:
     """Makes an operation differentiable; its schema is defined beforehand.
 
     `torch.library.register_autograd` would leave out forward mode without a word, and raise under torch.func.
@@ -78,6 +113,10 @@ def register(
         setup_context, backward: the gradient, as in torch.library.register_autograd. Without them an operation that is
             asked for a gradient is plain torch too.
         record: in the place of these two: calls the operation such that it is recorded.
+
+    Returns:
+        What the public function calls: the operation, entered from here and not through torch's dispatcher, which takes
+        longer to reach a kernel in Python than a small call takes.
     """
     operation = getattr(torch.ops.penstock, name).default
 
@@ -97,12 +136,19 @@ def register(
 
         record = Recorded.apply
 
-    def autograd(*arguments: Any) -> Any:
-        if has_tangent(*arguments):
-            return plain(*arguments)
-        if wants_gradient(*arguments):
-            return (record or plain)(*arguments)
+    differentiable = record or plain
+
+    def recorded(*arguments: Any) -> Any:
+        if wants_gradient(arguments):
+            return differentiable(*arguments)
         return below_autograd(operation, *arguments)
+
+    def autograd(*arguments: Any) -> Any:
+        return plain(*arguments) if has_tangent(*arguments) else recorded(*arguments)
+
+    def enter(*arguments: Any) -> Any:
+        return operation(*arguments) if _is_watched() else recorded(*arguments)
 
     torch.library.impl(f"penstock::{name}", "Autograd")(autograd)
     torch.library.impl(f"penstock::{name}", "FuncTorchDynamicLayerFrontMode")(plain)
+    return enter

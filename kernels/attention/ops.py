@@ -10,7 +10,7 @@ from penstock.kernels.attention import cpu, reference
 from penstock.kernels.attention import torch as torch_backend
 from penstock.kernels.attention import triton as triton_backend
 from penstock.kernels.attention.protocol import Problem, lse_dtype
-from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.autocast import autocast_dtype, without_autocast
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
 dispatch.register_modules("varlen_attention", triton=triton_backend, cpu=cpu, torch=torch_backend, reference=reference)
@@ -70,7 +70,7 @@ def varlen_attention(
     backend = dispatch.choose(
         "varlen_attention", device_type=device_type, dtype=q.dtype, head_dim=head_dim, dropout=dropout_p > 0
     )
-    out, _ = torch.ops.penstock.varlen_attention(
+    out, _ = _operation(
         q,
         k,
         v,
@@ -161,7 +161,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, 
     check_cu_seqlens("cu_seqlens_q", problem.cu_seqlens_q, q.shape[0], problem.max_seqlen_q)
     check_cu_seqlens("cu_seqlens_k", problem.cu_seqlens_k, k.shape[0], problem.max_seqlen_k)
     q, k, v = (_last_stride_one(x) for x in (q, k, v))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         return dispatch.implementation("varlen_attention", backend).forward(q, k, v, problem)
 
 
@@ -176,7 +176,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *fields, backend = arguments
     q, k, v = (_last_stride_one(x) for x in (q, k, v))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         implementation = dispatch.implementation("varlen_attention", backend)
         return implementation.backward(grad_out.contiguous(), q, k, v, out, lse, Problem(*fields))
 
@@ -204,7 +204,8 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
     q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, seed, ids = ctx.saved_tensors
     problem = cu_seqlens_q, cu_seqlens_k, *ctx.numbers, seed, ids
     if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
-        q, k, v = (x if x.requires_grad else x.detach().requires_grad_() for x in (q, k, v))
+        # views, so that a tensor that is queries and keys, or of which the keys are made, has a gradient for each place
+        q, k, v = (x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (q, k, v))
         gradients = reference.differentiate(grad_out, q, k, v, Problem(*problem))
     else:
         gradients = transforms.call(
@@ -219,9 +220,9 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Te
         ("cu_seqlens_q", problem.cu_seqlens_q, q.shape[0], problem.max_seqlen_q),
         ("cu_seqlens_k", problem.cu_seqlens_k, k.shape[0], problem.max_seqlen_k),
     ):
-        transforms.check_unbatched(name, bounds)
+        transforms.check_readable(name, bounds)
         check_cu_seqlens(name, bounds, tokens, longest)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         return reference.forward(q, k, v, problem)
 
 
@@ -229,11 +230,11 @@ def _plain_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
     """What `reference.backward` computes, from q, k and v alone: torch can differentiate it in all of its arguments."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         problem = Problem(*arguments[:-1])
         pull_back = torch.func.vjp(lambda q, k, v: reference.forward(q, k, v, problem)[0], q, k, v)[1]
         return pull_back(grad_out)
 
 
-transforms.register("varlen_attention", _plain, _setup_context, _differentiate)
+_operation = transforms.register("varlen_attention", _plain, _setup_context, _differentiate)
 transforms.register("varlen_attention_backward", _plain_backward)

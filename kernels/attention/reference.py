@@ -5,6 +5,7 @@ from torch import Tensor
 
 from penstock.kernels import philox
 from penstock.kernels.attention.protocol import Problem, lse_dtype
+from penstock.kernels.autocast import without_autocast
 
 
 def visible(length_q: int, length_k: int, problem: Problem, device: torch.device) -> Tensor:
@@ -95,7 +96,7 @@ def backward(
 
 def differentiate(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, ...]:
     """dq, dk, dv that can be differentiated again; to be called above autograd."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         out, _ = forward(q, k, v, problem)
     return torch.autograd.grad(out, (q, k, v), grad_out, create_graph=True)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, transforms
-from penstock.kernels.autocast import autocast_dtype, cast
+from penstock.kernels.autocast import autocast_dtype, cast, without_autocast
 from penstock.kernels.gelu import cpu, reference
 from penstock.kernels.gelu import torch as torch_backend
 from penstock.kernels.gelu import triton as triton_backend
@@ -54,7 +54,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     x, wide, backend = _prepared("bias_gelu", x, bias)
     save = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    return torch.ops.penstock.bias_gelu(x, wide, save, backend)[0]
+    return _bias_gelu(x, wide, save, backend)[0]
 
 
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -75,7 +75,7 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     x, wide, backend = _prepared("geglu", x, bias)
     if x.shape[1] % 2:
         raise ValueError(f"x must have an even width, two halves, got {x.shape[1]}")
-    return torch.ops.penstock.geglu(x, wide, backend)
+    return _geglu(x, wide, backend)
 
 
 def _prepared(operation: str, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, str]:
@@ -98,7 +98,7 @@ def _prepared(operation: str, x: Tensor, bias: Tensor | None) -> tuple[Tensor, T
 @torch.library.impl("penstock::bias_gelu", "default")
 def _forward(x: Tensor, bias: Tensor | None, save: bool, backend: str) -> tuple[Tensor, Tensor]:
     implementation = dispatch.implementation("bias_gelu", backend)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return implementation.forward(x.contiguous(), None if bias is None else bias.contiguous(), save)
 
 
@@ -110,7 +110,7 @@ def _fake_forward(x: Tensor, bias: Tensor | None, save: bool, backend: str) -> t
 @torch.library.impl("penstock::bias_gelu_backward", "default")
 def _backward(grad_out: Tensor, derivative: Tensor, has_bias: bool, backend: str) -> tuple[Tensor, Tensor]:
     implementation = dispatch.implementation("bias_gelu", backend)
-    with torch.autocast(grad_out.device.type, enabled=False):
+    with without_autocast(grad_out.device.type):
         return implementation.backward(grad_out.contiguous(), derivative, has_bias)
 
 
@@ -141,23 +141,23 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
 
 
 def _plain(x: Tensor, bias: Tensor | None, save: bool, backend: str) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return reference.forward(x, bias, False)
 
 
 def _plain_backward(grad_out: Tensor, derivative: Tensor, has_bias: bool, backend: str) -> tuple[Tensor, Tensor]:
-    with torch.autocast(grad_out.device.type, enabled=False):
+    with without_autocast(grad_out.device.type):
         return reference.backward(grad_out, derivative, has_bias)
 
 
-transforms.register("bias_gelu", _plain, _setup_context, _differentiate)
+_bias_gelu = transforms.register("bias_gelu", _plain, _setup_context, _differentiate)
 transforms.register("bias_gelu_backward", _plain_backward)
 
 
 @torch.library.impl("penstock::geglu", "default")
 def _geglu_forward(x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
     implementation = dispatch.implementation("geglu", backend)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return implementation.geglu_forward(x.contiguous(), None if bias is None else bias.contiguous())
 
 
@@ -170,7 +170,7 @@ def _fake_geglu_forward(x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
 def _geglu_backward(grad_out: Tensor, x: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     implementation = dispatch.implementation("geglu", backend)
     bias = None if bias is None else bias.contiguous()
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return implementation.geglu_backward(grad_out.contiguous(), x.contiguous(), bias)
 
 
@@ -186,22 +186,20 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_geglu(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError("geglu can be differentiated once only (it was asked for with create_graph=True)")
     x, bias = ctx.saved_tensors
     d_x, d_bias = transforms.call(torch.ops.penstock.geglu_backward.default, grad_out, x, bias, ctx.backend)
     return d_x, None if bias is None else d_bias, None
 
 
 def _plain_geglu(x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return reference.geglu_forward(x, bias)
 
 
 def _plain_geglu_backward(grad_out: Tensor, x: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return reference.geglu_backward(grad_out, x, bias)
 
 
-transforms.register("geglu", _plain_geglu, _keep_inputs, _differentiate_geglu)
+_geglu = transforms.register("geglu", _plain_geglu, _keep_inputs, _differentiate_geglu)
 transforms.register("geglu_backward", _plain_geglu_backward)

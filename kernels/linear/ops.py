@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.kernels import dispatch, transforms
-from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.autocast import autocast_dtype, without_autocast
 from penstock.kernels.linear import cpu, reference
 from penstock.kernels.linear import torch as torch_backend
 from penstock.kernels.precision import accumulate_dtype
@@ -44,9 +44,12 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) 
         x = x.to(dtype)
     _check(x, weights, biases)
     backend = dispatch.choose("linear", device_type=x.device.type, dtype=x.dtype)
-    if transforms.wants_plain_torch(x, *weights, *biases):
+    tensors = x, *weights, *biases
+    if transforms.wants_plain_torch(*tensors):
         weight, *bias = (torch.cat([part.to(x.dtype) for part in parts]) for parts in (weights, biases) if parts)
         return F.linear(x, weight, *bias)
+    if not transforms.wants_gradient(tensors):
+        return F.linear(x, _join(weights, x.dtype), _join(biases, x.dtype) if biases else None)
     return _Linear.apply(x, backend, len(weights), *weights, *biases)
 
 
@@ -83,7 +86,7 @@ def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 @torch.library.impl("penstock::linear_weight_gradient", "default")
 def _weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return dispatch.implementation("linear", backend).weight_gradient(grad_out.contiguous(), x.contiguous())
 
 
@@ -93,7 +96,7 @@ def _fake_weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
 
 
 def _plain_weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return reference.weight_gradient(grad_out, x)
 
 
@@ -111,7 +114,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: str, count: int, *parts: Tensor) -> Tensor:
         weight = _join(parts[:count], x.dtype)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, *(() if weight is parts[0] else parts[:count]))
         ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
         ctx.backend, ctx.count, ctx.parts = backend, count, [(part.shape[0], part.dtype) for part in parts]
         return F.linear(x, weight, _join(parts[count:], x.dtype) if parts[count:] else None)
@@ -123,9 +126,9 @@ class _Linear(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * len(needed)
         if grad_out is None:
             return x_gradient, None, None, *gradients
-        if torch.is_grad_enabled():
-            raise RuntimeError("linear can be differentiated once only (it was asked for with create_graph=True)")
-        x, weight = ctx.saved_tensors
+        x, weight, *weights = ctx.saved_tensors
+        if weights and torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
+            weight = torch.cat([part.to(x.dtype) for part in weights])
         if x_needed:
             x_gradient = grad_out @ weight
         if any(needed[: ctx.count]):

@@ -41,7 +41,7 @@ def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     if c.device != gates.device:
         raise ValueError(f"c is on {c.device}, gates on {gates.device}")
     backend = dispatch.choose("lstm_cell", device_type=gates.device.type, dtype=gates.dtype, hidden_size=c.shape[1])
-    return torch.ops.penstock.lstm_cell(gates, c.to(cell_dtype(gates.dtype)), backend)
+    return _operation(gates, c.to(cell_dtype(gates.dtype)), backend)
 
 
 class PlainCell:
@@ -112,5 +112,7 @@ def _differentiate(ctx: Any, dh: Tensor | None, dc_next: Tensor | None) -> tuple
     return *transforms.call(torch.ops.penstock.lstm_cell_backward.default, dh, dc_next, gates, c, ctx.backend), None
 
 
-transforms.register("lstm_cell", lambda gates, c, backend: PlainCell.forward(gates, c), _setup_context, _differentiate)
+_operation = transforms.register(
+    "lstm_cell", lambda gates, c, backend: PlainCell.forward(gates, c), _setup_context, _differentiate
+)
 transforms.register("lstm_cell_backward", lambda *arguments: PlainCell.backward(*arguments[:-1]))

@@ -100,19 +100,18 @@ def lstm(
             x = ragged_dropout(x, cu_seqlens, dropout, seed, layer - 1, ids, per_sequence=variational)
         tokens = (x if words is None else words).shape[0]
         dtype = layer_weights.w_ih[0].dtype
-        zones: list[Tensor | None] = []
-        widths = layer_weights.output_size * directions, layer_weights.hidden_size * directions
-        for p, stream, width in zip(zoneout, (_ZONE_H_STREAM, _ZONE_C_STREAM), widths, strict=True):
-            if p == 0:
-                zones.append(None)
-            elif training and seed is not None:
-                kept = keep_mask(cu_seqlens, tokens, p, seed, stream + layer, ids, width)
-                zones.append((~kept).to(dtype))
-            else:
-                zones.append(x.new_full((1, 1), p, dtype=dtype))
-        h0_layer, c0_layer = (None if state is None else state[rows] for state in (h0, c0))
-        zone_h, zone_c = zones
-        states = h0_layer, c0_layer, zone_h, zone_c, resets
+        zones: list[Tensor | None] = [None, None]
+        if any(zoneout):
+            widths = layer_weights.output_size * directions, layer_weights.hidden_size * directions
+            for k, (p, stream, width) in enumerate(zip(zoneout, (_ZONE_H_STREAM, _ZONE_C_STREAM), widths, strict=True)):
+                if p and training and seed is not None:
+                    kept = keep_mask(cu_seqlens, tokens, p, seed, stream + layer, ids, width)
+                    zones[k] = (~kept).to(dtype)
+                elif p:
+                    zones[k] = x.new_full((1, 1), p, dtype=dtype)
+        h0_layer = None if h0 is None else h0[rows]
+        c0_layer = None if c0 is None else c0[rows]
+        states = h0_layer, c0_layer, *zones, resets
         pool = pooling if pooling and layer == len(weights) - 1 else ""
         inputs = LayerInputs(x, cu_seqlens, max_seqlen, layer_weights, *states, words, pool)
         words = None
@@ -184,26 +183,21 @@ def _check(
         raise ValueError(f"weights must have one or two directions, got {directions}")
     dtype, tokens = (x.dtype, x.shape[0]) if words is None else (weights[0].w_ih[0].dtype, words.shape[0])
     hidden, output = weights[0].hidden_size, weights[0].output_size
-    width = x.shape[1]
+    width, device = x.shape[1], x.device
     for layer, of_layer in enumerate(weights):
         if hidden == 0 or width == 0 or output == 0:
             raise ValueError(f"layer {layer} has input size {width}, hidden size {hidden}: neither may be 0")
-        expected = {
-            "w_ih": (4 * hidden, width),
-            "w_hh": (4 * hidden, output),
-            "b_ih": (4 * hidden,),
-            "b_hh": (4 * hidden,),
-            "w_hr": (output, hidden),
-        }
+        expected = (4 * hidden, width), (4 * hidden, output), (4 * hidden,), (4 * hidden,), (output, hidden)
         if not of_layer.w_hr and output != hidden:
             raise ValueError(f"weights[{layer}].w_hh takes {output} units of {hidden}, but there is no w_hr")
         if len(of_layer.b_ih) != len(of_layer.b_hh):
             raise ValueError(f"weights[{layer}] must have both b_ih and b_hh or neither")
-        for kind, tensors in of_layer._asdict().items():
-            if len(tensors) not in ((directions,) if kind in ("w_ih", "w_hh") else (0, directions)):
+        for kind, tensors, shape in zip(LayerWeights._fields, of_layer, expected, strict=True):
+            if len(tensors) != directions and (tensors or kind in ("w_ih", "w_hh")):
                 raise ValueError(f"weights[{layer}].{kind} has {len(tensors)} entries for {directions} directions")
             for tensor in tensors:
-                _check_tensor(f"weights[{layer}].{kind}", tensor, expected[kind], x, (dtype,))
+                if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+                    _check_tensor(f"weights[{layer}].{kind}", tensor, shape, x, (dtype,))
         width = directions * output
     states = len(weights) * directions
     if h0 is not None:

@@ -144,8 +144,9 @@ class LSTM(nn.RNNBase):
         Returns:
             output, (h_n, c_n) as nn.LSTM does, then the cell states if asked for.
         """
-        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-            run = stock.forward if torch.jit.is_tracing() else stock.onnx
+        tracing = torch.jit.is_tracing()
+        if tracing or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()):
+            run = stock.forward if tracing else stock.onnx
             options = {"resets": resets, "return_cells": return_cells, "embeddings": embeddings, "pooling": pooling}
             return run(self, input, hx, options)
         if (embeddings is not None or pooling is not None) and not isinstance(input, Ragged):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, transforms, triton_here
+from penstock.kernels.autocast import without_autocast
 from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
 from penstock.kernels.lstm import triton as triton_backend
@@ -69,7 +70,7 @@ def _forward(*args: Any) -> Any:
     inputs = _inputs(args[:_NUM_INPUTS])
     return_cells, save, backend = args[_NUM_INPUTS:]
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
-    with torch.autocast(inputs.x.device.type, enabled=False):
+    with without_autocast(inputs.x.device.type):
         out = _implementation(inputs, backend).forward(inputs, return_cells, save)
     return *out[:-1], out.y.new_empty(0) if out.pooled is None else out.pooled
 
@@ -96,7 +97,7 @@ def _backward(*args: Any) -> Any:
     inputs = _inputs(args[_NUM_GRADS : _NUM_GRADS + _NUM_INPUTS])
     y, saved, need_x, need_weights, backend = args[_NUM_GRADS + _NUM_INPUTS :]
     grads = OutputGrads(*args[:_NUM_GRADS])
-    with torch.autocast(inputs.x.device.type, enabled=False):
+    with without_autocast(inputs.x.device.type):
         found = _implementation(inputs, backend).backward(grads, inputs, y, saved, need_x, need_weights)
     nothing = inputs.x.new_empty(0)
     dx, dh0, dc0 = (grad if grad is not None else nothing.clone() for grad in (found.x, found.h0, found.c0))
@@ -123,8 +124,7 @@ class _Layer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, args: tuple, *differentiable: Tensor | None) -> tuple[Tensor, ...]:
-        layer = _inputs(args[:_NUM_INPUTS])
+    def forward(ctx: Any, layer: LayerInputs, args: tuple, *differentiable: Tensor | None) -> tuple[Tensor, ...]:
         y, h_n, c_n, cells, saved, pooled = transforms.below_autograd(torch.ops.penstock.lstm_layer.default, *args)
         ctx.backend = args[-1]
         ctx.max_seqlen, ctx.pool = layer.max_seqlen, layer.pool
@@ -145,19 +145,17 @@ class _Layer(torch.autograd.Function):
             kinds.append(rest[:count])
             rest = rest[count:]
         *weights, saved = kinds
-        _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
+        _, _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
         need_weights = any(need_each_weight)
         args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
-        if torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
-            found = reference.differentiate(OutputGrads(dy, dh_n, dc_n, dcells, dpooled), _inputs(args))
+        grads = OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
+        if torch.is_grad_enabled() or transforms.is_batched(*grads):  # to be differentiated again, or is_grads_batched
+            with torch.enable_grad():
+                found = reference.differentiate(grads, _inputs(args))
         else:
             found = transforms.call(
                 torch.ops.penstock.lstm_layer_backward.default,
-                dy,
-                dh_n,
-                dc_n,
-                dcells,
-                dpooled,
+                *grads,
                 *args,
                 y,
                 saved,
@@ -170,22 +168,22 @@ class _Layer(torch.autograd.Function):
         if need_weights:
             of_weights = [*dw_ih, *dw_hh, *(db if weights[2] else []), *(db if weights[3] else []), *dw_hr]
         states = dh0 if h0 is not None else None, dc0 if c0 is not None else None
-        return None, dx if need_x else None, *states, *of_weights
+        return None, None, dx if need_x else None, *states, *of_weights
 
 
 def _recorded(*args: Any) -> Any:
     layer = _inputs(args[:_NUM_INPUTS])
     differentiable = [layer.x, layer.h0, layer.c0, *(weight for kind in layer.weights for weight in kind)]
-    y, h_n, c_n, cells, pooled, *saved = _Layer.apply(args, *differentiable)
+    y, h_n, c_n, cells, pooled, *saved = _Layer.apply(layer, args, *differentiable)
     return y, h_n, c_n, cells, saved, pooled
 
 
 def _plain(*args: Any) -> Any:
     inputs = _inputs(args[:_NUM_INPUTS])
     return_cells, *_ = args[_NUM_INPUTS:]
-    transforms.check_unbatched("cu_seqlens", inputs.cu_seqlens)
+    transforms.check_readable("cu_seqlens", inputs.cu_seqlens)
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
-    with torch.autocast(inputs.x.device.type, enabled=False):
+    with without_autocast(inputs.x.device.type):
         y, h_n, c_n, cells = reference.lstm_layer(inputs)
     cells = cells if return_cells else cells.new_empty(0)
     y, pooled = (y.new_empty(0), y) if inputs.pool else (y, y.new_empty(0))
@@ -195,7 +193,7 @@ def _plain(*args: Any) -> Any:
 def _plain_backward(*args: Any) -> Any:
     inputs = _inputs(args[_NUM_GRADS : _NUM_GRADS + _NUM_INPUTS])
     _, _, need_x, need_weights, _ = args[_NUM_GRADS + _NUM_INPUTS :]
-    with torch.autocast(inputs.x.device.type, enabled=False):
+    with without_autocast(inputs.x.device.type):
         found = reference.gradients(OutputGrads(*args[:_NUM_GRADS]), inputs)
     nothing = inputs.x.new_empty(0)
     dx, dh0, dc0 = (nothing.clone() if grad is None else grad for grad in (found.x, found.h0, found.c0))
@@ -203,14 +201,12 @@ def _plain_backward(*args: Any) -> Any:
     return dx if need_x else nothing.clone(), *weights, dh0, dc0
 
 
-transforms.register("lstm_layer", _plain, record=_recorded)
+_operation = transforms.register("lstm_layer", _plain, record=_recorded)
 transforms.register("lstm_layer_backward", _plain_backward)
 
 
 def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Tensor, ...]:
     """Calls the operation: y (or, with pooling, pooled), h_n, c_n, cells, as in LayerOutputs."""
     x, cu_seqlens, max_seqlen, weights, *rest = inputs
-    y, h_n, c_n, cells, _, pooled = torch.ops.penstock.lstm_layer(
-        x, cu_seqlens, max_seqlen, *weights, *rest, return_cells, save, backend
-    )
+    y, h_n, c_n, cells, _, pooled = _operation(x, cu_seqlens, max_seqlen, *weights, *rest, return_cells, save, backend)
     return pooled if inputs.pool else y, h_n, c_n, cells

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import checks, dispatch, philox, transforms
-from penstock.kernels.autocast import autocast_dtype, cast
+from penstock.kernels.autocast import autocast_dtype, cast, without_autocast
 from penstock.kernels.norm import cpu, reference
 from penstock.kernels.norm import torch as torch_backend
 from penstock.kernels.norm import triton as triton_backend
@@ -119,7 +119,7 @@ def residual_norm(
     wide = accumulate_dtype(x.dtype)
     x_bias, weight, bias = cast(x_bias, wide), cast(weight, wide), cast(bias, wide)
     backend = dispatch.choose("residual_norm", device_type=x.device.type, dtype=x.dtype, width=x.shape[1])
-    out, z, *_ = torch.ops.penstock.residual_norm(
+    out, z, *_ = _operation(
         x, residual, x_bias, weight, bias, eps, dropout_p, cu_seqlens, ids, seed, prenorm, save, backend
     )
     return (out, z) if prenorm else out
@@ -164,7 +164,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     x, cu_seqlens = problem.x, problem.cu_seqlens
     if cu_seqlens is not None:
         check_cu_seqlens("cu_seqlens", cu_seqlens, x.shape[0], x.shape[0])
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         out, z, saved = dispatch.implementation("residual_norm", backend).forward(problem, save)
     return out, z, saved.normal, saved.rstd
 
@@ -184,7 +184,7 @@ def _backward(
     *fields, backend = arguments
     grad_z = None if grad_z is None else grad_z.contiguous()
     problem = _problem(normal, normal if grad_z is None else grad_z, *fields)
-    with torch.autocast(normal.device.type, enabled=False):
+    with without_autocast(normal.device.type):
         implementation = dispatch.implementation("residual_norm", backend)
         found = implementation.backward(grad_out.contiguous(), grad_z, problem, Saved(normal, rstd))
     x_bias = problem.weight.new_empty(0) if found.x_bias is None else found.x_bias
@@ -248,9 +248,9 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_z: Tensor | None, *_:
 def _plain(*arguments: Any) -> tuple[Tensor, ...]:
     problem = Problem(*arguments[:-2])
     if problem.cu_seqlens is not None:
-        transforms.check_unbatched("cu_seqlens", problem.cu_seqlens)
+        transforms.check_readable("cu_seqlens", problem.cu_seqlens)
         check_cu_seqlens("cu_seqlens", problem.cu_seqlens, problem.x.shape[0], problem.x.shape[0])
-    with torch.autocast(problem.x.device.type, enabled=False):
+    with without_autocast(problem.x.device.type):
         out, z, saved = reference.forward(problem, False)
     return out, z, saved.normal, saved.rstd
 
@@ -259,11 +259,11 @@ def _plain_backward(
     grad_out: Tensor, grad_z: Tensor | None, normal: Tensor, rstd: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
     problem = Problem(normal, normal if grad_z is None else grad_z, *arguments[:-1])
-    with torch.autocast(normal.device.type, enabled=False):
+    with without_autocast(normal.device.type):
         found = reference.backward(grad_out, grad_z, problem, Saved(normal, rstd))
     x_bias = problem.weight.new_empty(0) if found.x_bias is None else found.x_bias
     return found.residual, found.x, found.weight, found.bias, x_bias
 
 
-transforms.register("residual_norm", _plain, _setup_context, _differentiate)
+_operation = transforms.register("residual_norm", _plain, _setup_context, _differentiate)
 transforms.register("residual_norm_backward", _plain_backward)

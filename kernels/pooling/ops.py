@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, transforms
+from penstock.kernels.autocast import without_autocast
 from penstock.kernels.pooling import reference
 from penstock.kernels.pooling import torch as torch_backend
 from penstock.kernels.pooling import triton as triton_backend
@@ -56,7 +57,7 @@ def segment_pool(
     if bidirectional and values.shape[1] % 2:
         raise ValueError(f"values has {values.shape[1]} features, which do not split into two directions")
     backend = dispatch.choose("segment_pool", device_type=values.device.type, dtype=values.dtype, mode=mode)
-    out, _ = torch.ops.penstock.segment_pool(values, scores, cu_seqlens, mode, bidirectional, backend)
+    out, _ = _operation(values, scores, cu_seqlens, mode, bidirectional, backend)
     return out
 
 
@@ -80,7 +81,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     check_cu_seqlens("cu_seqlens", cu_seqlens, values.shape[0], values.shape[0])
     implementation = dispatch.implementation("segment_pool", backend)
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values.device.type):
         return implementation.forward(values.contiguous(), scores, cu_seqlens, mode, bidirectional)
 
 
@@ -106,7 +107,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     implementation = dispatch.implementation("segment_pool", backend)
-    with torch.autocast(grad_out.device.type, enabled=False):
+    with without_autocast(grad_out.device.type):
         return implementation.backward(grad_out.contiguous(), values, saved, cu_seqlens, tokens, mode, bidirectional)
 
 
@@ -148,9 +149,9 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple
 def _plain(
     values: Tensor, scores: Tensor | None, cu_seqlens: Tensor, mode: str, bidirectional: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    transforms.check_unbatched("cu_seqlens", cu_seqlens)
+    transforms.check_readable("cu_seqlens", cu_seqlens)
     check_cu_seqlens("cu_seqlens", cu_seqlens, values.shape[0], values.shape[0])
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values.device.type):
         return reference.segment_pool(values, cu_seqlens, mode, scores, bidirectional), values.new_empty(0)
 
 
@@ -166,11 +167,11 @@ def _plain_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """`saved` holds the softmax of the scores, made again here so that it can be differentiated."""
-    with torch.autocast(grad_out.device.type, enabled=False):
+    with without_autocast(grad_out.device.type):
         if scores is not None:
             saved = reference.softmax(scores, cu_seqlens, saved.dtype)
         return reference.backward(grad_out, values, saved, cu_seqlens, tokens, mode, bidirectional)
 
 
-transforms.register("segment_pool", _plain, _setup_context, _differentiate)
+_operation = transforms.register("segment_pool", _plain, _setup_context, _differentiate)
 transforms.register("segment_pool_backward", _plain_backward)

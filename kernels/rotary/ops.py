@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, transforms
+from penstock.kernels.autocast import without_autocast
 from penstock.kernels.precision import accumulate_dtype
 from penstock.kernels.rotary import cpu, reference
 from penstock.kernels.rotary import torch as torch_backend
@@ -39,7 +40,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     _check(q, k, cos, sin)
     backend = dispatch.choose("rotary", device_type=q.device.type, dtype=q.dtype)
     wide = accumulate_dtype(q.dtype)
-    return torch.ops.penstock.rotary(q, k, cos.to(wide), sin.to(wide), False, backend)
+    return _operation(q, k, cos.to(wide), sin.to(wide), False, backend)
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -74,7 +75,7 @@ def _last_stride_one(x: Tensor) -> Tensor:
 @torch.library.impl("penstock::rotary", "default")
 def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, transposed: bool, backend: str) -> tuple[Tensor, Tensor]:
     implementation = dispatch.implementation("rotary", backend)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         return implementation.rotate(
             _last_stride_one(q), _last_stride_one(k), cos.contiguous(), sin.contiguous(), transposed
         )
@@ -99,8 +100,8 @@ def _differentiate(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | N
 
 
 def _plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, transposed: bool, backend: str) -> tuple[Tensor, Tensor]:
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         return reference.rotate(q, k, cos, sin, transposed)
 
 
-transforms.register("rotary", _plain, _setup_context, _differentiate)
+_operation = transforms.register("rotary", _plain, _setup_context, _differentiate)

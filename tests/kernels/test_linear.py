@@ -161,8 +161,11 @@ def test_wrong_arguments_are_refused(change, error, message):
         linear(**arguments | change)
 
 
-def test_differentiates_once_only():
-    x, weights, _, _ = tensors((3, 4, (2,)), torch.float32)
-    weights[0].requires_grad_()
-    with pytest.raises(RuntimeError, match="once only"):
-        torch.autograd.grad(linear(x, weights).sum(), weights, create_graph=True)
+@pytest.mark.parametrize("sizes", [(2,), (2, 3)])
+def test_differentiates_twice(sizes):
+    x, weights, biases, _ = tensors((3, 4, sizes), torch.float64)
+    inputs = [tensor.double().requires_grad_() for tensor in (x, *weights, *biases)]
+    count = len(sizes)
+    assert torch.autograd.gradgradcheck(lambda x, *rest: linear(x, rest[:count], rest[count:]), inputs)
+    tied = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda w: linear(w @ w, [w, w]), [tied])

@@ -118,7 +118,7 @@ CASES: dict[str, Case] = {
 # angles have tangents, but ask for no gradient: rotary says so
 ONCE = {"rotary": slice(0, 2)}
 # their own backward raises where it is to be differentiated
-NOT_TWICE = {"residual_norm", "bias_gelu", "geglu", "linear"}
+NOT_TWICE = {"residual_norm", "bias_gelu"}
 
 
 def outputs(found: Any) -> list[Tensor]:
@@ -290,6 +290,34 @@ def test_differentiates_twice_or_says_that_it_does_not(name: str) -> None:
     close(twice(), slope(torch.func.grad(loss(function), argnums=tuple(places)), inputs, along), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.split("/")[0] not in NOT_TWICE])
+def test_arguments_that_depend_on_one_another(name: str) -> None:
+    """With create_graph=True as without, each argument has the gradient of its own place."""
+    function, inputs = CASES[name].function, drawn(name)
+    places = range(len(inputs))[ONCE.get(name, slice(None))]
+    first = inputs[0].requires_grad_()
+    chain = [first]
+    for k, x in enumerate(inputs[1:], 1):
+        chain.append(x + chain[-1].sum().tanh() if k in places else x)
+    (expected,) = torch.autograd.grad(loss(function)(*chain), first, retain_graph=True)
+    (found,) = torch.autograd.grad(loss(function)(*chain), first, create_graph=True)
+    close(found.detach(), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_gradients_at_a_time(name: str) -> None:
+    """is_grads_batched=True, as torch.autograd.functional's vectorize=True asks for it."""
+    function, inputs = CASES[name].function, drawn(name)
+    places = range(len(inputs))[ONCE.get(name, slice(None))]
+    given = [x.requires_grad_(k in places) for k, x in enumerate(inputs)]
+    wanted = [given[k] for k in places]
+    results = [y for y in outputs(function(*given)) if y.requires_grad]
+    batch = [torch.randn(3, *y.shape, dtype=y.dtype) for y in results]
+    found = torch.autograd.grad(results, wanted, batch, retain_graph=True, is_grads_batched=True)
+    looped = [torch.autograd.grad(results, wanted, list(each), retain_graph=True) for each in zip(*batch, strict=True)]
+    close(found, [torch.stack(gradients) for gradients in zip(*looped, strict=True)])
+
+
 def test_sequence_bounds_cannot_be_batched() -> None:
     for name in ("lstm", "segment_pool", "varlen_attention", "residual_norm"):
         x = torch.randn(2, 6, 2, 4)
@@ -423,3 +451,13 @@ def test_compiled_transforms(name: str) -> None:
     gradient = torch.func.grad(loss(function))
     compiled = torch.compile(gradient, backend="aot_eager", fullgraph=True)
     close(compiled(*inputs), gradient(*inputs))
+
+
+@pytest.mark.parametrize("name", ["lstm", "varlen_attention", "segment_pool/mean", "residual_norm"])
+def test_transforms_that_read_bounds_are_not_compiled(name: str) -> None:
+    function, inputs = CASES[name].function, drawn(name)
+    gradient = torch.func.grad(loss(function))
+    with pytest.raises(torch._dynamo.exc.UserError, match=r"torch\.func reads cu_seqlens"):
+        torch.compile(gradient, backend="eager", fullgraph=True)(*inputs)
+    uncompiled = torch.compiler.disable(gradient)
+    close(torch.compile(lambda *xs: 2 * uncompiled(*xs), backend="eager")(*inputs), 2 * gradient(*inputs))
