@@ -79,17 +79,17 @@ def open_source(
             with one file; a list of texts or of (text, label); a `pyarrow.Table`; a `datasets.Dataset`; a `Source`.
         text, label: column names; without them the usual ones are looked for (text and label, Yelp's, Amazon's).
         need_label: False for texts to be classified.
-        reading: separator and encoding of files of text.
+        reading: separator and encoding of files of text; separator of the labels in a text.
 
     Raises:
         SourceError: it is not there, of no known form, empty, or without such columns.
     """
     if not isinstance(given, str | os.PathLike):
-        return _open_object(given, text, label, need_label)
+        return _splitting(_open_object(given, text, label, need_label), reading)
     files = expand(os.fspath(given))
     if len(files) > 1:
         raise SourceError(f"{given}: {len(files):,} files ({files[0]}, {files[1]}, ...) where one source is expected")
-    return _open_named(files[0], text, label, need_label, reading)
+    return _splitting(_open_named(files[0], text, label, need_label, reading), reading)
 
 
 def open_sources(
@@ -116,9 +116,17 @@ def open_sources(
             sources += [_open_named(name, text, label, need_label, reading) for name in expand(os.fspath(one))]
         else:
             sources.append(_open_object(one, text, label, need_label))
+    for source in sources:
+        _splitting(source, reading)
     if not sources:
         raise SourceError("no source: name one at least")
     named = [source for source in sources if source.named_columns]
+    lists = [source for source in sources if source.multi_label]
+    if need_label and lists and len(lists) < len(sources):
+        other = next(source for source in sources if not source.multi_label)
+        raise SourceError(
+            f"{lists[0].name} has lists of labels, {other.name} a single label for each row: one store takes either"
+        )
     for source in named[1:]:
         for option, here, there in (
             ("--text", source.text, named[0].text),
@@ -207,6 +215,11 @@ def _open_named(name: str, text: str | None, label: str | None, need_label: bool
     if form == ".parquet":
         return ParquetSource(name, path, text, label, need_label)
     return ArrowSource(name, path, text, label, need_label)
+
+
+def _splitting(source: Source, reading: Reading) -> Source:
+    source.split_labels(reading.label_separator)
+    return source
 
 
 def _are_pairs(given: Any) -> bool:
