@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -99,12 +99,10 @@ def evaluate(
             quarantine = (name, stack.enter_context(open_output(name)))
         report = BadRowReport(bad_rows, quarantine)
 
-        if record["data"].get("multi_label"):
-            from penstock.engine.training.multi_label_page import evaluation_page, print_evaluation
-        else:
-            from penstock.engine.training.evaluation_page import evaluation_page, print_evaluation
+        from penstock.engine.training import evaluation_page, multi_label_page
         from penstock.engine.training.trained import TrainedRun
 
+        shown: Any = multi_label_page if record["data"].get("multi_label") else evaluation_page
         trained = TrainedRun.open(run)
         with RowProgress("evaluate", store.num_examples if store else None, shown=sys.stderr.isatty()) as progress:
             if store is not None:
@@ -117,11 +115,11 @@ def evaluate(
                 content = json.dumps({"run": str(run), "data": data, **evaluation.to_json()}, indent=2)
                 file.write(content.encode() + b"\n")
             else:
-                file.write(evaluation_page(evaluation, str(run), data).encode())
+                file.write(shown.evaluation_page(evaluation, str(run), data).encode())
     if json_file == "-":
         typer.echo(evaluation.summary(), err=True)
     else:
-        print_evaluation(evaluation)
+        shown.print_evaluation(evaluation)
     report.print_examples()
     for out in outputs:
         if out != "-":

@@ -47,9 +47,9 @@ def check_plan(study: StudySettings) -> list[str]:
                 raise ConfigError(f"{source}: a store; give it alone, or prepare one of all the sources first")
         # the hub's data sets are not opened twice: that is the loading itself
         local = [name for name in sources if not name.startswith("hf:")]
-        for source in open_sources(local, text=study.text, label=study.label) if local else ():
-            if source.multi_label:
-                raise SourceError(f"{source.name}: column {source.label!r} {HAS_LISTS}")
+        for opened in open_sources(local, text=study.text, label=study.label) if local else ():
+            if opened.multi_label:
+                raise SourceError(f"{opened.name}: column {opened.label!r} {HAS_LISTS}")
     notes = list(_unused(study, *prepared))
     families = {override.split(".")[0] for override in study.overrides} & FAMILIES.keys() - set(study.families)
     return notes + [f"settings for {family}, which is not among --families: not used" for family in sorted(families)]

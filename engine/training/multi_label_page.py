@@ -8,7 +8,7 @@ from penstock.engine.training.evaluation_page import MAX_CLASSES, figure_text, p
 from penstock.engine.training.multi_label import MIN_POSITIVES
 from penstock.engine.training.multi_label_evaluation import LabelFigures, MultiLabelEvaluation
 
-COLUMNS = ("label", "precision", "recall", "F1", "AUROC", "avg. precision", "support", "predicted", "threshold")
+COLUMNS = ("label", "precision", "recall", "F1", "AUROC", "AP", "support", "given", "threshold")
 
 
 def print_evaluation(evaluation: MultiLabelEvaluation) -> None:
@@ -35,7 +35,8 @@ def evaluation_page(evaluation: MultiLabelEvaluation, run: str, data: str) -> st
         Paragraph(
             "A label is given where its probability is at least its threshold. Precision: the share of the examples "
             "given a label that have it. Recall: the share of the examples with a label that are given it. Support: "
-            "the examples that have it. AUROC and average precision: how well its probability ranks these above others."
+            "the examples that have it. Given: those given it. AUROC and average precision (AP): how well its "
+            "probability ranks the examples that have it above the others."
         ),
         TableBlock(COLUMNS, _label_rows(shown)),
         *([Paragraph(note)] if note else []),

@@ -131,10 +131,11 @@ class ListColumns(Columns):
         missing = np.isnan(probabilities[:, 0])
         order = np.argsort(-probabilities, axis=1, kind="stable")
         ranked = np.take_along_axis(probabilities, order, axis=1)
-        chosen = (
-            np.arange(ranked.shape[1]) < self._most if self._most is not None else ranked >= self._thresholds[order]
-        )
-        chosen = np.broadcast_to(chosen, ranked.shape) & ~missing[:, None]
+        if self._most is None:
+            chosen = ranked >= self._thresholds[order]
+        else:
+            chosen = np.broadcast_to(np.arange(ranked.shape[1]) < self._most, ranked.shape)
+        chosen = chosen & ~missing[:, None]
         ends = np.cumsum(chosen.sum(1))
         offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32), mask=np.append(missing, False))
         names = self._label_names.take(pa.array(order[chosen]))

@@ -46,8 +46,7 @@ def spelling(label: Any, column: str) -> str:
     if isinstance(label, int | Decimal | datetime.date | datetime.time | datetime.timedelta):
         return str(label)
     if not isinstance(label, str):
-        lists = "; lists of labels must stand in all rows, from the first on" if isinstance(label, list | tuple) else ""
-        raise ValueError(f"{column!r} is {kind_of_value(label)}, not a number or a string{lists}")
+        raise ValueError(f"{column!r} is {kind_of_value(label)}, not a number or a string")
     if not label.strip():
         raise ValueError(f"{column!r} is empty")
     return label
