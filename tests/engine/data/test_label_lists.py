@@ -171,7 +171,8 @@ def test_no_label_at_all_and_only_one(tmp_path):
 
 def test_like(tmp_path):
     store = prepared(write(tmp_path, "a.csv"), tmp_path / "store", reading=Reading(label_separator="|"))
-    test = prepared(write(tmp_path, "b.csv", [("new", ["war", "comedy"]), ("old", [])]), tmp_path / "t", like=store.path)
+    new = [("new", ["war", "comedy"]), ("old", [])]
+    test = prepared(write(tmp_path, "b.csv", new), tmp_path / "t", like=store.path)
     assert lists(test) == [[0, 3], []]  # the separator comes from the other store
     assert test.manifest.label_separator == "|"
     unknown = write(tmp_path, "c.jsonl", [("new", ["war"]), ("old", ["comedy", "horror"])])
@@ -182,10 +183,10 @@ def test_like(tmp_path):
     single = tmp_path / "single.csv"
     single.write_text("text,label\nx,war\ny,love\n")
     of_lists = prepared(write(tmp_path, "d.jsonl"), tmp_path / "lists")
-    with pytest.raises(SourceError, match="has one label a row, .* has lists; --label-separator"):
+    with pytest.raises(SourceError, match=r"has one label a row, .* has lists; --label-separator"):
         prepared(str(single), tmp_path / "v", like=of_lists.path)
     of_single = prepared(str(single), tmp_path / "single")
-    with pytest.raises(SourceError, match="has lists of labels, .* has one label a row"):
+    with pytest.raises(SourceError, match=r"has lists of labels, .* has one label a row"):
         prepared(write(tmp_path, "e.jsonl"), tmp_path / "v", like=of_single.path)
 
 
