@@ -47,6 +47,7 @@ def inspect(
     """
     from penstock.engine.data.inspect import duplicates, look, shared_texts
     from penstock.engine.data.progress import RowProgress
+    from penstock.engine.data.sources.open import check_splits
     from penstock.engine.errors import ConfigError
 
     if out is not None and out.suffix.lower() not in (".csv", ".jsonl"):
@@ -57,6 +58,7 @@ def inspect(
         raise ConfigError(f"--out {out}: it is a source, which would be overwritten; give another file")
     train_sources = _open(sources, text, label, label_separator)
     test_sources = _open(against, text, label, label_separator) if against else []
+    check_splits([*train_sources, *test_sources], label_separator)
     with RowProgress("reading", shown=True) as bar:
         train = look(train_sources, bar.advance)
         test = look(test_sources, bar.advance) if against else None

@@ -58,6 +58,7 @@ def evaluate(
     Example:  penstock evaluate run --data held-out.csv --html evaluation.html
     """
     from penstock.engine.data.progress import RowProgress
+    from penstock.engine.data.sources.open import check_splits
     from penstock.engine.data.store import Store
     from penstock.engine.errors import ConfigError
     from penstock.engine.training.bad_rows import BadRowReport
@@ -83,6 +84,7 @@ def evaluate(
         check_fits(store, record["data"])
     else:
         source = open_like_training(data, record["data"], text=text, label=label, label_separator=label_separator)
+        check_splits([source], label_separator)
         check_labels(source, record["data"])
     outputs = [out for out in (json_file, html) if out is not None]
     for out in outputs:

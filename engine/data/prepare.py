@@ -28,6 +28,7 @@ from penstock.engine.data.parts import make_shards, write_part
 from penstock.engine.data.progress import RowProgress
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
 from penstock.engine.data.sources.labels import notices, sort_labels
+from penstock.engine.data.sources.open import check_splits
 from penstock.engine.data.store import Store
 from penstock.engine.data.survey import Survey, survey, usable_rows
 from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
@@ -186,8 +187,10 @@ def _survey(
     if rows_per_shard < 1:
         raise ConfigError(f"rows per shard must be 1 at least, got {rows_per_shard}")
     _check_folder(folder, overwrite)
+    separator = options.reading.label_separator
     options = replace(options, reading=settings.reading(options.reading))
     opened = open_sources(sources, text=options.text, label=options.label, reading=options.reading)
+    check_splits(opened, separator)
     settings.check_labels(opened[0])
     if shared and (held := [source.name for source in opened if not source.resumable]):
         raise ConfigError(f"{held[0]}: held by this process only; write it to a file to share the work")

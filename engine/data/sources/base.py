@@ -141,6 +141,7 @@ class Source(ABC):
         may_be_foreign: its bytes are read as UTF-8 because nothing says otherwise.
         resumable: whether another process can open it by its name.
         multi_label: each row has a list of labels, possibly empty, where others have one label.
+        holds_lists: the label column itself holds lists, not texts to be taken apart.
         label_separator: between the labels of a row, where they are written as one text.
     """
 
@@ -149,6 +150,7 @@ class Source(ABC):
     may_be_foreign = False
     resumable = True
     multi_label = False
+    holds_lists = False
     label_separator: str | None = None
 
     def __init__(self, name: str) -> None:
@@ -214,6 +216,7 @@ class Source(ABC):
 
     def split_labels(self, separator: str | None) -> None:
         """Reads texts in the label column as several labels, with this between them; None leaves them as they are."""
+        self.holds_lists = self.multi_label and self.label_separator is None
         if separator is not None and self.label is not None:
             self.label_separator, self.multi_label = separator, True
 

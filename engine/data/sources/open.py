@@ -14,7 +14,7 @@ from penstock.engine.data.sources.base import BATCH_ROWS, PLAIN_READING, RawRows
 from penstock.engine.data.sources.columnar import ArrowSource, DataSetSource, HubSource, ParquetSource, TableSource
 from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.sources.text import COMPRESSIONS, CsvSource, JsonLinesSource, LinesSource
-from penstock.engine.errors import SourceError
+from penstock.engine.errors import ConfigError, SourceError
 
 FORMS = (
     "csv, tsv, jsonl, txt (also .gz and .zst), parquet, arrow, hf:name[:config][:split], "
@@ -215,6 +215,19 @@ def _open_named(name: str, text: str | None, label: str | None, need_label: bool
     if form == ".parquet":
         return ParquetSource(name, path, text, label, need_label)
     return ArrowSource(name, path, text, label, need_label)
+
+
+def check_splits(sources: Sequence[Source], separator: str | None) -> None:
+    """
+    Raises:
+        ConfigError: a separator of labels was asked for, and there is nothing to take apart.
+    """
+    lists = next((source for source in sources if source.holds_lists), None)
+    if separator is not None and lists is not None:
+        raise ConfigError(
+            f"--label-separator {separator!r} has no effect: column {lists.label!r} of {lists.name} holds lists "
+            "already: leave it out"
+        )
 
 
 def _splitting(source: Source, reading: Reading) -> Source:

@@ -50,7 +50,11 @@ def write(folder, name, rows=ROWS, separator="|", field="label"):
     return str(path)
 
 
-KINDS = {"list": pa.list_(pa.string()), "large": pa.large_list(pa.large_string())}
+KINDS = {
+    "list": pa.list_(pa.string()),
+    "large": pa.large_list(pa.large_string()),
+    "view": pa.list_view(pa.string()),
+}
 
 
 def prepared(source, out, **options):
@@ -71,6 +75,7 @@ def lists(store):
         ("list-a.parquet", {}),
         ("large-a.parquet", {}),
         ("list-a.arrow", {}),
+        ("view-a.arrow", {}),
         ("a.csv", {"reading": Reading(label_separator="|")}),
         ("b.csv", {"reading": Reading(label_separator="; ")}),
         ("of texts.jsonl", {"reading": Reading(label_separator="|")}),
@@ -101,6 +106,13 @@ def test_every_form_gives_the_same_labels(tmp_path, name, options):
     again = Store.open(store.path, reader="pread")
     assert lists(again) == WANTED
     assert again.fingerprint == store.fingerprint
+
+
+def test_lists_of_one_size_and_narrow_numbers(tmp_path):
+    values = pa.FixedSizeListArray.from_arrays(pa.array([0.1, 2, 2, 0.1, 0.1, 0.1], pa.float32()), 2)
+    table = pa.table({"text": ["x", "y", "z"], "label": values}).slice(1)
+    store = prepared(table, tmp_path / "store")
+    assert (store.label_names, lists(store)) == (["0.1", "2"], [[0, 1], [0]])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +165,14 @@ def test_separators_in_texts(tmp_path):
         with pytest.raises(ConfigError, match="--label-separator"):
             Reading(label_separator=separator)
     assert Reading(label_separator="comma").label_separator == ","
+
+
+def test_a_separator_without_use_is_refused(tmp_path):
+    source = write(tmp_path, "a.jsonl")
+    with pytest.raises(ConfigError, match="holds lists already"):
+        prepared(source, tmp_path / "store", reading=Reading(label_separator="|"))
+    store = prepared(write(tmp_path, "a.csv"), tmp_path / "csv", reading=Reading(label_separator="|"))
+    assert lists(prepared(source, tmp_path / "like", like=store.path)) == WANTED  # the other store's is not asked for
 
 
 def test_sources_of_both_kinds_are_refused(tmp_path):

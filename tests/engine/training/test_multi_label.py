@@ -205,8 +205,8 @@ def test_a_stopped_and_an_extended_run(tmp_path, lists_store, settings):
 
 def test_start_from_another_run(tmp_path, run, store, lists_store, settings):
     train(settings("training.max_steps=2"), store, tmp_path / "single", progress="none")
+    started = bare_settings(f"model.start_from={tmp_path / 'single'}")
     with pytest.raises(StoreError, match="tokenizer"):
-        started = bare_settings(f"model.start_from={tmp_path / 'single'}")
         train(started, lists_store, tmp_path / "x", progress="none")
     started = bare_settings(f"model.start_from={run[0]}", "training.max_steps=1", "training.learning_rate=1e-6")
     result = train(started, lists_store, tmp_path / "y", progress="none")
