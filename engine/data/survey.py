@@ -231,7 +231,7 @@ def _quarantined(source: Source, row: BadRow) -> bytes:
 def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
     """The rows whose label has a name, with it; the others are bad."""
     if None not in names:
-        return Rows(rows.texts, list(names), rows.positions, rows.bad)  # type: ignore[arg-type]
+        return Rows(rows.texts, list(names), rows.positions, rows.bad)
     unseen = [
         BadRow(position, f"label {label!r} is not among the labels of the store given by --like")
         for label, position, name in zip(rows.labels, rows.positions, names, strict=True)

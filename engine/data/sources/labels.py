@@ -80,7 +80,7 @@ def list_items(label: Any, column: str, separator: str | None) -> list[Any]:
 
 def kind_of_value(value: Any) -> str:
     """What a value is, in words for a message."""
-    kinds = {dict: "an object", list: "a list", tuple: "a list", str: "a string"}
+    kinds: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list", str: "a string"}
     kinds |= {int: "a number", float: "a number", bool: "a truth value"}
     return kinds.get(type(value), type(value).__name__)
 

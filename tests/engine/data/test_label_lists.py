@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from penstock.engine.cli import app
 from penstock.engine.data import parts
 from penstock.engine.data.label_lists import counts_of, lists_of, multi_hot, rarest
 from penstock.engine.data.loader import Loader
@@ -292,6 +294,29 @@ def test_overlap_compares_whole_lists(tmp_path):
     )
     found = find_overlap(train, test)
     assert (found.shared, found.other_label) == (2, 1)
+
+
+def test_the_commands(tmp_path):
+    source, out = write(tmp_path, "a.csv"), str(tmp_path / "store")
+    options = ["--label-separator", "|", "--tokenizer", "train:wordpiece:150", "--max-length", "16"]
+    done = CliRunner().invoke(app, ["prepare", source, "--out", out, *options])
+    assert done.exit_code == 0, done.output
+    assert "labels: multi-label, 1.33 a row; comedy: 2, drama: 3, love: 1, war: 2" in done.output
+    done = CliRunner().invoke(app, ["verify", out, "--deep"])
+    assert "sound: 5 files" in done.output
+    done = CliRunner().invoke(app, ["prepare", source, "--out", str(tmp_path / "like"), "--like", out])
+    assert "overlap with" in done.output
+    assert (
+        "6 of 6 test rows (100.0%) agree in all tokens kept with a training row, 0 under another label" in done.output
+    )
+
+
+def test_inspecting_compares_whole_lists(tmp_path):
+    rows = [*ROWS, ("a joke", ["comedy"]), ("grief", ["war", "drama"]), ("tears and a soldier", ["drama", "war"])]
+    done = CliRunner().invoke(app, ["inspect", write(tmp_path, "a.csv", rows), "--label-separator", "|"])
+    assert done.exit_code == 0, done.output
+    assert "each set of labels counts as a class" in done.output
+    assert "2 exact duplicates; 1 contradiction;" in done.output
 
 
 def test_arrays():
