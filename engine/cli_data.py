@@ -10,6 +10,9 @@ PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
 Example: penstock prepare reviews.csv --out stores/train --tokenizer train:bpe:30000 --text review --label stars
 
 A test set with the same tokenizer and labels: penstock prepare test.csv --out stores/test --like stores/train
+
+Where the label column holds lists (jsonl, parquet, arrow), or texts and --label-separator is given, a row has as many
+labels as there are in its list, none in an empty one: the model then answers for each label by itself.
 """
 
 
@@ -27,6 +30,10 @@ def prepare(
     ] = None,
     encoding: Annotated[
         str | None, typer.Option(help="Of csv and jsonl files without a byte order mark.  [default: utf-8]")
+    ] = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Each row has several labels, with this between them, such as '|'."),
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Longer texts are cut to this many tokens.  [default: 512]")
@@ -62,7 +69,7 @@ def prepare(
         "like": like,
         "bad_rows": bad_rows,
         "rows_per_shard": rows_per_shard,
-        "reading": Reading(separator, encoding),
+        "reading": Reading(separator, encoding, label_separator),
     }
     if shard is not None:
         i, _, n = shard.partition("/")
@@ -108,6 +115,10 @@ def _describe(store) -> None:
     labels = ", ".join(
         f"{name}: {n:,}" for name, n in list(zip(manifest.label_names, manifest.label_counts, strict=True))[:20]
     )
-    print(f"labels: {labels}" + (" ..." if len(manifest.label_names) > 20 else ""))
+    several = f"multi-label, {sum(manifest.label_counts) / manifest.num_examples:.2f} a row; "
+    print(
+        f"labels: {several if manifest.multi_label else ''}{labels}"
+        + (" ..." if len(manifest.label_names) > 20 else "")
+    )
     cut, empty, bad = manifest.truncated_texts, manifest.empty_texts, manifest.bad_rows
     print(f"cut to {manifest.max_length} tokens: {cut:,}; empty texts: {empty:,}; bad rows set aside: {bad:,}")

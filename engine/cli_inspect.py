@@ -31,6 +31,9 @@ def inspect(
     ] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts.")] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the labels.")] = None,
+    label_separator: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Each row has several labels, with this between them.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the places of all rows found to a .csv or .jsonl file.")
     ] = None,
@@ -44,6 +47,7 @@ def inspect(
     """
     from penstock.engine.data.inspect import duplicates, look, shared_texts
     from penstock.engine.data.progress import RowProgress
+    from penstock.engine.data.sources.open import check_splits
     from penstock.engine.errors import ConfigError
 
     if out is not None and out.suffix.lower() not in (".csv", ".jsonl"):
@@ -52,7 +56,9 @@ def inspect(
         raise ConfigError(f"--out {out}: {'a folder' if out.is_dir() else 'its folder does not exist'}")
     if out is not None and any(_same_file(out, name) for name in [*sources, *(against or [])]):
         raise ConfigError(f"--out {out}: it is a source, which would be overwritten; give another file")
-    train_sources, test_sources = _open(sources, text, label), _open(against, text, label) if against else []
+    train_sources = _open(sources, text, label, label_separator)
+    test_sources = _open(against, text, label, label_separator) if against else []
+    check_splits([*train_sources, *test_sources], label_separator)
     with RowProgress("reading", shown=True) as bar:
         train = look(train_sources, bar.advance)
         test = look(test_sources, bar.advance) if against else None
@@ -69,18 +75,19 @@ def inspect(
         print(_summary(train, found, test, shared))
 
 
-def _open(names: list[str], text: str | None, label: str | None) -> "list[Source]":
+def _open(names: list[str], text: str | None, label: str | None, label_separator: str | None) -> "list[Source]":
     """The sources, without labels where they have no column of a usual name and none was asked for."""
-    from penstock.engine.data.sources import open_sources
+    from penstock.engine.data.sources import Reading, open_sources
     from penstock.engine.errors import SourceError
 
+    reading = Reading(label_separator=label_separator)
     for name in names:
         if (Path(name) / "manifest.json").is_file():
             raise SourceError(f"{name}: a store, which keeps no texts; inspect the sources it was prepared from")
     try:
-        return open_sources(names, text=text, label=label)
+        return open_sources(names, text=text, label=label, reading=reading)
     except SourceError:
-        if label is not None:
+        if label is not None or label_separator is not None:
             raise
         return open_sources(names, text=text, need_label=False)
 
@@ -265,6 +272,8 @@ def _print_one(console: Any, looked: "Looked") -> None:
     from rich.markup import escape
 
     classes = _classes(looked)
+    if looked.sources[0].multi_label:
+        console.print("rows have lists of labels: each set of labels counts as a class here", highlight=False)
     table = _table("class", "rows", "share")
     for name, rows in classes[:SHOWN_CLASSES]:
         table.add_row(escape(name), f"{rows:,}", f"{rows / looked.rows:.2%}")

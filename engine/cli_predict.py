@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,12 @@ def evaluate(
     ],
     text: TextOption = None,
     label: LabelOption = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Of a raw source: what stands between the labels of a row.  [default: as in training]"
+        ),
+    ] = None,
     bad_rows: Annotated[
         str,
         typer.Option(
@@ -52,12 +58,14 @@ def evaluate(
     Example:  penstock evaluate run --data held-out.csv --html evaluation.html
     """
     from penstock.engine.data.progress import RowProgress
+    from penstock.engine.data.sources.open import check_splits
     from penstock.engine.data.store import Store
     from penstock.engine.errors import ConfigError
     from penstock.engine.training.bad_rows import BadRowReport
     from penstock.engine.training.outputs import check_output, open_output
     from penstock.engine.training.run_record import (
         check_fits,
+        check_labels,
         files_of,
         is_store,
         open_like_training,
@@ -70,12 +78,14 @@ def evaluate(
     record = read_trained_record(run)
     store = source = None
     if is_store(data):
-        if text or label or bad_rows != "fail":
-            raise ConfigError(f"{data} is a store: --text, --label and --bad-rows are for raw data")
+        if text or label or label_separator or bad_rows != "fail":
+            raise ConfigError(f"{data} is a store: --text, --label, --label-separator and --bad-rows are for raw data")
         store = Store.open(data)
         check_fits(store, record["data"])
     else:
-        source = open_like_training(data, record["data"], text=text, label=label)
+        source = open_like_training(data, record["data"], text=text, label=label, label_separator=label_separator)
+        check_splits([source], label_separator)
+        check_labels(source, record["data"])
     outputs = [out for out in (json_file, html) if out is not None]
     for out in outputs:
         check_output(out, files_of([source] if source else []), [run, *([Path(data)] if store else [])])
@@ -91,9 +101,10 @@ def evaluate(
             quarantine = (name, stack.enter_context(open_output(name)))
         report = BadRowReport(bad_rows, quarantine)
 
-        from penstock.engine.training.evaluation_page import evaluation_page, print_evaluation
+        from penstock.engine.training import evaluation_page, multi_label_page
         from penstock.engine.training.trained import TrainedRun
 
+        shown: Any = multi_label_page if record["data"].get("multi_label") else evaluation_page
         trained = TrainedRun.open(run)
         with RowProgress("evaluate", store.num_examples if store else None, shown=sys.stderr.isatty()) as progress:
             if store is not None:
@@ -106,11 +117,11 @@ def evaluate(
                 content = json.dumps({"run": str(run), "data": data, **evaluation.to_json()}, indent=2)
                 file.write(content.encode() + b"\n")
             else:
-                file.write(evaluation_page(evaluation, str(run), data).encode())
+                file.write(shown.evaluation_page(evaluation, str(run), data).encode())
     if json_file == "-":
         typer.echo(evaluation.summary(), err=True)
     else:
-        print_evaluation(evaluation)
+        shown.print_evaluation(evaluation)
     report.print_examples()
     for out in outputs:
         if out != "-":
@@ -140,8 +151,21 @@ def predict(
         typer.Option(metavar="COLUMN,...", help="The source's columns to carry along; all by default, '' for none."),
     ] = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, help="The N most probable labels: label, label_2, ...", metavar="N")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--top-k",
+            min=1,
+            help="The N most probable labels: label, label_2, ...; of a run for lists of labels, whatever the "
+            "thresholds.  [default: 1; of such a run, those that reach their threshold]",
+            metavar="N",
+        ),
+    ] = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Between the labels of a row in csv and tsv, if a row has several.  [default: |]"
+        ),
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also every label's probability, as probability_NAME.")
     ] = False,
@@ -172,15 +196,23 @@ def predict(
 
     Example:  penstock predict run new-reviews.jsonl --out predictions.csv --keep id
     """
+    from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
     from penstock.engine.training.bad_rows import BadRowReport
     from penstock.engine.training.inputs import opened_for_predicting
-    from penstock.engine.training.outputs import FORMATS, check_output, open_output, open_writer, output_format
-    from penstock.engine.training.predictions import Columns, common_schema
-    from penstock.engine.training.run_record import files_of, read_trained_record
+    from penstock.engine.training.outputs import (
+        FORMATS,
+        check_output,
+        check_separator,
+        open_output,
+        open_writer,
+        output_format,
+    )
+    from penstock.engine.training.predictions import Columns, ListColumns, common_schema
+    from penstock.engine.training.run_record import files_of, read_trained_record, saved_thresholds
 
     _check_choice("--bad-rows", bad_rows, ("keep", "fail", "quarantine"))
-    if top_k > 1 and probabilities:
+    if (top_k or 1) > 1 and probabilities:
         raise ConfigError("--top-k and --probabilities: choose one")
     if bad_rows == "quarantine" and out == "-":
         raise ConfigError("--bad-rows quarantine sets rows aside beside a file: give --out one")
@@ -188,16 +220,28 @@ def predict(
     own_form = (format if format in FORMATS else "jsonl") if source == "-" else own_form
     chosen = output_format(out, out_format or (own_form if out == "-" else format))
     record = read_trained_record(run)
-    names = None if keep is None else [name.strip() for name in keep.split(",") if name.strip()]
+    kept = None if keep is None else [name.strip() for name in keep.split(",") if name.strip()]
+    several = record["data"].get("multi_label", False)
+    if label_separator is not None and not several:
+        raise ConfigError(f"--label-separator has no effect: the run {run} gives each text one label")
+    separator = Reading(label_separator=label_separator or record["data"].get("label_separator")).label_separator
+    if several:
+        check_separator(chosen, record["data"]["label_names"], separator)
     with ExitStack() as stack:
         check_output(out, [Path("/dev/stdin" if source == "-" else source).expanduser()], [run])
         opened = stack.enter_context(opened_for_predicting(source, format, record["data"], text))
         check_output(out, files_of(opened), [run])
         _say_columns(opened, record["data"]["text"], text)
         for each in opened:
-            each.carry(names)
+            each.carry(kept)
         schema = common_schema(opened)
-        columns = Columns(schema.names, record["data"]["label_names"], top_k=top_k, probabilities=probabilities)
+        names = record["data"]["label_names"]
+        columns: Columns
+        if several:
+            thresholds = saved_thresholds(run, len(names))
+            columns = ListColumns(schema.names, names, thresholds, top_k=top_k, probabilities=probabilities)
+        else:
+            columns = Columns(schema.names, names, top_k=top_k or 1, probabilities=probabilities)
         for old, new in columns.moved.items():
             typer.echo(f"penstock: the source's column {old!r} comes out as {new!r}", err=True)
         file = stack.enter_context(open_output(out))
@@ -212,7 +256,7 @@ def predict(
         from penstock.engine.training.trained import TrainedRun
 
         trained = TrainedRun.open(run)
-        writer = open_writer(file, chosen, columns, schema)
+        writer = open_writer(file, chosen, columns, schema, separator)
         rows = 0
         with RowProgress("predict") as progress:
             for part in trained.predict_parts(opened):

@@ -113,7 +113,8 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
             if source.label is None:
                 labels.append(np.full(len(texts), -1, np.int32))
             else:
-                labels.append(np.array([_number(label, numbers) for label in batch.labels], np.int32))
+                names = map(list_name, batch.labels) if source.multi_label else batch.labels
+                labels.append(np.array([_number(label, numbers) for label in names], np.int32))
             positions.append(np.fromiter(batch.positions, np.int64, len(texts)))
             characters.add([len(text) for text in texts])
             own_words = [len(text.split()) for text in texts]
@@ -141,6 +142,11 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
         bad=bad,
         bad_rows=bad_rows,
     )
+
+
+def list_name(labels: tuple[str, ...]) -> str:
+    """One name for a row's labels, whatever their order: rows are compared by all of them."""
+    return " + ".join(sorted(labels)) or "(none)"
 
 
 def normal_form(text: str) -> str:

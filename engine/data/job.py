@@ -34,6 +34,8 @@ from penstock.engine.data.commit import (
 from penstock.engine.data.manifest import (
     INDEX_NAME,
     INDEX_SCHEMA,
+    LABELS_NAME,
+    LABELS_SCHEMA,
     MANIFEST_NAME,
     TOKENIZER_NAME,
     FileEntry,
@@ -66,6 +68,7 @@ class Job:
     sources: list[SourceEntry]
     tokenizer: TokenizerEntry
     reading: dict[str, str | None] = field(default_factory=dict)  # as `sources.Reading`
+    multi_label: bool = False
 
     @property
     def rows(self) -> int:
@@ -121,6 +124,7 @@ class ShardRows:
     source_rows: np.ndarray  # int64, (rows,)
     truncated_texts: int
     empty_texts: int
+    label_lists: tuple[np.ndarray, np.ndarray] | None = None  # offsets and ids, see `label_lists.lists_of`
 
 
 @contextmanager
@@ -172,12 +176,14 @@ def write_tokenizer(folder: Path, files: dict[str, bytes]) -> None:
 
 def write_shard(folder: Path, job: Job, shard: int, rows: ShardRows) -> None:
     """Writes one shard, then its receipt."""
-    schema = shard_schema(job.dtype, shard, job.preparation)
+    schema = shard_schema(job.dtype, shard, job.preparation, job.multi_label)
     offsets = np.zeros(len(rows.lengths) + 1, np.int64)
     np.cumsum(rows.lengths, out=offsets[1:])
     values = np.concatenate(rows.values) if rows.values else np.empty(0, job.dtype)
     tokens = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=schema.field("tokens").type)
     columns = [tokens, pa.array(rows.labels), pa.array(rows.sources), pa.array(rows.source_rows)]
+    if rows.label_lists is not None:
+        columns.append(_list_column(rows.label_lists))
     path = folder / shard_name(shard)
     with committed(path) as file:
         write_batch(file, pa.record_batch(columns, schema=schema))
@@ -189,6 +195,11 @@ def write_shard(folder: Path, job: Job, shard: int, rows: ShardRows) -> None:
 def write_batch(file: CommittedFile, batch: pa.RecordBatch) -> None:
     with pa.PythonFile(file, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def _list_column(lists: tuple[np.ndarray, np.ndarray]) -> pa.Array:
+    offsets, ids = lists
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids), type=LABELS_SCHEMA.field("labels").type)
 
 
 def finished_shard(folder: Path, job: Job, shard: int) -> Receipt | None:
@@ -214,6 +225,8 @@ def discard_shard(folder: Path, shard: int) -> None:
 def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
     """Writes the index, then the manifest, and removes what is no longer needed."""
     lengths, labels = np.empty(job.rows, np.int32), np.empty(job.rows, np.int64)
+    sizes = np.zeros(job.rows + 1, np.int64)  # of the rows' lists of labels
+    ids: list[np.ndarray] = []
     begin = 0
     for receipt in receipts:
         with pa.memory_map(str(folder / receipt.file.name)) as source:
@@ -221,10 +234,22 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
             end = begin + batch.num_rows
             lengths[begin:end] = np.diff(np.asarray(batch["tokens"].offsets))
             labels[begin:end] = np.asarray(batch["label"])
+            if job.multi_label:
+                column = batch["labels"]
+                sizes[begin + 1 : end + 1] = np.diff(np.asarray(column.offsets))
+                ids.append(np.array(column.values))
         begin = end
     num_tokens = sum(receipt.file.tokens for receipt in receipts)
     with committed(folder / INDEX_NAME) as file:
         write_batch(file, pa.record_batch([pa.array(lengths), pa.array(labels)], schema=INDEX_SCHEMA))
+    label_counts, label_index = job.label_counts, None
+    if job.multi_label:
+        lists = np.cumsum(sizes), np.concatenate(ids)
+        # the survey counts spellings: two of them in one row are one label
+        label_counts = np.bincount(lists[1], minlength=len(job.label_names)).tolist()
+        with committed(folder / LABELS_NAME) as of_labels:
+            write_batch(of_labels, pa.record_batch([_list_column(lists)], schema=LABELS_SCHEMA))
+        label_index = FileEntry(LABELS_NAME, of_labels.size, of_labels.crc32, job.rows, len(lists[1]))
     manifest = Manifest(
         preparation=job.preparation,
         max_length=job.max_length,
@@ -232,7 +257,7 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
         dtype=job.dtype,
         vocab_size=job.vocab_size,
         label_names=job.label_names,
-        label_counts=job.label_counts,
+        label_counts=label_counts,
         num_examples=job.rows,
         num_tokens=num_tokens,
         truncated_texts=sum(receipt.truncated_texts for receipt in receipts),
@@ -243,6 +268,9 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
         tokenizer=job.tokenizer,
         index=FileEntry(INDEX_NAME, file.size, file.crc32, job.rows, num_tokens),
         shards=[receipt.file for receipt in receipts],
+        multi_label=job.multi_label,
+        label_separator=job.reading.get("label_separator") if job.multi_label else None,
+        label_index=label_index,
     )
     write_committed(folder / MANIFEST_NAME, manifest.to_json())
     remove_leftovers(folder)
@@ -277,6 +305,7 @@ def temporary_files(folder: Path) -> list[Path]:
 
 def _data_files(folder: Path, without: Collection[Path] = ()) -> list[Path]:
     found = [*folder.glob("shard-*.arrow"), *folder.glob("shard-*.json"), *folder.glob(INDEX_NAME)]
+    found += folder.glob(LABELS_NAME)
     return [path for path in found if path not in without]
 
 

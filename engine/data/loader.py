@@ -23,7 +23,7 @@ class Batch:
 
     Attributes:
         tokens: token ids, int32, and in `tokens.ids` the store's rows.
-        labels: int64, (batch,).
+        labels: int64, (batch,); of a store with lists of labels float32, (batch, num_labels), 1 for each of a row's.
     """
 
     tokens: Ragged
@@ -233,12 +233,20 @@ class Loader:
         try:
             for number in numbers:
                 if len(prefetcher) == self._ahead:
-                    yield prefetcher.pop()
+                    yield self._finished(prefetcher.pop())
                 self._submit(prefetcher, plan, number, labels)
             while len(prefetcher):
-                yield prefetcher.pop()
+                yield self._finished(prefetcher.pop())
         except RuntimeError as error:
             raise StoreError(f"{self.store.path}: {error}; penstock verify says more") from None
+
+    def _finished(self, batch: Batch) -> Batch:
+        """The batch, with all labels of its rows where they have lists."""
+        if not self.store.multi_label:
+            return batch
+        assert batch.tokens.ids is not None
+        labels = torch.from_numpy(self.store.targets(batch.tokens.ids.numpy()))
+        return Batch(batch.tokens, labels.pin_memory() if self._pin_memory else labels)
 
     def _submit(self, prefetcher: Prefetcher, plan: Plan, number: int, labels: np.ndarray) -> None:
         rows = plan.rows(number)

@@ -14,17 +14,23 @@ FORMAT = "penstock-store"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.arrow"
+LABELS_NAME = "labels.arrow"
 TOKENIZER_NAME = "tokenizer"
 
 INDEX_SCHEMA = pa.schema([pa.field("length", pa.int32(), False), pa.field("label", pa.int64(), False)])
+_LABEL_LIST = pa.large_list(pa.field("item", pa.int32(), False))
+LABELS_SCHEMA = pa.schema([pa.field("labels", _LABEL_LIST, False)])
 
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
 
 
-def shard_schema(dtype: str, number: int, preparation: str) -> pa.Schema:
-    """The columns of a shard. Its metadata says which shard of which preparation it is, to know a foreign one."""
+def shard_schema(dtype: str, number: int, preparation: str, multi_label: bool = False) -> pa.Schema:
+    """The columns of a shard. Its metadata says which shard of which preparation it is, to know a foreign one.
+
+    With several labels a row, the last column has them, and `label` the rarest one.
+    """
     ids = {"uint16": pa.uint16(), "uint32": pa.uint32()}[dtype]
     return pa.schema(
         [
@@ -32,6 +38,7 @@ def shard_schema(dtype: str, number: int, preparation: str) -> pa.Schema:
             pa.field("label", pa.int32(), False),
             pa.field("source", pa.int32(), False),
             pa.field("source_row", pa.int64(), False),
+            *([pa.field("labels", _LABEL_LIST, False)] if multi_label else []),
         ],
         metadata={"penstock.shard": str(number), "penstock.preparation": preparation},
     )
@@ -85,7 +92,11 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a store besides its tokens."""
+    """All that is known of a store besides its tokens.
+
+    Those with a default are not in older stores. `multi_label`: a row has a list of labels, all of which `label_index`
+    holds, and `label_counts` counts the rows that have each; `label_separator` stood between them in the sources.
+    """
 
     preparation: str
     max_length: int
@@ -104,6 +115,9 @@ class Manifest:
     tokenizer: TokenizerEntry
     index: FileEntry
     shards: list[FileEntry]
+    multi_label: bool = False
+    label_separator: str | None = None
+    label_index: FileEntry | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -118,6 +132,7 @@ class Manifest:
                 "truncation": self.truncation,
                 "index": self.index.crc32,
                 "shards": [[shard.rows, shard.tokens, shard.crc32] for shard in self.shards],
+                **({"label_index": self.label_index.crc32} if self.label_index is not None else {}),
             }
         )
 
@@ -155,6 +170,10 @@ class Manifest:
             content["shards"] = [FileEntry(**entry) for entry in content["shards"]]
             content["index"] = FileEntry(**content["index"])
             content["tokenizer"] = TokenizerEntry(**content["tokenizer"])
+            for name in ("multi_label", "label_separator", "label_index"):
+                content.setdefault(name, _DEFAULTS[name])
+            if content["label_index"] is not None:
+                content["label_index"] = FileEntry(**content["label_index"])
             manifest = cls(**{field.name: content[field.name] for field in fields(cls)})
             matches = manifest.fingerprint == fingerprint
         except (KeyError, TypeError, AttributeError) as error:
@@ -162,3 +181,6 @@ class Manifest:
         if not matches:
             raise StoreError(f"{path}: damaged: its fingerprint does not fit its content; prepare the store again")
         return manifest
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Manifest)}

@@ -5,7 +5,7 @@ Stores hold tokens, not texts, so rows are compared by the tokens that were kept
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,25 +45,52 @@ def find_overlap(train: Store, test: Store) -> Overlap:
     Rows are compared by 128 bits of a hash.
 
     Raises:
-        StoreError: the stores have different tokenizers, so that their tokens cannot be compared.
+        StoreError: the stores have different tokenizers, so that their tokens cannot be compared, or one has lists of
+            labels and the other has not.
     """
     if test.manifest.tokenizer.fingerprint != train.manifest.tokenizer.fingerprint:
         raise StoreError(f"{test.path} and {train.path} have different tokenizers: prepare one --like the other")
+    if test.multi_label != train.multi_label:
+        raise StoreError(f"one of {test.path} and {train.path} has lists of labels: prepare one --like the other")
     wanted = np.concatenate([hashes for _, hashes in row_hashes(test)])
     keys, first, group = np.unique(wanted[:, 0], return_index=True, return_inverse=True)
     checks = wanted[first, 1]
-    ids = {name: number for number, name in enumerate(test.label_names)}
-    to_test = np.array([ids.get(name, len(ids)) for name in train.label_names], np.int64)
     pairs = []  # (group, label) of training rows, as one number
-    width = len(ids) + 1
+    train_labels, test_labels, width = _comparable_labels(train, test)
     for start, hashes in row_hashes(train):
         place = np.minimum(np.searchsorted(keys, hashes[:, 0]), len(keys) - 1)
         rows = np.flatnonzero((keys[place] == hashes[:, 0]) & (checks[place] == hashes[:, 1]))
-        pairs.append(np.unique(place[rows] * width + to_test[train.labels[start + rows]]))
+        pairs.append(np.unique(place[rows] * width + train_labels(start + rows)))
     found = np.unique(np.concatenate(pairs))
     shared = np.isin(group, found // width)
-    same_label = np.isin(group * width + test.labels, found)
+    same_label = np.isin(group * width + test_labels, found)
     return Overlap(test.num_examples, int(shared.sum()), int((shared & ~same_label).sum()))
+
+
+def _comparable_labels(train: Store, test: Store) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray, int]:
+    """Equal numbers for equal labels, or equal lists of labels.
+
+    Returns:
+        (training rows to their numbers, int64; int64 (test rows,): theirs; one more than the largest number)
+    """
+    if not test.multi_label:
+        ids = {name: number for number, name in enumerate(test.label_names)}
+        to_test = np.array([ids.get(name, len(ids)) for name in train.label_names], np.int64)
+        return lambda rows: to_test[train.labels[rows]], test.labels, len(ids) + 1
+    numbers: dict[tuple[str, ...], int] = {}
+    test_labels = np.array([numbers.setdefault(labels, len(numbers)) for labels in _label_lists(test)], np.int64)
+    other = len(numbers)
+    return (
+        lambda rows: np.array([numbers.get(labels, other) for labels in _label_lists(train, rows)], np.int64),
+        test_labels,
+        other + 1,
+    )
+
+
+def _label_lists(store: Store, rows: np.ndarray | None = None) -> Iterator[tuple[str, ...]]:
+    names, offsets, ids = store.label_names, store.label_offsets, store.label_ids
+    for row in range(store.num_examples) if rows is None else rows.tolist():
+        yield tuple(sorted(names[number] for number in ids[offsets[row] : offsets[row + 1]]))
 
 
 def row_hashes(store: Store) -> Iterator[tuple[int, np.ndarray]]:

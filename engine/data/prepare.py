@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from penstock.engine.data.parts import make_shards, write_part
 from penstock.engine.data.progress import RowProgress
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
 from penstock.engine.data.sources.labels import notices, sort_labels
+from penstock.engine.data.sources.open import check_splits
 from penstock.engine.data.store import Store
 from penstock.engine.data.survey import Survey, survey, usable_rows
 from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
@@ -186,7 +187,11 @@ def _survey(
     if rows_per_shard < 1:
         raise ConfigError(f"rows per shard must be 1 at least, got {rows_per_shard}")
     _check_folder(folder, overwrite)
+    separator = options.reading.label_separator
+    options = replace(options, reading=settings.reading(options.reading))
     opened = open_sources(sources, text=options.text, label=options.label, reading=options.reading)
+    check_splits(opened, separator)
+    settings.check_labels(opened[0])
     if shared and (held := [source.name for source in opened if not source.resumable]):
         raise ConfigError(f"{held[0]}: held by this process only; write it to a file to share the work")
     settings.load_tokenizer()
@@ -197,6 +202,8 @@ def _survey(
     label_names = settings.label_names or sort_labels(list(found.label_counts))
     for line in notices(opened[0].label or "", found.label_spellings) if settings.label_names is None else ():
         print(line, file=sys.stderr, flush=True)
+    if not label_names:
+        raise SourceError(f"{opened[0].name}: no row has a label: all lists of column {opened[0].label!r} are empty")
     if len(label_names) < 2:
         raise SourceError(f"{opened[0].name}: only one label, {label_names[0]!r}: there is nothing to tell apart")
     preparation = digest(
@@ -209,6 +216,7 @@ def _survey(
             "truncation": settings.truncation,
             "label_names": label_names,
             "rows_per_shard": rows_per_shard,
+            **({"multi_label": True} if opened[0].multi_label else {}),
         }
     )
     if (folder / MANIFEST_NAME).exists() and not overwrite:
@@ -262,6 +270,21 @@ class _Settings:
             raise TokenizerError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
         if not 1 <= self.max_length <= 1 << 24:
             raise ConfigError(f"max length must be between 1 and {1 << 24}, got {self.max_length}")
+
+    def reading(self, given: Reading) -> Reading:
+        """How the sources are read; unless something else is given, labels are separated as for the other store."""
+        if self.like is None or given.label_separator is not None:
+            return given
+        return replace(given, label_separator=self.like.manifest.label_separator)
+
+    def check_labels(self, source: Source) -> None:
+        """Raises SourceError: the other store has lists of labels and the source has not, or the other way round."""
+        if self.like is not None and source.multi_label != self.like.multi_label:
+            here, there = ("lists of labels", "one label a row") if source.multi_label else ("one label a row", "lists")
+            more = "" if source.multi_label else "; --label-separator says what stands between the labels of a text"
+            raise SourceError(
+                f"{source.name}: column {source.label!r} has {here}, {self.like.path} given by --like has {there}{more}"
+            )
 
     def load_tokenizer(self) -> None:
         """Raises TokenizerError: it cannot be loaded, or not be used with these lengths."""
@@ -378,6 +401,7 @@ class _Preparation:
             rows_per_shard=self.rows_per_shard,
             sources=self.found.sources,
             reading=asdict(self.options.reading),
+            multi_label=self.sources[0].multi_label,
             tokenizer=TokenizerEntry(
                 self.settings.origin, encoder.fingerprint(), encoder.probes(), crc32_of_files(files)
             ),

@@ -11,7 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from penstock._native import Shards
-from penstock.engine.data.manifest import INDEX_SCHEMA, TOKENIZER_NAME, FileEntry, Manifest, shard_schema
+from penstock.engine.data.label_lists import multi_hot
+from penstock.engine.data.manifest import (
+    INDEX_SCHEMA,
+    LABELS_SCHEMA,
+    TOKENIZER_NAME,
+    FileEntry,
+    Manifest,
+    shard_schema,
+)
 from penstock.engine.errors import StoreError
 
 if TYPE_CHECKING:
@@ -42,7 +50,10 @@ class Store:
         path: the folder.
         manifest: what its manifest.json says.
         lengths: int32, (num_examples,): tokens of each row, special tokens included.
-        labels: int64, (num_examples,): indices into `label_names`.
+        labels: int64, (num_examples,): indices into `label_names`. With several labels a row, the rarest of them, -1
+            for none: what rows are split by.
+        label_offsets, label_ids: int64 (num_examples + 1,) and int32: with several labels a row, row r has
+            label_ids[label_offsets[r]:label_offsets[r + 1]]; otherwise empty.
         shards: the token buffers, for the loader.
     """
 
@@ -50,6 +61,8 @@ class Store:
     manifest: Manifest
     lengths: np.ndarray
     labels: np.ndarray
+    label_offsets: np.ndarray
+    label_ids: np.ndarray
     shards: Shards
 
     def __init__(self, path: Path, manifest: Manifest, reader: Reader) -> None:
@@ -57,6 +70,7 @@ class Store:
         self.manifest = manifest
         self.reader = reader
         self.lengths, self.labels = self._open_index()
+        self.label_offsets, self.label_ids = self._open_label_index()
         self.shards = self._open_shards()
 
     @classmethod
@@ -93,6 +107,15 @@ class Store:
         return len(self.manifest.label_names)
 
     @property
+    def multi_label(self) -> bool:
+        """Whether a row has a list of labels."""
+        return self.manifest.multi_label
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        """float32 (rows, num_labels): 1 for each label of the rows, int64; of a store with lists of labels."""
+        return multi_hot(self.label_offsets, self.label_ids, rows, self.num_labels)
+
+    @property
     def vocab_size(self) -> int:
         return self.manifest.vocab_size
 
@@ -109,6 +132,7 @@ class Store:
 
     def __repr__(self) -> str:
         counts = f"{self.num_examples} examples, {self.num_tokens} tokens, {self.num_labels} labels"
+        counts += " in lists" if self.multi_label else ""
         return f"Store({str(self.path)!r}, {counts})"
 
     def __reduce__(self) -> tuple:
@@ -160,7 +184,7 @@ class Store:
     def map_shard(self, number: int) -> ShardBuffers:
         """Maps one shard, its sizes and types checked."""
         entry = self.manifest.shards[number]
-        schema = shard_schema(self.manifest.dtype, number, self.manifest.preparation)
+        schema = shard_schema(self.manifest.dtype, number, self.manifest.preparation, self.multi_label)
         file, batch = self._map(entry, schema)
         if batch.schema.metadata != schema.metadata:
             raise StoreError(f"{self.path / entry.name}: belongs to another store or place; prepare the store again")
@@ -205,6 +229,26 @@ class Store:
             raise StoreError(f"{self.path / entry.name}: damaged: its buffers are shorter than the manifest says")
         lengths, labels = np.frombuffer(buffers[0], np.int32, rows), np.frombuffer(buffers[1], np.int64, rows)
         return (lengths, labels) if self.reader == "mmap" else (lengths.copy(), labels.copy())
+
+    def _open_label_index(self) -> tuple[np.ndarray, np.ndarray]:
+        entry = self.manifest.label_index
+        if entry is None or not self.multi_label:
+            if self.multi_label or entry is not None:
+                raise StoreError(f"{self.path}: damaged: the manifest names no lists of labels; prepare again")
+            return np.empty(0, np.int64), np.empty(0, np.int32)
+        if entry.rows != self.num_examples:
+            raise StoreError(f"{self.path}: damaged: the manifest's rows do not add up")
+        _, batch = self._map(entry, LABELS_SCHEMA)
+        column = batch.column(0)
+        _, offsets, _, ids = column.buffers()
+        short = column.offset or offsets is None or offsets.size < 8 * (entry.rows + 1)
+        if short or (ids.size if ids is not None else 0) < 4 * entry.tokens:
+            raise StoreError(f"{self.path / entry.name}: damaged: its buffers are shorter than the manifest says")
+        bounds = np.frombuffer(offsets, np.int64, entry.rows + 1)
+        if bounds[0] != 0 or bounds[-1] != entry.tokens:
+            raise StoreError(f"{self.path / entry.name}: damaged: its labels are not as many as the manifest says")
+        found = np.frombuffer(ids, np.int32, entry.tokens) if entry.tokens else np.empty(0, np.int32)
+        return (bounds, found) if self.reader == "mmap" else (bounds.copy(), found.copy())
 
     def _open_shards(self) -> Shards:
         shards = Shards(np.dtype(self.manifest.dtype).itemsize, self.vocab_size)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,13 @@ class ContentHash:
 
     What a spelling's class is called shows only at the end of the column, so the names are digested by the rule of each
     kind that the column may still be of.
+
+    Args:
+        multi_label: rows have tuples of labels; neither their order nor a label given twice matters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, multi_label: bool = False) -> None:
+        self._multi_label = multi_label
         self._texts, self._lengths, self._positions = (hashlib.sha256() for _ in range(3))
         self._names = {kind: _Names(rule) for kind, rule in KINDS.items()}
         self._labels = {kind: hashlib.sha256() for kind in KINDS}
@@ -38,12 +43,25 @@ class ContentHash:
         self._texts.update("".join(rows.texts).encode())
         self._lengths.update(np.fromiter(map(len, rows.texts), np.int64, len(rows.texts)).tobytes())
         self._positions.update(np.fromiter(rows.positions, np.int64, len(rows.texts)).tobytes())
+        if self._multi_label:
+            self._update_lists(rows.labels)
+            return
         for kind in list(self._labels):
             names = [self._names[kind][label] for label in rows.labels]
             if None in names:
                 del self._labels[kind]
             else:
                 self._labels[kind].update("".join(f"{name}\n" for name in names).encode())
+
+    def _update_lists(self, labels: list[tuple[str, ...]]) -> None:
+        for kind in list(self._labels):
+            known = self._names[kind]
+            names = [{known[label] for label in row} for row in labels]
+            if any(None in row for row in names):
+                del self._labels[kind]
+            else:
+                lines = [json.dumps(sorted(map(str, row))) + "\n" for row in names]
+                self._labels[kind].update("".join(lines).encode())
 
     def content(self, kind: str = "text") -> str:
         """
@@ -105,6 +123,9 @@ def usable_rows(source: Source, known_labels: Sequence[str] | None) -> Iterator[
         return
     named = _Names(LabelNames(known_labels))
     for rows in source.rows():
+        if source.multi_label:
+            yield _named_lists(rows, named)
+            continue
         labels = [named[label] for label in rows.labels]
         yield _named(rows, labels)
         if len(named) > MAX_LABELS:
@@ -128,11 +149,12 @@ def survey(
     Raises:
         SourceError: a bad row without a quarantine; no good row; more labels than a classification can have.
     """
-    digest, counts = ContentHash(), Counter[str]()
+    multi_label = sources[0].multi_label
+    digest, counts = ContentHash(multi_label), Counter[str]()
     entries, hashes = [], []
     with nullcontext() if quarantine is None else committed(quarantine) as file:
         for source in sources:
-            of_source, good, bad = ContentHash(), 0, 0
+            of_source, good, bad = ContentHash(multi_label), 0, 0
             encoding = _EncodingCheck(source)
             for rows in usable_rows(source, known_labels):
                 encoding.update(rows)
@@ -147,7 +169,7 @@ def survey(
                         file.write(_quarantined(source, row))
                 digest.update(rows)
                 of_source.update(rows)
-                counts.update(rows.labels)
+                counts.update(chain.from_iterable(rows.labels) if multi_label else rows.labels)
                 if len(counts) > MAX_LABELS:
                     raise SourceError(
                         f"{source.name}: more than {MAX_LABELS} different labels in column {source.label!r}; is it one?"
@@ -168,7 +190,8 @@ def survey(
             if single:
                 raise SourceError(
                     f"{sources[0].name}: column {sources[0].label!r} gives {len(spellings):,} classes for "
-                    f"{counts.total():,} rows: {single:,} rows, more than half, have a class of their own; a class "
+                    f"{counts.total():,} {'labels in rows' if multi_label else 'rows'}: {single:,} "
+                    f"{'of them' if multi_label else 'rows'}, more than half, have a class of their own; a class "
                     "needs two examples at least: name the column of the classes with --label"
                 )
     contents = [of_source.content(kind) for of_source in hashes]
@@ -208,7 +231,7 @@ def _quarantined(source: Source, row: BadRow) -> bytes:
 def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
     """The rows whose label has a name, with it; the others are bad."""
     if None not in names:
-        return Rows(rows.texts, list(names), rows.positions, rows.bad)  # type: ignore[arg-type]
+        return Rows(rows.texts, list(names), rows.positions, rows.bad)
     unseen = [
         BadRow(position, f"label {label!r} is not among the labels of the store given by --like")
         for label, position, name in zip(rows.labels, rows.positions, names, strict=True)
@@ -220,4 +243,19 @@ def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
         if name is not None
     ]
     texts, labels, positions = (list(column) for column in zip(*kept, strict=True)) if kept else ([], [], [])
+    return Rows(texts, labels, positions, sorted([*rows.bad, *unseen], key=lambda row: row.position))
+
+
+def _named_lists(rows: Rows, named: _Names) -> Rows:
+    """As `_named`, of rows with several labels: a row with an unknown one is bad."""
+    texts, labels, positions, unseen = [], [], [], []
+    for text, spelled, position in zip(rows.texts, rows.labels, rows.positions, strict=True):
+        names = [named[one] for one in spelled]
+        if None in names:
+            label = spelled[names.index(None)]
+            unseen.append(BadRow(position, f"label {label!r} is not among the labels of the store given by --like"))
+            continue
+        texts.append(text)
+        labels.append(tuple(dict.fromkeys(names)))
+        positions.append(position)
     return Rows(texts, labels, positions, sorted([*rows.bad, *unseen], key=lambda row: row.position))

@@ -4,10 +4,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from penstock.engine.data.job import Job, ShardRows
+from penstock.engine.data.label_lists import lists_of, rarest
 from penstock.engine.data.sources import Rows, Source
 from penstock.engine.data.survey import ContentHash, usable_rows
 from penstock.engine.data.tokenizers import Encoded, TextTokenizer
@@ -18,12 +20,12 @@ ENCODING_AHEAD = 3  # batches being tokenized at a time
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one source that fall into one shard; `labels` are their numbers."""
+    """Rows of one source that fall into one shard; `labels` are their numbers, or a list of numbers each."""
 
     shard: int
     source: int
     rows: Rows
-    labels: list[int]
+    labels: list[Any]
 
 
 def cut_into_shards(sources: Sequence[Source], job: Job, wanted: set[int]) -> Iterator[Piece]:
@@ -40,7 +42,7 @@ def cut_into_shards(sources: Sequence[Source], job: Job, wanted: set[int]) -> It
         if wanted.isdisjoint(range(begin // size, -(-end // size))):
             begin = end
             continue
-        found = ContentHash()
+        found = ContentHash(job.multi_label)
         for rows in usable_rows(source, job.label_names):
             found.update(rows)
             at, count = 0, min(len(rows.texts), end - begin)
@@ -49,11 +51,17 @@ def cut_into_shards(sources: Sequence[Source], job: Job, wanted: set[int]) -> It
                 to = min(count, at + (shard + 1) * size - begin)
                 if shard in wanted:
                     cut = Rows(rows.texts[at:to], rows.labels[at:to], rows.positions[at:to], [])
-                    yield Piece(shard, number, cut, [label_ids[name] for name in cut.labels])
+                    yield Piece(shard, number, cut, _numbers(cut.labels, label_ids, job.multi_label))
                 begin += to - at
                 at = to
         if found.content() != content:
             raise SourceError(f"{source.name}: has changed while it was read; prepare again")
+
+
+def _numbers(labels: list[Any], ids: dict[str, int], multi_label: bool) -> list[Any]:
+    if multi_label:
+        return [[ids[name] for name in names] for names in labels]
+    return [ids[name] for name in labels]
 
 
 def encode_pieces(pieces: Iterator[Piece], tokenizer: TextTokenizer) -> Iterator[tuple[Piece, Encoded]]:
@@ -86,6 +94,7 @@ class ShardBuilder:
         self._values: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
+        self._label_lists: list[list[int]] = []
         self._sources: list[np.ndarray] = []
         self._source_rows: list[np.ndarray] = []
         self._truncated = 0
@@ -98,7 +107,10 @@ class ShardBuilder:
             )
         self._values.append(encoded.values.astype(self._job.dtype))
         self._lengths.append(encoded.lengths)
-        self._labels.append(np.array(piece.labels, np.int32))
+        if self._job.multi_label:
+            self._label_lists += piece.labels
+        else:
+            self._labels.append(np.array(piece.labels, np.int32))
         self._sources.append(np.full(len(piece.labels), piece.source, np.int32))
         self._source_rows.append(np.array(piece.rows.positions, np.int64))
         self._truncated += encoded.truncated
@@ -106,6 +118,10 @@ class ShardBuilder:
         self.seen += len(piece.labels)
 
     def rows(self) -> ShardRows:
+        lists = None
+        if self._job.multi_label:
+            lists = lists_of(self._label_lists)
+            self._labels = [rarest(*lists, self._job.label_counts).astype(np.int32)]
         return ShardRows(
             self._values,
             np.concatenate(self._lengths),
@@ -114,4 +130,5 @@ class ShardBuilder:
             np.concatenate(self._source_rows),
             self._truncated,
             self._empty,
+            lists,
         )

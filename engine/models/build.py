@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models.encoder import EncoderClassifier
@@ -14,7 +14,11 @@ from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.lora import add_lora
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
+from penstock.engine.models.output import MULTI_LABEL
 from penstock.engine.models.settings import ModelSettings
+
+# Entries of a saved model's configuration that a finished run adds, and transformers passes over.
+TEMPERATURE, THRESHOLDS = RUN_ENTRIES = "calibration_temperature", "thresholds"
 
 
 def build_model(
@@ -24,6 +28,7 @@ def build_model(
     num_labels: int,
     label_names: Sequence[str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    multi_label: bool = False,
 ) -> LSTMClassifier | EncoderClassifier:
     """A new model, its fresh weights drawn from torch's generator.
 
@@ -31,6 +36,7 @@ def build_model(
         vocab_size: the number of different token ids in the data.
         label_names: the names of the classes in the order of their numbers.
         tokenizer: the one that the data was prepared with; compared with the encoder's, if one is used.
+        multi_label: it answers for each label by itself (sigmoid) instead of choosing one (softmax).
     Raises:
         ModelError: there are fewer than two classes, the encoder cannot be loaded or used, or the data was prepared
             with another tokenizer than the encoder's.
@@ -40,7 +46,8 @@ def build_model(
     names = [str(name) for name in label_names or (f"LABEL_{i}" for i in range(num_labels))]
     if len(names) != num_labels:
         raise ModelError(f"{len(names)} label names for {num_labels} classes")
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    labels: dict = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    labels["problem_type"] = MULTI_LABEL if multi_label else None
     if settings.encoder is not None and (settings.kind == "encoder" or settings.embeddings == "encoder"):
         _check_tokenizer(settings.encoder, vocab_size, tokenizer)
     if settings.kind == "encoder":
@@ -72,8 +79,15 @@ def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
     rates = (settings.encoder_dropout, settings.encoder_attention_dropout, settings.encoder_head_dropout)
     changed = {name: rate for name, rate in zip(family.dropouts, rates, strict=True) if rate is not None}
     model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **changed)
+    forget_run(model.config)
     adapt(model, settings)
     return model
+
+
+def forget_run(config: PreTrainedConfig) -> None:
+    """Takes out what an earlier run found of its own model: temperature and thresholds."""
+    for entry in RUN_ENTRIES:
+        config.__dict__.pop(entry, None)
 
 
 def adapt(model: EncoderClassifier, settings: ModelSettings) -> None:

@@ -22,7 +22,7 @@ from penstock.engine.models.families import (
 from penstock.engine.models.fuse import fuse
 from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.lora import has_lora, merged_state
-from penstock.engine.models.output import classifier_output
+from penstock.engine.models.output import classifier_output, is_multi_label
 from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import Ragged, segment_pool
 
@@ -151,7 +151,7 @@ class EncoderClassifier(nn.Module):
         Args:
             input_ids: token ids: a `Ragged` of (total_tokens,), or padded, (batch, length).
             attention_mask: (batch, length), nonzero where a token is; with padded input only.
-            labels: integer, (batch,).
+            labels: integer, (batch,), or 0 and 1, (batch, num_labels), of a multi-label model.
             token_type_ids: in the form of input_ids, (batch, length) or (total_tokens,), for models that have them;
                 zeros if None.
             reduction: of the loss over the batch: "mean", "sum" or "none".
@@ -168,7 +168,7 @@ class EncoderClassifier(nn.Module):
             # a process of several whose share of a step is empty
             assert self.config.num_labels is not None
             none = torch.zeros(0, self.config.num_labels, device=batch.values.device)
-            return classifier_output(none, labels, reduction)
+            return classifier_output(none, labels, reduction, is_multi_label(self))
         if tokens == 0:
             raise ValueError("the batch has no tokens: an encoder reads at least one of each text, such as [CLS]")
         self._check_lengths(batch)
@@ -187,7 +187,7 @@ class EncoderClassifier(nn.Module):
             if types.shape[0] != tokens:
                 raise ValueError(f"token_type_ids has shape {tuple(token_type_ids.shape)}, unlike input_ids")
             inputs["token_type_ids"] = F.pad(types, (0, batch.values.shape[0] - tokens))[None]
-        return classifier_output(self.model(**inputs).logits[:texts], labels, reduction)
+        return classifier_output(self.model(**inputs).logits[:texts], labels, reduction, is_multi_label(self))
 
     def _padding_idx(self) -> int | None:
         """The token that has no position of its own, for a family that counts positions from behind it."""

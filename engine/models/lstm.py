@@ -9,7 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from penstock.engine.models.loading import quiet
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
-from penstock.engine.models.output import classifier_output
+from penstock.engine.models.output import classifier_output, is_multi_label
 from penstock.engine.models.ragged_input import as_ragged
 from penstock.engine.models.stock import has_hooks, is_untouched
 from penstock.kernels import LSTM, Ragged, segment_pool
@@ -76,7 +76,7 @@ class LSTMClassifier(PreTrainedModel):
         Args:
             input_ids: token ids: a `Ragged` of (total_tokens,), or padded, (batch, length).
             attention_mask: (batch, length), nonzero where a token is; with padded input only.
-            labels: integer, (batch,).
+            labels: integer, (batch,), or 0 and 1, (batch, num_labels), of a multi-label model.
             token_type_ids: ignored; some tokenizers give them.
             return_dict: False for a plain tuple.
             reduction: of the loss over the batch: "mean", "sum" or "none".
@@ -93,7 +93,7 @@ class LSTMClassifier(PreTrainedModel):
         if seed is not None and config.head_dropout:
             one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=pooled.device)
             pooled = dropout(pooled, one_each, config.head_dropout, seed, _HEAD_STREAM, batch.ids)
-        output = classifier_output(self.classifier(pooled), labels, reduction)
+        output = classifier_output(self.classifier(pooled), labels, reduction, is_multi_label(self))
         return output.to_tuple() if return_dict is False else output
 
     def _pooled(self, batch: Ragged, seed: Tensor | None) -> Tensor:

@@ -1,17 +1,40 @@
 """What both classifiers return."""
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 REDUCTIONS = ("mean", "sum", "none")
+MULTI_LABEL = "multi_label_classification"  # transformers' name, at which its pipelines take a sigmoid of each logit
 
 
-def classifier_output(logits: Tensor, labels: Tensor | None, reduction: str) -> SequenceClassifierOutput:
+def is_multi_label(model: Any) -> bool:
+    """Whether a model answers for each label by itself, instead of choosing one."""
+    return getattr(getattr(model, "config", None), "problem_type", None) == MULTI_LABEL
+
+
+def multi_label_loss(logits: Tensor, targets: Tensor, reduction: str, positive_weights: Tensor | None = None) -> Tensor:
+    """An example's loss is the mean over the labels of the binary cross-entropy, as in transformers.
+
+    Args:
+        logits, targets: float32 (batch, num_labels), targets 0 or 1.
+        reduction: over the examples, as of `classifier_output`.
+        positive_weights: float32 (num_labels,): what the loss of a label weighs where the label is there.
+    """
+    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=positive_weights).mean(-1)
+    return {"mean": each.mean, "sum": each.sum}[reduction]() if reduction != "none" else each
+
+
+def classifier_output(
+    logits: Tensor, labels: Tensor | None, reduction: str, multi_label: bool = False
+) -> SequenceClassifierOutput:
     """Logits and, given labels, their cross-entropy, computed in float32 at least.
 
     Args:
-        logits: (batch, num_labels). labels: integer, (batch,), or None.
+        logits: (batch, num_labels). labels: integer, (batch,), or None; of a multi-label model, 0 or 1 for each label,
+            (batch, num_labels).
         reduction: "mean" over the examples, "sum", or "none" for one loss each. A training step made of several batches
             divides the sum by the number of the whole step's examples.
     Raises:
@@ -21,7 +44,11 @@ def classifier_output(logits: Tensor, labels: Tensor | None, reduction: str) -> 
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if labels is None:
         return SequenceClassifierOutput(logits=logits)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels has shape {tuple(labels.shape)} for {logits.shape[0]} examples")
+    wanted = logits.shape if multi_label else logits.shape[:1]
+    if labels.shape != wanted:
+        each = f", of {logits.shape[1]} labels each" if multi_label else ""
+        raise ValueError(f"labels has shape {tuple(labels.shape)} for {logits.shape[0]} examples{each}")
     wide = logits if logits.element_size() >= 4 else logits.float()
+    if multi_label:
+        return SequenceClassifierOutput(loss=multi_label_loss(wide, labels.to(wide.dtype), reduction), logits=logits)
     return SequenceClassifierOutput(loss=F.cross_entropy(wide, labels.long(), reduction=reduction), logits=logits)

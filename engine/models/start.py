@@ -9,18 +9,28 @@ import torch
 from torch import nn
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models.build import adapt, build_model, load_model
+from penstock.engine.models.build import adapt, build_model, forget_run, load_model
+from penstock.engine.models.output import is_multi_label
 from penstock.engine.models.settings import ModelSettings
 
 Say = Callable[[str], None]
 
 
-def start_model(settings: ModelSettings, folder: Path, *, label_names: Sequence[str], vocab_size: int, say: Say) -> Any:
+def start_model(
+    settings: ModelSettings,
+    folder: Path,
+    *,
+    label_names: Sequence[str],
+    vocab_size: int,
+    say: Say,
+    multi_label: bool = False,
+) -> Any:
     """A model with the weights of the saved one in `folder`; its output layer is new where the labels are others.
 
     Args:
         settings: those of the saved model; dropout and what is frozen may differ.
         say: prints a line for the user.
+        multi_label: whether the new data has lists of labels.
 
     Raises:
         ModelError: there is no saved model, or it is of another architecture.
@@ -41,18 +51,25 @@ def start_model(settings: ModelSettings, folder: Path, *, label_names: Sequence[
         vocab_size=vocab_size,
         num_labels=len(label_names),
         label_names=label_names,
+        multi_label=multi_label,
     )
     model.config.pad_token_id = earlier.config.pad_token_id
     # a calibrated model's temperature lies in its weights: the new run begins without one of its own
-    model.config.__dict__.pop("calibration_temperature", None)
+    forget_run(model.config)
     weights = earlier.state_dict()
     fresh = {}
-    if there != list(label_names):
+    one_kind = is_multi_label(earlier) == multi_label
+    if there != list(label_names) or not one_kind:
         name = output_layer_name(model, len(label_names))
         fresh = _fresh_output(model, name)
         say(
-            f"{folder}: its {len(there)} labels are not the {len(label_names)} of the data: "
-            f"the output layer ({name}) starts anew, all other weights are kept"
+            (
+                f"{folder}: its {len(there)} labels are not the {len(label_names)} of the data: "
+                if one_kind
+                else f"{folder}: its texts had {'one label' if multi_label else 'lists of labels'}, the data's have "
+                f"{'lists of labels' if multi_label else 'one label'}: "
+            )
+            + f"the output layer ({name}) starts anew, all other weights are kept"
         )
     try:
         model.load_state_dict({**weights, **fresh})

@@ -10,9 +10,11 @@ from penstock.engine.data.manifest import MANIFEST_NAME
 from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TRUNCATIONS
-from penstock.engine.errors import ConfigError, ModelError
+from penstock.engine.errors import ConfigError, ModelError, SourceError, StoreError
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.settings import StudySettings, overrides_for
+
+HAS_LISTS = "has lists of labels; a study compares models that choose one label: penstock train takes lists"
 
 
 def check_plan(study: StudySettings) -> list[str]:
@@ -37,13 +39,17 @@ def check_plan(study: StudySettings) -> list[str]:
         check_encoder(encoder)
     for sources, store in zip((study.train, study.test), prepared, strict=True):
         if store:
-            Store.open(sources[0])
+            if Store.open(sources[0]).multi_label:
+                raise StoreError(f"{sources[0]} {HAS_LISTS}")
             continue
         for source in sources:
             if is_store([source]):
                 raise ConfigError(f"{source}: a store; give it alone, or prepare one of all the sources first")
         # the hub's data sets are not opened twice: that is the loading itself
-        open_sources([name for name in sources if not name.startswith("hf:")], text=study.text, label=study.label)
+        local = [name for name in sources if not name.startswith("hf:")]
+        for opened in open_sources(local, text=study.text, label=study.label) if local else ():
+            if opened.multi_label:
+                raise SourceError(f"{opened.name}: column {opened.label!r} {HAS_LISTS}")
     notes = list(_unused(study, *prepared))
     families = {override.split(".")[0] for override in study.overrides} & FAMILIES.keys() - set(study.families)
     return notes + [f"settings for {family}, which is not among --families: not used" for family in sorted(families)]

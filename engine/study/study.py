@@ -20,7 +20,7 @@ from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
 from penstock.engine.study.cells import Cell, CellResult, plan_cells, write_result
-from penstock.engine.study.check import check_plan, is_store
+from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
 from penstock.engine.study.costs import device_name, measure_cost, read_cost, write_cost
 from penstock.engine.study.directory import claim, write_study
 from penstock.engine.study.existing import Existing, remains
@@ -137,6 +137,9 @@ def open_or_prepare(
 
 
 def _check_alike(train: Store, test: Store) -> None:
+    for store in (train, test):
+        if store.multi_label:
+            raise StoreError(f"{store.path} {HAS_LISTS}")
     for what, here, there in (
         ("another tokenizer", test.manifest.tokenizer.fingerprint, train.manifest.tokenizer.fingerprint),
         ("other labels", test.label_names, train.label_names),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, StoreError
 from penstock.engine.models.loading import load_config
@@ -40,12 +41,24 @@ def new_settings(
         _check_tokenizer(store, run)
     if asked.given is None:  # others were checked when they were read
         check_used(asked, sorted(asked.stated() - (set() if validation_rows is None else WITH_VALIDATION)))
+    if store.multi_label:
+        asked = _for_label_lists(asked, store)
     lengths = store.lengths if rows is None else store.lengths[rows]
     if not len(lengths):
         raise ConfigError("there are no training rows")
     width = _encoder_width(asked.model) if asked.model.kind == "encoder" else None
     validates = None if validation_rows is None else len(validation_rows) > 0
     return asked.resolve(TrainingSet.of(lengths, width), validates=validates)
+
+
+def _for_label_lists(asked: Settings, store: Store) -> Settings:
+    """The settings for rows with lists of labels: by default micro-F1 chooses the best model."""
+    if asked.training.label_smoothing:
+        raise ConfigError(
+            f"training.label_smoothing={asked.training.label_smoothing:g} has no meaning with the lists of labels of "
+            f"{store.path}: it spreads one label over the others; leave it out"
+        )
+    return asked if "training.metric" in asked.stated() else asked.replace({"training.metric": "micro_f1"})
 
 
 def settings_as_begun(directory: RunDirectory, asked: Settings) -> Settings:
@@ -105,8 +118,13 @@ def opening_line(loop: Loop, rows: np.ndarray, validation_rows: np.ndarray, stor
     parameters = sum(parameter.numel() for parameter in loop.model.parameters())
     trainable = sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad)
     size = f"{parameters:,} parameters" + (f", {trainable:,} of them trained" if trainable != parameters else "")
-    counts = np.bincount(store.labels[rows], minlength=store.num_labels)
-    majority = f"{counts.max() / len(rows):.1%} {store.label_names[int(counts.argmax())]!r}"
+    if store.multi_label:
+        counts = counts_of(store.label_offsets, store.label_ids, rows, store.num_labels)
+        classes = f", multi-label: {store.num_labels} labels, mean {counts.sum() / len(rows):.2f} per example"
+    else:
+        counts = np.bincount(store.labels[rows], minlength=store.num_labels)
+        majority = f"{counts.max() / len(rows):.1%} {store.label_names[int(counts.argmax())]!r}"
+        classes = f" in {store.num_labels} classes ({majority})"
     held = f", {len(validation_rows):,} more for validation" if len(validation_rows) else ", none for validation"
     steps = _total_steps(loop)
     done = f"goes on after step {counters.step:,} of" if counters.step else "in"
@@ -125,7 +143,7 @@ def opening_line(loop: Loop, rows: np.ndarray, validation_rows: np.ndarray, stor
         recipe.append(f"label smoothing {training.label_smoothing:g}")
     return (
         f"{settings.model.describe()}, {size}, {_origin(settings.model)}; "
-        f"{len(rows):,} examples in {store.num_labels} classes ({majority}){held}; "
+        f"{len(rows):,} examples{classes}{held}; "
         f"{done} {steps}; {', '.join(recipe)}"
     )
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 
 from penstock.engine.models import load_model
+from penstock.engine.models.build import TEMPERATURE
 from penstock.engine.models.start import output_layer_name
 
-CONFIG_ENTRY = "calibration_temperature"
+CONFIG_ENTRY = TEMPERATURE
 _BOUNDS = 1e-2, 1e2
 _BINS = 15
 
@@ -24,7 +25,8 @@ class Calibration:
     Attributes:
         temperature: what the logits were divided by.
         loss_before, loss_after: mean cross-entropy on the validation rows, nats.
-        error_before, error_after: expected calibration error there, 15 bins of equal width.
+        error_before, error_after: expected calibration error there, 15 bins of equal width; with lists of labels, over
+            all examples and labels.
     """
 
     temperature: float
@@ -38,13 +40,17 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     """The temperature of the least cross-entropy.
 
     Args:
-        logits: float (examples, classes). labels: int64 (examples,).
+        logits: float (examples, classes).
+        labels: int64 (examples,), or 0 and 1 for each label, (examples, classes).
     """
     logits = logits.astype(np.float64)
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        return float(-log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean())
+        scaled = logits / np.exp(log_temperature)
+        if labels.ndim == 2:
+            return float((np.logaddexp(0, scaled) - labels * scaled).mean())
+        return float(-log_softmax(scaled, axis=1)[rows, labels].mean())
 
     found = minimize_scalar(loss, bounds=tuple(np.log(_BOUNDS)), method="bounded", options={"xatol": 1e-6})
     temperature = float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
@@ -83,8 +89,11 @@ def calibrated(folder: Path, fit: Callable[[Any], Calibration]) -> tuple[Any, Ca
 
 def _calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean over the examples of |accuracy - confidence| of their bins."""
-    probabilities = np.exp(log_softmax(logits, axis=1))
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    if labels.ndim == 2:
+        confidence, right = expit(logits).ravel(), labels.ravel() > 0
+    else:
+        probabilities = np.exp(log_softmax(logits, axis=1))
+        confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     gaps = np.bincount(bins, right - confidence, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(gaps).sum() / len(confidence))

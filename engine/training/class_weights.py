@@ -25,11 +25,35 @@ def resolve_class_weights(
     """
     if weights is None:
         return None
-    if isinstance(weights, str):
-        counts = np.bincount(labels, minlength=len(label_names))
-        present = int((counts > 0).sum())
-        # a class without training rows has no loss to weigh
-        return np.divide(len(labels), present * counts, out=np.ones(len(counts)), where=counts > 0)
+    if not isinstance(weights, str):
+        return _by_label(weights, label_names)
+    counts = np.bincount(labels, minlength=len(label_names))
+    present = int((counts > 0).sum())
+    # a class without training rows has no loss to weigh
+    return np.divide(len(labels), present * counts, out=np.ones(len(counts)), where=counts > 0)
+
+
+def resolve_positive_weights(
+    weights: str | Mapping[str, float] | None, label_names: Sequence[str], counts: np.ndarray, rows: int
+) -> np.ndarray | None:
+    """As `resolve_class_weights`, of rows with lists of labels: what the loss of a label weighs where it is there.
+
+    Args:
+        weights: "balanced" (rows without the label / rows with it), or numbers by label.
+        counts: int64 (num_labels,), of the training rows that have each label. rows: how many there are in all.
+
+    Raises:
+        ConfigError: there is no such label.
+    """
+    if weights is None:
+        return None
+    if not isinstance(weights, str):
+        return _by_label(weights, label_names)
+    # a label that no row has, or every row, has nothing to balance
+    return np.divide(rows - counts, counts, out=np.ones(len(counts)), where=(counts > 0) & (counts < rows))
+
+
+def _by_label(weights: Mapping[str, float], label_names: Sequence[str]) -> np.ndarray:
     numbers = {name: index for index, name in enumerate(label_names)}
     result = np.ones(len(label_names))
     for name, weight in weights.items():

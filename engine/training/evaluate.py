@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from penstock.engine.data.loader import Batch, Loader
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
+from penstock.engine.models.output import is_multi_label, multi_label_loss
 from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluation import EvaluationCounter
 from penstock.engine.training.metrics import Metrics, confusion_counts
+from penstock.engine.training.multi_label import MultiLabelMetrics, thresholds_of
+from penstock.engine.training.multi_label_evaluation import MultiLabelCounter
 from penstock.engine.training.precision import autocast, resolve_precision
 
 
@@ -46,6 +49,8 @@ def evaluate_batches(
     """As `evaluate`, of this process's batches."""
     num_labels = len(label_names)
     world = world or _alone(model)
+    if is_multi_label(model):
+        return _evaluate_lists(model, batches, label_names, precision, world)
     confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=world.device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     for batch, logits in run(model, batches, precision):
@@ -54,20 +59,46 @@ def evaluate_batches(
     return Metrics.from_confusion(world.sum(confusion).cpu(), world.sum(loss_sum).item(), label_names)
 
 
+def _evaluate_lists(
+    model: nn.Module, batches: Iterable[Batch], label_names: Sequence[str], precision: str, world: World
+) -> MultiLabelMetrics:
+    """As `evaluate_batches`, of examples with lists of labels, at the model's thresholds."""
+    num_labels, device = len(label_names), world.device
+    thresholds = torch.from_numpy(thresholds_of(getattr(model, "config", None), num_labels)).to(device)
+    counts = torch.zeros(3, num_labels, dtype=torch.int64, device=device)
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, examples all right, examples
+    for batch, logits in run(model, batches, precision):
+        truth = batch.labels > 0
+        predicted = class_probabilities(model, logits).double() >= thresholds
+        counts += torch.stack([(truth & predicted).sum(0), predicted.sum(0), truth.sum(0)])
+        totals[0] += multi_label_loss(logits, batch.labels, "sum")
+        totals[1] += (truth == predicted).all(-1).sum()
+        totals[2] += len(batch)
+    loss, exact, examples = world.sum(totals).tolist()
+    counts = world.sum(counts).cpu()
+    return MultiLabelMetrics.from_counts(counts, int(exact), int(examples), loss, label_names)
+
+
 def evaluate_fully(
     model: nn.Module, batches: Iterable[Batch], label_names: Sequence[str], precision: str = "auto"
-) -> EvaluationCounter:
+) -> EvaluationCounter | MultiLabelCounter:
     """As `evaluate_batches`, class by class and with what depends on the probabilities; in one process."""
-    counter = EvaluationCounter(label_names)
+    several = is_multi_label(model)
+    counter: EvaluationCounter | MultiLabelCounter = EvaluationCounter(label_names)
+    if several:
+        counter = MultiLabelCounter(label_names, thresholds_of(getattr(model, "config", None), len(label_names)))
     for batch, logits in run(model, batches, precision):
-        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-        counter.add(batch.labels, class_probabilities(logits), loss.item())
+        if several:
+            loss = multi_label_loss(logits, batch.labels, "sum")
+        else:
+            loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        counter.add(batch.labels, class_probabilities(model, logits), loss.item())
     return counter
 
 
-def class_probabilities(logits: Tensor) -> Tensor:
-    """float32 (batch, num_labels), from logits of the same shape: the one place that decides how."""
-    return logits.softmax(-1)
+def class_probabilities(model: nn.Module, logits: Tensor) -> Tensor:
+    """float32 (batch, num_labels), from a model's logits of the same shape: the one place that decides how."""
+    return logits.sigmoid() if is_multi_label(model) else logits.softmax(-1)
 
 
 @torch.no_grad()

@@ -44,6 +44,21 @@ class ReliabilityBin:
     confidence: float | None
     accuracy: float | None
 
+    @classmethod
+    def of(cls, bins: np.ndarray) -> "list[ReliabilityBin]":
+        """From (3, RELIABILITY_BINS), as `reliability_bins` gives them."""
+        examples, confidence, right = bins
+        return [
+            cls(
+                low=number / RELIABILITY_BINS,
+                high=(number + 1) / RELIABILITY_BINS,
+                count=int(examples[number]),
+                confidence=ratio(confidence[number], examples[number]),
+                accuracy=ratio(right[number], examples[number]),
+            )
+            for number in range(RELIABILITY_BINS)
+        ]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -103,7 +118,7 @@ class EvaluationCounter:
         self._confusion = np.zeros((count, count), np.int64)
         self._loss = 0.0
         self._bins = np.zeros((3, RELIABILITY_BINS))  # examples, summed confidence, right ones
-        self._scores = _Sample(max(1, MAX_SCORES // count))
+        self._scores = ScoreSample(max(1, MAX_SCORES // count))
 
     def add(self, labels: Tensor, probabilities: Tensor, loss_sum: float) -> None:
         """labels int64 (batch,), probabilities float32 (batch, num_labels), the batch's summed loss."""
@@ -111,9 +126,7 @@ class EvaluationCounter:
         predicted, confidence = scores.argmax(1), scores.max(1)
         np.add.at(self._confusion, (truth, predicted), 1)
         self._loss += loss_sum
-        bins = np.clip(np.ceil(confidence * RELIABILITY_BINS).astype(int) - 1, 0, RELIABILITY_BINS - 1)
-        for row, weights in enumerate((None, confidence, predicted == truth)):
-            self._bins[row] += np.bincount(bins, weights, RELIABILITY_BINS)
+        self._bins += reliability_bins(confidence, predicted == truth)
         self._scores.add(truth, scores)
 
     @property
@@ -139,21 +152,12 @@ class EvaluationCounter:
             auroc=sum(known) / len(known) if known else None,
             auroc_examples=len(truth),
             ece=float(np.abs(confidence - right).sum() / examples.sum()),
-            reliability=[
-                ReliabilityBin(
-                    low=number / RELIABILITY_BINS,
-                    high=(number + 1) / RELIABILITY_BINS,
-                    count=int(examples[number]),
-                    confidence=_ratio(confidence[number], examples[number]),
-                    accuracy=_ratio(right[number], examples[number]),
-                )
-                for number in range(RELIABILITY_BINS)
-            ],
+            reliability=ReliabilityBin.of(self._bins),
             bad_rows=bad_rows,
         )
 
 
-class _Sample:
+class ScoreSample:
     """All rows while they are `limit` at most; then every 2nd of them, every 4th, and so on."""
 
     def __init__(self, limit: int) -> None:
@@ -172,6 +176,12 @@ class _Sample:
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         truth, scores = zip(*self._parts, strict=True)
         return np.concatenate(truth), np.concatenate(scores)
+
+
+def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(3, RELIABILITY_BINS): examples in each bin, their summed confidence, how many are right; of (examples,)."""
+    bins = np.clip(np.ceil(confidence * RELIABILITY_BINS).astype(int) - 1, 0, RELIABILITY_BINS - 1)
+    return np.stack([np.bincount(bins, weights, RELIABILITY_BINS) for weights in (None, confidence, right)])
 
 
 def binary_auroc(positive: np.ndarray, scores: np.ndarray) -> float | None:
@@ -195,9 +205,9 @@ def _class_figures(confusion: np.ndarray, names: Sequence[str], areas: Sequence[
     return [
         ClassFigures(
             name=name,
-            precision=_ratio(hits[i], predicted[i]),
-            recall=_ratio(hits[i], support[i]),
-            f1=_ratio(2 * hits[i], predicted[i] + support[i]),
+            precision=ratio(hits[i], predicted[i]),
+            recall=ratio(hits[i], support[i]),
+            f1=ratio(2 * hits[i], predicted[i] + support[i]),
             support=int(support[i]),
             predicted=int(predicted[i]),
             auroc=areas[i],
@@ -206,5 +216,5 @@ def _class_figures(confusion: np.ndarray, names: Sequence[str], areas: Sequence[
     ]
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None

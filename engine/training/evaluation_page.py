@@ -9,7 +9,7 @@ import numpy as np
 
 from penstock.engine.page import Block, Bullets, Heading, Headline, Paragraph, Picture, TableBlock, to_html
 from penstock.engine.plot_style import STYLE
-from penstock.engine.training.evaluation import ClassFigures, Evaluation
+from penstock.engine.training.evaluation import ClassFigures, Evaluation, ReliabilityBin
 
 MAX_CLASSES = 30  # shown one by one; of more, the worst and the best
 MAX_CELLS = 12  # classes of a confusion matrix with a number in each cell
@@ -20,24 +20,34 @@ COLUMNS = ("class", "precision", "recall", "F1", "AUROC", "support", "predicted"
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """The summary and a table by class, on stdout."""
+    shown, note = _shown_classes(evaluation)
+    lines = [*([note] if note else []), *_confusions(evaluation)[:3]]
+    print_table(evaluation.summary(), _averages(evaluation), COLUMNS, _class_rows(shown), lines)
+
+
+def print_table(
+    summary: str,
+    averages: Sequence[tuple[str, str]],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    lines: Sequence[str],
+) -> None:
+    """On stdout: a summary, figures by name, a table whose first column is text, and lines below it."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    console.print(evaluation.summary())
-    console.print(", ".join(f"{name} {value}" for name, value in _averages(evaluation)))
-    shown, note = _shown_classes(evaluation)
+    console.print(summary)
+    console.print(", ".join(f"{name} {value}" for name, value in averages))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for place, column in enumerate(COLUMNS):
+    for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", overflow="fold")
-    for row in _class_rows(shown):
+    for row in rows:
         table.add_row(escape(row[0]), *row[1:])
     console.print(table, soft_wrap=False)
-    if note:
-        console.print(note)
-    for line in _confusions(evaluation)[:3]:
+    for line in lines:
         console.print(line)
 
 
@@ -71,7 +81,7 @@ def evaluation_page(evaluation: Evaluation, run: str, data: str) -> str:
     blocks += [
         Heading("How far the probabilities can be believed"),
         Picture(
-            _reliability_picture(evaluation),
+            reliability_picture(evaluation.reliability, "probability of the predicted label", "examples"),
             "How often the predicted label is right, by its probability. Expected calibration error: "
             f"{evaluation.ece:.4f}. Below the diagonal the model is surer than it should be; the bars show "
             "where the examples are.",
@@ -94,10 +104,11 @@ def _averages(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("calibration error", evaluation.ece),
         ("loss", metrics.loss),
     ]
-    return [(name, _number(value)) for name, value in figures]
+    return [(name, figure_text(value)) for name, value in figures]
 
 
-def _number(value: float | None) -> str:
+def figure_text(value: float | None) -> str:
+    """Four decimals; a dash for no value."""
     return "–" if value is None else f"{value:.4f}"
 
 
@@ -105,7 +116,7 @@ def _class_rows(classes: Sequence[ClassFigures]) -> list[list[str]]:
     return [
         [
             each.name,
-            *(_number(value) for value in (each.precision, each.recall, each.f1, each.auroc)),
+            *(figure_text(value) for value in (each.precision, each.recall, each.f1, each.auroc)),
             f"{each.support:,}",
             f"{each.predicted:,}",
         ]
@@ -184,15 +195,15 @@ def _confusion_picture(evaluation: Evaluation) -> bytes:
     return _png(figure)
 
 
-def _reliability_picture(evaluation: Evaluation) -> bytes:
-    bins = evaluation.reliability
+def reliability_picture(bins: Sequence[ReliabilityBin], by: str, what: str) -> bytes:
+    """A PNG: how often what is counted (`what`) is right, by its probability (`by`)."""
     used = [part for part in bins if part.count]
     total = sum(part.count for part in bins)
     figure, axes = _new_figure(8, 5)
     axes.plot([0, 1], [0, 1], color="#8a949c", linewidth=1, linestyle="--", label="as sure as right")
     axes.bar(
         [part.low for part in bins], [part.count / total for part in bins], width=1 / len(bins), align="edge",
-        color="#d5e3ea", edgecolor="white", label="share of the examples",
+        color="#d5e3ea", edgecolor="white", label=f"share of the {what}",
     )  # fmt: skip
     axes.plot(
         [part.confidence for part in used], [part.accuracy for part in used], color="#0b6e99", marker="o",
@@ -200,7 +211,7 @@ def _reliability_picture(evaluation: Evaluation) -> bytes:
     )  # fmt: skip
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("probability of the predicted label")
+    axes.set_xlabel(by)
     axes.set_ylabel("share")
     axes.legend(loc="upper left", frameon=False)
     return _png(figure)

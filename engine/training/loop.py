@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.loader import Loader, Step
 from penstock.engine.data.manifest import TOKENIZER_NAME
 from penstock.engine.data.plan import PlanParameters
@@ -20,12 +21,13 @@ from penstock.engine.models.loading import quiet
 from penstock.engine.models.start import Say, start_model
 from penstock.engine.training.calibrate import Calibration, fit_temperature
 from penstock.engine.training.checkpoint import read_state, write_checkpoint
-from penstock.engine.training.class_weights import resolve_class_weights
+from penstock.engine.training.class_weights import resolve_class_weights, resolve_positive_weights
 from penstock.engine.training.distributed import World
-from penstock.engine.training.evaluate import evaluate, run, store_batches
+from penstock.engine.training.evaluate import class_probabilities, evaluate, run, store_batches
 from penstock.engine.training.files import copy_tree
 from penstock.engine.training.flops import peak_flops, training_flops_per_token
 from penstock.engine.training.metrics import Metrics
+from penstock.engine.training.multi_label import Thresholds, choose_thresholds, read_metrics
 from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.progress import Mode, open_display
 from penstock.engine.training.run_directory import MetricsLog, RunDirectory
@@ -65,7 +67,7 @@ class Counters:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Counters":
-        return cls(**{**state, "best": Metrics(**state["best"]) if state["best"] else None})
+        return cls(**{**state, "best": read_metrics(state["best"]) if state["best"] else None})
 
     def over(self, settings: TrainingSettings) -> str:
         """Why a run with these settings is over here; empty if it is not."""
@@ -100,9 +102,7 @@ class Loop:
         state = read_state(directory.path)
         self.counters = Counters() if state is None else Counters.from_state(state["counters"])
         self.counters.stopped_by = self.counters.over(settings.training)
-        self._class_weights = resolve_class_weights(
-            settings.training.class_weights, store.label_names, store.labels[rows]
-        )
+        self._class_weights = self._resolve_weights(rows)
         torch.manual_seed(derive_seed(settings.training.seed, "weights"))
         last = directory.path / "last" if state is not None else None
         self.model = self._build(last, state["unmerged"] if state and "unmerged" in state else None, say)
@@ -142,7 +142,9 @@ class Loop:
         if settings.start_from is not None:
             folder = last or Path(settings.start_from)
             names, size = store.label_names, store.vocab_size
-            model = start_model(settings, folder, label_names=names, vocab_size=size, say=say)
+            model = start_model(
+                settings, folder, label_names=names, vocab_size=size, say=say, multi_label=store.multi_label
+            )
         else:
             model = build_model(
                 settings,
@@ -150,12 +152,20 @@ class Loop:
                 num_labels=len(store.label_names),
                 label_names=store.label_names,
                 tokenizer=store.tokenizer(),
+                multi_label=store.multi_label,
             )
             if last is not None and unmerged is None:
                 model.load_state_dict(load_model(last).state_dict())
         if unmerged is not None:
             model.load_state_dict(unmerged)
         return model
+
+    def _resolve_weights(self, rows: np.ndarray) -> np.ndarray | None:
+        store, weights = self._store, self.settings.training.class_weights
+        if not store.multi_label:
+            return resolve_class_weights(weights, store.label_names, store.labels[rows])
+        counts = counts_of(store.label_offsets, store.label_ids, rows, store.num_labels)
+        return resolve_positive_weights(weights, store.label_names, counts, len(rows))
 
     @property
     def tokens_per_batch(self) -> int:
@@ -241,8 +251,8 @@ class Loop:
                 began = time.perf_counter()
 
     def _weight(self, step: Step) -> float | None:
-        """The sum of the class weights of a step's examples, over all processes."""
-        if self._class_weights is None:
+        """The sum of the class weights of a step's examples, over all processes; those of labels have none."""
+        if self._class_weights is None or self._store.multi_label:
             return None
         plan, width = self._loader.plan(step.epoch), self.settings.data.batches_per_step
         rows = plan.order[plan.bounds[step.index * width] : plan.bounds[(step.index + 1) * width]]
@@ -358,6 +368,19 @@ class Loop:
 
     def fit_temperature(self, model: Any) -> Calibration:
         """By the validation rows."""
+        return fit_temperature(*self._validation_logits(model))
+
+    def choose_thresholds(self, model: Any) -> Thresholds:
+        """By the validation rows."""
+        logits, targets = self._validation_logits(model)
+        return choose_thresholds(class_probabilities(model, torch.from_numpy(logits)).numpy(), targets)
+
+    @property
+    def chooses_thresholds(self) -> bool:
+        return self._store.multi_label and len(self._validation_rows) > 0
+
+    def _validation_logits(self, model: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(float32 (rows, num_labels); the rows' labels)"""
         model.to(self.world.device)
         alone = World(0, 1, self.world.device)
         batches = store_batches(self._store, self._validation_rows, self.tokens_per_batch, alone)
@@ -366,7 +389,7 @@ class Loop:
             logits.append(scores.cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
         model.to("cpu")
-        return fit_temperature(np.concatenate(logits), np.concatenate(labels))
+        return np.concatenate(logits), np.concatenate(labels)
 
     def _save(self, model: Any, folder: Path) -> None:
         with quiet():

@@ -81,12 +81,16 @@ class Metrics:
             never_predicted=tuple(names[number] for number in named),
         )
 
+    def figure(self, metric: str) -> float:
+        """The value of `training.metric`; of one label each, micro-F1 is the accuracy."""
+        return self.accuracy if metric == "micro_f1" else getattr(self, metric)
+
     def better_than(self, other: "Metrics | None", metric: str) -> bool:
         """Strictly better by `metric`; between equals the lower loss wins."""
         if other is None:
             return True
         sign = -1 if metric == "loss" else 1
-        mine, theirs = sign * getattr(self, metric), sign * getattr(other, metric)
+        mine, theirs = sign * self.figure(metric), sign * other.figure(metric)
         return (mine, -self.loss) > (theirs, -other.loss)
 
     def summary(self) -> str:

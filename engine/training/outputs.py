@@ -18,6 +18,7 @@ from penstock.engine.training.plain_values import as_text, plain_list, to_json
 from penstock.engine.training.predictions import Columns, Predicted, batch_of
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
+LABEL_SEPARATOR = "|"  # where the training data was not read with one
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -48,6 +49,20 @@ def output_format(out: str, given: str | None) -> str:
     if given not in FORMATS:
         raise ConfigError(f"--format {given}: predictions are written as {', '.join(FORMATS)}")
     return given
+
+
+def check_separator(format: str, label_names: Sequence[str], separator: str | None) -> None:
+    """
+    Raises:
+        ConfigError: lists of labels could not be taken apart again: one of them holds what would stand between them.
+    """
+    separator = separator or LABEL_SEPARATOR
+    torn = next((name for name in label_names if separator in name), None)
+    if format in ("csv", "tsv") and torn is not None:
+        raise ConfigError(
+            f"the label {torn!r} holds {separator!r}, which would stand between the labels of a row: give another "
+            "--label-separator, or write jsonl or parquet"
+        )
 
 
 def check_output(out: str, inputs: Sequence[Path], folders: Sequence[Path] = ()) -> None:
@@ -123,17 +138,20 @@ def _compressed(file: Any, path: Path) -> Iterator[Any]:
         yield stream
 
 
-def open_writer(file: Any, format: str, columns: Columns, carried: pa.Schema) -> Writer:
+def open_writer(
+    file: Any, format: str, columns: Columns, carried: pa.Schema, label_separator: str | None = None
+) -> Writer:
     """
     Args:
         file: as `open_output` gives.
         carried: the types of the carried columns.
+        label_separator: between the labels of a row, and their probabilities, in csv and tsv.
     """
     if format == "parquet":
         return _ParquetWriter(file, columns, carried)
     if format == "jsonl":
         return _JsonLinesWriter(file, columns)
-    return _CsvWriter(file, columns, carried, "," if format == "csv" else "\t")
+    return _CsvWriter(file, columns, carried, "," if format == "csv" else "\t", label_separator or LABEL_SEPARATOR)
 
 
 class _ParquetWriter:
@@ -161,15 +179,20 @@ class _ParquetWriter:
 
 
 class _CsvWriter:
-    def __init__(self, file: Any, columns: Columns, carried: pa.Schema, delimiter: str) -> None:
+    def __init__(self, file: Any, columns: Columns, carried: pa.Schema, delimiter: str, label_separator: str) -> None:
         self._file, self._columns, self._carried, self._delimiter = file, columns, carried, delimiter
+        self._label_separator = label_separator
         self._write([columns.schema(carried).names])
 
     def write(self, part: Predicted) -> None:
         batch = batch_of(part, self._columns, self._carried)
         own = len(self._carried)
         values = [[_field(value) for value in plain_list(column)] for column in batch.columns[:own]]
-        self._write(zip(*values, *(_short(column.to_pylist()) for column in batch.columns[own:]), strict=True))
+        predicted = [map(self._joined, _short(column.to_pylist())) for column in batch.columns[own:]]
+        self._write(zip(*values, *predicted, strict=True))
+
+    def _joined(self, value: Any) -> Any:
+        return self._label_separator.join(map(str, value)) if isinstance(value, list) else value
 
     def _write(self, rows: Any) -> None:
         text = io.StringIO()
@@ -209,4 +232,7 @@ def _field(value: Any) -> Any:
 
 def _short(values: list[Any]) -> list[Any]:
     """Probabilities with the six digits that float32 has."""
-    return [float(f"{value:.6g}") if isinstance(value, float) else value for value in values]
+    return [
+        _short(value) if isinstance(value, list) else float(f"{value:.6g}") if isinstance(value, float) else value
+        for value in values
+    ]

@@ -59,6 +59,9 @@ class Columns:
         self.predicted = names
         self.renamed = self._renamed(carried)
 
+    def _kind(self, name: str) -> pa.DataType:
+        return pa.string() if name.startswith("label") else pa.float32()
+
     def _places(self) -> list[str]:
         return ["", *(f"_{place}" for place in range(2, self._top_k + 1))]
 
@@ -81,7 +84,7 @@ class Columns:
     def schema(self, carried: pa.Schema) -> pa.Schema:
         """The output's, given that of the carried columns."""
         fields = [field.with_name(self.renamed[field.name]) for field in carried]
-        kinds = [pa.string() if name.startswith("label") else pa.float32() for name in self.predicted]
+        kinds = [self._kind(name) for name in self.predicted]
         return pa.schema([*fields, *(pa.field(name, kind) for name, kind in zip(self.predicted, kinds, strict=True))])
 
     def of(self, probabilities: np.ndarray) -> list[pa.Array]:
@@ -93,6 +96,53 @@ class Columns:
             numbers = pa.array(best[:, place], mask=missing)
             arrays.append(self._label_names.take(numbers))
             arrays.append(pa.array(probabilities[np.arange(len(best)), best[:, place]], pa.float32(), mask=missing))
+        if self._all:
+            arrays += [pa.array(column, pa.float32(), mask=missing) for column in probabilities.T]
+        return arrays
+
+
+class ListColumns(Columns):
+    """As `Columns`, of a model that gives each text a list of labels.
+
+    `label` has those whose probability is at least their threshold, the most probable first, and `probability` theirs.
+
+    Args:
+        thresholds: (num_labels,).
+        top_k: that many of the most probable labels, whatever the thresholds; None for those that reach theirs.
+    """
+
+    def __init__(
+        self,
+        carried: Sequence[str],
+        label_names: Sequence[str],
+        thresholds: np.ndarray,
+        *,
+        top_k: int | None = None,
+        probabilities: bool = False,
+    ) -> None:
+        super().__init__(carried, label_names, probabilities=probabilities)
+        self._thresholds, self._most = thresholds, None if top_k is None else min(top_k, len(label_names))
+
+    def _kind(self, name: str) -> pa.DataType:
+        kinds = {"label": pa.list_(pa.string()), "probability": pa.list_(pa.float32())}
+        return kinds.get(name, pa.float32())
+
+    def of(self, probabilities: np.ndarray) -> list[pa.Array]:
+        missing = np.isnan(probabilities[:, 0])
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        ranked = np.take_along_axis(probabilities, order, axis=1)
+        if self._most is None:
+            chosen = ranked >= self._thresholds[order]
+        else:
+            chosen = np.broadcast_to(np.arange(ranked.shape[1]) < self._most, ranked.shape)
+        chosen = chosen & ~missing[:, None]
+        ends = np.cumsum(chosen.sum(1))
+        offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32), mask=np.append(missing, False))
+        names = self._label_names.take(pa.array(order[chosen]))
+        arrays = [
+            pa.ListArray.from_arrays(offsets, names),
+            pa.ListArray.from_arrays(offsets, pa.array(ranked[chosen], pa.float32())),
+        ]
         if self._all:
             arrays += [pa.array(column, pa.float32(), mask=missing) for column in probabilities.T]
         return arrays

@@ -114,6 +114,12 @@ def describe_step(record: Mapping[str, Any]) -> str:
 def describe_evaluation(record: Mapping[str, Any]) -> str:
     best = "  best" if record.get("best") else ""
     caveats = "".join(f"  {part}" for part in _caveats(record))
+    if "hamming_loss" in record:
+        return (
+            f"{record['split']} at step {record['step']}: micro-F1 {record['micro_f1']:.4f}  "
+            f"macro-F1 {record['macro_f1']:.4f}  all right {record['accuracy']:.4f}  loss {record['loss']:.4f}  "
+            f"({record['num_examples']:,} examples){caveats}{best}"
+        )
     return (
         f"{record['split']} at step {record['step']}: accuracy {record['accuracy']:.4f}  "
         f"macro-F1 {record['macro_f1']:.4f}  loss {record['loss']:.4f}  ({record['num_examples']:,} examples)"

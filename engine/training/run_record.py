@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from penstock.engine.data.job import JOB_NAME
 from penstock.engine.data.manifest import MANIFEST_NAME
-from penstock.engine.data.sources import Source, open_source
+from penstock.engine.data.sources import Reading, Source, open_source
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError, SourceError, StoreError
 
@@ -54,6 +56,35 @@ def check_fits(store: Store, data: dict[str, Any]) -> None:
                 f"prepare it with --like {data['store']}"
             )
 
+    if store.multi_label != data.get("multi_label", False):
+        here, there = ("lists of labels", "one label") if store.multi_label else ("one label", "lists of labels")
+        raise StoreError(
+            f"{store.path} has {here} a row, the training data had {there}: prepare it with --like {data['store']}"
+        )
+
+
+def check_labels(source: Source, data: dict[str, Any]) -> None:
+    """Raises SourceError unless the source has lists of labels if the training data had, and else single ones."""
+    there = data.get("multi_label", False)
+    if source.multi_label != there:
+        what = "one label a row, the training data had lists" if there else "lists of labels, the training data had one"
+        more = ": --label-separator says what stands between the labels of a text" if there else " a row"
+        raise SourceError(f"{source.name}: column {source.label!r} has {what}{more}")
+
+
+def saved_thresholds(path: Path | str, num_labels: int) -> np.ndarray:
+    """float64 (num_labels,): of the run's best model, see `multi_label.thresholds_of`.
+
+    Raises:
+        RunError: the model's configuration cannot be read.
+    """
+    file = Path(path) / "best" / "config.json"
+    try:
+        kept = json.loads(file.read_text()).get("thresholds")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read: {error}") from None
+    return np.full(num_labels, 0.5) if kept is None else np.asarray(kept, np.float64)
+
 
 def is_store(path: str) -> bool:
     """A folder is a store, finished or not, or meant to be one: it has a store's files or none at all."""
@@ -64,9 +95,15 @@ def is_store(path: str) -> bool:
 
 
 def open_like_training(
-    name: str, data: dict[str, Any], *, text: str | None = None, label: str | None = None, need_label: bool = True
+    name: str,
+    data: dict[str, Any],
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    need_label: bool = True,
+    label_separator: str | None = None,
 ) -> Source:
-    """A raw source, with the training data's column names where none are given and they are there.
+    """A raw source, with the training data's column names and separator of labels where none are given.
 
     Args:
         data: the entry `data` of run.json.
@@ -74,11 +111,13 @@ def open_like_training(
     Raises:
         SourceError: it cannot be opened, or has no such columns.
     """
+    separator = label_separator if label_separator is not None else data.get("label_separator")
+    given: dict[str, Any] = {"need_label": need_label, "reading": Reading(label_separator=separator)}
     try:
-        return open_source(name, text=text or data["text"], label=label or data["label"], need_label=need_label)
+        return open_source(name, text=text or data["text"], label=label or data["label"], **given)
     except SourceError:
         # other columns than in training: the usual names, or a message that lists what is there
-        return open_source(name, text=text, label=label, need_label=need_label)
+        return open_source(name, text=text, label=label, **given)
 
 
 def files_of(sources: Sequence[Source]) -> list[Path]:

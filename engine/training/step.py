@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from penstock.engine.data.loader import Batch
 from penstock.engine.errors import NonFiniteError
+from penstock.engine.models.output import is_multi_label, multi_label_loss
 from penstock.engine.training.distributed import World
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
@@ -47,7 +48,8 @@ class Stepper:
     """Holds the optimizer and takes steps.
 
     The gradient is that of the mean loss over the step's examples, wherever they were computed; with class weights, of
-    the weighted mean (the sum of weighted losses over the sum of the examples' weights, as in torch). Random numbers of
+    the weighted mean (the sum of weighted losses over the sum of the examples' weights, as in torch); with lists of
+    labels, of the mean of losses in which a label's weight counts where the label is there. Random numbers of
     a batch depend on the seed, the step and the batch's place in the step alone: neither the number of processes nor an
     interruption changes them.
     """
@@ -62,9 +64,10 @@ class Stepper:
     ) -> None:
         """
         Args:
-            class_weights: float, (num_labels,); None for none.
+            class_weights: float, (num_labels,); None for none. With lists of labels, of the positives of each.
         """
         self._settings = settings
+        self._multi_label = is_multi_label(model)
         self._class_weights = None if class_weights is None else class_weights.to(world.device, torch.float32)
         self._precision = precision
         self._world = world
@@ -121,17 +124,11 @@ class Stepper:
             with self._without_sync() if not last else contextlib.nullcontext():
                 with autocast(self._precision, device):
                     logits = self._model(batch.tokens).logits
-                loss_sum = F.cross_entropy(
-                    logits.float(),
-                    batch.labels,
-                    weight=self._class_weights,
-                    reduction="sum",
-                    label_smoothing=self._settings.label_smoothing,
-                )
+                loss_sum = self._loss_sum(logits.float(), batch.labels)
                 # DistributedDataParallel averages the gradients over the processes: the factor makes it a sum
                 self._scaler.scale(loss_sum * (world.size / normalizer)).backward()
             totals[0] += loss_sum.detach() * (num_examples / normalizer)
-            totals[1] += (logits.detach().argmax(-1) == batch.labels).sum()
+            totals[1] += self._right(logits.detach(), batch.labels)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         world.sum(totals)
@@ -146,6 +143,23 @@ class Stepper:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return StepReport(loss_total, int(correct), grad_norm, tuple(yes > 0 for yes in votes_yes))
+
+    def _loss_sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self._multi_label:
+            return multi_label_loss(logits, labels, "sum", self._class_weights)
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=self._class_weights,
+            reduction="sum",
+            label_smoothing=self._settings.label_smoothing,
+        )
+
+    def _right(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """How many examples are predicted right; of several labels, all of them."""
+        if self._multi_label:
+            return ((logits >= 0) == (labels > 0)).all(-1).sum()
+        return (logits.argmax(-1) == labels).sum()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -31,14 +31,15 @@ class Window:
     def batches(self, tokens_per_batch: int, labels: np.ndarray | None = None) -> Iterator[Batch]:
         """
         Args:
-            labels: int64 (texts,), zeros by default; texts with a negative one are left out.
+            labels: int64 (texts,), zeros by default; texts with a negative one are left out. Or float32
+                (texts, num_labels), where texts with a negative number are.
 
         Yields:
             Batches by length; their ids are the texts' numbers from 0 in this window.
         """
         lengths = self.encoded.lengths
         labels = np.zeros(len(lengths), np.int64) if labels is None else labels
-        wanted = np.flatnonzero(labels >= 0)
+        wanted = np.flatnonzero(labels >= 0 if labels.ndim == 1 else labels.min(1) >= 0)
         ends = np.cumsum(lengths, dtype=np.int64)
         for group in _groups(lengths[wanted], tokens_per_batch):
             chosen = wanted[group]
@@ -87,6 +88,29 @@ def labelled_batches(
             bad.sort(key=lambda row: row.position)
         if bad:
             on_bad(window.source, bad)
+        yield from window.batches(tokens_per_batch, labels)
+
+
+def list_labelled_batches(
+    windows: Iterable[Window], label_names: Sequence[str], tokens_per_batch: int, on_bad: BadRows
+) -> Iterator[Batch]:
+    """As `labelled_batches`, of rows with lists of labels: `Batch.labels` is float32 (batch, num_labels)."""
+    numbers = {name: number for number, name in enumerate(label_names)}
+    named = LabelNames(label_names)
+    for window in windows:
+        rows = window.rows
+        labels = np.zeros((len(rows.texts), len(label_names)), np.float32)
+        bad = list(rows.bad)
+        for row, spelled in enumerate(rows.labels):
+            for label in spelled:
+                number = numbers.get(named(label) or "", -1)
+                if number < 0:
+                    labels[row] = -1.0
+                    bad.append(BadRow(rows.positions[row], _unknown(label, label_names), rows.texts[row][:200]))
+                    break
+                labels[row, number] = 1.0
+        if bad:
+            on_bad(window.source, sorted(bad, key=lambda row: row.position))
         yield from window.batches(tokens_per_batch, labels)
 
 

@@ -13,6 +13,7 @@ import torch
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError
 from penstock.engine.models import load_model
+from penstock.engine.models.build import THRESHOLDS
 from penstock.engine.models.start import Say
 from penstock.engine.training.begin import (
     extension_line,
@@ -28,6 +29,7 @@ from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluate import evaluate
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.metrics import Metrics
+from penstock.engine.training.multi_label import Thresholds, read_metrics
 from penstock.engine.training.progress import Mode
 from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.settings import FREE_KEYS, Settings
@@ -47,6 +49,7 @@ class TrainResult:
         seconds: time in training steps, waiting for data included, evaluation and checkpoints not.
         parameters: of the model; trainable_parameters: those that were not frozen.
         calibration: the temperature that the best model's logits were divided by, if one was asked for.
+        thresholds: of a model for lists of labels, where its validation rows draw the line; `validation` is at 0.5.
     """
 
     validation: Metrics | None
@@ -63,12 +66,17 @@ class TrainResult:
     parameters: int
     trainable_parameters: int
     calibration: Calibration | None = None
+    thresholds: Thresholds | None = None
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "TrainResult":
-        metrics = {key: Metrics(**record[key]) if record[key] else None for key in ("validation", "test")}
-        found = record.get("calibration")
-        return cls(**{**record, **metrics, "calibration": Calibration(**found) if found else None})
+        kinds = {
+            "validation": read_metrics,
+            "test": read_metrics,
+            "calibration": lambda found: Calibration(**found),
+            "thresholds": lambda found: Thresholds(**found),
+        }
+        return cls(**{**record, **{key: read(record[key]) for key, read in kinds.items() if record.get(key)}})
 
 
 def train(
@@ -201,6 +209,7 @@ def _conclude(loop: Loop, test_store: Store | None, say: Say) -> TrainResult:
     """The best model's files in the run's own folder, the one look at the test set, and run.json."""
     counters, directory, world = loop.counters, loop.directory, loop.world
     calibration = world.on_main(lambda: _calibrate(loop, say)) if loop.settings.training.calibrate else None
+    thresholds = world.on_main(lambda: _choose_thresholds(loop, say)) if loop.chooses_thresholds else None
     world.on_main(lambda: export_best(directory.path))
     test = None
     if test_store is not None:
@@ -228,9 +237,28 @@ def _conclude(loop: Loop, test_store: Store | None, say: Say) -> TrainResult:
         parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
         trainable_parameters=sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad),
         calibration=calibration,
+        thresholds=thresholds,
     )
-    world.on_main(lambda: directory.update(status="complete", result=dataclasses.asdict(result)))
+    record = dataclasses.asdict(result)
+    if thresholds is None:
+        del record["thresholds"]
+    world.on_main(lambda: directory.update(status="complete", result=record))
     return result
+
+
+def _choose_thresholds(loop: Loop, say: Say) -> Thresholds:
+    """Adds thresholds to the best model's configuration, unless that was done before."""
+    directory = loop.directory
+    model: Any = load_model(directory.path / "best")
+    if getattr(model.config, THRESHOLDS, None) is not None:
+        return Thresholds(**directory.record["thresholds"])
+    thresholds = loop.choose_thresholds(model)
+    setattr(model.config, THRESHOLDS, list(thresholds.values))
+    # noted before the model has them, as in _calibrate
+    directory.update(thresholds=thresholds.to_json())
+    loop.save_best(model)
+    say(thresholds.describe())
+    return thresholds
 
 
 def _calibrate(loop: Loop, say: Say) -> Calibration:

@@ -19,15 +19,24 @@ from penstock.engine.models import load_model
 from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluate import class_probabilities, evaluate_fully, run, store_batches
 from penstock.engine.training.evaluation import Evaluation
-from penstock.engine.training.predictions import Columns, Predicted, common_schema, place_rows, table_of
-from penstock.engine.training.run_record import check_fits, read_trained_record
+from penstock.engine.training.multi_label import thresholds_of
+from penstock.engine.training.multi_label_evaluation import MultiLabelEvaluation
+from penstock.engine.training.predictions import Columns, ListColumns, Predicted, common_schema, place_rows, table_of
+from penstock.engine.training.run_record import check_fits, check_labels, read_trained_record
 from penstock.engine.training.settings import load_saved_settings
-from penstock.engine.training.texts import BadRows, fail_on_bad_rows, labelled_batches, windows
+from penstock.engine.training.texts import (
+    BadRows,
+    fail_on_bad_rows,
+    labelled_batches,
+    list_labelled_batches,
+    windows,
+)
 
 
 def describe_data(store: Store) -> dict[str, Any]:
     """What run.json keeps of the training data, so that new data can be read the same way."""
     manifest = store.manifest
+    lists = {"multi_label": True, "label_separator": manifest.label_separator} if store.multi_label else {}
     return {
         "store": str(store.path.resolve()),
         "tokenizer": manifest.tokenizer.fingerprint,
@@ -36,6 +45,7 @@ def describe_data(store: Store) -> dict[str, Any]:
         "truncation": manifest.truncation,
         "text": manifest.sources[0].text,
         "label": manifest.sources[0].label,
+        **lists,
     }
 
 
@@ -78,7 +88,19 @@ class TrainedRun:
     def label_names(self) -> list[str]:
         return self.data["label_names"]
 
-    def evaluate_store(self, store: Store | str, advance: Callable[[int], None] = lambda rows: None) -> Evaluation:
+    @property
+    def multi_label(self) -> bool:
+        """Whether it gives each text a list of labels."""
+        return self.data.get("multi_label", False)
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """float64 (num_labels,): of such a run, the probability from which a label is given."""
+        return thresholds_of(self.model.config, len(self.label_names))
+
+    def evaluate_store(
+        self, store: Store | str, advance: Callable[[int], None] = lambda rows: None
+    ) -> Evaluation | MultiLabelEvaluation:
         """
         Args:
             advance: told of rows as they are done.
@@ -97,7 +119,7 @@ class TrainedRun:
         source: Source | Sequence[Source],
         on_bad: BadRows = fail_on_bad_rows,
         advance: Callable[[int], None] = lambda rows: None,
-    ) -> Evaluation:
+    ) -> Evaluation | MultiLabelEvaluation:
         """
         Args:
             on_bad: called with rows that cannot be used, or have a label that was not there in training; they count as
@@ -105,9 +127,12 @@ class TrainedRun:
             advance: told of rows as they are done.
 
         Raises:
-            SourceError: there is no usable row, or `on_bad` raised it, as it does by default.
+            SourceError: there is no usable row, `on_bad` raised it, as it does by default, or the rows have lists of
+                labels where those of the training data had one, or the other way round.
         """
         sources = [source] if isinstance(source, Source) else source
+        for each in sources:
+            check_labels(each, self.data)
         bad_rows = 0
 
         def note(of: Source, bad: list) -> None:
@@ -116,7 +141,8 @@ class TrainedRun:
             bad_rows += len(bad)
 
         read = windows(sources, self._tokenizer())
-        batches = labelled_batches(read, self.label_names, self.tokens_per_batch, note)
+        of_kind = list_labelled_batches if self.multi_label else labelled_batches
+        batches = of_kind(read, self.label_names, self.tokens_per_batch, note)
         counter = evaluate_fully(self.model, _counted(batches, advance), self.label_names, self.precision)
         if counter.is_empty:
             named = ", ".join(each.name for each in sources)
@@ -128,7 +154,7 @@ class TrainedRun:
         texts: Iterable[str | None] | Source,
         *,
         keep: Sequence[str] | None = None,
-        top_k: int = 1,
+        top_k: int | None = None,
         probabilities: bool = False,
     ) -> pa.Table:
         """Classifies texts.
@@ -139,11 +165,12 @@ class TrainedRun:
         Args:
             texts: strings, or a source opened with `open_source`.
             keep: of a source: the columns to carry along; all by default.
-            top_k, probabilities: see `Columns`.
+            top_k, probabilities: see `Columns` and `ListColumns`.
 
         Returns:
             A row for each text, in their order: the source's columns, `label` (string) and `probability` (float32);
-            both are null where a text is null or cannot be used.
+            both are null where a text is null or cannot be used. Of a run for lists of labels both are lists, empty
+            where no label's probability reaches its threshold.
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be several, as in [text]; got a single one")
@@ -156,7 +183,13 @@ class TrainedRun:
                     raise TypeError(f"a text must be a string or None, got {type(text).__name__}")
         source.carry(keep if isinstance(texts, Source) else ())
         schema = common_schema([source])
-        columns = Columns(schema.names, self.label_names, top_k=top_k, probabilities=probabilities)
+        columns: Columns
+        if self.multi_label:
+            columns = ListColumns(
+                schema.names, self.label_names, self.thresholds, top_k=top_k, probabilities=probabilities
+            )
+        else:
+            columns = Columns(schema.names, self.label_names, top_k=top_k or 1, probabilities=probabilities)
         return table_of(self.predict_parts([source]), columns, schema)
 
     def predict_parts(self, sources: Iterable[Source]) -> Iterator[Predicted]:
@@ -171,7 +204,7 @@ class TrainedRun:
             places = place_rows(rows.positions, rows.bad)
             for batch, logits in run(self.model, window.batches(self.tokens_per_batch), self.precision):
                 assert batch.tokens.ids is not None
-                scores[places[batch.tokens.ids.cpu().numpy()]] = class_probabilities(logits).cpu().numpy()
+                scores[places[batch.tokens.ids.cpu().numpy()]] = class_probabilities(self.model, logits).cpu().numpy()
             assert rows.carried is not None
             yield Predicted(window.source, rows.carried, scores, rows.bad)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from penstock.engine.data.sources.labels import MISSING, kind_of_value, spelling
+from penstock.engine.data.sources.labels import MISSING, kind_of_value, list_items, spelling
 from penstock.engine.errors import ConfigError, SourceError
 
 BATCH_ROWS = 4096  # rows handed on at a time,
@@ -33,6 +33,7 @@ class Reading:
     Attributes:
         separator: between the fields of a csv file: one character, or tab, comma, semicolon or pipe; None to find it.
         encoding: a codec's name; None for UTF-8. A byte order mark at the beginning of a file comes before either.
+        label_separator: between the labels of a row, where a text holds several; None where it holds one.
 
     Raises:
         ConfigError: no such separator or encoding.
@@ -40,6 +41,7 @@ class Reading:
 
     separator: str | None = None
     encoding: str | None = None
+    label_separator: str | None = None
 
     def __post_init__(self) -> None:
         if self.separator is not None:
@@ -49,6 +51,14 @@ class Reading:
                     f"--separator {self.separator!r}: expected one character, or one of tab, comma, semicolon, pipe"
                 )
             object.__setattr__(self, "separator", separator)
+        if self.label_separator is not None:
+            separator = SEPARATORS.get(self.label_separator, self.label_separator)
+            if not separator or any(letter in '"\r\n' for letter in separator):
+                raise ConfigError(
+                    f"--label-separator {self.label_separator!r}: expected what stands between the labels of a row, "
+                    "such as | or tab, comma, semicolon, pipe"
+                )
+            object.__setattr__(self, "label_separator", separator)
         if self.encoding is not None:
             try:
                 "".encode(self.encoding)
@@ -100,14 +110,15 @@ class Rows:
 
     Attributes:
         texts: valid Unicode, possibly empty.
-        labels: the labels as they are spelled, see `labels.spelling`; all "" from a source opened without a label.
+        labels: the labels as they are spelled, see `labels.spelling`; all "" from a source opened without a label. Of a
+            source with lists of labels, a tuple of them for each row, none of them twice.
         positions: each row's line or row in the source, from 1.
         bad: the rest of what was read.
         carried: the columns that `Source.carry` asked for, of good and bad rows in their order; None if it did not.
     """
 
     texts: list[str]
-    labels: list[str]
+    labels: list[Any]
     positions: Sequence[int]
     bad: list[BadRow]
     carried: Carried | None = None
@@ -129,12 +140,18 @@ class Source(ABC):
         named_columns: whether their names are the source's, not ours.
         may_be_foreign: its bytes are read as UTF-8 because nothing says otherwise.
         resumable: whether another process can open it by its name.
+        multi_label: each row has a list of labels, possibly empty, where others have one label.
+        holds_lists: the label column itself holds lists, not texts to be taken apart.
+        label_separator: between the labels of a row, where they are written as one text.
     """
 
     unit = "row"
     named_columns = True
     may_be_foreign = False
     resumable = True
+    multi_label = False
+    holds_lists = False
+    label_separator: str | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -197,6 +214,12 @@ class Source(ABC):
         wanted = "text" if label or not need_label else "label" if text else "text and label"
         raise SourceError(f"{self.name}: say which columns hold {wanted} (--text, --label); there are: {listed}")
 
+    def split_labels(self, separator: str | None) -> None:
+        """Reads texts in the label column as several labels, with this between them; None leaves them as they are."""
+        self.holds_lists = self.multi_label and self.label_separator is None
+        if separator is not None and self.label is not None:
+            self.label_separator, self.multi_label = separator, True
+
     def position(self, position: int) -> str:
         """A place in this source, for messages."""
         return f"{self.name}: {self.unit} {position}"
@@ -222,26 +245,44 @@ class Source(ABC):
         wanted = self.label is not None
         try:
             "".join(raw.texts).encode()
-            labels = [names[type(label), label] for label in raw.labels] if wanted else [""] * len(raw.texts)
+            labels: list[Any]
+            if wanted and self.multi_label:
+                labels = [
+                    tuple(dict.fromkeys([names[type(one), one] for one in self._items(label)])) for label in raw.labels
+                ]
+            else:
+                labels = [names[type(label), label] for label in raw.labels] if wanted else [""] * len(raw.texts)
             return Rows(raw.texts, labels, raw.positions, raw.bad, self._packed(raw))
-        except (TypeError, KeyError, UnicodeEncodeError):
+        except (TypeError, KeyError, ValueError):
             return self._check_singly(raw, names)
 
+    def _items(self, label: Any) -> list[Any]:
+        """The labels in a row's list. Raises ValueError where there is no list."""
+        return list_items(label, self.label or "", self.label_separator)
+
+    def _spelled(self, label: Any, names: dict[Any, str]) -> Any:
+        """What `Rows.labels` has of a row; remembers the spellings. Raises ValueError: it is no label, or no list."""
+        if self.label is None:
+            return ""
+        found = []
+        for one in self._items(label) if self.multi_label else [label]:
+            name = spelling(one, self.label)
+            check_text(name, self.label)
+            names[type(one), one] = name
+            found.append(name)
+        return tuple(dict.fromkeys(found)) if self.multi_label else found[0]
+
     def _check_singly(self, raw: RawRows, names: dict[Any, str]) -> Rows:
-        texts, labels, positions, bad = [], [], [], list(raw.bad)
+        texts, labels, positions, bad = [], list[Any](), [], list(raw.bad)
         raw_labels = raw.labels if self.label is not None else [""] * len(raw.texts)
         for text, label, position in zip(raw.texts, raw_labels, raw.positions, strict=True):
             try:
                 check_text(text, self.text)
-                name = "" if self.label is None else spelling(label, self.label)
-                if self.label is not None:
-                    check_text(name, self.label)
+                name = self._spelled(label, names)
             except ValueError as error:
                 foreign = looks_foreign(text) or looks_foreign(label)
                 bad.append(BadRow(position, str(error), excerpt(text), foreign))
                 continue
-            if self.label is not None:
-                names[type(label), label] = name
             texts.append(text)
             labels.append(name)
             positions.append(position)

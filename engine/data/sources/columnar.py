@@ -1,10 +1,12 @@
 """Sources that are Arrow tables in the end: Parquet, Arrow IPC files and streams, and data sets of the hub."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock.engine.data.sources.base import BATCH_CHARACTERS, BATCH_ROWS, Carried, RawRows, Source
@@ -22,6 +24,7 @@ class ColumnarSource(Source):
         kind = _value_type(schema.field(self.text).type)
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
             raise SourceError(f"{self.name}: column {self.text!r} holds {kind}, not text")
+        self.multi_label = self.label is not None and _is_list(schema.field(self.label).type)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         raise NotImplementedError
@@ -61,6 +64,8 @@ class ColumnarSource(Source):
 
     def _class_name(self, label: Any) -> Any:
         assert self.class_names is not None
+        if isinstance(label, list):
+            return [self._class_name(one) for one in label]
         # -1 is how the hub's data sets say that a row has no label.
         return self.class_names[label] if label is not None and 0 <= label < len(self.class_names) else None
 
@@ -117,7 +122,8 @@ class DataSetSource(ColumnarSource):
         super().__init__(name)
         self._data = data
         self.choose(data.features.arrow_schema, text, label, need_label)
-        self.class_names = getattr(data.features.get(self.label), "names", None)
+        feature = data.features.get(self.label)
+        self.class_names = getattr(getattr(feature, "feature", feature), "names", None)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         for table in self._data.select_columns(self.wanted() or self.columns).with_format("arrow").iter(BATCH_ROWS):
@@ -191,6 +197,16 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+
+
 def _slices(batch: pa.RecordBatch, text: str) -> Iterator[pa.RecordBatch]:
     """Parts of a batch that bound the memory that their texts take as Python strings."""
     rows = BATCH_ROWS
@@ -206,6 +222,10 @@ def _labels(column: pa.Array) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type
+    if _is_list(kind):
+        items = iter(_labels(column.flatten()))
+        sizes = pc.list_value_length(column).to_pylist()
+        return [None if size is None else list(islice(items, size)) for size in sizes]
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         return [
             None if value is None else float(str(number))

@@ -52,9 +52,36 @@ def spelling(label: Any, column: str) -> str:
     return label
 
 
+def list_items(label: Any, column: str, separator: str | None) -> list[Any]:
+    """The labels of one row of a column that holds several a row; none for an empty list, or an empty text.
+
+    Args:
+        label: a list; a text, where there is a separator; a number or truth value, which then stands alone.
+        separator: between the labels in a text; None where there are lists alone.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(label, list | tuple | set | frozenset):
+        return sorted(label, key=repr) if isinstance(label, set | frozenset) else list(label)
+    if label is MISSING:
+        raise ValueError(f"no field {column!r}")
+    if separator is not None and isinstance(label, str):
+        pieces = [one.strip() for one in label.split(separator)] if label.strip() else []
+        if "" in pieces:
+            raise ValueError(f"{column!r} has an empty label beside a {separator!r}")
+        return pieces
+    if label is None or (isinstance(label, float) and math.isnan(label)):
+        raise ValueError(f"{column!r} is null; an empty list says that a row has no label")
+    if separator is not None:
+        return [label]
+    raise ValueError(f"{column!r} is {kind_of_value(label)} where other rows have lists of labels")
+
+
 def kind_of_value(value: Any) -> str:
     """What a value is, in words for a message."""
-    kinds = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a truth value"}
+    kinds: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list", str: "a string"}
+    kinds |= {int: "a number", float: "a number", bool: "a truth value"}
     return kinds.get(type(value), type(value).__name__)
 
 

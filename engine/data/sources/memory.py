@@ -15,7 +15,7 @@ class MemorySource(Source):
 
     Args:
         texts: strings; what else stands there is a bad row.
-        labels: strings, numbers or truth values, one a text; None for texts to be classified.
+        labels: strings, numbers or truth values, one a text, or lists of them; None for texts to be classified.
 
     Raises:
         SourceError: another number of labels than of texts.
@@ -30,6 +30,8 @@ class MemorySource(Source):
             raise SourceError(f"{name}: {len(texts):,} texts with {len(labels):,} labels")
         self.texts, self._labels = texts, labels
         self.label = None if labels is None else "label"
+        first = next((label for label in labels if label is not None), None) if labels is not None else None
+        self.multi_label = isinstance(first, list | tuple | set | frozenset)
         self.columns = ["text"] if labels is None else ["text", "label"]
 
     @classmethod

@@ -14,7 +14,7 @@ from penstock.engine.data.sources.base import BATCH_ROWS, PLAIN_READING, RawRows
 from penstock.engine.data.sources.columnar import ArrowSource, DataSetSource, HubSource, ParquetSource, TableSource
 from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.sources.text import COMPRESSIONS, CsvSource, JsonLinesSource, LinesSource
-from penstock.engine.errors import SourceError
+from penstock.engine.errors import ConfigError, SourceError
 
 FORMS = (
     "csv, tsv, jsonl, txt (also .gz and .zst), parquet, arrow, hf:name[:config][:split], "
@@ -79,17 +79,17 @@ def open_source(
             with one file; a list of texts or of (text, label); a `pyarrow.Table`; a `datasets.Dataset`; a `Source`.
         text, label: column names; without them the usual ones are looked for (text and label, Yelp's, Amazon's).
         need_label: False for texts to be classified.
-        reading: separator and encoding of files of text.
+        reading: separator and encoding of files of text; separator of the labels in a text.
 
     Raises:
         SourceError: it is not there, of no known form, empty, or without such columns.
     """
     if not isinstance(given, str | os.PathLike):
-        return _open_object(given, text, label, need_label)
+        return _splitting(_open_object(given, text, label, need_label), reading)
     files = expand(os.fspath(given))
     if len(files) > 1:
         raise SourceError(f"{given}: {len(files):,} files ({files[0]}, {files[1]}, ...) where one source is expected")
-    return _open_named(files[0], text, label, need_label, reading)
+    return _splitting(_open_named(files[0], text, label, need_label, reading), reading)
 
 
 def open_sources(
@@ -116,9 +116,17 @@ def open_sources(
             sources += [_open_named(name, text, label, need_label, reading) for name in expand(os.fspath(one))]
         else:
             sources.append(_open_object(one, text, label, need_label))
+    for source in sources:
+        _splitting(source, reading)
     if not sources:
         raise SourceError("no source: name one at least")
     named = [source for source in sources if source.named_columns]
+    lists = [source for source in sources if source.multi_label]
+    if need_label and lists and len(lists) < len(sources):
+        other = next(source for source in sources if not source.multi_label)
+        raise SourceError(
+            f"{lists[0].name} has lists of labels, {other.name} a single label for each row: one store takes either"
+        )
     for source in named[1:]:
         for option, here, there in (
             ("--text", source.text, named[0].text),
@@ -207,6 +215,24 @@ def _open_named(name: str, text: str | None, label: str | None, need_label: bool
     if form == ".parquet":
         return ParquetSource(name, path, text, label, need_label)
     return ArrowSource(name, path, text, label, need_label)
+
+
+def check_splits(sources: Sequence[Source], separator: str | None) -> None:
+    """
+    Raises:
+        ConfigError: a separator of labels was asked for, and there is nothing to take apart.
+    """
+    lists = next((source for source in sources if source.holds_lists), None)
+    if separator is not None and lists is not None:
+        raise ConfigError(
+            f"--label-separator {separator!r} has no effect: column {lists.label!r} of {lists.name} holds lists "
+            "already: leave it out"
+        )
+
+
+def _splitting(source: Source, reading: Reading) -> Source:
+    source.split_labels(reading.label_separator)
+    return source
 
 
 def _are_pairs(given: Any) -> bool:

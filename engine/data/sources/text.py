@@ -119,6 +119,7 @@ class JsonLinesSource(TextFileSource):
         super().__init__(name, path, reading)
         present: dict[str, None] = {}
         first_fault, records, array, refused = "no line in it", 0, False, None
+        self._holds_lists: dict[str, bool] = {}  # by a field's first value
         with open_bytes(path, name) as file:
             for number, line in self._lines(file):
                 try:
@@ -138,6 +139,9 @@ class JsonLinesSource(TextFileSource):
                 records += 1
                 new = record.keys() - present.keys()
                 present.update(dict.fromkeys(record))
+                for field, value in record.items():
+                    if value is not None:
+                        self._holds_lists.setdefault(field, isinstance(value, list))
                 # After a good sample, the usual columns or the given ones; if they are not in it, wherever they begin.
                 if number >= SAMPLE_LINES and (refused is None or new):
                     try:
@@ -151,6 +155,10 @@ class JsonLinesSource(TextFileSource):
             raise SourceError(JSON_ARRAY.format(name))
         else:
             raise SourceError(f"{name}: no JSON object in its first {SAMPLE_LINES} lines: {first_fault}")
+
+    def choose_columns(self, present: Sequence[str], text: str | None, label: str | None, need_label: bool) -> None:
+        super().choose_columns(present, text, label, need_label)
+        self.multi_label = self.label is not None and self._holds_lists.get(self.label, False)
 
     def read(self) -> Iterator[RawRows]:
         rows, characters = _new_rows(self), 0
