@@ -1,16 +1,19 @@
 """`penstock inspect`: what labelled texts are like, before anything is trained on them."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.engine.cli_options import EncodingOption, SeparatorOption
+
 if TYPE_CHECKING:
     import numpy as np
 
     from penstock.engine.data.inspect import Duplicates, Looked, SharedTexts
-    from penstock.engine.data.sources import Source
+    from penstock.engine.data.sources import Reading, Source
 
 SHOWN = 3  # groups or rows of each kind whose places are shown; --out has them all
 SHOWN_PLACES = 4  # of one group
@@ -31,6 +34,8 @@ def inspect(
     ] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts.")] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the labels.")] = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the places of all rows found to a .csv or .jsonl file.")
     ] = None,
@@ -44,18 +49,24 @@ def inspect(
     """
     from penstock.engine.data.inspect import duplicates, look, shared_texts
     from penstock.engine.data.progress import RowProgress
+    from penstock.engine.data.sources import Reading
+    from penstock.engine.data.sources.labels import notices
     from penstock.engine.errors import ConfigError
 
     if out is not None and out.suffix.lower() not in (".csv", ".jsonl"):
         raise ConfigError(f"--out {out}: write a .csv or a .jsonl file")
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ConfigError(f"--out {out}: {'a folder' if out.is_dir() else 'its folder does not exist'}")
-    if out is not None and any(_same_file(out, name) for name in [*sources, *(against or [])]):
+    reading = Reading(separator, encoding)
+    train_sources = _open(sources, text, label, reading)
+    test_sources = _open(against, text, label, reading) if against else []
+    if out is not None and any(_same_file(out, source.path) for source in [*train_sources, *test_sources]):
         raise ConfigError(f"--out {out}: it is a source, which would be overwritten; give another file")
-    train_sources, test_sources = _open(sources, text, label), _open(against, text, label) if against else []
     with RowProgress("reading", shown=True) as bar:
         train = look(train_sources, bar.advance)
-        test = look(test_sources, bar.advance) if against else None
+        test = look(test_sources, bar.advance, train) if against else None
+    for line in notices(train_sources[0].label or "", train.label_spellings):
+        print(line, file=sys.stderr)
     found = duplicates(train)
     shared = shared_texts(train, test) if test is not None else None
     if out is not None:
@@ -69,7 +80,7 @@ def inspect(
         print(_summary(train, found, test, shared))
 
 
-def _open(names: list[str], text: str | None, label: str | None) -> "list[Source]":
+def _open(names: list[str], text: str | None, label: str | None, reading: "Reading") -> "list[Source]":
     """The sources, without labels where they have no column of a usual name and none was asked for."""
     from penstock.engine.data.sources import open_sources
     from penstock.engine.errors import SourceError
@@ -78,15 +89,15 @@ def _open(names: list[str], text: str | None, label: str | None) -> "list[Source
         if (Path(name) / "manifest.json").is_file():
             raise SourceError(f"{name}: a store, which keeps no texts; inspect the sources it was prepared from")
     try:
-        return open_sources(names, text=text, label=label)
+        return open_sources(names, text=text, label=label, reading=reading)
     except SourceError:
         if label is not None:
             raise
-        return open_sources(names, text=text, need_label=False)
+        return open_sources(names, text=text, need_label=False, reading=reading)
 
 
-def _same_file(path: Path, name: str) -> bool:
-    return path.exists() and Path(name).exists() and path.samefile(name)
+def _same_file(path: Path, other: Path | None) -> bool:
+    return other is not None and path.exists() and other.exists() and path.samefile(other)
 
 
 def _kinds(found: "Duplicates", has_labels: bool = True) -> "list[tuple[str, str, Any]]":

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from penstock.engine.data.sources import Source
+from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings
 from penstock.engine.data.survey import MAX_LABELS
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
@@ -54,6 +55,8 @@ class Looked:
         labels: int32, (rows,): numbers of label names; -1 without labels.
         positions: int64, (rows,): lines or rows in their source, from 1.
         label_counts: rows of each label, by number; label_names: of the first MAX_LABELS of them.
+        label_spellings: of each class the spellings with their rows, as `labels.merged_spellings` has them; empty where
+            there are more than MAX_LABELS of them, which stay as they are spelled.
         empty: rows whose text is empty or white space.
         bad: number of rows that cannot be used; bad_rows: the first of them, "place: reason".
     """
@@ -71,6 +74,7 @@ class Looked:
     empty: np.ndarray
     bad: int = 0
     bad_rows: list[str] = field(default_factory=list)
+    label_spellings: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -92,8 +96,13 @@ class Looked:
         return self.label_names[number] if 0 <= number < len(self.label_names) else ""
 
 
-def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows: None) -> Looked:
+def look(
+    sources: Sequence[Source], advance: Callable[[int], None] = lambda rows: None, like: Looked | None = None
+) -> Looked:
     """Reads the sources once.
+
+    Args:
+        like: a training set, whose classes these labels are where they can be.
 
     Raises:
         SourceError: one cannot be read.
@@ -125,7 +134,7 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
             rows += len(texts)
             advance(len(texts) + len(batch.bad))
         starts.append(rows)
-    all_labels = _join(labels, np.int32)
+    names, all_labels, spellings = _classes(list(numbers), _join(labels, np.int32), like)
     return Looked(
         sources=sources,
         starts=starts,
@@ -133,14 +142,37 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
         normal=_join(normal, np.uint64),
         labels=all_labels,
         positions=_join(positions, np.int64),
-        label_names=list(numbers),
+        label_names=names,
         label_counts=np.unique(all_labels[all_labels >= 0], return_counts=True)[1],
         characters=characters,
         words=words,
         empty=_join(empty, np.int64),
         bad=bad,
         bad_rows=bad_rows,
+        label_spellings=spellings,
     )
+
+
+def _classes(
+    spelled: list[str], labels: np.ndarray, like: Looked | None
+) -> tuple[list[str], np.ndarray, dict[str, dict[str, int]]]:
+    """Names of the classes, their numbers by row, and their spellings, from the spellings and their numbers by row.
+
+    Which spellings are one class shows only when the whole column has been read.
+    """
+    if not spelled or int(labels.max(initial=-1)) >= len(spelled):
+        return spelled, labels, {}
+    counts = dict(zip(spelled, np.bincount(labels, minlength=len(spelled)).tolist(), strict=True))
+    if like is not None and like.label_spellings:
+        named, rule = LabelNames(like.label_names), KINDS[kind_of(like.label_names)]
+        names = {spelling: named(spelling) or rule(spelling) or spelling.strip() for spelling in spelled}
+        merged: dict[str, dict[str, int]] = {}
+        for spelling, name in names.items():
+            merged.setdefault(name, {})[spelling] = counts[spelling]
+    else:
+        merged = merged_spellings(counts)
+    numbers = {spelling: number for number, name in enumerate(merged) for spelling in merged[name]}
+    return list(merged), np.array([numbers[spelling] for spelling in spelled], np.int32)[labels], merged
 
 
 def normal_form(text: str) -> str:

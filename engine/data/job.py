@@ -44,7 +44,7 @@ from penstock.engine.data.manifest import (
     shard_name,
     shard_schema,
 )
-from penstock.engine.errors import StoreError
+from penstock.engine.errors import SourceError, StoreError
 
 JOB_NAME = "preparing.json"
 
@@ -66,6 +66,7 @@ class Job:
     sources: list[SourceEntry]
     tokenizer: TokenizerEntry
     reading: dict[str, str | None] = field(default_factory=dict)  # as `sources.Reading`
+    like: str | None = None  # the store whose tokenizer and labels were taken
 
     @property
     def rows(self) -> int:
@@ -223,6 +224,11 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
             labels[begin:end] = np.asarray(batch["label"])
         begin = end
     num_tokens = sum(receipt.file.tokens for receipt in receipts)
+    if num_tokens == 0:
+        raise SourceError(
+            f"{job.sources[0].name}: no text gives a single token: either column {job.sources[0].text!r} is empty in "
+            "every row (--text names another), or the tokenizer knows nothing of what stands there"
+        )
     with committed(folder / INDEX_NAME) as file:
         write_batch(file, pa.record_batch([pa.array(lengths), pa.array(labels)], schema=INDEX_SCHEMA))
     manifest = Manifest(

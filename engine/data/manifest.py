@@ -139,7 +139,10 @@ class Manifest:
                 raise StoreError(f"{folder}: no such store") from None
             raise StoreError(f"{folder}: not a store: it has no {MANIFEST_NAME}; prepare it first, or again") from None
         except NotADirectoryError:
-            raise StoreError(f"{folder}: not a store, a store is a folder; prepare one from this file first") from None
+            raise StoreError(
+                f"{folder}: a file, not a store; make a store of it first: "
+                f"penstock prepare {folder} --out STORE --tokenizer NAME"
+            ) from None
         except (ValueError, OSError) as error:
             raise StoreError(f"{path}: cannot be read: {error}") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:

@@ -96,6 +96,7 @@ def finalize(out: str | os.PathLike[str]) -> Store:
 
     Raises:
         StoreError: nothing is under way there, or shards are missing or damaged: they are named.
+        SourceError: no text has a token.
     """
     folder = Path(out)
     if (folder / MANIFEST_NAME).exists():

@@ -378,6 +378,7 @@ class _Preparation:
             rows_per_shard=self.rows_per_shard,
             sources=self.found.sources,
             reading=asdict(self.options.reading),
+            like=None if self.settings.like is None else str(self.settings.like.path.resolve()),
             tokenizer=TokenizerEntry(
                 self.settings.origin, encoder.fingerprint(), encoder.probes(), crc32_of_files(files)
             ),

@@ -27,7 +27,7 @@ def check_plan(study: StudySettings) -> list[str]:
         ("--truncation", study.truncation, TRUNCATIONS),
         ("--bad-rows", study.bad_rows, ("fail", "quarantine")),
     ):
-        if value not in choices:
+        if value is not None and value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     encoders = set(_checked_overrides(study))
     prepared = [is_store(sources) for sources in (study.train, study.test)]
@@ -43,7 +43,9 @@ def check_plan(study: StudySettings) -> list[str]:
             if is_store([source]):
                 raise ConfigError(f"{source}: a store; give it alone, or prepare one of all the sources first")
         # the hub's data sets are not opened twice: that is the loading itself
-        open_sources([name for name in sources if not name.startswith("hf:")], text=study.text, label=study.label)
+        read = [name for name in sources if not name.startswith("hf:")]
+        if read:
+            open_sources(read, text=study.text, label=study.label, reading=study.reading)
     notes = list(_unused(study, *prepared))
     families = {override.split(".")[0] for override in study.overrides} & FAMILIES.keys() - set(study.families)
     return notes + [f"settings for {family}, which is not among --families: not used" for family in sorted(families)]
@@ -87,6 +89,8 @@ def _unused(study: StudySettings, train_is_store: bool, test_is_store: bool) -> 
             ("--text", study.text, None),
             ("--label", study.label, None),
             ("--bad-rows", study.bad_rows, StudySettings.bad_rows),
+            ("--separator", study.reading.separator, None),
+            ("--encoding", study.reading.encoding, None),
         )
         for name, value, default in options:
             if value != default:

@@ -7,7 +7,7 @@ from typing import Any
 
 from penstock.engine.data.job import JOB_NAME
 from penstock.engine.data.manifest import MANIFEST_NAME
-from penstock.engine.data.sources import Source, open_source
+from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError, SourceError, StoreError
 
@@ -64,21 +64,29 @@ def is_store(path: str) -> bool:
 
 
 def open_like_training(
-    name: str, data: dict[str, Any], *, text: str | None = None, label: str | None = None, need_label: bool = True
-) -> Source:
-    """A raw source, with the training data's column names where none are given and they are there.
+    name: str,
+    data: dict[str, Any],
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    need_label: bool = True,
+    reading: Reading = PLAIN_READING,
+) -> list[Source]:
+    """Raw sources, with the training data's column names where none are given and they are there.
 
     Args:
+        name: of a file, a data set, or a folder or pattern, whose files are read one after the other.
         data: the entry `data` of run.json.
 
     Raises:
-        SourceError: it cannot be opened, or has no such columns.
+        SourceError: one cannot be opened, or has no such columns.
     """
+    wanted: dict[str, Any] = {"need_label": need_label, "reading": reading}
     try:
-        return open_source(name, text=text or data["text"], label=label or data["label"], need_label=need_label)
+        return open_sources(name, text=text or data["text"], label=label or data["label"], **wanted)
     except SourceError:
         # other columns than in training: the usual names, or a message that lists what is there
-        return open_source(name, text=text, label=label, need_label=need_label)
+        return open_sources(name, text=text, label=label, **wanted)
 
 
 def files_of(sources: Sequence[Source]) -> list[Path]:

@@ -108,6 +108,7 @@ class TextFileSource(Source):
 
 
 _ESCAPED = re.compile("([\udc80-\udcff]+)")
+_NAMES_SEPARATOR = re.compile(r'"?sep=(?P<separator>[^"\r\n])"?[\r\n]+', re.IGNORECASE)
 
 
 class JsonLinesSource(TextFileSource):
@@ -234,8 +235,9 @@ class LinesSource(TextFileSource):
 class CsvSource(TextFileSource):
     """Separated values with a header line, quoted as spreadsheets do. A row's line is its first.
 
-    The separator is the given one; else, of those in use, the one by which the header has the columns wanted: the
-    header is the one line whose fields are known beforehand.
+    The separator is the given one; else the one that a first line such as `sep=;` names, which Excel writes and reads;
+    else, of those in use, the one by which the header has the columns wanted: the header is the one line whose fields
+    are known beforehand.
     """
 
     def __init__(
@@ -249,7 +251,10 @@ class CsvSource(TextFileSource):
         reading: Reading,
     ) -> None:
         super().__init__(name, path, reading)
-        separators = [reading.separator] if reading.separator else [usual, *SNIFFED_SEPARATORS]
+        named = self._named_separator()
+        self._lines_before = 0 if named is None else 1  # the header
+        given = reading.separator or named
+        separators = [given] if given else [usual, *SNIFFED_SEPARATORS]
         headers = {separator: self._read_header(separator) for separator in separators}
         split = {separator: header for separator, header in headers.items() if not isinstance(header, csv.Error)}
         if not split:
@@ -270,17 +275,23 @@ class CsvSource(TextFileSource):
         assert refused is not None
         raise refused
 
+    def _named_separator(self) -> str | None:
+        with open_bytes(self._path, self.name) as file:
+            named = _NAMES_SEPARATOR.fullmatch(self._open_text(file, "").readline(16))
+        return None if named is None else named["separator"]
+
     def _read_header(self, separator: str) -> list[str] | csv.Error:
         with open_bytes(self._path, self.name) as file:
             try:
-                header = next(self._records(file, separator))
+                reader = self._records(file, separator)
+                header = next(reader)
             except StopIteration:
                 raise SourceError(f"{self.name}: empty: it has no header line") from None
             except csv.Error as error:
                 return error
         if self.may_be_foreign and any(looks_foreign(column) for column in header):
             raise SourceError(
-                f"{self.name}: line 1: not valid UTF-8: in another encoding? Name it, as in --encoding cp1252"
+                f"{self.name}: line {reader.line_num}: not valid UTF-8: in another encoding? Name it, as in --encoding cp1252"
             )
         return [column.encode("utf-8", "backslashreplace").decode() for column in header]
 
@@ -323,7 +334,11 @@ class CsvSource(TextFileSource):
         return super().pack([row and [_visible(row[place]) for place in places] for row in carried])
 
     def _records(self, file: io.BufferedReader, separator: str) -> Any:
-        return csv.reader(self._open_text(file, ""), delimiter=separator, strict=True)
+        """A csv.reader that stands before the header."""
+        reader = csv.reader(self._open_text(file, ""), delimiter=separator, strict=True)
+        for _ in range(self._lines_before):
+            next(reader)
+        return reader
 
 
 def _new_rows(source: Source) -> RawRows:
