@@ -291,7 +291,8 @@ class CsvSource(TextFileSource):
                 return error
         if self.may_be_foreign and any(looks_foreign(column) for column in header):
             raise SourceError(
-                f"{self.name}: line {reader.line_num}: not valid UTF-8: in another encoding? Name it, as in --encoding cp1252"
+                f"{self.name}: line {reader.line_num}: not valid UTF-8: in another encoding? Name it, as in "
+                "--encoding cp1252"
             )
         return [column.encode("utf-8", "backslashreplace").decode() for column in header]
 
