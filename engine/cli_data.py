@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.engine.cli_options import EncodingOption, SeparatorOption
+from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
 
 PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
 
@@ -22,7 +22,7 @@ def prepare(
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[str | None, typer.Option(help="Hub name, path, train:bpe:N or train:wordpiece:N.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    text: TextOption = None,
     label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
     separator: SeparatorOption = None,
     encoding: EncodingOption = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.engine.cli_options import EncodingOption, SeparatorOption
+from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ def inspect(
     against: Annotated[
         list[str] | None, typer.Option(metavar="TEST", help="A test set to compare with; may be given again.")
     ] = None,
-    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts.")] = None,
+    text: TextOption = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the labels.")] = None,
     separator: SeparatorOption = None,
     encoding: EncodingOption = None,

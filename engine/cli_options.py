@@ -6,6 +6,16 @@ import typer
 
 _EACH_TIME = "Not kept with a store or a run: each file may be another."
 
+TextOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        metavar="COLUMN[,SECOND]",
+        help="Column of the texts. title,body: pairs, encoded as the tokenizer makes pairs; title+body: one text, the "
+        "columns joined by a newline.",
+        show_default=False,
+    ),
+]
 SeparatorOption = Annotated[
     str | None,
     typer.Option(

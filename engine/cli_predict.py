@@ -10,10 +10,9 @@ from typing import Annotated
 
 import typer
 
-from penstock.engine.cli_options import EncodingOption, SeparatorOption
+from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)]
-TextOption = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Of a raw source: the texts' column.")]
 LabelOption = Annotated[
     str | None, typer.Option("--label", metavar="COLUMN", help="Of a raw source: the labels' column.")
 ]

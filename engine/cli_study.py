@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.engine.cli_options import EncodingOption, SeparatorOption
+from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
 
 SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
 SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"
@@ -30,7 +30,7 @@ def study(
         list[str] | None, typer.Option(help="Training source or store; may be given again. Default: generated reviews.")
     ] = None,
     test: Annotated[list[str] | None, typer.Option(help="Test source or store; may be given again.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    text: TextOption = None,
     label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
     separator: SeparatorOption = None,
     encoding: EncodingOption = None,

@@ -17,8 +17,10 @@ import numpy as np
 
 from penstock.engine.data.sources import Source
 from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings
+from penstock.engine.data.sources.text_columns import Text, parts_of
 from penstock.engine.data.survey import MAX_LABELS
 
+PAIR_MARK = "\0"  # between the texts of a pair
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
 FIRST_BAD = 5  # rows that cannot be used, shown with their places
 
@@ -124,8 +126,8 @@ def look(
             else:
                 labels.append(np.array([_number(label, numbers) for label in batch.labels], np.int32))
             positions.append(np.fromiter(batch.positions, np.int64, len(texts)))
-            characters.add([len(text) for text in texts])
-            own_words = [len(text.split()) for text in texts]
+            characters.add([sum(map(len, parts_of(text))) for text in texts])
+            own_words = [sum(len(part.split()) for part in parts_of(text)) for text in texts]
             words.add(own_words)
             empty.append(rows + np.flatnonzero(np.array(own_words, np.int64) == 0))
             bad += len(batch.bad)
@@ -285,9 +287,10 @@ def shared_texts(train: Looked, test: Looked) -> SharedTexts:
     return SharedTexts(exact, normal, twin[exact], form_twin[normal], other)
 
 
-def _hashes(text: str) -> bytes:
-    """Two times 8 bytes: of the text, and of its normal form."""
-    form = normal_form(text)
+def _hashes(text: Text) -> bytes:
+    """Two times 8 bytes: of the text, and of its normal form; of a pair, of both texts."""
+    form = PAIR_MARK.join(map(normal_form, parts_of(text)))
+    text = PAIR_MARK.join(parts_of(text))
     first = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return first + (first if form == text else hashlib.blake2b(form.encode(), digest_size=8).digest())
 

@@ -35,6 +35,8 @@ from penstock.engine.data.manifest import (
     INDEX_NAME,
     INDEX_SCHEMA,
     MANIFEST_NAME,
+    SECONDS_NAME,
+    SECONDS_SCHEMA,
     TOKENIZER_NAME,
     FileEntry,
     Manifest,
@@ -67,6 +69,8 @@ class Job:
     tokenizer: TokenizerEntry
     reading: dict[str, str | None] = field(default_factory=dict)  # as `sources.Reading`
     like: str | None = None  # the store whose tokenizer and labels were taken
+    is_pair: bool = False  # whether a row has two texts,
+    token_types: bool = False  # and their tokens types
 
     @property
     def rows(self) -> int:
@@ -122,6 +126,7 @@ class ShardRows:
     source_rows: np.ndarray  # int64, (rows,)
     truncated_texts: int
     empty_texts: int
+    seconds: np.ndarray | None = None  # with token types: int32, (rows,), tokens before the first of type 1
 
 
 @contextmanager
@@ -173,12 +178,14 @@ def write_tokenizer(folder: Path, files: dict[str, bytes]) -> None:
 
 def write_shard(folder: Path, job: Job, shard: int, rows: ShardRows) -> None:
     """Writes one shard, then its receipt."""
-    schema = shard_schema(job.dtype, shard, job.preparation)
+    schema = shard_schema(job.dtype, shard, job.preparation, job.token_types)
     offsets = np.zeros(len(rows.lengths) + 1, np.int64)
     np.cumsum(rows.lengths, out=offsets[1:])
     values = np.concatenate(rows.values) if rows.values else np.empty(0, job.dtype)
     tokens = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=schema.field("tokens").type)
     columns = [tokens, pa.array(rows.labels), pa.array(rows.sources), pa.array(rows.source_rows)]
+    if job.token_types:
+        columns.append(pa.array(rows.seconds))
     path = folder / shard_name(shard)
     with committed(path) as file:
         write_batch(file, pa.record_batch(columns, schema=schema))
@@ -215,6 +222,7 @@ def discard_shard(folder: Path, shard: int) -> None:
 def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
     """Writes the index, then the manifest, and removes what is no longer needed."""
     lengths, labels = np.empty(job.rows, np.int32), np.empty(job.rows, np.int64)
+    seconds = np.empty(job.rows if job.token_types else 0, np.int32)
     begin = 0
     for receipt in receipts:
         with pa.memory_map(str(folder / receipt.file.name)) as source:
@@ -222,6 +230,8 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
             end = begin + batch.num_rows
             lengths[begin:end] = np.diff(np.asarray(batch["tokens"].offsets))
             labels[begin:end] = np.asarray(batch["label"])
+            if job.token_types:
+                seconds[begin:end] = np.asarray(batch["second"])
         begin = end
     num_tokens = sum(receipt.file.tokens for receipt in receipts)
     if num_tokens == 0:
@@ -231,6 +241,11 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
         )
     with committed(folder / INDEX_NAME) as file:
         write_batch(file, pa.record_batch([pa.array(lengths), pa.array(labels)], schema=INDEX_SCHEMA))
+    seconds_entry = None
+    if job.token_types:
+        with committed(folder / SECONDS_NAME) as seconds_file:
+            write_batch(seconds_file, pa.record_batch([pa.array(seconds)], schema=SECONDS_SCHEMA))
+        seconds_entry = FileEntry(SECONDS_NAME, seconds_file.size, seconds_file.crc32, job.rows, num_tokens)
     manifest = Manifest(
         preparation=job.preparation,
         max_length=job.max_length,
@@ -249,6 +264,8 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
         tokenizer=job.tokenizer,
         index=FileEntry(INDEX_NAME, file.size, file.crc32, job.rows, num_tokens),
         shards=[receipt.file for receipt in receipts],
+        is_pair=job.is_pair,
+        seconds=seconds_entry,
     )
     write_committed(folder / MANIFEST_NAME, manifest.to_json())
     remove_leftovers(folder)
@@ -282,7 +299,12 @@ def temporary_files(folder: Path) -> list[Path]:
 
 
 def _data_files(folder: Path, without: Collection[Path] = ()) -> list[Path]:
-    found = [*folder.glob("shard-*.arrow"), *folder.glob("shard-*.json"), *folder.glob(INDEX_NAME)]
+    found = [
+        *folder.glob("shard-*.arrow"),
+        *folder.glob("shard-*.json"),
+        *folder.glob(INDEX_NAME),
+        *folder.glob(SECONDS_NAME),
+    ]
     return [path for path in found if path not in without]
 
 

@@ -14,17 +14,23 @@ FORMAT = "penstock-store"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.arrow"
+SECONDS_NAME = "seconds.arrow"
 TOKENIZER_NAME = "tokenizer"
 
 INDEX_SCHEMA = pa.schema([pa.field("length", pa.int32(), False), pa.field("label", pa.int64(), False)])
+
+SECONDS_SCHEMA = pa.schema([pa.field("second", pa.int32(), False)])
 
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
 
 
-def shard_schema(dtype: str, number: int, preparation: str) -> pa.Schema:
-    """The columns of a shard. Its metadata says which shard of which preparation it is, to know a foreign one."""
+def shard_schema(dtype: str, number: int, preparation: str, token_types: bool = False) -> pa.Schema:
+    """The columns of a shard; with token types also how many tokens stand before the first of type 1.
+
+    Its metadata says which shard of which preparation it is, to know a foreign one.
+    """
     ids = {"uint16": pa.uint16(), "uint32": pa.uint32()}[dtype]
     return pa.schema(
         [
@@ -32,6 +38,7 @@ def shard_schema(dtype: str, number: int, preparation: str) -> pa.Schema:
             pa.field("label", pa.int32(), False),
             pa.field("source", pa.int32(), False),
             pa.field("source_row", pa.int64(), False),
+            *(SECONDS_SCHEMA if token_types else ()),
         ],
         metadata={"penstock.shard": str(number), "penstock.preparation": preparation},
     )
@@ -85,7 +92,10 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a store besides its tokens."""
+    """All that is known of a store besides its tokens.
+
+    `is_pair`: a row has two texts; `seconds` is there where its tokens have types.
+    """
 
     preparation: str
     max_length: int
@@ -104,6 +114,8 @@ class Manifest:
     tokenizer: TokenizerEntry
     index: FileEntry
     shards: list[FileEntry]
+    is_pair: bool = False
+    seconds: FileEntry | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -118,11 +130,14 @@ class Manifest:
                 "truncation": self.truncation,
                 "index": self.index.crc32,
                 "shards": [[shard.rows, shard.tokens, shard.crc32] for shard in self.shards],
+                **({"pairs": self.seconds.crc32 if self.seconds else None} if self.is_pair else {}),
             }
         )
 
     def to_json(self) -> bytes:
         content = {"format": FORMAT, "version": FORMAT_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
+        if not self.is_pair:
+            del content["is_pair"], content["seconds"]
         return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
@@ -158,6 +173,8 @@ class Manifest:
             content["shards"] = [FileEntry(**entry) for entry in content["shards"]]
             content["index"] = FileEntry(**content["index"])
             content["tokenizer"] = TokenizerEntry(**content["tokenizer"])
+            content["is_pair"] = content.get("is_pair", False)
+            content["seconds"] = FileEntry(**content["seconds"]) if content.get("seconds") else None
             manifest = cls(**{field.name: content[field.name] for field in fields(cls)})
             matches = manifest.fingerprint == fingerprint
         except (KeyError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from penstock.engine.data.job import Job, discard_shard, finish_job, finished_shard, locked, write_shard
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME
+from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.progress import RowProgress
 from penstock.engine.data.sources import Reading, Source, open_source
 from penstock.engine.data.store import Store
@@ -78,7 +79,8 @@ def write_part(out: str | os.PathLike[str], part: tuple[int, int], *, progress: 
         wanted = {k for k in share if finished_shard(folder, job, k) is None}
         if not wanted:
             return 0
-        tokenizer = TextTokenizer(load_saved_tokenizer(folder / TOKENIZER_NAME), job.max_length, job.truncation)
+        saved = load_saved_tokenizer(folder / TOKENIZER_NAME)
+        tokenizer = text_tokenizer(saved, job.max_length, job.truncation, job.is_pair)
         if tokenizer.probes() != job.tokenizer.probes:
             raise TokenizerError(
                 f"{folder}: the tokenizers library of this machine gives other tokens than that of the machine that "

@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from penstock._native import Shards
-from penstock.engine.data.manifest import INDEX_SCHEMA, TOKENIZER_NAME, FileEntry, Manifest, shard_schema
+from penstock.engine.data.manifest import (
+    INDEX_SCHEMA,
+    SECONDS_SCHEMA,
+    TOKENIZER_NAME,
+    FileEntry,
+    Manifest,
+    shard_schema,
+)
 from penstock.engine.errors import StoreError
 
 if TYPE_CHECKING:
@@ -43,6 +50,8 @@ class Store:
         manifest: what its manifest.json says.
         lengths: int32, (num_examples,): tokens of each row, special tokens included.
         labels: int64, (num_examples,): indices into `label_names`.
+        seconds: int32, (num_examples,): of pairs of texts, how many tokens of a row stand before the first of type 1;
+            None where tokens have no types.
         shards: the token buffers, for the loader.
     """
 
@@ -50,6 +59,7 @@ class Store:
     manifest: Manifest
     lengths: np.ndarray
     labels: np.ndarray
+    seconds: np.ndarray | None
     shards: Shards
 
     def __init__(self, path: Path, manifest: Manifest, reader: Reader) -> None:
@@ -57,6 +67,7 @@ class Store:
         self.manifest = manifest
         self.reader = reader
         self.lengths, self.labels = self._open_index()
+        self.seconds = self._open_seconds()
         self.shards = self._open_shards()
 
     @classmethod
@@ -99,6 +110,11 @@ class Store:
     @property
     def max_length(self) -> int:
         return self.manifest.max_length
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a row has two texts."""
+        return self.manifest.is_pair
 
     @property
     def fingerprint(self) -> str:
@@ -160,7 +176,7 @@ class Store:
     def map_shard(self, number: int) -> ShardBuffers:
         """Maps one shard, its sizes and types checked."""
         entry = self.manifest.shards[number]
-        schema = shard_schema(self.manifest.dtype, number, self.manifest.preparation)
+        schema = shard_schema(self.manifest.dtype, number, self.manifest.preparation, self.manifest.seconds is not None)
         file, batch = self._map(entry, schema)
         if batch.schema.metadata != schema.metadata:
             raise StoreError(f"{self.path / entry.name}: belongs to another store or place; prepare the store again")
@@ -205,6 +221,17 @@ class Store:
             raise StoreError(f"{self.path / entry.name}: damaged: its buffers are shorter than the manifest says")
         lengths, labels = np.frombuffer(buffers[0], np.int32, rows), np.frombuffer(buffers[1], np.int64, rows)
         return (lengths, labels) if self.reader == "mmap" else (lengths.copy(), labels.copy())
+
+    def _open_seconds(self) -> np.ndarray | None:
+        entry, rows = self.manifest.seconds, self.num_examples
+        if entry is None:
+            return None
+        _, batch = self._map(entry, SECONDS_SCHEMA)
+        buffer = batch.column(0).buffers()[1]
+        if buffer is None or buffer.size < 4 * rows:
+            raise StoreError(f"{self.path / entry.name}: damaged: its buffer is shorter than the manifest says")
+        seconds = np.frombuffer(buffer, np.int32, rows)
+        return seconds if self.reader == "mmap" else seconds.copy()
 
     def _open_shards(self) -> Shards:
         shards = Shards(np.dtype(self.manifest.dtype).itemsize, self.vocab_size)

@@ -88,6 +88,7 @@ class ShardBuilder:
         self._labels: list[np.ndarray] = []
         self._sources: list[np.ndarray] = []
         self._source_rows: list[np.ndarray] = []
+        self._seconds: list[np.ndarray] = []
         self._truncated = 0
         self._empty = 0
 
@@ -101,8 +102,10 @@ class ShardBuilder:
         self._labels.append(np.array(piece.labels, np.int32))
         self._sources.append(np.full(len(piece.labels), piece.source, np.int32))
         self._source_rows.append(np.array(piece.rows.positions, np.int64))
+        if encoded.seconds is not None:
+            self._seconds.append(encoded.seconds)
         self._truncated += encoded.truncated
-        self._empty += piece.rows.texts.count("")
+        self._empty += piece.rows.texts.count(("", "") if self._job.is_pair else "")
         self.seen += len(piece.labels)
 
     def rows(self) -> ShardRows:
@@ -114,4 +117,5 @@ class ShardBuilder:
             np.concatenate(self._source_rows),
             self._truncated,
             self._empty,
+            np.concatenate(self._seconds) if self._seconds else None,
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.engine.data.manifest import TOKENIZER_NAME
+from penstock.engine.data.manifest import SECONDS_NAME, TOKENIZER_NAME
 from penstock.engine.errors import StoreError
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def verify(store: "Store", deep: bool) -> Iterator[str]:
         yield f"{TOKENIZER_NAME}/{name}"
     store.check_crc32(manifest.index)
     yield manifest.index.name
+    if manifest.seconds is not None:
+        store.check_crc32(manifest.seconds)
+        yield manifest.seconds.name
     begin = 0
     for number, entry in enumerate(manifest.shards):
         store.check_crc32(entry)
@@ -48,14 +51,17 @@ def _check_rows(store: "Store", number: int, begin: int) -> None:
         raise StoreError(f"{path}: damaged: its rows' lengths are not the index's")
     if not np.array_equal(np.asarray(shard.batch["label"]), store.labels[rows]):
         raise StoreError(f"{path}: damaged: its labels are not the index's")
+    if store.seconds is not None and not np.array_equal(np.asarray(shard.batch["second"]), store.seconds[rows]):
+        raise StoreError(f"{path}: damaged: its second texts do not begin where {SECONDS_NAME} says")
     if len(shard.values) and int(shard.values.max()) >= store.vocab_size:
         raise StoreError(f"{path}: damaged: a token outside the vocabulary of {store.vocab_size}")
 
 
 def _check_tokenizer(store: "Store") -> None:
-    from penstock.engine.data.tokenizers import TextTokenizer
+    from penstock.engine.data.pair_tokenizing import text_tokenizer
 
-    tokenizer = TextTokenizer(store.tokenizer(), store.manifest.max_length, store.manifest.truncation)
+    manifest = store.manifest
+    tokenizer = text_tokenizer(store.tokenizer(), manifest.max_length, manifest.truncation, manifest.is_pair)
     if tokenizer.probes() != store.manifest.tokenizer.probes:
         raise StoreError(
             f"{store.path}: the installed tokenizers library gives other tokens than the one that prepared the store; "

@@ -43,10 +43,11 @@ def read_trained_record(path: Path | str) -> dict[str, Any]:
 
 
 def check_fits(store: Store, data: dict[str, Any]) -> None:
-    """Raises StoreError unless the store has the training data's tokenizer and labels."""
+    """Raises StoreError unless the store has the training data's tokenizer and labels, and pairs if that had."""
     for what, here, there in (
         ("tokenizer", store.manifest.tokenizer.fingerprint, data["tokenizer"]),
         ("labels", store.label_names, data["label_names"]),
+        ("columns of text", store.is_pair, data.get("is_pair", False)),
     ):
         if here != there:
             raise StoreError(
@@ -83,10 +84,29 @@ def open_like_training(
     """
     wanted: dict[str, Any] = {"need_label": need_label, "reading": reading}
     try:
-        return open_sources(name, text=text or data["text"], label=label or data["label"], **wanted)
+        sources = open_sources(name, text=text or data["text"], label=label or data["label"], **wanted)
     except SourceError:
+        if text is None and data.get("is_pair", False):
+            raise  # there are no usual names of pairs
         # other columns than in training: the usual names, or a message that lists what is there
-        return open_sources(name, text=text, label=label, **wanted)
+        sources = open_sources(name, text=text, label=label, **wanted)
+    check_texts(sources, data)
+    return sources
+
+
+def check_texts(sources: Sequence[Source], data: dict[str, Any]) -> None:
+    """Raises SourceError if the sources have pairs of texts and the training data had none, or the other way round."""
+    for source in sources:
+        if source.is_pair and not data.get("is_pair", False):
+            raise SourceError(
+                f"{source.name}: {source.text} are pairs of texts, and the run was trained on single ones: name one "
+                "column with --text, or join several with '+'"
+            )
+        if data.get("is_pair", False) and not source.is_pair:
+            raise SourceError(
+                f"{source.name}: {source.text} are single texts, and the run was trained on pairs ({data['text']}): "
+                "name the two columns with --text FIRST,SECOND"
+            )
 
 
 def files_of(sources: Sequence[Source]) -> list[Path]:

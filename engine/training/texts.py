@@ -10,6 +10,7 @@ import torch
 
 from penstock.engine.data.loader import Batch
 from penstock.engine.data.sources import BadRow, Rows, Source
+from penstock.engine.data.sources.base import excerpt
 from penstock.engine.data.sources.labels import LabelNames
 from penstock.engine.data.tokenizers import Encoded, TextTokenizer
 from penstock.engine.errors import SourceError
@@ -45,7 +46,12 @@ class Window:
             pieces = [self.encoded.values[ends[i] - lengths[i] : ends[i]] for i in chosen]
             values = torch.from_numpy(np.concatenate(pieces).astype(np.int32))
             tokens = Ragged.from_lengths(values, torch.from_numpy(lengths[chosen]), ids=torch.from_numpy(chosen))
-            yield Batch(tokens, torch.from_numpy(labels[chosen]))
+            seconds = self.encoded.seconds
+            yield Batch(
+                tokens,
+                torch.from_numpy(labels[chosen]),
+                None if seconds is None else torch.from_numpy(seconds[chosen]),
+            )
 
 
 def windows(sources: Iterable[Source], tokenizer: TextTokenizer) -> Iterator[Window]:
@@ -81,7 +87,7 @@ def labelled_batches(
         bad = list(rows.bad)
         if len(unknown):
             bad += [
-                BadRow(rows.positions[i], _unknown(rows.labels[i], label_names), rows.texts[i][:200])
+                BadRow(rows.positions[i], _unknown(rows.labels[i], label_names), excerpt(rows.texts[i]))
                 for i in unknown.tolist()
             ]
             bad.sort(key=lambda row: row.position)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from penstock.engine.data.loader import Batch
+from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.sources import Source
 from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.store import Store
@@ -20,7 +21,7 @@ from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluate import class_probabilities, evaluate_fully, run, store_batches
 from penstock.engine.training.evaluation import Evaluation
 from penstock.engine.training.predictions import Columns, Predicted, common_schema, place_rows, table_of
-from penstock.engine.training.run_record import check_fits, read_trained_record
+from penstock.engine.training.run_record import check_fits, check_texts, read_trained_record
 from penstock.engine.training.settings import load_saved_settings
 from penstock.engine.training.texts import BadRows, fail_on_bad_rows, labelled_batches, windows
 
@@ -36,6 +37,7 @@ def describe_data(store: Store) -> dict[str, Any]:
         "truncation": manifest.truncation,
         "text": manifest.sources[0].text,
         "label": manifest.sources[0].label,
+        **({"is_pair": True} if manifest.is_pair else {}),
     }
 
 
@@ -108,6 +110,7 @@ class TrainedRun:
             SourceError: there is no usable row, or `on_bad` raised it, as it does by default.
         """
         sources = [source] if isinstance(source, Source) else source
+        check_texts(sources, self.data)
         bad_rows = 0
 
         def note(of: Source, bad: list) -> None:
@@ -125,7 +128,7 @@ class TrainedRun:
 
     def predict(
         self,
-        texts: Iterable[str | None] | Source,
+        texts: Iterable[str | None] | Iterable[tuple[str, str] | None] | Source,
         *,
         keep: Sequence[str] | None = None,
         top_k: int = 1,
@@ -137,17 +140,22 @@ class TrainedRun:
         ['good']
 
         Args:
-            texts: strings, or a source opened with `open_source`.
+            texts: strings, or pairs of them for a run that was trained on pairs; or a source opened with `open_source`.
             keep: of a source: the columns to carry along; all by default.
             top_k, probabilities: see `Columns`.
 
         Returns:
             A row for each text, in their order: the source's columns, `label` (string) and `probability` (float32);
             both are null where a text is null or cannot be used.
+
+        Raises:
+            TypeError: there is something else among the texts, or pairs for a run trained on single ones, or the other
+                way round. SourceError: the same of a source.
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be several, as in [text]; got a single one")
-        source = texts if isinstance(texts, Source) else MemorySource(list(texts), name="texts")
+        source = texts if isinstance(texts, Source) else self._in_memory(list(texts))
+        check_texts([source], self.data)
         source.carry(keep if isinstance(texts, Source) else ())
         schema = common_schema([source])
         columns = Columns(schema.names, self.label_names, top_k=top_k, probabilities=probabilities)
@@ -169,9 +177,23 @@ class TrainedRun:
             assert rows.carried is not None
             yield Predicted(window.source, rows.carried, scores, rows.bad)
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether the run was trained on pairs of texts."""
+        return self.data.get("is_pair", False)
+
+    def _in_memory(self, texts: list[Any]) -> MemorySource:
+        expected = "pairs of texts, as the run was trained on" if self.is_pair else "texts"
+        for place, text in enumerate(texts):
+            parts = text if self.is_pair and isinstance(text, tuple | list) else (text,)
+            fits = text is None or len(parts) == (2 if self.is_pair else 1)
+            if not fits or not all(part is None or isinstance(part, str) for part in parts):
+                raise TypeError(f"expected {expected}, got {text!r:.60} at place {place}")
+        return MemorySource(texts, name="texts", is_pair=self.is_pair)
+
     def _tokenizer(self) -> TextTokenizer:
         tokenizer = load_saved_tokenizer(self.path / "best")
-        return TextTokenizer(tokenizer, self.data["max_length"], self.data["truncation"])
+        return text_tokenizer(tokenizer, self.data["max_length"], self.data["truncation"], self.is_pair)
 
 
 def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -155,20 +156,23 @@ class JsonLinesSource(TextFileSource):
 
     def read(self) -> Iterator[RawRows]:
         rows, characters = _new_rows(self), 0
-        keys = [json.dumps(column).encode() for column in (self.text, self.label) if column is not None]
+        names = self.text_columns.names
+        wanted = (*names, self.label)
+        keys = [json.dumps(column).encode() for column in wanted if column is not None]
         with open_bytes(self._path, self.name) as file:
             for number, line in self._lines(file):
                 try:
                     record = _parse_object(line)
                     if any(line.count(key) > 1 for key in keys):
-                        _refuse_doubles(line, (self.text, self.label))
+                        _refuse_doubles(line, wanted)
                 except ValueError as error:
                     rows.bad.append(BadRow(number, str(error), excerpt(line), looks_foreign(line)))
                     _carry(rows, None)
                 else:
                     _carry(rows, record)
                     label = MISSING if self.label is None else record.get(self.label, MISSING)
-                    _append(rows, record.get(self.text, MISSING), label, number)
+                    texts = tuple(record.get(name, MISSING) for name in names)
+                    _append(rows, texts[0] if self.text_columns.is_plain else texts, label, number)
                 characters += len(line)
                 if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
                     yield rows
@@ -298,8 +302,9 @@ class CsvSource(TextFileSource):
 
     def read(self) -> Iterator[RawRows]:
         width = len(self._header)
-        text_at = self._header.index(self.text)
-        label_at = self._header.index(self.label) if self.label is not None else text_at
+        texts_at = [self._header.index(name) for name in self.text_columns.names]
+        text_of = itemgetter(*texts_at)  # of one place gives what stands there, of several a tuple
+        label_at = self._header.index(self.label) if self.label is not None else texts_at[0]
         rows, characters = _new_rows(self), 0
         with open_bytes(self._path, self.name) as file:
             reader = self._records(file, self._separator)
@@ -320,8 +325,8 @@ class CsvSource(TextFileSource):
                 if record:
                     _carry(rows, record if len(record) == width else None)
                 if len(record) == width:
-                    _append(rows, record[text_at], record[label_at], line)
-                    characters += len(record[text_at])
+                    _append(rows, text_of(record), record[label_at], line)
+                    characters += sum(len(record[place]) for place in texts_at)
                 elif record:
                     reason = f"{len(record)} fields where the header has {width}"
                     rows.bad.append(BadRow(line, reason, excerpt(self._separator.join(record))))

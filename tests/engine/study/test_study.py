@@ -372,9 +372,9 @@ def test_how_files_are_read_belongs_to_a_study_only_where_it_was_given(minilm, t
     assert not {"separator", "encoding"} & plain.identity().keys()
     read = replace(plain, reading=Reading("tab", "cp1252"))
     assert read.identity() == plain.identity() | {"separator": "\t", "encoding": "cp1252"}
-    with claim(tmp_path / "study", read.identity()), pytest.raises(RunError, match="separator"):
-        claim(tmp_path / "other", plain.identity()).close()
-        claim(tmp_path / "other", read.identity())
+    claim(tmp_path / "study", plain.identity()).close()
+    with pytest.raises(RunError, match="separator"):
+        claim(tmp_path / "study", read.identity())
 
 
 def test_a_study_reads_its_files_as_it_is_told(study, tmp_path, minilm):
