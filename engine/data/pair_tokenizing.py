@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class PairTokenizer(TextTokenizer):
-    """Turns pairs of texts into ids, token by token what transformers gives for `tokenizer(a, b, truncation=True)`.
+    """Turns pairs of texts into ids, token by token what transformers gives for `tokenizer([a], [b], truncation=True)`.
+
+    An empty second text is one, and its special tokens are there; `tokenizer(a, "")`, called with strings instead of
+    lists, leaves it out.
 
     The library cuts: tokens are taken one by one from the longer text, at the end, or at the beginning where the
     truncation is "tail".
