@@ -155,7 +155,7 @@ class Manifest:
             raise StoreError(f"{folder}: not a store: it has no {MANIFEST_NAME}; prepare it first, or again") from None
         except NotADirectoryError:
             raise StoreError(
-                f"{folder}: a file, not a store; make a store of it first: "
+                f"{folder}: not a store, a store is a folder; make one from this file first: "
                 f"penstock prepare {folder} --out STORE --tokenizer NAME"
             ) from None
         except (ValueError, OSError) as error:
