@@ -16,7 +16,7 @@ def write_store(folder: Path, lengths: np.ndarray, vocab_size: int = 30_000) -> 
     """Two labels in turn; tokens drawn evenly."""
     folder.mkdir(parents=True)
     rows = len(lengths)
-    files = save_tokenizer(word_tokenizer(vocab_size), int(lengths.max()))
+    files = save_tokenizer(word_tokenizer(vocab_size), int(lengths.max()), "head")
     job = Job(
         preparation="benchmark",
         max_length=int(lengths.max()),

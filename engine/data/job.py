@@ -14,7 +14,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -219,6 +219,15 @@ def discard_shard(folder: Path, shard: int) -> None:
     remove_committed(_receipt_path(folder, shard))
 
 
+def check_tokens(job: Job, receipts: Sequence[Receipt]) -> None:
+    """Raises SourceError unless some text has a token."""
+    if not any(receipt.file.tokens for receipt in receipts):
+        raise SourceError(
+            f"{job.sources[0].name}: no text gives a single token: either column {job.sources[0].text!r} is empty in "
+            "every row (--text names another), or the tokenizer knows nothing of what stands there"
+        )
+
+
 def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
     """Writes the index, then the manifest, and removes what is no longer needed."""
     lengths, labels = np.empty(job.rows, np.int32), np.empty(job.rows, np.int64)
@@ -234,11 +243,6 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
                 seconds[begin:end] = np.asarray(batch["second"])
         begin = end
     num_tokens = sum(receipt.file.tokens for receipt in receipts)
-    if num_tokens == 0:
-        raise SourceError(
-            f"{job.sources[0].name}: no text gives a single token: either column {job.sources[0].text!r} is empty in "
-            "every row (--text names another), or the tokenizer knows nothing of what stands there"
-        )
     with committed(folder / INDEX_NAME) as file:
         write_batch(file, pa.record_batch([pa.array(lengths), pa.array(labels)], schema=INDEX_SCHEMA))
     seconds_entry = None

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from penstock.engine.data.job import Job, discard_shard, finish_job, finished_shard, locked, write_shard
+from penstock.engine.data.job import Job, check_tokens, discard_shard, finish_job, finished_shard, locked, write_shard
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.progress import RowProgress
@@ -112,5 +112,7 @@ def finalize(out: str | os.PathLike[str]) -> Store:
         if missing:
             listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
             raise StoreError(f"{folder}: {len(missing)} of {job.num_shards} shards are missing or damaged: {listed}")
-        finish_job(folder, job, [receipt for receipt in done if receipt is not None])
+        receipts = [receipt for receipt in done if receipt is not None]
+        check_tokens(job, receipts)
+        finish_job(folder, job, receipts)
     return Store.open(folder)

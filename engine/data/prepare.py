@@ -14,6 +14,7 @@ from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.job import (
     Job,
     Receipt,
+    check_tokens,
     clear,
     finish_job,
     finished_shard,
@@ -327,7 +328,9 @@ class _Preparation:
                 for shard in make_shards(self.folder, job, self.sources, tokenizer, wanted, self.options.progress):
                     finished += 1
                     done[shard] = Receipt.read(self.folder, shard)
-                finish_job(self.folder, job, [receipt for receipt in done.values() if receipt is not None])
+                receipts = [receipt for receipt in done.values() if receipt is not None]
+                check_tokens(job, receipts)
+                finish_job(self.folder, job, receipts)
             except BaseException as error:
                 if self.begun and (finished == 0 or isinstance(error, SourceError)):
                     self._abandon()
