@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
+
 PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
 
 Example: penstock prepare reviews.csv --out stores/train --tokenizer train:bpe:30000 --text review --label stars
@@ -23,14 +25,10 @@ def prepare(
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[str | None, typer.Option(help="Hub name, path, train:bpe:N or train:wordpiece:N.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    text: TextOption = None,
     label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    separator: Annotated[
-        str | None, typer.Option(help="Between a csv file's fields: a character, tab or pipe.  [default: found]")
-    ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Of csv and jsonl files without a byte order mark.  [default: utf-8]")
-    ] = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
     label_separator: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="Each row has several labels, with this between them, such as '|'."),
@@ -52,11 +50,16 @@ def prepare(
 ) -> None:
     from penstock.engine.data import parts
     from penstock.engine.data import prepare as preparing
+    from penstock.engine.data.job import Job
     from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
 
     if finalize:
-        _describe(parts.finalize(out))
+        job = Job.read(out)
+        store = parts.finalize(out)
+        _describe(store)
+        if job is not None and job.like is not None:
+            _say_overlap(Path(job.like), store)
         return
     if not sources:
         raise ConfigError("say what to prepare: one source at least")
@@ -80,10 +83,7 @@ def prepare(
     store = preparing.prepare(sources, out, overwrite=overwrite, **options)
     _describe(store)
     if like is not None:
-        from penstock.engine.data.overlap import find_overlap
-        from penstock.engine.data.store import Store
-
-        print(f"overlap with {like}: {find_overlap(Store.open(like), store)}")
+        _say_overlap(like, store)
 
 
 def verify(
@@ -106,6 +106,13 @@ def verify(
 def register(app: typer.Typer) -> None:
     app.command("prepare", help=PREPARE_EXAMPLE)(prepare)
     app.command("verify")(verify)
+
+
+def _say_overlap(like: Path, store: Any) -> None:
+    from penstock.engine.data.overlap import find_overlap
+    from penstock.engine.data.store import Store
+
+    print(f"overlap with {like}: {find_overlap(Store.open(like), store)}")
 
 
 def _describe(store) -> None:

@@ -1,16 +1,19 @@
 """`penstock inspect`: what labelled texts are like, before anything is trained on them."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
+
 if TYPE_CHECKING:
     import numpy as np
 
     from penstock.engine.data.inspect import Duplicates, Looked, SharedTexts
-    from penstock.engine.data.sources import Source
+    from penstock.engine.data.sources import Reading, Source
 
 SHOWN = 3  # groups or rows of each kind whose places are shown; --out has them all
 SHOWN_PLACES = 4  # of one group
@@ -29,8 +32,10 @@ def inspect(
     against: Annotated[
         list[str] | None, typer.Option(metavar="TEST", help="A test set to compare with; may be given again.")
     ] = None,
-    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts.")] = None,
+    text: TextOption = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the labels.")] = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
     label_separator: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Each row has several labels, with this between them.")
     ] = None,
@@ -47,6 +52,8 @@ def inspect(
     """
     from penstock.engine.data.inspect import duplicates, look, shared_texts
     from penstock.engine.data.progress import RowProgress
+    from penstock.engine.data.sources import Reading
+    from penstock.engine.data.sources.labels import notices
     from penstock.engine.data.sources.open import check_splits
     from penstock.engine.errors import ConfigError
 
@@ -54,14 +61,17 @@ def inspect(
         raise ConfigError(f"--out {out}: write a .csv or a .jsonl file")
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ConfigError(f"--out {out}: {'a folder' if out.is_dir() else 'its folder does not exist'}")
-    if out is not None and any(_same_file(out, name) for name in [*sources, *(against or [])]):
+    reading = Reading(separator, encoding, label_separator)
+    train_sources = _open(sources, text, label, reading)
+    test_sources = _open(against, text, label, reading) if against else []
+    if out is not None and any(_same_file(out, source.path) for source in [*train_sources, *test_sources]):
         raise ConfigError(f"--out {out}: it is a source, which would be overwritten; give another file")
-    train_sources = _open(sources, text, label, label_separator)
-    test_sources = _open(against, text, label, label_separator) if against else []
     check_splits([*train_sources, *test_sources], label_separator)
     with RowProgress("reading", shown=True) as bar:
         train = look(train_sources, bar.advance)
-        test = look(test_sources, bar.advance) if against else None
+        test = look(test_sources, bar.advance, train) if against else None
+    for line in notices(train_sources[0].label or "", train.label_spellings):
+        print(line, file=sys.stderr)
     found = duplicates(train)
     shared = shared_texts(train, test) if test is not None else None
     if out is not None:
@@ -75,25 +85,24 @@ def inspect(
         print(_summary(train, found, test, shared))
 
 
-def _open(names: list[str], text: str | None, label: str | None, label_separator: str | None) -> "list[Source]":
+def _open(names: list[str], text: str | None, label: str | None, reading: "Reading") -> "list[Source]":
     """The sources, without labels where they have no column of a usual name and none was asked for."""
-    from penstock.engine.data.sources import Reading, open_sources
+    from penstock.engine.data.sources import open_sources
     from penstock.engine.errors import SourceError
 
-    reading = Reading(label_separator=label_separator)
     for name in names:
         if (Path(name) / "manifest.json").is_file():
             raise SourceError(f"{name}: a store, which keeps no texts; inspect the sources it was prepared from")
     try:
         return open_sources(names, text=text, label=label, reading=reading)
     except SourceError:
-        if label is not None or label_separator is not None:
+        if label is not None or reading.label_separator is not None:
             raise
-        return open_sources(names, text=text, need_label=False)
+        return open_sources(names, text=text, need_label=False, reading=reading)
 
 
-def _same_file(path: Path, name: str) -> bool:
-    return path.exists() and Path(name).exists() and path.samefile(name)
+def _same_file(path: Path, other: Path | None) -> bool:
+    return other is not None and path.exists() and other.exists() and path.samefile(other)
 
 
 def _kinds(found: "Duplicates", has_labels: bool = True) -> "list[tuple[str, str, Any]]":

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)]
-TextOption = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Of a raw source: the texts' column.")]
 LabelOption = Annotated[
     str | None, typer.Option("--label", metavar="COLUMN", help="Of a raw source: the labels' column.")
 ]
@@ -25,10 +26,15 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     run: RunArgument,
     data: Annotated[
-        str, typer.Option("--data", metavar="STORE|SOURCE", help="Prepared or raw data.", show_default=False)
+        str,
+        typer.Option(
+            "--data", metavar="STORE|SOURCE", help="Prepared or raw data: files, folders, patterns.", show_default=False
+        ),
     ],
     text: TextOption = None,
     label: LabelOption = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
     label_separator: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +64,7 @@ def evaluate(
     Example:  penstock evaluate run --data held-out.csv --html evaluation.html
     """
     from penstock.engine.data.progress import RowProgress
+    from penstock.engine.data.sources import Reading
     from penstock.engine.data.sources.open import check_splits
     from penstock.engine.data.store import Store
     from penstock.engine.errors import ConfigError
@@ -75,20 +82,25 @@ def evaluate(
     _check_choice("--bad-rows", bad_rows, ("fail", "skip", "quarantine"))
     if json_file == html and html is not None:
         raise ConfigError(f"--json and --html both write {html}")
+    reading = Reading(separator, encoding, label_separator)
     record = read_trained_record(run)
-    store = source = None
+    store, sources = None, []
     if is_store(data):
-        if text or label or label_separator or bad_rows != "fail":
-            raise ConfigError(f"{data} is a store: --text, --label, --label-separator and --bad-rows are for raw data")
+        if text or label or label_separator or separator or encoding or bad_rows != "fail":
+            raise ConfigError(
+                f"{data} is a store: --text, --label, --label-separator, --separator, --encoding and --bad-rows are "
+                "for raw data"
+            )
         store = Store.open(data)
         check_fits(store, record["data"])
     else:
-        source = open_like_training(data, record["data"], text=text, label=label, label_separator=label_separator)
-        check_splits([source], label_separator)
-        check_labels(source, record["data"])
+        sources = open_like_training(data, record["data"], text=text, label=label, reading=reading)
+        check_splits(sources, label_separator)
+        for source in sources:
+            check_labels(source, record["data"])
     outputs = [out for out in (json_file, html) if out is not None]
     for out in outputs:
-        check_output(out, files_of([source] if source else []), [run, *([Path(data)] if store else [])])
+        check_output(out, files_of(sources), [run, *([Path(data)] if store else [])])
     if html == "-":
         raise ConfigError("--html needs the name of a file")
 
@@ -97,7 +109,7 @@ def evaluate(
         quarantine = None
         if bad_rows == "quarantine":
             name = re.sub(r"[^\w.-]+", "_", Path(data).name) + ".bad-rows.jsonl"
-            check_output(name, files_of([source] if source else []))
+            check_output(name, files_of(sources))
             quarantine = (name, stack.enter_context(open_output(name)))
         report = BadRowReport(bad_rows, quarantine)
 
@@ -110,8 +122,7 @@ def evaluate(
             if store is not None:
                 evaluation = trained.evaluate_store(store, progress.advance)
             else:
-                assert source is not None
-                evaluation = trained.evaluate_source(source, report, progress.advance)
+                evaluation = trained.evaluate_source(sources, report, progress.advance)
         for out, file in zip(outputs, files, strict=True):
             if out == json_file:
                 content = json.dumps({"run": str(run), "data": data, **evaluation.to_json()}, indent=2)
@@ -133,7 +144,9 @@ def predict(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE|-", help="Raw texts, or - for stdin; labels are not needed.", show_default=False
+            metavar="SOURCE|-",
+            help="Raw texts: a file, or all those of a folder or pattern; or - for stdin. Labels are not needed.",
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -146,6 +159,8 @@ def predict(
         ),
     ],
     text: TextOption = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
     keep: Annotated[
         str | None,
         typer.Option(metavar="COLUMN,...", help="The source's columns to carry along; all by default, '' for none."),
@@ -216,6 +231,7 @@ def predict(
         raise ConfigError("--top-k and --probabilities: choose one")
     if bad_rows == "quarantine" and out == "-":
         raise ConfigError("--bad-rows quarantine sets rows aside beside a file: give --out one")
+    reading = Reading(separator, encoding)
     own_form = next((form for form in ("csv", "tsv") if f".{form}" in Path(source).suffixes[-2:]), "jsonl")
     own_form = (format if format in FORMATS else "jsonl") if source == "-" else own_form
     chosen = output_format(out, out_format or (own_form if out == "-" else format))
@@ -224,12 +240,12 @@ def predict(
     several = record["data"].get("multi_label", False)
     if label_separator is not None and not several:
         raise ConfigError(f"--label-separator has no effect: the run {run} gives each text one label")
-    separator = Reading(label_separator=label_separator or record["data"].get("label_separator")).label_separator
+    between = Reading(label_separator=label_separator or record["data"].get("label_separator")).label_separator
     if several:
-        check_separator(chosen, record["data"]["label_names"], separator)
+        check_separator(chosen, record["data"]["label_names"], between)
     with ExitStack() as stack:
         check_output(out, [Path("/dev/stdin" if source == "-" else source).expanduser()], [run])
-        opened = stack.enter_context(opened_for_predicting(source, format, record["data"], text))
+        opened = stack.enter_context(opened_for_predicting(source, format, record["data"], text, reading))
         check_output(out, files_of(opened), [run])
         _say_columns(opened, record["data"]["text"], text)
         for each in opened:

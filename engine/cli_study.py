@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
+
 SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
 SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"
 SYNTHETIC_SIZES, SYNTHETIC_SEEDS = "100,300,1000,3000", "2,300:1"
@@ -28,8 +30,10 @@ def study(
         list[str] | None, typer.Option(help="Training source or store; may be given again. Default: generated reviews.")
     ] = None,
     test: Annotated[list[str] | None, typer.Option(help="Test source or store; may be given again.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    text: TextOption = None,
     label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
     encoder: Annotated[
         str | None, typer.Option(help="Encoder by hub name or path. Default: the packaged MiniLM.")
     ] = None,
@@ -45,7 +49,10 @@ def study(
     ] = None,
     families: Annotated[str, typer.Option(help="The families to compare.")] = "lstm,lstm-embeddings,encoder",
     max_length: Annotated[int, typer.Option(min=2, help="Cut texts to so many tokens.")] = 256,
-    truncation: Annotated[str, typer.Option(help="What is kept of longer texts: head or head+tail.")] = "head",
+    truncation: Annotated[
+        str | None,
+        typer.Option(help="What is kept of longer texts: head, tail or head+tail.  [default: the tokenizer's own]"),
+    ] = None,
     bad_rows: Annotated[str, typer.Option(help="Rows that cannot be used: fail, or quarantine them.")] = "fail",
     max_test: Annotated[
         int | None, typer.Option(min=1, help="Evaluate on so many test rows, the same for every cell.")
@@ -65,6 +72,7 @@ def study(
     Example:  penstock study --train reviews.parquet --test held-out.parquet --text text --label stars --out answer
     --sizes 500,2k,8k,32k --seeds 3,32k:1 --max-size encoder=8k
     """
+    from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
     from penstock.engine.study.settings import StudySettings, check_families, packaged_encoder
     from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
@@ -90,6 +98,7 @@ def study(
         bad_rows=bad_rows,
         max_test=max_test,
         overrides=tuple(overrides or []),
+        reading=Reading(separator, encoding),
     )
     keep_freed_memory()
     run_study(settings, out, jobs=jobs, keep_runs=keep_runs)

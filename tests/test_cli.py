@@ -171,6 +171,27 @@ MISTAKES = [
     ("inspect a.csv --out a.txt", 6, ".jsonl"),
     ("inspect a.csv --out a.csv", 6, "overwritten"),
     ("inspect a.csv --out nope/found.csv", 6, "nope"),
+    ("prepare a.csv --out o --tokenizer ./full --separator many", 6, "one character"),
+    ("prepare a.csv --out o --tokenizer ./full --encoding klingon", 6, "cp1252"),
+    ("prepare a.csv --out o --tokenizer ./full --encoding base64", 6, "cp1252"),
+    ("inspect a.csv --separator many", 6, "one character"),
+    ("inspect a.csv --encoding klingon", 6, "cp1252"),
+    ("inspect a.csv --encoding base64", 6, "cp1252"),
+    ("study --train a.csv --test a.csv --separator many", 6, "one character"),
+    ("study --train a.csv --test a.csv --encoding klingon", 6, "cp1252"),
+    ("study --train a.csv --test a.csv --encoding base64", 6, "cp1252"),
+    ("evaluate run --data a.csv --separator many", 6, "one character"),
+    ("evaluate run --data a.csv --encoding klingon", 6, "cp1252"),
+    ("evaluate run --data a.csv --encoding base64", 6, "cp1252"),
+    ("predict run a.csv --out - --separator many", 6, "one character"),
+    ("predict run a.csv --out - --encoding klingon", 6, "cp1252"),
+    ("predict run a.csv --out - --encoding base64", 6, "cp1252"),
+    ("inspect utf16.csv", 3, "--encoding utf-16-le"),
+    ("study --train utf16.csv --test a.csv", 3, "--encoding utf-16-le"),
+    ("study --train a.csv --test a.csv --separator ;", 3, "--text"),
+    ("train --train a.csv --out o", 5, "penstock prepare a.csv"),
+    ("train --train empty.csv --out o", 5, "penstock prepare empty.csv"),
+    ("train --train nope.csv --out o", 5, "nope.csv"),
     ("bench nope", 6, "kernels"),
 ]
 SLOW_IMPORTS = ["torch", "transformers", "scipy", "matplotlib", "pandas", "datasets"]
@@ -194,6 +215,8 @@ print(json.dumps(outcomes))
 
 def test_mistakes_are_found_before_a_slow_library_is_imported(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\none,1\ntwo,2\n")
+    (tmp_path / "empty.csv").write_text("text,label\n")
+    (tmp_path / "utf16.csv").write_bytes("text,label\none,1\ntwo,2\n".encode("utf-16-le"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     (tmp_path / "encoder").mkdir()
@@ -215,6 +238,6 @@ def test_mistakes_are_found_before_a_slow_library_is_imported(tmp_path: Path) ->
         assert (found, imported) == (code, []), (line, message)
         assert part in message, (line, message)
         assert message.count("\n") == 1, (line, message)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "encoder", "full"], (
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "empty.csv", "encoder", "full", "utf16.csv"], (
         "a mistake left something behind"
     )

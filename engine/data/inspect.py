@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from penstock.engine.data.sources import Source
+from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings
+from penstock.engine.data.sources.text_columns import Text, parts_of
 from penstock.engine.data.survey import MAX_LABELS
 
+PAIR_MARK = "\0"  # between the texts of a pair
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
 FIRST_BAD = 5  # rows that cannot be used, shown with their places
 
@@ -54,6 +57,8 @@ class Looked:
         labels: int32, (rows,): numbers of label names; -1 without labels.
         positions: int64, (rows,): lines or rows in their source, from 1.
         label_counts: rows of each label, by number; label_names: of the first MAX_LABELS of them.
+        label_spellings: of each class the spellings with their rows, as `labels.merged_spellings` has them; empty where
+            there are more than MAX_LABELS of them, which stay as they are spelled.
         empty: rows whose text is empty or white space.
         bad: number of rows that cannot be used; bad_rows: the first of them, "place: reason".
     """
@@ -71,6 +76,7 @@ class Looked:
     empty: np.ndarray
     bad: int = 0
     bad_rows: list[str] = field(default_factory=list)
+    label_spellings: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -92,8 +98,13 @@ class Looked:
         return self.label_names[number] if 0 <= number < len(self.label_names) else ""
 
 
-def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows: None) -> Looked:
+def look(
+    sources: Sequence[Source], advance: Callable[[int], None] = lambda rows: None, like: Looked | None = None
+) -> Looked:
     """Reads the sources once.
+
+    Args:
+        like: a training set, whose classes these labels are where they can be.
 
     Raises:
         SourceError: one cannot be read.
@@ -116,8 +127,8 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
                 names = map(list_name, batch.labels) if source.multi_label else batch.labels
                 labels.append(np.array([_number(label, numbers) for label in names], np.int32))
             positions.append(np.fromiter(batch.positions, np.int64, len(texts)))
-            characters.add([len(text) for text in texts])
-            own_words = [len(text.split()) for text in texts]
+            characters.add([sum(map(len, parts_of(text))) for text in texts])
+            own_words = [sum(len(part.split()) for part in parts_of(text)) for text in texts]
             words.add(own_words)
             empty.append(rows + np.flatnonzero(np.array(own_words, np.int64) == 0))
             bad += len(batch.bad)
@@ -126,7 +137,7 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
             rows += len(texts)
             advance(len(texts) + len(batch.bad))
         starts.append(rows)
-    all_labels = _join(labels, np.int32)
+    names, all_labels, spellings = _classes(list(numbers), _join(labels, np.int32), like)
     return Looked(
         sources=sources,
         starts=starts,
@@ -134,19 +145,42 @@ def look(sources: Sequence[Source], advance: Callable[[int], None] = lambda rows
         normal=_join(normal, np.uint64),
         labels=all_labels,
         positions=_join(positions, np.int64),
-        label_names=list(numbers),
+        label_names=names,
         label_counts=np.unique(all_labels[all_labels >= 0], return_counts=True)[1],
         characters=characters,
         words=words,
         empty=_join(empty, np.int64),
         bad=bad,
         bad_rows=bad_rows,
+        label_spellings=spellings,
     )
 
 
 def list_name(labels: tuple[str, ...]) -> str:
     """One name for a row's labels, whatever their order: rows are compared by all of them."""
     return " + ".join(sorted(labels)) or "(none)"
+
+
+def _classes(
+    spelled: list[str], labels: np.ndarray, like: Looked | None
+) -> tuple[list[str], np.ndarray, dict[str, dict[str, int]]]:
+    """Names of the classes, their numbers by row, and their spellings, from the spellings and their numbers by row.
+
+    Which spellings are one class shows only when the whole column has been read.
+    """
+    if not spelled or int(labels.max(initial=-1)) >= len(spelled):
+        return spelled, labels, {}
+    counts = dict(zip(spelled, np.bincount(labels, minlength=len(spelled)).tolist(), strict=True))
+    if like is not None and like.label_spellings:
+        named, rule = LabelNames(like.label_names), KINDS[kind_of(like.label_names)]
+        names = {spelling: named(spelling) or rule(spelling) or spelling.strip() for spelling in spelled}
+        merged: dict[str, dict[str, int]] = {}
+        for spelling, name in names.items():
+            merged.setdefault(name, {})[spelling] = counts[spelling]
+    else:
+        merged = merged_spellings(counts)
+    numbers = {spelling: number for number, name in enumerate(merged) for spelling in merged[name]}
+    return list(merged), np.array([numbers[spelling] for spelling in spelled], np.int32)[labels], merged
 
 
 def normal_form(text: str) -> str:
@@ -259,9 +293,10 @@ def shared_texts(train: Looked, test: Looked) -> SharedTexts:
     return SharedTexts(exact, normal, twin[exact], form_twin[normal], other)
 
 
-def _hashes(text: str) -> bytes:
-    """Two times 8 bytes: of the text, and of its normal form."""
-    form = normal_form(text)
+def _hashes(text: Text) -> bytes:
+    """Two times 8 bytes: of the text, and of its normal form; of a pair, of both texts."""
+    form = PAIR_MARK.join(map(normal_form, parts_of(text)))
+    text = PAIR_MARK.join(parts_of(text))
     first = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return first + (first if form == text else hashlib.blake2b(form.encode(), digest_size=8).digest())
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +37,8 @@ from penstock.engine.data.manifest import (
     LABELS_NAME,
     LABELS_SCHEMA,
     MANIFEST_NAME,
+    SECONDS_NAME,
+    SECONDS_SCHEMA,
     TOKENIZER_NAME,
     FileEntry,
     Manifest,
@@ -46,7 +48,7 @@ from penstock.engine.data.manifest import (
     shard_name,
     shard_schema,
 )
-from penstock.engine.errors import StoreError
+from penstock.engine.errors import SourceError, StoreError
 
 JOB_NAME = "preparing.json"
 
@@ -69,6 +71,9 @@ class Job:
     tokenizer: TokenizerEntry
     reading: dict[str, str | None] = field(default_factory=dict)  # as `sources.Reading`
     multi_label: bool = False
+    like: str | None = None  # the store whose tokenizer and labels were taken
+    is_pair: bool = False  # whether a row has two texts,
+    token_types: bool = False  # and their tokens types
 
     @property
     def rows(self) -> int:
@@ -125,6 +130,7 @@ class ShardRows:
     truncated_texts: int
     empty_texts: int
     label_lists: tuple[np.ndarray, np.ndarray] | None = None  # offsets and ids, see `label_lists.lists_of`
+    seconds: np.ndarray | None = None  # with token types: int32, (rows,), tokens before the first of type 1
 
 
 @contextmanager
@@ -176,7 +182,7 @@ def write_tokenizer(folder: Path, files: dict[str, bytes]) -> None:
 
 def write_shard(folder: Path, job: Job, shard: int, rows: ShardRows) -> None:
     """Writes one shard, then its receipt."""
-    schema = shard_schema(job.dtype, shard, job.preparation, job.multi_label)
+    schema = shard_schema(job.dtype, shard, job.preparation, job.multi_label, job.token_types)
     offsets = np.zeros(len(rows.lengths) + 1, np.int64)
     np.cumsum(rows.lengths, out=offsets[1:])
     values = np.concatenate(rows.values) if rows.values else np.empty(0, job.dtype)
@@ -184,6 +190,8 @@ def write_shard(folder: Path, job: Job, shard: int, rows: ShardRows) -> None:
     columns = [tokens, pa.array(rows.labels), pa.array(rows.sources), pa.array(rows.source_rows)]
     if rows.label_lists is not None:
         columns.append(_list_column(rows.label_lists))
+    if job.token_types:
+        columns.append(pa.array(rows.seconds))
     path = folder / shard_name(shard)
     with committed(path) as file:
         write_batch(file, pa.record_batch(columns, schema=schema))
@@ -222,11 +230,21 @@ def discard_shard(folder: Path, shard: int) -> None:
     remove_committed(_receipt_path(folder, shard))
 
 
+def check_tokens(job: Job, receipts: Sequence[Receipt]) -> None:
+    """Raises SourceError unless some text has a token."""
+    if not any(receipt.file.tokens for receipt in receipts):
+        raise SourceError(
+            f"{job.sources[0].name}: no text gives a single token: either column {job.sources[0].text!r} is empty in "
+            "every row (--text names another), or the tokenizer knows nothing of what stands there"
+        )
+
+
 def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
     """Writes the index, then the manifest, and removes what is no longer needed."""
     lengths, labels = np.empty(job.rows, np.int32), np.empty(job.rows, np.int64)
     sizes = np.zeros(job.rows + 1, np.int64)  # of the rows' lists of labels
     ids: list[np.ndarray] = []
+    seconds = np.empty(job.rows if job.token_types else 0, np.int32)
     begin = 0
     for receipt in receipts:
         with pa.memory_map(str(folder / receipt.file.name)) as source:
@@ -238,6 +256,8 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
                 column = batch["labels"]
                 sizes[begin + 1 : end + 1] = np.diff(np.asarray(column.offsets))
                 ids.append(np.array(column.values))
+            if job.token_types:
+                seconds[begin:end] = np.asarray(batch["second"])
         begin = end
     num_tokens = sum(receipt.file.tokens for receipt in receipts)
     with committed(folder / INDEX_NAME) as file:
@@ -250,6 +270,11 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
         with committed(folder / LABELS_NAME) as of_labels:
             write_batch(of_labels, pa.record_batch([_list_column(lists)], schema=LABELS_SCHEMA))
         label_index = FileEntry(LABELS_NAME, of_labels.size, of_labels.crc32, job.rows, len(lists[1]))
+    seconds_entry = None
+    if job.token_types:
+        with committed(folder / SECONDS_NAME) as seconds_file:
+            write_batch(seconds_file, pa.record_batch([pa.array(seconds)], schema=SECONDS_SCHEMA))
+        seconds_entry = FileEntry(SECONDS_NAME, seconds_file.size, seconds_file.crc32, job.rows, num_tokens)
     manifest = Manifest(
         preparation=job.preparation,
         max_length=job.max_length,
@@ -271,6 +296,8 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
         multi_label=job.multi_label,
         label_separator=job.reading.get("label_separator") if job.multi_label else None,
         label_index=label_index,
+        is_pair=job.is_pair,
+        seconds=seconds_entry,
     )
     write_committed(folder / MANIFEST_NAME, manifest.to_json())
     remove_leftovers(folder)
@@ -304,8 +331,13 @@ def temporary_files(folder: Path) -> list[Path]:
 
 
 def _data_files(folder: Path, without: Collection[Path] = ()) -> list[Path]:
-    found = [*folder.glob("shard-*.arrow"), *folder.glob("shard-*.json"), *folder.glob(INDEX_NAME)]
-    found += folder.glob(LABELS_NAME)
+    found = [
+        *folder.glob("shard-*.arrow"),
+        *folder.glob("shard-*.json"),
+        *folder.glob(INDEX_NAME),
+        *folder.glob(LABELS_NAME),
+        *folder.glob(SECONDS_NAME),
+    ]
     return [path for path in found if path not in without]
 
 

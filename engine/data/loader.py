@@ -24,10 +24,13 @@ class Batch:
     Attributes:
         tokens: token ids, int32, and in `tokens.ids` the store's rows.
         labels: int64, (batch,); of a store with lists of labels float32, (batch, num_labels), 1 for each of a row's.
+        seconds: int32, (batch,): of pairs of texts, how many tokens of each stand before the first of type 1; None
+            where tokens have no types.
     """
 
     tokens: Ragged
     labels: Tensor
+    seconds: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -39,15 +42,32 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         # A copy to the CPU is read by it, which waits for no stream: that one must block.
         non_blocking = non_blocking and torch.device(device).type != "cpu"
-        return Batch(self.tokens.to(device, non_blocking), self.labels.to(device, non_blocking=non_blocking))
+        seconds = None if self.seconds is None else self.seconds.to(device, non_blocking=non_blocking)
+        return Batch(self.tokens.to(device, non_blocking), self.labels.to(device, non_blocking=non_blocking), seconds)
+
+    def types(self) -> dict[str, Tensor]:
+        """What a model takes beside the tokens: token_type_ids, int64 (total_tokens,), or nothing without types."""
+        if self.seconds is None:
+            return {}
+        cu_seqlens, total = self.tokens.cu_seqlens, self.num_tokens
+        # given the sum, no device is asked for it
+        begins = torch.repeat_interleave(cu_seqlens[:-1] + self.seconds, cu_seqlens.diff(), output_size=total)
+        return {"token_type_ids": (torch.arange(total, device=cu_seqlens.device) >= begins).long()}
 
     def padded(self, pad_token_id: int) -> dict[str, Tensor]:
-        """input_ids, attention_mask (int64, (batch, longest)) and labels, for models that know no ragged batches."""
+        """input_ids, attention_mask (int64, (batch, longest)) and labels, for models that know no ragged batches.
+
+        Also token_type_ids, where tokens have types.
+        """
         lengths = self.tokens.lengths
         mask = torch.arange(self.tokens.max_seqlen, device=lengths.device) < lengths[:, None]
         input_ids = torch.full(mask.shape, pad_token_id, device=lengths.device)
         input_ids[mask] = self.tokens.values.long()
-        return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": self.labels}
+        padded = {"input_ids": input_ids, "attention_mask": mask.long(), "labels": self.labels}
+        for name, types in self.types().items():
+            padded[name] = torch.zeros_like(input_ids)
+            padded[name][mask] = types
+        return padded
 
 
 @dataclass(frozen=True)
@@ -257,7 +277,11 @@ class Loader:
         ids = torch.empty(count, dtype=torch.int64, pin_memory=pin)
         ids.numpy()[:] = rows
         batch_labels = torch.empty(count, dtype=torch.int64, pin_memory=pin)
-        batch = Batch(Ragged(values, cu_seqlens, int(plan.longest[number]), ids), batch_labels)
+        seconds = None
+        if self.store.seconds is not None:
+            seconds = torch.empty(count, dtype=torch.int32, pin_memory=pin)
+            seconds.numpy()[:] = self.store.seconds[rows]
+        batch = Batch(Ragged(values, cu_seqlens, int(plan.longest[number]), ids), batch_labels, seconds)
         prefetcher.submit(
             rows, labels, values.data_ptr(), tokens, cu_seqlens.data_ptr(), batch_labels.data_ptr(), batch
         )

@@ -15,21 +15,27 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.arrow"
 LABELS_NAME = "labels.arrow"
+SECONDS_NAME = "seconds.arrow"
 TOKENIZER_NAME = "tokenizer"
 
 INDEX_SCHEMA = pa.schema([pa.field("length", pa.int32(), False), pa.field("label", pa.int64(), False)])
 _LABEL_LIST = pa.large_list(pa.field("item", pa.int32(), False))
 LABELS_SCHEMA = pa.schema([pa.field("labels", _LABEL_LIST, False)])
 
+SECONDS_SCHEMA = pa.schema([pa.field("second", pa.int32(), False)])
+
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
 
 
-def shard_schema(dtype: str, number: int, preparation: str, multi_label: bool = False) -> pa.Schema:
+def shard_schema(
+    dtype: str, number: int, preparation: str, multi_label: bool = False, token_types: bool = False
+) -> pa.Schema:
     """The columns of a shard. Its metadata says which shard of which preparation it is, to know a foreign one.
 
-    With several labels a row, the last column has them, and `label` the rarest one.
+    With several labels a row, `labels` has them, and `label` the rarest one; with token types, `second` has how many
+    tokens stand before the first of type 1.
     """
     ids = {"uint16": pa.uint16(), "uint32": pa.uint32()}[dtype]
     return pa.schema(
@@ -39,6 +45,7 @@ def shard_schema(dtype: str, number: int, preparation: str, multi_label: bool = 
             pa.field("source", pa.int32(), False),
             pa.field("source_row", pa.int64(), False),
             *([pa.field("labels", _LABEL_LIST, False)] if multi_label else []),
+            *(SECONDS_SCHEMA if token_types else ()),
         ],
         metadata={"penstock.shard": str(number), "penstock.preparation": preparation},
     )
@@ -96,6 +103,7 @@ class Manifest:
 
     Those with a default are not in older stores. `multi_label`: a row has a list of labels, all of which `label_index`
     holds, and `label_counts` counts the rows that have each; `label_separator` stood between them in the sources.
+    `is_pair`: a row has two texts; `seconds` is there where its tokens have types.
     """
 
     preparation: str
@@ -118,6 +126,8 @@ class Manifest:
     multi_label: bool = False
     label_separator: str | None = None
     label_index: FileEntry | None = None
+    is_pair: bool = False
+    seconds: FileEntry | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -133,11 +143,14 @@ class Manifest:
                 "index": self.index.crc32,
                 "shards": [[shard.rows, shard.tokens, shard.crc32] for shard in self.shards],
                 **({"label_index": self.label_index.crc32} if self.label_index is not None else {}),
+                **({"pairs": self.seconds.crc32 if self.seconds else None} if self.is_pair else {}),
             }
         )
 
     def to_json(self) -> bytes:
         content = {"format": FORMAT, "version": FORMAT_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
+        if not self.is_pair:
+            del content["is_pair"], content["seconds"]
         return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
@@ -154,7 +167,10 @@ class Manifest:
                 raise StoreError(f"{folder}: no such store") from None
             raise StoreError(f"{folder}: not a store: it has no {MANIFEST_NAME}; prepare it first, or again") from None
         except NotADirectoryError:
-            raise StoreError(f"{folder}: not a store, a store is a folder; prepare one from this file first") from None
+            raise StoreError(
+                f"{folder}: not a store, a store is a folder; make one from this file first: "
+                f"penstock prepare {folder} --out STORE --tokenizer NAME"
+            ) from None
         except (ValueError, OSError) as error:
             raise StoreError(f"{path}: cannot be read: {error}") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
@@ -170,10 +186,11 @@ class Manifest:
             content["shards"] = [FileEntry(**entry) for entry in content["shards"]]
             content["index"] = FileEntry(**content["index"])
             content["tokenizer"] = TokenizerEntry(**content["tokenizer"])
-            for name in ("multi_label", "label_separator", "label_index"):
+            for name in ("multi_label", "label_separator", "label_index", "is_pair", "seconds"):
                 content.setdefault(name, _DEFAULTS[name])
-            if content["label_index"] is not None:
-                content["label_index"] = FileEntry(**content["label_index"])
+            for name in ("label_index", "seconds"):
+                if content[name] is not None:
+                    content[name] = FileEntry(**content[name])
             manifest = cls(**{field.name: content[field.name] for field in fields(cls)})
             matches = manifest.fingerprint == fingerprint
         except (KeyError, TypeError, AttributeError) as error:

@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from penstock.engine.data.job import Job, discard_shard, finish_job, finished_shard, locked, write_shard
+from penstock.engine.data.job import Job, check_tokens, discard_shard, finish_job, finished_shard, locked, write_shard
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME
+from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.progress import RowProgress
 from penstock.engine.data.sources import Reading, Source, open_source
 from penstock.engine.data.store import Store
@@ -78,7 +79,8 @@ def write_part(out: str | os.PathLike[str], part: tuple[int, int], *, progress: 
         wanted = {k for k in share if finished_shard(folder, job, k) is None}
         if not wanted:
             return 0
-        tokenizer = TextTokenizer(load_saved_tokenizer(folder / TOKENIZER_NAME), job.max_length, job.truncation)
+        saved = load_saved_tokenizer(folder / TOKENIZER_NAME)
+        tokenizer = text_tokenizer(saved, job.max_length, job.truncation, job.is_pair)
         if tokenizer.probes() != job.tokenizer.probes:
             raise TokenizerError(
                 f"{folder}: the tokenizers library of this machine gives other tokens than that of the machine that "
@@ -96,6 +98,7 @@ def finalize(out: str | os.PathLike[str]) -> Store:
 
     Raises:
         StoreError: nothing is under way there, or shards are missing or damaged: they are named.
+        SourceError: no text has a token.
     """
     folder = Path(out)
     if (folder / MANIFEST_NAME).exists():
@@ -109,5 +112,7 @@ def finalize(out: str | os.PathLike[str]) -> Store:
         if missing:
             listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
             raise StoreError(f"{folder}: {len(missing)} of {job.num_shards} shards are missing or damaged: {listed}")
-        finish_job(folder, job, [receipt for receipt in done if receipt is not None])
+        receipts = [receipt for receipt in done if receipt is not None]
+        check_tokens(job, receipts)
+        finish_job(folder, job, receipts)
     return Store.open(folder)

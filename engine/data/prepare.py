@@ -14,6 +14,7 @@ from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.job import (
     Job,
     Receipt,
+    check_tokens,
     clear,
     finish_job,
     finished_shard,
@@ -24,11 +25,13 @@ from penstock.engine.data.job import (
     write_tokenizer,
 )
 from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, TokenizerEntry, digest
+from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.parts import make_shards, write_part
 from penstock.engine.data.progress import RowProgress
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
 from penstock.engine.data.sources.labels import notices, sort_labels
 from penstock.engine.data.sources.open import check_splits
+from penstock.engine.data.sources.text_columns import single_texts
 from penstock.engine.data.store import Store
 from penstock.engine.data.survey import Survey, survey, usable_rows
 from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
@@ -77,7 +80,8 @@ def prepare(
             `penstock.engine.data.sources.open_sources`.
         out: the folder to write; it must be new, empty, or hold an unfinished preparation of the same.
         tokenizer: a hub name, a local path, `train:bpe:N` or `train:wordpiece:N` (learned from these texts).
-        text, label: column names; None for the usual ones.
+        text, label: column names; None for the usual ones. "a,b" are two texts that belong together, "a+b" one, joined
+            by a newline.
         max_length: longer texts are cut to this many tokens, special ones included, and counted; 512 by default.
         truncation: "head", "tail" or "head+tail", which part of a long text is kept; by default the tokenizer's own.
         bad_rows: "fail" at the first row that cannot be used, or "quarantine" them in OUT.bad-rows.jsonl.
@@ -189,12 +193,16 @@ def _survey(
     _check_folder(folder, overwrite)
     separator = options.reading.label_separator
     options = replace(options, reading=settings.reading(options.reading))
-    opened = open_sources(sources, text=options.text, label=options.label, reading=options.reading)
+    text = options.text
+    if text is None and settings.like is not None and settings.like.is_pair:
+        text = settings.like.manifest.sources[0].text  # there are no usual names of pairs
+    opened = open_sources(sources, text=text, label=options.label, reading=options.reading)
     check_splits(opened, separator)
     settings.check_labels(opened[0])
     if shared and (held := [source.name for source in opened if not source.resumable]):
         raise ConfigError(f"{held[0]}: held by this process only; write it to a file to share the work")
-    settings.load_tokenizer()
+    is_pair = opened[0].is_pair
+    settings.load_tokenizer(is_pair)
 
     quarantine = _beside(folder, ".bad-rows.jsonl") if bad_rows == "quarantine" else None
     with RowProgress("reading", shown=progress) as bar:
@@ -217,6 +225,7 @@ def _survey(
             "label_names": label_names,
             "rows_per_shard": rows_per_shard,
             **({"multi_label": True} if opened[0].multi_label else {}),
+            **({"pairs": True} if is_pair else {}),
         }
     )
     if (folder / MANIFEST_NAME).exists() and not overwrite:
@@ -286,15 +295,22 @@ class _Settings:
                 f"{source.name}: column {source.label!r} has {here}, {self.like.path} given by --like has {there}{more}"
             )
 
-    def load_tokenizer(self) -> None:
-        """Raises TokenizerError: it cannot be loaded, or not be used with these lengths."""
+    def load_tokenizer(self, is_pair: bool) -> None:
+        """Raises TokenizerError: it cannot be loaded, or not be used with these lengths or for pairs of texts."""
+        if self.like is not None and self.like.is_pair != is_pair:
+            here, there = ("pairs of texts", "single texts") if is_pair else ("single texts", "pairs of texts")
+            raise SourceError(
+                f"--like: {self.like.path} has {there} (--text {self.like.manifest.sources[0].text}), the sources give "
+                f"{here}: name the same columns with --text"
+            )
         if self.like is not None:
             self.loaded = self.like.tokenizer()
         elif self.spec is None:
             self.loaded = load_tokenizer(self.origin)
         self.truncation = self.truncation or ("head" if self.loaded is None else own_truncation(self.loaded))
         if self.loaded is not None:
-            self.tokenizer_identity = TextTokenizer(self.loaded, self.max_length, self.truncation).fingerprint()
+            tokenizer = text_tokenizer(self.loaded, self.max_length, self.truncation, is_pair)
+            self.tokenizer_identity = tokenizer.fingerprint()
         else:
             self.tokenizer_identity = f"{self.origin} by tokenizers {version('tokenizers')}"
 
@@ -335,7 +351,9 @@ class _Preparation:
                 for shard in make_shards(self.folder, job, self.sources, tokenizer, wanted, self.options.progress):
                     finished += 1
                     done[shard] = Receipt.read(self.folder, shard)
-                finish_job(self.folder, job, [receipt for receipt in done.values() if receipt is not None])
+                receipts = [receipt for receipt in done.values() if receipt is not None]
+                check_tokens(job, receipts)
+                finish_job(self.folder, job, receipts)
             except BaseException as error:
                 if self.begun and (finished == 0 or isinstance(error, SourceError)):
                     self._abandon()
@@ -375,17 +393,20 @@ class _Preparation:
         else:
             tokenizer = self._tokenizer()
             files = save_tokenizer(tokenizer, self.settings.max_length, self.settings.truncation)
-            job = self._new_job(TextTokenizer(tokenizer, self.settings.max_length, self.settings.truncation), files)
+            job = self._new_job(self._encoder(tokenizer), files)
             self.begun = not (self.folder / MANIFEST_NAME).exists()
             start_job(self.folder, job, shared)
             self.begun = True
             write_tokenizer(self.folder, files)
         # As saved: what every later reader uses, and what an interrupted preparation goes on with.
         saved = load_saved_tokenizer(self.folder / TOKENIZER_NAME)
-        encoder = TextTokenizer(saved, job.max_length, job.truncation)
+        encoder = self._encoder(saved)
         if self.settings.like is None:
             check_saved(saved, encoder)
         return job, encoder
+
+    def _encoder(self, tokenizer: "PreTrainedTokenizerFast") -> TextTokenizer:
+        return text_tokenizer(tokenizer, self.settings.max_length, self.settings.truncation, self.sources[0].is_pair)
 
     def _new_job(self, encoder: TextTokenizer, files: dict[str, bytes]) -> Job:
         return Job(
@@ -402,6 +423,9 @@ class _Preparation:
             sources=self.found.sources,
             reading=asdict(self.options.reading),
             multi_label=self.sources[0].multi_label,
+            like=None if self.settings.like is None else str(self.settings.like.path.resolve()),
+            is_pair=encoder.is_pair,
+            token_types=encoder.gives_types,
             tokenizer=TokenizerEntry(
                 self.settings.origin, encoder.fingerprint(), encoder.probes(), crc32_of_files(files)
             ),
@@ -421,9 +445,11 @@ class _Preparation:
 
             def texts() -> Iterator[list[str]]:
                 known = self.settings.label_names
-                return (rows.texts for source in self.sources for rows in usable_rows(source, known))
+                read = (rows for source in self.sources for rows in usable_rows(source, known))
+                return (list(single_texts(rows.texts)) for rows in read)
 
-            return train_tokenizer(self.settings.spec, texts, bar.advance)
+            texts_a_row = 2 if self.sources[0].is_pair else 1
+            return train_tokenizer(self.settings.spec, texts, lambda count: bar.advance(count // texts_a_row))
 
     def _abandon(self) -> None:
         """Nothing of use was made: leaves nothing behind."""

@@ -15,6 +15,7 @@ from penstock.engine.data.label_lists import multi_hot
 from penstock.engine.data.manifest import (
     INDEX_SCHEMA,
     LABELS_SCHEMA,
+    SECONDS_SCHEMA,
     TOKENIZER_NAME,
     FileEntry,
     Manifest,
@@ -54,6 +55,8 @@ class Store:
             for none: what rows are split by.
         label_offsets, label_ids: int64 (num_examples + 1,) and int32: with several labels a row, row r has
             label_ids[label_offsets[r]:label_offsets[r + 1]]; otherwise empty.
+        seconds: int32, (num_examples,): of pairs of texts, how many tokens of a row stand before the first of type 1;
+            None where tokens have no types.
         shards: the token buffers, for the loader.
     """
 
@@ -63,6 +66,7 @@ class Store:
     labels: np.ndarray
     label_offsets: np.ndarray
     label_ids: np.ndarray
+    seconds: np.ndarray | None
     shards: Shards
 
     def __init__(self, path: Path, manifest: Manifest, reader: Reader) -> None:
@@ -71,6 +75,7 @@ class Store:
         self.reader = reader
         self.lengths, self.labels = self._open_index()
         self.label_offsets, self.label_ids = self._open_label_index()
+        self.seconds = self._open_seconds()
         self.shards = self._open_shards()
 
     @classmethod
@@ -122,6 +127,11 @@ class Store:
     @property
     def max_length(self) -> int:
         return self.manifest.max_length
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a row has two texts."""
+        return self.manifest.is_pair
 
     @property
     def fingerprint(self) -> str:
@@ -184,7 +194,9 @@ class Store:
     def map_shard(self, number: int) -> ShardBuffers:
         """Maps one shard, its sizes and types checked."""
         entry = self.manifest.shards[number]
-        schema = shard_schema(self.manifest.dtype, number, self.manifest.preparation, self.multi_label)
+        manifest = self.manifest
+        token_types = manifest.seconds is not None
+        schema = shard_schema(manifest.dtype, number, manifest.preparation, self.multi_label, token_types)
         file, batch = self._map(entry, schema)
         if batch.schema.metadata != schema.metadata:
             raise StoreError(f"{self.path / entry.name}: belongs to another store or place; prepare the store again")
@@ -249,6 +261,17 @@ class Store:
             raise StoreError(f"{self.path / entry.name}: damaged: its labels are not as many as the manifest says")
         found = np.frombuffer(ids, np.int32, entry.tokens) if entry.tokens else np.empty(0, np.int32)
         return (bounds, found) if self.reader == "mmap" else (bounds.copy(), found.copy())
+
+    def _open_seconds(self) -> np.ndarray | None:
+        entry, rows = self.manifest.seconds, self.num_examples
+        if entry is None:
+            return None
+        _, batch = self._map(entry, SECONDS_SCHEMA)
+        buffer = batch.column(0).buffers()[1]
+        if buffer is None or buffer.size < 4 * rows:
+            raise StoreError(f"{self.path / entry.name}: damaged: its buffer is shorter than the manifest says")
+        seconds = np.frombuffer(buffer, np.int32, rows)
+        return seconds if self.reader == "mmap" else seconds.copy()
 
     def _open_shards(self) -> Shards:
         shards = Shards(np.dtype(self.manifest.dtype).itemsize, self.vocab_size)

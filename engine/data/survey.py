@@ -18,6 +18,7 @@ from penstock.engine.data.commit import committed
 from penstock.engine.data.manifest import SourceEntry
 from penstock.engine.data.sources import BadRow, Rows, Source
 from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings, mostly_single
+from penstock.engine.data.sources.text_columns import single_texts
 from penstock.engine.errors import SourceError
 
 MAX_LABELS = 10_000
@@ -40,8 +41,9 @@ class ContentHash:
         self._labels = {kind: hashlib.sha256() for kind in KINDS}
 
     def update(self, rows: Rows) -> None:
-        self._texts.update("".join(rows.texts).encode())
-        self._lengths.update(np.fromiter(map(len, rows.texts), np.int64, len(rows.texts)).tobytes())
+        texts = single_texts(rows.texts)
+        self._texts.update("".join(texts).encode())
+        self._lengths.update(np.fromiter(map(len, texts), np.int64, len(texts)).tobytes())
         self._positions.update(np.fromiter(rows.positions, np.int64, len(rows.texts)).tobytes())
         if self._multi_label:
             self._update_lists(rows.labels)
@@ -208,7 +210,7 @@ class _EncodingCheck:
 
     def update(self, rows: Rows) -> None:
         if not self._valid:
-            self._valid = not all(map(str.isascii, rows.texts))
+            self._valid = not all(map(str.isascii, single_texts(rows.texts)))
             self._foreign = self._foreign or next((row for row in rows.bad if row.foreign), None)
 
     def finish(self) -> None:

@@ -32,10 +32,11 @@ class Encoded:
     values: np.ndarray  # uint32, (tokens,)
     lengths: np.ndarray  # int32, (texts,)
     truncated: int  # how many texts were cut
+    seconds: np.ndarray | None = None  # with token types: int32, (texts,), tokens before the first of type 1
 
 
 class TextTokenizer:
-    """Turns texts into ids: the tokenizer's own special tokens around at most what `max_length` leaves of the text.
+    """Turns single texts into ids: the tokenizer's special tokens around at most what `max_length` leaves of the text.
 
     Cutting is done here on the ids, not by the library, so that it can be counted and can keep both ends.
 
@@ -48,6 +49,9 @@ class TextTokenizer:
     Raises:
         TokenizerError: special tokens that are not a prefix and a suffix, or no room for a text beside them.
     """
+
+    is_pair = False
+    gives_types = False  # whether `encode` says where tokens of type 1 begin
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int, truncation: str = "head") -> None:
         if truncation not in TRUNCATIONS:
@@ -68,7 +72,7 @@ class TextTokenizer:
         ids = self._backend.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
 
-    def encode(self, texts: list[str]) -> Encoded:
+    def encode(self, texts: list[Any]) -> Encoded:
         """Token ids of `texts`; the library's threads do the work and the GIL is released meanwhile."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
@@ -170,20 +174,35 @@ def check_saved(saved: "PreTrainedTokenizerFast", encoder: TextTokenizer) -> Non
         *probe_texts()[:40],
     ]
     texts += [f"a {token} b{token}" for token in specials] + specials
+    long = "one two three " * min(encoder.max_length, 2000)
+    if encoder.is_pair:
+        firsts, seconds = [*texts, long, "a", long], [*reversed(texts), "a", long, long]
+        theirs = saved(firsts, seconds, truncation=True)
+        check_same(saved, encoder, list(zip(firsts, seconds, strict=True)), theirs)
+        return
     if encoder.truncation != "head+tail":
-        texts.append("one two three " * min(encoder.max_length, 2000))
+        texts.append(long)
     else:
         whole = encoder.encode(texts).lengths
         texts = [text for text, length in zip(texts, whole, strict=True) if length < encoder.max_length]
+    check_same(saved, encoder, texts, saved(texts, truncation=True))
+
+
+def check_same(saved: "PreTrainedTokenizerFast", encoder: TextTokenizer, texts: list, theirs: Any) -> None:
+    """Compares our ids of texts with those that transformers gave.
+
+    Raises:
+        TokenizerError: they differ.
+    """
     encoded = encoder.encode(texts)
     ends = np.cumsum(encoded.lengths)
-    theirs = saved(texts, truncation=True)["input_ids"]
+    theirs = theirs["input_ids"]
     for text, end, length, ids in zip(texts, ends, encoded.lengths, theirs, strict=True):
         ours = encoded.values[end - length : end].tolist()
         if ours != ids:
             raise TokenizerError(
-                f"tokenizer {saved.name_or_path}: once saved, it would give {text[:40]!r} other tokens in transformers "
-                f"({ids[:6]}...) than here ({ours[:6]}...): a setting that its files do not keep"
+                f"tokenizer {saved.name_or_path}: once saved, it would give {str(text)[:40]!r} other tokens in "
+                f"transformers ({ids[:6]}...) than here ({ours[:6]}...): a setting that its files do not keep"
             )
 
 

@@ -97,6 +97,7 @@ class ShardBuilder:
         self._label_lists: list[list[int]] = []
         self._sources: list[np.ndarray] = []
         self._source_rows: list[np.ndarray] = []
+        self._seconds: list[np.ndarray] = []
         self._truncated = 0
         self._empty = 0
 
@@ -113,8 +114,10 @@ class ShardBuilder:
             self._labels.append(np.array(piece.labels, np.int32))
         self._sources.append(np.full(len(piece.labels), piece.source, np.int32))
         self._source_rows.append(np.array(piece.rows.positions, np.int64))
+        if encoded.seconds is not None:
+            self._seconds.append(encoded.seconds)
         self._truncated += encoded.truncated
-        self._empty += piece.rows.texts.count("")
+        self._empty += piece.rows.texts.count(("", "") if self._job.is_pair else "")
         self.seen += len(piece.labels)
 
     def rows(self) -> ShardRows:
@@ -131,4 +134,5 @@ class ShardBuilder:
             self._truncated,
             self._empty,
             lists,
+            np.concatenate(self._seconds) if self._seconds else None,
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.engine.data.manifest import LABELS_NAME, TOKENIZER_NAME
+from penstock.engine.data.manifest import LABELS_NAME, SECONDS_NAME, TOKENIZER_NAME
 from penstock.engine.errors import StoreError
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def verify(store: "Store", deep: bool) -> Iterator[str]:
         if deep:
             _check_label_lists(store)
         yield manifest.label_index.name
+    if manifest.seconds is not None:
+        store.check_crc32(manifest.seconds)
+        yield manifest.seconds.name
     begin = 0
     for number, entry in enumerate(manifest.shards):
         store.check_crc32(entry)
@@ -59,6 +62,8 @@ def _check_rows(store: "Store", number: int, begin: int) -> None:
         same_sizes = np.array_equal(np.asarray(lists.offsets), offsets - offsets[0])
         if not same_sizes or not np.array_equal(np.asarray(lists.values), store.label_ids[offsets[0] : offsets[-1]]):
             raise StoreError(f"{path}: damaged: its lists of labels are not those of {LABELS_NAME}")
+    if store.seconds is not None and not np.array_equal(np.asarray(shard.batch["second"]), store.seconds[rows]):
+        raise StoreError(f"{path}: damaged: its second texts do not begin where {SECONDS_NAME} says")
     if len(shard.values) and int(shard.values.max()) >= store.vocab_size:
         raise StoreError(f"{path}: damaged: a token outside the vocabulary of {store.vocab_size}")
 
@@ -82,9 +87,10 @@ def _check_label_lists(store: "Store") -> None:
 
 
 def _check_tokenizer(store: "Store") -> None:
-    from penstock.engine.data.tokenizers import TextTokenizer
+    from penstock.engine.data.pair_tokenizing import text_tokenizer
 
-    tokenizer = TextTokenizer(store.tokenizer(), store.manifest.max_length, store.manifest.truncation)
+    manifest = store.manifest
+    tokenizer = text_tokenizer(store.tokenizer(), manifest.max_length, manifest.truncation, manifest.is_pair)
     if tokenizer.probes() != store.manifest.tokenizer.probes:
         raise StoreError(
             f"{store.path}: the installed tokenizers library gives other tokens than the one that prepared the store; "

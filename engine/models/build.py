@@ -1,10 +1,12 @@
 """From settings, or from a folder, to a model."""
 
+import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from penstock.engine.errors import ModelError
@@ -159,6 +161,23 @@ def _check_token_types(tokenizer: PreTrainedTokenizerBase | None) -> None:
         raise ModelError(
             "the tokenizer gives a single text token types other than 0, which penstock does not train with; take "
             "token_type_ids out of model_input_names in its tokenizer_config.json"
+        )
+
+
+def check_pair_types(model: nn.Module) -> None:
+    """For data whose tokenizer gives pairs of texts token types.
+
+    Raises:
+        ModelError: an encoder that has none for the second text, so that transformers could not run it on pairs.
+    """
+    if not isinstance(model, EncoderClassifier):
+        return  # the LSTM reads a pair as one sequence
+    takes = "token_type_ids" in inspect.signature(model.model.forward).parameters
+    if not takes or getattr(model.config, "type_vocab_size", 0) < 2:
+        raise ModelError(
+            f"the data's tokenizer gives the second text of a pair token type 1, which a {model.config.model_type} "
+            "encoder of this configuration does not know; take token_type_ids out of model_input_names in the "
+            "tokenizer's tokenizer_config.json and prepare the data again"
         )
 
 

@@ -29,7 +29,7 @@ def check_plan(study: StudySettings) -> list[str]:
         ("--truncation", study.truncation, TRUNCATIONS),
         ("--bad-rows", study.bad_rows, ("fail", "quarantine")),
     ):
-        if value not in choices:
+        if value is not None and value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     encoders = set(_checked_overrides(study))
     prepared = [is_store(sources) for sources in (study.train, study.test)]
@@ -47,7 +47,7 @@ def check_plan(study: StudySettings) -> list[str]:
                 raise ConfigError(f"{source}: a store; give it alone, or prepare one of all the sources first")
         # the hub's data sets are not opened twice: that is the loading itself
         local = [name for name in sources if not name.startswith("hf:")]
-        for opened in open_sources(local, text=study.text, label=study.label) if local else ():
+        for opened in open_sources(local, text=study.text, label=study.label, reading=study.reading) if local else ():
             if opened.multi_label:
                 raise SourceError(f"{opened.name}: column {opened.label!r} {HAS_LISTS}")
     notes = list(_unused(study, *prepared))
@@ -93,6 +93,8 @@ def _unused(study: StudySettings, train_is_store: bool, test_is_store: bool) -> 
             ("--text", study.text, None),
             ("--label", study.label, None),
             ("--bad-rows", study.bad_rows, StudySettings.bad_rows),
+            ("--separator", study.reading.separator, None),
+            ("--encoding", study.reading.encoding, None),
         )
         for name, value, default in options:
             if value != default:

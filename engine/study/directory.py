@@ -45,7 +45,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
         if path.exists():
             there = read_study(folder)["identity"]
             for key in [*identity, *there]:
-                if there.get(key) != identity.get(key):
+                if there.get(key) != identity.get(key) and not _is_left_out(key, there, identity):
                     raise RunError(
                         f"{folder} belongs to another study: {key} is {there.get(key)!r} there and "
                         f"{identity.get(key)!r} here; give another --out"
@@ -61,6 +61,11 @@ def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
         lock.close()
         raise
     return lock
+
+
+def _is_left_out(key: str, there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """An earlier penstock wrote "head" where no truncation was given. What the data was made with, it says itself."""
+    return key == "truncation" and {there.get(key), here.get(key)} == {"head", None}
 
 
 def write_study(folder: Path, document: dict[str, Any]) -> None:

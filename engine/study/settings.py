@@ -3,12 +3,13 @@
 import functools
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from penstock.engine.data.sources import PLAIN_READING, Reading
 from penstock.engine.errors import ConfigError, ModelError
 from penstock.engine.study.cells import Cell
 from penstock.engine.study.families import FAMILIES
@@ -31,7 +32,7 @@ class StudySettings:
         families: names of FAMILIES.
         sizes, seeds, max_sizes: the grid.
         seed: everything random follows from it.
-        max_length, truncation, bad_rows: as `prepare` has them.
+        max_length, truncation, bad_rows, reading: as `prepare` has them.
         max_test: evaluate on this many rows of the test data, always the same; None for all.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one.
     """
@@ -47,13 +48,17 @@ class StudySettings:
     label: str | None = None
     seed: int = 0
     max_length: int = 256
-    truncation: str = "head"
+    truncation: str | None = None
     bad_rows: str = "fail"
     max_test: int | None = None
     overrides: tuple[str, ...] = ()
+    reading: Reading = PLAIN_READING
 
     def identity(self) -> dict[str, Any]:
-        """What makes two studies different ones: all but the grid, which may grow."""
+        """What makes two studies different ones: all but the grid, which may grow.
+
+        A way of reading the files is part of it only where it was given, as older studies have none.
+        """
         return {
             "train": list(self.train),
             "test": list(self.test),
@@ -66,6 +71,7 @@ class StudySettings:
             "bad_rows": self.bad_rows,
             "max_test": self.max_test,
             "overrides": list(self.overrides),
+            **{name: value for name, value in asdict(self.reading).items() if value is not None},
         }
 
 

@@ -121,7 +121,12 @@ def open_or_prepare(
     """
     if is_store(sources):
         return Store.open(sources[0])
-    choices: dict[str, Any] = {"text": settings.text, "label": settings.label, "bad_rows": settings.bad_rows}
+    choices: dict[str, Any] = {
+        "text": settings.text,
+        "label": settings.label,
+        "bad_rows": settings.bad_rows,
+        "reading": settings.reading,
+    }
     if like is None:
         choices |= {"tokenizer": settings.encoder, "max_length": settings.max_length, "truncation": settings.truncation}
     else:

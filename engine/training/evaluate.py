@@ -112,7 +112,7 @@ def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> 
         for batch in batches:
             batch = batch.to(device)
             with autocast(precision, device):
-                logits = model(batch.tokens).logits
+                logits = model(batch.tokens, **batch.types()).logits
             yield batch, logits.float()
     finally:
         model.train(was_training)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.data.commit import disk_errors
-from penstock.engine.data.sources import Source
+from penstock.engine.data.sources import PLAIN_READING, Reading, Source
 from penstock.engine.errors import ConfigError, SourceError
 from penstock.engine.training.run_record import open_like_training
 
@@ -20,12 +20,12 @@ PIPE_FORMATS = ("csv", "tsv", "jsonl", "txt", "parquet")
 
 @contextmanager
 def opened_for_predicting(
-    name: str, format: str | None, data: dict[str, Any], text: str | None
+    name: str, format: str | None, data: dict[str, Any], text: str | None, reading: Reading = PLAIN_READING
 ) -> Iterator[list[Source]]:
-    """Opens a source for texts alone. What comes from a pipe is copied to a temporary file first: it is read twice.
+    """Opens sources for texts alone. What comes from a pipe is copied to a temporary file first: it is read twice.
 
     Args:
-        name: as for `open_source`, or "-" for stdin.
+        name: as for `open_like_training`, or "-" for stdin.
         format: of a pipe: csv, tsv, jsonl, txt or parquet.
         data: the entry `data` of run.json.
 
@@ -33,7 +33,7 @@ def opened_for_predicting(
         SourceError: it cannot be opened, or has no such column. ConfigError: a pipe without a format.
     """
     if not _is_pipe(name):
-        yield [open_like_training(name, data, text=text, need_label=False)]
+        yield open_like_training(name, data, text=text, need_label=False, reading=reading)
         return
     shown = "stdin" if name == "-" else name
     if format not in PIPE_FORMATS:
@@ -48,7 +48,7 @@ def opened_for_predicting(
                 with open(name, "rb") as pipe:
                     shutil.copyfileobj(pipe, copy, 1 << 20)
         try:
-            source = open_like_training(str(path), data, text=text, need_label=False)
+            (source,) = open_like_training(str(path), data, text=text, need_label=False, reading=reading)
         except SourceError as error:
             raise SourceError(str(error).replace(str(path), shown)) from None
         source.name = shown

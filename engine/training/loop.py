@@ -17,6 +17,7 @@ from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError
 from penstock.engine.models import build_model, load_model
+from penstock.engine.models.build import check_pair_types
 from penstock.engine.models.loading import quiet
 from penstock.engine.models.start import Say, start_model
 from penstock.engine.training.calibrate import Calibration, fit_temperature
@@ -156,6 +157,8 @@ class Loop:
             )
             if last is not None and unmerged is None:
                 model.load_state_dict(load_model(last).state_dict())
+        if store.seconds is not None:
+            check_pair_types(model)
         if unmerged is not None:
             model.load_state_dict(unmerged)
         return model

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from penstock.engine.data.job import JOB_NAME
 from penstock.engine.data.manifest import MANIFEST_NAME
-from penstock.engine.data.sources import Reading, Source, open_source
+from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError, SourceError, StoreError
 
@@ -45,10 +46,11 @@ def read_trained_record(path: Path | str) -> dict[str, Any]:
 
 
 def check_fits(store: Store, data: dict[str, Any]) -> None:
-    """Raises StoreError unless the store has the training data's tokenizer and labels."""
+    """Raises StoreError unless the store has the training data's tokenizer and labels, and pairs if that had."""
     for what, here, there in (
         ("tokenizer", store.manifest.tokenizer.fingerprint, data["tokenizer"]),
         ("labels", store.label_names, data["label_names"]),
+        ("columns of text", store.is_pair, data.get("is_pair", False)),
     ):
         if here != there:
             raise StoreError(
@@ -101,23 +103,44 @@ def open_like_training(
     text: str | None = None,
     label: str | None = None,
     need_label: bool = True,
-    label_separator: str | None = None,
-) -> Source:
-    """A raw source, with the training data's column names and separator of labels where none are given.
+    reading: Reading = PLAIN_READING,
+) -> list[Source]:
+    """Raw sources, with the training data's column names and separator of labels where none are given.
 
     Args:
+        name: of a file, a data set, or a folder or pattern, whose files are read one after the other.
         data: the entry `data` of run.json.
 
     Raises:
-        SourceError: it cannot be opened, or has no such columns.
+        SourceError: one cannot be opened, or has no such columns.
     """
-    separator = label_separator if label_separator is not None else data.get("label_separator")
-    given: dict[str, Any] = {"need_label": need_label, "reading": Reading(label_separator=separator)}
+    if reading.label_separator is None:
+        reading = replace(reading, label_separator=data.get("label_separator"))
+    wanted: dict[str, Any] = {"need_label": need_label, "reading": reading}
     try:
-        return open_source(name, text=text or data["text"], label=label or data["label"], **given)
+        sources = open_sources(name, text=text or data["text"], label=label or data["label"], **wanted)
     except SourceError:
+        if text is None and data.get("is_pair", False):
+            raise  # there are no usual names of pairs
         # other columns than in training: the usual names, or a message that lists what is there
-        return open_source(name, text=text, label=label, **given)
+        sources = open_sources(name, text=text, label=label, **wanted)
+    check_texts(sources, data)
+    return sources
+
+
+def check_texts(sources: Sequence[Source], data: dict[str, Any]) -> None:
+    """Raises SourceError if the sources have pairs of texts and the training data had none, or the other way round."""
+    for source in sources:
+        if source.is_pair and not data.get("is_pair", False):
+            raise SourceError(
+                f"{source.name}: {source.text} are pairs of texts, and the run was trained on single ones: name one "
+                "column with --text, or join several with '+'"
+            )
+        if data.get("is_pair", False) and not source.is_pair:
+            raise SourceError(
+                f"{source.name}: {source.text} are single texts, and the run was trained on pairs ({data['text']}): "
+                "name the two columns with --text FIRST,SECOND"
+            )
 
 
 def files_of(sources: Sequence[Source]) -> list[Path]:

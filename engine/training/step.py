@@ -123,7 +123,7 @@ class Stepper:
                 continue
             with self._without_sync() if not last else contextlib.nullcontext():
                 with autocast(self._precision, device):
-                    logits = self._model(batch.tokens).logits
+                    logits = self._model(batch.tokens, **batch.types()).logits
                 loss_sum = self._loss_sum(logits.float(), batch.labels)
                 # DistributedDataParallel averages the gradients over the processes: the factor makes it a sum
                 self._scaler.scale(loss_sum * (world.size / normalizer)).backward()
@@ -182,7 +182,7 @@ class Stepper:
     def _join(self, batch: Batch, last: bool) -> None:
         """Takes part in summing the gradients with a batch without examples, which has none of its own."""
         if last and isinstance(self._model, DistributedDataParallel):
-            self._model(batch.tokens)
+            self._model(batch.tokens, **batch.types())
             torch.stack([parameter.sum() for parameter in self._parameters]).sum().mul(0.0).backward()
 
     def _without_sync(self) -> contextlib.AbstractContextManager:

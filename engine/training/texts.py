@@ -10,6 +10,7 @@ import torch
 
 from penstock.engine.data.loader import Batch
 from penstock.engine.data.sources import BadRow, Rows, Source
+from penstock.engine.data.sources.base import excerpt
 from penstock.engine.data.sources.labels import LabelNames
 from penstock.engine.data.tokenizers import Encoded, TextTokenizer
 from penstock.engine.errors import SourceError
@@ -46,7 +47,12 @@ class Window:
             pieces = [self.encoded.values[ends[i] - lengths[i] : ends[i]] for i in chosen]
             values = torch.from_numpy(np.concatenate(pieces).astype(np.int32))
             tokens = Ragged.from_lengths(values, torch.from_numpy(lengths[chosen]), ids=torch.from_numpy(chosen))
-            yield Batch(tokens, torch.from_numpy(labels[chosen]))
+            seconds = self.encoded.seconds
+            yield Batch(
+                tokens,
+                torch.from_numpy(labels[chosen]),
+                None if seconds is None else torch.from_numpy(seconds[chosen]),
+            )
 
 
 def windows(sources: Iterable[Source], tokenizer: TextTokenizer) -> Iterator[Window]:
@@ -82,7 +88,7 @@ def labelled_batches(
         bad = list(rows.bad)
         if len(unknown):
             bad += [
-                BadRow(rows.positions[i], _unknown(rows.labels[i], label_names), rows.texts[i][:200])
+                BadRow(rows.positions[i], _unknown(rows.labels[i], label_names), excerpt(rows.texts[i]))
                 for i in unknown.tolist()
             ]
             bad.sort(key=lambda row: row.position)
@@ -106,7 +112,7 @@ def list_labelled_batches(
                 number = numbers.get(named(label) or "", -1)
                 if number < 0:
                     labels[row] = -1.0
-                    bad.append(BadRow(rows.positions[row], _unknown(label, label_names), rows.texts[row][:200]))
+                    bad.append(BadRow(rows.positions[row], _unknown(label, label_names), excerpt(rows.texts[row])))
                     break
                 labels[row, number] = 1.0
         if bad:

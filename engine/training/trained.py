@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from penstock.engine.data.loader import Batch
+from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.sources import Source
 from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.store import Store
@@ -22,7 +23,7 @@ from penstock.engine.training.evaluation import Evaluation
 from penstock.engine.training.multi_label import thresholds_of
 from penstock.engine.training.multi_label_evaluation import MultiLabelEvaluation
 from penstock.engine.training.predictions import Columns, ListColumns, Predicted, common_schema, place_rows, table_of
-from penstock.engine.training.run_record import check_fits, check_labels, read_trained_record
+from penstock.engine.training.run_record import check_fits, check_labels, check_texts, read_trained_record
 from penstock.engine.training.settings import load_saved_settings
 from penstock.engine.training.texts import (
     BadRows,
@@ -46,6 +47,7 @@ def describe_data(store: Store) -> dict[str, Any]:
         "text": manifest.sources[0].text,
         "label": manifest.sources[0].label,
         **lists,
+        **({"is_pair": True} if manifest.is_pair else {}),
     }
 
 
@@ -133,6 +135,7 @@ class TrainedRun:
         sources = [source] if isinstance(source, Source) else source
         for each in sources:
             check_labels(each, self.data)
+        check_texts(sources, self.data)
         bad_rows = 0
 
         def note(of: Source, bad: list) -> None:
@@ -151,7 +154,7 @@ class TrainedRun:
 
     def predict(
         self,
-        texts: Iterable[str | None] | Source,
+        texts: Iterable[str | None] | Iterable[tuple[str, str] | None] | Source,
         *,
         keep: Sequence[str] | None = None,
         top_k: int | None = None,
@@ -163,7 +166,7 @@ class TrainedRun:
         ['good']
 
         Args:
-            texts: strings, or a source opened with `open_source`.
+            texts: strings, or pairs of them for a run that was trained on pairs; or a source opened with `open_source`.
             keep: of a source: the columns to carry along; all by default.
             top_k, probabilities: see `Columns` and `ListColumns`.
 
@@ -171,16 +174,15 @@ class TrainedRun:
             A row for each text, in their order: the source's columns, `label` (string) and `probability` (float32);
             both are null where a text is null or cannot be used. Of a run for lists of labels both are lists, empty
             where no label's probability reaches its threshold.
+
+        Raises:
+            TypeError: there is something else among the texts, or pairs for a run trained on single ones, or the other
+                way round. SourceError: the same of a source.
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be several, as in [text]; got a single one")
-        if isinstance(texts, Source):
-            source = texts
-        else:
-            source = MemorySource(list(texts), name="texts")
-            for text in source.texts:
-                if not isinstance(text, str | None):
-                    raise TypeError(f"a text must be a string or None, got {type(text).__name__}")
+        source = texts if isinstance(texts, Source) else self._in_memory(list(texts))
+        check_texts([source], self.data)
         source.carry(keep if isinstance(texts, Source) else ())
         schema = common_schema([source])
         columns: Columns
@@ -208,9 +210,23 @@ class TrainedRun:
             assert rows.carried is not None
             yield Predicted(window.source, rows.carried, scores, rows.bad)
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether the run was trained on pairs of texts."""
+        return self.data.get("is_pair", False)
+
+    def _in_memory(self, texts: list[Any]) -> MemorySource:
+        expected = "pairs of texts, as the run was trained on" if self.is_pair else "texts"
+        for place, text in enumerate(texts):
+            parts = text if self.is_pair and isinstance(text, tuple | list) else (text,)
+            fits = text is None or len(parts) == (2 if self.is_pair else 1)
+            if not fits or not all(part is None or isinstance(part, str) for part in parts):
+                raise TypeError(f"expected {expected}, got {text!r:.60} at place {place}")
+        return MemorySource(texts, name="texts", is_pair=self.is_pair)
+
     def _tokenizer(self) -> TextTokenizer:
         tokenizer = load_saved_tokenizer(self.path / "best")
-        return TextTokenizer(tokenizer, self.data["max_length"], self.data["truncation"])
+        return text_tokenizer(tokenizer, self.data["max_length"], self.data["truncation"], self.is_pair)
 
 
 def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:

@@ -5,12 +5,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from penstock.engine.data.sources.labels import MISSING, kind_of_value, list_items, spelling
+from penstock.engine.data.sources.text_columns import NoSuchColumn, Text, TextColumns, TooManyTexts, plain, text_columns
 from penstock.engine.errors import ConfigError, SourceError
 
 BATCH_ROWS = 4096  # rows handed on at a time,
@@ -95,7 +97,10 @@ class BadRow:
 
 @dataclass
 class RawRows:
-    """Rows as a reader found them, unchecked, besides those it could not even read."""
+    """Rows as a reader found them, unchecked, besides those it could not even read.
+
+    Where a row's text is not what stands in one column, `texts` holds tuples of the values of all of its columns.
+    """
 
     texts: list[Any] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
@@ -109,7 +114,7 @@ class Rows:
     """Rows fit for use, and those that are not.
 
     Attributes:
-        texts: valid Unicode, possibly empty.
+        texts: valid Unicode, possibly empty; of a source of pairs, tuples of two.
         labels: the labels as they are spelled, see `labels.spelling`; all "" from a source opened without a label. Of a
             source with lists of labels, a tuple of them for each row, none of them twice.
         positions: each row's line or row in the source, from 1.
@@ -117,7 +122,7 @@ class Rows:
         carried: the columns that `Source.carry` asked for, of good and bad rows in their order; None if it did not.
     """
 
-    texts: list[str]
+    texts: list[Text]
     labels: list[Any]
     positions: Sequence[int]
     bad: list[BadRow]
@@ -134,7 +139,7 @@ class Source(ABC):
     Attributes:
         name: as the user gave it.
         unit: what positions count, "line" or "row".
-        text, label: the columns read; label is None when labels are not wanted.
+        text, label: the columns read; label is None when labels are not wanted. text_columns: what text means.
         columns: names of all the columns there are, each once.
         path: of the file that is read, if it is one.
         named_columns: whether their names are the source's, not ours.
@@ -156,11 +161,17 @@ class Source(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.text = "text"
+        self.text_columns: TextColumns = plain("text")
         self.label: str | None = "label"
         self.path: Path | None = None
         self.columns: list[str] = ["text", "label"]
         self._carries = False
         self._carried: list[str] = []
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a row has two texts."""
+        return self.text_columns.is_pair
 
     @property
     def carries(self) -> bool:
@@ -200,14 +211,15 @@ class Source(ABC):
         """
         self.columns = unique_names(present)
         listed = ", ".join(map(str, present)) or "none"
-        for column in (text, label if need_label else None):
-            if column is not None and column not in present:
-                raise SourceError(f"{self.name}: no column {column!r}; there are: {listed}")
+        chosen = None if text is None else self._text_columns(text, present, listed)
+        if need_label and label is not None and label not in present:
+            raise SourceError(f"{self.name}: no column {label!r}; there are: {listed}")
         for default_text, default_label in DEFAULT_COLUMNS:
             pair = text or default_text, label or default_label
-            if pair[0] in present and (not need_label or pair[1] in present):
+            if (chosen or pair[0] in present) and (not need_label or pair[1] in present):
                 self.text, self.label = pair[0], pair[1] if need_label else None
-                for column in (self.text, self.label):
+                self.text_columns = chosen or plain(pair[0])
+                for column in (*self.text_columns.names, self.label):
                     if column is not None and list(present).count(column) > 1:
                         raise DoubledColumn(f"{self.name}: two columns are called {column!r}; rename one of them")
                 return
@@ -219,6 +231,17 @@ class Source(ABC):
         self.holds_lists = self.multi_label and self.label_separator is None
         if separator is not None and self.label is not None:
             self.label_separator, self.multi_label = separator, True
+
+    def _text_columns(self, text: str, present: Sequence[str], listed: str) -> TextColumns:
+        try:
+            return text_columns(text, present)
+        except NoSuchColumn as error:
+            raise SourceError(f"{self.name}: no column {str(error)!r}; there are: {listed}") from None
+        except TooManyTexts:
+            raise SourceError(
+                f"{self.name}: --text {text}: a row has one text or a pair of two; '+' joins columns to one text, as "
+                f"in --text {text.replace(',', '+')}"
+            ) from None
 
     def position(self, position: int) -> str:
         """A place in this source, for messages."""
@@ -242,9 +265,10 @@ class Source(ABC):
                 names.clear()
 
     def _check(self, raw: RawRows, names: dict[Any, str]) -> Rows:
-        wanted = self.label is not None
+        wanted, columns = self.label is not None, self.text_columns
         try:
-            "".join(raw.texts).encode()
+            "".join(raw.texts if columns.is_plain else chain.from_iterable(raw.texts)).encode()
+            texts = raw.texts if columns.is_plain else list(map(columns.combine, raw.texts))
             labels: list[Any]
             if wanted and self.multi_label:
                 labels = [
@@ -252,7 +276,7 @@ class Source(ABC):
                 ]
             else:
                 labels = [names[type(label), label] for label in raw.labels] if wanted else [""] * len(raw.texts)
-            return Rows(raw.texts, labels, raw.positions, raw.bad, self._packed(raw))
+            return Rows(texts, labels, raw.positions, raw.bad, self._packed(raw))
         except (TypeError, KeyError, ValueError):
             return self._check_singly(raw, names)
 
@@ -275,15 +299,18 @@ class Source(ABC):
     def _check_singly(self, raw: RawRows, names: dict[Any, str]) -> Rows:
         texts, labels, positions, bad = [], list[Any](), [], list(raw.bad)
         raw_labels = raw.labels if self.label is not None else [""] * len(raw.texts)
+        columns = self.text_columns
         for text, label, position in zip(raw.texts, raw_labels, raw.positions, strict=True):
+            values = (text,) if columns.is_plain else text
             try:
-                check_text(text, self.text)
+                for value, column in zip(values, columns.names, strict=True):
+                    check_text(value, column)
                 name = self._spelled(label, names)
             except ValueError as error:
-                foreign = looks_foreign(text) or looks_foreign(label)
+                foreign = any(map(looks_foreign, (*values, label)))
                 bad.append(BadRow(position, str(error), excerpt(text), foreign))
                 continue
-            texts.append(text)
+            texts.append(text if columns.is_plain else columns.combine(text))
             labels.append(name)
             positions.append(position)
         return Rows(texts, labels, positions, sorted(bad, key=lambda row: row.position), self._packed(raw))
@@ -343,6 +370,8 @@ def excerpt(value: Any) -> str:
     """The beginning of a bad value, fit for a message or a file."""
     if value is MISSING or value is None:
         return ""
+    if isinstance(value, tuple):
+        return excerpt("\n".join(map(excerpt, value)))
     if isinstance(value, bytes):
         return value[:200].decode("utf-8", "backslashreplace")
     return str(value)[:200].encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,6 @@
 """Sources that are Arrow tables in the end: Parquet, Arrow IPC files and streams, and data sets of the hub."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ class ColumnarSource(Source):
     def choose(self, schema: pa.Schema, text: str | None, label: str | None, need_label: bool) -> None:
         self._schema = schema.remove_metadata()
         self.choose_columns(schema.names, text, label, need_label)
-        kind = _value_type(schema.field(self.text).type)
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise SourceError(f"{self.name}: column {self.text!r} holds {kind}, not text")
+        for column in self.text_columns.names:
+            kind = _value_type(schema.field(column).type)
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+                raise SourceError(f"{self.name}: column {column!r} holds {kind}, not text")
         self.multi_label = self.label is not None and _is_list(schema.field(self.label).type)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -32,8 +33,9 @@ class ColumnarSource(Source):
     def read(self) -> Iterator[RawRows]:
         position = 1
         for whole in self.batches():
-            for batch in _slices(whole, self.text):
-                texts = _to_list(batch.column(self.text))
+            for batch in _slices(whole, self.text_columns.names):
+                columns = [_to_list(batch.column(name)) for name in self.text_columns.names]
+                texts = columns[0] if self.text_columns.is_plain else list(zip(*columns, strict=True))
                 labels = _labels(batch.column(self.label)) if self.label is not None else []
                 if self.class_names is not None:
                     labels = [self._class_name(label) for label in labels]
@@ -44,7 +46,8 @@ class ColumnarSource(Source):
         """The columns to read, None for all."""
         if self._carries and (self._carried == self.columns or self.columns != self._schema.names):
             return None
-        return list(dict.fromkeys(name for name in (self.text, self.label, *self._carried) if name is not None))
+        read = (*self.text_columns.names, self.label, *self._carried)
+        return list(dict.fromkeys(name for name in read if name is not None))
 
     def carried_schema(self) -> pa.Schema:
         return pa.schema([self._schema.field(self.columns.index(name)).with_name(name) for name in self._carried])
@@ -207,11 +210,11 @@ def _is_list(kind: pa.DataType) -> bool:
     )
 
 
-def _slices(batch: pa.RecordBatch, text: str) -> Iterator[pa.RecordBatch]:
+def _slices(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Parts of a batch that bound the memory that their texts take as Python strings."""
     rows = BATCH_ROWS
     if batch.num_rows:
-        mean = max(1, batch.column(text).nbytes // batch.num_rows)
+        mean = max(1, sum(batch.column(name).nbytes for name in columns) // batch.num_rows)
         rows = max(1, min(BATCH_ROWS, BATCH_CHARACTERS // mean))
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)

@@ -77,7 +77,8 @@ def open_source(
     Args:
         given: a file's path, by whose endings its form is known, or `hf:...`, or `synthetic:...`; a folder or a pattern
             with one file; a list of texts or of (text, label); a `pyarrow.Table`; a `datasets.Dataset`; a `Source`.
-        text, label: column names; without them the usual ones are looked for (text and label, Yelp's, Amazon's).
+        text, label: column names; without them the usual ones are looked for (text and label, Yelp's, Amazon's). For
+            several columns of text, see `text_columns`.
         need_label: False for texts to be classified.
         reading: separator and encoding of files of text; separator of the labels in a text.
 
@@ -127,6 +128,10 @@ def open_sources(
         raise SourceError(
             f"{lists[0].name} has lists of labels, {other.name} a single label for each row: one store takes either"
         )
+    for source in sources[1:]:
+        if source.is_pair != sources[0].is_pair:
+            pair, single = (source, sources[0]) if source.is_pair else (sources[0], source)
+            raise SourceError(f"{pair.name}: has pairs of texts, {single.name} single ones: they cannot be mixed")
     for source in named[1:]:
         for option, here, there in (
             ("--text", source.text, named[0].text),

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ class TextFileSource(Source):
 
 
 _ESCAPED = re.compile("([\udc80-\udcff]+)")
+_NAMES_SEPARATOR = re.compile(r'"?sep=(?P<separator>[^"\r\n])"?[\r\n]+', re.IGNORECASE)
 
 
 class JsonLinesSource(TextFileSource):
@@ -162,20 +164,23 @@ class JsonLinesSource(TextFileSource):
 
     def read(self) -> Iterator[RawRows]:
         rows, characters = _new_rows(self), 0
-        keys = [json.dumps(column).encode() for column in (self.text, self.label) if column is not None]
+        names = self.text_columns.names
+        wanted = (*names, self.label)
+        keys = [json.dumps(column).encode() for column in wanted if column is not None]
         with open_bytes(self._path, self.name) as file:
             for number, line in self._lines(file):
                 try:
                     record = _parse_object(line)
                     if any(line.count(key) > 1 for key in keys):
-                        _refuse_doubles(line, (self.text, self.label))
+                        _refuse_doubles(line, wanted)
                 except ValueError as error:
                     rows.bad.append(BadRow(number, str(error), excerpt(line), looks_foreign(line)))
                     _carry(rows, None)
                 else:
                     _carry(rows, record)
                     label = MISSING if self.label is None else record.get(self.label, MISSING)
-                    _append(rows, record.get(self.text, MISSING), label, number)
+                    texts = tuple(record.get(name, MISSING) for name in names)
+                    _append(rows, texts[0] if self.text_columns.is_plain else texts, label, number)
                 characters += len(line)
                 if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
                     yield rows
@@ -242,8 +247,9 @@ class LinesSource(TextFileSource):
 class CsvSource(TextFileSource):
     """Separated values with a header line, quoted as spreadsheets do. A row's line is its first.
 
-    The separator is the given one; else, of those in use, the one by which the header has the columns wanted: the
-    header is the one line whose fields are known beforehand.
+    The separator is the given one; else the one that a first line such as `sep=;` names, which Excel writes and reads;
+    else, of those in use, the one by which the header has the columns wanted: the header is the one line whose fields
+    are known beforehand.
     """
 
     def __init__(
@@ -257,7 +263,10 @@ class CsvSource(TextFileSource):
         reading: Reading,
     ) -> None:
         super().__init__(name, path, reading)
-        separators = [reading.separator] if reading.separator else [usual, *SNIFFED_SEPARATORS]
+        named = self._named_separator()
+        self._lines_before = 0 if named is None else 1  # the header
+        given = reading.separator or named
+        separators = [given] if given else [usual, *SNIFFED_SEPARATORS]
         headers = {separator: self._read_header(separator) for separator in separators}
         split = {separator: header for separator, header in headers.items() if not isinstance(header, csv.Error)}
         if not split:
@@ -278,24 +287,32 @@ class CsvSource(TextFileSource):
         assert refused is not None
         raise refused
 
+    def _named_separator(self) -> str | None:
+        with open_bytes(self._path, self.name) as file:
+            named = _NAMES_SEPARATOR.fullmatch(self._open_text(file, "").readline(16))
+        return None if named is None else named["separator"]
+
     def _read_header(self, separator: str) -> list[str] | csv.Error:
         with open_bytes(self._path, self.name) as file:
             try:
-                header = next(self._records(file, separator))
+                reader = self._records(file, separator)
+                header = next(reader)
             except StopIteration:
                 raise SourceError(f"{self.name}: empty: it has no header line") from None
             except csv.Error as error:
                 return error
         if self.may_be_foreign and any(looks_foreign(column) for column in header):
             raise SourceError(
-                f"{self.name}: line 1: not valid UTF-8: in another encoding? Name it, as in --encoding cp1252"
+                f"{self.name}: line {reader.line_num}: not valid UTF-8: in another encoding? Name it, as in "
+                "--encoding cp1252"
             )
         return [column.encode("utf-8", "backslashreplace").decode() for column in header]
 
     def read(self) -> Iterator[RawRows]:
         width = len(self._header)
-        text_at = self._header.index(self.text)
-        label_at = self._header.index(self.label) if self.label is not None else text_at
+        texts_at = [self._header.index(name) for name in self.text_columns.names]
+        text_of = itemgetter(*texts_at)  # of one place gives what stands there, of several a tuple
+        label_at = self._header.index(self.label) if self.label is not None else texts_at[0]
         rows, characters = _new_rows(self), 0
         with open_bytes(self._path, self.name) as file:
             reader = self._records(file, self._separator)
@@ -316,8 +333,8 @@ class CsvSource(TextFileSource):
                 if record:
                     _carry(rows, record if len(record) == width else None)
                 if len(record) == width:
-                    _append(rows, record[text_at], record[label_at], line)
-                    characters += len(record[text_at])
+                    _append(rows, text_of(record), record[label_at], line)
+                    characters += sum(len(record[place]) for place in texts_at)
                 elif record:
                     reason = f"{len(record)} fields where the header has {width}"
                     rows.bad.append(BadRow(line, reason, excerpt(self._separator.join(record))))
@@ -331,7 +348,11 @@ class CsvSource(TextFileSource):
         return super().pack([row and [_visible(row[place]) for place in places] for row in carried])
 
     def _records(self, file: io.BufferedReader, separator: str) -> Any:
-        return csv.reader(self._open_text(file, ""), delimiter=separator, strict=True)
+        """A csv.reader that stands before the header."""
+        reader = csv.reader(self._open_text(file, ""), delimiter=separator, strict=True)
+        for _ in range(self._lines_before):
+            next(reader)
+        return reader
 
 
 def _new_rows(source: Source) -> RawRows:

@@ -228,3 +228,49 @@ def test_texts_without_labels(tmp_path: Path):
 def test_a_file_of_headers_only(tmp_path: Path):
     path = write_csv(tmp_path / "a.csv", [])
     assert run(path, "--against", path).splitlines()[-1].startswith("0 rows; 0 exact duplicates")
+
+
+# Spellings of a training set's labels and of a test set's, and their classes by the rule of the whole column.
+SPELLINGS = [
+    (["1", "1.0", "2"], ["1.00", "2", "3.0"], {"1": 2, "2": 1}, {"1": 1, "2": 1, "3": 1}),
+    (["1", "1.0", "beta"], ["1.0", "1.00", "beta"], {"1": 1, "1.0": 1, "beta": 1}, {"1.0": 1, "1.00": 1, "beta": 1}),
+    (["1", "beta"], ["1.0", "2"], {"1": 1, "beta": 1}, {"1.0": 1, "2": 1}),
+    (["True", "true", "FALSE"], ["False", "maybe"], {"true": 2, "false": 1}, {"false": 1, "maybe": 1}),
+    (["pos", " pos", "neg "], ["neg", " new"], {"pos": 2, "neg": 1}, {"neg": 1, "new": 1}),
+]
+
+
+@pytest.mark.parametrize(("train", "test", "classes", "test_classes"), SPELLINGS, ids=str)
+def test_classes_are_those_of_a_preparation(tmp_path: Path, train, test, classes, test_classes):
+    for order in (1, -1):
+        ours = looked(write_csv(tmp_path / "a.csv", [(f"text {i}", label) for i, label in enumerate(train)][::order]))
+        theirs = [(f"text {i}", label) for i, label in enumerate(test)][::order]
+        other = look(open_sources([write_csv(tmp_path / "b.csv", theirs)]), like=ours)
+        for seen, expected in ((ours, classes), (other, test_classes)):
+            assert dict(zip(seen.label_names, seen.label_counts.tolist(), strict=True)) == expected
+            by_row = Counter(seen.label_of(row) for row in range(seen.rows))
+            assert by_row == expected
+
+
+def test_one_class_is_no_contradiction(tmp_path: Path):
+    path = write_csv(tmp_path / "a.csv", [("same", "1"), ("same", "1.0"), ("other", "2")])
+    other = write_csv(tmp_path / "b.csv", [("same", "1.00"), ("other", "2.0")])
+    document = json.loads(run(path, "--against", other, "--json"))
+    assert document["duplicates"]["contradictions"]["groups"] == 0
+    assert document["duplicates"]["exact"]["groups"] == 1
+    assert document["against"]["overlap"]["other_label"] == 0
+    assert "labels that are one class: '1' (1 rows) and '1.0' (1 rows)" in CliRunner().invoke(
+        cli.app, ["inspect", path]
+    ).stderr.replace("\n", " ")
+
+
+def test_how_files_are_read_can_be_said(tmp_path: Path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.csv").write_bytes("text^label\nGröße^1\nklein^0\n".encode("cp1252"))
+    options = ["--separator", "^", "--encoding", "cp1252", "--json"]
+    document = json.loads(run(str(folder), "--against", str(folder / "*.csv"), *options))
+    assert (document["rows"], document["against"]["overlap"]["share"]) == (4, 1.0)
+    refused = CliRunner().invoke(cli.app, ["inspect", str(folder), *options, "--out", str(folder / "a.csv")])
+    assert "would be overwritten" in str(refused.exception)

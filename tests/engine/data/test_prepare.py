@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from penstock.engine.data import parts
 from penstock.engine.data import prepare as preparing
@@ -397,3 +398,32 @@ def test_real_rows(datasets, tmp_path, minilm):
     expected = tokenizer(table["text"].to_pylist(), truncation=True, max_length=64)["input_ids"]
     assert [made.tokens(i).tolist() for i in range(2000)] == expected
     assert made.label_names == ["justice", "other"]
+
+
+@pytest.mark.parametrize("texts", [["", ""], [" ", "\u3000 \t"]], ids=["empty", "blank"])
+def test_no_token_at_all(tmp_path, tokenizer_path, texts):
+    """One line, and nothing left behind, where no text gives a token: the tokenizer adds none of its own."""
+    content = json.loads((Path(tokenizer_path) / "tokenizer.json").read_text()) | {"post_processor": None}
+    if texts[0]:
+        content["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
+    plain = tmp_path / "tokenizer.json"
+    plain.write_text(json.dumps(content))
+    rows = [(text, number) for number, text in enumerate(texts)]
+    with pytest.raises(SourceError, match="no text gives a single token"):
+        prepare(rows, tmp_path / "s", tokenizer=str(plain), progress=False)
+    assert not (tmp_path / "s").exists()
+    assert prepare([*rows, ("word", 1)], tmp_path / "s", tokenizer=str(plain), progress=False).num_tokens > (
+        not texts[0]
+    )
+
+
+def test_joined_parts_are_compared_with_what_they_are_like(tmp_path, tokenizer_path, reviews_file):
+    from penstock.engine.cli import app
+
+    run = CliRunner().invoke
+    like, out = str(tmp_path / "like"), str(tmp_path / "out")
+    assert run(app, ["prepare", reviews_file, "--out", like, "--tokenizer", tokenizer_path]).exit_code == 0
+    whole = run(app, ["prepare", reviews_file, "--out", out + "1", "--like", like]).stdout
+    for i in "01":
+        assert run(app, ["prepare", reviews_file, "--out", out, "--like", like, "--shard", f"{i}/2"]).exit_code == 0
+    assert run(app, ["prepare", "--out", out, "--finalize"]).stdout.splitlines()[-1] == whole.splitlines()[-1]

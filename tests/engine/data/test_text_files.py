@@ -119,3 +119,20 @@ def test_out_is_the_current_folder(tmp_path, tokenizer_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "out")
     prepare("../a.csv", ".", tokenizer=tokenizer_path, bad_rows="quarantine", progress=False)
     assert (tmp_path / "out.bad-rows.jsonl").is_file()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", "^"])
+@pytest.mark.parametrize("first", ["sep={}", '"sep={}"', "SEP={}"])
+@pytest.mark.parametrize(("encoding", "end"), [("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\r\n")])
+def test_a_first_line_names_the_separator(tmp_path, separator, first, encoding, end):
+    body = csv_bytes(separator).decode()
+    (tmp_path / "a.csv").write_bytes((first.format(separator) + end + body).encode(encoding))
+    source = open_source(str(tmp_path / "a.csv"))
+    assert texts_of(source) == TEXTS
+    assert source.columns == ["id", "text", "label"]
+    assert [place for rows in source.rows() for place in rows.positions] == [3, 4, 6, 7]
+
+
+def test_what_only_looks_like_the_name_of_a_separator(tmp_path):
+    (tmp_path / "a.csv").write_text("sep=x,text,label\n1,a,b\n")
+    assert open_source(str(tmp_path / "a.csv")).columns == ["sep=x", "text", "label"]

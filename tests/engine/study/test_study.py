@@ -11,16 +11,19 @@ from spawned import dies, wait_for_ever
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.reviews import generate_reviews
+from penstock.engine.data.sources import Reading
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, NonFiniteError, RunError, SourceError
 from penstock.engine.study import costs
 from penstock.engine.study import run_cell as run_cell_module
 from penstock.engine.study.cells import Cell, CellResult
+from penstock.engine.study.check import check_plan
 from penstock.engine.study.costs import Cost, median_milliseconds
+from penstock.engine.study.directory import claim
 from penstock.engine.study.run_cell import CellTask, run_cell
 from penstock.engine.study.settings import StudySettings, cell_settings, overrides_for, subset_seed
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
-from penstock.engine.study.study import run_study
+from penstock.engine.study.study import open_or_prepare, run_study
 from penstock.engine.training.recipe import TrainingSet, recipe
 
 FAMILIES = ("lstm", "lstm-embeddings", "encoder")
@@ -348,3 +351,47 @@ def test_a_study_ends_its_own_processes_only(study, tmp_path):
     finally:
         other.terminate()
         other.join()
+
+
+def test_how_files_are_read_belongs_to_a_study_only_where_it_was_given(minilm, tmp_path):
+    """So an older study, which knew no such options, goes on."""
+    plain = StudySettings(
+        train=("a.csv",), test=("b.csv",), encoder=minilm, sizes=parse_sizes("50"), seeds=parse_seeds("1"), max_sizes={}
+    )
+    assert not {"separator", "encoding"} & plain.identity().keys()
+    read = replace(plain, reading=Reading("tab", "cp1252"))
+    assert read.identity() == plain.identity() | {"separator": "\t", "encoding": "cp1252"}
+    claim(tmp_path / "study", plain.identity()).close()
+    with pytest.raises(RunError, match="separator"):
+        claim(tmp_path / "study", read.identity())
+
+
+def test_a_study_reads_its_files_as_it_is_told(study, tmp_path, minilm):
+    for name, seed in (("train", 0), ("test", 1)):
+        rows = "".join(f"{text.replace('^', '')}é^{label}\n" for text, label in generate_reviews(120, seed))
+        (tmp_path / f"{name}.csv").write_bytes(("text^label\n" + rows).encode("cp1252", "replace"))
+    study = replace(
+        study,
+        train=(str(tmp_path / "train.csv"),),
+        test=(str(tmp_path / "te*.csv"),),
+        sizes=parse_sizes("50"),
+        reading=Reading("^", "cp1252"),
+    )
+    assert check_plan(study) == []
+    train = open_or_prepare(study.train, tmp_path / "data" / "train", study, None, False)
+    test = open_or_prepare(study.test, tmp_path / "data" / "test", study, train, False)
+    assert (train.num_examples, train.manifest.truncation, test.num_examples) == (120, "head", 120)
+    with pytest.raises(SourceError, match="column"):
+        check_plan(replace(study, reading=Reading(None, "cp1252")))
+
+
+@pytest.mark.parametrize(("then", "now", "same"), [("head", None, True), (None, "head", True), ("head", "tail", False)])
+def test_an_older_study_that_said_nothing_of_truncation_goes_on(study, tmp_path, then, now, same):
+    """It noted "head"; the stores say what they were made with."""
+    claim(tmp_path / "study", replace(study, truncation=then).identity()).close()
+    identity = replace(study, truncation=now).identity()
+    if same:
+        claim(tmp_path / "study", identity).close()
+    else:
+        with pytest.raises(RunError, match="truncation"):
+            claim(tmp_path / "study", identity)

@@ -455,3 +455,47 @@ def test_streams_and_devices(run, texts, tmp_path, command, code, message):
     assert "Traceback" not in result.stderr
     assert (tmp_path / "same.csv").read_bytes() == texts["test"].read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["same.csv"]
+
+
+def test_folders_and_patterns_are_one_source(run, trained, tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "b.csv").write_bytes("id;text;größe\n3;Größe lovely;1\n4;dull;2\n".encode("cp1252"))
+    (folder / "a.csv").write_bytes("id;text;extra\n1;plain;x\n2;awful, dull;y\n".encode("cp1252"))
+    expected = trained.predict(["plain", "awful, dull", "Größe lovely", "dull"])
+    for number, source in enumerate((folder, folder / "*.csv")):
+        for separator in ([], ["--separator", ";"]):
+            out = tmp_path / f"out{number}.jsonl"
+            result = penstock("predict", run, source, "--out", out, "--encoding", "cp1252", *separator)
+            assert result.exit_code == 0, result.stderr
+            rows = read(out)
+            assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
+            assert [row["label"] for row in rows] == expected["label"].to_pylist()
+            assert [row.get("extra") for row in rows] == ["x", "y", None, None]
+            assert [row.get("größe") for row in rows] == [None, None, "1", "2"]
+    with pytest.raises(ConfigError, match="is being read"):
+        penstock("predict", run, folder / "b.csv", "--out", folder / "b.csv", "--encoding", "cp1252")
+    with pytest.raises(ConfigError, match="is being read"):
+        penstock("predict", run, folder, "--out", folder / "a.csv", "--encoding", "cp1252")
+
+
+def test_several_files_are_evaluated_as_one(run, trained, tmp_path, texts):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    header, *lines = texts["test"].read_text().splitlines()
+    for name, part in (("a", lines[:40]), ("b", lines[40:])):
+        body = "\n".join([header, *part]).replace(",", "^")
+        (folder / f"{name}.csv").write_bytes(body.encode("utf-16-le"))
+    expected = trained.evaluate_source(open_source(str(texts["test"]))).to_json()
+    options = ["--separator", "^", "--encoding", "utf-16-le"]
+    for data in (folder, folder / "?.csv"):
+        result = penstock("evaluate", run, "--data", data, "--json", "-", *options)
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert found["confusion"] == expected["confusion"]
+
+
+@pytest.mark.parametrize("option", [["--separator", ";"], ["--encoding", "cp1252"]])
+def test_a_store_is_read_in_one_way(run, store, option):
+    with pytest.raises(ConfigError, match="are for raw data"):
+        penstock("evaluate", run, "--data", store.path, *option)
