@@ -192,6 +192,15 @@ MISTAKES = [
     ("train --train a.csv --out o", 5, "penstock prepare a.csv"),
     ("train --train empty.csv --out o", 5, "penstock prepare empty.csv"),
     ("train --train nope.csv --out o", 5, "nope.csv"),
+    ("prepare a.csv --out o --tokenizer ./full --text text,label,text", 3, "text+label+text"),
+    ("prepare a.csv --out o --tokenizer ./full --text text,bdy", 3, "no column 'bdy'"),
+    ("prepare a.csv --out o --tokenizer ./full --text text+bdy", 3, "no column 'bdy'"),
+    ("inspect a.csv --text text,label,text", 3, "text+label+text"),
+    ("inspect a.csv --text text,bdy", 3, "no column 'bdy'"),
+    ("inspect a.csv --text text+bdy", 3, "no column 'bdy'"),
+    ("study --train a.csv --test a.csv --text text,label,text", 3, "text+label+text"),
+    ("study --train a.csv --test a.csv --text text,bdy", 3, "no column 'bdy'"),
+    ("study --train a.csv --test a.csv --text text+bdy", 3, "no column 'bdy'"),
     ("bench nope", 6, "kernels"),
 ]
 SLOW_IMPORTS = ["torch", "transformers", "scipy", "matplotlib", "pandas", "datasets"]
