@@ -111,7 +111,7 @@ def lstm(
                     zones[k] = x.new_full((1, 1), p, dtype=dtype)
         h0_layer = None if h0 is None else h0[rows]
         c0_layer = None if c0 is None else c0[rows]
-        states = h0_layer, c0_layer, *zones, resets
+        states = h0_layer, c0_layer, zones[0], zones[1], resets
         pool = pooling if pooling and layer == len(weights) - 1 else ""
         inputs = LayerInputs(x, cu_seqlens, max_seqlen, layer_weights, *states, words, pool)
         words = None
