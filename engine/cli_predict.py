@@ -272,7 +272,7 @@ def predict(
         from penstock.engine.training.trained import TrainedRun
 
         trained = TrainedRun.open(run)
-        writer = open_writer(file, chosen, columns, schema, separator)
+        writer = open_writer(file, chosen, columns, schema, between)
         rows = 0
         with RowProgress("predict") as progress:
             for part in trained.predict_parts(opened):
