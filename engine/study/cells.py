@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from penstock.engine.data.commit import write_committed
 from penstock.engine.errors import RunError
@@ -38,6 +38,8 @@ class CellResult:
         train_examples, validation_examples, test_examples: the sizes of the three.
         steps, epochs: run before the training ended.
         train_seconds: in training steps and validation. tokens_per_second: real ones, in training steps.
+        evaluation: everything that `penstock evaluate` reports of the test set, see `Evaluation.to_json`; None in cells
+            of an earlier penstock.
         made_from: fingerprints of its data, settings and encoder; None in cells of an earlier penstock.
     """
 
@@ -55,6 +57,7 @@ class CellResult:
     epochs: float = 0.0
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
+    evaluation: dict[str, Any] | None = None
     made_from: MadeFrom | None = None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from penstock.engine.data.commit import write_committed
 from penstock.engine.study.cells import CellResult
+from penstock.engine.study.classes import FIGURES, ClassRow, class_rows
 from penstock.engine.study.costs import BATCH_SIZES
 from penstock.engine.study.curves import Curve
 from penstock.engine.study.findings import Findings
@@ -16,21 +17,30 @@ from penstock.engine.study.intervals import Estimate
 
 
 def write_csv_files(folder: Path, findings: Findings) -> None:
-    """Writes cells.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv and costs.csv.
+    """Writes cells.csv, classes.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv and costs.csv.
 
     Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
     empty; a size beyond all measured ones is inf, one below them 0.
     """
     table = findings.table
     points = [point for family in table.families for point in table.points(family)]
-    measured = [field.name for field in fields(CellResult) if field.name not in ("cell", "made_from")]
+    measured = [field.name for field in fields(CellResult) if field.name not in ("cell", "evaluation", "made_from")]
     _write(
         folder / "cells.csv",
-        ["family", "size", "seed", *measured],
+        ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1")],
         (
-            [result.cell.family, result.cell.size, result.cell.seed, *(getattr(result, name) for name in measured)]
+            [
+                *(result.cell.family, result.cell.size, result.cell.seed),
+                *(getattr(result, name) for name in measured),
+                *((result.evaluation or {}).get(name) for name in FIGURES if name != "macro_f1"),
+            ]
             for result in table.results
         ),
+    )
+    _write(
+        folder / "classes.csv",
+        [field.name for field in fields(ClassRow)],
+        (list(asdict(row).values()) for row in class_rows(table)),
     )
     interval = ["mean", "low", "high", "seeds"]
     _write(

@@ -20,6 +20,7 @@ from penstock.engine.page import (
 )
 from penstock.engine.study.break_even import THRESHOLD, rounded
 from penstock.engine.study.cells import CellResult
+from penstock.engine.study.classes import class_blocks
 from penstock.engine.study.csv_files import write_csv_files
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.findings import Findings
@@ -105,6 +106,7 @@ def _blocks(findings: Findings) -> list[Block]:
             Figure("gap.png", "How far the encoder is ahead, over the same subsets.", "gap.csv"),
         ]
         blocks += _equivalents(findings)
+    blocks += class_blocks(table)
     blocks += _curves(findings)
     blocks += _costs(findings)
     blocks += [Heading("How this was measured"), Bullets(_method(findings))]

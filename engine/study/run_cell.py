@@ -70,7 +70,9 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
 
     from penstock.engine.data.store import Store
     from penstock.engine.models import load_model
-    from penstock.engine.training.evaluate import evaluate
+    from penstock.engine.training.distributed import World
+    from penstock.engine.training.evaluate import evaluate_fully, store_batches
+    from penstock.engine.training.evaluation import Evaluation
     from penstock.engine.training.train import train
 
     store, test = Store.open(task.train_store), Store.open(task.test_store)
@@ -82,13 +84,11 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
     test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
     model: Any = load_model(task.run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    metrics = evaluate(
-        model,
-        test,
-        rows=test_rows,
-        tokens_per_batch=task.settings.data.tokens,
-        precision=task.settings.training.precision,
-    )
+    alone = World(0, 1, next(model.parameters()).device)
+    batches = store_batches(test, test_rows, task.settings.data.tokens, alone)
+    evaluation = evaluate_fully(model, batches, test.label_names, task.settings.training.precision).result()
+    assert isinstance(evaluation, Evaluation)  # lists of labels are refused when a study begins
+    metrics = evaluation.metrics
     validation = trained.validation.num_examples if trained.validation else 0
     return CellResult(
         task.cell,
@@ -104,6 +104,7 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
         epochs=trained.epochs,
         train_seconds=trained.seconds,
         tokens_per_second=trained.tokens_per_second,
+        evaluation=evaluation.to_json(),
     )
 
 

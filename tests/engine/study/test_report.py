@@ -106,6 +106,32 @@ def test_the_page_is_self_contained(tmp_path):
     assert all((folder / name).is_file() for name in linked)
 
 
+def test_each_class_has_its_figures(tmp_path):
+    folder = fabricate(tmp_path / "study")
+    write_report(folder)
+    page = (folder / "report.md").read_text()
+    section = page[page.index("## Class by class") :]
+    assert re.search(r"\| BiLSTM from scratch, 100,000 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| – \| 5\.0 \| 1 \|", section)
+    assert re.search(r"\| rare \| 10 \| 0\.0 \| 0\.0 \| 0\.0 \|", section)
+    of_classes = rows(folder / "classes.csv")
+    assert [row["size"] for row in of_classes] == ["100000"] * 3 + ["32000"] * 3 + ["8000"] * 3
+    rare = next(row for row in of_classes if (row["family"], row["name"]) == ("encoder", "rare"))
+    assert (rare["precision"], rare["recall"], rare["never_predicted"]) == ("", "0.0", "3")
+    assert float(rows(folder / "cells.csv")[0]["expected_calibration_error"]) == 0.05
+
+
+def test_cells_without_class_figures_have_no_section(tmp_path):
+    """As those of an earlier penstock."""
+    folder = fabricate(tmp_path / "study")
+    for path in (folder / "cells").iterdir():
+        document = json.loads(path.read_text())
+        del document["evaluation"]
+        path.write_text(json.dumps(document))
+    write_report(folder)
+    assert "Class by class" not in (folder / "report.md").read_text()
+    assert rows(folder / "classes.csv") == []
+
+
 def test_it_can_be_written_again(tmp_path):
     folder = fabricate(tmp_path / "study")
     write_report(folder)

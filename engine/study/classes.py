@@ -1,0 +1,97 @@
+"""Class by class: what the cells of a study found beyond accuracy, for each family at its largest size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.engine.page import Block, Heading, Paragraph, TableBlock
+from penstock.engine.study.cells import CellResult
+from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.table import Table
+
+FIGURES = ("balanced_accuracy", "macro_f1", "mcc", "auroc", "expected_calibration_error")
+SHOWN = 30  # classes in the report; of more, those with the most test examples
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class, by one family at one size, in the mean over seeds; None where no seed has the figure."""
+
+    family: str
+    size: int
+    name: str
+    support: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auroc: float | None
+    never_predicted: int  # in how many cells
+
+
+def evaluated(table: Table, family: str) -> tuple[int, list[CellResult]] | None:
+    """The family's largest size with cells that kept their evaluation, and those cells."""
+    for size in reversed(table.sizes):
+        if found := [result for result in table.cells(family, size) if result.evaluation is not None]:
+            return size, found
+    return None
+
+
+def class_rows(table: Table) -> list[ClassRow]:
+    rows = []
+    for family in table.families:
+        largest = evaluated(table, family)
+        if largest is None:
+            continue
+        size, results = largest
+        of_cells = [result.evaluation["classes"] for result in results if result.evaluation is not None]
+        for alike in zip(*of_cells, strict=True):
+            means = {name: mean([one[name] for one in alike]) for name in ("precision", "recall", "f1", "auroc")}
+            never = sum(one["support"] > 0 and one["predicted"] == 0 for one in alike)
+            rows.append(ClassRow(family, size, alike[0]["name"], alike[0]["support"], **means, never_predicted=never))
+    return rows
+
+
+def class_blocks(table: Table) -> list[Block]:
+    """A section of the report; nothing where no cell kept its evaluation, as those of an earlier penstock."""
+    rows = class_rows(table)
+    if not rows:
+        return []
+    lines = []
+    for family in table.families:
+        if (largest := evaluated(table, family)) is not None:
+            size, results = largest
+            figures = [mean([(result.evaluation or {})[name] for result in results]) for name in FIGURES]
+            never = {row.name for row in rows if row.family == family and row.never_predicted}
+            lines.append([f"{FAMILIES[family].title}, {size:,}", *map(_percent, figures), str(len(never))])
+    columns = ["", "balanced accuracy", "macro-F1", "MCC", "AUROC", "calibration error", "classes never predicted"]
+    families = [family for family in table.families if any(row.family == family for row in rows)]
+    by_class = {(row.name, row.family): row for row in rows}
+    supports = {row.name: row.support for row in rows}
+    shown = sorted(supports, key=lambda name: -supports[name])[:SHOWN] if len(supports) > SHOWN else list(supports)
+    more = f" The {SHOWN} classes with the most test examples of {len(supports):,}." if len(supports) > SHOWN else ""
+    return [
+        Heading("Class by class"),
+        Paragraph(
+            "Each family at its largest size, in %, mean over seeds: figures that an unbalanced test set does not "
+            "flatter, and how far the probabilities can be believed (expected calibration error)."
+        ),
+        TableBlock(columns, lines, "cells.csv"),
+        Paragraph(f"F1 of each class in %.{more}"),
+        TableBlock(
+            ["", "test examples", *(FAMILIES[family].title for family in families)],
+            [
+                [name, f"{supports[name]:,}", *(_percent(by_class[name, family].f1) for family in families)]
+                for name in shown
+            ],
+            "classes.csv",
+        ),
+    ]
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
