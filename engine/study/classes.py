@@ -62,7 +62,7 @@ def class_blocks(table: Table) -> list[Block]:
             figures = [mean([(result.evaluation or {})[name] for result in results]) for name in FIGURES]
             never = {row.name for row in rows if row.family == family and row.never_predicted}
             lines.append([f"{FAMILIES[family].title}, {size:,}", *map(_percent, figures), str(len(never))])
-    columns = ["", "balanced accuracy", "macro-F1", "MCC", "AUROC", "calibration error", "classes never predicted"]
+    columns = ["", "balanced accuracy", "macro-F1", "MCC", "AUROC", "calibration error", "never predicted"]
     families = [family for family in table.families if any(row.family == family for row in rows)]
     by_class = {(row.name, row.family): row for row in rows}
     supports = {row.name: row.support for row in rows}

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from penstock.engine.data.sources.base import BATCH_CHARACTERS, BATCH_ROWS, Carried, RawRows, Source
 from penstock.engine.errors import SourceError
@@ -77,13 +75,17 @@ class ParquetSource(ColumnarSource):
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
         self.path = self._path = path
-        with _columnar_errors(name), pq.ParquetFile(path) as file:
+        from pyarrow.parquet import ParquetFile  # a tenth of a second that only these files take
+
+        with _columnar_errors(name), ParquetFile(path) as file:
             schema = file.schema_arrow
         self.choose(schema, text, label, need_label)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         columns = self.wanted()
-        with _columnar_errors(self.name), pq.ParquetFile(self._path, pre_buffer=False) as file:
+        from pyarrow.parquet import ParquetFile
+
+        with _columnar_errors(self.name), ParquetFile(self._path, pre_buffer=False) as file:
             yield from file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
 
 
@@ -227,7 +229,9 @@ def _labels(column: pa.Array) -> list[Any]:
     kind = column.type
     if _is_list(kind):
         items = iter(_labels(column.flatten()))
-        sizes = pc.list_value_length(column).to_pylist()
+        from pyarrow.compute import list_value_length
+
+        sizes = list_value_length(column).to_pylist()
         return [None if size is None else list(islice(items, size)) for size in sizes]
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         return [
