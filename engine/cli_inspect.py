@@ -50,7 +50,7 @@ def inspect(
 
     Example:  penstock inspect reviews.csv --against held-out.csv --out found.csv
     """
-    from penstock.engine.data.inspect import duplicates, look, shared_texts
+    from penstock.engine.data.inspect import duplicates, look, require_rows, shared_texts
     from penstock.engine.data.progress import RowProgress
     from penstock.engine.data.sources import Reading
     from penstock.engine.data.sources.labels import notices
@@ -69,7 +69,10 @@ def inspect(
     check_splits([*train_sources, *test_sources], label_separator)
     with RowProgress("reading", shown=True) as bar:
         train = look(train_sources, bar.advance)
+        require_rows(train)
         test = look(test_sources, bar.advance, train) if against else None
+        if test is not None:
+            require_rows(test)
     for line in notices(train_sources[0].label or "", train.label_spellings):
         print(line, file=sys.stderr)
     found = duplicates(train)

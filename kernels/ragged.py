@@ -56,6 +56,8 @@ class Ragged:
         if lengths.numel() and int(lengths.min()) < 0:
             raise ValueError(f"lengths must not be negative, got {int(lengths.min())}")
         total = int(lengths.sum())
+        if values.ndim == 0:
+            raise ValueError("values must have a row for each token, got a single number")
         if total != values.shape[0]:
             raise ValueError(f"lengths add up to {total}, but values has {values.shape[0]} rows")
         check_token_count(total)

@@ -19,6 +19,7 @@ from penstock.engine.data.sources import Source
 from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings
 from penstock.engine.data.sources.text_columns import Text, parts_of
 from penstock.engine.data.survey import MAX_LABELS
+from penstock.engine.errors import SourceError
 
 PAIR_MARK = "\0"  # between the texts of a pair
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
@@ -133,7 +134,7 @@ def look(
             empty.append(rows + np.flatnonzero(np.array(own_words, np.int64) == 0))
             bad += len(batch.bad)
             shown = batch.bad[: max(0, FIRST_BAD - len(bad_rows))]
-            bad_rows += [f"{source.position(row.position)}: {row.reason}" for row in shown]
+            bad_rows += [f"{source.position(row.position)}: {row.reason}{source.advice(row)}" for row in shown]
             rows += len(texts)
             advance(len(texts) + len(batch.bad))
         starts.append(rows)
@@ -154,6 +155,12 @@ def look(
         bad_rows=bad_rows,
         label_spellings=spellings,
     )
+
+
+def require_rows(looked: Looked) -> None:
+    """Raises SourceError: there are rows, and none of them can be used."""
+    if looked.bad and not looked.starts[-1]:
+        raise SourceError(f"{looked.bad_rows[0]}; none of the {looked.bad:,} rows can be used")
 
 
 def list_name(labels: tuple[str, ...]) -> str:

@@ -24,6 +24,8 @@ def as_model_error(name: str | os.PathLike) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if os.path.isdir(name):
             where = "its folder is incomplete or damaged"
+        elif str(name).startswith(("/", ".", "~")):
+            raise ModelError(f"cannot load model {str(name)!r}: there is no such folder") from error
         else:
             where = "there is no such folder, and the hub does not have it or is out of reach"
         reason = str(error).strip().splitlines()[0].rstrip(".")

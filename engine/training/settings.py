@@ -71,7 +71,7 @@ class TrainingSettings:
         minimum=1e-6,
         maximum=1e6,
     )
-    label_smoothing: float = setting(0.0, "share of a training label spread over all classes", minimum=0.0, maximum=1.0)
+    label_smoothing: float = setting(0.0, "share of a training label spread over all classes", minimum=0.0, below=1.0)
     calibrate: bool = setting(False, "scale the best model's logits by one temperature, found on the validation rows")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU"

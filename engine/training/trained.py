@@ -1,6 +1,7 @@
 """A finished run, put to use."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from penstock.engine.data.loader import Batch
 from penstock.engine.data.pair_tokenizing import text_tokenizer
-from penstock.engine.data.sources import Source
+from penstock.engine.data.sources import Source, open_source
 from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TextTokenizer, load_saved_tokenizer
@@ -166,7 +167,8 @@ class TrainedRun:
         ['good']
 
         Args:
-            texts: strings, or pairs of them for a run that was trained on pairs; or a source opened with `open_source`.
+            texts: strings, or pairs of them for a run that was trained on pairs, None or NaN where one is missing; or
+                a source opened with `open_source`, an Arrow table or a `datasets.Dataset`.
             keep: of a source: the columns to carry along; all by default.
             top_k, probabilities: see `Columns` and `ListColumns`.
 
@@ -179,11 +181,11 @@ class TrainedRun:
             TypeError: there is something else among the texts, or pairs for a run trained on single ones, or the other
                 way round. SourceError: the same of a source.
         """
-        if isinstance(texts, str | bytes):
-            raise TypeError("texts must be several, as in [text]; got a single one")
-        source = texts if isinstance(texts, Source) else self._in_memory(list(texts))
+        source = self._source_of(texts)
         check_texts([source], self.data)
-        source.carry(keep if isinstance(texts, Source) else ())
+        source.carry(() if isinstance(source, MemorySource) and source is not texts else keep)
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be 1 at least, got {top_k}")
         schema = common_schema([source])
         columns: Columns
         if self.multi_label:
@@ -214,6 +216,25 @@ class TrainedRun:
     def is_pair(self) -> bool:
         """Whether the run was trained on pairs of texts."""
         return self.data.get("is_pair", False)
+
+    def _source_of(self, texts: Any) -> Source:
+        """The texts as a source. Raises TypeError: they are none, a single one, or its items are something else."""
+        if isinstance(texts, Source):
+            return texts
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be several, as in [text]; got a single one")
+        is_data_set = hasattr(texts, "features") and hasattr(texts, "select_columns")
+        if isinstance(texts, pa.Table | pa.RecordBatch) or is_data_set:
+            try:
+                return open_source(texts, text=self.text, need_label=False)
+            except SourceError:
+                return open_source(texts, need_label=False)  # without that column: the usual ones, or what is there
+        if isinstance(texts, pa.Array | pa.ChunkedArray):
+            texts = texts.to_pylist()
+        # the items of a mapping are its keys, those of a pandas frame its columns' names, and a set has no order
+        if isinstance(texts, Mapping | Set) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
+            raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}: give its column of texts")
+        return self._in_memory([None if isinstance(text, float) and math.isnan(text) else text for text in texts])
 
     def _in_memory(self, texts: list[Any]) -> MemorySource:
         expected = "pairs of texts, as the run was trained on" if self.is_pair else "texts"

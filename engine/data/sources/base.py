@@ -219,7 +219,12 @@ class Source(ABC):
             if (chosen or pair[0] in present) and (not need_label or pair[1] in present):
                 self.text, self.label = pair[0], pair[1] if need_label else None
                 self.text_columns = chosen or plain(pair[0])
-                for column in (*self.text_columns.names, self.label):
+                names = self.text_columns.names
+                for column in names:
+                    if column == self.label or names.count(column) > 1:
+                        twice = "the label too" if column == self.label else "there twice"
+                        raise SourceError(f"{self.name}: --text {self.text}: column {column!r} is {twice}")
+                for column in (*names, self.label):
                     if column is not None and list(present).count(column) > 1:
                         raise DoubledColumn(f"{self.name}: two columns are called {column!r}; rename one of them")
                 return

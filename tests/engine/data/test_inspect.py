@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from penstock.engine import cli
 from penstock.engine.data import inspect as inspecting
-from penstock.engine.data.inspect import Groups, Lengths, duplicates, look, normal_form, shared_texts
+from penstock.engine.data.inspect import Groups, Lengths, duplicates, look, normal_form, require_rows, shared_texts
 from penstock.engine.data.sources import open_sources
+from penstock.engine.errors import SourceError
 
 VARIANTS = [str, str.upper, lambda text: f"  {text} ", lambda text: text.replace(" ", "\t"), str.title]
 
@@ -274,3 +275,17 @@ def test_how_files_are_read_can_be_said(tmp_path: Path):
     assert (document["rows"], document["against"]["overlap"]["share"]) == (4, 1.0)
     refused = CliRunner().invoke(cli.app, ["inspect", str(folder), *options, "--out", str(folder / "a.csv")])
     assert "would be overwritten" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,label\ncaf\u00e9,1\n".encode("cp1252") * 1, "--encoding"),
+        (b'text,label\n"abc,p\nd,n\n', "none of the 1 rows can be used"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_an_error(tmp_path, content, message):
+    file = tmp_path / "a.csv"
+    file.write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        require_rows(look(open_sources([str(file)])))

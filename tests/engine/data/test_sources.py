@@ -315,3 +315,20 @@ def test_unlabelled(tmp_path):
     (tmp_path / "a.csv").write_text("text\nx\n")
     rows = read(open_source(str(tmp_path / "a.csv"), need_label=False))
     assert (rows.texts, rows.labels) == (["x"], [""])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label", "'label' is the label too"),
+        ("text,text", "'text' is there twice"),
+        ("text+text", "'text' is there twice"),
+        ("text,label", "'label' is the label too"),
+    ],
+)
+def test_a_column_is_read_once(tmp_path, text, message):
+    """A label that stands in the text would be learned from it."""
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\na,1\nb,2\n")
+    with pytest.raises(SourceError, match=message):
+        open_source(str(file), text=text, label="label")

@@ -10,6 +10,7 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -430,9 +431,26 @@ def test_from_python(trained, tmp_path):
     assert trained.predict(source, keep=["id"], probabilities=True).column_names == [
         "id", "label", "probability", "probability_bad", "probability_fair", "probability_good",
     ]  # fmt: skip
-    for wrong in ("a single text", ["fine", 3]):
+
+    class Frame:  # as pandas has them: iterating gives the names of the columns
+        columns = ("text", "id")
+
+        def __iter__(self):
+            return iter(self.columns)
+
+    for wrong in ("a single text", ["fine", 3], {"a lovely film": 1}, {"a lovely film"}, Frame(), None, 3):
         with pytest.raises(TypeError, match="text"):
             trained.predict(wrong)
+    with pytest.raises(ValueError, match="top_k"):
+        trained.predict(["dull"], top_k=0)
+    expected = trained.predict(["a lovely film", None])["label"].to_pylist()
+    column = pa.array(["a lovely film", None])
+    for same in (column, pa.chunked_array([column]), ["a lovely film", float("nan")]):
+        assert trained.predict(same)["label"].to_pylist() == expected
+    table = pa.table({"id": [7, 8], "text": column})
+    for same in (table, table.to_batches()[0], datasets.Dataset(table)):
+        found = trained.predict(same)
+        assert (found["id"].to_pylist(), found["label"].to_pylist()) == ([7, 8], expected)
 
 
 STREAMS = [
