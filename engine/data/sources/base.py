@@ -220,10 +220,10 @@ class Source(ABC):
                 self.text, self.label = pair[0], pair[1] if need_label else None
                 self.text_columns = chosen or plain(pair[0])
                 names = self.text_columns.names
-                for column in names:
-                    if column == self.label or names.count(column) > 1:
-                        twice = "the label too" if column == self.label else "there twice"
-                        raise SourceError(f"{self.name}: --text {self.text}: column {column!r} is {twice}")
+                for name in names:
+                    if name == self.label or names.count(name) > 1:
+                        twice = "the label too" if name == self.label else "there twice"
+                        raise SourceError(f"{self.name}: --text {self.text}: column {name!r} is {twice}")
                 for column in (*names, self.label):
                     if column is not None and list(present).count(column) > 1:
                         raise DoubledColumn(f"{self.name}: two columns are called {column!r}; rename one of them")
