@@ -192,6 +192,8 @@ MISTAKES = [
     ("train --train a.csv --out o", 5, "penstock prepare a.csv"),
     ("train --train empty.csv --out o", 5, "penstock prepare empty.csv"),
     ("train --train nope.csv --out o", 5, "nope.csv"),
+    ("train --train nope.csv --out o --encoder ./nope", 8, "encoder ./nope: no such folder"),
+    ("train --train nope.csv --out o --encoder a/b/c", 8, "no name that the hub could have"),
     ("prepare a.csv --out o --tokenizer ./full --text text,label,text", 3, "text+label+text"),
     ("prepare a.csv --out o --tokenizer ./full --text text,bdy", 3, "no column 'bdy'"),
     ("prepare a.csv --out o --tokenizer ./full --text text+bdy", 3, "no column 'bdy'"),

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, RunError, StoreError
+from penstock.engine.errors import ConfigError, ModelError, RunError, StoreError
 from penstock.engine.training.files import has_checkpoint
 from penstock.engine.training.run_directory import check_out
 from penstock.engine.training.run_record import read_record
@@ -41,7 +42,7 @@ def read_command(
         overrides: `section.key=value`, above the options and the file.
 
     Raises:
-        ConfigError, RunError, StoreError: an option, a path or a setting is wrong.
+        ConfigError, ModelError, RunError, StoreError: an option, a path, a name or a setting is wrong.
     """
     check_out(out)
     given = {key: value for key, value in options.items() if value is not None}
@@ -50,6 +51,9 @@ def read_command(
         if key in given and parse_value(text) != given[key]:
             raise ConfigError(f"{_OPTIONS[key]} {given[key]} contradicts {override}: leave one out")
     settings = load_settings(config, [*(f"{key}={value}" for key, value in given.items()), *overrides])
+    encoder = settings.model.encoder
+    if encoder is not None and not has_checkpoint(out) and (reason := why_missing(encoder)):
+        raise ModelError(f"encoder {encoder}: {reason}")
     if train is not None:
         return TrainCommand(settings, Store.open(train), Store.open(test) if test is not None else None)
     if not (out / "run.json").exists():
