@@ -110,10 +110,16 @@ def test_pairs_of_every_form(tmp_path, form, carries):
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_columns_joined_to_one_text(tmp_path, form):
-    source = open_source(write(tmp_path / f"a.{form}", ROWS, range(len(ROWS))), text="title+body+title")
+    source = open_source(write(tmp_path / f"a.{form}", ROWS, range(len(ROWS))), text="title+body")
     (rows,) = source.rows()
     assert not source.is_pair
-    assert rows.texts == [f"{a}\n{b}\n{a}" for a, b in ROWS]
+    assert rows.texts == [f"{a}\n{b}" for a, b in ROWS]
+
+
+@pytest.mark.parametrize("given", ["title+body+title", "body,body", "title,title+body"])
+def test_a_column_that_is_there_twice(tmp_path, given):
+    with pytest.raises(SourceError, match="is there twice"):
+        open_source(write(tmp_path / "a.csv", ROWS, range(len(ROWS))), text=given)
 
 
 def test_a_row_that_lacks_one_of_its_texts_is_a_bad_one(tmp_path):
