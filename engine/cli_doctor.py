@@ -75,10 +75,10 @@ def native() -> Check:
         from penstock import _native
     except ImportError as error:
         return "compiled core", False, f"{error}; reinstall with: pip install --force-reinstall penstock"
-    from penstock.kernels import cpu_here
+    from penstock.kernels import compiled
 
     try:
-        isa = cpu_here.isa()
+        isa = compiled.isa()
     except ValueError as error:
         return "compiled core", False, str(error)
     return "compiled core", True, f"{os.path.basename(_native.__file__)}, here for {isa}"

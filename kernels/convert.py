@@ -13,7 +13,7 @@ from penstock.kernels.ragged import Ragged, check_token_count
 
 
 @dataclass
-class Border:
+class RaggedForm:
     """One input as a Ragged, and the ways in and out for whatever belongs to it.
 
     Attributes:
@@ -29,7 +29,7 @@ class Border:
     batched: bool = True
 
     @classmethod
-    def of(cls, input: Tensor | PackedSequence | Ragged, batch_first: bool, features: bool = True) -> "Border":
+    def of(cls, input: Tensor | PackedSequence | Ragged, batch_first: bool, features: bool = True) -> "RaggedForm":
         """Raises TypeError or ValueError, naming `input`, if it has none of the forms.
 
         Without features, values are (tokens,): for a Ragged only.
@@ -68,19 +68,19 @@ def _rectangle(values: Tensor) -> Ragged:
     return Ragged(values.flatten(0, 1), cu_seqlens, time)
 
 
-def _of_padded(input: Tensor, batch_first: bool) -> Border:
+def _of_padded(input: Tensor, batch_first: bool) -> RaggedForm:
     if batch_first:
         batch, time = input.shape[:2]
-        return Border(_rectangle(input), lambda tokens: tokens.flatten(), lambda y: y.view(batch, time, y.shape[1]))
+        return RaggedForm(_rectangle(input), lambda tokens: tokens.flatten(), lambda y: y.view(batch, time, y.shape[1]))
     time, batch = input.shape[:2]
-    return Border(
+    return RaggedForm(
         _rectangle(input.transpose(0, 1)),
         lambda tokens: tokens.t().flatten(),
         lambda y: y.view(batch, time, y.shape[1]).transpose(0, 1).contiguous(),
     )
 
 
-def _of_packed(input: PackedSequence) -> Border:
+def _of_packed(input: PackedSequence) -> RaggedForm:
     data, sizes = input.data, input.batch_sizes
     check_token_count(data.shape[0])
     batch = int(sizes[0])
@@ -97,10 +97,10 @@ def _of_packed(input: PackedSequence) -> Border:
     token = torch.empty_like(packed_row)
     token[packed_row] = torch.arange(data.shape[0], device=data.device)
     ragged = Ragged(data[packed_row], starts.to(data.device, torch.int32), len(sizes))
-    return Border(ragged, lambda tokens: tokens[packed_row], lambda y: input._replace(data=y[token]))
+    return RaggedForm(ragged, lambda tokens: tokens[packed_row], lambda y: input._replace(data=y[token]))
 
 
-def _of_nested(input: Any) -> Border:
+def _of_nested(input: Any) -> RaggedForm:
     if input.layout != torch.jagged or input.ndim != 3 or not input.shape[2:].numel():
         raise ValueError("input must be a jagged NestedTensor of shape (B, *, features)")
     if input.lengths() is not None:
@@ -115,4 +115,4 @@ def _of_nested(input: Any) -> Border:
     def out(values: Tensor) -> Tensor:
         return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=max_seqlen)
 
-    return Border(ragged, lambda tokens: tokens.values() if tokens.is_nested else tokens, out)
+    return RaggedForm(ragged, lambda tokens: tokens.values() if tokens.is_nested else tokens, out)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.kernels import triton_here
+from penstock.kernels import triton_support
 
 BACKENDS = ("cuda", "triton", "cpu", "torch", "reference")
 
@@ -65,7 +65,9 @@ def register(
 def register_modules(operation: str, triton: Any = None, **modules: Any) -> None:
     """Adds backends that are modules with `why_not` and, but for Triton's, which is one answer for all, `available`."""
     if triton is not None:
-        register(operation, "triton", triton, triton.why_not, triton_here.available, on_request=triton_here.UNVERIFIED)
+        register(
+            operation, "triton", triton, triton.why_not, triton_support.available, on_request=triton_support.UNVERIFIED
+        )
     for name, module in modules.items():
         register(operation, name, module, module.why_not, module.available)
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import checks, cpu_here, philox, transforms
-from penstock.kernels.cpu_here import native
+from penstock.kernels import checks, compiled, philox, transforms
+from penstock.kernels.compiled import native
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
 
 torch.library.define(
@@ -160,7 +160,7 @@ def _cpu_dropout(
     x: Tensor, cu_seqlens: Tensor, p: float, seed: Tensor, stream: int, ids: Tensor | None, per_sequence: bool
 ) -> Tensor:
     """One pass in C++ (csrc/rowwise/cpu), without a mask in memory."""
-    if native is None or cpu_here.why_not(device_type="cpu", dtype=x.dtype):
+    if native is None or compiled.why_not(device_type="cpu", dtype=x.dtype):
         return _plain_dropout(x, cu_seqlens, p, seed, stream, ids, per_sequence)
     (rows, width), batch = x.shape, cu_seqlens.shape[0] - 1
     _check(x.device, cu_seqlens, seed, stream, ids)
@@ -171,7 +171,7 @@ def _cpu_dropout(
     arguments |= {"seed": int(seed) & 0xFFFFFFFFFFFFFFFF, "stream": stream, "per_sequence": per_sequence}
     arguments |= {"dropout_threshold": philox.threshold(p), "dropout_scale": philox.scale(p)}
     arguments |= {"x": x.data_ptr(), "out": out.data_ptr(), "cu_seqlens": cu_seqlens.data_ptr()}
-    cpu_here.call(native.dropout, arguments | {"ids": cpu_here.address(ids)})
+    compiled.call(native.dropout, arguments | {"ids": compiled.address(ids)})
     return out
 
 

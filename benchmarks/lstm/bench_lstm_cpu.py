@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock import _native
-from penstock.kernels import LSTM, Ragged, cpu_here
+from penstock.kernels import LSTM, Ragged, compiled
 
 ROUNDS = 7
 PAUSE = 0.03  # seconds
@@ -131,7 +131,7 @@ def peak(dtype: torch.dtype) -> float:
     """Operations per second that all threads together reach on registers alone."""
     start = time.perf_counter()
     operations = _native.lstm_cpu.multiply_in_registers(
-        cpu_here.isa(), str(dtype).removeprefix("torch."), torch.get_num_threads(), 200_000
+        compiled.isa(), str(dtype).removeprefix("torch."), torch.get_num_threads(), 200_000
     )
     return operations / (time.perf_counter() - start)
 

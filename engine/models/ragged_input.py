@@ -1,4 +1,4 @@
-"""The border between padded batches, as transformers passes them, and ragged ones."""
+"""Padded batches, as transformers passes them, to ragged ones and back."""
 
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from penstock.kernels import philox
 from penstock.kernels.attention.protocol import Problem, lse_dtype
-from penstock.kernels.cpu_here import address, available, call, native, why_not
+from penstock.kernels.compiled import address, available, call, native, why_not
 
 __all__ = ["available", "backward", "forward", "why_not"]
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from penstock.kernels import philox, triton_here
+from penstock.kernels import philox, triton_support
 from penstock.kernels.attention.protocol import Problem
-from penstock.kernels.triton_here import on_device
+from penstock.kernels.triton_support import on_device
 
 
 class Tile(NamedTuple):
@@ -151,4 +151,4 @@ def backward(
 
 def why_not(*, head_dim: int, **facts: Any) -> str | None:
     too_wide = f"its head_dim goes to 256, not {head_dim}" if head_dim > 256 else None
-    return triton_here.why_not(**facts) or too_wide
+    return triton_support.why_not(**facts) or too_wide

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from penstock.kernels.triton_here import on_device, why_not
+from penstock.kernels.triton_support import on_device, why_not
 
 BLOCK, BLOCK_ROWS, BLOCK_COLUMNS = 1024, 16, 128
 _PROGRAMS = 64  # along the rows of backward, each with sums of its own

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from penstock.kernels import cpu_here
-from penstock.kernels.cpu_here import call, native
+from penstock.kernels import compiled
+from penstock.kernels.compiled import call, native
 
 
 def weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
@@ -18,12 +18,12 @@ def weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
 
 def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
     wrong_dtype = None if dtype == torch.bfloat16 else f"the matrix unit multiplies bfloat16, not {dtype}"
-    return cpu_here.why_not(device_type=device_type, dtype=dtype) or wrong_dtype
+    return compiled.why_not(device_type=device_type, dtype=dtype) or wrong_dtype
 
 
 def available() -> str | None:
     """None with Intel's matrix unit, else the reason."""
-    missing = cpu_here.available()
-    if missing is None and cpu_here.isa() != "amx_bf16":
+    missing = compiled.available()
+    if missing is None and compiled.isa() != "amx_bf16":
         missing = "torch's own product is as fast without Intel's matrix unit (AMX)"
     return missing

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, transforms, triton_here
+from penstock.kernels import dispatch, transforms, triton_support
 from penstock.kernels.lstm import triton as triton_backend
 from penstock.kernels.lstm.protocol import cell_dtype
 
@@ -70,8 +70,8 @@ dispatch.register(
     "triton",
     triton_backend.Cell,
     triton_backend.why_not,
-    triton_here.available,
-    on_request=triton_here.UNVERIFIED,
+    triton_support.available,
+    on_request=triton_support.UNVERIFIED,
 )
 dispatch.register("lstm_cell", "torch", PlainCell)
 dispatch.register("lstm_cell", "reference", PlainCell)

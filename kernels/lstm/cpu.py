@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import cpu_here
-from penstock.kernels.cpu_here import address
+from penstock.kernels import compiled
+from penstock.kernels.compiled import address
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
 from penstock.kernels.lstm.rows import saved_like
 
 __all__ = ["available", "backward", "forward", "saved_like", "why_not"]
 
-native: Any = getattr(cpu_here.native, "lstm_cpu", None)
+native: Any = getattr(compiled.native, "lstm_cpu", None)
 
 FUSES = True
 
@@ -30,7 +30,7 @@ worth_threads = 12_000_000
 
 def available() -> str | None:
     """None if this backend can run here, else the reason."""
-    return cpu_here.available()
+    return compiled.available()
 
 
 def why_not(
@@ -133,7 +133,7 @@ class _Call:
         ]
         self.states = [None if state is None else state.contiguous() for state in (inputs.h0, inputs.c0)]
         self.arguments = {
-            "isa": cpu_here.isa(),
+            "isa": compiled.isa(),
             "dtype": _name(inputs.dtype),
             "tokens": self.tokens,
             "batch": inputs.batch_size,

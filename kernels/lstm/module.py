@@ -151,13 +151,13 @@ class LSTM(nn.RNNBase):
             return run(self, input, hx, options)
         if (embeddings is not None or pooling is not None) and not isinstance(input, Ragged):
             raise TypeError(f"input must be a Ragged with embeddings or pooling, got {type(input).__name__}")
-        border = convert.Border.of(input, self.batch_first, features=embeddings is None)
-        ragged = border.ragged
+        form = convert.RaggedForm.of(input, self.batch_first, features=embeddings is None)
+        ragged = form.ragged
         table = ragged.values if embeddings is None else embeddings
         if table.shape[-1] != self.input_size:
             name = "input" if embeddings is None else "embeddings"
             raise ValueError(f"{name} has {table.shape[-1]} features, expected input_size = {self.input_size}")
-        h0, c0 = (None, None) if hx is None else (border.state_in(state) for state in hx)
+        h0, c0 = (None, None) if hx is None else (form.state_in(state) for state in hx)
         checks.seed(seed, ragged.values.device)
         if seed is None and self.training and (self.dropout or self.weight_dropout or any(self.zoneout)):
             seed = philox.new_seed(ragged.values.device)
@@ -172,17 +172,17 @@ class LSTM(nn.RNNBase):
             variational=self.variational,
             zoneout=self.zoneout,
             training=self.training,
-            resets=None if resets is None else border.tokens_in(resets),
+            resets=None if resets is None else form.tokens_in(resets),
             return_cells=return_cells,
             ids=ragged.ids,
             seed=seed,
             embeddings=embeddings,
             pooling=pooling,
         )
-        states = border.state_out(h_n), border.state_out(c_n.to(h_n.dtype))
-        output = border.values_out(y) if pooling is None else y
+        states = form.state_out(h_n), form.state_out(c_n.to(h_n.dtype))
+        output = form.values_out(y) if pooling is None else y
         if return_cells:
-            return output, states, [border.values_out(layer) for layer in cells[0]]
+            return output, states, [form.values_out(layer) for layer in cells[0]]
         return output, states
 
     def _layers(self, seed: Tensor | None) -> list[LayerWeights]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, transforms, triton_here
+from penstock.kernels import dispatch, transforms, triton_support
 from penstock.kernels.autocast import without_autocast
 from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
@@ -21,8 +21,8 @@ dispatch.register(
     "triton",
     triton_backend,
     triton_backend.why_not,
-    triton_here.available,
-    on_request=triton_here.UNVERIFIED,
+    triton_support.available,
+    on_request=triton_support.UNVERIFIED,
 )
 dispatch.register("lstm", "cpu", cpu, cpu.why_not, cpu.available)
 dispatch.register("lstm", "torch", torch_backend)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.kernels.autograd import enable_grad_inside_operation
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads, cell_dtype
 from penstock.kernels.pooling.reference import segment_pool
-from penstock.kernels.recording import recording
 
 FUSES = True
 
@@ -49,10 +49,10 @@ def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             rows = starts[active] + t if d == 0 else ends[active] - 1 - t
             h_before, c_before = h[active], c[active]
             if resets is not None:
-                # a border before row r separates r - 1 from r, whichever comes first
-                border = resets[rows] if d == 0 else resets[(rows + 1).clamp(max=len(x) - 1)] & (t > 0)
-                h_before = torch.where(border[:, None], 0, h_before)
-                c_before = torch.where(border[:, None], 0, c_before)
+                # a edge before row r separates r - 1 from r, whichever comes first
+                edge = resets[rows] if d == 0 else resets[(rows + 1).clamp(max=len(x) - 1)] & (t > 0)
+                h_before = torch.where(edge[:, None], 0, h_before)
+                c_before = torch.where(edge[:, None], 0, c_before)
             i, f, g, o = (projected[rows] + h_before @ w_hh.t()).chunk(4, dim=1)
             c_new = torch.sigmoid(f) * c_before + torch.sigmoid(i) * torch.tanh(g)
             h_new = torch.sigmoid(o) * torch.tanh(c_new)
@@ -106,7 +106,7 @@ def backward(
 ) -> InputGrads:
     """Runs the layer again, recorded, and differentiates it."""
 
-    with recording():
+    with enable_grad_inside_operation():
         recorded = _each(inputs, lambda tensor: tensor.detach().requires_grad_())
         return _gradients(grads, recorded, create_graph=False)
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penstock.kernels.autograd import enable_grad_inside_operation
 from penstock.kernels.lstm import stepwise
 from penstock.kernels.lstm.packing import Packing
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
-from penstock.kernels.recording import recording
 
 
 def _uniform(inputs: LayerInputs) -> bool:
@@ -79,7 +79,7 @@ def backward(
     if saved:
         return stepwise.backward(grads, inputs, y, saved, need_x, need_weights)
     states = inputs.h0, inputs.c0
-    with recording():
+    with enable_grad_inside_operation():
         x = inputs.x.detach().requires_grad_(need_x)
         weights = LayerWeights(*([w.detach().requires_grad_(need_weights) for w in kind] for kind in inputs.weights))
         h0, c0 = (None if state is None else state.detach().requires_grad_() for state in states)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
 from penstock.kernels.lstm.rows import fed_back, initial_state, into_h0
-from penstock.kernels.triton_here import INTERPRETED
+from penstock.kernels.triton_support import INTERPRETED
 
 # W_hh's four blocks, padded, stay on the chip up to this many bytes: H <= 128 in 16 bits, 64 in float32
 _RESIDENT_BYTES = 128 * 1024

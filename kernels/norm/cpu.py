@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import philox
-from penstock.kernels.cpu_here import address, available, call, native, why_not
+from penstock.kernels.compiled import address, available, call, native, why_not
 from penstock.kernels.norm.protocol import Gradients, Problem, Saved
 
 __all__ = ["available", "backward", "forward", "why_not"]

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import philox, triton_here
+from penstock.kernels import philox, triton_support
 from penstock.kernels.norm.protocol import Gradients, Problem, Saved
-from penstock.kernels.triton_here import on_device
+from penstock.kernels.triton_support import on_device
 
 _WIDEST = 8192  # a row is one block
 _PROGRAMS = 256  # of backward, each with sums of its own; not by the device, so that results do not depend on it
@@ -79,4 +79,4 @@ def backward(grad_out: Tensor, grad_z: Tensor | None, problem: Problem, saved: S
 
 def why_not(*, width: int, **facts: Any) -> str | None:
     too_wide = f"its width goes to {_WIDEST}, not {width}" if width > _WIDEST else None
-    return triton_here.why_not(**facts) or too_wide
+    return triton_support.why_not(**facts) or too_wide

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from penstock.kernels.pooling.protocol import saved_shape
-from penstock.kernels.triton_here import on_device, why_not
+from penstock.kernels.triton_support import on_device, why_not
 
 BLOCK = 128  # features
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels.cpu_here import available, call, native, why_not
+from penstock.kernels.compiled import available, call, native, why_not
 
 __all__ = ["available", "rotate", "why_not"]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from penstock.kernels.triton_here import on_device, why_not
+from penstock.kernels.triton_support import on_device, why_not
 
 __all__ = ["block", "rotate", "why_not"]
 

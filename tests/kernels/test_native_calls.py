@@ -15,7 +15,7 @@ from penstock.kernels import (
     LSTM,
     Ragged,
     bias_gelu,
-    cpu_here,
+    compiled,
     geglu,
     linear,
     residual_norm,
@@ -79,7 +79,7 @@ def calls() -> dict[str, dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch, use_backend(None):
         patch.delenv("PENSTOCK_ISA", raising=False)
         watched = Recorded(_native, recorded)
-        for module in ("cpu_here", "dropout", *(f"{name}.cpu" for name in CALLERS)):
+        for module in ("compiled", "dropout", *(f"{name}.cpu" for name in CALLERS)):
             patch.setattr(importlib.import_module(f"penstock.kernels.{module}"), "native", watched)
         patch.setattr(lstm_cpu, "native", Recorded(_native.lstm_cpu, recorded))
         use_everything()
@@ -235,7 +235,7 @@ def test_the_instruction_set_is_read_at_each_call(calls, monkeypatch) -> None:
     seen: set[str] = set()
     for isa in _native.available_isas():
         monkeypatch.setenv("PENSTOCK_ISA", isa)
-        assert cpu_here.isa() == isa
+        assert compiled.isa() == isa
         recorded: dict[str, dict[str, Any]] = {}
         monkeypatch.setattr(lstm_cpu, "native", Recorded(_native.lstm_cpu, recorded))
         LSTM(3, 4)(Ragged.from_lengths(torch.randn(2, 3), [2]))

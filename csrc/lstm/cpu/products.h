@@ -53,12 +53,12 @@ struct RowProduct {
           const bool in_parts = lanes > kDepth;
           float* sums = in_parts ? partial + tile.begin * panels * kPanel + panel * kPanel : result;
           const int64_t stride = in_parts ? panels * kPanel : kPanel;
-          Soon soon;
+          Prefetches prefetches;
           for (int64_t r = 0; r < tile.size(); ++r) {
-            if (k > 0) soon.add(sums + r * stride, vecs * kLanes);
-            if (last) soon.add(c + (first + tile.begin + r) * columns + panel * kPanel, vecs * kLanes);
+            if (k > 0) prefetches.add(sums + r * stride, vecs * kLanes);
+            if (last) prefetches.add(c + (first + tile.begin + r) * columns + panel * kPanel, vecs * kLanes);
           }
-          multiply_rows<T>(tile.size(), vecs, a_rows, b_part, depth, sums, stride, k > 0, soon);
+          multiply_rows<T>(tile.size(), vecs, a_rows, b_part, depth, sums, stride, k > 0, prefetches);
           if (last) finish(first + tile.begin, tile.size(), panel * kPanel, vecs, sums, stride);
         }
       }
@@ -209,7 +209,7 @@ struct WeightProduct {
           multiply_rows<T>(tiles[i].size(), vecs_of(panel), {a + tiles[i].begin * row_stride(), row_stride()},
                            b + panel * panel_stride(), Operand<T>::lanes(count),
                            sums + (begin + tiles[i].begin) * sums_stride() + panel * kPanel, sums_stride(), true,
-                           Soon{});
+                           Prefetches{});
         }
       }
     }
@@ -241,9 +241,9 @@ struct WeightProduct {
       for (int64_t i = 0; i < tiles.count; ++i) {
         const Range tile = tiles[i];
         float* out = sums + tile.begin * sums_stride() + panel * kPanel;
-        Soon soon;
-        for (int64_t r = 0; r < tile.size(); ++r) soon.add(out + r * sums_stride(), vecs * kLanes);
-        multiply_packed<T>(tile.size(), vecs, a + i * tile_stride(), b, lanes, out, sums_stride(), true, soon);
+        Prefetches prefetches;
+        for (int64_t r = 0; r < tile.size(); ++r) prefetches.add(out + r * sums_stride(), vecs * kLanes);
+        multiply_packed<T>(tile.size(), vecs, a + i * tile_stride(), b, lanes, out, sums_stride(), true, prefetches);
       }
     }
   }

@@ -80,15 +80,16 @@ struct BackwardTeam {
     int64_t active = 0;
     for (int64_t step = longest; step-- > 0;) {
       while (active < rows && sequences[active * parts].length > step) ++active;
-      for_tiles(active, panels, [&](int64_t panel, Range tile, Soon& soon) {
+      for_tiles(active, panels, [&](int64_t panel, Range tile, Prefetches& prefetches) {
         const int64_t ahead =
             units_ahead(panels, panel, kPanel, (direction == 0 ? -directions : directions) * hidden_size);
-        step_tile(step, panel, ahead, tile.begin, tile.size(), soon);
+        step_tile(step, panel, ahead, tile.begin, tile.size(), prefetches);
       });
       barrier.wait();
     }
     if (dh0 == nullptr) return;
-    for_tiles(rows, panels, [&](int64_t panel, Range tile, Soon&) { initial_tile(panel, tile.begin, tile.size()); });
+    for_tiles(rows, panels,
+              [&](int64_t panel, Range tile, Prefetches&) { initial_tile(panel, tile.begin, tile.size()); });
   }
 
  private:
@@ -99,10 +100,11 @@ struct BackwardTeam {
       const int64_t next = next_around(panels, panel);
       const int64_t lanes = vecs_of_panel(hidden_size, next) * kLanes * Operand<T>::lanes(4 * hidden_size);
       for (int64_t i = 0; i < tiles.count; ++i) {
-        Soon soon;
+        Prefetches prefetches;
         if (!Operand<T>::kMatrixUnit && tiles.count > 1)
-          soon.add_panel(w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, next), lanes, tiles.count, i);
-        function(panel, tiles[i], soon);
+          prefetches.add_panel(w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, next), lanes, tiles.count,
+                               i);
+        function(panel, tiles[i], prefetches);
       }
     }
   }
@@ -115,18 +117,19 @@ struct BackwardTeam {
 
   // dh that comes from the step after `step`, for a tile of units; step -1 gives the initial state's.
   void recurrent_share(int64_t step, int64_t panel, int64_t first_row, int64_t height, float* out,
-                       const Soon& soon) const {
+                       const Prefetches& prefetches) const {
     const Rows<Lane> a{reinterpret_cast<const Lane*>(after[(step + 1) % 2] + first_row * after_stride),
                        after_stride / Operand<T>::kPerLane};
     multiply_rows<T>(height, vecs_of_panel(hidden_size, panel), a,
                      w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, panel),
-                     Operand<T>::lanes(4 * hidden_size), out, kPanel, false, soon);
+                     Operand<T>::lanes(4 * hidden_size), out, kPanel, false, prefetches);
   }
 
-  void step_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height, Soon& soon) const {
+  void step_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height,
+                 Prefetches& prefetches) const {
     alignas(64) float dh_recurrent[Operand<T>::kTileRows][kPanel];
-    if constexpr (!Operand<T>::kMatrixUnit) add_needed(step, panel, first_row, height, soon);
-    recurrent_share(step, panel, first_row, height, dh_recurrent[0], soon);
+    if constexpr (!Operand<T>::kMatrixUnit) add_needed(step, panel, first_row, height, prefetches);
+    recurrent_share(step, panel, first_row, height, dh_recurrent[0], prefetches);
 
     const int64_t first = panel * kPanel;
     const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
@@ -171,23 +174,23 @@ struct BackwardTeam {
     }
   }
 
-  void add_needed(int64_t step, int64_t panel, int64_t first_row, int64_t height, Soon& soon) const {
+  void add_needed(int64_t step, int64_t panel, int64_t first_row, int64_t height, Prefetches& prefetches) const {
     const int64_t first = panel * kPanel;
     const int64_t n = hidden_size - first < kPanel ? hidden_size - first : kPanel;
     for (int64_t r = 0; r < height; ++r) {
       const int64_t row = first_row + r, here = token(row, step), cell = here * directions + direction;
-      if (dy) soon.add(dy + cell * hidden_size + first, n);
-      soon.add(dc + row * hidden_size + first, n);
-      soon.add(gates + cell * 4 * hidden_size + 4 * first, 4 * n);
-      soon.add(c + cell * hidden_size + first, n);
-      if (step > 0) soon.add(c + (token(row, step - 1) * directions + direction) * hidden_size + first, n);
-      soon.add(dgates + here * dgates_stride + direction * 4 * hidden_size + 4 * first, 4 * n);
+      if (dy) prefetches.add(dy + cell * hidden_size + first, n);
+      prefetches.add(dc + row * hidden_size + first, n);
+      prefetches.add(gates + cell * 4 * hidden_size + 4 * first, 4 * n);
+      prefetches.add(c + cell * hidden_size + first, n);
+      if (step > 0) prefetches.add(c + (token(row, step - 1) * directions + direction) * hidden_size + first, n);
+      prefetches.add(dgates + here * dgates_stride + direction * 4 * hidden_size + 4 * first, 4 * n);
     }
   }
 
   void initial_tile(int64_t panel, int64_t first_row, int64_t height) const {
     alignas(64) float dh[Operand<T>::kTileRows][kPanel];
-    recurrent_share(-1, panel, first_row, height, dh[0], Soon{});
+    recurrent_share(-1, panel, first_row, height, dh[0], Prefetches{});
     const int64_t first = panel * kPanel;
     const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
     for (int64_t r = 0; r < height; ++r) {

@@ -94,10 +94,10 @@ struct ForwardTeam {
         const int64_t panel_lanes = RecurrentWeights<T>::panel_lanes(hidden_size);
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
-          Soon soon;
+          Prefetches prefetches;
           if (!Operand<T>::kMatrixUnit && tiles.count > 1)
-            soon.add_panel(w_hh + next * panel_lanes, panel_lanes, tiles.count, i);
-          run_tile(step, panel, ahead, tile.begin, tile.size(), soon);
+            prefetches.add_panel(w_hh + next * panel_lanes, panel_lanes, tiles.count, i);
+          run_tile(step, panel, ahead, tile.begin, tile.size(), prefetches);
         }
       }
       barrier.wait();
@@ -118,7 +118,8 @@ struct ForwardTeam {
     return sequence.start + (direction == 0 ? step : sequence.length - 1 - step);
   }
 
-  void run_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height, Soon& soon) const {
+  void run_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height,
+                Prefetches& prefetches) const {
     const int64_t unit = panel * kLanes;
     const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes;
     const GateSlot slot = gate_slot(unit, hidden_size);
@@ -136,16 +137,16 @@ struct ForwardTeam {
       gate_in[r] =
           projected + ((row_of ? row_of[here] : here) * directions + direction) * 4 * hidden_size + slot.offset;
       if constexpr (Operand<T>::kMatrixUnit) continue;
-      soon.add(gate_in[r], 4 * n);
-      if (gates && row_of) soon.add(gates + cell[r] * 4 * hidden_size + slot.offset, 4 * n);
-      soon.add(c + row * hidden_size + unit, n);
-      if (c_saved) soon.add(c_saved + cell[r] * hidden_size + unit, n);
-      if (y) soon.add(y + cell[r] * hidden_size + unit, n);
-      soon.add(h_after + row * h_stride + unit, n);
+      prefetches.add(gate_in[r], 4 * n);
+      if (gates && row_of) prefetches.add(gates + cell[r] * 4 * hidden_size + slot.offset, 4 * n);
+      prefetches.add(c + row * hidden_size + unit, n);
+      if (c_saved) prefetches.add(c_saved + cell[r] * hidden_size + unit, n);
+      if (y) prefetches.add(y + cell[r] * hidden_size + unit, n);
+      prefetches.add(h_after + row * h_stride + unit, n);
     }
     alignas(64) float product[kTileRows][4][kLanes];
     multiply_rows<T>(height, 4, a, w_hh + panel * RecurrentWeights<T>::panel_lanes(hidden_size),
-                     Operand<T>::lanes(hidden_size), product[0][0], 4 * kLanes, false, soon);
+                     Operand<T>::lanes(hidden_size), product[0][0], 4 * kLanes, false, prefetches);
 
     // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an
     // earlier store whose address ends alike.

@@ -120,7 +120,7 @@ PENSTOCK_INLINE void prefetch(const T* from, int64_t n) {
 
 // Cache lines that whatever follows a product will read or write. They are fetched shortly before its end: earlier, and
 // B streaming through the first-level cache would push them out again before they are needed.
-struct Soon {
+struct Prefetches {
   static constexpr int64_t kMost = 512;
   static constexpr int64_t kLead = 64;  // rounds between the last fetch and the end
   const void* line[kMost];
@@ -148,13 +148,13 @@ struct Soon {
 // [k / kAmxPairs][vecs][kAmxPairs][kLanes].
 template <class T, int rows, int vecs, class A>
 PENSTOCK_INLINE void multiply(const A& a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
-                              bool add, const Soon& soon) {
+                              bool add, const Prefetches& prefetches) {
   Floats sum[rows][vecs] = {};
-  const int64_t last_fetch = lanes > Soon::kLead ? lanes - Soon::kLead : lanes;
-  const int64_t first_fetch = last_fetch > soon.count ? last_fetch - soon.count : 0;
+  const int64_t last_fetch = lanes > Prefetches::kLead ? lanes - Prefetches::kLead : lanes;
+  const int64_t first_fetch = last_fetch > prefetches.count ? last_fetch - prefetches.count : 0;
   for (int64_t k = 0; k < lanes; ++k) {
-    if (uint64_t(k - first_fetch) < uint64_t(soon.count)) __builtin_prefetch(soon.line[k - first_fetch], 1);
-    if (k < soon.stream_lines) __builtin_prefetch(soon.stream + k * 64, 0, 2);
+    if (uint64_t(k - first_fetch) < uint64_t(prefetches.count)) __builtin_prefetch(prefetches.line[k - first_fetch], 1);
+    if (k < prefetches.stream_lines) __builtin_prefetch(prefetches.stream + k * 64, 0, 2);
     Floats bs[vecs];
     for (int v = 0; v < vecs; ++v) std::memcpy(&bs[v], b + (k * vecs + v) * kLanes, sizeof(Floats));
     for (int r = 0; r < rows; ++r) {
@@ -175,12 +175,14 @@ template <class T, bool packed>
 struct Tiles {
   using Lane = typename Operand<T>::Lane;
   using A = std::conditional_t<packed, const Lane*, Rows<Lane>>;
-  using Function = void (*)(A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon);
+  using Function = void (*)(A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
+                            const Prefetches& prefetches);
 
   template <int rows, int vecs>
-  static void call(A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon) {
+  static void call(A a, const Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
+                   const Prefetches& prefetches) {
     using Where = std::conditional_t<packed, PackedA<Lane, rows>, RowsOfA<Lane, rows>>;
-    multiply<T, rows, vecs>(Where{a}, b, lanes, out, stride, add, soon);
+    multiply<T, rows, vecs>(Where{a}, b, lanes, out, stride, add, prefetches);
   }
 
   static Function of(int64_t rows, int64_t vecs) {
@@ -200,16 +202,18 @@ constexpr int64_t kAmxBlock = kAmxPairs * kLanes;
 
 // The same in the matrix unit.
 PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<uint32_t> a, const uint32_t* b,
-                                             int64_t lanes, float* out, int64_t stride, bool add, const Soon& soon) {
+                                             int64_t lanes, float* out, int64_t stride, bool add,
+                                             const Prefetches& prefetches) {
   const auto part = [&]<int kRows, int kColumns>(int64_t vec, Range lines) __attribute__((always_inline)) {
     const int64_t per_step = (lines.size() * kAmxPairs + lanes - 1) / lanes;
     const auto fetch = [&]() __attribute__((always_inline)) {
-      for (int64_t i = 0; i < per_step && lines.begin < lines.end; ++i) __builtin_prefetch(soon.line[lines.begin++], 1);
+      for (int64_t i = 0; i < per_step && lines.begin < lines.end; ++i)
+        __builtin_prefetch(prefetches.line[lines.begin++], 1);
     };
     multiply_registers<kRows, kColumns>(a.data, a.stride, b + vec * kAmxBlock, {kLanes, kAmxBlock, vecs * kAmxBlock},
                                         out + vec * kLanes, stride, add, lanes, fetch);
   };
-  const Range all{0, soon.count}, half{0, soon.count / 2}, rest{soon.count / 2, soon.count};
+  const Range all{0, prefetches.count}, half{0, prefetches.count / 2}, rest{prefetches.count / 2, prefetches.count};
   if (rows > kAmxRows) {
     if (vecs == 1) return part.template operator()<2, 1>(0, all);
     part.template operator()<2, 2>(0, vecs == 2 ? all : half);
@@ -227,19 +231,19 @@ PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<ui
 template <class T>
 PENSTOCK_INLINE void multiply_rows(int64_t rows, int64_t vecs, Rows<typename Operand<T>::Lane> a,
                                    const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
-                                   bool add, const Soon& soon) {
+                                   bool add, const Prefetches& prefetches) {
 #if defined(__AMX_BF16__)
   if constexpr (Operand<T>::kMatrixUnit)
-    return multiply_in_matrix_unit(rows, vecs, a, b, lanes, out, stride, add, soon);
+    return multiply_in_matrix_unit(rows, vecs, a, b, lanes, out, stride, add, prefetches);
 #endif
-  Tiles<T, false>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
+  Tiles<T, false>::of(rows, vecs)(a, b, lanes, out, stride, add, prefetches);
 }
 
 template <class T>
 PENSTOCK_INLINE void multiply_packed(int64_t rows, int64_t vecs, const typename Operand<T>::Lane* a,
                                      const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
-                                     bool add, const Soon& soon) {
-  Tiles<T, true>::of(rows, vecs)(a, b, lanes, out, stride, add, soon);
+                                     bool add, const Prefetches& prefetches) {
+  Tiles<T, true>::of(rows, vecs)(a, b, lanes, out, stride, add, prefetches);
 }
 
 // Rows cut into tiles of near-equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1. Heights are whole steps of rows, all

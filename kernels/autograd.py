@@ -9,7 +9,7 @@ _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[None]:
+def enable_grad_inside_operation() -> Iterator[None]:
     """Records for autograd, even where a dispatch mode (a FLOP counter, say) has put the call below autograd."""
     excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
     torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, False)
