@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
 
-.PHONY: install study test test-slow lint types format clean
+.PHONY: install study test test-slow mutate lint types format clean
 
 install: .venv/installed
 
@@ -46,11 +46,15 @@ test: install
 test-slow: .venv/installed-slow
 	$(BIN)/pytest -q -n 2 --dist worksteal -m slow
 
+# Plants faults in the sources, one at a time, and says which test finds each: after a change of the tests.
+mutate: install
+	$(BIN)/python tests/mutate.py
+
 lint: install types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # mypy does not follow the editable install's mapping of engine/ and kernels/ to penstock.*: links do. A package of its own,
 # lest a checkout named penstock be taken for a part of it.
@@ -62,7 +66,7 @@ types:
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/clang-format -i $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 clean:
 	rm -rf build .venv study
