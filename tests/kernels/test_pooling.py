@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch._dynamo.testing
+from kernel_cases import bounds, pairwise
 
 from penstock.kernels import segment_pool, use_backend
 from penstock.kernels.pooling import reference
@@ -8,10 +9,6 @@ from penstock.kernels.pooling.protocol import MODES
 
 LENGTHS = [3, 0, 1, 17, 0, 1, 131, 2, 0]
 BACKENDS = ["torch", "reference"]
-
-
-def bounds(lengths):
-    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(torch.int32)
 
 
 def batch(lengths=LENGTHS, features=6, dtype=torch.float32, seed=0, mode="attention"):
@@ -104,9 +101,7 @@ def test_max_takes_the_first_of_equals_and_keeps_nan(backend):
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0]]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0], [1]])
+@pairwise({"mode": list(MODES), "lengths": [[], [0], [0, 0], [1]], "backend": BACKENDS})
 def test_degenerate_batches(lengths, mode, backend):
     values, scores = batch(lengths, mode=mode)
     with use_backend(backend):
