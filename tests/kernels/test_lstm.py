@@ -193,7 +193,7 @@ def test_same_bits_every_time(backend: str, dtype: torch.dtype) -> None:
     inputs = cases.layer([13, 40, 0, 7, 7, 1], 24, 40)
     grads = [*cases.cotangents(inputs)[:3], None]
     outputs, gradients = cases.run(backend, inputs, dtype, grads)
-    for _ in range(19):
+    for _ in range(7):
         again, gradients_again = cases.run(backend, inputs, dtype, grads)
         assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_again, strict=True))
