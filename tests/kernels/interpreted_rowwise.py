@@ -90,13 +90,14 @@ def test_pooling(mode, dtype):
 
 
 def test_the_first_maximum_and_the_first_nan():
-    values = torch.tensor([[1.0, 5.0], [7.0, 5.0], [7.0, 2.0], [3.0, float("nan")], [4.0, float("inf")]])
+    nan, inf = float("nan"), float("inf")
+    values = torch.tensor([[1.0, 5.0], [7.0, 5.0], [7.0, 2.0], [3.0, nan], [4.0, inf], [2.0, 1.0], [nan, 0.0]])
     values.requires_grad_()
     with use_backend("triton"):
-        out = segment_pool(values, bounds((3, 2)), "max")
-    torch.testing.assert_close(out, torch.tensor([[7.0, 5.0], [4.0, float("nan")]]), equal_nan=True)
+        out = segment_pool(values, bounds((3, 2, 2)), "max")
+    torch.testing.assert_close(out, torch.tensor([[7.0, 5.0], [4.0, nan], [nan, 1.0]]), equal_nan=True)
     out.sum().backward()
-    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0]]))
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0], [0, 1], [1, 0]]))
 
 
 @pytest.mark.parametrize("lengths", [(), (0, 0), (1,)])

@@ -92,13 +92,14 @@ def test_error_against_float64_is_within_bounds(mode, dtype, bound):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_max_takes_the_first_of_equals_and_keeps_nan(backend):
-    values = torch.tensor([[1.0, 5.0], [7.0, 5.0], [7.0, 2.0], [3.0, float("nan")], [4.0, float("inf")]])
+    nan, inf = float("nan"), float("inf")
+    values = torch.tensor([[1.0, 5.0], [7.0, 5.0], [7.0, 2.0], [3.0, nan], [4.0, inf], [2.0, 1.0], [nan, 0.0]])
     values.requires_grad_()
     with use_backend(backend):
-        out = segment_pool(values, bounds([3, 2]), "max")
-    torch.testing.assert_close(out, torch.tensor([[7.0, 5.0], [4.0, float("nan")]]), equal_nan=True)
+        out = segment_pool(values, bounds([3, 2, 2]), "max")
+    torch.testing.assert_close(out, torch.tensor([[7.0, 5.0], [4.0, nan], [nan, 1.0]]), equal_nan=True)
     out.sum().backward()
-    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0]]))
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0], [0, 1], [1, 0]]))
 
 
 @pairwise({"mode": list(MODES), "lengths": [[], [0], [0, 0], [1]], "backend": BACKENDS})
