@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import philox
-from penstock.kernels.attention.protocol import Problem, lse_dtype
-from penstock.kernels.autocast import without_autocast
+from penstock.kernels.attention import Backward, Gradients, Problem, Results
+from penstock.kernels.precision import accumulate_dtype
 
 
-def visible(length_q: int, length_k: int, problem: Problem, device: torch.device) -> Tensor:
+def visible(length_q: int, length_k: int, problem: Problem | Backward, device: torch.device) -> Tensor:
     """Which keys each query of one sequence sees; bool, (length_q, length_k)."""
     query = torch.arange(length_q, device=device)[:, None] + (length_k - length_q)
     key = torch.arange(length_k, device=device)[None, :]
@@ -20,7 +20,9 @@ def visible(length_q: int, length_k: int, problem: Problem, device: torch.device
     return seen
 
 
-def dropout_factor(example: int, heads: int, length_q: int, length_k: int, problem: Problem, like: Tensor) -> Tensor:
+def dropout_factor(
+    example: int, heads: int, length_q: int, length_k: int, problem: Problem | Backward, like: Tensor
+) -> Tensor:
     """What multiplies the attention weights of one sequence: 0 or the inverse keep probability; (heads, q, k)."""
     assert problem.seed is not None
     assert problem.ids is not None
@@ -32,14 +34,14 @@ def dropout_factor(example: int, heads: int, length_q: int, length_k: int, probl
     return keep.view(heads, length_q, length_k).to(like.dtype) * philox.scale(problem.dropout_p)
 
 
-def _sequences(problem: Problem) -> list[tuple[int, slice, slice]]:
+def _sequences(problem: Problem | Backward) -> list[tuple[int, slice, slice]]:
     bounds_q, bounds_k = problem.cu_seqlens_q.tolist(), problem.cu_seqlens_k.tolist()
     return [
-        (b, slice(bounds_q[b], bounds_q[b + 1]), slice(bounds_k[b], bounds_k[b + 1])) for b in range(problem.batch_size)
+        (b, slice(bounds_q[b], bounds_q[b + 1]), slice(bounds_k[b], bounds_k[b + 1])) for b in range(len(bounds_q) - 1)
     ]
 
 
-def _scores(q: Tensor, k: Tensor, problem: Problem) -> Tensor:
+def _scores(q: Tensor, k: Tensor, problem: Problem | Backward) -> Tensor:
     """(heads, q, k), -inf where the key is not visible."""
     seen = visible(q.shape[0], k.shape[0], problem, q.device)
     return (torch.einsum("ihd,jhd->hij", q, k) * problem.scale).masked_fill(~seen, float("-inf"))
@@ -50,9 +52,10 @@ def _lse(scores: Tensor) -> Tensor:
     return lse.masked_fill(lse == float("-inf"), float("inf"))
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    """As the protocol says; differentiable any number of times when it is called outside the operation."""
-    heads, dtype = q.shape[1], lse_dtype(q.dtype)
+def varlen_attention(problem: Problem) -> Results:
+    """Differentiable any number of times when it is called outside the operation."""
+    q, k, v = problem.q, problem.k, problem.v
+    heads, dtype = q.shape[1], accumulate_dtype(q.dtype)
     group = heads // k.shape[1]
     outs, lses = [q.new_zeros(0, *q.shape[1:], dtype=dtype)], [q.new_zeros(heads, 0, dtype=dtype)]
     for b, rows_q, rows_k in _sequences(problem):
@@ -67,14 +70,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, 
             weights = weights * dropout_factor(b, heads, q_b.shape[0], k_b.shape[0], problem, weights)
         outs.append(torch.einsum("hij,jhd->ihd", weights, v_b))
         lses.append(lse)
-    return torch.cat(outs).to(q.dtype), torch.cat(lses, 1)
+    return Results(torch.cat(outs).to(q.dtype), torch.cat(lses, 1))
 
 
-def backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, problem: Problem
-) -> tuple[Tensor, Tensor, Tensor]:
+def varlen_attention_backward(problem: Backward) -> Gradients:
     """The derivative written out, as the operation's implementation runs below autograd."""
-    heads, dtype = q.shape[1], lse_dtype(q.dtype)
+    grad_out, q, k, v, out, lse = problem[:6]
+    heads, dtype = q.shape[1], accumulate_dtype(q.dtype)
     kv_heads, group = k.shape[1], heads // k.shape[1]
     dq, dk, dv = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
     for b, rows_q, rows_k in _sequences(problem):
@@ -91,19 +93,4 @@ def backward(
         dq[rows_q] = torch.einsum("hij,jhd->ihd", d_scores, k_b)
         dk[rows_k] = torch.einsum("hij,ihd->jhd", d_scores, q_b).unflatten(1, (kv_heads, group)).sum(2)
         dv[rows_k] = torch.einsum("hij,ihd->jhd", dropped, do_b).unflatten(1, (kv_heads, group)).sum(2)
-    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
-
-
-def differentiate(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, ...]:
-    """dq, dk, dv that can be differentiated again; to be called above autograd."""
-    with without_autocast(q.device.type):
-        out, _ = forward(q, k, v, problem)
-    return torch.autograd.grad(out, (q, k, v), grad_out, create_graph=True)
-
-
-def why_not(**_: object) -> str | None:
-    return None
-
-
-def available() -> str | None:
-    return None
+    return Gradients(dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype))

@@ -7,13 +7,14 @@ products in float32 all others. Grouping reads the lengths on the host.
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from penstock.kernels import philox
-from penstock.kernels.attention.protocol import Problem, lse_dtype
+from penstock.kernels.attention import Backward, Gradients, Problem, Results
+from penstock.kernels.precision import accumulate_dtype
 
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}  # attention weights in one tile
 _WASTE = 1.25, 1 << 16  # padding may raise the weights in a tile to so many times the real ones, plus so many
@@ -56,7 +57,7 @@ def _plan(lengths: list[tuple[int, int]], heads: int, limit: int) -> list[tuple[
     return plan
 
 
-def _tiles(problem: Problem, heads: int) -> Iterator[_Tile]:
+def _tiles(problem: Problem | Backward, heads: int) -> Iterator[_Tile]:
     device = problem.cu_seqlens_q.device
     starts_q, starts_k = problem.cu_seqlens_q.long(), problem.cu_seqlens_k.long()
     all_q, all_k = starts_q.diff(), starts_k.diff()
@@ -88,7 +89,7 @@ def _gather(x: Tensor, rows: Tensor, valid: Tensor | None, heads: int) -> Tensor
 
     16-bit input becomes float32: also faster in the CPU's flash kernel.
     """
-    padded = x.index_select(0, rows.flatten()).view(*rows.shape, *x.shape[1:]).to(lse_dtype(x.dtype))
+    padded = x.index_select(0, rows.flatten()).view(*rows.shape, *x.shape[1:]).to(accumulate_dtype(x.dtype))
     if valid is not None:
         padded.masked_fill_(~valid[..., None, None], 0.0)
     padded = padded.transpose(1, 2)
@@ -119,7 +120,7 @@ def _add(total: Tensor, rows: Tensor, valid: Tensor | None, part: Tensor) -> Non
     total[rows] += part
 
 
-def _keep(tile: _Tile, heads: int, problem: Problem) -> Tensor:
+def _keep(tile: _Tile, heads: int, problem: Problem | Backward) -> Tensor:
     """Which attention weights survive dropout; bool, (n, heads, q, k)."""
     assert problem.seed is not None
     assert problem.ids is not None
@@ -152,10 +153,11 @@ def _scores(q: Tensor, k: Tensor, tile: _Tile, scale: float) -> Tensor:
     return scores if tile.hidden is None else scores.masked_fill_(tile.hidden, float("-inf"))
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    if _flash_serves(q, k, problem):
-        return _flash_forward(q, k, v, problem)
-    heads, dtype = q.shape[1], lse_dtype(q.dtype)
+def varlen_attention(problem: Problem) -> Results:
+    if _flash_serves(problem):
+        return _flash_forward(problem)
+    q, k, v = problem.q, problem.k, problem.v
+    heads, dtype = q.shape[1], accumulate_dtype(q.dtype)
     on_cpu_flash = q.device.type == "cpu" and problem.dropout_p == 0
     out = q.new_zeros(q.shape)
     lse = q.new_full((q.shape[0], heads), float("inf"), dtype=dtype)
@@ -180,15 +182,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, 
             tile_lse = tile_lse.masked_fill(blind, float("inf"))
         _put(out, tile.rows_q, tile.valid_q, tile_out)
         _put(lse, tile.rows_q, tile.valid_q, tile_lse)
-    return out, lse.t().contiguous()
+    return Results(out, lse.t().contiguous())
 
 
-def backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, problem: Problem
-) -> tuple[Tensor, Tensor, Tensor]:
-    if _flash_serves(q, k, problem):
-        return _flash_backward(grad_out, q, k, v, out, lse, problem)
-    heads, dtype = q.shape[1], lse_dtype(q.dtype)
+def varlen_attention_backward(problem: Backward) -> Gradients:
+    if _flash_serves(problem):
+        return _flash_backward(problem)
+    grad_out, q, k, v, out, lse = problem[:6]
+    heads, dtype = q.shape[1], accumulate_dtype(q.dtype)
     on_cpu_flash = q.device.type == "cpu" and problem.dropout_p == 0
     dq, dk, dv = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
     for tile in _tiles(problem, heads):
@@ -224,11 +225,12 @@ def backward(
         _put(dq, tile.rows_q, tile.valid_q, tile_dq)
         _add(dk, tile.rows_k, tile.valid_k, tile_dk)
         _add(dv, tile.rows_k, tile.valid_k, tile_dv)
-    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+    return Gradients(dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype))
 
 
-def _flash_serves(q: Tensor, k: Tensor, problem: Problem) -> bool:
+def _flash_serves(problem: Problem | Backward) -> bool:
     """Whether torch's FlashAttention 2 takes this batch: it has dropout, but not ours."""
+    q, k = problem.q, problem.k
     return (
         q.device.type == "cuda"
         and torch.version.hip is None
@@ -242,23 +244,18 @@ def _flash_serves(q: Tensor, k: Tensor, problem: Problem) -> bool:
     )
 
 
-def _flash_forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        q,
-        k,
-        v,
-        problem.cu_seqlens_q,
-        problem.cu_seqlens_k,
-        problem.max_seqlen_q,
-        problem.max_seqlen_k,
-        0.0,
-        problem.window_left < 0 and problem.window_right == 0,
-        False,
-        scale=problem.scale,
-        window_size_left=problem.window_left,
-        window_size_right=problem.window_right,
-    )
-    return out.contiguous(), lse
+def _flash_arguments(problem: Problem | Backward) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The bounds, no dropout and whether it is causal; by name, scale and window."""
+    causal = problem.window_left < 0 and problem.window_right == 0
+    bounds = problem.cu_seqlens_q, problem.cu_seqlens_k, problem.max_seqlen_q, problem.max_seqlen_k
+    window = {"window_size_left": problem.window_left, "window_size_right": problem.window_right}
+    return (*bounds, 0.0, causal), {"scale": problem.scale, **window}
+
+
+def _flash_forward(problem: Problem) -> Results:
+    arguments, named = _flash_arguments(problem)
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(*problem[:3], *arguments, False, **named)
+    return Results(out.contiguous(), lse)
 
 
 @contextlib.contextmanager
@@ -275,37 +272,10 @@ def _deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
-def _flash_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, problem: Problem
-) -> tuple[Tensor, Tensor, Tensor]:
-    rng_state = torch.zeros(2, dtype=torch.uint64, device=q.device)
+def _flash_backward(problem: Backward) -> Gradients:
+    arguments, named = _flash_arguments(problem)
+    device = problem.q.device
+    random = torch.zeros(2, dtype=torch.uint64, device=device), torch.empty(0, device=device)
     with _deterministic():
-        gradients = torch.ops.aten._flash_attention_backward(
-            grad_out,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            problem.cu_seqlens_q,
-            problem.cu_seqlens_k,
-            problem.max_seqlen_q,
-            problem.max_seqlen_k,
-            0.0,
-            problem.window_left < 0 and problem.window_right == 0,
-            rng_state,
-            torch.empty(0, device=q.device),
-            scale=problem.scale,
-            window_size_left=problem.window_left,
-            window_size_right=problem.window_right,
-        )
-    dq, dk, dv = (gradient.contiguous() for gradient in gradients)
-    return dq, dk, dv
-
-
-def why_not(**_: object) -> str | None:
-    return None
-
-
-def available() -> str | None:
-    return None
+        gradients = torch.ops.aten._flash_attention_backward(*problem[:6], *arguments, *random, **named)
+    return Gradients(*(gradient.contiguous() for gradient in gradients))

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.kernels import pooling
 from penstock.kernels.lstm.protocol import Implementation, InputGrads, LayerInputs, LayerOutputs, OutputGrads
-from penstock.kernels.pooling import torch as pooling
-from penstock.kernels.pooling.protocol import saved_shape
+from penstock.kernels.pooling.plain import Torch as TorchPooling
 
 
 @dataclass
@@ -21,7 +21,8 @@ class Composed:
         out = self.backend.forward(_plain(inputs), return_cells, save)
         if not inputs.pool:
             return out
-        pooled, of_pool = pooling.forward(out.y, None, inputs.cu_seqlens, inputs.pool, False)
+        problem = pooling.Problem(out.y, None, inputs.cu_seqlens, inputs.pool, False)
+        pooled, of_pool = TorchPooling.segment_pool(problem)
         saved = [*out.saved, out.y, of_pool] if save else []
         return out._replace(y=out.y.new_empty(0), saved=saved, pooled=pooled)
 
@@ -32,8 +33,9 @@ class Composed:
             *saved, y, of_pool = saved
             dy = None
             if grads.pooled is not None:
-                arguments = None, of_pool, inputs.cu_seqlens, inputs.tokens, inputs.pool, False
-                dy, _ = pooling.backward(grads.pooled.contiguous(), *arguments)
+                given = None, None, of_pool, inputs.cu_seqlens, inputs.tokens, inputs.pool, False
+                problem = pooling.Backward(grads.pooled.contiguous(), *given)
+                dy = TorchPooling.segment_pool_backward(problem).values
             grads = grads._replace(y=dy, pooled=None)
         found = self.backend.backward(grads, _plain(inputs), y, saved, need_x, need_weights)
         if inputs.ids is None or found.x is None:
@@ -48,8 +50,7 @@ class Composed:
         if inputs.pool:
             width = inputs.weights.directions * inputs.weights.output_size
             y = inputs.x.new_empty(inputs.tokens, width, dtype=inputs.dtype)
-            shape, dtype = saved_shape(y, inputs.batch_size, inputs.pool)
-            saved += [y, y.new_empty(shape, dtype=dtype)]
+            saved += [y, pooling.empty_saved(y, inputs.batch_size, inputs.pool)]
         return saved
 
 

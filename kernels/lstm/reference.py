@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.kernels import pooling
 from penstock.kernels.autograd import enable_grad_inside_operation
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads, cell_dtype
-from penstock.kernels.pooling.reference import segment_pool
+from penstock.kernels.pooling.plain import segment_pool
 
 FUSES = True
 
@@ -70,7 +71,7 @@ def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cs.append(c)
     y, h_n = torch.cat(ys, 1).to(dtype), torch.stack(hs).to(dtype)
     if inputs.pool:
-        y = segment_pool(y, inputs.cu_seqlens, inputs.pool)
+        y = segment_pool(pooling.Problem(y, None, inputs.cu_seqlens, inputs.pool, False)).out
     return y, h_n, torch.stack(cs), torch.cat(cells, 1)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from penstock.kernels import philox, use_backend, varlen_attention
-from penstock.kernels.attention import protocol, reference
+from penstock.kernels.attention import Problem, reference
 from penstock.kernels.attention import torch as torch_backend
 
 LENGTHS_Q = [5, 0, 1, 37, 64, 103, 2, 0, 1]
@@ -196,10 +196,10 @@ def test_dropping_everything_gives_zero(backend):
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 def test_logsumexp(backend):
     qkv, _ = tensors([2, 3], [4, 0])
-    problem = protocol.Problem(bounds([2, 3]), bounds([4, 0]), 3, 4, 0.5, -1, -1)
+    problem = Problem(*qkv, bounds([2, 3]), bounds([4, 0]), 3, 4, 0.5, -1, -1, 0.0, None, None)
     implementation = {"torch": torch_backend, "reference": reference}[backend]
     with torch.no_grad():
-        _, lse = implementation.forward(*qkv, problem)
+        _, lse = implementation.varlen_attention(problem)
     scores = torch.einsum("ihd,jhd->hij", qkv[0][:2], qkv[1].repeat_interleave(2, 1)) * 0.5
     torch.testing.assert_close(lse[:, :2], scores.logsumexp(-1))
     assert lse.shape == (4, 5)

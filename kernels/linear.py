@@ -1,25 +1,60 @@
-"""Linear layers side by side, with a gradient of the weights of our own: `penstock::linear_weight_gradient`."""
+"""Linear layers side by side, with a gradient of the weights of our own: `linear`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from penstock.kernels import dispatch, transforms
-from penstock.kernels.autocast import autocast_dtype, without_autocast
-from penstock.kernels.linear import cpu, reference
-from penstock.kernels.linear import torch as torch_backend
+from penstock.kernels import compiled, dispatch, transforms
+from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.operation import Operation
 from penstock.kernels.precision import accumulate_dtype
 
-dispatch.register_modules("linear", cpu=cpu, torch=torch_backend, reference=reference)
 
-torch.library.define(
-    "penstock::linear_weight_gradient",
-    "(Tensor grad_out, Tensor x, str backend) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+class Problem(NamedTuple):
+    """grad_out^T x, (out_features, in_features), in `accumulate_dtype`: the gradient of a linear layer's weight."""
+
+    grad_out: Tensor  # (tokens, out_features)
+    x: Tensor  # (tokens, in_features)
+
+
+class Reference:
+    """Summed in float32 or float64."""
+
+    @staticmethod
+    def linear_weight_gradient(problem: Problem) -> Tensor:
+        wide = accumulate_dtype(problem.x.dtype)
+        return problem.grad_out.to(wide).t() @ problem.x.to(wide)
+
+
+class Torch:
+    """Torch's own product, rounded to the dtype of x."""
+
+    @staticmethod
+    def linear_weight_gradient(problem: Problem) -> Tensor:
+        return (problem.grad_out.t() @ problem.x).to(accumulate_dtype(problem.x.dtype))
+
+
+def _why_not_cpu(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
+    wrong_dtype = None if dtype == torch.bfloat16 else f"the matrix unit multiplies bfloat16, not {dtype}"
+    return compiled.why_not(device_type=device_type, dtype=dtype) or wrong_dtype
+
+
+def _cpu_available() -> str | None:
+    """None with Intel's matrix unit, else the reason."""
+    missing = compiled.available()
+    if missing is None and compiled.isa() != "amx_bf16":
+        missing = "torch's own product is as fast without Intel's matrix unit (AMX)"
+    return missing
+
+
+dispatch.register("linear", "cpu", "penstock.kernels.cpu", _why_not_cpu, _cpu_available)
+dispatch.register("linear", "torch", Torch)
+dispatch.register("linear", "reference", Reference)
+
+_weight_gradient = Operation("linear_weight_gradient", Problem, family="linear")
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> Tensor:
@@ -84,25 +119,6 @@ def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return joined
 
 
-@torch.library.impl("penstock::linear_weight_gradient", "default")
-def _weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
-    with without_autocast(x.device.type):
-        return dispatch.implementation("linear", backend).weight_gradient(grad_out.contiguous(), x.contiguous())
-
-
-@torch.library.register_fake("penstock::linear_weight_gradient")
-def _fake_weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
-    return x.new_empty(grad_out.shape[1], x.shape[1], dtype=accumulate_dtype(x.dtype))
-
-
-def _plain_weight_gradient(grad_out: Tensor, x: Tensor, backend: str) -> Tensor:
-    with without_autocast(x.device.type):
-        return reference.weight_gradient(grad_out, x)
-
-
-transforms.register("linear_weight_gradient", _plain_weight_gradient)
-
-
 def _split(gradient: Tensor, parts: list[tuple[int, torch.dtype]]) -> list[Tensor]:
     split = gradient.split([rows for rows, _ in parts])
     return [piece.to(dtype) for piece, (_, dtype) in zip(split, parts, strict=True)]
@@ -132,7 +148,7 @@ class _Linear(torch.autograd.Function):
         if x_needed:
             x_gradient = grad_out @ weight
         if any(needed[: ctx.count]):
-            gradient = transforms.call(torch.ops.penstock.linear_weight_gradient.default, grad_out, x, ctx.backend)
+            gradient = _weight_gradient.from_backward(grad_out, x, ctx.backend)
             gradients[: ctx.count] = _split(gradient, ctx.parts[: ctx.count])
         if any(needed[ctx.count :]):
             gradients[ctx.count :] = _split(grad_out.sum(0), ctx.parts[ctx.count :])
