@@ -16,10 +16,12 @@ from penstock.kernels.rotary import Problem as RotaryProblem
 from penstock.kernels.rotary import Rotated
 
 
-def _rows(function: Any, like: Tensor, given: dict[str, Any], **tensors: Tensor | None) -> None:
+def _rows(function: Any, like: Tensor, given: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
     """Runs a function of csrc/rowwise on rows of the shape and dtype of `like`."""
     given |= {"bfloat16": like.dtype == torch.bfloat16, "rows": like.shape[0], "width": like.shape[1]}
-    call(function, given | {name: address(tensor) for name, tensor in tensors.items()})
+    for name, tensor in tensors.items():
+        given[name] = address(tensor)
+    call(function, given)
 
 
 def _sums(rows: int, *of_each: int) -> Tensor:
@@ -29,19 +31,20 @@ def _sums(rows: int, *of_each: int) -> Tensor:
 
 def residual_norm(problem: norm.Problem) -> norm.Results:
     p, made = problem, problem.empty()
-    given = {**dropout_rule(p), "bfloat16_residual": p.residual.dtype == torch.bfloat16, "eps": p.eps}
+    given = dropout_rule(p) | {"bfloat16_residual": p.residual.dtype == torch.bfloat16, "eps": p.eps}
     tensors = {"x": p.x, "residual": p.residual, "x_bias": p.x_bias, "weight": p.weight, "bias": p.bias}
-    _rows(native.norm_forward, p.x, given, **tensors, **made._asdict())
+    tensors |= {"out": made.out, "z": made.z, "normal": made.normal, "rstd": made.rstd}
+    _rows(native.norm_forward, p.x, given, tensors)
     return made
 
 
 def residual_norm_backward(problem: norm.Backward) -> norm.Gradients:
     p, (rows, width), (residual, own_x) = problem, problem.grad_out.shape, problem.empty_rows()
     sums = _sums(rows, 3, width)
-    given = {**dropout_rule(p), "bfloat16_residual": residual.dtype == torch.bfloat16}
+    given = dropout_rule(p) | {"bfloat16_residual": residual.dtype == torch.bfloat16}
     tensors = {"grad_out": p.grad_out, "grad_z": p.grad_z, "x_bias": p.x_bias, "weight": p.weight}
     tensors |= {"normal": p.normal, "rstd": p.rstd, "grad_residual": residual, "grad_x": own_x, "sums": sums}
-    _rows(native.norm_backward, p.grad_out, given, **tensors)
+    _rows(native.norm_backward, p.grad_out, given, tensors)
     weight, bias, x_bias = sums.sum(0)
     return norm.Gradients(residual, own_x, weight, bias, None if p.x_bias is None else x_bias)
 
@@ -61,7 +64,8 @@ def dropout_rule(problem: norm.Problem | norm.Backward) -> dict[str, Any]:
 
 def bias_gelu(problem: gelu.Gelu) -> gelu.GeluResults:
     made = problem.empty()
-    _rows(native.gelu_forward, problem.x, {}, x=problem.x, bias=problem.bias, **made._asdict())
+    tensors = {"x": problem.x, "bias": problem.bias, "out": made.out, "derivative": made.derivative}
+    _rows(native.gelu_forward, problem.x, {}, tensors)
     return made
 
 
@@ -69,13 +73,13 @@ def bias_gelu_backward(problem: gelu.GeluBackward) -> gelu.Gradients:
     grad_out, x = problem.grad_out, torch.empty_like(problem.grad_out)
     sums = _sums(*x.shape) if problem.has_bias else None
     tensors = {"grad_out": grad_out, "saved_derivative": problem.derivative, "grad_x": x, "sums": sums}
-    _rows(native.gelu_backward, x, {}, **tensors)
+    _rows(native.gelu_backward, x, {}, tensors)
     return gelu.Gradients(x, None if sums is None else sums.sum(0))
 
 
 def geglu(problem: gelu.Geglu) -> Tensor:
     out = problem.empty()
-    _rows(native.geglu_forward, out, {}, x=problem.x, bias=problem.bias, out=out)
+    _rows(native.geglu_forward, out, {}, {"x": problem.x, "bias": problem.bias, "out": out})
     return out
 
 
@@ -83,7 +87,7 @@ def geglu_backward(problem: gelu.GegluBackward) -> gelu.Gradients:
     x = torch.empty_like(problem.x)
     sums = None if problem.bias is None else _sums(*x.shape)
     tensors = {"grad_out": problem.grad_out, "x": problem.x, "bias": problem.bias, "grad_x": x, "sums": sums}
-    _rows(native.geglu_backward, problem.grad_out, {}, **tensors)
+    _rows(native.geglu_backward, problem.grad_out, {}, tensors)
     return gelu.Gradients(x, None if sums is None else sums.sum(0))
 
 

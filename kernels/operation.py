@@ -31,7 +31,7 @@ This adds one, with a gradient of its own:
     _operation = Operation("swish", Swish, backward=_backward)
 
     def swish(x: Tensor, slope: float = 1.0) -> Tensor:
-        return _operation(x, slope, dispatch.choose("swish", device_type=x.device.type, dtype=x.dtype))
+        return _operation.call(x, slope, dispatch.choose("swish", device_type=x.device.type, dtype=x.dtype))
 
 From this follow `penstock::swish`, its schema and its shapes for a compiler; dense tensors and no autocast inside a
 backend; the gradient, once (or `twice`); torch.func and forward mode, by the reference. Without `backward` the
@@ -56,7 +56,7 @@ _SCHEMA |= {bool: "bool", int: "SymInt", float: "float", str: "str"}
 
 
 class Operation:
-    """`penstock::name`, called with the problem's fields and, last, the name of a backend.
+    """`penstock::name`. Its `call` takes the problem's fields and, last, the name of a backend.
 
     A problem is a NamedTuple of Tensor, Tensor | None, Rows, bool, int, float and str, the first a tensor. It may have
 
@@ -88,13 +88,13 @@ class Operation:
             plain: what stands for the operation in torch.func and forward mode, if not the reference.
         """
         self.name, self._family = name, family or name.removesuffix("_backward")
-        self._problem, self._results, self._twice, self._given_plain = problem, results, twice, plain
+        self._problem, self._results, self._given_plain = problem, results, plain
         fields = self.fields = get_type_hints(problem, include_extras=True)
         made = {"out": Tensor} if results is Tensor else get_type_hints(results)
         self._dense = [i for i, kind in enumerate(fields.values()) if kind in (Tensor, Tensor | None)]
         self._rows = [i for i, kind in enumerate(fields.values()) if kind == Rows]
         self._bounds = [field for field in fields if field.startswith("cu_seqlens")]
-        self._made, self._optional = list(made), Tensor | None in made.values()
+        self._made, self._optional = list(made), [i for i, kind in enumerate(made.values()) if kind == Tensor | None]
         self._checked = hasattr(problem, "check")
         self._functions: dict[str, Callable[[Any], Any]] = {}
 
@@ -105,12 +105,8 @@ class Operation:
         torch.library.impl(full, "default")(self._run)
         torch.library.register_fake(full)(self._fake)
         self._overload = getattr(torch.ops.penstock, name).default
-        gradient = () if backward is None else self._gradient(backward)
-        self._enter = transforms.register(name, self._plain, *gradient)
-
-    def __call__(self, *arguments: Any) -> Any:
-        """The results, as torch gives them: a tensor or a tuple, None as a tensor of shape (0,)."""
-        return self._enter(*arguments)
+        gradient = () if backward is None else self._gradient(backward, twice)
+        self.call = transforms.register(name, self._plain, *gradient)
 
     def from_backward(self, *arguments: Any) -> Any:
         """The results, named, for a backward: straight from the kernel, unless somebody differentiates once more."""
@@ -141,8 +137,8 @@ class Operation:
         return self._problem._make(fields)
 
     def _travelling(self, found: Any, like: Tensor) -> Any:
-        if self._optional:
-            return tuple([like.new_empty(0) if each is None else each for each in found])
+        if any(found[i] is None for i in self._optional):
+            return tuple(like.new_empty(0) if each is None else each for each in found)
         return found[0] if len(self._made) == 1 and isinstance(found, tuple) else found
 
     def _reference(self, problem: Any) -> Any:
@@ -163,56 +159,67 @@ class Operation:
         with without_autocast(arguments[0].device.type):
             return self._travelling((self._given_plain or self._reference)(problem), arguments[0])
 
-    def _gradient(self, backward: "Operation | Callable[..., Any]") -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """`setup_context` and `backward` of torch.autograd, by the names of what `backward` takes."""
-        declared = isinstance(backward, Operation)
-        taken = dict(backward.fields if declared else get_type_hints(backward, include_extras=True))
-        taken.pop("return", None)
-        taken.pop("backend", None)
-        compute = backward.from_backward if declared else backward
+    def _gradient(self, backward: "Operation | Callable[..., Any]", twice: bool) -> tuple[Callable[..., Any], ...]:
+        """`setup_context` and `backward` of torch.autograd, by the names of what `backward` takes and gives."""
+        if isinstance(backward, Operation):
+            taken, gives, compute = backward.fields, backward._results, backward.from_backward
+        else:
+            taken = {n: kind for n, kind in get_type_hints(backward, include_extras=True).items() if n != "backend"}
+            gives, compute = taken.pop("return"), backward
         grads = [name for name in taken if name.startswith("grad_")]
-        results = [name for name in taken if name in self._made and name not in self.fields]
-        others = [name for name in taken if name not in grads and name not in results]
-        tensors = [name for name in others if taken[name] in (Tensor, Rows, Tensor | None)]
-        numbers = [name for name in others if name not in tensors]
         places = [self._made.index(name.removeprefix("grad_")) for name in grads]
         optional = [i for i, name in zip(places, grads, strict=True) if taken[name] == Tensor | None]
         hidden = [i for i in range(len(self._made)) if i not in places]
-        pick_grads, pick_results = _getter(itemgetter, places), _getter(itemgetter, map(self._made.index, results))
-        pick_tensors, pick_numbers = _getter(attrgetter, tensors), _getter(attrgetter, numbers)
-        collected = [*grads, *results, *tensors, *numbers, "backend"]
-        in_order = _getter(itemgetter, map(collected.index, [*taken, "backend"]))
-        fields, nothing = list(self.fields), (None,) * (len(self.fields) + 1)
+        # what is kept comes from a row of the fields, the backend, the results and the problem's properties
+        row = [*self.fields, "backend", *(None if name in self.fields else name for name in self._made)]
+        properties = [name for name in taken if name not in grads and name not in row]
+        row += properties
+        tensors = [name for name in taken if name not in grads and _SCHEMA[taken[name]].startswith("Tensor")]
+        others = [*(name for name in taken if name not in grads and name not in tensors), "backend"]
+        pick_grads, pick_hidden = _getter(itemgetter, places), _getter(itemgetter, hidden)
+        pick_tensors, pick_others = (
+            _getter(itemgetter, map(row.index, tensors)),
+            _getter(itemgetter, map(row.index, others)),
+        )
+        pick_properties = _getter(attrgetter, properties)
+        in_order = _getter(itemgetter, map([*grads, *tensors, *others].index, [*taken, "backend"]))
+        gradients = [(i, field) for i, field in enumerate(self.fields) if hasattr(gives, field)]
+        nothing = (None,) * (len(self.fields) + 1)
 
         def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
-            problem = self._problem._make(inputs[:-1])
+            row = (*inputs, *outputs)
+            if properties:
+                row += pick_properties(self._problem._make(inputs[:-1]))
             ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
-            absent = [i for i in optional if outputs[i].shape == (0,)]
+            absent = [i for i in optional if outputs[i].shape == (0,)] if optional else ()
             if hidden or absent:
-                ctx.mark_non_differentiable(*(outputs[i] for i in (*hidden, *absent)))
-            if len(grads) > 1:
+                ctx.mark_non_differentiable(*pick_hidden(outputs), *[outputs[i] for i in absent])
+            if len(places) > 1:
                 ctx.like = [None if i in absent else (outputs[i].shape, outputs[i].dtype) for i in places]
-            ctx.save_for_backward(*pick_results(outputs), *pick_tensors(problem))
-            ctx.numbers = *pick_numbers(problem), inputs[-1]
+            ctx.save_for_backward(*pick_tensors(row))
+            ctx.others = pick_others(row)
 
         def differentiate(ctx: Any, *all_grads: Tensor | None) -> tuple[Tensor | None, ...]:
             given = pick_grads(all_grads)
-            there = next((grad for grad in given if grad is not None), None)
-            if there is None:
-                return nothing
-            if not self._twice and torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"{self.name} can be differentiated once only (it was asked for with create_graph=True)"
-                )
-            if len(given) > 1:
+            if given[0] is None or len(places) > 1:
+                there = next((grad for grad in given if grad is not None), None)
+                if there is None:
+                    return nothing
                 given = [
                     there.new_zeros(like[0], dtype=like[1]) if grad is None and like else grad
                     for grad, like in zip(given, ctx.like, strict=True)
                 ]
-            found = compute(*in_order((*given, *ctx.saved_tensors, *ctx.numbers)))
-            needed = ctx.needs_input_grad
-            return *(getattr(found, f, None) if need else None for f, need in zip(fields, needed, strict=False)), None
+            if not twice and torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"{self.name} can be differentiated once only (it was asked for with create_graph=True)"
+                )
+            found = compute(*in_order((*given, *ctx.saved_tensors, *ctx.others)))
+            result, needed = list(nothing), ctx.needs_input_grad
+            for i, field in gradients:
+                if needed[i]:
+                    result[i] = getattr(found, field)
+            return tuple(result)
 
         return keep, differentiate
 

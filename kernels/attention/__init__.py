@@ -1,7 +1,7 @@
 """Scaled dot-product attention within each sequence of a ragged batch, in one operation: `varlen_attention`.
 
-One file for each backend: reference.py, torch.py, cpu.py (in C++: csrc/attention/cpu), triton.py (its kernels are in
-triton_kernels.py).
+The reference is in plain.py, torch's own operations in tiles.py, C++ (csrc/attention/cpu) is reached by cpu.py, Triton by
+triton.py, which launches triton_kernels.py.
 """
 
 from typing import NamedTuple
@@ -106,10 +106,10 @@ class Gradients(NamedTuple):
 
 def _differentiable_backward(problem: Backward) -> Gradients:
     """From q, k and v alone: torch can differentiate it in all of its arguments."""
-    from penstock.kernels.attention import reference
+    from penstock.kernels.attention import plain
 
     def forward(*qkv: Tensor) -> Tensor:
-        return reference.varlen_attention(problem.forward()._replace(q=qkv[0], k=qkv[1], v=qkv[2])).out
+        return plain.varlen_attention(problem.forward()._replace(q=qkv[0], k=qkv[1], v=qkv[2])).out
 
     pull_back = torch.func.vjp(forward, problem.q, problem.k, problem.v)[1]
     return Gradients(*pull_back(problem.grad_out))
@@ -122,8 +122,8 @@ def _why_not_triton(*, head_dim: int, **facts: object) -> str | None:
 
 dispatch.register("varlen_attention", "triton", "penstock.kernels.attention.triton", _why_not_triton)
 dispatch.register("varlen_attention", "cpu", "penstock.kernels.attention.cpu")
-dispatch.register("varlen_attention", "torch", "penstock.kernels.attention.torch")
-dispatch.register("varlen_attention", "reference", "penstock.kernels.attention.reference")
+dispatch.register("varlen_attention", "torch", "penstock.kernels.attention.tiles")
+dispatch.register("varlen_attention", "reference", "penstock.kernels.attention.plain")
 
 _backward = Operation("varlen_attention_backward", Backward, Gradients, plain=_differentiable_backward)
 _operation = Operation("varlen_attention", Problem, Results, backward=_backward, twice=True)
@@ -183,7 +183,7 @@ def varlen_attention(
     backend = dispatch.choose(
         "varlen_attention", device_type=device_type, dtype=q.dtype, head_dim=head_dim, dropout=dropout_p > 0
     )
-    out, _ = _operation(
+    out, _ = _operation.call(
         q,
         k,
         v,

@@ -26,7 +26,7 @@ class Gelu(NamedTuple):
         return self.bias is not None
 
     def empty(self) -> "GeluResults":
-        return GeluResults(self.x.new_empty(self.x.shape), self.x.new_empty(self.x.shape) if self.save else None)
+        return GeluResults(torch.empty_like(self.x), torch.empty_like(self.x) if self.save else None)
 
 
 class GeluResults(NamedTuple):
@@ -44,7 +44,7 @@ class GeluBackward(NamedTuple):
     def empty(self) -> "Gradients":
         grad, width = self.grad_out, self.grad_out.shape[1]
         bias = grad.new_empty(width, dtype=accumulate_dtype(grad.dtype)) if self.has_bias else None
-        return Gradients(grad.new_empty(grad.shape), bias)
+        return Gradients(torch.empty_like(grad), bias)
 
 
 class Geglu(NamedTuple):
@@ -63,8 +63,7 @@ class GegluBackward(NamedTuple):
     bias: Tensor | None
 
     def empty(self) -> "Gradients":
-        bias = None if self.bias is None else self.bias.new_empty(self.bias.shape)
-        return Gradients(self.x.new_empty(self.x.shape), bias)
+        return Gradients(torch.empty_like(self.x), None if self.bias is None else torch.empty_like(self.bias))
 
 
 class Gradients(NamedTuple):
@@ -102,7 +101,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         RuntimeError: the backend that `use_backend` forces cannot serve the call.
     """
     x, wide, backend = _prepared("bias_gelu", x, bias)
-    return _bias_gelu(x, wide, transforms.wants_gradient((x, bias)), backend)[0]
+    return _bias_gelu.call(x, wide, transforms.wants_gradient((x, bias)), backend)[0]
 
 
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -123,7 +122,7 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     x, wide, backend = _prepared("geglu", x, bias)
     if x.shape[1] % 2:
         raise ValueError(f"x must have an even width, two halves, got {x.shape[1]}")
-    return _geglu(x, wide, backend)
+    return _geglu.call(x, wide, backend)
 
 
 def _prepared(operation: str, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, str]:

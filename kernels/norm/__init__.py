@@ -52,9 +52,9 @@ class Problem(NamedTuple):
     def empty(self) -> "Results":
         x = self.x
         return Results(
-            out=x.new_empty(x.shape),
-            z=self.residual.new_empty(x.shape) if self.prenorm else None,
-            normal=x.new_empty(x.shape) if self.save else None,
+            out=torch.empty_like(x),
+            z=torch.empty_like(self.residual) if self.prenorm else None,
+            normal=torch.empty_like(x) if self.save else None,
             rstd=x.new_empty(x.shape[0], dtype=accumulate_dtype(x.dtype)) if self.save else None,
         )
 
@@ -91,12 +91,11 @@ class Backward(NamedTuple):
         """The gradients of residual and, if it differs, be it in its dtype alone, of x; uninitialised."""
         normal, stream = self.normal, self.normal if self.grad_z is None else self.grad_z
         two = self.dropout_p > 0 or stream.dtype != normal.dtype
-        return stream.new_empty(normal.shape), normal.new_empty(normal.shape) if two else None
+        return torch.empty_like(stream), torch.empty_like(normal) if two else None
 
     def empty(self) -> "Gradients":
-        weight = self.weight
-        x_bias = None if self.x_bias is None else weight.new_empty(weight.shape)
-        return Gradients(*self.empty_rows(), weight.new_empty(weight.shape), weight.new_empty(weight.shape), x_bias)
+        weight, bias = torch.empty_like(self.weight), torch.empty_like(self.weight)
+        return Gradients(*self.empty_rows(), weight, bias, None if self.x_bias is None else torch.empty_like(weight))
 
 
 class Gradients(NamedTuple):
@@ -217,7 +216,7 @@ def residual_norm(
     wide = accumulate_dtype(x.dtype)
     x_bias, weight, bias = cast(x_bias, wide), cast(weight, wide), cast(bias, wide)
     backend = dispatch.choose("residual_norm", device_type=x.device.type, dtype=x.dtype, width=x.shape[1])
-    out, z, *_ = _operation(
+    out, z, *_ = _operation.call(
         x, residual, x_bias, weight, bias, eps, dropout_p, cu_seqlens, ids, seed, prenorm, save, backend
     )
     return (out, z) if prenorm else out

@@ -132,5 +132,5 @@ def segment_pool(
     if bidirectional and values.shape[1] % 2:
         raise ValueError(f"values has {values.shape[1]} features, which do not split into two directions")
     backend = dispatch.choose("segment_pool", device_type=values.device.type, dtype=values.dtype, mode=mode)
-    out, _ = _operation(values, scores, cu_seqlens, mode, bidirectional, backend)
+    out, _ = _operation.call(values, scores, cu_seqlens, mode, bidirectional, backend)
     return out

@@ -71,7 +71,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     _check(q, k, cos, sin)
     backend = dispatch.choose("rotary", device_type=q.device.type, dtype=q.dtype)
     wide = accumulate_dtype(q.dtype)
-    return _operation(q, k, cos.to(wide), sin.to(wide), False, backend)
+    return _operation.call(q, k, cos.to(wide), sin.to(wide), False, backend)
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:

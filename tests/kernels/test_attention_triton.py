@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from penstock.kernels import dispatch, philox, use_backend
-from penstock.kernels.attention import Backward, Problem, reference
+from penstock.kernels.attention import Backward, Problem
+from penstock.kernels.attention import plain as reference
 from penstock.kernels.attention import triton as backend
 from penstock.kernels.attention import triton_kernels as kernels
 from penstock.kernels.philox_triton import dropout_bits
