@@ -38,8 +38,7 @@ backend; the gradient, once (or `twice`); torch.func and forward mode, by the re
 operation is plain torch where a gradient is wanted. The LSTM's layer, which takes lists, is not declared so.
 """
 
-from collections.abc import Callable
-from operator import attrgetter, itemgetter
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, get_type_hints
 
 import torch
@@ -53,6 +52,11 @@ Rows = Annotated[Tensor, "last dimension dense"]
 
 _SCHEMA = {Tensor: "Tensor", Rows: "Tensor", Tensor | None: "Tensor?"}
 _SCHEMA |= {bool: "bool", int: "SymInt", float: "float", str: "str"}
+_DENSE = {
+    Tensor: "{0} = {0}.contiguous()",
+    Rows: "if {0}.stride(-1) != 1: {0} = {0}.contiguous()",
+    Tensor | None: "if {0} is not None: {0} = {0}.contiguous()",
+}
 
 
 class Operation:
@@ -87,147 +91,142 @@ class Operation:
             twice: the gradient can be differentiated again: by the reference of `backward`, in what that takes.
             plain: what stands for the operation in torch.func and forward mode, if not the reference.
         """
-        self.name, self._family = name, family or name.removesuffix("_backward")
-        self._problem, self._results, self._given_plain = problem, results, plain
-        fields = self.fields = get_type_hints(problem, include_extras=True)
-        made = {"out": Tensor} if results is Tensor else get_type_hints(results)
-        self._dense = [i for i, kind in enumerate(fields.values()) if kind in (Tensor, Tensor | None)]
-        self._rows = [i for i, kind in enumerate(fields.values()) if kind == Rows]
-        self._bounds = [field for field in fields if field.startswith("cu_seqlens")]
-        self._made, self._optional = list(made), [i for i, kind in enumerate(made.values()) if kind == Tensor | None]
-        self._checked = hasattr(problem, "check")
-        self._functions: dict[str, Callable[[Any], Any]] = {}
+        self.name, self.problem, self.results = name, problem, results
+        self.fields = get_type_hints(problem, include_extras=True)
+        self.made = {"out": Tensor} if results is Tensor else get_type_hints(results)
+        for field, kind in self.fields.items():
+            if kind not in _SCHEMA:
+                raise TypeError(f"{problem.__name__}.{field} is a {kind}: expected {', '.join(map(str, _SCHEMA))}")
+        family = family or name.removesuffix("_backward")
 
-        takes = ", ".join(f"{_SCHEMA[kind]} {field}" for field, kind in fields.items())
-        gives = "Tensor" if len(made) == 1 else f"({', '.join(f'Tensor {result}' for result in made)})"
+        def by(backend: str) -> Callable[[Any], Any]:
+            return getattr(dispatch.implementation(family, backend), name)
+
+        def reference(given: Any) -> Any:
+            return (plain or by("reference"))(given)
+
+        def shapes(given: Any) -> Any:
+            return given.empty() if hasattr(problem, "empty") else by("reference")(given)
+
+        takes = ", ".join(f"{_SCHEMA[kind]} {field}" for field, kind in self.fields.items())
+        gives = "Tensor" if len(self.made) == 1 else f"({', '.join(f'Tensor {result}' for result in self.made)})"
         full = f"penstock::{name}"
         torch.library.define(full, f"({takes}, str backend) -> {gives}", tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.impl(full, "default")(self._run)
-        torch.library.register_fake(full)(self._fake)
+        torch.library.impl(full, "default")(self._implementation(by, dense=True, check=True))
+        torch.library.register_fake(full)(self._implementation(lambda _: shapes, dense=True, check=False))
+        keep, differentiate = (None, None) if backward is None else self._gradient(backward, twice)
+        plain_torch = self._implementation(lambda _: reference, dense=False, check=True)
         self._overload = getattr(torch.ops.penstock, name).default
-        gradient = () if backward is None else self._gradient(backward, twice)
-        self.call = transforms.register(name, self._plain, *gradient)
+        self.call = transforms.register(name, plain_torch, keep, differentiate, asks=self._asks())
 
     def from_backward(self, *arguments: Any) -> Any:
         """The results, named, for a backward: straight from the kernel, unless somebody differentiates once more."""
         found = transforms.call(self._overload, *arguments)
-        if self._results is Tensor:
+        if self.results is Tensor:
             return found
-        return self._results._make((found,) if len(self._made) == 1 else found)
+        return self.results(found) if len(self.made) == 1 else self.results._make(found)
 
-    def _run(self, *arguments: Any) -> Any:
-        *fields, backend = arguments
-        problem = self._densely(fields)
-        if self._checked:
-            problem.check()
-        function = self._functions.get(backend)
-        if function is None:
-            function = getattr(dispatch.implementation(self._family, backend), self.name)
-            self._functions[backend] = function
-        with without_autocast(fields[0].device.type):
-            return self._travelling(function(problem), fields[0])
+    def _implementation(self, by: Callable[[str], Callable[[Any], Any]], dense: bool, check: bool) -> Any:
+        """(*fields, backend) -> results, by the function that `by` finds for the backend."""
+        lines, first = [], next(iter(self.fields))
+        for field, kind in self.fields.items():
+            if dense and kind in _DENSE:
+                lines += [_DENSE[kind].format(field)]
+            elif check and not dense and field.startswith("cu_seqlens"):
+                lines += [f"if {field} is not None: _check_readable('{field}', {field})"]
+        lines += [f"_given = _problem({', '.join(self.fields)})"]
+        lines += ["_given.check()"] if check and hasattr(self.problem, "check") else []
+        lines += ["_function = _functions.get(backend) or _functions.setdefault(backend, _by(backend))"]
+        lines += [f"with _without_autocast({first}.device.type): _found = _function(_given)"]
+        if Tensor | None in self.made.values():
+            names = [f"_{i}" for i in range(len(self.made))]
+            lines += [f"{', '.join(names)} = _found"]
+            kinds = zip(names, self.made.values(), strict=True)
+            each = [n if kind is Tensor else f"{first}.new_empty(0) if {n} is None else {n}" for n, kind in kinds]
+            lines += [f"return {', '.join(each)}"]
+        else:
+            lines += ["return _found[0]" if len(self.made) == 1 and self.results is not Tensor else "return _found"]
+        names = {"_problem": self.problem, "_by": by, "_functions": {}}
+        names |= {"_check_readable": transforms.check_readable, "_without_autocast": without_autocast}
+        return _written([*self.fields, "backend"], lines, names)
 
-    def _densely(self, fields: list[Any]) -> Any:
-        for i in self._dense:
-            if fields[i] is not None:
-                fields[i] = fields[i].contiguous()
-        for i in self._rows:
-            if fields[i].stride(-1) != 1:
-                fields[i] = fields[i].contiguous()
-        return self._problem._make(fields)
+    def _asks(self) -> Any:
+        """(*fields, backend) -> whether a gradient is wanted."""
+        tensors = [field for field, kind in self.fields.items() if kind in _DENSE]
+        asks = " or ".join(f"({field} is not None and {field}.requires_grad)" for field in tensors)
+        names = {"_is_grad_enabled": torch.is_grad_enabled}
+        return _written([*self.fields, "backend"], [f"return _is_grad_enabled() and ({asks})"], names)
 
-    def _travelling(self, found: Any, like: Tensor) -> Any:
-        if any(found[i] is None for i in self._optional):
-            return tuple(like.new_empty(0) if each is None else each for each in found)
-        return found[0] if len(self._made) == 1 and isinstance(found, tuple) else found
-
-    def _reference(self, problem: Any) -> Any:
-        return getattr(dispatch.implementation(self._family, "reference"), self.name)(problem)
-
-    def _fake(self, *arguments: Any) -> Any:
-        problem = self._densely(list(arguments[:-1]))
-        made = problem.empty() if hasattr(problem, "empty") else self._reference(problem)
-        return self._travelling(made, arguments[0])
-
-    def _plain(self, *arguments: Any) -> Any:
-        problem = self._problem._make(arguments[:-1])
-        for field in self._bounds:
-            if getattr(problem, field) is not None:
-                transforms.check_readable(field, getattr(problem, field))
-        if self._checked:
-            problem.check()
-        with without_autocast(arguments[0].device.type):
-            return self._travelling((self._given_plain or self._reference)(problem), arguments[0])
-
-    def _gradient(self, backward: "Operation | Callable[..., Any]", twice: bool) -> tuple[Callable[..., Any], ...]:
+    def _gradient(self, backward: "Operation | Callable[..., Any]", twice: bool) -> tuple[Any, Any]:
         """`setup_context` and `backward` of torch.autograd, by the names of what `backward` takes and gives."""
         if isinstance(backward, Operation):
-            taken, gives, compute = backward.fields, backward._results, backward.from_backward
+            taken, gives, compute = backward.fields, backward.results, backward.from_backward
         else:
             taken = {n: kind for n, kind in get_type_hints(backward, include_extras=True).items() if n != "backend"}
             gives, compute = taken.pop("return"), backward
         grads = [name for name in taken if name.startswith("grad_")]
-        places = [self._made.index(name.removeprefix("grad_")) for name in grads]
-        optional = [i for i, name in zip(places, grads, strict=True) if taken[name] == Tensor | None]
-        hidden = [i for i in range(len(self._made)) if i not in places]
-        # what is kept comes from a row of the fields, the backend, the results and the problem's properties
-        row = [*self.fields, "backend", *(None if name in self.fields else name for name in self._made)]
-        properties = [name for name in taken if name not in grads and name not in row]
-        row += properties
-        tensors = [name for name in taken if name not in grads and _SCHEMA[taken[name]].startswith("Tensor")]
-        others = [*(name for name in taken if name not in grads and name not in tensors), "backend"]
-        pick_grads, pick_hidden = _getter(itemgetter, places), _getter(itemgetter, hidden)
-        pick_tensors, pick_others = (
-            _getter(itemgetter, map(row.index, tensors)),
-            _getter(itemgetter, map(row.index, others)),
-        )
-        pick_properties = _getter(attrgetter, properties)
-        in_order = _getter(itemgetter, map([*grads, *tensors, *others].index, [*taken, "backend"]))
-        gradients = [(i, field) for i, field in enumerate(self.fields) if hasattr(gives, field)]
-        nothing = (None,) * (len(self.fields) + 1)
+        known = {*(f"grad_{name}" for name in self.made), *self.made, *dir(self.problem)}
+        if not known.issuperset(taken) or not hasattr(gives, "_fields"):
+            raise TypeError(f"the gradient of {self.name} takes {list(taken)}, of {sorted(known)}, and gives {gives}")
+        made = {name: f"_{name}" if name in self.fields else name for name in self.made}  # their variables
+        asked = [made[name.removeprefix("grad_")] for name in grads]
+        optional = [result for result, name in zip(asked, grads, strict=True) if taken[name] == Tensor | None]
+        kept = {name: name for name in taken if name not in grads}
+        kept |= {name: f"_given.{name}" for name in kept if name not in self.fields and name not in made}
+        tensors = [name for name in kept if _SCHEMA[taken[name]].startswith("Tensor")]
+        others = [*(name for name in kept if name not in tensors), "backend"]
 
-        def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            outputs = output if isinstance(output, tuple) else (output,)
-            row = (*inputs, *outputs)
-            if properties:
-                row += pick_properties(self._problem._make(inputs[:-1]))
-            ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
-            absent = [i for i in optional if outputs[i].shape == (0,)] if optional else ()
-            if hidden or absent:
-                ctx.mark_non_differentiable(*pick_hidden(outputs), *[outputs[i] for i in absent])
-            if len(places) > 1:
-                ctx.like = [None if i in absent else (outputs[i].shape, outputs[i].dtype) for i in places]
-            ctx.save_for_backward(*pick_tensors(row))
-            ctx.others = pick_others(row)
+        keep = [f"{_row([*self.fields, 'backend'])} = inputs", f"{_row(made.values())} = output"]
+        keep[1] = keep[1] if len(made) > 1 else "out = output"
+        keep += ["ctx.set_materialize_grads(False)"]  # else zeros are made for what has no gradient
+        unasked = [result for result in made.values() if result not in asked]
+        unasked += [f"*(({result},) if {result}.shape == (0,) else ())" for result in optional]
+        keep += [f"ctx.mark_non_differentiable({', '.join(unasked)})"] if unasked else []
+        keep += [f"ctx.like = {_row(f'({r}.shape, {r}.dtype)' for r in asked)}"] if len(grads) > 1 else []
+        if any(value != name for name, value in kept.items()):
+            keep += [f"_given = _problem({', '.join(self.fields)})"]
+        keep += [f"ctx.save_for_backward({', '.join(kept[name] for name in tensors)})"]
+        keep += [f"ctx.others = {_row(kept.get(name, name) for name in others)}"]
 
-        def differentiate(ctx: Any, *all_grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            given = pick_grads(all_grads)
-            if given[0] is None or len(places) > 1:
-                there = next((grad for grad in given if grad is not None), None)
-                if there is None:
-                    return nothing
-                given = [
-                    there.new_zeros(like[0], dtype=like[1]) if grad is None and like else grad
-                    for grad, like in zip(given, ctx.like, strict=True)
-                ]
-            if not twice and torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"{self.name} can be differentiated once only (it was asked for with create_graph=True)"
-                )
-            found = compute(*in_order((*given, *ctx.saved_tensors, *ctx.others)))
-            result, needed = list(nothing), ctx.needs_input_grad
-            for i, field in gradients:
-                if needed[i]:
-                    result[i] = getattr(found, field)
-            return tuple(result)
+        none = ["None"] * (len(self.fields) + 1)
+        lines = [f"if {' and '.join(f'{name} is None' for name in grads)}: return {_row(none)}"]
+        lines += [] if twice else ["if _is_grad_enabled(): raise RuntimeError(_once)"]
+        if len(grads) > 1:
+            missing = [f"{name} is None" for name in grads]
+            for i, result in enumerate(asked):
+                missing[i] += f" and ctx.like[{i}][0] != (0,)" if result in optional else ""
+            lines += [f"if {' or '.join(missing)}: {_row(grads)} = _filled({_row(grads)}, ctx.like)"]
+        lines += [f"{_row(tensors)} = ctx.saved_tensors"] if tensors else []
+        lines += [f"{_row(others)} = ctx.others", f"_found = _compute({', '.join(taken)}, backend)"]
+        lines += ["_needed = ctx.needs_input_grad"]
+        for i, field in enumerate(self.fields):
+            if hasattr(gives, field):
+                none[i] = f"_found.{field} if _needed[{i}] else None"
+        lines += [f"return {_row(none)}"]
 
-        return keep, differentiate
+        names = {"_problem": self.problem, "_compute": compute, "_filled": _filled}
+        names["_is_grad_enabled"] = torch.is_grad_enabled
+        names["_once"] = f"{self.name} can be differentiated once only (it was asked for with create_graph=True)"
+        of_made = [f"grad_{name}" if f"grad_{name}" in grads else f"_grad_{name}" for name in made]
+        return _written(["ctx", "inputs", "output"], keep, names), _written(["ctx", *of_made], lines, names)
 
 
-def _getter(kind: Any, keys: Any) -> Callable[[Any], tuple[Any, ...]]:
-    """An itemgetter or attrgetter that gives a tuple also of one key, or of none."""
-    keys = list(keys)
-    if not keys:
-        return lambda _: ()
-    get = kind(*keys)
-    return get if len(keys) > 1 else lambda of: (get(of),)
+def _filled(grads: tuple[Tensor | None, ...], like: tuple[tuple[torch.Size, torch.dtype], ...]) -> list[Tensor | None]:
+    """Zeros in the place of gradients that did not come, of results that are there."""
+    there = next(grad for grad in grads if grad is not None)
+    return [
+        there.new_zeros(shape, dtype=dtype) if grad is None and shape != (0,) else grad
+        for grad, (shape, dtype) in zip(grads, like, strict=True)
+    ]
+
+
+def _row(names: Iterable[str]) -> str:
+    return "(" + "".join(f"{name}, " for name in names) + ")"
+
+
+def _written(parameters: list[str], lines: list[str], names: dict[str, Any]) -> Any:
+    """A function of straight lines, as somebody would write it for this operation: loops would cost at each call."""
+    source = f"def function({', '.join(parameters)}):\n" + "".join(f"    {line}\n" for line in lines)
+    names = dict(names)
+    exec(compile(source, "<penstock.kernels.operation>", "exec"), names)
+    return names["function"]

@@ -101,6 +101,7 @@ def register(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
     backward: Callable[..., Any] | None = None,
     record: Callable[..., Any] | None = None,
+    asks: Callable[..., bool] | None = None,
 ) -> Callable[..., Any]:
     """Makes an operation differentiable; its schema is defined beforehand.
 
@@ -113,6 +114,7 @@ def register(
         setup_context, backward: the gradient, as in torch.library.register_autograd. Without them an operation that is
             asked for a gradient is plain torch too.
         record: in the place of these two: calls the operation such that it is recorded.
+        asks: whether a call asks for a gradient, of its arguments; `wants_gradient`, which looks at each, by default.
 
     Returns:
         What the public function calls: the operation, entered from here and not through torch's dispatcher, which takes
@@ -136,10 +138,10 @@ def register(
 
         record = Recorded.apply
 
-    differentiable = record or plain
+    differentiable, asks = record or plain, asks or (lambda *arguments: wants_gradient(arguments))
 
     def recorded(*arguments: Any) -> Any:
-        if wants_gradient(arguments):
+        if asks(*arguments):
             return differentiable(*arguments)
         return below_autograd(operation, *arguments)
 

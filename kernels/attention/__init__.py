@@ -1,7 +1,7 @@
 """Scaled dot-product attention within each sequence of a ragged batch, in one operation: `varlen_attention`.
 
-The reference is in plain.py, torch's own operations in tiles.py, C++ (csrc/attention/cpu) is reached by cpu.py, Triton by
-triton.py, which launches triton_kernels.py.
+The reference is in plain.py, torch's own operations are in tiles.py; C++ (csrc/attention/cpu) is reached by cpu.py, and
+Triton by triton.py, which launches what is in triton_kernels.py.
 """
 
 from typing import NamedTuple
