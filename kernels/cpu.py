@@ -92,16 +92,16 @@ def geglu_backward(problem: gelu.GegluBackward) -> gelu.Gradients:
 
 
 def rotary(problem: RotaryProblem) -> Rotated:
-    p, turned = problem, problem.empty()
+    (q, k, cos, sin, transposed), turned = problem, problem.empty()
     arguments: dict[str, Any] = {
-        "bfloat16": p.q.dtype == torch.bfloat16,
-        "rows": p.cos.shape[0],
-        "head_dim": p.cos.shape[1],
-        "transposed": p.transposed,
-        "cos": p.cos.data_ptr(),
-        "sin": p.sin.data_ptr(),
-        "q": _heads(p.q, turned.q),
-        "k": _heads(p.k, turned.k),
+        "bfloat16": q.dtype == torch.bfloat16,
+        "rows": cos.shape[0],
+        "head_dim": cos.shape[1],
+        "transposed": transposed,
+        "cos": cos.data_ptr(),
+        "sin": sin.data_ptr(),
+        "q": _heads(q, turned.q),
+        "k": _heads(k, turned.k),
     }
     call(native.rotary, arguments)
     return turned

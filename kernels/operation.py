@@ -124,7 +124,7 @@ class Operation:
         found = transforms.call(self._overload, *arguments)
         if self.results is Tensor:
             return found
-        return self.results(found) if len(self.made) == 1 else self.results._make(found)
+        return tuple.__new__(self.results, (found,) if len(self.made) == 1 else found)
 
     def _implementation(self, by: Callable[[str], Callable[[Any], Any]], dense: bool, check: bool) -> Any:
         """(*fields, backend) -> results, by the function that `by` finds for the backend."""
@@ -134,7 +134,7 @@ class Operation:
                 lines += [_DENSE[kind].format(field)]
             elif check and not dense and field.startswith("cu_seqlens"):
                 lines += [f"if {field} is not None: _check_readable('{field}', {field})"]
-        lines += [f"_given = _problem({', '.join(self.fields)})"]
+        lines += [f"_given = _new(_problem, {_row(self.fields)})"]
         lines += ["_given.check()"] if check and hasattr(self.problem, "check") else []
         lines += ["_function = _functions.get(backend) or _functions.setdefault(backend, _by(backend))"]
         lines += [f"with _without_autocast({first}.device.type): _found = _function(_given)"]
@@ -178,20 +178,20 @@ class Operation:
 
         keep = [f"{_row([*self.fields, 'backend'])} = inputs", f"{_row(made.values())} = output"]
         keep[1] = keep[1] if len(made) > 1 else "out = output"
-        keep += ["ctx.set_materialize_grads(False)"]  # else zeros are made for what has no gradient
         unasked = [result for result in made.values() if result not in asked]
         unasked += [f"*(({result},) if {result}.shape == (0,) else ())" for result in optional]
-        keep += [f"ctx.mark_non_differentiable({', '.join(unasked)})"] if unasked else []
-        keep += [f"ctx.like = {_row(f'({r}.shape, {r}.dtype)' for r in asked)}"] if len(grads) > 1 else []
+        if unasked:  # else torch itself makes zeros for gradients that do not come
+            keep += ["ctx.set_materialize_grads(False)", f"ctx.mark_non_differentiable({', '.join(unasked)})"]
+            keep += [f"ctx.like = {_row(f'({r}.shape, {r}.dtype)' for r in asked)}"] if len(grads) > 1 else []
         if any(value != name for name, value in kept.items()):
-            keep += [f"_given = _problem({', '.join(self.fields)})"]
+            keep += [f"_given = _new(_problem, {_row(self.fields)})"]
         keep += [f"ctx.save_for_backward({', '.join(kept[name] for name in tensors)})"]
         keep += [f"ctx.others = {_row(kept.get(name, name) for name in others)}"]
 
         none = ["None"] * (len(self.fields) + 1)
-        lines = [f"if {' and '.join(f'{name} is None' for name in grads)}: return {_row(none)}"]
+        lines = [f"if {' and '.join(f'{name} is None' for name in grads)}: return {_row(none)}"] if unasked else []
         lines += [] if twice else ["if _is_grad_enabled(): raise RuntimeError(_once)"]
-        if len(grads) > 1:
+        if unasked and len(grads) > 1:
             missing = [f"{name} is None" for name in grads]
             for i, result in enumerate(asked):
                 missing[i] += f" and ctx.like[{i}][0] != (0,)" if result in optional else ""
@@ -227,6 +227,6 @@ def _row(names: Iterable[str]) -> str:
 def _written(parameters: list[str], lines: list[str], names: dict[str, Any]) -> Any:
     """A function of straight lines, as somebody would write it for this operation: loops would cost at each call."""
     source = f"def function({', '.join(parameters)}):\n" + "".join(f"    {line}\n" for line in lines)
-    names = dict(names)
+    names = {"_new": tuple.__new__, **names}  # half of the time that a NamedTuple takes to make itself
     exec(compile(source, "<penstock.kernels.operation>", "exec"), names)
     return names["function"]

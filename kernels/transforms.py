@@ -52,7 +52,7 @@ def _is_watched() -> bool:
     """Whether calls are recorded, compiled or differentiated in another way, by those who must meet the operation."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
@@ -92,7 +92,8 @@ def call(operation: Callable[..., Any], *arguments: Any) -> Any:
     """Calls an operation from a backward: straight to its kernel, unless somebody differentiates that once more."""
     if torch.is_grad_enabled() or _is_watched():
         return operation(*arguments)
-    return below_autograd(operation, *arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operation(*arguments)
 
 
 def register(
@@ -128,7 +129,8 @@ def register(
         class Recorded(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *arguments: Any) -> Any:
-                output = below_autograd(operation, *arguments)
+                with torch._C._AutoDispatchBelowAutograd():
+                    output = operation(*arguments)
                 keep(ctx, arguments, output)
                 return output
 
@@ -143,13 +145,19 @@ def register(
     def recorded(*arguments: Any) -> Any:
         if asks(*arguments):
             return differentiable(*arguments)
-        return below_autograd(operation, *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operation(*arguments)
 
     def autograd(*arguments: Any) -> Any:
         return plain(*arguments) if has_tangent(*arguments) else recorded(*arguments)
 
     def enter(*arguments: Any) -> Any:
-        return operation(*arguments) if _is_watched() else recorded(*arguments)
+        if _is_watched():
+            return operation(*arguments)
+        if asks(*arguments):
+            return differentiable(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operation(*arguments)
 
     torch.library.impl(f"penstock::{name}", "Autograd")(autograd)
     torch.library.impl(f"penstock::{name}", "FuncTorchDynamicLayerFrontMode")(plain)

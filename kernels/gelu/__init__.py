@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, transforms
+from penstock.kernels import dispatch
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.operation import Operation
 from penstock.kernels.precision import accumulate_dtype
@@ -101,7 +101,8 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         RuntimeError: the backend that `use_backend` forces cannot serve the call.
     """
     x, wide, backend = _prepared("bias_gelu", x, bias)
-    return _bias_gelu.call(x, wide, transforms.wants_gradient((x, bias)), backend)[0]
+    save = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return _bias_gelu.call(x, wide, save, backend)[0]
 
 
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -35,7 +35,8 @@ class Problem(NamedTuple):
         return self.values if self.mode == "attention" else None
 
     def check(self) -> None:
-        check_cu_seqlens("cu_seqlens", self.cu_seqlens, self.tokens, self.tokens)
+        tokens = self.values.shape[0]
+        check_cu_seqlens("cu_seqlens", self.cu_seqlens, tokens, tokens)
 
     def empty(self) -> "Results":
         batch = self.cu_seqlens.shape[0] - 1
