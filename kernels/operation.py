@@ -50,9 +50,9 @@ from penstock.kernels.autocast import without_autocast
 # a field whose last dimension alone is made dense: rows are read where they lie
 Rows = Annotated[Tensor, "last dimension dense"]
 
-_SCHEMA = {Tensor: "Tensor", Rows: "Tensor", Tensor | None: "Tensor?"}
+_SCHEMA: dict[Any, str] = {Tensor: "Tensor", Rows: "Tensor", Tensor | None: "Tensor?"}
 _SCHEMA |= {bool: "bool", int: "SymInt", float: "float", str: "str"}
-_DENSE = {
+_DENSE: dict[Any, str] = {
     Tensor: "{0} = {0}.contiguous()",
     Rows: "if {0}.stride(-1) != 1: {0} = {0}.contiguous()",
     Tensor | None: "if {0} is not None: {0} = {0}.contiguous()",
@@ -146,9 +146,9 @@ class Operation:
             lines += [f"return {', '.join(each)}"]
         else:
             lines += ["return _found[0]" if len(self.made) == 1 and self.results is not Tensor else "return _found"]
-        names = {"_problem": self.problem, "_by": by, "_functions": {}}
-        names |= {"_check_readable": transforms.check_readable, "_without_autocast": without_autocast}
-        return _written([*self.fields, "backend"], lines, names)
+        uses = {"_problem": self.problem, "_by": by, "_functions": {}}
+        uses |= {"_check_readable": transforms.check_readable, "_without_autocast": without_autocast}
+        return _written([*self.fields, "backend"], lines, uses)
 
     def _asks(self) -> Any:
         """(*fields, backend) -> whether a gradient is wanted."""

@@ -4,7 +4,7 @@ The reference is in plain.py, torch's own operations are in tiles.py; C++ (csrc/
 Triton by triton.py, which launches what is in triton_kernels.py.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class Backward(NamedTuple):
 
     def forward(self) -> Problem:
         """What was asked for in forward."""
-        return Problem(*self[1:4], *self[6:])
+        return Problem(**{name: getattr(self, name) for name in Problem._fields})
 
     def empty(self) -> "Gradients":
         return Gradients(*(x.new_empty(x.shape) for x in (self.q, self.k, self.v)))
@@ -115,7 +115,7 @@ def _differentiable_backward(problem: Backward) -> Gradients:
     return Gradients(*pull_back(problem.grad_out))
 
 
-def _why_not_triton(*, head_dim: int, **facts: object) -> str | None:
+def _why_not_triton(*, head_dim: int, **facts: Any) -> str | None:
     too_wide = f"its head_dim goes to 256, not {head_dim}" if head_dim > 256 else None
     return triton_support.why_not(**facts) or too_wide
 

@@ -3,7 +3,7 @@
 The reference and torch's own operations are in plain.py, C++ is reached by kernels/cpu.py, Triton is in triton.py.
 """
 
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -112,14 +112,14 @@ class Gradients(NamedTuple):
 
     @property
     def x(self) -> Tensor:
-        same = self.own_x is None or self.own_x.shape != self.residual.shape
-        return self.residual if same else self.own_x
+        own, residual = self.own_x, self.residual
+        return residual if own is None or own.shape != residual.shape else own
 
 
 _WIDEST_IN_TRITON = 8192  # a row is one block
 
 
-def _why_not_triton(*, width: int, **facts: object) -> str | None:
+def _why_not_triton(*, width: int, **facts: Any) -> str | None:
     too_wide = f"its width goes to {_WIDEST_IN_TRITON}, not {width}" if width > _WIDEST_IN_TRITON else None
     return triton_support.why_not(**facts) or too_wide
 

@@ -20,8 +20,8 @@ def residual_norm(problem: Problem) -> Results:
     normal = (z - z.mean(1, keepdim=True)) * rstd[:, None]
     out = normal * problem.weight
     out = (out if problem.bias is None else out + problem.bias).to(problem.x.dtype)
-    z = z.to(problem.residual.dtype) if problem.prenorm else None
-    return Results(out, z, normal.to(problem.x.dtype), rstd) if problem.save else Results(out, z, None, None)
+    stream = z.to(problem.residual.dtype) if problem.prenorm else None
+    return Results(out, stream, normal.to(problem.x.dtype), rstd) if problem.save else Results(out, stream, None, None)
 
 
 def residual_norm_backward(problem: Backward) -> Gradients:
