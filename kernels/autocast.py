@@ -25,4 +25,6 @@ def cast(tensor: _MaybeTensor, dtype: torch.dtype) -> _MaybeTensor:
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """No autocast inside an operation. Where it is off already, torch's own context costs more than asking."""
+    if device_type == "meta":  # which has none
+        return _UNCHANGED
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _UNCHANGED

@@ -217,6 +217,14 @@ def test_compiles_whole_and_once_for_all_shapes() -> None:
     assert counter.frame_count == 1
 
 
+def test_shapes_without_memory() -> None:
+    x, shift, rows = (each.detach().to("meta").requires_grad_() for each in inputs())
+    out, double = call(x, shift, rows, mode="two")
+    (out.sum() + double.sum()).backward()
+    assert out.is_meta
+    assert [each.grad.shape for each in (x, shift, rows)] == [x.shape, shift.shape, rows.shape]
+
+
 def test_torch_func_and_forward_mode() -> None:
     given = tuple(x.detach() for x in inputs())
     directions = tuple(torch.randn_like(x) for x in given)
