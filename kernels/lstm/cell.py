@@ -7,7 +7,7 @@ from torch import Tensor
 
 from penstock.kernels import dispatch, transforms, triton_support
 from penstock.kernels.lstm import triton as triton_backend
-from penstock.kernels.lstm.protocol import cell_dtype
+from penstock.kernels.precision import accumulate_dtype
 
 torch.library.define(
     "penstock::lstm_cell",
@@ -41,7 +41,7 @@ def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     if c.device != gates.device:
         raise ValueError(f"c is on {c.device}, gates on {gates.device}")
     backend = dispatch.choose("lstm_cell", device_type=gates.device.type, dtype=gates.dtype, hidden_size=c.shape[1])
-    return _operation(gates, c.to(cell_dtype(gates.dtype)), backend)
+    return _operation(gates, c.to(accumulate_dtype(gates.dtype)), backend)
 
 
 class PlainCell:

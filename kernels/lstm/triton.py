@@ -4,15 +4,23 @@ The host reads no length: launches follow from shapes and `max_seqlen` alone, so
 nor differ under CUDA graph capture.
 """
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
-from penstock.kernels.lstm.rows import fed_back, initial_state, into_h0
-from penstock.kernels.triton_support import INTERPRETED
+from penstock.kernels.lstm.protocol import (
+    InputGrads,
+    LayerInputs,
+    LayerOutputs,
+    LayerWeights,
+    OutputGrads,
+    fed_back,
+    initial_state,
+    into_h0,
+    why_no_kernel,
+)
+from penstock.kernels.triton_support import INTERPRETED, on_device
 
 # W_hh's four blocks, padded, stay on the chip up to this many bytes: H <= 128 in 16 bits, 64 in float32
 _RESIDENT_BYTES = 128 * 1024
@@ -21,19 +29,10 @@ _STEP_TILE = {"BLOCK_B": 32, "BLOCK_H": 32, "BLOCK_K": 64, "num_warps": 4, "num_
 _CELL_BLOCK = 1024
 
 
-def why_not(
-    *, device_type: str, dtype: torch.dtype, proj_size: int = 0, needs: tuple[str, ...] = (), **_: Any
-) -> str | None:
+def why_not(**facts: Any) -> str | None:
     """None if this backend can serve such a call, else the reason."""
-    if device_type != ("cpu" if INTERPRETED else "cuda"):
-        return f"tensors are on {device_type}"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"dtype is {dtype}"
-    if proj_size:
-        return "it has no projection (proj_size)"
-    if "zoneout" in needs:
-        return "it has no zoneout"
-    return None
+    device = "cpu" if INTERPRETED else "cuda"
+    return why_no_kernel(device, (torch.float32, torch.bfloat16, torch.float16), **facts)
 
 
 def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
@@ -63,7 +62,7 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs
     }
     if tokens:
         first = gates, torch.stack(weights.w_hh), inputs.cu_seqlens.contiguous(), _longest_first(inputs), h0
-        with _device(x):
+        with on_device(x):
             if _persistent(weights):
                 c0 = c_n if inputs.c0 is None else inputs.c0.contiguous()
                 launch, options = _persistent_launch(inputs)
@@ -106,7 +105,7 @@ def backward(
     persistent = _persistent(weights)
     if tokens:
         first = dgates, gates, w_hh, inputs.cu_seqlens.contiguous(), _longest_first(inputs), c0, cells, dy, dcells
-        with _device(x):
+        with on_device(x):
             if persistent:
                 launch, options = _persistent_launch(inputs)
                 triton_kernels.persistent_backward[launch](*first, dh, dc, tokens, batch, **shared, **options)
@@ -146,7 +145,7 @@ class Cell:
         h, c_next = gates.new_empty(c.shape), torch.empty_like(c)
         if c.numel():
             grid = (-(-c.numel() // _CELL_BLOCK),)
-            with _device(c):
+            with on_device(c):
                 triton_kernels.fused_cell_forward[grid](gates, c, h, c_next, c.numel(), H=c.shape[1], BLOCK=_CELL_BLOCK)
         return h, c_next
 
@@ -159,7 +158,7 @@ class Cell:
         if c.numel():
             grid = (-(-c.numel() // _CELL_BLOCK),)
             dh_at, dc_at = (c if grad is None else grad.contiguous() for grad in (dh, dc_next))
-            with _device(c):
+            with on_device(c):
                 triton_kernels.fused_cell_backward[grid](
                     dh_at, dc_at, gates, c, dgates, dc, c.numel(),
                     H=c.shape[1], HAS_DH=dh is not None, HAS_DC=dc_next is not None, BLOCK=_CELL_BLOCK,
@@ -198,7 +197,3 @@ def _step_grid(inputs: LayerInputs) -> tuple[int, int, int]:
 
 def _longest_first(inputs: LayerInputs) -> Tensor:
     return torch.argsort(inputs.cu_seqlens.diff(), descending=True, stable=True)
-
-
-def _device(x: Tensor) -> Any:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
