@@ -6,6 +6,7 @@ operation as a string argument, so that backward (which runs on autograd's threa
 """
 
 import contextlib
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def register(
     """Adds a backend to an operation.
 
     Args:
-        implementation: whatever the operation's `ops.py` calls: a module or an object with its functions.
+        implementation: what has the backend's functions, a module or an object; or its name, "package.module" or
+            "package.module:attribute", which is imported when a call first needs it.
         why_not: takes the facts of a call as keywords, returns None or one line saying why it cannot serve them.
         available: returns None or one line saying why this backend cannot run here at all.
         on_request: None, or one line saying why only `use_backend` chooses this backend.
@@ -74,7 +76,12 @@ def register_modules(operation: str, triton: Any = None, **modules: Any) -> None
 
 def implementation(operation: str, name: str) -> Any:
     """The implementation that `choose` named."""
-    return _registry[operation][name].implementation
+    found = _registry[operation][name].implementation
+    if not isinstance(found, str):
+        return found
+    module, _, attribute = found.partition(":")
+    imported = importlib.import_module(module)
+    return getattr(imported, attribute) if attribute else imported
 
 
 def choose(operation: str, **facts: Any) -> str:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, transforms, triton_support
-from penstock.kernels.lstm import triton as triton_backend
 from penstock.kernels.precision import accumulate_dtype
 
 torch.library.define(
@@ -68,10 +67,10 @@ class PlainCell:
 dispatch.register(
     "lstm_cell",
     "triton",
-    triton_backend.Cell,
-    triton_backend.why_not,
+    "penstock.kernels.lstm.triton:Cell",
+    triton_support.why_not,
     triton_support.available,
-    on_request=triton_support.UNVERIFIED,
+    triton_support.UNVERIFIED,
 )
 dispatch.register("lstm_cell", "torch", PlainCell)
 dispatch.register("lstm_cell", "reference", PlainCell)

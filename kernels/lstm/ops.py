@@ -1,5 +1,6 @@
 """The torch operations: `penstock::lstm_layer`, one layer with both directions, and its backward."""
 
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -10,20 +11,28 @@ from penstock.kernels import compiled, dispatch, transforms, triton_support
 from penstock.kernels.autocast import without_autocast
 from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
-from penstock.kernels.lstm import triton as triton_backend
-from penstock.kernels.lstm.protocol import Implementation, InputGrads, LayerInputs, LayerWeights, OutputGrads
+from penstock.kernels.lstm.protocol import (
+    Implementation,
+    InputGrads,
+    LayerInputs,
+    LayerWeights,
+    OutputGrads,
+    why_no_kernel,
+)
 from penstock.kernels.lstm.wrappers import EmbedAndPool, SplitAtResets
 from penstock.kernels.precision import accumulate_dtype
 from penstock.kernels.ragged import check_cu_seqlens
 
-dispatch.register("lstm", "cuda", cuda, cuda.why_not, cuda.available, on_request=cuda.UNVERIFIED)
+dispatch.register("lstm", "cuda", cuda, cuda.why_not, cuda.available, cuda.UNVERIFIED)
 dispatch.register(
     "lstm",
     "triton",
-    triton_backend,
-    triton_backend.why_not,
+    "penstock.kernels.lstm.triton",
+    partial(
+        why_no_kernel, "cpu" if triton_support.INTERPRETED else "cuda", (torch.float32, torch.bfloat16, torch.float16)
+    ),
     triton_support.available,
-    on_request=triton_support.UNVERIFIED,
+    triton_support.UNVERIFIED,
 )
 dispatch.register("lstm", "cpu", cpu, cpu.why_not, compiled.available)
 dispatch.register("lstm", "torch", torch_backend)
