@@ -196,7 +196,7 @@ def into_h0(dgates: Tensor, w_hh: Tensor, dh_n: Tensor, inputs: LayerInputs) -> 
 
 
 def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
-    """What the cpu and the cuda backend save: gates, cells and, if they pool, y and the places of the maxima."""
+    """What recurrent kernels save: gates, cells and, if they pool, y and the places of the maxima."""
     tokens, weights = inputs.tokens, inputs.weights
     width = weights.directions * weights.hidden_size
     like = weights.w_ih[0]

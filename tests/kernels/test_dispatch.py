@@ -4,7 +4,6 @@ import pytest
 
 from penstock.kernels import dispatch, use_backend
 
-
 T = object()
 
 
