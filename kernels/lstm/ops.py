@@ -170,8 +170,9 @@ def _plain_backward(dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *a
 
 def _without_none(found: InputGrads, inputs: LayerInputs) -> InputGrads:
     """An operation returns tensors: an empty one each where there is nothing."""
-    x, h0, c0 = (inputs.x.new_empty(0) if grad is None else grad for grad in (found.x, found.h0, found.c0))
-    return found._replace(x=x, h0=h0, c0=c0)
+    x, *weights, h0, c0 = found
+    x, h0, c0 = [inputs.x.new_empty(0) if grad is None else grad for grad in (x, h0, c0)]
+    return InputGrads(x, *weights, h0, c0)
 
 
 class _Layer(torch.autograd.Function):
@@ -205,21 +206,21 @@ class _Layer(torch.autograd.Function):
         x, h0, c0, cu_seqlens, zone_h, zone_c, resets, ids, y, *lists = ctx.saved_tensors
         each = iter(lists)
         *weights, saved = [list(islice(each, count)) for count in ctx.counts]
-        states = h0, c0, zone_h, zone_c, resets, ids
-        inputs = LayerInputs(x, cu_seqlens, ctx.max_seqlen, LayerWeights(*weights), *states, ctx.pool)
+        layer = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
         _, _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
         need_weights = any(need_each_weight)
         grads = OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
         if torch.is_grad_enabled() or transforms.is_batched(*grads):  # to be differentiated again, or is_grads_batched
             with torch.enable_grad():
-                found = reference.differentiate(grads, inputs)
+                found = reference.differentiate(grads, _inputs(*layer))
         else:
             operation = torch.ops.penstock.lstm_layer_backward.default
             options = need_x, need_weights, ctx.backend
-            found = InputGrads(*transforms.call(operation, *grads, *_flat(inputs), y, saved, *options))
+            found = InputGrads(*transforms.call(operation, *grads, *layer, y, saved, *options))
         of_weights: list[Tensor | None] = [None] * len(need_each_weight)
         if need_weights:
-            biases = [*found.bias, *found.bias] if inputs.weights.b_ih else []
+            _, _, b_ih, _, _ = weights
+            biases = [*found.bias, *found.bias] if b_ih else []
             of_weights = [*found.w_ih, *found.w_hh, *biases, *found.w_hr]
         dx, dh0, dc0 = found.x if need_x else None, found.h0, found.c0
         return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, *of_weights
