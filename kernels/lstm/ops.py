@@ -170,9 +170,8 @@ def _plain_backward(dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *a
 
 def _without_none(found: InputGrads, inputs: LayerInputs) -> InputGrads:
     """An operation returns tensors: an empty one each where there is nothing."""
-    x, *weights, h0, c0 = found
-    x, h0, c0 = [inputs.x.new_empty(0) if grad is None else grad for grad in (x, h0, c0)]
-    return InputGrads(x, *weights, h0, c0)
+    x, h0, c0 = (inputs.x.new_empty(0) if grad is None else grad for grad in (found.x, found.h0, found.c0))
+    return InputGrads(x, found.w_ih, found.w_hh, found.bias, found.w_hr, h0, c0)
 
 
 class _Layer(torch.autograd.Function):
@@ -219,8 +218,7 @@ class _Layer(torch.autograd.Function):
             found = InputGrads(*transforms.call(operation, *grads, *layer, y, saved, *options))
         of_weights: list[Tensor | None] = [None] * len(need_each_weight)
         if need_weights:
-            _, _, b_ih, _, _ = weights
-            biases = [*found.bias, *found.bias] if b_ih else []
+            biases = [*found.bias, *found.bias] if LayerWeights(*weights).b_ih else []
             of_weights = [*found.w_ih, *found.w_hh, *biases, *found.w_hr]
         dx, dh0, dc0 = found.x if need_x else None, found.h0, found.c0
         return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, *of_weights
