@@ -4,21 +4,29 @@ import pytest
 
 from penstock.kernels import dispatch, use_backend
 
+T = object()
+
 
 @pytest.fixture
 def operation(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(dispatch, "_registry", {})
-    dispatch.register("op", "reference", 1)
-    dispatch.register("op", "torch", 2, lambda size, **_: f"size {size} is odd" if size % 2 else None)
-    dispatch.register("op", "triton", 3, available=lambda: "no GPU")
-    dispatch.register("op", "cuda", 4, on_request="not tried yet")
+    dispatch.register("op", "reference", "R")
+    dispatch.register("op", "torch", T, lambda size, **_: f"size {size} is odd" if size % 2 else None)
+    dispatch.register("op", "triton", "G", available=lambda: "no GPU")
+    dispatch.register("op", "cuda", "C", on_request="not tried yet")
     return "op"
 
 
 def test_fastest_that_can(operation: str) -> None:
     assert dispatch.choose("op", size=2) == "torch"
     assert dispatch.choose("op", size=3) == "reference"
-    assert dispatch.implementation("op", "torch") == 2
+    assert dispatch.implementation("op", "torch") is T
+
+
+@pytest.mark.parametrize("name", ["penstock.kernels.dispatch", "penstock.kernels.dispatch:use_backend"])
+def test_imported_by_name(operation: str, name: str) -> None:
+    dispatch.register("op", "cpu", name)
+    assert dispatch.implementation("op", "cpu") is (use_backend if ":" in name else dispatch)
 
 
 def test_forced(operation: str) -> None:

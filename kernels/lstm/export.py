@@ -1,4 +1,4 @@
-"""torch's own LSTM in the place of ours: as a module, and inside graphs that are to run without penstock."""
+"""torch's own LSTM in the place of ours, for those who have no penstock: a module, a trace, an ONNX file."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ def _suffixes(module: "LSTM") -> list[str]:
     return ["", "_reverse"] if module.bidirectional else [""]
 
 
-def forward(module: "LSTM", input: Any, hx: tuple[Tensor, Tensor] | None, options: dict[str, Any]) -> Any:
+def traced(module: "LSTM", input: Any, hx: tuple[Tensor, Tensor] | None, options: dict[str, Any]) -> Any:
     """torch.nn.LSTM's forward on the weights that the module has at this moment, for torch.jit.trace."""
     check(module, "what torch.jit.trace records")
     _check_call("torch.jit.trace", input, options, PackedSequence)

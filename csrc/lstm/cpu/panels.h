@@ -1,4 +1,5 @@
-// From tensors to the order in which tiles read them.
+// Panels: what the right operand of a product of tile.h is packed in, columns side by side and zeros to whole vectors.
+// (pack.h, without panels, serves the products of matmul.h.)
 #pragma once
 
 #include "tile.h"
