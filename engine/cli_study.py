@@ -55,10 +55,10 @@ def study(
     ] = None,
     bad_rows: Annotated[str, typer.Option(help="Rows that cannot be used: fail, or quarantine them.")] = "fail",
     max_test: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate on so many test rows, the same for every cell.")
+        int | None, typer.Option(min=1, help="Evaluate on so many test rows, the same for every trial.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="All randomness follows from it.")] = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells trained at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials run at a time.")] = 1,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the trained models, in OUT/runs.")] = False,
     out: Annotated[Path, typer.Option(help="The study's directory; the same one goes on where it stopped.")] = Path(
         "study"
@@ -108,7 +108,7 @@ def study(
 def report(
     directory: Annotated[Path, typer.Argument(help="A study's directory.")],
 ) -> None:
-    """Write the report of a study again, from the cells that are finished.
+    """Write the report of a study again, from the trials that are finished.
 
     Example:  penstock report answer
     """

@@ -10,15 +10,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
-from penstock.engine.models.families import (
+from penstock.engine.models.architectures import (
+    architecture_of,
     counts_after_padding,
-    family_of,
     layers_of,
     max_length,
     parent_of_layers,
     pools_mean,
 )
+from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
 from penstock.engine.models.fuse import fuse
 from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.lora import has_lora, merged_state
@@ -47,7 +47,7 @@ class EncoderClassifier(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        family_of(model.config)
+        architecture_of(model.config)
         self.model = model
         self.max_length = max_length(model.config)
         model.set_attn_implementation(ATTENTION)
@@ -69,7 +69,7 @@ class EncoderClassifier(nn.Module):
             ModelError: there is no such checkpoint, it cannot run unpadded, or it lacks weights of the encoder itself.
         """
         loaded = load_config(name)
-        family_of(loaded)
+        architecture_of(loaded)
         for key, value in config.items():
             setattr(loaded, key, value)
         with quiet(), as_model_error(name):
@@ -190,7 +190,7 @@ class EncoderClassifier(nn.Module):
         return classifier_output(self.model(**inputs).logits[:texts], labels, reduction, is_multi_label(self))
 
     def _padding_idx(self) -> int | None:
-        """The token that has no position of its own, for a family that counts positions from behind it."""
+        """The token that has no position of its own, for an architecture that counts positions from behind it."""
         embeddings: Any = self.model.base_model.embeddings
         return embeddings.padding_idx if counts_after_padding(self.config) else None
 

@@ -10,6 +10,7 @@ from penstock.engine.data.commit import disk_errors, write_committed
 from penstock.engine.errors import RunError
 
 STUDY_NAME = "study.json"
+_OLD_TRIALS = "cells"  # what an earlier penstock called them
 
 
 def read_study(folder: Path | str) -> dict[str, Any]:
@@ -28,6 +29,17 @@ def read_study(folder: Path | str) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != 1:
         raise RunError(f"{path} was written by another version of penstock")
     return document
+
+
+def trials_folder(folder: Path) -> Path:
+    """Where a study's finished trials are; a study that an earlier penstock began keeps its folder."""
+    old = folder / _OLD_TRIALS
+    return old if old.is_dir() else folder / "trials"
+
+
+def planned_trials(study: dict[str, Any]) -> list[str]:
+    """The names of the trials that study.json plans."""
+    return study.get("trials", study.get(_OLD_TRIALS, []))
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
@@ -52,8 +64,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
                     )
         else:
             write_study(folder, {"identity": identity})
-        for name in ("data", "costs", "cells", "runs"):  # whoever removes one has it made anew
-            (folder / name).mkdir(exist_ok=True)
+        for path in (folder / "data", folder / "costs", trials_folder(folder), folder / "runs"):
+            path.mkdir(exist_ok=True)  # whoever removes one has it made again
     except BlockingIOError:
         lock.close()
         raise RunError(f"{folder} is in use by another process: wait for it or give another --out") from None

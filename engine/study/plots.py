@@ -29,7 +29,7 @@ _SPREAD = 0.009  # of the width: families at the same size are drawn a little ap
 
 
 def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> None:
-    """Every cell as a point, means with their intervals, and the fitted curves where there are any."""
+    """Every trial as a point, means with their intervals, and the fitted curves where there are any."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
         for family in table.families:
@@ -82,15 +82,15 @@ def plot_gap(table: Table, path: Path) -> None:
 
 
 def plot_cost(table: Table, path: Path) -> None:
-    """Accuracy against the time that training took: one point for each cell, joined through the means of each size."""
+    """Accuracy against the time that training took: one point for each trial, joined through the means of each size."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
         for family in table.families:
             means = []
             for point in table.points(family):
-                cells = [cell for cell in table.cells(family, point.size) if cell.status == "done"]
-                seconds = [max(cell.train_seconds, 1e-3) for cell in cells]
-                accuracies = [100 * (cell.accuracy or 0.0) for cell in cells]
+                trials = [trial for trial in table.trials(family, point.size) if trial.status == "done"]
+                seconds = [max(trial.train_seconds, 1e-3) for trial in trials]
+                accuracies = [100 * (trial.accuracy or 0.0) for trial in trials]
                 style: dict[str, Any] = {"color": COLOURS[family], "marker": MARKERS[family]}
                 axes.scatter(seconds, accuracies, **_RUNS, **style)
                 means.append((float(np.exp(np.mean(np.log(seconds)))), float(np.mean(accuracies)), point.size))

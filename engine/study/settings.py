@@ -1,4 +1,4 @@
-"""What a study studies, and the training settings of each of its cells."""
+"""What a study studies, and the training settings of each of its trials."""
 
 import functools
 import importlib.util
@@ -11,9 +11,9 @@ import numpy as np
 
 from penstock.engine.data.sources import PLAIN_READING, Reading
 from penstock.engine.errors import ConfigError, ModelError
-from penstock.engine.study.cells import Cell
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.sizes import SeedRule, Size
+from penstock.engine.study.trials import Trial
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
@@ -108,8 +108,8 @@ def subset_seed(study_seed: int, seed: int) -> int:
     return _derived(study_seed, 1, seed)
 
 
-def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings":
-    """The cell's settings: what the recipe of `penstock train` has for the size, under the user's overrides.
+def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Settings":
+    """The trial's settings: what the recipe of `penstock train` has for the size, under the user's overrides.
 
     Initial weights, order and dropout have seeds of their own, derived from `training.seed`, which is the same for all
     families at one size and seed: they also share the validation split.
@@ -121,15 +121,15 @@ def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings
     from penstock.engine.training.recipe import TrainingSet
     from penstock.engine.training.settings import settings_from
 
-    family = FAMILIES[cell.family]
+    family = FAMILIES[trial.family]
     values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()}
     if family.needs_encoder:
         values["model.encoder"] = study.encoder
-    values["training.seed"] = _derived(study.seed, 2, cell.size, cell.seed)
-    settings = settings_from(values | _used(study, overrides_for(study.overrides, cell.family), cell.family))
+    values["training.seed"] = _derived(study.seed, 2, trial.size, trial.seed)
+    settings = settings_from(values | _used(study, overrides_for(study.overrides, trial.family), trial.family))
     mean_length = store.num_tokens / max(store.num_examples, 1)
     width = _width(study.encoder) if family.kind == "encoder" else None
-    return settings.resolve(TrainingSet(cell.size, mean_length, store.max_length, width))
+    return settings.resolve(TrainingSet(trial.size, mean_length, store.max_length, width))
 
 
 def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def test_a_study_goes_on(old):
     assert [result.status for result in over] == ["done"] * 4
     assert {path: path.read_bytes() for path in results} == results, "finished ones were not run again"
     assert len(write_report("study").table.results) == 4
-    assert "lstm" in Path("study/cells.csv").read_text()
+    assert "lstm" in Path("study/trials.csv").read_text()
 
 
 def test_the_report_of_a_stopped_study(old):

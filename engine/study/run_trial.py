@@ -1,4 +1,4 @@
-"""One cell: train on the subset, evaluate once on the test set."""
+"""One trial: train on the subset, evaluate once on the test set."""
 
 import os
 import shutil
@@ -7,30 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.engine.errors import NonFiniteError, PenstockError, RunError
-from penstock.engine.study.cells import Cell, CellResult
 from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
 from penstock.engine.study.subsets import subset
+from penstock.engine.study.trials import Trial, TrialResult
 
 if TYPE_CHECKING:
     from penstock.engine.training.settings import Settings
 
 
 @dataclass(frozen=True)
-class CellTask:
-    """All that a cell needs, in a form that another process can take.
+class TrialTask:
+    """All that a trial needs, in a form that another process can take.
 
     Attributes:
         settings: of the training run.
         train_store, test_store: folders.
-        subset_seed: of the permutation whose first `cell.size` rows are trained on.
+        subset_seed: of the permutation whose first `trial.size` rows are trained on.
         max_test: number of test rows, always the same ones; None for all.
-        run: the run's directory, from which an interrupted cell goes on.
+        run: the run's directory, from which an interrupted trial goes on.
         keep_run: leave it there; it holds the trained model.
         progress: of the training, see `train`.
-        made_from: what the study found before its first cell, which has to be what this cell finds.
+        made_from: what the study found before its first trial, which has to be what this trial finds.
     """
 
-    cell: Cell
+    trial: Trial
     settings: "Settings"
     train_store: Path
     test_store: Path
@@ -42,7 +42,7 @@ class CellTask:
     made_from: MadeFrom | None = None
 
 
-def run_cell(task: CellTask) -> CellResult:
+def run_trial(task: TrialTask) -> TrialResult:
     """Trains and evaluates.
 
     A loss that diverges and an error that is not the user's to mend (say, out of memory) are results too.
@@ -53,19 +53,19 @@ def run_cell(task: CellTask) -> CellResult:
     try:
         result = _train_and_evaluate(task)
     except NonFiniteError as error:
-        result = CellResult(task.cell, "diverged", error=_one_line(error))
+        result = TrialResult(task.trial, "diverged", error=_one_line(error))
     except PenstockError:
         raise
     except Exception as error:
         if os.environ.get("PENSTOCK_DEBUG"):
             raise
-        return CellResult(task.cell, "failed", error=f"{type(error).__name__}: {_one_line(error)}")
+        return TrialResult(task.trial, "failed", error=f"{type(error).__name__}: {_one_line(error)}")
     if not task.keep_run:
         shutil.rmtree(task.run, ignore_errors=True)
     return result
 
 
-def _train_and_evaluate(task: CellTask) -> CellResult:
+def _train_and_evaluate(task: TrialTask) -> TrialResult:
     import torch
 
     from penstock.engine.data.store import Store
@@ -78,8 +78,8 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
     store, test = Store.open(task.train_store), Store.open(task.test_store)
     now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test)
     if task.made_from is not None and (found := difference(task.made_from, now)):
-        raise RunError(f"{task.cell.name}: the study's data or encoder changed while it ran: {found}; start it again")
-    rows = subset(store.labels, task.cell.size, task.subset_seed)
+        raise RunError(f"{task.trial.name}: the study's data or encoder changed while it ran: {found}; start it again")
+    rows = subset(store.labels, task.trial.size, task.subset_seed)
     trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
     test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
     model: Any = load_model(task.run)
@@ -90,8 +90,8 @@ def _train_and_evaluate(task: CellTask) -> CellResult:
     assert isinstance(evaluation, Evaluation)  # lists of labels are refused when a study begins
     metrics = evaluation.metrics
     validation = trained.validation.num_examples if trained.validation else 0
-    return CellResult(
-        task.cell,
+    return TrialResult(
+        task.trial,
         "done",
         accuracy=metrics.accuracy,
         macro_f1=metrics.macro_f1,

@@ -1,4 +1,4 @@
-"""Cells one after the other in this process, or several at a time in processes of their own."""
+"""Trials one after the other in this process, or several at a time in processes of their own."""
 
 import ctypes
 import os
@@ -11,27 +11,27 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 from penstock.engine.errors import PenstockError, RunError
-from penstock.engine.study.cells import CellResult
-from penstock.engine.study.run_cell import CellTask
+from penstock.engine.study.run_trial import TrialTask
+from penstock.engine.study.trials import TrialResult
 
-RunCell = Callable[[CellTask], CellResult]
+RunTrial = Callable[[TrialTask], TrialResult]
 _PR_SET_PDEATHSIG = 1
 
 
-def run_cells(tasks: Sequence[CellTask], jobs: int, run_cell: RunCell) -> Iterator[CellResult]:
-    """Yields results as they come: in the order of the tasks with one job, large cells first with several.
+def run_trials(tasks: Sequence[TrialTask], jobs: int, run_trial: RunTrial) -> Iterator[TrialResult]:
+    """Yields results as they come: in the order of the tasks with one job, large trials first with several.
 
     Raises:
-        PenstockError: of the first cell that cannot be run; the others are checkpointed and stopped.
+        PenstockError: of the first trial that cannot be run; the others are checkpointed and stopped.
         RunError: a process was killed.
     """
     if jobs == 1:
-        yield from map(run_cell, tasks)
+        yield from map(run_trial, tasks)
         return
-    # the largest cell last would leave the other processes idle
-    tasks = sorted(tasks, key=lambda task: task.cell.size, reverse=True)
+    # the largest trial last would leave the other processes idle
+    tasks = sorted(tasks, key=lambda task: task.trial.size, reverse=True)
     children = _Children()
-    pool = ProcessPoolExecutor(
+    executor = ProcessPoolExecutor(
         max_workers=min(jobs, len(tasks)),
         mp_context=children,
         initializer=_prepare_worker,
@@ -39,13 +39,15 @@ def run_cells(tasks: Sequence[CellTask], jobs: int, run_cell: RunCell) -> Iterat
     )
     previous = signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        futures: dict[Future[CellResult], CellTask] = {pool.submit(_in_worker, run_cell, task): task for task in tasks}
+        futures: dict[Future[TrialResult], TrialTask] = {
+            executor.submit(_in_worker, run_trial, task): task for task in tasks
+        }
         for future in as_completed(futures):
             try:
                 yield future.result()
             except BrokenProcessPool:
                 raise RunError(
-                    f"a process was killed while it ran {futures[future].cell.name} or beside it (out of memory?): "
+                    f"a process was killed while it ran {futures[future].trial.name} or beside it (out of memory?): "
                     "the same command goes on; try fewer --jobs"
                 ) from None
     finally:
@@ -54,7 +56,7 @@ def run_cells(tasks: Sequence[CellTask], jobs: int, run_cell: RunCell) -> Iterat
         for process in children.made:
             if process.is_alive():
                 process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 class _Children(SpawnContext):
@@ -83,9 +85,9 @@ def _prepare_worker(threads: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _in_worker(run_cell: RunCell, task: CellTask) -> CellResult:
+def _in_worker(run_trial: RunTrial, task: TrialTask) -> TrialResult:
     try:
-        return run_cell(task)
+        return run_trial(task)
     except PenstockError as error:
         # only what a message and an exit code carry survives the way to the parent
         if error.exit_code > 128:

@@ -1,4 +1,4 @@
-"""The cells of a study and their results on the disk: one JSON file each, written when the cell is over."""
+"""The trials of a study and their results on the disk: one JSON file each, written when the trial is over."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from penstock.engine.study.fingerprints import MadeFrom
 
 
 @dataclass(frozen=True, order=True)
-class Cell:
+class Trial:
     """One training run: a family on a number of examples, the `seed`-th time."""
 
     size: int
@@ -27,23 +27,23 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """What a cell measured.
+class TrialResult:
+    """What a trial measured.
 
     Attributes:
         status: "done"; "diverged", its loss became non-finite; "failed", it ended in another error.
         error: one line, where it is not done.
         accuracy, macro_f1, loss: on the test set, shares and nats.
-        validation_accuracy: of the chosen model, on the split carved from the cell's examples.
+        validation_accuracy: of the chosen model, on the split carved from the trial's examples.
         train_examples, validation_examples, test_examples: the sizes of the three.
         steps, epochs: run before the training ended.
         train_seconds: in training steps and validation. tokens_per_second: real ones, in training steps.
-        evaluation: everything that `penstock evaluate` reports of the test set, see `Evaluation.to_json`; None in cells
+        evaluation: everything that `penstock evaluate` reports of the test set, see `Evaluation.to_json`; None in those
             of an earlier penstock.
-        made_from: fingerprints of its data, settings and encoder; None in cells of an earlier penstock.
+        made_from: fingerprints of its data, settings and encoder; None in trials of an earlier penstock.
     """
 
-    cell: Cell
+    trial: Trial
     status: Literal["done", "diverged", "failed"]
     error: str = ""
     accuracy: float | None = None
@@ -61,48 +61,49 @@ class CellResult:
     made_from: MadeFrom | None = None
 
 
-def plan_cells(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Cell]:
-    """All cells, small ones first: {family: its sizes} by {size: its number of seeds}."""
+def plan_trials(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Trial]:
+    """All trials, small ones first: {family: its sizes} by {size: its number of seeds}."""
     return sorted(
-        Cell(size, seed, family) for family, own in sizes.items() for size in own for seed in range(seeds[size])
+        Trial(size, seed, family) for family, own in sizes.items() for size in own for seed in range(seeds[size])
     )
 
 
-def cell_named(name: str) -> Cell | None:
-    """The cell of that name; None if no family has such a cell."""
+def trial_named(name: str) -> Trial | None:
+    """The trial of that name; None if no family has such a trial."""
     rest, _, seed = name.rpartition("-")
     family, _, size = rest.rpartition("-")
     if family not in FAMILIES or not size.isdecimal() or not seed.isdecimal():
         return None
-    return Cell(int(size), int(seed), family)
+    return Trial(int(size), int(seed), family)
 
 
-def result_path(folder: Path, cell: Cell) -> Path:
-    return folder / f"{cell.name}.json"
+def result_path(folder: Path, trial: Trial) -> Path:
+    return folder / f"{trial.name}.json"
 
 
-def write_result(folder: Path, result: CellResult) -> None:
+def write_result(folder: Path, result: TrialResult) -> None:
     """
     Raises:
         DiskError: it cannot be written.
     """
     document = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-    write_committed(result_path(folder, result.cell), document.encode())
+    write_committed(result_path(folder, result.trial), document.encode())
 
 
-def read_result(path: Path) -> CellResult:
+def read_result(path: Path) -> TrialResult:
     """
     Raises:
-        RunError: the file is not a cell's result.
+        RunError: the file is not a trial's result.
     """
     try:
         document = json.loads(path.read_text())
         made_from = MadeFrom(**document["made_from"]) if document.get("made_from") else None
-        return CellResult(**{**document, "cell": Cell(**document["cell"]), "made_from": made_from})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path}: not a cell's result ({error}); remove it to run the cell again") from None
+        trial = document.pop("cell" if "cell" in document else "trial")  # an earlier penstock wrote cells
+        return TrialResult(**{**document, "trial": Trial(**trial), "made_from": made_from})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{path}: not a trial's result ({error}); remove it to run the trial again") from None
 
 
-def read_results(folder: Path) -> list[CellResult]:
-    """The results of all cells in the folder, small cells first."""
-    return sorted((read_result(path) for path in folder.glob("*.json")), key=lambda result: result.cell)
+def read_results(folder: Path) -> list[TrialResult]:
+    """The results of all trials in the folder, small trials first."""
+    return sorted((read_result(path) for path in folder.glob("*.json")), key=lambda result: result.trial)

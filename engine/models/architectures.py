@@ -9,7 +9,7 @@ from penstock.engine.errors import ModelError
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """What the ragged path must know of one architecture.
 
     Attributes:
@@ -23,38 +23,38 @@ class Family:
     dropouts: tuple[str, str, str] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
-FAMILIES = {
-    "bert": Family("encoder.layer"),
-    "electra": Family("encoder.layer"),
-    "roberta": Family("encoder.layer", positions_after_padding=True),
-    "xlm-roberta": Family("encoder.layer", positions_after_padding=True),
-    "camembert": Family("encoder.layer", positions_after_padding=True),
-    "distilbert": Family("transformer.layer", dropouts=("dropout", "attention_dropout", "seq_classif_dropout")),
-    "modernbert": Family("layers", dropouts=("mlp_dropout", "attention_dropout", "classifier_dropout")),
+ARCHITECTURES = {
+    "bert": Architecture("encoder.layer"),
+    "electra": Architecture("encoder.layer"),
+    "roberta": Architecture("encoder.layer", positions_after_padding=True),
+    "xlm-roberta": Architecture("encoder.layer", positions_after_padding=True),
+    "camembert": Architecture("encoder.layer", positions_after_padding=True),
+    "distilbert": Architecture("transformer.layer", dropouts=("dropout", "attention_dropout", "seq_classif_dropout")),
+    "modernbert": Architecture("layers", dropouts=("mlp_dropout", "attention_dropout", "classifier_dropout")),
 }
 
 
-def family_of(config: PreTrainedConfig) -> Family:
-    """The family of a model's configuration.
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """The architecture of a model's configuration.
 
     Raises:
         ModelError: penstock cannot run this architecture unpadded.
     """
-    family = FAMILIES.get(config.model_type)
+    architecture = ARCHITECTURES.get(config.model_type)
     name = config.name_or_path or config.model_type
-    if family is None:
+    if architecture is None:
         raise ModelError(
             f"encoder {name!r} is a {config.model_type!r} model, which cannot run unpadded; use one of the types "
-            f"{', '.join(sorted(FAMILIES))}"
+            f"{', '.join(sorted(ARCHITECTURES))}"
         )
     if getattr(config, "is_decoder", False):
         raise ModelError(f"encoder {name!r} is configured as a decoder (is_decoder), whose tokens see only the past")
-    return family
+    return architecture
 
 
 def counts_after_padding(config: PreTrainedConfig) -> bool:
     """Whether positions count from behind the padding token's, which all padding tokens share."""
-    return family_of(config).positions_after_padding
+    return architecture_of(config).positions_after_padding
 
 
 def max_length(config: PreTrainedConfig) -> int:
@@ -70,11 +70,11 @@ def pools_mean(config: PreTrainedConfig | None) -> bool:
 
 def parent_of_layers(model: PreTrainedModel) -> nn.Module:
     """The module that runs the layers one after the other."""
-    return model.base_model.get_submodule(family_of(model.config).layers.rpartition(".")[0])
+    return model.base_model.get_submodule(architecture_of(model.config).layers.rpartition(".")[0])
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """The list of layers of a model for sequence classification."""
-    layers = model.base_model.get_submodule(family_of(model.config).layers)
+    layers = model.base_model.get_submodule(architecture_of(model.config).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
