@@ -156,7 +156,7 @@ def _write(path: Path, records: Iterator[dict[str, Any]]) -> None:
     import json
     from itertools import chain
 
-    from penstock.engine.data.commit import committed, disk_errors
+    from penstock.engine.files import committed, disk_errors
 
     columns = ["kind", "group", "set", "source", "unit", "position", "label"]
     with disk_errors(path), committed(path) as file:

@@ -13,7 +13,8 @@ import itertools
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from penstock.engine.plot_style import STYLE
+from penstock.engine.files import write_committed
+from penstock.engine.plot_style import STYLE, png_of
 from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.curves import Curve
 from penstock.engine.study.families import FAMILIES, REFERENCE
@@ -48,7 +49,7 @@ def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> N
         axes.set_ylabel("test accuracy, %")
         _finish(axes, table.sizes)
         axes.legend(loc="lower right")
-        figure.savefig(path, dpi=160)
+        write_committed(path, png_of(figure))
         plt.close(figure)
 
 
@@ -77,7 +78,7 @@ def plot_gap(table: Table, path: Path) -> None:
         axes.set_ylabel("encoder's lead, points of accuracy")
         _finish(axes, table.sizes)
         axes.legend(loc="upper right")
-        figure.savefig(path, dpi=160)
+        write_committed(path, png_of(figure))
         plt.close(figure)
 
 
@@ -108,7 +109,7 @@ def plot_cost(table: Table, path: Path) -> None:
         axes.set_xlabel("training time, seconds (log scale); labels: training examples")
         axes.set_ylabel("test accuracy, %")
         axes.legend(loc="lower right")
-        figure.savefig(path, dpi=160)
+        write_committed(path, png_of(figure))
         plt.close(figure)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.engine.data.commit import disk_errors, write_committed
 from penstock.engine.data.overlap import Overlap
+from penstock.engine.files import disk_errors, write_committed
 from penstock.engine.page import (
     Block,
     Bullets,
@@ -52,8 +52,8 @@ def write_report(folder: Path | str) -> Findings:
             plot_gap(findings.table, folder / "gap.png")
         plot_cost(findings.table, folder / "cost.png")
         blocks = _blocks(findings)
-        write_committed(folder / "report.md", to_markdown(TITLE, blocks).encode())
-        write_committed(folder / "report.html", to_html(TITLE, blocks, folder).encode())
+        write_committed(folder / "report.md", to_markdown(TITLE, blocks))
+        write_committed(folder / "report.html", to_html(TITLE, blocks, folder))
     return findings
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock.engine.data.commit import write_committed
 from penstock.engine.errors import RunError
+from penstock.engine.files import write_json
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom
 
@@ -86,8 +86,7 @@ def write_result(folder: Path, result: TrialResult) -> None:
     Raises:
         DiskError: it cannot be written.
     """
-    document = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-    write_committed(result_path(folder, result.trial), document.encode())
+    write_json(result_path(folder, result.trial), dataclasses.asdict(result))
 
 
 def read_result(path: Path) -> TrialResult:

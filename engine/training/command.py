@@ -7,9 +7,8 @@ from pathlib import Path
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, RunError, StoreError
-from penstock.engine.training.files import has_checkpoint
 from penstock.engine.training.run_directory import check_out
-from penstock.engine.training.run_record import read_record
+from penstock.engine.training.run_record import has_checkpoint, read_record
 from penstock.engine.training.settings import Settings, load_saved_settings, load_settings, parse_value
 
 _OPTIONS = {"model.kind": "--model", "model.encoder": "--encoder", "model.start_from": "--from"}

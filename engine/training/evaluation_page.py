@@ -1,6 +1,5 @@
 """An evaluation to look at: a table for the terminal and a page with pictures."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from penstock.engine.page import Block, Bullets, Heading, Headline, Paragraph, Picture, TableBlock, to_html
-from penstock.engine.plot_style import STYLE
+from penstock.engine.plot_style import STYLE, png_of
 from penstock.engine.training.evaluation import ClassFigures, Evaluation, ReliabilityBin
 
 MAX_CLASSES = 30  # shown one by one; of more, the worst and the best
@@ -192,7 +191,7 @@ def _confusion_picture(evaluation: Evaluation) -> bytes:
                     column, row, f"{shares[row, column]:.0%}\n{counts[row, column]:,}", ha="center", va="center",
                     fontsize=9, color="white" if shares[row, column] > 0.55 else "#1f2933",
                 )  # fmt: skip
-    return _png(figure)
+    return png_of(figure)
 
 
 def reliability_picture(bins: Sequence[ReliabilityBin], by: str, what: str) -> bytes:
@@ -214,7 +213,7 @@ def reliability_picture(bins: Sequence[ReliabilityBin], by: str, what: str) -> b
     axes.set_xlabel(by)
     axes.set_ylabel("share")
     axes.legend(loc="upper left", frameon=False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _new_figure(width: float, height: float) -> tuple[Any, Any]:
@@ -224,15 +223,6 @@ def _new_figure(width: float, height: float) -> tuple[Any, Any]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()
-
-
-def _png(figure: Any) -> bytes:
-    import matplotlib as mpl
-
-    content = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(content, dpi=160, format="png")
-    return content.getvalue()
 
 
 def _short(name: str, length: int = 22) -> str:
