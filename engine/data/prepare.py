@@ -75,6 +75,11 @@ def prepare(
     An interrupted preparation goes on where it was when it is called again with the same arguments: finished shards are
     checked and kept. Calling it again on a finished store of the same content and settings changes nothing.
 
+    Example:
+        >>> from penstock.engine import prepare
+        >>> prepare("synthetic:reviews?n=50", "reviews", tokenizer="train:bpe:400", progress=False).num_examples
+        50
+
     Args:
         sources: one or more, read one after the other: names of files, folders or patterns, or Python objects, see
             `penstock.engine.data.sources.open_sources`.

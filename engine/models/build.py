@@ -61,6 +61,11 @@ def build_model(
 def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier:
     """Loads a saved model: a folder with a `config.json`, or a run, of which the best checkpoint is taken.
 
+    Example:
+        >>> from penstock.engine import load_model
+        >>> load_model("run").config.num_labels
+        3
+
     Raises:
         ModelError: there is none, or it cannot be loaded.
     """

@@ -37,6 +37,17 @@ class EncoderClassifier(nn.Module):
     All tokens of a batch go through the model as one row. The head, which expects one row a text, gets each sequence's
     first token (or the mean over its tokens, where the checkpoint pools so) from a hook.
 
+    Example:
+        >>> from penstock.engine import EncoderClassifier
+        >>> import torch
+        >>> from penstock.kernels import Ragged
+        >>> tokens = Ragged.from_lengths(torch.tensor([1, 2, 3, 4, 5], dtype=torch.int32), [3, 2])
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+        >>> stock = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=3, **sizes))
+        >>> EncoderClassifier(stock)(tokens).logits.shape
+        torch.Size([2, 3])
+
     Args:
         model: the stock model. It is changed: attention goes through the bridge, and some methods are replaced by
             faster ones (`fuse.py`). Its parameters and what it saves stay as they were, for transformers alone to load.

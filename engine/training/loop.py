@@ -29,10 +29,10 @@ from penstock.engine.training.evaluate import class_probabilities, evaluate, run
 from penstock.engine.training.flops import peak_flops, training_flops_per_token
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import Thresholds, choose_thresholds, read_metrics
+from penstock.engine.training.optimizer import learning_rate_factor
 from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.progress import Mode, open_display
 from penstock.engine.training.run_directory import MetricsLog, RunDirectory
-from penstock.engine.training.schedule import learning_rate_factor
 from penstock.engine.training.settings import Settings, TrainingSettings
 from penstock.engine.training.signals import Interrupted, StopSignal
 from penstock.engine.training.step import Stepper, StepReport, derive_seed

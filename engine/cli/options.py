@@ -34,3 +34,8 @@ EncodingOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def label_separator_option(help: str) -> typer.models.OptionInfo:
+    """--label-separator, whose meaning depends on what a command does with it."""
+    return typer.Option("--label-separator", metavar="TEXT", help=help)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
 
 SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
 SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)]
 LabelOption = Annotated[
@@ -37,9 +37,7 @@ def evaluate(
     encoding: EncodingOption = None,
     label_separator: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT", help="Of a raw source: what stands between the labels of a row.  [default: as in training]"
-        ),
+        label_separator_option("Of a raw source: what stands between the labels of a row.  [default: as in training]"),
     ] = None,
     bad_rows: Annotated[
         str,
@@ -177,9 +175,7 @@ def predict(
     ] = None,
     label_separator: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT", help="Between the labels of a row in csv and tsv, if a row has several.  [default: |]"
-        ),
+        label_separator_option("Between the labels of a row in csv and tsv, if a row has several.  [default: |]"),
     ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also every label's probability, as probability_NAME.")

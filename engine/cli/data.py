@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option
 
 PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
 
@@ -30,8 +30,7 @@ def prepare(
     separator: SeparatorOption = None,
     encoding: EncodingOption = None,
     label_separator: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Each row has several labels, with this between them, such as '|'."),
+        str | None, label_separator_option("Each row has several labels, with this between them, such as '|'.")
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Longer texts are cut to this many tokens.  [default: 512]")

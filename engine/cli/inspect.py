@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.engine.cli_options import EncodingOption, SeparatorOption, TextOption
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ def inspect(
     separator: SeparatorOption = None,
     encoding: EncodingOption = None,
     label_separator: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Each row has several labels, with this between them.")
+        str | None, label_separator_option("Each row has several labels, with this between them, such as '|'.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the places of all rows found to a .csv or .jsonl file.")

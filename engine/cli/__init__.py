@@ -1,15 +1,39 @@
-"""The command line: `penstock COMMAND`. Each group of commands lives in a `cli_*.py` beside this file."""
+"""The command line: `penstock COMMAND`. Each group of commands is a module of this package."""
 
 import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from penstock.engine import cli_bench, cli_data, cli_doctor, cli_inspect, cli_predict, cli_study, cli_train
-from penstock.engine.cli_command import Command
+from penstock.engine.cli import bench, data, doctor, inspect, predict, study, train
 from penstock.engine.errors import DiskError, PenstockError
+
+
+class Command(TyperCommand):
+    """Typer's, which refuses an option twice that takes one value: the parser would keep the last and say nothing."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
+            values, rest, order = parse(args)
+            for parameter in () if ctx.resilient_parsing else dict.fromkeys(order):
+                single = not (parameter.multiple or parameter.is_eager or getattr(parameter, "count", False))
+                if parameter.param_type_name == "option" and single and order.count(parameter) > 1:
+                    raise typer.BadParameter(
+                        "given more than once, and only one can be used: leave the others out",
+                        ctx=ctx,
+                        param=parameter,
+                    )
+            return values, rest, order
+
+        parser.parse_args = parse_once
+        return parser
+
 
 app = typer.Typer(
     name="penstock",
@@ -20,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for commands in (cli_data, cli_inspect, cli_train, cli_predict, cli_study, cli_bench, cli_doctor):
+for commands in (data, inspect, train, predict, study, bench, doctor):
     commands.register(app)
 for command in app.registered_commands:
     command.cls = command.cls if command.cls and issubclass(command.cls, Command) else Command
@@ -64,7 +88,3 @@ def main() -> None:
 def fail(error: PenstockError) -> None:
     print(f"penstock: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()
