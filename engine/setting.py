@@ -148,6 +148,6 @@ def split_key_value(item: str, wanted: str) -> tuple[str, str]:
         ConfigError: it has another form.
     """
     key, equals, value = item.partition("=")
-    if not equals or not key.strip():
+    if not equals:
         raise ConfigError(f"{item!r} is no setting: write {wanted}")
     return key.strip(), value

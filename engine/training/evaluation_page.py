@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,12 +14,14 @@ MAX_CLASSES = 30  # shown one by one; of more, the worst and the best
 MAX_CELLS = 12  # classes of a confusion matrix with a number in each cell
 SHOWN_CONFUSIONS = 10
 
+Figures = TypeVar("Figures", bound=ClassFigures)
+
 COLUMNS = ("class", "precision", "recall", "F1", "AUROC", "support", "predicted")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """The summary and a table by class, on stdout."""
-    shown, note = _shown_classes(evaluation)
+    shown, note = worst_and_best(evaluation.classes, "classes")
     lines = [*([note] if note else []), *_confusions(evaluation)[:3]]
     print_table(evaluation.summary(), _averages(evaluation), COLUMNS, _class_rows(shown), lines)
 
@@ -53,7 +55,7 @@ def print_table(
 def evaluation_page(evaluation: Evaluation, run: str, data: str) -> str:
     """One self-contained HTML page."""
     metrics = evaluation.metrics
-    shown, note = _shown_classes(evaluation)
+    shown, note = worst_and_best(evaluation.classes, "classes")
     headline = [f"{metrics.accuracy:.2%} of {metrics.num_examples:,} examples are classified correctly."]
     headline += [f"{caveat[0].upper()}{caveat[1:]}." for caveat in metrics.caveats()]
     blocks: list[Block] = [
@@ -123,15 +125,14 @@ def _class_rows(classes: Sequence[ClassFigures]) -> list[list[str]]:
     ]
 
 
-def _shown_classes(evaluation: Evaluation) -> tuple[list[ClassFigures], str]:
-    """All classes, or the worst and the best by F1; and what is not shown."""
-    classes = evaluation.classes
-    if len(classes) <= MAX_CLASSES:
-        return classes, ""
-    present = sorted((each for each in classes if each.support), key=lambda each: (each.f1 or 0.0, each.name))
+def worst_and_best(figures: Sequence[Figures], what: str) -> tuple[Sequence[Figures], str]:
+    """All classes (or labels: `what`), or of many the worst and the best by F1; and what is not shown."""
+    if len(figures) <= MAX_CLASSES:
+        return figures, ""
+    present = sorted((each for each in figures if each.support), key=lambda each: (each.f1 or 0.0, each.name))
     half = MAX_CLASSES // 2
     shown = present if len(present) <= MAX_CLASSES else [*present[:half], *present[-half:]]
-    return shown, f"The worst and the best of {len(classes):,} classes, by F1; --json has them all."
+    return shown, f"The worst and the best of {len(figures):,} {what}, by F1; --json has them all."
 
 
 def _confusions(evaluation: Evaluation) -> list[str]:
