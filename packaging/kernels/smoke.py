@@ -5,7 +5,6 @@ import importlib.util
 
 import torch
 
-import penstock.kernels
 from penstock import _native
 from penstock.kernels import LSTM, Ragged, segment_pool, use_backend
 
@@ -22,8 +21,11 @@ for backend in ("cpu", "reference"):
     lstm.zero_grad()
     with use_backend(backend):
         hidden, _ = lstm(batch)
-        segment_pool(hidden.values, hidden.cu_seqlens, "max").sum().backward()
+    segment_pool(hidden.values, hidden.cu_seqlens, "max").sum().backward()
     gradients[backend] = [parameter.grad.clone() for parameter in lstm.parameters()]
 for ours, truth in zip(gradients["cpu"], gradients["reference"], strict=True):
     torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
-print(f"penstock-kernels {importlib.metadata.version('penstock-kernels')}, torch {torch.__version__}:", _native.__file__)
+compiled = torch.compile(lambda values: lstm(batch.with_values(values))[0].values, backend="aot_eager", fullgraph=True)
+torch.testing.assert_close(compiled(batch.values), hidden.values, rtol=1e-4, atol=1e-5)
+version = importlib.metadata.version("penstock-kernels")
+print(f"penstock-kernels {version}, torch {torch.__version__}: {_native.__file__}")
