@@ -18,7 +18,14 @@ version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["projec
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/*.md", "benchmarks/*/*.md"]
+include_patterns = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/**.md",
+    "benchmarks/*.md",
+    "benchmarks/*/*.md",
+]
 myst_heading_anchors = 3
 default_role = "code"
 autodoc_member_order = "bysource"
@@ -37,6 +44,7 @@ html_theme_options = {
     "check_switcher": False,
     "navbar_start": ["navbar-logo", "version-switcher"],
     "navbar_align": "left",
+    "header_links_before_dropdown": 8,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
 }
@@ -46,19 +54,13 @@ CONTENTS = """
 ```{toctree}
 :hidden:
 :glob:
-docs/kernels
-docs/engine
-docs/architecture
+docs/api/kernels
+docs/api/engine
+docs/*
 benchmarks/README
-docs/log
+benchmarks/**
 CONTRIBUTING
 CHANGELOG
-```
-
-```{toctree}
-:hidden:
-:glob:
-benchmarks/*/*
 ```
 """
 
