@@ -69,7 +69,7 @@ lint: install types
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # mypy does not follow the editable install's mapping of engine/ and kernels/ to penstock.*: links do. A package of its own,
-# lest a checkout named penstock be taken for a part of it.
+# so that a checkout named penstock is not taken for a part of it.
 types:
 	mkdir -p build/types/penstock
 	touch build/types/penstock/__init__.pyi

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from penstock.engine import cli_doctor
+
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "packaging" / "kernels"
 PENSTOCK, ALONE = (tomllib.loads((place / "pyproject.toml").read_text())["project"] for place in (ROOT, KERNELS))
@@ -24,6 +26,34 @@ def test_both_are_of_one_version_and_ask_for_the_same() -> None:
     assert ALONE["requires-python"] == PENSTOCK["requires-python"]
     assert ALONE["dependencies"] == [need for need in PENSTOCK["dependencies"] if need.startswith("torch")]
     assert ALONE["optional-dependencies"]["triton"] == PENSTOCK["optional-dependencies"]["triton"]
+
+
+CHECKOUT, RELEASE = "penstock/_native.cpython-311-x86_64-linux-gnu.so", "penstock/engine/__init__.py"
+INSTALLED = {
+    "a checkout": (CHECKOUT, None, []),
+    "a release": (RELEASE, "2.0", [(True, "2.0")]),
+    "a checkout and the kernels": (CHECKOUT, "2.0", [(False, "uninstall both")]),
+    "a checkout and other kernels": (CHECKOUT, "1.0", [(False, "uninstall both")]),
+    "a release and other kernels": (RELEASE, "1.0", [(False, "needs 2.0")]),
+}
+
+
+@pytest.mark.parametrize(("file", "kernels", "said"), INSTALLED.values(), ids=INSTALLED)
+def test_the_doctor_says_what_lies_over_what(
+    file: str, kernels: str | None, said: list[tuple[bool, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, version in {"penstock": "2.0", "penstock_kernels": kernels}.items():
+        if version is not None:
+            information = tmp_path / f"{name}-{version}.dist-info"
+            information.mkdir()
+            (information / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
+            (information / "RECORD").write_text(f"{file},,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    checks = list(cli_doctor.kernels_alone())
+    assert [what for what, _, _ in checks] == ["penstock-kernels"] * len(said)
+    for (_, fine, detail), (expected, words) in zip(checks, said, strict=True):
+        assert fine is expected
+        assert words in detail
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
