@@ -4,6 +4,7 @@ The sources' folder is the checkout's, so that links between its Markdown files 
 """
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ from packaging.version import Version
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
+SITE = os.environ.get("PENSTOCK_DOCS_URL", "")  # where the folder of the versions is published, if not at a host's root
 project = "penstock"
 author = copyright = "the penstock authors"
 version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -41,7 +43,7 @@ html_title = "penstock"
 html_sourcelink_suffix = ""
 html_theme_options = {
     # beside the folders of the versions, at the top of the site
-    "switcher": {"json_url": "/switcher.json", "version_match": version},
+    "switcher": {"json_url": f"{SITE}/switcher.json", "version_match": version},
     "check_switcher": False,
     "navbar_start": ["navbar-logo", "version-switcher"],
     "navbar_align": "left",
@@ -82,9 +84,8 @@ def add_versions(app: Sphinx, failure: Exception | None) -> None:
         return
     site = Path(app.outdir).parent
     versions = sorted((path.name for path in site.iterdir() if re.match(r"\d", path.name)), key=Version, reverse=True)
-    entries = [
-        {"version": name, "url": f"/{name}/{root_doc}.html", "preferred": name == versions[0]} for name in versions
-    ]
+    pages = {name: f"{SITE}/{name}/{root_doc}.html" for name in versions}
+    entries = [{"version": name, "url": url, "preferred": name == versions[0]} for name, url in pages.items()]
     (site / "switcher.json").write_text(json.dumps(entries, indent=1))
     page = '<!doctype html><meta http-equiv="refresh" content="0; url={}">\n'
     (Path(app.outdir) / "index.html").write_text(page.format(f"{root_doc}.html"))
