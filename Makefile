@@ -34,10 +34,13 @@ INSTALL = $(call PIP,install,native) -e
 	$(INSTALL) '.[test,lint,hub]'
 	touch $@
 
-# Ray, datatrove and the Trainer's accelerate, which the slow tests run on: 260 MB that nothing else needs. And what makes
+# What the slow tests run on: Ray, datatrove and the Trainer's accelerate, 260 MB that nothing else needs, and what makes
 # the pages and the wheels.
-.venv/installed-slow: .venv/installed
-	$(INSTALL) '.[ray,datatrove,bench,docs,release]'
+.venv/installed-slow: EXTRAS := ray,datatrove,bench,docs,release
+.venv/installed-docs: EXTRAS := docs
+.venv/installed-release: EXTRAS := release
+.venv/installed-slow .venv/installed-docs .venv/installed-release: .venv/installed
+	$(INSTALL) '.[$(EXTRAS)]'
 	touch $@
 
 study: install
@@ -81,13 +84,13 @@ format: install
 	$(BIN)/clang-format -i $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # build/docs/VERSION, beside the versions built there before. `python -m http.server -d build/docs` shows them.
-docs: .venv/installed-slow
+docs: .venv/installed-docs
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs/$(VERSION)
 
 # What is released: sources and wheel of penstock, sources of penstock-kernels and its wheel for this Python and as old a
 # Linux as this machine's compiler allows. `cibuildwheel dist/penstock_kernels-*.tar.gz` makes wheels for all Pythons.
 dist: export PENSTOCK_CUDA = OFF
-dist: .venv/installed-slow
+dist: .venv/installed-release
 	rm -rf dist build/wheels
 	$(BIN)/python -m build --no-isolation -o dist .
 	$(BIN)/python -m build --no-isolation --sdist -o dist packaging/kernels
