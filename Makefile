@@ -53,12 +53,12 @@ test-slow: .venv/installed-slow
 	$(BIN)/pytest -q -n 2 --dist worksteal -m slow
 
 # The kernels' tests with the newest torch there is, and with the oldest that is supported, each in an environment that
-# stays. torch is the index's own build, with gigabytes of CUDA.
-test-newest: TORCH := torch triton
-test-oldest: TORCH := 'torch==2.11.*' 'triton==3.6.*'
+# stays. torch is the index's own build, with gigabytes of CUDA. Triton 3.6's interpreter stops at NumPy 2.4.
+test-newest: TORCH := torch triton numpy
+test-oldest: TORCH := 'torch==2.11.*' 'triton==3.6.*' 'numpy==2.0.*'
 test-newest test-oldest: test-%: install
 	test -x build/$*/bin/python || $(PYTHON) -m venv build/$*
-	build/$*/bin/pip install -q --upgrade $(TORCH) numpy pytest pytest-xdist hypothesis
+	build/$*/bin/pip install -q --upgrade $(TORCH) pytest pytest-xdist hypothesis
 	rm -rf build/wheels
 	$(call PIP,wheel --no-deps -w build/wheels,kernels) ./packaging/kernels
 	build/$*/bin/pip install -q --no-deps --force-reinstall build/wheels/*.whl
