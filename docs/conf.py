@@ -25,8 +25,8 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/**.md",
-    "benchmarks/*.md",
-    "benchmarks/*/*.md",
+    "benchmarks/**.md",
+    "csrc/**.md",
 ]
 suppress_warnings = ["toc.not_included"]  # pages beside the code are found by links
 myst_heading_anchors = 3
