@@ -47,6 +47,7 @@ def doctor() -> None:
 def environment() -> Iterator[Check]:
     """Everything outside penstock's own code that its speed or its working depends on."""
     yield "penstock", True, importlib.metadata.version("penstock")
+    yield from kernels_alone()
     yield "python", True, f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}"
     for package in ("torch", "transformers", "tokenizers", "pyarrow"):
         yield package, *installed(package)
@@ -68,6 +69,21 @@ def installed(package: str) -> tuple[bool, str]:
         return True, importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return False, f"not installed: pip install {package}"
+
+
+def kernels_alone() -> Iterator[Check]:
+    """penstock-kernels, where it is installed: a release of penstock builds on it, a checkout brings the same files."""
+    there, detail = installed("penstock-kernels")
+    if not there:
+        return
+    version = importlib.metadata.version("penstock")
+    if any(str(file).startswith("penstock/_native.") for file in importlib.metadata.files("penstock") or ()):
+        overlap = "lies over the kernels of this penstock, which comes from a checkout: pip uninstall both, install one"
+        yield "penstock-kernels", False, f"{detail} {overlap}"
+    elif detail != version:
+        yield "penstock-kernels", False, f"is {detail}, this penstock needs {version}: pip install -U penstock"
+    else:
+        yield "penstock-kernels", True, detail
 
 
 def native() -> Check:
