@@ -7,9 +7,9 @@ import triton.language as tl
 from kernel_cases import BOUND
 
 from penstock.kernels import dispatch, philox, use_backend
-from penstock.kernels.attention import reference
+from penstock.kernels.attention import Backward, Problem
+from penstock.kernels.attention import plain as reference
 from penstock.kernels.attention import triton as backend
-from penstock.kernels.attention.protocol import Problem
 from penstock.kernels.philox_triton import dropout_bits
 
 LENGTHS_Q = [5, 0, 1, 70, 2]
@@ -32,9 +32,10 @@ def compute(module, dtype, heads, kv_heads, head_dim, **options):
         q, k, v, grad_out = q.double(), k.double(), v.double(), grad_out.double()
     bounds = [torch.tensor([0, *x]).cumsum(0).to(torch.int32) for x in (LENGTHS_Q, LENGTHS_K)]
     seed, ids = torch.tensor(-(2**62) + 12345), torch.arange(len(LENGTHS_Q)) + 2**33
-    problem = Problem(*bounds, max(LENGTHS_Q), max(LENGTHS_K), head_dim**-0.5, seed=seed, ids=ids, **options)
-    out, lse = module.forward(q, k, v, problem)
-    return lse, out, *module.backward(grad_out, q, k, v, out, lse, problem)
+    options = {"window_left": -1, "window_right": -1, "dropout_p": 0.0, "seed": seed, "ids": ids, **options}
+    fields = *bounds, max(LENGTHS_Q), max(LENGTHS_K), head_dim**-0.5
+    out, lse = module.varlen_attention(Problem(q, k, v, *fields, **options))
+    return lse, out, *module.varlen_attention_backward(Backward(grad_out, q, k, v, out, lse, *fields, **options))
 
 
 @pytest.mark.parametrize(

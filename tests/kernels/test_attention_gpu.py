@@ -6,7 +6,7 @@ from kernel_cases import BOUND as BOUNDS
 from kernel_cases import bounds, pairwise
 
 from penstock.kernels import segment_pool, use_backend, varlen_attention
-from penstock.kernels.pooling.protocol import MODES
+from penstock.kernels.pooling import MODES
 
 pytestmark = pytest.mark.gpu  # skipped, with the reason, where there is none
 

@@ -4,16 +4,19 @@ import pytest
 import torch
 import triton
 
+from penstock.kernels import dispatch
+from penstock.kernels.attention import Problem
 from penstock.kernels.attention import triton as backend
-from penstock.kernels.attention.protocol import Problem
+from penstock.kernels.attention import triton_kernels as kernels
 
 
 def test_says_what_it_cannot_serve():
     facts = {"device_type": "cuda", "dtype": torch.bfloat16, "head_dim": 64, "dropout": True}
-    assert backend.why_not(**facts) is None
-    assert "CUDA" in backend.why_not(**{**facts, "device_type": "cpu"})
-    assert "float64" in backend.why_not(**{**facts, "dtype": torch.float64})
-    assert "head_dim" in backend.why_not(**{**facts, "head_dim": 257})
+    why_not = dispatch._registry["varlen_attention"]["triton"].why_not
+    assert why_not(**facts) is None
+    assert "CUDA" in why_not(**{**facts, "device_type": "cpu"})
+    assert "float64" in why_not(**{**facts, "dtype": torch.float64})
+    assert "head_dim" in why_not(**{**facts, "head_dim": 257})
 
 
 SHARED_MEMORY = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # sm_86 runs what is built for sm_80, and has 99 KiB
@@ -23,9 +26,9 @@ def compile_kernel(kernel, tile, dtype, head_dim, capability, window=False, drop
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    problem = Problem(None, None, 1, 1, 1.0, *((1, 1) if window else (-1, -1)), 0.1 if dropout else 0.0)
     q = torch.empty(1, 12, head_dim, dtype=dtype)
-    constants = backend._constants(q, q, problem, tile)
+    window, p = (1, 1) if window else (-1, -1), 0.1 if dropout else 0.0
+    constants = backend._constants(Problem(q, q, q, None, None, 1, 1, 1.0, *window, p, None, None), tile)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     if not dropout:
         constants.update(seed=None, ids=None)
@@ -55,8 +58,6 @@ def compile_kernel(kernel, tile, dtype, head_dim, capability, window=False, drop
     ],
 )
 def test_compiles_for_gpus(dtype, head_dim, window, capability):
-    from penstock.kernels.attention import triton_kernels as kernels
-
     tiles = backend.choose_tiles(dtype, head_dim, 512)
     for kernel, tile in zip((kernels.forward_kernel, kernels.dq_kernel, kernels.dkdv_kernel), tiles, strict=True):
         compiled = compile_kernel(kernel, tile, dtype, head_dim, capability, window)

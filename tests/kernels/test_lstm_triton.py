@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from penstock.kernels import dispatch
-from penstock.kernels.lstm import triton as backend
 
 triton = pytest.importorskip("triton")
+backend = pytest.importorskip("penstock.kernels.lstm.triton")
 
 
 def test_is_never_the_default() -> None:
@@ -42,9 +42,7 @@ def compile_for(capability: int, name: str, storage: str, hidden: int, everythin
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from penstock.kernels.lstm import triton_kernels
-
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(backend, name)
     tile = backend._persistent_tile(backend._padded(hidden)) if "persistent" in name else dict(backend._STEP_TILE)
     options = {option: tile.pop(option) for option in ("num_warps", "num_stages")}
     flags = dict.fromkeys((arg for arg in kernel.arg_names if arg.startswith(("HAS_", "SAVE_"))), everything)

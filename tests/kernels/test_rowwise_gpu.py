@@ -6,7 +6,7 @@ from kernel_cases import BOUND as BOUNDS
 from kernel_cases import bounds, pairwise
 
 from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
-from penstock.kernels.pooling.protocol import MODES
+from penstock.kernels.pooling import MODES
 
 pytestmark = pytest.mark.gpu  # skipped, with the reason, where there is none
 
