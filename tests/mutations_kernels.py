@@ -146,7 +146,7 @@ FAULTS = [
         "begins = rows == (cu_seqlens[sequence] if d == 0 else cu_seqlens[sequence + 1] - 1)",
         "begins = rows == (cu_seqlens[sequence] if d == 0 else (cu_seqlens[sequence + 1] - 1).maximum("
         "cu_seqlens[sequence] + 1))",
-        "test_lstm.py",
+        "test_lstm_cuda.py",
     ),
     Fault(
         "an empty sequence keeps the gradient of its final state",
