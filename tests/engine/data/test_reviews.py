@@ -61,10 +61,16 @@ def test_word_counts_learn_something_but_not_the_task():
 
 
 def test_order_decides_where_words_do_not():
-    """Reviews of one sentence that blames or praises in a word, and means praise by it."""
-    reviews = [(text, label) for text, label in generate_reviews(40000, seed=5) if len(text) < 100]
-    for phrase, value in (("anything but", -2), ("nothing short of", 2)):
-        meant = re.compile(rf"^[^.,;]*{phrase} ({'|'.join(GENERAL[value])})[.!]$")
-        labels = [label for text, label in reviews if meant.search(text)]
-        assert len(labels) >= 5
-        assert sum(label >= 4 for label in labels) > 0.75 * len(labels)
+    """Reviews of one sentence that blames or praises in a word, and means praise by it: the first five of each."""
+    phrases = (("anything but", -2), ("nothing short of", 2))
+    meant = {phrase: re.compile(rf"^[^.,;]*{phrase} ({'|'.join(GENERAL[value])})[.!]$") for phrase, value in phrases}
+    labels = {phrase: [] for phrase in meant}
+    for text, label in generate_reviews(40000, seed=5):
+        for phrase, sentence in meant.items():
+            if phrase in text and sentence.search(text):
+                labels[phrase].append(label)
+        if min(map(len, labels.values())) >= 5:
+            break
+    for found in labels.values():
+        assert len(found) >= 5
+        assert sum(label >= 4 for label in found) > 0.75 * len(found)

@@ -42,8 +42,8 @@ def test_head_and_tail(minilm):
         assert cut == expected
 
 
-def test_million_characters_are_cut(minilm):
-    encoded = TextTokenizer(load_tokenizer(minilm), 16).encode(["word " * 200_000, "short"])
+def test_a_long_text_is_cut(minilm):
+    encoded = TextTokenizer(load_tokenizer(minilm), 16).encode(["word " * 20_000, "short"])
     assert encoded.lengths.tolist() == [16, 3]
     assert encoded.truncated == 1
 
