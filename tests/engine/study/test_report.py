@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from fabricated_study import result
-from matplotlib.figure import Figure
 
 from penstock.engine.errors import RunError
 from penstock.engine.study.cells import Cell, CellResult, read_result, write_result
@@ -68,6 +67,8 @@ def written(tmp_path_factory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Plots are empty files: drawing them is what takes long."""
+    from matplotlib.figure import Figure
+
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: Path(path).write_bytes(b""))
 
 
