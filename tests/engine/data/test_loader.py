@@ -81,6 +81,11 @@ def test_epochs_follow_each_other(store):
     assert ids(again) == second
 
 
+def test_the_seed_decides_the_order(store):
+    one, same, other = (ids(make(store, seed=seed)) for seed in (3, 3, 4))
+    assert one == same != other
+
+
 def test_leaving_early_repeats_the_epoch(store):
     loader = make(store)
     first = next(iter(loader))
