@@ -84,7 +84,7 @@ class LaneCursor {
 };
 
 // The predicted time of one forward step, in nanoseconds: what every step costs, and what each eight lanes add. The
-// figures follow from instruction counts and published latencies (docs/architecture.md); none was measured.
+// figures follow from instruction counts and published latencies (README.md); none was measured.
 struct StepTime {
   double fixed, per_eight_lanes;
   double operator()(int lanes) const { return fixed + per_eight_lanes * (lanes / 8); }
