@@ -68,6 +68,8 @@ def test_pages_are_wrapped() -> None:
 def test_the_checks_see_what_they_are_for() -> None:
     assert found_words("# made anew, so\n# many times") == ["anew", "so many"]
     assert found_words("the newest sample, honestly") == []
-    assert docstrings_with_of('def f():\n    """Of the rows."""\n\n\nclass A:\n    """Offsets."""\n') == ["Of the rows."]
+    assert docstrings_with_of('def f():\n    """Of the rows."""\n\n\nclass A:\n    """Offsets."""\n') == [
+        "Of the rows."
+    ]
     words = "word " * 30
     assert too_wide(f"{words}\n| {words}\n```sh\n{words}\n```\n- https://{'x' * 120}\n- {words}\n") == [1, 7]
