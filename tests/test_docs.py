@@ -213,3 +213,16 @@ def test_links_resolve(page: str) -> None:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
             assert anchor in anchors, f"{page} links to {target}#{anchor}"
+
+
+def test_the_walk_is_that_of_the_code() -> None:
+    """Architecture's walk names a function and its file in each row: it is defined there, and no file comes twice."""
+    rows = re.findall(r"^\| `([\w.:]+)` \| `([\w./]+)` \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert len(rows) > 15
+    assert len({file for _, file in rows}) == len(rows)
+    for function, file in rows:
+        source = (ROOT / file).read_text()
+        for part in re.split(r"\.|::", function):
+            assert re.search(rf"^ *(?:def|class|void) (?:\w+::)?{part}\b", source, re.MULTILINE), (
+                f"{function} in {file}"
+            )
