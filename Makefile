@@ -53,7 +53,7 @@ lint: install types
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # mypy does not follow the editable install's mapping of engine/ and kernels/ to penstock.*: links do. A package of its own,
-# lest a checkout named penstock be taken for a part of it.
+# or a checkout named penstock would be taken for a part of it.
 types:
 	mkdir -p build/types/penstock
 	touch build/types/penstock/__init__.pyi

@@ -52,7 +52,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
                     )
         else:
             write_study(folder, {"identity": identity})
-        for name in ("data", "costs", "cells", "runs"):  # whoever removes one has it made anew
+        for name in ("data", "costs", "cells", "runs"):  # whoever removes one gets it made again
             (folder / name).mkdir(exist_ok=True)
     except BlockingIOError:
         lock.close()

@@ -46,7 +46,7 @@ class Findings:
         check_one_kind(folder, study, results)
         table = Table(results)
         if not any(table.points(family) for family in table.families):
-            raise RunError(f"{folder}: no cell of this study is done yet; run penstock study again to go on")
+            raise RunError(f"{folder}: no cell of this study is done yet; run penstock study again to resume")
         accuracies = {
             family: {point.size: point.accuracies for point in table.points(family)} for family in table.families
         }

@@ -46,7 +46,7 @@ def run_cells(tasks: Sequence[CellTask], jobs: int, run_cell: RunCell) -> Iterat
             except BrokenProcessPool:
                 raise RunError(
                     f"a process was killed while it ran {futures[future].cell.name} or beside it (out of memory?): "
-                    "the same command goes on; try fewer --jobs"
+                    "the same command resumes; try fewer --jobs"
                 ) from None
     finally:
         signal.signal(signal.SIGTERM, previous)

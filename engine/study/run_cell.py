@@ -24,7 +24,7 @@ class CellTask:
         train_store, test_store: folders.
         subset_seed: of the permutation whose first `cell.size` rows are trained on.
         max_test: number of test rows, always the same ones; None for all.
-        run: the run's directory, from which an interrupted cell goes on.
+        run: the run's directory, from which an interrupted cell resumes.
         keep_run: leave it there; it holds the trained model.
         progress: of the training, see `train`.
         made_from: what the study found before its first cell, which has to be what this cell finds.

@@ -163,7 +163,7 @@ def _about_old(existing: Existing) -> str:
 
 
 def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
-    """Of train and test; as study.json has it if it is of the same stores."""
+    """What train and test share; from study.json if that is about the same stores."""
     same = all(
         study.get(name, {}).get("fingerprint") == store.fingerprint
         for name, store in (("train", train), ("test", test))
@@ -196,7 +196,7 @@ def _measure(
 
 
 def _of_cost(cell: MadeFrom | None) -> MadeFrom:
-    """Of what a cell was made from, what its model's size and speed depend on."""
+    """The part of what a cell was made from that its model's size and speed depend on."""
     assert cell is not None
     model = {key: value for key, value in cell.settings.items() if key.startswith("model.") and key != "model.encoder"}
     return dataclasses.replace(cell, settings=model, max_test=None)

@@ -42,7 +42,7 @@ class Problem:
 class Backend(Protocol):
     """What a backend's module defines; its functions run below autograd and with autocast off.
 
-    q (total_q, heads, head_dim) and k, v (total_k, kv_heads, head_dim) have one dtype and any strides, save that the
+    q (total_q, heads, head_dim) and k, v (total_k, kv_heads, head_dim) have one dtype and any strides, except that the
     last one is 1. Query head h reads kv head h // (heads // kv_heads).
     """
 

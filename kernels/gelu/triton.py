@@ -12,7 +12,7 @@ __all__ = ["backward", "forward", "geglu_backward", "geglu_forward", "why_not"]
 
 
 def _shares(rows: int) -> tuple[int, int]:
-    """How many programs share so many rows of backward, and the rows of each."""
+    """How many programs share the rows of backward, and the rows of each."""
     each = -(-max(rows, 1) // _PROGRAMS)
     return -(-rows // each), each
 

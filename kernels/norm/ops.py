@@ -84,7 +84,8 @@ def residual_norm(
 
     Args:
         x: (tokens, width), float16, bfloat16, float32 or float64.
-        residual: as x; with prenorm it may be float32 beside an x of 16 bits, in which a stream would add up rounding.
+        residual: as x; with prenorm it may be float32 beside a 16-bit x, because a 16-bit stream accumulates
+            rounding errors.
         weight, bias: of the LayerNorm, (width,), floating point.
         x_bias: (width,), floating point: the bias of the linear layer that made x, if that did not add it.
         dropout_p: probability of dropping an element. The caller passes 0 in evaluation.
@@ -152,7 +153,7 @@ def _check_dropout(x: Tensor, cu_seqlens: Tensor, ids: Tensor | None, seed: Tens
 
 
 def _problem(*arguments: Any) -> Problem:
-    """Of an operation's arguments; its tensors are made dense."""
+    """The problem that an operation's arguments state; its tensors are made dense."""
     dense: list[Any] = [each.contiguous() if isinstance(each, Tensor) else each for each in arguments]
     return Problem(*dense)
 

@@ -69,7 +69,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of residual and x, in their dtypes, and of the parameters, in `accumulate_dtype`.
+    """Gradients of residual and x, in their dtypes, and of the parameters, in `accumulate_dtype`.
 
     `x` has no elements where it would be the gradient of residual again. `x_bias` is present as in the problem.
     """

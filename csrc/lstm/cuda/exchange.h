@@ -11,7 +11,7 @@
 
 namespace penstock::lstm::cuda {
 
-// The largest divisor of a count up to 8: so many loads are under way at a time.
+// The largest divisor of a count up to 8: the number of loads under way at a time.
 constexpr int batch_of(int count) {
   int batch = 8;
   while (count % batch) --batch;
