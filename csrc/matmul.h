@@ -11,38 +11,47 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-struct Pair {
-  uint32_t bits;
-};
-typedef Uints Pairs;
+using Pair = uint32_t;
 
 template <class Unit>
 struct UnitTraits;
 template <>
 struct UnitTraits<float> {
-  using Vector = Floats;
   static constexpr int kElements = 1;  // along the summed dimension
 };
 template <>
 struct UnitTraits<Pair> {
-  using Vector = Pairs;
   static constexpr int kElements = 2;
 };
 
-PENSTOCK_INLINE Floats multiply_add(Floats sum, Floats a, Floats b) { return a * b + sum; }
+// Vectors of units, whatever these are.
+template <class Unit>
+PENSTOCK_INLINE Floats multiply_add(Floats sum, Floats a, Floats b) {
 #if defined(__AVX512BF16__)
-PENSTOCK_INLINE Floats multiply_add(Floats sum, Pairs a, Pairs b) {
-  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
+  if constexpr (UnitTraits<Unit>::kElements == 2)
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  static_assert(UnitTraits<Unit>::kElements == 1);
 #endif
-PENSTOCK_INLINE Floats broadcast_unit(const float* p) { return splat(*p); }
-PENSTOCK_INLINE Pairs broadcast_unit(const Pair* p) { return splat(p->bits); }
+  return a * b + sum;
+}
+
+template <class Unit>
+PENSTOCK_INLINE Floats broadcast_unit(const Unit* p) {
+  Floats value = splat(load_as<float>(p));
+#if defined(__AVX512F__)
+  // Else the broadcast is folded into each of a row's multiplications, which then wait for the load ports.
+  asm("" : "+v"(value));
+#endif
+  return value;
+}
 
 // Unit (i, k) of the left operand at data[i * row + k * step]: either of the two may be 1.
 template <class Unit>
 struct Left {
   const Unit* data;
   int64_t row, step;
+  PENSTOCK_INLINE const Unit* at(int i, int64_t k) const { return data + i * row + k * step; }
 };
 // Row k of the right operand, a whole number of vectors, at data + k * row.
 template <class Unit>
@@ -55,20 +64,27 @@ struct Product {
   int64_t row;
 };
 
+// sum += a b, where a.at(i, k) is the address of unit k of row i. each_step(k) runs beside each of the `depth` steps.
+template <class Unit, int kRows, int kColumns, class A, class EachStep>
+PENSTOCK_INLINE void add_products(Floats (&sum)[kRows][kColumns], const A& a, Right<Unit> b, int64_t depth,
+                                  EachStep each_step) {
+  for (int64_t k = 0; k < depth; ++k) {
+    each_step(k);
+    Floats right[kColumns];
+    for (int j = 0; j < kColumns; ++j) right[j] = load_as<Floats>(b.data + k * b.row + j * kLanes);
+    for (int i = 0; i < kRows; ++i) {
+      const Floats left = broadcast_unit(a.at(i, k));
+      for (int j = 0; j < kColumns; ++j) sum[i][j] = multiply_add<Unit>(sum[i][j], left, right[j]);
+    }
+  }
+}
+
 template <class Unit, int kRows, int kColumns, bool kAccumulate>
 static void multiply_tile(Left<Unit> a, Right<Unit> b, Product c, int64_t depth) {
-  using Vector = typename UnitTraits<Unit>::Vector;
   Floats sum[kRows][kColumns];
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kColumns; ++j) sum[i][j] = kAccumulate ? load(c.data + i * c.row + j * kLanes) : Floats{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector right[kColumns];
-    for (int j = 0; j < kColumns; ++j) right[j] = load_as<Vector>(b.data + k * b.row + j * kLanes);
-    for (int i = 0; i < kRows; ++i) {
-      const Vector left = broadcast_unit(a.data + i * a.row + k * a.step);
-      for (int j = 0; j < kColumns; ++j) sum[i][j] = multiply_add(sum[i][j], left, right[j]);
-    }
-  }
+  add_products(sum, a, b, depth, [](int64_t) {});
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kColumns; ++j) store(c.data + i * c.row + j * kLanes, sum[i][j]);
 }

@@ -1,5 +1,13 @@
 """Training text classifiers: data, models, training, the study, and the command line.
 
+What people use is here, each imported when it is first asked for:
+
+    from penstock.engine import TrainedRun, load_settings, prepare, train
+
+    store = prepare("reviews.csv", "reviews.store", tokenizer="train:bpe:8000")
+    train(load_settings(), store, "run")
+    TrainedRun.open("run").predict(["a lovely film"])
+
 Importing this package makes transformers' Auto classes and pipelines know penstock's LSTM. The models need torch and
 transformers, which take seconds to import, so ours are imported when transformers loads its Auto classes: until then
 this package costs nothing, and `penstock --help` answers at once.
@@ -11,7 +19,63 @@ import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.engine.data.loader import Loader
+    from penstock.engine.data.plan import PlanParameters
+    from penstock.engine.data.prepare import prepare
+    from penstock.engine.data.store import Store
+    from penstock.engine.models.build import load_model
+    from penstock.engine.models.encoder import EncoderClassifier
+    from penstock.engine.models.lstm import LSTMClassifier
+    from penstock.engine.training.evaluate import evaluate
+    from penstock.engine.training.settings import Settings, load_settings
+    from penstock.engine.training.train import train
+    from penstock.engine.training.trained import TrainedRun
+
+__all__ = [
+    "EncoderClassifier",
+    "LSTMClassifier",
+    "Loader",
+    "PlanParameters",
+    "Settings",
+    "Store",
+    "TrainedRun",
+    "evaluate",
+    "load_model",
+    "load_settings",
+    "prepare",
+    "train",
+]
+
+_MODULES = {
+    "EncoderClassifier": "models.encoder",
+    "LSTMClassifier": "models.lstm",
+    "Loader": "data.loader",
+    "PlanParameters": "data.plan",
+    "Settings": "training.settings",
+    "Store": "data.store",
+    "TrainedRun": "training.trained",
+    "evaluate": "training.evaluate",
+    "load_model": "models.build",
+    "load_settings": "training.settings",
+    "prepare": "data.prepare",
+    "train": "training.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: torch and transformers take seconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 # When the first has been loaded, the second registers itself with it.
 _REGISTER = {

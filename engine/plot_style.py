@@ -1,5 +1,6 @@
 """How every plot looks."""
 
+import io
 from typing import Any
 
 STYLE: Any = {
@@ -15,3 +16,13 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+
+
+def png_of(figure: Any) -> bytes:
+    """A figure of matplotlib as PNG."""
+    import matplotlib as mpl
+
+    content = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(content, dpi=160, format="png")
+    return content.getvalue()

@@ -136,3 +136,18 @@ def _convert_mapping(value: Any) -> tuple[Any, bool]:
         return value, False
     pairs = [(str(label), *_convert(number, float)) for label, number in value.items()]
     return {label: number for label, number, _ in pairs}, all(fits for _, _, fits in pairs)
+
+
+def split_key_value(item: str, wanted: str) -> tuple[str, str]:
+    """(key, value) of `key=value`.
+
+    Args:
+        wanted: what to write instead, for the message.
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise ConfigError(f"{item!r} is no setting: write {wanted}")
+    return key.strip(), value

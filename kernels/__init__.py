@@ -15,15 +15,15 @@ if __name__ == "kernels":
         sys.modules["kernels"] = module_from_spec(_spec)
         _spec.loader.exec_module(sys.modules["kernels"])
 else:
-    from penstock.kernels.attention.ops import varlen_attention
+    from penstock.kernels.attention import varlen_attention
     from penstock.kernels.dispatch import use_backend
-    from penstock.kernels.gelu.ops import bias_gelu, geglu
-    from penstock.kernels.linear.ops import linear
+    from penstock.kernels.gelu import bias_gelu, geglu
+    from penstock.kernels.linear import linear
     from penstock.kernels.lstm import LSTM, lstm, lstm_cell
-    from penstock.kernels.norm.ops import residual_norm
-    from penstock.kernels.pooling.ops import segment_pool
+    from penstock.kernels.norm import residual_norm
+    from penstock.kernels.pooling import segment_pool
     from penstock.kernels.ragged import Ragged
-    from penstock.kernels.rotary.ops import rotary
+    from penstock.kernels.rotary import rotary
 
     __all__ = [
         "LSTM",

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 _UNCHANGED = contextlib.nullcontext()
+# asked once: torch 2.11's compiler cannot trace the question
+_HAS_AUTOCAST = {device: torch.amp.is_autocast_available(device) for device in ("cpu", "cuda", "xpu", "mps", "meta")}
 _MaybeTensor = TypeVar("_MaybeTensor", Tensor, None, Tensor | None)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for on x's device, None where it is off or x is float64."""
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    has_autocast = _HAS_AUTOCAST[device] if device in _HAS_AUTOCAST else torch.amp.is_autocast_available(device)
+    if x.dtype == torch.float64 or not has_autocast or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
@@ -25,4 +28,6 @@ def cast(tensor: _MaybeTensor, dtype: torch.dtype) -> _MaybeTensor:
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """No autocast inside an operation. Where it is off already, torch's own context costs more than asking."""
+    if device_type == "meta":  # which has none
+        return _UNCHANGED
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _UNCHANGED

@@ -1,17 +1,18 @@
 """Which implementation serves a call, and why.
 
-Every operation registers its backends here, fastest first, each with a `why_not`: given the call's facts it returns
-None if the backend can serve them, else the reason in one line. The choice is made once, in forward, and handed to the
-operation as a string argument, so that backward (which runs on autograd's threads) uses the same backend.
+Every operation registers its backends here, each with a `why_not`: given the call's facts it returns None if the
+backend can serve them, else the reason in one line. The choice, the fastest that can, is made once, in forward, and
+handed to the operation as a string argument, so that backward (which runs on autograd's threads) uses the same backend.
 """
 
 import contextlib
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.kernels import triton_support
+from penstock.kernels import compiled, triton_support
 
 BACKENDS = ("cuda", "triton", "cpu", "torch", "reference")
 
@@ -39,42 +40,59 @@ class Backend:
 _registry: dict[str, dict[str, Backend]] = {}
 
 
+def _always(**_: object) -> str | None:
+    return None
+
+
+# what register takes where it is told nothing else: (why_not, available, on_request)
+_DEFAULTS: dict[str, tuple[Callable[..., str | None], Callable[[], str | None], str | None]] = {
+    "triton": (triton_support.why_not, triton_support.available, triton_support.UNVERIFIED),
+    "cpu": (compiled.why_not, compiled.available, None),
+}
+
+
 def register(
     operation: str,
     name: str,
     implementation: Any,
-    why_not: Callable[..., str | None] = lambda **_: None,
-    available: Callable[[], str | None] = lambda: None,
+    why_not: Callable[..., str | None] | None = None,
+    available: Callable[[], str | None] | None = None,
     on_request: str | None = None,
 ) -> None:
     """Adds a backend to an operation.
 
     Args:
-        implementation: whatever the operation's `ops.py` calls: a module or an object with its functions.
+        implementation: what has the backend's functions, a module or an object; or its name, "package.module" or
+            "package.module:attribute", which is imported when a call first needs it.
         why_not: takes the facts of a call as keywords, returns None or one line saying why it cannot serve them.
         available: returns None or one line saying why this backend cannot run here at all.
         on_request: None, or one line saying why only `use_backend` chooses this backend.
+
+        The last three have defaults for "triton" and "cpu", which `triton_support` and `compiled` answer for; other
+        backends are there and can serve everything by default.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
-    backends = _registry.setdefault(operation, {})
-    backends[name] = Backend(name, implementation, why_not, available, on_request)
-    _registry[operation] = dict(sorted(backends.items(), key=lambda item: BACKENDS.index(item[0])))
-
-
-def register_modules(operation: str, triton: Any = None, **modules: Any) -> None:
-    """Adds backends that are modules with `why_not` and, but for Triton's, which is one answer for all, `available`."""
-    if triton is not None:
-        register(
-            operation, "triton", triton, triton.why_not, triton_support.available, on_request=triton_support.UNVERIFIED
-        )
-    for name, module in modules.items():
-        register(operation, name, module, module.why_not, module.available)
+    default_why_not, default_available, default_on_request = _DEFAULTS.get(name, (_always, _always, None))
+    backend = Backend(
+        name,
+        implementation,
+        why_not or default_why_not,
+        available or default_available,
+        on_request or default_on_request,
+    )
+    backends = {**_registry.get(operation, {}), name: backend}
+    _registry[operation] = {each: backends[each] for each in BACKENDS if each in backends}
 
 
 def implementation(operation: str, name: str) -> Any:
     """The implementation that `choose` named."""
-    return _registry[operation][name].implementation
+    found = _registry[operation][name].implementation
+    if not isinstance(found, str):
+        return found
+    module, _, attribute = found.partition(":")
+    imported = importlib.import_module(module)
+    return getattr(imported, attribute) if attribute else imported
 
 
 def choose(operation: str, **facts: Any) -> str:

@@ -52,7 +52,7 @@ def _is_watched() -> bool:
     """Whether calls are recorded, compiled or differentiated in another way, by those who must meet the operation."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
@@ -92,7 +92,8 @@ def call(operation: Callable[..., Any], *arguments: Any) -> Any:
     """Calls an operation from a backward: straight to its kernel, unless somebody differentiates that once more."""
     if torch.is_grad_enabled() or _is_watched():
         return operation(*arguments)
-    return below_autograd(operation, *arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operation(*arguments)
 
 
 def register(
@@ -101,6 +102,7 @@ def register(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
     backward: Callable[..., Any] | None = None,
     record: Callable[..., Any] | None = None,
+    asks: Callable[..., bool] | None = None,
 ) -> Callable[..., Any]:
     """Makes an operation differentiable; its schema is defined beforehand.
 
@@ -113,6 +115,7 @@ def register(
         setup_context, backward: the gradient, as in torch.library.register_autograd. Without them an operation that is
             asked for a gradient is plain torch too.
         record: in the place of these two: calls the operation such that it is recorded.
+        asks: whether a call asks for a gradient, of its arguments; `wants_gradient`, which looks at each, by default.
 
     Returns:
         What the public function calls: the operation, entered from here and not through torch's dispatcher, which takes
@@ -126,7 +129,8 @@ def register(
         class Recorded(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *arguments: Any) -> Any:
-                output = below_autograd(operation, *arguments)
+                with torch._C._AutoDispatchBelowAutograd():
+                    output = operation(*arguments)
                 keep(ctx, arguments, output)
                 return output
 
@@ -136,18 +140,24 @@ def register(
 
         record = Recorded.apply
 
-    differentiable = record or plain
+    differentiable, asks = record or plain, asks or (lambda *arguments: wants_gradient(arguments))
 
     def recorded(*arguments: Any) -> Any:
-        if wants_gradient(arguments):
+        if asks(*arguments):
             return differentiable(*arguments)
-        return below_autograd(operation, *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operation(*arguments)
 
     def autograd(*arguments: Any) -> Any:
         return plain(*arguments) if has_tangent(*arguments) else recorded(*arguments)
 
     def enter(*arguments: Any) -> Any:
-        return operation(*arguments) if _is_watched() else recorded(*arguments)
+        if _is_watched():
+            return operation(*arguments)
+        if asks(*arguments):
+            return differentiable(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operation(*arguments)
 
     torch.library.impl(f"penstock::{name}", "Autograd")(autograd)
     torch.library.impl(f"penstock::{name}", "FuncTorchDynamicLayerFrontMode")(plain)

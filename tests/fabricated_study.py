@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.study.cells import Cell, CellResult
-from penstock.engine.study.run_cell import CellTask
+from penstock.engine.study.run_trial import TrialTask
+from penstock.engine.study.trials import Trial, TrialResult
 
 # accuracy(n) = 1 - (scale * (n / 100) ** -exponent + floor)
 CURVES = {"lstm": (0.55, 0.35, 0.2), "lstm-embeddings": (0.5, 0.38, 0.2), "encoder": (0.3, 0.25, 0.18)}
@@ -17,12 +17,12 @@ def accuracy(family: str, size: int) -> float:
     return 1 - (scale * (size / 100) ** -exponent + floor)
 
 
-def result(family: str, size: int, seed: int, noise: float = 0.005) -> CellResult:
+def result(family: str, size: int, seed: int, noise: float = 0.005) -> TrialResult:
     random_ = random.Random(f"{family} {size} {seed}")
     value = accuracy(family, size) + random_.gauss(0, noise)
     seconds = size / {"lstm": 900, "lstm-embeddings": 800, "encoder": 40}[family]
-    return CellResult(
-        Cell(size, seed, family),
+    return TrialResult(
+        Trial(size, seed, family),
         "done",
         accuracy=value,
         macro_f1=value - 0.01,
@@ -63,10 +63,10 @@ def evaluation(accuracy: float) -> dict[str, Any]:
     }
 
 
-def stand_in(task: CellTask) -> CellResult:
-    """Takes the place of `run_cell`; leaves a mark in the cell's run directory."""
+def stand_in(task: TrialTask) -> TrialResult:
+    """Takes the place of `run_trial`; leaves a mark in the trial's run directory."""
     marks = Path(task.run).parent.parent / "marks"
     marks.mkdir(exist_ok=True)
-    with open(marks / task.cell.name, "a") as mark:
+    with open(marks / task.trial.name, "a") as mark:
         mark.write("run\n")
-    return result(task.cell.family, task.cell.size, task.cell.seed)
+    return result(task.trial.family, task.trial.size, task.trial.seed)

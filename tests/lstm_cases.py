@@ -9,7 +9,8 @@ from torch import Tensor
 
 from penstock.kernels import dispatch
 from penstock.kernels.lstm import ops, reference
-from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, cell_dtype
+from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights
+from penstock.kernels.precision import accumulate_dtype
 
 # bounds of ||y - r|| / ||r|| against float64: of outputs, of gradients
 BOUNDS = {
@@ -100,7 +101,7 @@ def recorded(inputs: LayerInputs, dtype: torch.dtype) -> LayerInputs:
         x=leaf(inputs.x),
         weights=LayerWeights(*([leaf(weight) for weight in kind] for kind in inputs.weights)),
         h0=leaf(inputs.h0),
-        c0=leaf(inputs.c0, cell_dtype(dtype)),
+        c0=leaf(inputs.c0, accumulate_dtype(dtype)),
         zone_h=None if inputs.zone_h is None else inputs.zone_h.to(dtype),
         zone_c=None if inputs.zone_c is None else inputs.zone_c.to(dtype),
     )

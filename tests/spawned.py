@@ -8,8 +8,8 @@ import torch
 from fabricated_study import stand_in
 from torch import nn
 
-from penstock.engine.study.cells import CellResult
-from penstock.engine.study.run_cell import CellTask
+from penstock.engine.study.run_trial import TrialTask
+from penstock.engine.study.trials import TrialResult
 from penstock.kernels import Ragged
 
 
@@ -23,8 +23,8 @@ def serve(model: nn.Module, batch: Ragged, queue: Any) -> None:
         queue.put([first.tolist(), model(batch).logits.tolist()])
 
 
-def dies(task: CellTask) -> CellResult:
-    if task.cell.name == "lstm-100-0":
+def dies(task: TrialTask) -> TrialResult:
+    if task.trial.name == "lstm-100-0":
         os._exit(9)
     return stand_in(task)
 

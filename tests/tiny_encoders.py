@@ -1,4 +1,4 @@
-"""Small random encoders of every supported family."""
+"""Small random encoders of every supported architecture."""
 
 import torch
 import transformers

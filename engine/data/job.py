@@ -9,28 +9,15 @@ Shard k holds the usable rows k * rows_per_shard and on, in the order of the sou
 bytes are the same. So an interrupted preparation can be resumed, and several machines can share one.
 """
 
-import fcntl
 import json
-import os
-import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from penstock.engine.data.commit import (
-    TEMPORARY_SUFFIX,
-    CommittedFile,
-    committed,
-    disk_errors,
-    fsync_folder,
-    remove_committed,
-    write_committed,
-)
 from penstock.engine.data.manifest import (
     INDEX_NAME,
     INDEX_SCHEMA,
@@ -49,6 +36,16 @@ from penstock.engine.data.manifest import (
     shard_schema,
 )
 from penstock.engine.errors import SourceError, StoreError
+from penstock.engine.files import (
+    CommittedFile,
+    FolderLock,
+    committed,
+    disk_errors,
+    remove_committed,
+    sync_folder,
+    temporary_files,
+    write_committed,
+)
 
 JOB_NAME = "preparing.json"
 
@@ -133,20 +130,9 @@ class ShardRows:
     seconds: np.ndarray | None = None  # with token types: int32, (rows,), tokens before the first of type 1
 
 
-@contextmanager
-def locked(folder: Path, shared: bool) -> Iterator[None]:
+def locked(folder: Path, shared: bool) -> FolderLock:
     """Keeps a second `prepare` out of the folder; shared ones only keep out others."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"{folder}: another penstock prepare is writing to it") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)
+    return FolderLock(folder, StoreError(f"{folder}: another penstock prepare is writing to it"), shared=shared)
 
 
 def start_job(folder: Path, job: Job, shared: bool) -> None:
@@ -168,13 +154,13 @@ def start_job(folder: Path, job: Job, shared: bool) -> None:
         if receipt is not None and receipt.preparation == job.preparation:
             of_job |= {_receipt_path(folder, shard), folder / shard_name(shard)}
     if not shared:
-        _remove([*_data_files(folder, without=of_job), *temporary_files(folder)])
+        _remove([*_data_files(folder, without=of_job), *_leftovers(folder)])
 
 
 def write_tokenizer(folder: Path, files: dict[str, bytes]) -> None:
     with disk_errors(folder / TOKENIZER_NAME):
         (folder / TOKENIZER_NAME).mkdir(exist_ok=True)
-        fsync_folder(folder)
+        sync_folder(folder)
     _remove([path for path in folder.glob(f"{TOKENIZER_NAME}/*") if path.name not in files])
     for name, content in files.items():
         write_committed(folder / TOKENIZER_NAME / name, content)
@@ -306,12 +292,12 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what a finished store has no use for: receipts, the job and temporary files of killed runs."""
-    _remove([*folder.glob("shard-*.json"), *temporary_files(folder), folder / JOB_NAME])
+    _remove([*folder.glob("shard-*.json"), *_leftovers(folder), folder / JOB_NAME])
 
 
 def clear(folder: Path) -> None:
     """Removes a job, its file last; files that penstock did not write stay."""
-    _remove([*_data_files(folder), *temporary_files(folder), *folder.glob(f"{TOKENIZER_NAME}/*")])
+    _remove([*_data_files(folder), *_leftovers(folder), *folder.glob(f"{TOKENIZER_NAME}/*")])
     with disk_errors(folder):
         if (folder / TOKENIZER_NAME).is_dir():
             (folder / TOKENIZER_NAME).rmdir()
@@ -322,12 +308,11 @@ def is_ours(folder: Path) -> bool:
     """Whether the folder holds a store, finished or not, or nothing at all."""
     if (folder / MANIFEST_NAME).exists() or (folder / JOB_NAME).exists():
         return True
-    return set(folder.iterdir()) <= set(temporary_files(folder))
+    return set(folder.iterdir()) <= set(_leftovers(folder))
 
 
-def temporary_files(folder: Path) -> list[Path]:
-    found = [*folder.glob(f"*{TEMPORARY_SUFFIX}"), *folder.glob(f"{TOKENIZER_NAME}/*{TEMPORARY_SUFFIX}")]
-    return [path for path in found if re.fullmatch(r"[0-9a-f]{32}", path.name.split(".")[-2])]
+def _leftovers(folder: Path) -> list[Path]:
+    return [*temporary_files(folder), *temporary_files(folder / TOKENIZER_NAME)]
 
 
 def _data_files(folder: Path, without: Collection[Path] = ()) -> list[Path]:

@@ -104,6 +104,13 @@ class Loader:
     Batches are new tensors, never reused while anything refers to them; they are in pinned memory when there is a GPU,
     from torch's allocator, which also waits for copies under way.
 
+    Example:
+        >>> from penstock.engine import Loader, PlanParameters, Store
+        >>> parameters = PlanParameters(tokens_per_batch=128, batches_per_step=1, mode="pack")
+        >>> loader = Loader(Store.open("train"), seed=0, parameters=parameters)
+        >>> sum(len(batch) for batch in loader.batches())
+        60
+
     Args:
         store: what to read.
         seed: seeds the shuffles, 0 to 2^64 - 1.
@@ -250,18 +257,19 @@ class Loader:
         numbers = range(first_step * self.parameters.batches_per_step + self.rank, plan.num_batches, self.world_size)
         labels = self.store.labels
         prefetcher = Prefetcher(self.store.shards, self._threads)
-        try:
-            for number in numbers:
-                if len(prefetcher) == self._ahead:
-                    yield self._finished(prefetcher.pop())
-                self._submit(prefetcher, plan, number, labels)
-            while len(prefetcher):
-                yield self._finished(prefetcher.pop())
-        except RuntimeError as error:
-            raise StoreError(f"{self.store.path}: {error}; penstock verify says more") from None
+        for number in numbers:
+            if len(prefetcher) == self._ahead:
+                yield self._pop(prefetcher)
+            self._submit(prefetcher, plan, number, labels)
+        while len(prefetcher):
+            yield self._pop(prefetcher)
 
-    def _finished(self, batch: Batch) -> Batch:
-        """The batch, with all labels of its rows where they have lists."""
+    def _pop(self, prefetcher: Prefetcher) -> Batch:
+        """The next batch, with all labels of its rows where they have lists."""
+        try:
+            batch = prefetcher.pop()
+        except RuntimeError as error:  # met in the shards: memory runs out elsewhere
+            raise StoreError(f"{self.store.path}: {error}; penstock verify says more") from None
         if not self.store.multi_label:
             return batch
         assert batch.tokens.ids is not None

@@ -19,6 +19,11 @@ Mode = Literal["pack", "bucket"]
 class PlanParameters:
     """How an epoch is cut into batches. Saved with a run, never recomputed.
 
+    Example:
+        >>> from penstock.engine import PlanParameters
+        >>> PlanParameters(tokens_per_batch=8192, batches_per_step=1, mode="pack").tokens_per_batch
+        8192
+
     Attributes:
         tokens_per_batch: a batch holds at most this many tokens, unless it is one longer example.
         batches_per_step: batches of one optimizer step (U). Ranks x accumulation = U: any number of ranks that divides

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.engine.data.commit import disk_errors, fsync_folder
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.job import (
     Job,
@@ -46,6 +45,7 @@ from penstock.engine.data.tokenizers import (
     save_tokenizer,
 )
 from penstock.engine.errors import ConfigError, OtherDataError, SourceError, StoreError, TokenizerError
+from penstock.engine.files import disk_errors, sync_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -74,6 +74,11 @@ def prepare(
 
     An interrupted preparation resumes when it is called again with the same arguments: finished shards are
     checked and kept. Calling it again on a finished store of the same content and settings changes nothing.
+
+    Example:
+        >>> from penstock.engine import prepare
+        >>> prepare("synthetic:reviews?n=50", "reviews", tokenizer="train:bpe:400", progress=False).num_examples
+        50
 
     Args:
         sources: one or more, read one after the other: names of files, folders or patterns, or Python objects, see
@@ -380,7 +385,7 @@ class _Preparation:
     def _start(self, shared: bool) -> tuple[Job, TextTokenizer]:
         """Goes on with the job in the folder if it is this one, otherwise begins it."""
         with disk_errors(self.folder):
-            fsync_folder(self.folder.parent)
+            sync_folder(self.folder.parent)
         job = None if self.options.overwrite else Job.read(self.folder)
         if job is not None and job.preparation != self.preparation:
             raise OtherDataError(

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from penstock.engine.data.commit import committed
 from penstock.engine.data.manifest import SourceEntry
 from penstock.engine.data.sources import BadRow, Rows, Source
 from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings, mostly_single
 from penstock.engine.data.sources.text_columns import single_texts
 from penstock.engine.errors import SourceError
+from penstock.engine.files import committed
 
 MAX_LABELS = 10_000
 

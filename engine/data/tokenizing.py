@@ -71,17 +71,17 @@ def encode_pieces(pieces: Iterator[Piece], tokenizer: TextTokenizer) -> Iterator
     from, and put into arrays, under it.
     """
     ahead: deque[tuple[Piece, Future[Encoded]]] = deque()
-    pool = ThreadPoolExecutor(ENCODING_AHEAD - 1, "tokenize")
+    workers = ThreadPoolExecutor(ENCODING_AHEAD - 1, "tokenize")
     try:
         for piece in pieces:
-            ahead.append((piece, pool.submit(tokenizer.encode, piece.rows.texts)))
+            ahead.append((piece, workers.submit(tokenizer.encode, piece.rows.texts)))
             while len(ahead) >= ENCODING_AHEAD:
                 first, future = ahead.popleft()
                 yield first, future.result()
         for piece, future in ahead:
             yield piece, future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        workers.shutdown(cancel_futures=True)
 
 
 class ShardBuilder:

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from penstock.engine.errors import ModelError
+from penstock.engine.models.architectures import architecture_of
 from penstock.engine.models.encoder import EncoderClassifier
-from penstock.engine.models.families import family_of
 from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.lora import add_lora
 from penstock.engine.models.lstm import LSTMClassifier
@@ -61,6 +61,11 @@ def build_model(
 def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier:
     """Loads a saved model: a folder with a `config.json`, or a run, of which the best checkpoint is taken.
 
+    Example:
+        >>> from penstock.engine import load_model
+        >>> load_model("run").config.num_labels
+        3
+
     Raises:
         ModelError: there is none, or it cannot be loaded.
     """
@@ -77,9 +82,9 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier:
 
 def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
     assert settings.encoder is not None
-    family = family_of(load_config(settings.encoder))
+    architecture = architecture_of(load_config(settings.encoder))
     rates = (settings.encoder_dropout, settings.encoder_attention_dropout, settings.encoder_head_dropout)
-    changed = {name: rate for name, rate in zip(family.dropouts, rates, strict=True) if rate is not None}
+    changed = {name: rate for name, rate in zip(architecture.dropouts, rates, strict=True) if rate is not None}
     model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **changed)
     forget_run(model.config)
     adapt(model, settings)

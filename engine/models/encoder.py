@@ -10,15 +10,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
-from penstock.engine.models.families import (
+from penstock.engine.models.architectures import (
+    architecture_of,
     counts_after_padding,
-    family_of,
     layers_of,
     max_length,
     parent_of_layers,
     pools_mean,
 )
+from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
 from penstock.engine.models.fuse import fuse
 from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.lora import has_lora, merged_state
@@ -37,6 +37,17 @@ class EncoderClassifier(nn.Module):
     All tokens of a batch go through the model as one row. The head, which expects one row a text, gets each sequence's
     first token (or the mean over its tokens, where the checkpoint pools so) from a hook.
 
+    Example:
+        >>> from penstock.engine import EncoderClassifier
+        >>> import torch
+        >>> from penstock.kernels import Ragged
+        >>> tokens = Ragged.from_lengths(torch.tensor([1, 2, 3, 4, 5], dtype=torch.int32), [3, 2])
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+        >>> stock = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=3, **sizes))
+        >>> EncoderClassifier(stock)(tokens).logits.shape
+        torch.Size([2, 3])
+
     Args:
         model: the stock model. It is changed: attention goes through the bridge, and some methods are replaced by
             faster ones (`fuse.py`). Its parameters and what it saves stay as they were, for transformers alone to load.
@@ -47,7 +58,7 @@ class EncoderClassifier(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        family_of(model.config)
+        architecture_of(model.config)
         self.model = model
         self.max_length = max_length(model.config)
         model.set_attn_implementation(ATTENTION)
@@ -69,7 +80,7 @@ class EncoderClassifier(nn.Module):
             ModelError: there is no such checkpoint, it cannot run unpadded, or it lacks weights of the encoder itself.
         """
         loaded = load_config(name)
-        family_of(loaded)
+        architecture_of(loaded)
         for key, value in config.items():
             setattr(loaded, key, value)
         with quiet(), as_model_error(name):
@@ -190,7 +201,7 @@ class EncoderClassifier(nn.Module):
         return classifier_output(self.model(**inputs).logits[:texts], labels, reduction, is_multi_label(self))
 
     def _padding_idx(self) -> int | None:
-        """The token that has no position of its own, for a family that counts positions from behind it."""
+        """The token that has no position of its own, for an architecture that counts positions from behind it."""
         embeddings: Any = self.model.base_model.embeddings
         return embeddings.padding_idx if counts_after_padding(self.config) else None
 

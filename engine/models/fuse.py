@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.activations import GELUActivation
 
+from penstock.engine.models.architectures import layers_of, pools_mean
 from penstock.engine.models.bridge import attend, first_tokens
-from penstock.engine.models.families import layers_of, pools_mean
 from penstock.engine.models.stock import (
     ACTIVATION,
     DROPOUT,
@@ -82,19 +82,19 @@ def _replace(module: nn.Module, forward: Callable[..., Any], *arguments: Any) ->
 
 def _run_layer(self: Any, model_type: str, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A layer, fused if nothing stands against it."""
-    family = _FAMILIES[model_type]
-    if _can_fuse(self, family.parts, hidden_states):
-        return family.layer(self, hidden_states, *args, **kwargs)
+    architecture = _ARCHITECTURES[model_type]
+    if _can_fuse(self, architecture.parts, hidden_states):
+        return architecture.layer(self, hidden_states, *args, **kwargs)
     return type(self).forward(self, hidden_states, *args, **kwargs)
 
 
 def _run_last_layer(self: Any, model_type: str, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The last layer, (batch, 1, width) for first tokens alone, unless a hook on it or another part wants them all."""
-    family = _FAMILIES[model_type]
-    if not _can_fuse(self, family.parts, hidden_states):
+    architecture = _ARCHITECTURES[model_type]
+    if not _can_fuse(self, architecture.parts, hidden_states):
         return type(self).forward(self, hidden_states, *args, **kwargs)
-    sees_all = has_hooks(self) or not is_fused(self) or family.needs_all(self)
-    return (family.layer if sees_all else family.last_layer)(self, hidden_states, *args, **kwargs)
+    sees_all = has_hooks(self) or not is_fused(self) or architecture.needs_all(self)
+    return (architecture.layer if sees_all else architecture.last_layer)(self, hidden_states, *args, **kwargs)
 
 
 def _can_fuse(layer: nn.Module, parts: Parts, hidden_states: Tensor) -> bool:
@@ -316,7 +316,7 @@ def _modernbert_needs_all(layer: Any) -> bool:
     return layer.attn.sliding_window is not None or is_lora(layer.attn.Wqkv) or pools_mean(layer.config)
 
 
-class _Family(NamedTuple):
+class _Architecture(NamedTuple):
     """What a layer is made of and computes, and what the last one computes unless all of its tokens are needed."""
 
     parts: Parts
@@ -346,9 +346,9 @@ _MODERNBERT_PARTS: Parts = {
     "mlp_norm": NORM,
     "mlp": {"Wi": LINEAR, "act": ACTIVATION, "drop": DROPOUT, "Wo": LINEAR},
 }
-_BERT = _Family(_BERT_PARTS, _bert_layer, _bert_last_layer)
-_FAMILIES = {
+_BERT = _Architecture(_BERT_PARTS, _bert_layer, _bert_last_layer)
+_ARCHITECTURES = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
-    "distilbert": _Family(_DISTILBERT_PARTS, _distilbert_layer, _distilbert_last_layer),
-    "modernbert": _Family(_MODERNBERT_PARTS, _modernbert_layer, _modernbert_last_layer, _modernbert_needs_all),
+    "distilbert": _Architecture(_DISTILBERT_PARTS, _distilbert_layer, _distilbert_last_layer),
+    "modernbert": _Architecture(_MODERNBERT_PARTS, _modernbert_layer, _modernbert_last_layer, _modernbert_needs_all),
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.engine.errors import ConfigError, ModelError
-from penstock.engine.models.families import layers_of
+from penstock.engine.models.architectures import layers_of
 from penstock.engine.models.stock import is_lora
 
 _ADAPTER = "default"

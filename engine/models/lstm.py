@@ -25,6 +25,16 @@ class LSTMClassifier(PreTrainedModel):
 
     Weights start as torch's own modules initialise them. Dropout depends on a seed from torch's generator and on the
     example (`Ragged.ids`), not on the batch around it.
+
+    Example:
+        >>> from penstock.engine import LSTMClassifier
+        >>> from penstock.engine.models import LSTMClassifierConfig
+        >>> import torch
+        >>> from penstock.kernels import Ragged
+        >>> tokens = Ragged.from_lengths(torch.tensor([1, 2, 3, 4, 5], dtype=torch.int32), [3, 2])
+        >>> model = LSTMClassifier(LSTMClassifierConfig(vocab_size=50, hidden_size=4, num_labels=3))
+        >>> model(tokens).logits.shape
+        torch.Size([2, 3])
     """
 
     config_class = LSTMClassifierConfig

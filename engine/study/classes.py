@@ -1,12 +1,12 @@
-"""Class by class: what the cells of a study found beyond accuracy, for each family at its largest size."""
+"""Class by class: what the trials of a study found beyond accuracy, for each family at its largest size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.engine.page import Block, Heading, Paragraph, TableBlock
-from penstock.engine.study.cells import CellResult
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.table import Table
+from penstock.engine.study.trials import TrialResult
 
 FIGURES = ("balanced_accuracy", "macro_f1", "mcc", "auroc", "expected_calibration_error")
 SHOWN = 30  # classes in the report; of more, those with the most test examples
@@ -24,13 +24,13 @@ class ClassRow:
     recall: float | None
     f1: float | None
     auroc: float | None
-    never_predicted: int  # in how many cells
+    never_predicted: int  # in how many trials
 
 
-def evaluated(table: Table, family: str) -> tuple[int, list[CellResult]] | None:
-    """The family's largest size with cells that kept their evaluation, and those cells."""
+def evaluated(table: Table, family: str) -> tuple[int, list[TrialResult]] | None:
+    """The family's largest size with trials that kept their evaluation, and those trials."""
     for size in reversed(table.sizes):
-        if found := [result for result in table.cells(family, size) if result.evaluation is not None]:
+        if found := [result for result in table.trials(family, size) if result.evaluation is not None]:
             return size, found
     return None
 
@@ -42,8 +42,8 @@ def class_rows(table: Table) -> list[ClassRow]:
         if largest is None:
             continue
         size, results = largest
-        of_cells = [result.evaluation["classes"] for result in results if result.evaluation is not None]
-        for alike in zip(*of_cells, strict=True):
+        of_trials = [result.evaluation["classes"] for result in results if result.evaluation is not None]
+        for alike in zip(*of_trials, strict=True):
             means = {name: mean([one[name] for one in alike]) for name in ("precision", "recall", "f1", "auroc")}
             never = sum(one["support"] > 0 and one["predicted"] == 0 for one in alike)
             rows.append(ClassRow(family, size, alike[0]["name"], alike[0]["support"], **means, never_predicted=never))
@@ -51,7 +51,7 @@ def class_rows(table: Table) -> list[ClassRow]:
 
 
 def class_blocks(table: Table) -> list[Block]:
-    """A section of the report; nothing where no cell kept its evaluation, as those of an earlier penstock."""
+    """A section of the report; nothing where no trial kept its evaluation, as those of an earlier penstock."""
     rows = class_rows(table)
     if not rows:
         return []
@@ -74,7 +74,7 @@ def class_blocks(table: Table) -> list[Block]:
             "Each family at its largest size, in %, mean over seeds: figures that an unbalanced test set does not "
             "flatter, and how far the probabilities can be believed (expected calibration error)."
         ),
-        TableBlock(columns, lines, "cells.csv"),
+        TableBlock(columns, lines, "trials.csv"),
         Paragraph(f"F1 of each class in %.{more}"),
         TableBlock(
             ["", "test examples", *(FAMILIES[family].title for family in families)],

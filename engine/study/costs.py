@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock.engine.data.commit import write_committed
 from penstock.engine.errors import RunError
+from penstock.engine.files import write_json
 from penstock.engine.study.fingerprints import MadeFrom
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def device_name() -> str:
 
 
 def write_cost(path: Path, cost: Cost) -> None:
-    write_committed(path, (json.dumps(dataclasses.asdict(cost), indent=2) + "\n").encode())
+    write_json(path, dataclasses.asdict(cost))
 
 
 def read_cost(path: Path) -> Cost:

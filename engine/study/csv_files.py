@@ -7,30 +7,30 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.commit import write_committed
-from penstock.engine.study.cells import CellResult
+from penstock.engine.files import write_committed
 from penstock.engine.study.classes import FIGURES, ClassRow, class_rows
 from penstock.engine.study.costs import BATCH_SIZES
 from penstock.engine.study.curves import Curve
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
+from penstock.engine.study.trials import TrialResult
 
 
 def write_csv_files(folder: Path, findings: Findings) -> None:
-    """Writes cells.csv, classes.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv and costs.csv.
+    """Writes trials.csv, classes.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv and costs.csv.
 
     Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
     empty; a size beyond all measured ones is inf, one below them 0.
     """
     table = findings.table
     points = [point for family in table.families for point in table.points(family)]
-    measured = [field.name for field in fields(CellResult) if field.name not in ("cell", "evaluation", "made_from")]
+    measured = [field.name for field in fields(TrialResult) if field.name not in ("trial", "evaluation", "made_from")]
     _write(
-        folder / "cells.csv",
+        folder / "trials.csv",
         ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1")],
         (
             [
-                *(result.cell.family, result.cell.size, result.cell.seed),
+                *(result.trial.family, result.trial.size, result.trial.seed),
                 *(getattr(result, name) for name in measured),
                 *((result.evaluation or {}).get(name) for name in FIGURES if name != "macro_f1"),
             ]
@@ -42,6 +42,7 @@ def write_csv_files(folder: Path, findings: Findings) -> None:
         [field.name for field in fields(ClassRow)],
         (list(asdict(row).values()) for row in class_rows(table)),
     )
+    (folder / "cells.csv").unlink(missing_ok=True)  # the same table, by an earlier penstock
     interval = ["mean", "low", "high", "seeds"]
     _write(
         folder / "accuracy.csv",
@@ -118,4 +119,4 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_committed(path, text.getvalue().encode())
+    write_committed(path, text.getvalue())

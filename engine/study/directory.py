@@ -1,15 +1,16 @@
 """The directory of a study: whose it is, and the lock on it."""
 
-import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from penstock.engine.data.commit import disk_errors, write_committed
 from penstock.engine.errors import RunError
+from penstock.engine.files import FolderLock, disk_errors, write_json
+from penstock.engine.training.run_record import in_use
 
 STUDY_NAME = "study.json"
+_OLD_TRIALS = "cells"  # what an earlier penstock called them
 
 
 def read_study(folder: Path | str) -> dict[str, Any]:
@@ -30,7 +31,18 @@ def read_study(folder: Path | str) -> dict[str, Any]:
     return document
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
+def trials_folder(folder: Path) -> Path:
+    """Where a study's finished trials are; a study that an earlier penstock began keeps its folder."""
+    old = folder / _OLD_TRIALS
+    return old if old.is_dir() else folder / "trials"
+
+
+def planned_trials(study: dict[str, Any]) -> list[str]:
+    """The names of the trials that study.json plans."""
+    return study.get("trials", study.get(_OLD_TRIALS, []))
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
     """Locks the directory and makes sure that it is this study's, or new."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: give a directory for the study")
@@ -39,9 +51,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
         raise RunError(f"{folder} is not empty and holds no study: give another --out")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 -- held as long as the study runs
+        lock = FolderLock(folder, in_use(folder), file=".lock")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if path.exists():
             there = read_study(folder)["identity"]
             for key in [*identity, *there]:
@@ -52,11 +63,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> IO[str]:
                     )
         else:
             write_study(folder, {"identity": identity})
-        for name in ("data", "costs", "cells", "runs"):  # whoever removes one gets it made again
-            (folder / name).mkdir(exist_ok=True)
-    except BlockingIOError:
-        lock.close()
-        raise RunError(f"{folder} is in use by another process: wait for it or give another --out") from None
+        for path in (folder / "data", folder / "costs", trials_folder(folder), folder / "runs"):
+            path.mkdir(exist_ok=True)  # whoever removes one has it made again
     except BaseException:
         lock.close()
         raise
@@ -69,4 +77,4 @@ def _is_left_out(key: str, there: dict[str, Any], here: dict[str, Any]) -> bool:
 
 
 def write_study(folder: Path, document: dict[str, Any]) -> None:
-    write_committed(folder / STUDY_NAME, (json.dumps({"format": 1, **document}, indent=2) + "\n").encode())
+    write_json(folder / STUDY_NAME, {"format": 1, **document})

@@ -1,7 +1,7 @@
 """What a study's directory holds from earlier starts, compared with what it would be made from now.
 
 Before anything is trained: a store rebuilt under its name, a source that has changed, an encoder exchanged in its
-folder would otherwise end as cells of two kinds in one table.
+folder would otherwise end as trials of two kinds in one table.
 """
 
 import json
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.engine.errors import RunError
-from penstock.engine.study.cells import Cell, CellResult, cell_named, read_results, result_path
-from penstock.engine.study.directory import read_study
+from penstock.engine.study.directory import read_study, trials_folder
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, changed, changed_setting, difference
+from penstock.engine.study.trials import Trial, TrialResult, read_results, result_path, trial_named
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 class Existing:
     """
     Attributes:
-        results: of all cells that are over, by cell; those that failed are not among them: they are run again.
-        old: the names of cells that an earlier penstock wrote, which do not say what they were made from.
+        results: of all trials that are over, by trial; those that failed are not among them: they are run again.
+        old: the names of trials that an earlier penstock wrote, which do not say what they were made from.
         study: study.json as the last start left it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.results: dict[Cell, CellResult] = {
-            result.cell: result for result in read_results(folder / "cells") if result.status != "failed"
+        self.results: dict[Trial, TrialResult] = {
+            result.trial: result for result in read_results(trials_folder(folder)) if result.status != "failed"
         }
-        self.old = [result.cell.name for result in self.results.values() if result.made_from is None]
+        self.old = [result.trial.name for result in self.results.values() if result.made_from is None]
         self.study = read_study(folder)
         self._runs = {path.parent.name: _identity(path) for path in (folder / "runs").glob("*/run.json")}
 
@@ -43,33 +43,35 @@ class Existing:
         """
         what = f"the {'training' if part == 'train' else 'test'} data ({store.path})"
         recorded = self.study.get(part, {}).get("fingerprint")
-        for cell, result in self.results.items():
+        for trial, result in self.results.items():
             then = recorded if result.made_from is None else getattr(result.made_from, part)
             if then is not None and then != store.fingerprint:
-                raise self._refusal(result_path(self.folder / "cells", cell), changed(what, then, store.fingerprint))
+                raise self._refusal(
+                    result_path(trials_folder(self.folder), trial), changed(what, then, store.fingerprint)
+                )
         if part == "train":
             for name, identity in self._runs.items():
                 then = identity.get("training data", store.fingerprint)
                 if then != store.fingerprint:
                     raise self._refusal(self.folder / "runs" / name, changed(what, then, store.fingerprint))
 
-    def check_cells(self, expected: Callable[[Cell], MadeFrom]) -> None:
+    def check_trials(self, expected: Callable[[Trial], MadeFrom]) -> None:
         """
         Args:
-            expected: what a cell would be made from now.
+            expected: what a trial would be made from now.
 
         Raises:
-            RunError: a cell was made from something else, or one in progress was begun with something else.
+            RunError: a trial was made from something else, or one in progress was begun with something else.
         """
-        for cell, result in self.results.items():
-            if cell.family not in FAMILIES:
+        for trial, result in self.results.items():
+            if trial.family not in FAMILIES:
                 continue  # of a later penstock; no report shows it
-            now = expected(cell)
+            now = expected(trial)
             found = self._encoder_then(now) if result.made_from is None else difference(result.made_from, now)
             if found:
-                raise self._refusal(result_path(self.folder / "cells", cell), found)
+                raise self._refusal(result_path(trials_folder(self.folder), trial), found)
         for name, identity in self._runs.items():
-            begun = cell_named(name)
+            begun = trial_named(name)
             if begun is None or begun in self.results:
                 continue
             now = expected(begun)
@@ -86,27 +88,27 @@ class Existing:
     def _refusal(self, path: Path, found: str) -> RunError:
         return RunError(
             f"{path} was made from something else than is there now: {found}. Put back what was there, give another "
-            f"--out, or remove {remains(self.folder)} to train all cells again"
+            f"--out, or remove {remains(self.folder)} to train all trials again"
         )
 
 
-def check_one_kind(folder: Path, study: Mapping[str, Any], results: Sequence[CellResult]) -> None:
-    """What can be said without the data: the finished cells are of the study's stores, a family's of one encoder.
+def check_one_kind(folder: Path, study: Mapping[str, Any], results: Sequence[TrialResult]) -> None:
+    """What can be said without the data: the finished trials are of the study's stores, a family's of one encoder.
 
     Raises:
         RunError: they are not.
     """
-    first: dict[str, tuple[str, str | None]] = {}  # family -> (a cell, its encoder)
+    first: dict[str, tuple[str, str | None]] = {}  # family -> (a trial, its encoder)
     for result in results:
         if result.made_from is None or result.status == "failed":
             continue
-        path = result_path(folder / "cells", result.cell)
+        path = result_path(trials_folder(folder), result.trial)
         for part, then in (("train", result.made_from.train), ("test", result.made_from.test)):
             now = study.get(part, {}).get("fingerprint", then)
             if then != now:
                 found = changed(f"the {part} data", then, now)
                 raise RunError(f"{path} is not of this study: {found}; remove it, and run penstock study again")
-        name, encoder = first.setdefault(result.cell.family, (result.cell.name, result.made_from.encoder))
+        name, encoder = first.setdefault(result.trial.family, (result.trial.name, result.made_from.encoder))
         if encoder != result.made_from.encoder:
             raise RunError(
                 f"{path} and {name}.json started from different encoders ({result.made_from.encoder} and {encoder}); "
@@ -116,7 +118,7 @@ def check_one_kind(folder: Path, study: Mapping[str, Any], results: Sequence[Cel
 
 def remains(folder: Path) -> str:
     """What to remove of a study so that all of it is made again."""
-    return f"cells, costs, data and runs in {folder}"
+    return f"{trials_folder(folder).name}, costs, data and runs in {folder}"
 
 
 def _identity(path: Path) -> dict[str, Any]:

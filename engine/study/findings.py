@@ -6,13 +6,13 @@ from typing import Any
 
 from penstock.engine.errors import RunError
 from penstock.engine.study.break_even import BreakEven, break_even, equivalent_size
-from penstock.engine.study.cells import read_results
 from penstock.engine.study.costs import Cost, read_cost
 from penstock.engine.study.curves import Curve, fit_curve
-from penstock.engine.study.directory import read_study
+from penstock.engine.study.directory import planned_trials, read_study, trials_folder
 from penstock.engine.study.existing import check_one_kind
 from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.table import Table
+from penstock.engine.study.trials import read_results
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Findings:
         break_evens: {family: ...} of the families other than the encoder.
         equivalents: {family: {encoder's size: (size that the family needs, low, high)}}.
         costs: of the families that were measured.
-        missing: cells that are planned and have no result yet.
+        missing: trials that are planned and have no result yet.
     """
 
     study: dict[str, Any]
@@ -39,14 +39,14 @@ class Findings:
     def of(cls, folder: Path) -> "Findings":
         """
         Raises:
-            RunError: the folder holds no study, or one without a finished cell, or cells made from different things.
+            RunError: the folder holds no study, or one without a finished trial, or trials made from different things.
         """
         study = read_study(folder)
-        results = read_results(folder / "cells")
+        results = read_results(trials_folder(folder))
         check_one_kind(folder, study, results)
         table = Table(results)
         if not any(table.points(family) for family in table.families):
-            raise RunError(f"{folder}: no cell of this study is done yet; run penstock study again to resume")
+            raise RunError(f"{folder}: no trial of this study is done yet; run penstock study again to go on")
         accuracies = {
             family: {point.size: point.accuracies for point in table.points(family)} for family in table.families
         }
@@ -57,7 +57,7 @@ class Findings:
         }
         reference = accuracies.get(REFERENCE) or {}
         others = [family for family in table.families if family != REFERENCE and accuracies[family]]
-        finished = {result.cell.name for result in results if result.status != "failed"}
+        finished = {result.trial.name for result in results if result.status != "failed"}
         return cls(
             study=study,
             table=table,
@@ -79,7 +79,7 @@ class Findings:
                 for family in FAMILIES
                 if (path := folder / "costs" / f"{family}.json").is_file()
             },
-            missing=len(set(study.get("cells", [])) - finished),
+            missing=len(set(planned_trials(study)) - finished),
         )
 
 

@@ -1,4 +1,4 @@
-"""What each cell was made from, and whether that is still what is there: one report shows cells of one kind."""
+"""What each trial was made from, and whether that is still what is there: one report shows trials of one kind."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ from penstock.engine.errors import ModelError
 if TYPE_CHECKING:
     from penstock.engine.training.settings import Settings
 
-FORMAT = 1  # of a cell; a higher number when the same data and settings give figures of another meaning
+FORMAT = 1  # of a trial; a higher number when the same data and settings give figures of another meaning
 _NO_CONTENT = ("_name_or_path", "transformers_version")  # of a config.json: where it came from and who wrote it
 
 
@@ -60,7 +60,7 @@ def result_settings(settings: "Settings") -> dict[str, Any]:
 def difference(then: MadeFrom, now: MadeFrom) -> str | None:
     """In what the two differ, "... then, ... now"; None if they are the same."""
     for what, a, b in (
-        ("the format of cells", then.format, now.format),
+        ("the format of trials", then.format, now.format),
         ("the training data", then.train, now.train),
         ("the test data", then.test, now.test),
         ("--max-test", then.max_test, now.max_test),

@@ -13,7 +13,8 @@ import itertools
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from penstock.engine.plot_style import STYLE
+from penstock.engine.files import write_committed
+from penstock.engine.plot_style import STYLE, png_of
 from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.curves import Curve
 from penstock.engine.study.families import FAMILIES, REFERENCE
@@ -29,7 +30,7 @@ _SPREAD = 0.009  # of the width: families at the same size are drawn a little ap
 
 
 def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> None:
-    """Every cell as a point, means with their intervals, and the fitted curves where there are any."""
+    """Every trial as a point, means with their intervals, and the fitted curves where there are any."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
         for family in table.families:
@@ -48,7 +49,7 @@ def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> N
         axes.set_ylabel("test accuracy, %")
         _finish(axes, table.sizes)
         axes.legend(loc="lower right")
-        figure.savefig(path, dpi=160)
+        write_committed(path, png_of(figure))
         plt.close(figure)
 
 
@@ -77,20 +78,20 @@ def plot_gap(table: Table, path: Path) -> None:
         axes.set_ylabel("encoder's lead, points of accuracy")
         _finish(axes, table.sizes)
         axes.legend(loc="upper right")
-        figure.savefig(path, dpi=160)
+        write_committed(path, png_of(figure))
         plt.close(figure)
 
 
 def plot_cost(table: Table, path: Path) -> None:
-    """Accuracy against the time that training took: one point for each cell, joined through the means of each size."""
+    """Accuracy against the time that training took: one point for each trial, joined through the means of each size."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
         for family in table.families:
             means = []
             for point in table.points(family):
-                cells = [cell for cell in table.cells(family, point.size) if cell.status == "done"]
-                seconds = [max(cell.train_seconds, 1e-3) for cell in cells]
-                accuracies = [100 * (cell.accuracy or 0.0) for cell in cells]
+                trials = [trial for trial in table.trials(family, point.size) if trial.status == "done"]
+                seconds = [max(trial.train_seconds, 1e-3) for trial in trials]
+                accuracies = [100 * (trial.accuracy or 0.0) for trial in trials]
                 style: dict[str, Any] = {"color": COLOURS[family], "marker": MARKERS[family]}
                 axes.scatter(seconds, accuracies, **_RUNS, **style)
                 means.append((float(np.exp(np.mean(np.log(seconds)))), float(np.mean(accuracies)), point.size))
@@ -108,7 +109,7 @@ def plot_cost(table: Table, path: Path) -> None:
         axes.set_xlabel("training time, seconds (log scale); labels: training examples")
         axes.set_ylabel("test accuracy, %")
         axes.legend(loc="lower right")
-        figure.savefig(path, dpi=160)
+        write_committed(path, png_of(figure))
         plt.close(figure)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.engine.data.commit import disk_errors, write_committed
 from penstock.engine.data.overlap import Overlap
+from penstock.engine.files import disk_errors, write_committed
 from penstock.engine.page import (
     Block,
     Bullets,
@@ -19,7 +19,6 @@ from penstock.engine.page import (
     to_markdown,
 )
 from penstock.engine.study.break_even import THRESHOLD, rounded
-from penstock.engine.study.cells import CellResult
 from penstock.engine.study.classes import class_blocks
 from penstock.engine.study.csv_files import write_csv_files
 from penstock.engine.study.families import FAMILIES
@@ -27,6 +26,7 @@ from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.settings import PACKAGED_ENCODER
 from penstock.engine.study.table import Point, Table
+from penstock.engine.study.trials import TrialResult
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -52,8 +52,8 @@ def write_report(folder: Path | str) -> Findings:
             plot_gap(findings.table, folder / "gap.png")
         plot_cost(findings.table, folder / "cost.png")
         blocks = _blocks(findings)
-        write_committed(folder / "report.md", to_markdown(TITLE, blocks).encode())
-        write_committed(folder / "report.html", to_html(TITLE, blocks, folder).encode())
+        write_committed(folder / "report.md", to_markdown(TITLE, blocks))
+        write_committed(folder / "report.html", to_html(TITLE, blocks, folder))
     return findings
 
 
@@ -80,7 +80,7 @@ def headline(findings: Findings) -> list[str]:
         if both:
             lines[-1] += f" At {both[-1].size:,} examples the gap is {_points(both[-1].gap)} points."
     if not lines:
-        lines.append("There is no gap to report: it takes finished cells of the encoder and of another family.")
+        lines.append("There is no gap to report: it takes finished trials of the encoder and of another family.")
     return lines
 
 
@@ -88,11 +88,11 @@ def _blocks(findings: Findings) -> list[Block]:
     table = findings.table
     blocks: list[Block] = [Headline(headline(findings))]
     if findings.missing:
-        blocks.append(Paragraph(f"This study is not complete: {findings.missing} cells are still to run."))
+        blocks.append(Paragraph(f"This study is not complete: {findings.missing} trials are still to run."))
     blocks += [
         Heading("Accuracy by number of training examples"),
         Figure(
-            "accuracy.png", "Test accuracy; bars: 95% t intervals over seeds; faint points: single runs.", "cells.csv"
+            "accuracy.png", "Test accuracy; bars: 95% t intervals over seeds; faint points: single runs.", "trials.csv"
         ),
         Paragraph(
             "Accuracy in %, ± half of the 95% interval over seeds; in brackets the gap: the encoder's accuracy minus "
@@ -116,15 +116,15 @@ def _blocks(findings: Findings) -> list[Block]:
 def _accuracy_table(table: Table) -> TableBlock:
     rows = []
     for family in table.families:
-        cells = []
+        entries = []
         for size in table.sizes:
             point = table.get(family, size)
-            cells.append("–" if point is None else _accuracy_cell(point))
-        rows.append([FAMILIES[family].title, *cells])
+            entries.append("–" if point is None else _accuracy_entry(point))
+        rows.append([FAMILIES[family].title, *entries])
     return TableBlock(["", *(f"{size:,}" for size in table.sizes)], rows, "accuracy.csv")
 
 
-def _accuracy_cell(point: Point) -> str:
+def _accuracy_entry(point: Point) -> str:
     if point.accuracy is None:
         return f"none of {point.unfinished} done"
     text = _points(point.accuracy)
@@ -204,9 +204,9 @@ def _costs(findings: Findings) -> list[Block]:
         points = findings.table.points(family)
         if not points:
             continue
-        largest = [cell for cell in findings.table.cells(family, points[-1].size) if cell.status == "done"]
-        training = f"{_mean(cell.train_seconds for cell in largest):,.0f} s at {points[-1].size:,}"
-        speed = f"{_mean(cell.tokens_per_second for cell in largest):,.0f}"
+        largest = [trial for trial in findings.table.trials(family, points[-1].size) if trial.status == "done"]
+        training = f"{_mean(trial.train_seconds for trial in largest):,.0f} s at {points[-1].size:,}"
+        speed = f"{_mean(trial.tokens_per_second for trial in largest):,.0f}"
         measured = ["–"] * 5
         if cost is not None:
             measured = [
@@ -225,14 +225,14 @@ def _costs(findings: Findings) -> list[Block]:
             "over seeds. Latency: the median forward pass over test texts that are tokenized already."
         ),
         TableBlock(columns, rows, "costs.csv"),
-        Figure("cost.png", "Accuracy against the training time that it took.", "cells.csv"),
+        Figure("cost.png", "Accuracy against the training time that it took.", "trials.csv"),
     ]
 
 
 def _method(findings: Findings) -> list[str]:
     study, table = findings.study, findings.table
     identity, machine = study["identity"], study.get("machine", {})
-    tests = {cell.test_examples for cell in table.results if cell.status == "done"}
+    tests = {trial.test_examples for trial in table.results if trial.status == "done"}
     items = [
         f"Training data: {_names(identity['train'])}{_examples(study.get('train'))}. "
         f"Test data: {_names(identity['test'])}{_examples(study.get('test'))}. "
@@ -241,7 +241,7 @@ def _method(findings: Findings) -> list[str]:
         f"Encoder: {encoder_title(identity['encoder'])}; all families share its tokenizer.",
         "Subsets are stratified by class and nested: a seed's smaller subsets lie inside its larger ones, and all "
         "families train on the same ones. A validation split carved from each subset chooses the model and stops the "
-        "training; the number of examples includes it. The test set is read once for each cell.",
+        "training; the number of examples includes it. The test set is read once for each trial.",
         "Seeds vary the subset, the initial weights, the order and dropout together. Intervals are Student's t over "
         "seeds; a figure without an interval comes from one seed.",
     ]
@@ -250,7 +250,7 @@ def _method(findings: Findings) -> list[str]:
         means = [point.accuracy.mean for family in table.families for point in table.points(family) if point.accuracy]
         sampling = 1.96 * math.sqrt(max(mean * (1 - mean) for mean in means) / count)
         items.append(
-            f"Evaluated on {count:,} test rows{', the same for every cell' if identity.get('max_test') else ''}. "
+            f"Evaluated on {count:,} test rows{', the same for every trial' if identity.get('max_test') else ''}. "
             f"Another test set of this size would move an accuracy by up to ± {100 * sampling:.1f} points (95%): the "
             "intervals over seeds do not contain that."
         )
@@ -258,13 +258,13 @@ def _method(findings: Findings) -> list[str]:
         items.append(f"Overlap of train and test: {Overlap(**study['overlap'])}.")
     old = sum(result.made_from is None for result in table.results)
     if old:
-        items.append(f"{old} cells are of an earlier penstock, which did not note what they were made from.")
+        items.append(f"{old} trials are of an earlier penstock, which did not note what they were made from.")
     items.append(_unfinished(table.results))
     if identity.get("overrides"):
         items.append(f"Settings other than the defaults: {', '.join(identity['overrides'])}.")
     if machine:
         jobs = (
-            f", {machine['jobs']} cells at a time: training times suffer from it" if machine.get("jobs", 1) > 1 else ""
+            f", {machine['jobs']} trials at a time: training times suffer from it" if machine.get("jobs", 1) > 1 else ""
         )
         items.append(
             f"Machine: {machine.get('device')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
@@ -273,14 +273,14 @@ def _method(findings: Findings) -> list[str]:
     return items
 
 
-def _unfinished(results: Sequence[CellResult]) -> str:
+def _unfinished(results: Sequence[TrialResult]) -> str:
     done = sum(result.status == "done" for result in results)
     lost = [result for result in results if result.status != "done"]
     if not lost:
-        return f"All {done} cells that were run are done; none diverged or failed."
-    named = "; ".join(f"{result.cell.name} {result.status} ({result.error})" for result in lost[:5])
+        return f"All {done} trials that were run are done; none diverged or failed."
+    named = "; ".join(f"{result.trial.name} {result.status} ({result.error})" for result in lost[:5])
     more = "; …" if len(lost) > 5 else ""
-    return f"{done} cells are done, {len(lost)} are not and have no part in the means: {named}{more}."
+    return f"{done} trials are done, {len(lost)} are not and have no part in the means: {named}{more}."
 
 
 def encoder_title(encoder: str) -> str:
@@ -311,6 +311,6 @@ def _mean(values: Any) -> float:
     return sum(values) / len(values)
 
 
-def _hours(results: Sequence[CellResult]) -> str:
+def _hours(results: Sequence[TrialResult]) -> str:
     seconds = sum(result.train_seconds for result in results)
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

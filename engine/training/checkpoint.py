@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from penstock.engine.errors import RunError
-from penstock.engine.training.files import (
+from penstock.engine.files import (
     disk_errors,
     link_or_copy,
     point,
     remove_tree,
     settle_modes,
-    sync_directory,
+    sync_folder,
     sync_tree,
 )
 
@@ -42,7 +42,7 @@ def write_checkpoint(
     """
     folder = run / "checkpoints"
     temporary = folder / ".writing"
-    with disk_errors(temporary):
+    with disk_errors(temporary, libraries=True):
         remove_tree(temporary)
         try:
             temporary.mkdir(parents=True)
@@ -56,7 +56,7 @@ def write_checkpoint(
         except BaseException:
             remove_tree(temporary)
             raise
-        sync_directory(folder)
+        sync_folder(folder)
         for name in links:
             point(run / name, checkpoint)
         _remove_unreferenced(run)
@@ -84,7 +84,7 @@ def export_best(run: Path) -> None:
         # config.json last: with it the folder counts as a model
         for file in sorted(files, key=lambda file: file.name == "config.json"):
             link_or_copy(file, run / file.name)
-        sync_directory(run)
+        sync_folder(run)
 
 
 def _unused(folder: Path, step: int) -> Path:

@@ -7,10 +7,10 @@ from pathlib import Path
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, RunError, StoreError
-from penstock.engine.training.files import has_checkpoint
+from penstock.engine.setting import split_key_value
 from penstock.engine.training.run_directory import check_out
-from penstock.engine.training.run_record import read_record
-from penstock.engine.training.settings import Settings, load_saved_settings, load_settings, parse_value
+from penstock.engine.training.run_record import has_checkpoint, read_record
+from penstock.engine.training.settings import OVERRIDE_FORM, Settings, load_saved_settings, load_settings, parse_value
 
 _OPTIONS = {"model.kind": "--model", "model.encoder": "--encoder", "model.start_from": "--from"}
 
@@ -47,7 +47,7 @@ def read_command(
     check_out(out)
     given = {key: value for key, value in options.items() if value is not None}
     for override in overrides:
-        key, _, text = override.partition("=")
+        key, text = split_key_value(override, OVERRIDE_FORM)
         if key in given and parse_value(text) != given[key]:
             raise ConfigError(f"{_OPTIONS[key]} {given[key]} contradicts {override}: leave one out")
     settings = load_settings(config, [*(f"{key}={value}" for key, value in given.items()), *overrides])

@@ -30,6 +30,11 @@ def evaluate(
 ) -> Metrics:
     """The metrics of a model on a store's rows; under several processes each takes its share.
 
+    Example:
+        >>> from penstock.engine import Store, evaluate, load_model
+        >>> evaluate(load_model("run"), Store.open("test")).num_examples
+        30
+
     Args:
         model: on its device; called with ragged batches of token ids.
         rows: int64, the rows to evaluate; all by default.

@@ -143,13 +143,16 @@ class EvaluationCounter:
         metrics = Metrics.from_confusion(torch.from_numpy(self._confusion), self._loss, self._names)
         truth, scores = self._scores.rows()
         areas = [binary_auroc(truth == number, scores[:, number]) for number in range(len(self._names))]
-        known = [area for area in areas if area is not None]
+        counts = np.stack([self._confusion.diagonal(), self._confusion.sum(0), self._confusion.sum(1)])
         examples, confidence, right = self._bins
         return Evaluation(
             metrics=metrics,
-            classes=_class_figures(self._confusion, self._names, areas),
+            classes=[
+                ClassFigures(name=name, auroc=areas[number], **figures_of(counts, number))
+                for number, name in enumerate(self._names)
+            ],
             confusion=self._confusion,
-            auroc=sum(known) / len(known) if known else None,
+            auroc=known_mean(areas),
             auroc_examples=len(truth),
             ece=float(np.abs(confidence - right).sum() / examples.sum()),
             reliability=ReliabilityBin.of(self._bins),
@@ -200,20 +203,26 @@ def binary_auroc(positive: np.ndarray, scores: np.ndarray) -> float | None:
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _class_figures(confusion: np.ndarray, names: Sequence[str], areas: Sequence[float | None]) -> list[ClassFigures]:
-    hits, predicted, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
-    return [
-        ClassFigures(
-            name=name,
-            precision=ratio(hits[i], predicted[i]),
-            recall=ratio(hits[i], support[i]),
-            f1=ratio(2 * hits[i], predicted[i] + support[i]),
-            support=int(support[i]),
-            predicted=int(predicted[i]),
-            auroc=areas[i],
-        )
-        for i, name in enumerate(names)
-    ]
+def figures_of(counts: np.ndarray, number: int) -> dict[str, Any]:
+    """The figures of one class that are counted alike, however its predictions were chosen.
+
+    Args:
+        counts: (3, num_classes): right predictions, predictions, examples of each class.
+    """
+    hits, predicted, support = counts[:, number]
+    return {
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, support),
+        "f1": ratio(2 * hits, predicted + support),
+        "support": int(support),
+        "predicted": int(predicted),
+    }
+
+
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def ratio(part: float, whole: float) -> float | None:

@@ -1,26 +1,27 @@
 """An evaluation to look at: a table for the terminal and a page with pictures."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from penstock.engine.page import Block, Bullets, Heading, Headline, Paragraph, Picture, TableBlock, to_html
-from penstock.engine.plot_style import STYLE
+from penstock.engine.plot_style import STYLE, png_of
 from penstock.engine.training.evaluation import ClassFigures, Evaluation, ReliabilityBin
 
 MAX_CLASSES = 30  # shown one by one; of more, the worst and the best
 MAX_CELLS = 12  # classes of a confusion matrix with a number in each cell
 SHOWN_CONFUSIONS = 10
 
+Figures = TypeVar("Figures", bound=ClassFigures)
+
 COLUMNS = ("class", "precision", "recall", "F1", "AUROC", "support", "predicted")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """The summary and a table by class, on stdout."""
-    shown, note = _shown_classes(evaluation)
+    shown, note = worst_and_best(evaluation.classes, "classes")
     lines = [*([note] if note else []), *_confusions(evaluation)[:3]]
     print_table(evaluation.summary(), _averages(evaluation), COLUMNS, _class_rows(shown), lines)
 
@@ -54,7 +55,7 @@ def print_table(
 def evaluation_page(evaluation: Evaluation, run: str, data: str) -> str:
     """One self-contained HTML page."""
     metrics = evaluation.metrics
-    shown, note = _shown_classes(evaluation)
+    shown, note = worst_and_best(evaluation.classes, "classes")
     headline = [f"{metrics.accuracy:.2%} of {metrics.num_examples:,} examples are classified correctly."]
     headline += [f"{caveat[0].upper()}{caveat[1:]}." for caveat in metrics.caveats()]
     blocks: list[Block] = [
@@ -124,15 +125,14 @@ def _class_rows(classes: Sequence[ClassFigures]) -> list[list[str]]:
     ]
 
 
-def _shown_classes(evaluation: Evaluation) -> tuple[list[ClassFigures], str]:
-    """All classes, or the worst and the best by F1; and what is not shown."""
-    classes = evaluation.classes
-    if len(classes) <= MAX_CLASSES:
-        return classes, ""
-    present = sorted((each for each in classes if each.support), key=lambda each: (each.f1 or 0.0, each.name))
+def worst_and_best(figures: Sequence[Figures], what: str) -> tuple[Sequence[Figures], str]:
+    """All classes (or labels: `what`), or of many the worst and the best by F1; and what is not shown."""
+    if len(figures) <= MAX_CLASSES:
+        return figures, ""
+    present = sorted((each for each in figures if each.support), key=lambda each: (each.f1 or 0.0, each.name))
     half = MAX_CLASSES // 2
     shown = present if len(present) <= MAX_CLASSES else [*present[:half], *present[-half:]]
-    return shown, f"The worst and the best of {len(classes):,} classes, by F1; --json has them all."
+    return shown, f"The worst and the best of {len(figures):,} {what}, by F1; --json has them all."
 
 
 def _confusions(evaluation: Evaluation) -> list[str]:
@@ -192,7 +192,7 @@ def _confusion_picture(evaluation: Evaluation) -> bytes:
                     column, row, f"{shares[row, column]:.0%}\n{counts[row, column]:,}", ha="center", va="center",
                     fontsize=9, color="white" if shares[row, column] > 0.55 else "#1f2933",
                 )  # fmt: skip
-    return _png(figure)
+    return png_of(figure)
 
 
 def reliability_picture(bins: Sequence[ReliabilityBin], by: str, what: str) -> bytes:
@@ -214,7 +214,7 @@ def reliability_picture(bins: Sequence[ReliabilityBin], by: str, what: str) -> b
     axes.set_xlabel(by)
     axes.set_ylabel("share")
     axes.legend(loc="upper left", frameon=False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _new_figure(width: float, height: float) -> tuple[Any, Any]:
@@ -224,15 +224,6 @@ def _new_figure(width: float, height: float) -> tuple[Any, Any]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()
-
-
-def _png(figure: Any) -> bytes:
-    import matplotlib as mpl
-
-    content = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(content, dpi=160, format="png")
-    return content.getvalue()
 
 
 def _short(name: str, length: int = 22) -> str:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.commit import disk_errors
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source
 from penstock.engine.errors import ConfigError, SourceError
+from penstock.engine.files import disk_errors
 from penstock.engine.training.run_record import open_like_training
 
 PIPE_FORMATS = ("csv", "tsv", "jsonl", "txt", "parquet")

@@ -16,6 +16,7 @@ from penstock.engine.data.manifest import TOKENIZER_NAME
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError
+from penstock.engine.files import copy_tree
 from penstock.engine.models import build_model, load_model
 from penstock.engine.models.build import check_pair_types
 from penstock.engine.models.loading import quiet
@@ -25,14 +26,13 @@ from penstock.engine.training.checkpoint import read_state, write_checkpoint
 from penstock.engine.training.class_weights import resolve_class_weights, resolve_positive_weights
 from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluate import class_probabilities, evaluate, run, store_batches
-from penstock.engine.training.files import copy_tree
 from penstock.engine.training.flops import peak_flops, training_flops_per_token
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import Thresholds, choose_thresholds, read_metrics
+from penstock.engine.training.optimizer import learning_rate_factor
 from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.progress import Mode, open_display
 from penstock.engine.training.run_directory import MetricsLog, RunDirectory
-from penstock.engine.training.schedule import learning_rate_factor
 from penstock.engine.training.settings import Settings, TrainingSettings
 from penstock.engine.training.signals import Interrupted, StopSignal
 from penstock.engine.training.step import Stepper, StepReport, derive_seed

@@ -11,31 +11,26 @@ from torch import Tensor
 from penstock.engine.training.evaluation import (
     MAX_SCORES,
     RELIABILITY_BINS,
+    ClassFigures,
     ReliabilityBin,
     ScoreSample,
     binary_auroc,
-    ratio,
+    figures_of,
+    known_mean,
     reliability_bins,
 )
 from penstock.engine.training.multi_label import MultiLabelMetrics
 
 
 @dataclass(frozen=True)
-class LabelFigures:
-    """One label; as `ClassFigures`.
+class LabelFigures(ClassFigures):
+    """One label.
 
     Attributes:
         average_precision: mean precision over the examples that have the label, by their ranks; None where none has it.
         threshold: the label is predicted where its probability is at least this.
     """
 
-    name: str
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    support: int
-    predicted: int
-    auroc: float | None
     average_precision: float | None
     threshold: float
 
@@ -134,9 +129,9 @@ class MultiLabelCounter:
         return MultiLabelEvaluation(
             metrics=metrics,
             labels=self._figures(areas, precisions),
-            auroc=_mean(areas),
+            auroc=known_mean(areas),
             micro_auroc=binary_auroc(truth.ravel(), scores.ravel()),
-            average_precision=_mean(precisions),
+            average_precision=known_mean(precisions),
             micro_average_precision=average_precision(truth.ravel(), scores.ravel()),
             score_examples=len(truth),
             ece=float(np.abs(confidence - positive).sum() / pairs.sum()),
@@ -145,20 +140,15 @@ class MultiLabelCounter:
         )
 
     def _figures(self, areas: Sequence[float | None], precisions: Sequence[float | None]) -> list[LabelFigures]:
-        hits, predicted, support = self._counts
         return [
             LabelFigures(
                 name=name,
-                precision=ratio(hits[i], predicted[i]),
-                recall=ratio(hits[i], support[i]),
-                f1=ratio(2 * hits[i], predicted[i] + support[i]),
-                support=int(support[i]),
-                predicted=int(predicted[i]),
-                auroc=areas[i],
-                average_precision=precisions[i],
-                threshold=float(self._thresholds[i]),
+                auroc=areas[number],
+                average_precision=precisions[number],
+                threshold=float(self._thresholds[number]),
+                **figures_of(self._counts, number),
             )
-            for i, name in enumerate(self._names)
+            for number, name in enumerate(self._names)
         ]
 
 
@@ -175,8 +165,3 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> float | None:
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     hits = np.cumsum(positive[order])[ends]
     return float((np.diff(hits, prepend=0) * hits / (ends + 1)).sum() / positives)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

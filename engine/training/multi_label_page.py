@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from penstock.engine.page import Block, Bullets, Heading, Headline, Paragraph, Picture, TableBlock, to_html
-from penstock.engine.training.evaluation_page import MAX_CLASSES, figure_text, print_table, reliability_picture
+from penstock.engine.training.evaluation_page import figure_text, print_table, reliability_picture, worst_and_best
 from penstock.engine.training.multi_label import MIN_POSITIVES
 from penstock.engine.training.multi_label_evaluation import LabelFigures, MultiLabelEvaluation
 
@@ -13,14 +13,14 @@ COLUMNS = ("label", "precision", "recall", "F1", "AUROC", "AP", "support", "give
 
 def print_evaluation(evaluation: MultiLabelEvaluation) -> None:
     """The summary and a table by label, on stdout."""
-    shown, note = _shown_labels(evaluation)
+    shown, note = worst_and_best(evaluation.labels, "labels")
     print_table(evaluation.summary(), _averages(evaluation), COLUMNS, _label_rows(shown), [note] if note else [])
 
 
 def evaluation_page(evaluation: MultiLabelEvaluation, run: str, data: str) -> str:
     """One self-contained HTML page."""
     metrics = evaluation.metrics
-    shown, note = _shown_labels(evaluation)
+    shown, note = worst_and_best(evaluation.labels, "labels")
     headline = [
         f"Of the labels given, {metrics.micro_precision:.2%} are right; of the labels that {metrics.num_examples:,} "
         f"examples have, {metrics.micro_recall:.2%} are given. {metrics.accuracy:.2%} of the examples have exactly the "
@@ -84,17 +84,6 @@ def _label_rows(labels: Sequence[LabelFigures]) -> list[list[str]]:
         ]
         for each in labels
     ]
-
-
-def _shown_labels(evaluation: MultiLabelEvaluation) -> tuple[list[LabelFigures], str]:
-    """All labels, or the worst and the best by F1; and what is not shown."""
-    labels = evaluation.labels
-    if len(labels) <= MAX_CLASSES:
-        return labels, ""
-    present = sorted((each for each in labels if each.support), key=lambda each: (each.f1 or 0.0, each.name))
-    half = MAX_CLASSES // 2
-    shown = present if len(present) <= MAX_CLASSES else [*present[:half], *present[-half:]]
-    return shown, f"The worst and the best of {len(labels):,} labels, by F1; --json has them all."
 
 
 def _method(evaluation: MultiLabelEvaluation, run: str, data: str) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from penstock.engine.data.commit import committed, disk_errors
 from penstock.engine.errors import ConfigError, DiskError
+from penstock.engine.files import committed, disk_errors
 from penstock.engine.training.plain_values import as_text, plain_list, to_json
 from penstock.engine.training.predictions import Columns, Predicted, batch_of
 

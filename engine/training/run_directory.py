@@ -7,24 +7,26 @@ checkpoints/     see checkpoint.py; best/ and last/ lead into it
 config.json, model.safetensors, tokenizer.json ...   the best model, once the run is complete
 """
 
-import fcntl
 import json
 import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from penstock.engine.errors import RunError
-from penstock.engine.training.files import (
+from penstock.engine.files import (
+    FolderLock,
     disk_errors,
-    has_checkpoint,
     remove_tree,
-    sync_directory,
+    sync_folder,
+    temporary_files,
+    write_committed,
     write_json,
-    write_text,
 )
-from penstock.engine.training.run_record import read_record
+from penstock.engine.training.run_record import has_checkpoint, in_use, read_record
+
+_OLD_TEMPORARY = (".config.yaml.tmp", ".run.json.tmp")  # what an earlier penstock wrote under
 
 
 class RunDirectory:
@@ -40,7 +42,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record: dict[str, Any] = {}
-        self._lock: IO[str] | None = None
+        self._lock: FolderLock | None = None
 
     def open(self) -> dict[str, Any]:
         """Locks the run that is there, if there is one, and returns its record; an empty one otherwise.
@@ -76,7 +78,7 @@ class RunDirectory:
             _remove_beginning(path)
             self.record = {"format": 1, "status": "running", "identity": dict(identity), "data": dict(data)}
             self.record["versions"] = _versions()
-            write_text(path / "config.yaml", config)
+            write_committed(path / "config.yaml", config)
             write_json(path / "run.json", self.record)
         return self.record
 
@@ -113,23 +115,27 @@ class RunDirectory:
         with disk_errors(self.path / "run.json"):
             write_json(self.path / "run.json", self.record)
             if config is not None:
-                write_text(self.path / "config.yaml", config)
+                write_committed(self.path / "config.yaml", config)
 
 
 class MetricsLog:
     """metrics.jsonl: appended line by line; `offset` lets a resumed run forget the lines after its checkpoint."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        self._file = open(path, "a")  # noqa: SIM115 -- closed by close()
-        self._file.truncate(offset)
+        self._path = path
+        with disk_errors(path):
+            self._file = open(path, "a")  # noqa: SIM115 -- closed by close()
+            self._file.truncate(offset)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with disk_errors(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def sync(self) -> int:
         """Forces the lines to the disk and returns their size in bytes."""
-        os.fsync(self._file.fileno())
+        with disk_errors(self._path):
+            os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
@@ -156,18 +162,13 @@ def another_run(path: Path, key: str, there: Any, here: Any) -> RunError:
     return RunError(f"{path} holds another run: {key} is {there!r} there and {here!r} here; give another --out")
 
 
-def _lock(path: Path) -> IO[str]:
-    lock = open(path / ".lock", "w")  # noqa: SIM115 -- held as long as the run is open
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise RunError(f"{path} is in use by another process: wait for it or give another --out") from None
-    return lock
+def _lock(path: Path) -> FolderLock:
+    return FolderLock(path, in_use(path), file=".lock")
 
 
 def _foreign(path: Path) -> bool:
-    return any(name not in (".lock", "config.yaml", ".config.yaml.tmp", ".run.json.tmp") for name in os.listdir(path))
+    ours = {".lock", "config.yaml", *_OLD_TEMPORARY, *(file.name for file in temporary_files(path))}
+    return not ours.issuperset(os.listdir(path))
 
 
 def _remove_beginning(path: Path) -> None:
@@ -175,9 +176,19 @@ def _remove_beginning(path: Path) -> None:
     if (path / "run.json").exists():
         for name in ("checkpoints", "tensorboard", "wandb"):
             remove_tree(path / name)
-        for name in ("metrics.jsonl", "last", "best", ".last.tmp", ".best.tmp", ".run.json.tmp", "run.json"):
+        unfinished = [file.name for file in temporary_files(path)]
+        for name in (
+            "metrics.jsonl",
+            "last",
+            "best",
+            ".last.tmp",
+            ".best.tmp",
+            *_OLD_TEMPORARY,
+            *unfinished,
+            "run.json",
+        ):
             (path / name).unlink(missing_ok=True)
-        sync_directory(path)
+        sync_folder(path)
 
 
 def _versions() -> dict[str, str]:

@@ -33,6 +33,15 @@ def read_record(path: Path | str) -> dict[str, Any]:
     return record
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has come as far as a checkpoint."""
+    return any((run / name / "config.json").exists() for name in ("last", "best"))
+
+
+def in_use(path: Path) -> RunError:
+    return RunError(f"{path} is in use by another process: wait for it or give another --out")
+
+
 def read_trained_record(path: Path | str) -> dict[str, Any]:
     """As `read_record`, of a run that has a model.
 

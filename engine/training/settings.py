@@ -14,9 +14,11 @@ import yaml
 
 from penstock.engine.errors import ConfigError
 from penstock.engine.models.settings import ModelSettings
-from penstock.engine.setting import check_section, checked, describe_range, describe_type, setting
+from penstock.engine.setting import check_section, checked, describe_range, describe_type, setting, split_key_value
 from penstock.engine.training.recipe import TrainingSet, recipe
 from penstock.engine.training.suggestions import suggest
+
+OVERRIDE_FORM = "section.key=value, such as training.epochs=3"
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,13 @@ _OPEN = (None, "auto")  # values that leave a choice to the recipe
 
 @dataclass(frozen=True)
 class Settings:
-    """
+    """Every setting of a run, in three sections.
+
+    Example:
+        >>> from penstock.engine import Settings
+        >>> Settings().training.schedule
+        'linear'
+
     Attributes:
         given: "section.key" of what the user stated, at whatever value; None where that is not known: then what
             differs from the defaults counts as stated.
@@ -179,6 +187,11 @@ class Settings:
 def load_settings(file: Path | str | None = None, overrides: Iterable[str] = ()) -> Settings:
     """Defaults, under the YAML file's values, under overrides of the form `section.key=value`.
 
+    Example:
+        >>> from penstock.engine import load_settings
+        >>> load_settings(None, ["training.epochs=3", "model.preset=lstm-4-256"]).model.num_layers
+        4
+
     Raises:
         ConfigError: the file cannot be read, or a key is unknown, or a value has the wrong type or lies out of range,
             or the model or the run has no use for a setting.
@@ -186,10 +199,8 @@ def load_settings(file: Path | str | None = None, overrides: Iterable[str] = ())
     """
     values: dict[str, tuple[Any, str]] = {} if file is None else _from_file(Path(file))
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"{override!r} is no setting: write section.key=value, such as training.epochs=3")
-        values[key.strip()] = (parse_value(text), "")
+        key, text = split_key_value(override, OVERRIDE_FORM)
+        values[key] = (parse_value(text), "")
     return settings_from(values)
 
 

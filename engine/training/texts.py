@@ -58,17 +58,17 @@ class Window:
 def windows(sources: Iterable[Source], tokenizer: TextTokenizer) -> Iterator[Window]:
     """The sources' rows in their order, in bounded memory, tokenized ahead of the model."""
     ahead: deque[tuple[Source, Rows, Future[Encoded]]] = deque()
-    pool = ThreadPoolExecutor(1, "tokenize")
+    workers = ThreadPoolExecutor(1, "tokenize")
     try:
         for source in sources:
             for rows in source.rows():
-                ahead.append((source, rows, pool.submit(tokenizer.encode, rows.texts)))
+                ahead.append((source, rows, workers.submit(tokenizer.encode, rows.texts)))
                 if len(ahead) > WINDOWS_AHEAD:
                     yield _finished(*ahead.popleft())
         while ahead:
             yield _finished(*ahead.popleft())
     finally:
-        pool.shutdown(cancel_futures=True)
+        workers.shutdown(cancel_futures=True)
 
 
 def labelled_batches(

@@ -94,6 +94,12 @@ def train(
 
     The run's directory then loads as the best model by the validation split. The caller's random state is left alone.
 
+    Example:
+        >>> from penstock.engine import Store, load_settings, train
+        >>> settings = load_settings(None, ["model.hidden_size=4", "training.epochs=1"])
+        >>> train(settings, Store.open("train"), "new-run", progress="none").epochs
+        1.0
+
     Args:
         out_dir: the run's directory. If it holds the same run, that is resumed or, if complete, its result returned;
             with more epochs, steps or patience than it had, it resumes from its last checkpoint.

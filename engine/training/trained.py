@@ -54,7 +54,13 @@ def describe_data(store: Store) -> dict[str, Any]:
 
 @dataclass
 class TrainedRun:
-    """A run's best model on its device, and how to read data for it."""
+    """A run's best model on its device, and how to read data for it.
+
+    Example:
+        >>> from penstock.engine import TrainedRun
+        >>> TrainedRun.open("run").predict(["a lovely film", "the dull plot"]).num_rows
+        2
+    """
 
     path: Path
     model: torch.nn.Module

@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from penstock.kernels import philox, triton_support
-from penstock.kernels.attention.protocol import Problem
+from penstock.kernels import philox
+from penstock.kernels.attention import Backward, Gradients, Problem, Results
+from penstock.kernels.attention.triton_kernels import delta_kernel, dkdv_kernel, dq_kernel, forward_kernel
 from penstock.kernels.triton_support import on_device
 
 
@@ -58,7 +58,8 @@ def block_d(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def _constants(q: Tensor, k: Tensor, problem: Problem, tile: Tile) -> dict[str, Any]:
+def _constants(problem: Problem | Backward, tile: Tile) -> dict[str, Any]:
+    q, k = problem.q, problem.k
     # three products of tf32 parts are as exact as float32, and run on the tensor cores
     tf32 = torch.backends.cuda.matmul.allow_tf32
     return {
@@ -77,8 +78,9 @@ def _constants(q: Tensor, k: Tensor, problem: Problem, tile: Tile) -> dict[str, 
     }
 
 
-def _arguments(q: Tensor, k: Tensor, v: Tensor, problem: Problem, blocks: int) -> tuple[Any, ...]:
+def _arguments(problem: Problem | Backward, blocks: int) -> tuple[Any, ...]:
     """What the kernels take behind their own tensors."""
+    q, k, v = problem.q, problem.k, problem.v
     return (
         problem.cu_seqlens_q,
         problem.cu_seqlens_k,
@@ -102,30 +104,23 @@ def _blocks(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    from penstock.kernels.attention.triton_kernels import forward_kernel
-
-    heads = q.shape[1]
-    out = q.new_empty(q.shape)
-    lse = q.new_empty((heads, q.shape[0]), dtype=torch.float32)
-    tile = choose_tiles(q.dtype, q.shape[2], max(problem.max_seqlen_q, problem.max_seqlen_k)).forward
+def varlen_attention(problem: Problem) -> Results:
+    (tokens, heads, head_dim), batch = problem.q.shape, problem.cu_seqlens_q.shape[0] - 1
+    made = problem.empty()
+    tile = choose_tiles(problem.q.dtype, head_dim, max(problem.max_seqlen_q, problem.max_seqlen_k)).forward
     blocks = _blocks(problem.max_seqlen_q, tile.block_q)
-    if q.shape[0] and blocks:
-        with on_device(q):
-            forward_kernel[problem.batch_size * blocks, heads](
-                q, k, v, out, lse, *_arguments(q, k, v, problem, blocks), **_constants(q, k, problem, tile)
+    if tokens and blocks:
+        with on_device(problem.q):
+            forward_kernel[batch * blocks, heads](
+                *(*problem[:3], *made, *_arguments(problem, blocks)), **_constants(problem, tile)
             )
-    return out, lse
+    return made
 
 
-def backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, problem: Problem
-) -> tuple[Tensor, Tensor, Tensor]:
-    from penstock.kernels.attention.triton_kernels import delta_kernel, dkdv_kernel, dq_kernel
-
+def varlen_attention_backward(problem: Backward) -> Gradients:
+    grad_out, q, k, v, out, lse = problem[:6]
     (tokens_q, heads, head_dim), kv_heads = q.shape, k.shape[1]
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    delta = torch.empty_like(lse)
+    batch, made, delta = problem.cu_seqlens_q.shape[0] - 1, problem.empty(), torch.empty_like(lse)
     tiles = choose_tiles(q.dtype, head_dim, max(problem.max_seqlen_q, problem.max_seqlen_k))
     with on_device(q):
         if tokens_q and problem.max_seqlen_q:
@@ -134,21 +129,16 @@ def backward(
                 out, grad_out, delta, tokens_q, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK=rows
             )
             blocks = _blocks(problem.max_seqlen_q, tiles.dq.block_q)
-            dq_kernel[problem.batch_size * blocks, heads](
-                *(q, k, v, grad_out, lse, delta, dq),
-                *_arguments(q, k, v, problem, blocks),
-                **_constants(q, k, problem, tiles.dq),
+            dq_kernel[batch * blocks, heads](
+                *(q, k, v, grad_out, lse, delta, made.q),
+                *_arguments(problem, blocks),
+                **_constants(problem, tiles.dq),
             )
         if k.shape[0] and problem.max_seqlen_k:
             blocks = _blocks(problem.max_seqlen_k, tiles.dkdv.block_k)
-            dkdv_kernel[problem.batch_size * blocks, kv_heads](
-                *(q, k, v, grad_out, lse, delta, dk, dv),
-                *_arguments(q, k, v, problem, blocks),
-                **_constants(q, k, problem, tiles.dkdv),
+            dkdv_kernel[batch * blocks, kv_heads](
+                *(q, k, v, grad_out, lse, delta, made.k, made.v),
+                *_arguments(problem, blocks),
+                **_constants(problem, tiles.dkdv),
             )
-    return dq, dk, dv
-
-
-def why_not(*, head_dim: int, **facts: Any) -> str | None:
-    too_wide = f"its head_dim goes to 256, not {head_dim}" if head_dim > 256 else None
-    return triton_support.why_not(**facts) or too_wide
+    return made

@@ -1,14 +1,15 @@
-"""Bias and GELU, alone and as a gate, in Triton: how the kernels of `triton_kernels.py` are launched."""
+"""Bias and GELU, alone and as a gate, and their derivatives, element by element, in Triton."""
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.triton_support import on_device, why_not
+from penstock.kernels.gelu import Geglu, GegluBackward, Gelu, GeluBackward, GeluResults, Gradients
+from penstock.kernels.triton_support import on_device
 
 BLOCK, BLOCK_ROWS, BLOCK_COLUMNS = 1024, 16, 128
 _PROGRAMS = 64  # along the rows of backward, each with sums of its own
-
-__all__ = ["backward", "forward", "geglu_backward", "geglu_forward", "why_not"]
 
 
 def _shares(rows: int) -> tuple[int, int]:
@@ -17,72 +18,187 @@ def _shares(rows: int) -> tuple[int, int]:
     return -(-rows // each), each
 
 
-def forward(x: Tensor, bias: Tensor | None, save: bool) -> tuple[Tensor, Tensor]:
-    from penstock.kernels.gelu.triton_kernels import forward_kernel
-
-    out, derivative = torch.empty_like(x), x.new_empty(x.shape[0] if save else 0, x.shape[1])
+def bias_gelu(problem: Gelu) -> GeluResults:
+    x, bias, made = problem.x, problem.bias, problem.empty()
     count = x.numel()
     if count:
         with on_device(x):
             forward_kernel[(-(-count // BLOCK),)](
-                *(x, bias, out, derivative, count),
+                *(x, bias, *made, count),
                 WIDTH=x.shape[1],
                 BLOCK=BLOCK,
                 HAS_BIAS=bias is not None,
-                SAVE=save,
+                SAVE=problem.save,
             )
-    return out, derivative
+    return made
 
 
-def backward(grad_out: Tensor, derivative: Tensor, has_bias: bool) -> tuple[Tensor, Tensor]:
-    from penstock.kernels.gelu.triton_kernels import backward_kernel
-
+def bias_gelu_backward(problem: GeluBackward) -> Gradients:
+    grad_out, x = problem.grad_out, torch.empty_like(problem.grad_out)
     rows, width = grad_out.shape
-    x = torch.empty_like(grad_out)
     programs, each = _shares(rows)
-    sums = grad_out.new_empty(programs if has_bias else 0, width, dtype=torch.float32)
+    sums = grad_out.new_empty(programs, width, dtype=torch.float32) if problem.has_bias else None
     if rows:
         with on_device(grad_out):
             backward_kernel[programs, -(-width // BLOCK_COLUMNS)](
-                *(grad_out, derivative, x, sums, rows, each),
+                *(grad_out, problem.derivative, x, sums, rows, each),
                 WIDTH=width,
                 BLOCK_ROWS=BLOCK_ROWS,
                 BLOCK_COLUMNS=BLOCK_COLUMNS,
-                HAS_BIAS=has_bias,
+                HAS_BIAS=problem.has_bias,
             )
-    return x, sums.sum(0) if has_bias else sums.new_empty(0)
+    return Gradients(x, None if sums is None else sums.sum(0))
 
 
-def geglu_forward(x: Tensor, bias: Tensor | None) -> Tensor:
-    from penstock.kernels.gelu.triton_kernels import geglu_forward_kernel
-
-    out = x.new_empty(x.shape[0], x.shape[1] // 2)
+def geglu(problem: Geglu) -> Tensor:
+    x, bias, out = problem.x, problem.bias, problem.empty()
     count = out.numel()
     if count:
         with on_device(x):
             geglu_forward_kernel[(-(-count // BLOCK),)](
-                *(x, bias, out, count),
-                WIDTH=out.shape[1],
-                BLOCK=BLOCK,
-                HAS_BIAS=bias is not None,
+                *(x, bias, out, count), WIDTH=out.shape[1], BLOCK=BLOCK, HAS_BIAS=bias is not None
             )
     return out
 
 
-def geglu_backward(grad_out: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    from penstock.kernels.gelu.triton_kernels import geglu_backward_kernel
-
+def geglu_backward(problem: GegluBackward) -> Gradients:
+    grad_out, x, bias = problem.grad_out, torch.empty_like(problem.x), problem.bias
     rows, width = grad_out.shape
-    d_x = torch.empty_like(x)
     programs, each = _shares(rows)
-    sums = x.new_empty(0 if bias is None else programs, 2 * width, dtype=torch.float32)
+    sums = None if bias is None else x.new_empty(programs, 2 * width, dtype=torch.float32)
     if rows:
         with on_device(x):
             geglu_backward_kernel[programs, -(-width // BLOCK_COLUMNS)](
-                *(grad_out, x, bias, d_x, sums, rows, each),
+                *(grad_out, problem.x, bias, x, sums, rows, each),
                 WIDTH=width,
                 BLOCK_ROWS=BLOCK_ROWS,
                 BLOCK_COLUMNS=BLOCK_COLUMNS,
                 HAS_BIAS=bias is not None,
             )
-    return d_x, sums.new_empty(0) if bias is None else sums.sum(0)
+    return Gradients(x, None if sums is None else sums.sum(0))
+
+
+@triton.jit
+def _gelu(v):
+    """GELU and its derivative."""
+    phi = 0.5 + 0.5 * tl.erf(v * 0.7071067811865476)
+    bell = tl.exp2(v * v * -0.7213475204444817) * 0.3989422804014327
+    return v * phi, phi + v * bell
+
+
+@triton.jit(do_not_specialize=["count"])
+def forward_kernel(
+    x,  # (rows, WIDTH), as out and derivative
+    bias,  # (WIDTH,)
+    out,
+    derivative,
+    count,  # rows * WIDTH
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        v += tl.load(bias + at % WIDTH, mask=inside, other=0.0)
+    value, slope = _gelu(v)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+    if SAVE:
+        tl.store(derivative + at, slope.to(derivative.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "rows_per_program"])
+def backward_kernel(
+    grad_out,  # (rows, WIDTH), as derivative and grad_x
+    derivative,
+    grad_x,
+    sums,  # (programs, WIDTH)
+    rows,
+    rows_per_program,
+    WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    first = tl.program_id(0) * rows_per_program
+    last = tl.minimum(first + rows_per_program, rows)
+    columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    for start in range(first, last, BLOCK_ROWS):
+        block = start + tl.arange(0, BLOCK_ROWS)
+        inside = (block < last)[:, None] & (columns < WIDTH)[None, :]
+        at = block.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+        dx = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
+        dx *= tl.load(derivative + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(grad_x + at, dx.to(grad_x.dtype.element_ty), mask=inside)
+        total += tl.sum(dx, 0)
+    if HAS_BIAS:
+        tl.store(sums + tl.program_id(0).to(tl.int64) * WIDTH + columns, total, mask=columns < WIDTH)
+
+
+@triton.jit(do_not_specialize=["count"])
+def geglu_forward_kernel(
+    x,  # (rows, 2 WIDTH)
+    bias,  # (2 WIDTH,)
+    out,  # (rows, WIDTH)
+    count,  # rows * WIDTH
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    column = at % WIDTH
+    of_gate = x + (at - column) * 2 + column
+    gate = tl.load(of_gate, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(of_gate + WIDTH, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        gate += tl.load(bias + column, mask=inside, other=0.0)
+        value += tl.load(bias + WIDTH + column, mask=inside, other=0.0)
+    activated, _ = _gelu(gate)
+    tl.store(out + at, (activated * value).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "rows_per_program"])
+def geglu_backward_kernel(
+    grad_out,  # (rows, WIDTH)
+    x,  # (rows, 2 WIDTH), as grad_x
+    bias,  # (2 WIDTH,)
+    grad_x,
+    sums,  # (programs, 2 WIDTH)
+    rows,
+    rows_per_program,
+    WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    first = tl.program_id(0) * rows_per_program
+    last = tl.minimum(first + rows_per_program, rows)
+    columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    in_row = columns < WIDTH
+    gate_total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    value_total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    for start in range(first, last, BLOCK_ROWS):
+        block = start + tl.arange(0, BLOCK_ROWS)
+        inside = (block < last)[:, None] & in_row[None, :]
+        row = block.to(tl.int64)[:, None]
+        dy = tl.load(grad_out + row * WIDTH + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        at = row * (2 * WIDTH) + columns[None, :]
+        gate = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x + at + WIDTH, mask=inside, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            gate += tl.load(bias + columns, mask=in_row, other=0.0)[None, :]
+            value += tl.load(bias + WIDTH + columns, mask=in_row, other=0.0)[None, :]
+        activated, derivative = _gelu(gate)
+        d_gate, d_value = dy * value * derivative, dy * activated
+        tl.store(grad_x + at, d_gate.to(grad_x.dtype.element_ty), mask=inside)
+        tl.store(grad_x + at + WIDTH, d_value.to(grad_x.dtype.element_ty), mask=inside)
+        gate_total += tl.sum(d_gate, 0)
+        value_total += tl.sum(d_value, 0)
+    if HAS_BIAS:
+        of_program = sums + tl.program_id(0).to(tl.int64) * (2 * WIDTH) + columns
+        tl.store(of_program, gate_total, mask=in_row)
+        tl.store(of_program + WIDTH, value_total, mask=in_row)

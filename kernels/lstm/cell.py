@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, transforms, triton_support
-from penstock.kernels.lstm import triton as triton_backend
-from penstock.kernels.lstm.protocol import cell_dtype
+from penstock.kernels.precision import accumulate_dtype
 
 torch.library.define(
     "penstock::lstm_cell",
@@ -41,7 +40,7 @@ def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     if c.device != gates.device:
         raise ValueError(f"c is on {c.device}, gates on {gates.device}")
     backend = dispatch.choose("lstm_cell", device_type=gates.device.type, dtype=gates.dtype, hidden_size=c.shape[1])
-    return _operation(gates, c.to(cell_dtype(gates.dtype)), backend)
+    return _operation(gates, c.to(accumulate_dtype(gates.dtype)), backend)
 
 
 class PlainCell:
@@ -68,10 +67,10 @@ class PlainCell:
 dispatch.register(
     "lstm_cell",
     "triton",
-    triton_backend.Cell,
-    triton_backend.why_not,
+    "penstock.kernels.lstm.triton:Cell",
+    triton_support.why_not,
     triton_support.available,
-    on_request=triton_support.UNVERIFIED,
+    triton_support.UNVERIFIED,
 )
 dispatch.register("lstm_cell", "torch", PlainCell)
 dispatch.register("lstm_cell", "reference", PlainCell)

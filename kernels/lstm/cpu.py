@@ -12,10 +12,16 @@ from torch import Tensor
 
 from penstock.kernels import compiled
 from penstock.kernels.compiled import address
-from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
-from penstock.kernels.lstm.rows import saved_like
+from penstock.kernels.lstm.protocol import (
+    InputGrads,
+    LayerInputs,
+    LayerOutputs,
+    OutputGrads,
+    saved_like,
+    why_no_kernel,
+)
 
-__all__ = ["available", "backward", "forward", "saved_like", "why_not"]
+__all__ = ["backward", "forward", "saved_like", "why_not"]
 
 native: Any = getattr(compiled.native, "lstm_cpu", None)
 
@@ -28,24 +34,9 @@ _POOLED_BYTES = 1 << 20
 worth_threads = 12_000_000
 
 
-def available() -> str | None:
-    """None if this backend can run here, else the reason."""
-    return compiled.available()
-
-
-def why_not(
-    *, device_type: str, dtype: torch.dtype, proj_size: int = 0, needs: tuple[str, ...] = (), **_: Any
-) -> str | None:
+def why_not(**facts: Any) -> str | None:
     """None if this backend can serve such a call, else the reason."""
-    if device_type != "cpu":
-        return f"tensors are on {device_type}"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"dtype is {dtype}, not float32 or bfloat16"
-    if proj_size:
-        return "it has no projection (proj_size)"
-    if "zoneout" in needs:
-        return "it has no zoneout"
-    return None
+    return why_no_kernel("cpu", (torch.float32, torch.bfloat16), **facts)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -132,6 +123,7 @@ class _Call:
             [weight.contiguous() for weight in kind] or [None] * self.directions for kind in kinds
         ]
         self.states = [None if state is None else state.contiguous() for state in (inputs.h0, inputs.c0)]
+        operations = 8 * self.tokens * self.directions * self.hidden * (weights.input_size + self.hidden)
         self.arguments = {
             "isa": compiled.isa(),
             "dtype": _name(inputs.dtype),
@@ -139,7 +131,7 @@ class _Call:
             "batch": inputs.batch_size,
             "input_size": weights.input_size,
             "hidden_size": self.hidden,
-            "threads": torch.get_num_threads() if self._operations(weights) >= worth_threads else 1,
+            "threads": torch.get_num_threads() if operations >= worth_threads else 1,
             "x": self.x.data_ptr() if self.ids is None else None,
             "embeddings": None
             if self.ids is None
@@ -150,9 +142,6 @@ class _Call:
             "c0": address(self.states[1]),
             "pool": inputs.pool,
         }
-
-    def _operations(self, weights: LayerWeights) -> int:
-        return 8 * self.tokens * self.directions * self.hidden * (weights.input_size + self.hidden)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -12,18 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, OutputGrads
-from penstock.kernels.lstm.rows import fed_back, initial_state, into_h0, saved_like
+from penstock.kernels import compiled
+from penstock.kernels.lstm.protocol import (
+    InputGrads,
+    LayerInputs,
+    LayerOutputs,
+    OutputGrads,
+    fed_back,
+    initial_state,
+    into_h0,
+    saved_like,
+    why_no_kernel,
+)
 
 __all__ = ["available", "backward", "forward", "saved_like", "why_not"]
 
-try:
-    from penstock import _native
-
-    native: Any = getattr(_native, "lstm_cuda", None)
-    WITHOUT = getattr(_native, "without_cuda", "reinstall it")  # the reason that cmake/cuda.cmake found
-except ImportError:  # penstock.kernels works without its compiled module
-    native, WITHOUT = None, "its compiled module is missing"
+native: Any = getattr(compiled.native, "lstm_cuda", None)
 
 FUSES = True
 
@@ -34,7 +38,8 @@ HIDDEN_SIZES = (128, 256, 384, 512, 768, 1024)
 def available() -> str | None:
     """None if this backend can run here, else the reason."""
     if native is None:
-        return f"penstock was built without it: {WITHOUT}"
+        # the reason that cmake/cuda.cmake found
+        return compiled.available() or f"penstock was built without it: {compiled.native.without_cuda}"
     if not torch.cuda.is_available():
         return "there is no NVIDIA GPU"
     if torch.cuda.get_device_capability() < (8, 0):
@@ -42,27 +47,15 @@ def available() -> str | None:
     return None
 
 
-def why_not(
-    *,
-    device_type: str,
-    dtype: torch.dtype,
-    hidden_size: int,
-    proj_size: int = 0,
-    needs: tuple[str, ...] = (),
-    **_: Any,
-) -> str | None:
+def why_not(*, hidden_size: int, needs: tuple[str, ...] = (), **facts: Any) -> str | None:
     """None if this backend can serve such a call, else the reason."""
-    if device_type != "cuda":
-        return f"tensors are on {device_type}"
-    if dtype != torch.bfloat16:
-        return f"dtype is {dtype}, not bfloat16"
+    reason = why_no_kernel("cuda", (torch.bfloat16,), needs=needs, **facts)
+    if reason:
+        return reason
     if hidden_size not in HIDDEN_SIZES:
         return f"the hidden size is {hidden_size}, not {', '.join(map(str, HIDDEN_SIZES))}"
-    if proj_size:
-        return "it has no projection (proj_size)"
-    for feature, reason in (("zoneout", "it has no zoneout"), ("cells", "it does not differentiate cell states")):
-        if feature in needs:
-            return reason
+    if "cells" in needs:
+        return "it does not differentiate cell states"
     return native.why_not(hidden_size) if torch.cuda.is_available() else None
 
 

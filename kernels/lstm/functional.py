@@ -10,8 +10,10 @@ from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.dropout import keep_mask
 from penstock.kernels.lstm import ops
-from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, cell_dtype
+from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights
 from penstock.kernels.philox import new_seed
+from penstock.kernels.precision import accumulate_dtype
+from penstock.kernels.ragged import check_cu_seqlens_form
 
 # dropout of a layer's output has its layer as its stream; zoneout's streams lie beyond
 _ZONE_H_STREAM, _ZONE_C_STREAM = 1 << 16, 2 << 16
@@ -85,7 +87,7 @@ def lstm(
     checks.seed(seed, x.device)
     _check(x, words, cu_seqlens, weights, h0, c0, resets, ids)
     if c0 is not None:
-        c0 = c0.to(cell_dtype(weights[0].w_ih[0].dtype))
+        c0 = c0.to(accumulate_dtype(weights[0].w_ih[0].dtype))
     random = training and (any(zoneout) or (dropout > 0 and len(weights) > 1))
     if random and seed is None:
         seed = new_seed(x.device)
@@ -98,23 +100,19 @@ def lstm(
         rows = slice(layer * directions, (layer + 1) * directions)
         if layer and training and dropout > 0 and seed is not None:
             x = ragged_dropout(x, cu_seqlens, dropout, seed, layer - 1, ids, per_sequence=variational)
-        tokens = (x if words is None else words).shape[0]
-        dtype = layer_weights.w_ih[0].dtype
-        zones: list[Tensor | None] = [None, None]
+        inputs = LayerInputs(
+            x,
+            cu_seqlens,
+            max_seqlen,
+            layer_weights,
+            h0=None if h0 is None else h0[rows],
+            c0=None if c0 is None else c0[rows],
+            resets=resets,
+            ids=words if layer == 0 else None,
+            pool=pooling if pooling and layer == len(weights) - 1 else "",
+        )
         if any(zoneout):
-            widths = layer_weights.output_size * directions, layer_weights.hidden_size * directions
-            for k, (p, stream, width) in enumerate(zip(zoneout, (_ZONE_H_STREAM, _ZONE_C_STREAM), widths, strict=True)):
-                if p and training and seed is not None:
-                    kept = keep_mask(cu_seqlens, tokens, p, seed, stream + layer, ids, width)
-                    zones[k] = (~kept).to(dtype)
-                elif p:
-                    zones[k] = x.new_full((1, 1), p, dtype=dtype)
-        h0_layer = None if h0 is None else h0[rows]
-        c0_layer = None if c0 is None else c0[rows]
-        states = h0_layer, c0_layer, zones[0], zones[1], resets
-        pool = pooling if pooling and layer == len(weights) - 1 else ""
-        inputs = LayerInputs(x, cu_seqlens, max_seqlen, layer_weights, *states, words, pool)
-        words = None
+            inputs = _with_zoneout(inputs, zoneout, seed if training else None, layer, ids)
         x, h_n, c_n, layer_cells = ops.lstm_layer(inputs, return_cells, save, _choose(inputs, return_cells))
         final_h.append(h_n)
         final_c.append(c_n)
@@ -123,12 +121,28 @@ def lstm(
     return (x, h_n, c_n, cells) if return_cells else (x, h_n, c_n)
 
 
+def _with_zoneout(
+    inputs: LayerInputs, probabilities: tuple[float, float], seed: Tensor | None, layer: int, ids: Tensor | None
+) -> LayerInputs:
+    """The weights of the old states: 0 or 1 as drawn with the seed, or their expectation without one."""
+
+    def weight(p: float, stream: int, width: int) -> Tensor | None:
+        if not p:
+            return None
+        if seed is None:
+            return inputs.x.new_full((1, 1), p, dtype=inputs.dtype)
+        kept = keep_mask(inputs.cu_seqlens, inputs.tokens, p, seed, stream + layer, ids, width)
+        return (~kept).to(inputs.dtype)
+
+    weights = inputs.weights
+    return inputs._replace(
+        zone_h=weight(probabilities[0], _ZONE_H_STREAM, weights.directions * weights.output_size),
+        zone_c=weight(probabilities[1], _ZONE_C_STREAM, weights.directions * weights.hidden_size),
+    )
+
+
 def _choose(inputs: LayerInputs, return_cells: bool) -> str:
-    needs = []
-    if inputs.zone_h is not None or inputs.zone_c is not None:
-        needs.append("zoneout")
-    if return_cells:
-        needs.append("cells")
+    zoneout = inputs.zone_h is not None or inputs.zone_c is not None
     weights = inputs.weights
     return dispatch.choose(
         "lstm",
@@ -137,7 +151,7 @@ def _choose(inputs: LayerInputs, return_cells: bool) -> str:
         input_size=weights.input_size,
         hidden_size=weights.hidden_size,
         proj_size=weights.output_size if weights.w_hr else 0,
-        needs=tuple(needs),
+        needs=("zoneout",) * zoneout + ("cells",) * return_cells,
     )
 
 
@@ -172,10 +186,7 @@ def _check(
         raise ValueError(f"x must be (tokens, input size), got shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be of a floating dtype, got {x.dtype}")
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(f"cu_seqlens must be (batch + 1,), got shape {tuple(cu_seqlens.shape)}")
+    check_cu_seqlens_form("cu_seqlens", cu_seqlens, x.device)
     if not weights:
         raise ValueError("weights must hold at least one layer")
     directions, batch = weights[0].directions, cu_seqlens.shape[0] - 1
@@ -203,13 +214,10 @@ def _check(
     if h0 is not None:
         _check_tensor("h0", h0, (states, batch, output), x, (dtype,))
     if c0 is not None:
-        _check_tensor("c0", c0, (states, batch, hidden), x, (dtype, cell_dtype(dtype)))
+        _check_tensor("c0", c0, (states, batch, hidden), x, (dtype, accumulate_dtype(dtype)))
     if resets is not None:
         _check_tensor("resets", resets, (tokens,), x, (torch.bool,))
-    if ids is not None:
-        _check_tensor("ids", ids, (batch,), x, (torch.int64,))
-    if cu_seqlens.device != x.device:
-        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, x on {x.device}")
+    checks.ids(ids, batch, device)
 
 
 def _check_tensor(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from penstock.kernels import checks, convert, philox
-from penstock.kernels.lstm import stock
+from penstock.kernels.lstm import export
 from penstock.kernels.lstm.functional import lstm
 from penstock.kernels.lstm.protocol import LayerWeights
 from penstock.kernels.ragged import Ragged
@@ -98,7 +98,7 @@ class LSTM(nn.RNNBase):
         Raises:
             ValueError: nn.LSTM has no zoneout and, in training, no weight_dropout and no variational dropout.
         """
-        return stock.to_torch(self)
+        return export.to_torch(self)
 
     def __prepare_scriptable__(self) -> nn.LSTM:
         """Stops torch.jit.script, which would leave a module that stands in for this one in the caller's model."""
@@ -147,7 +147,7 @@ class LSTM(nn.RNNBase):
         """
         tracing = torch.jit.is_tracing()
         if tracing or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()):
-            run = stock.forward if tracing else stock.onnx
+            run = export.traced if tracing else export.onnx
             options = {"resets": resets, "return_cells": return_cells, "embeddings": embeddings, "pooling": pooling}
             return run(self, input, hx, options)
         if (embeddings is not None or pooling is not None) and not isinstance(input, Ragged):

@@ -1,58 +1,87 @@
 """The torch operations: `penstock::lstm_layer`, one layer with both directions, and its backward."""
 
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, transforms, triton_support
+from penstock.kernels import compiled, dispatch, transforms, triton_support
 from penstock.kernels.autocast import without_autocast
 from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
-from penstock.kernels.lstm import triton as triton_backend
-from penstock.kernels.lstm.composed import Composed
-from penstock.kernels.lstm.protocol import Implementation, LayerInputs, LayerWeights, OutputGrads, cell_dtype
-from penstock.kernels.lstm.segments import SplitAtResets
+from penstock.kernels.lstm.protocol import (
+    Implementation,
+    InputGrads,
+    LayerInputs,
+    LayerWeights,
+    OutputGrads,
+    why_no_kernel,
+)
+from penstock.kernels.lstm.wrappers import EmbedAndPool, SplitAtResets
+from penstock.kernels.precision import accumulate_dtype
 from penstock.kernels.ragged import check_cu_seqlens
 
-dispatch.register("lstm", "cuda", cuda, cuda.why_not, cuda.available, on_request=cuda.UNVERIFIED)
+dispatch.register("lstm", "cuda", cuda, cuda.why_not, cuda.available, cuda.UNVERIFIED)
 dispatch.register(
     "lstm",
     "triton",
-    triton_backend,
-    triton_backend.why_not,
+    "penstock.kernels.lstm.triton",
+    partial(
+        why_no_kernel, "cpu" if triton_support.INTERPRETED else "cuda", (torch.float32, torch.bfloat16, torch.float16)
+    ),
     triton_support.available,
-    on_request=triton_support.UNVERIFIED,
+    triton_support.UNVERIFIED,
 )
-dispatch.register("lstm", "cpu", cpu, cpu.why_not, cpu.available)
+dispatch.register("lstm", "cpu", cpu, cpu.why_not, compiled.available)
 dispatch.register("lstm", "torch", torch_backend)
 dispatch.register("lstm", "reference", reference)
 
-_INPUTS = (
+# LayerInputs in a schema's words; `_flat` and `_inputs` translate
+_LAYER = (
     "Tensor x, Tensor cu_seqlens, SymInt max_seqlen, "
     "Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, "
     "Tensor? h0, Tensor? c0, Tensor? zone_h, Tensor? zone_c, Tensor? resets, Tensor? ids, str pool"
 )
-_NUM_INPUTS, _NUM_GRADS = 15, 5
-
 torch.library.define(
     "penstock::lstm_layer",
-    f"({_INPUTS}, bool return_cells, bool save, str backend)"
+    f"({_LAYER}, bool return_cells, bool save, str backend)"
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor[] saved, Tensor pooled)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
     "penstock::lstm_layer_backward",
     "(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor? dpooled, "
-    f"{_INPUTS}, Tensor y, Tensor[] saved, bool need_x, bool need_weights, str backend)"
+    f"{_LAYER}, Tensor y, Tensor[] saved, bool need_x, bool need_weights, str backend)"
     " -> (Tensor dx, Tensor[] dw_ih, Tensor[] dw_hh, Tensor[] db, Tensor[] dw_hr, Tensor dh0, Tensor dc0)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def _inputs(args: tuple) -> LayerInputs:
-    x, cu_seqlens, max_seqlen, *weights_and_states = args
-    return LayerInputs(x, cu_seqlens, max_seqlen, LayerWeights(*weights_and_states[:5]), *weights_and_states[5:])
+def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Tensor, ...]:
+    """Calls the operation: y (or, with pooling, pooled), h_n, c_n, cells, as in LayerOutputs."""
+    y, h_n, c_n, cells, _, pooled = _operation(*_flat(inputs), return_cells, save, backend)
+    return pooled if inputs.pool else y, h_n, c_n, cells
+
+
+def _flat(inputs: LayerInputs) -> tuple[Any, ...]:
+    x, cu_seqlens, max_seqlen, weights, *rest = inputs
+    return x, cu_seqlens, max_seqlen, *weights, *rest
+
+
+def _inputs(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    w_ih: list[Tensor],
+    w_hh: list[Tensor],
+    b_ih: list[Tensor],
+    b_hh: list[Tensor],
+    w_hr: list[Tensor],
+    *rest: Any,
+) -> LayerInputs:
+    return LayerInputs(x, cu_seqlens, max_seqlen, LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr), *rest)
 
 
 def _implementation(inputs: LayerInputs, backend: str) -> Implementation:
@@ -61,14 +90,14 @@ def _implementation(inputs: LayerInputs, backend: str) -> Implementation:
     if inputs.resets is not None and found is not reference:
         found = SplitAtResets(found)
     if (inputs.ids is not None or inputs.pool) and not getattr(found, "FUSES", False):
-        found = Composed(found)
+        found = EmbedAndPool(found)
     return found
 
 
 @torch.library.impl("penstock::lstm_layer", "default")
-def _forward(*args: Any) -> Any:
-    inputs = _inputs(args[:_NUM_INPUTS])
-    return_cells, save, backend = args[_NUM_INPUTS:]
+def _forward(*args: Any) -> tuple[Any, ...]:
+    *layer, return_cells, save, backend = args
+    inputs = _inputs(*layer)
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
     with without_autocast(inputs.x.device.type):
         out = _implementation(inputs, backend).forward(inputs, return_cells, save)
@@ -76,111 +105,25 @@ def _forward(*args: Any) -> Any:
 
 
 @torch.library.register_fake("penstock::lstm_layer")
-def _fake_forward(*args: Any) -> Any:
-    inputs = _inputs(args[:_NUM_INPUTS])
-    return_cells, save, backend = args[_NUM_INPUTS:]
-    x, weights = inputs.x, inputs.weights
-    tokens, directions, batch, dtype = inputs.tokens, weights.directions, inputs.batch_size, inputs.dtype
-    width, cell = directions * weights.output_size, cell_dtype(dtype)
+def _fake_forward(*args: Any) -> tuple[Any, ...]:
+    *layer, return_cells, save, backend = args
+    inputs = _inputs(*layer)
+    x, weights, tokens, batch, dtype = inputs.x, inputs.weights, inputs.tokens, inputs.batch_size, inputs.dtype
+    wide = accumulate_dtype(dtype)
+    directions, hidden, output = weights.directions, weights.hidden_size, weights.output_size
     return (
-        x.new_empty((0,) if inputs.pool else (tokens, width), dtype=dtype),
-        x.new_empty(directions, batch, weights.output_size, dtype=dtype),
-        x.new_empty(directions, batch, weights.hidden_size, dtype=cell),
-        x.new_empty((tokens, directions * weights.hidden_size) if return_cells else (0,), dtype=cell),
+        x.new_empty((0,) if inputs.pool else (tokens, directions * output), dtype=dtype),
+        x.new_empty(directions, batch, output, dtype=dtype),
+        x.new_empty(directions, batch, hidden, dtype=wide),
+        x.new_empty((tokens, directions * hidden) if return_cells else (0,), dtype=wide),
         _implementation(inputs, backend).saved_like(inputs, return_cells) if save else [],
-        x.new_empty((batch, width) if inputs.pool else (0,), dtype=dtype),
+        x.new_empty((batch, directions * output) if inputs.pool else (0,), dtype=dtype),
     )
 
 
-@torch.library.impl("penstock::lstm_layer_backward", "default")
-def _backward(*args: Any) -> Any:
-    inputs = _inputs(args[_NUM_GRADS : _NUM_GRADS + _NUM_INPUTS])
-    y, saved, need_x, need_weights, backend = args[_NUM_GRADS + _NUM_INPUTS :]
-    grads = OutputGrads(*args[:_NUM_GRADS])
-    with without_autocast(inputs.x.device.type):
-        found = _implementation(inputs, backend).backward(grads, inputs, y, saved, need_x, need_weights)
-    nothing = inputs.x.new_empty(0)
-    dx, dh0, dc0 = (grad if grad is not None else nothing.clone() for grad in (found.x, found.h0, found.c0))
-    return dx, found.w_ih, found.w_hh, found.bias, found.w_hr, dh0, dc0
-
-
-@torch.library.register_fake("penstock::lstm_layer_backward")
-def _fake_backward(*args: Any) -> Any:
-    inputs = _inputs(args[_NUM_GRADS : _NUM_GRADS + _NUM_INPUTS])
-    _, _, need_x, need_weights, _ = args[_NUM_GRADS + _NUM_INPUTS :]
-
-    def like(tensor: Tensor | None, needed: bool = True) -> Tensor:
-        return inputs.x.new_empty(0) if tensor is None or not needed else torch.empty_like(tensor).contiguous()
-
-    weights = [[like(weight) for weight in kind] if need_weights else [] for kind in inputs.weights]
-    w_ih, w_hh, bias, _, w_hr = weights
-    return like(inputs.x, need_x), w_ih, w_hh, bias, w_hr, like(inputs.h0), like(inputs.c0)
-
-
-class _Layer(torch.autograd.Function):
-    """The operation with its gradient: of x, h0, c0 and the weights, which it takes once more beside `args`.
-
-    torch.library.register_autograd would do, but what it does for lists of tensors takes longer than a small layer.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, layer: LayerInputs, args: tuple, *differentiable: Tensor | None) -> tuple[Tensor, ...]:
-        y, h_n, c_n, cells, saved, pooled = transforms.below_autograd(torch.ops.penstock.lstm_layer.default, *args)
-        ctx.backend = args[-1]
-        ctx.max_seqlen, ctx.pool = layer.max_seqlen, layer.pool
-        ctx.set_materialize_grads(False)
-        absent = [y if layer.pool else pooled, *([] if cells.numel() else [cells])]
-        ctx.mark_non_differentiable(*saved, *absent)
-        ctx.counts = [len(kind) for kind in layer.weights] + [len(saved)]
-        weights = [weight for kind in layer.weights for weight in kind]
-        states = layer.h0, layer.c0, layer.zone_h, layer.zone_c, layer.resets, layer.ids
-        ctx.save_for_backward(layer.x, layer.cu_seqlens, *states, y, *weights, *saved)
-        return y, h_n, c_n, cells, pooled, *saved
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *_: Any) -> Any:
-        x, cu_seqlens, h0, c0, zone_h, zone_c, resets, ids, y, *rest = ctx.saved_tensors
-        kinds = []
-        for count in ctx.counts:
-            kinds.append(rest[:count])
-            rest = rest[count:]
-        *weights, saved = kinds
-        _, _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
-        need_weights = any(need_each_weight)
-        args = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
-        grads = OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
-        if torch.is_grad_enabled() or transforms.is_batched(*grads):  # to be differentiated again, or is_grads_batched
-            with torch.enable_grad():
-                found = reference.differentiate(grads, _inputs(args))
-        else:
-            found = transforms.call(
-                torch.ops.penstock.lstm_layer_backward.default,
-                *grads,
-                *args,
-                y,
-                saved,
-                need_x,
-                need_weights,
-                ctx.backend,
-            )
-        dx, dw_ih, dw_hh, db, dw_hr, dh0, dc0 = found
-        of_weights: list[Tensor | None] = [None] * len(need_each_weight)
-        if need_weights:
-            of_weights = [*dw_ih, *dw_hh, *(db if weights[2] else []), *(db if weights[3] else []), *dw_hr]
-        states = dh0 if h0 is not None else None, dc0 if c0 is not None else None
-        return None, None, dx if need_x else None, *states, *of_weights
-
-
-def _recorded(*args: Any) -> Any:
-    layer = _inputs(args[:_NUM_INPUTS])
-    differentiable = [layer.x, layer.h0, layer.c0, *(weight for kind in layer.weights for weight in kind)]
-    y, h_n, c_n, cells, pooled, *saved = _Layer.apply(layer, args, *differentiable)
-    return y, h_n, c_n, cells, saved, pooled
-
-
-def _plain(*args: Any) -> Any:
-    inputs = _inputs(args[:_NUM_INPUTS])
-    return_cells, *_ = args[_NUM_INPUTS:]
+def _plain_forward(*args: Any) -> tuple[Any, ...]:
+    *layer, return_cells, _, _ = args
+    inputs = _inputs(*layer)
     transforms.check_readable("cu_seqlens", inputs.cu_seqlens)
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
     with without_autocast(inputs.x.device.type):
@@ -190,23 +133,104 @@ def _plain(*args: Any) -> Any:
     return y, h_n, c_n, cells, [], pooled
 
 
-def _plain_backward(*args: Any) -> Any:
-    inputs = _inputs(args[_NUM_GRADS : _NUM_GRADS + _NUM_INPUTS])
-    _, _, need_x, need_weights, _ = args[_NUM_GRADS + _NUM_INPUTS :]
+@torch.library.impl("penstock::lstm_layer_backward", "default")
+def _backward(dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *args: Any) -> InputGrads:
+    *layer, y, saved, need_x, need_weights, backend = args
+    inputs, grads = _inputs(*layer), OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
     with without_autocast(inputs.x.device.type):
-        found = reference.gradients(OutputGrads(*args[:_NUM_GRADS]), inputs)
-    nothing = inputs.x.new_empty(0)
-    dx, dh0, dc0 = (nothing.clone() if grad is None else grad for grad in (found.x, found.h0, found.c0))
-    weights = [kind if need_weights else [] for kind in (found.w_ih, found.w_hh, found.bias, found.w_hr)]
-    return dx if need_x else nothing.clone(), *weights, dh0, dc0
+        found = _implementation(inputs, backend).backward(grads, inputs, y, saved, need_x, need_weights)
+    return _without_none(found, inputs)
 
 
-_operation = transforms.register("lstm_layer", _plain, record=_recorded)
+@torch.library.register_fake("penstock::lstm_layer_backward")
+def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *args: Any) -> InputGrads:
+    *layer, _, _, need_x, need_weights, _ = args
+    inputs = _inputs(*layer)
+
+    def like(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor).contiguous()
+
+    of = inputs.x if need_x else None, inputs.h0, inputs.c0
+    x, h0, c0 = (None if tensor is None else like(tensor) for tensor in of)
+    w_ih, w_hh, bias, _, w_hr = ([like(weight) for weight in kind if need_weights] for kind in inputs.weights)
+    return _without_none(InputGrads(x, w_ih, w_hh, bias, w_hr, h0, c0), inputs)
+
+
+def _plain_backward(dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *args: Any) -> InputGrads:
+    *layer, _, _, need_x, need_weights, _ = args
+    inputs, grads = _inputs(*layer), OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
+    with without_autocast(inputs.x.device.type):
+        found = reference.gradients(grads, inputs)
+    if not need_x:
+        found = found._replace(x=None)
+    if not need_weights:
+        found = found._replace(w_ih=[], w_hh=[], bias=[], w_hr=[])
+    return _without_none(found, inputs)
+
+
+def _without_none(found: InputGrads, inputs: LayerInputs) -> InputGrads:
+    """An operation returns tensors: an empty one each where there is nothing."""
+    x, h0, c0 = (inputs.x.new_empty(0) if grad is None else grad for grad in (found.x, found.h0, found.c0))
+    return InputGrads(x, found.w_ih, found.w_hh, found.bias, found.w_hr, h0, c0)
+
+
+class _Layer(torch.autograd.Function):
+    """The operation with its gradient: of x, h0, c0 and the weights, which it takes once more beside all `args`.
+
+    torch.library.register_autograd would do, but what it does for lists of tensors takes longer than a small layer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        args: tuple[Any, ...],
+        inputs: LayerInputs,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        y, h_n, c_n, cells, saved, pooled = transforms.below_autograd(torch.ops.penstock.lstm_layer.default, *args)
+        ctx.max_seqlen, ctx.pool, ctx.backend = inputs.max_seqlen, inputs.pool, args[-1]
+        ctx.set_materialize_grads(False)
+        absent = [y if inputs.pool else pooled, *([] if cells.numel() else [cells])]
+        ctx.mark_non_differentiable(*saved, *absent)
+        ctx.counts = [len(kind) for kind in inputs.weights] + [len(saved)]
+        rest = inputs.cu_seqlens, inputs.zone_h, inputs.zone_c, inputs.resets, inputs.ids, y
+        ctx.save_for_backward(x, h0, c0, *rest, *weights, *saved)
+        return y, h_n, c_n, cells, pooled, *saved
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *_: Any) -> Any:
+        x, h0, c0, cu_seqlens, zone_h, zone_c, resets, ids, y, *lists = ctx.saved_tensors
+        each = iter(lists)
+        *weights, saved = [list(islice(each, count)) for count in ctx.counts]
+        layer = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
+        _, _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
+        need_weights = any(need_each_weight)
+        grads = OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
+        if torch.is_grad_enabled() or transforms.is_batched(*grads):  # to be differentiated again, or is_grads_batched
+            with torch.enable_grad():
+                found = reference.differentiate(grads, _inputs(*layer))
+        else:
+            operation = torch.ops.penstock.lstm_layer_backward.default
+            options = need_x, need_weights, ctx.backend
+            found = InputGrads(*transforms.call(operation, *grads, *layer, y, saved, *options))
+        of_weights: list[Tensor | None] = [None] * len(need_each_weight)
+        if need_weights:
+            biases = [*found.bias, *found.bias] if LayerWeights(*weights).b_ih else []
+            of_weights = [*found.w_ih, *found.w_hh, *biases, *found.w_hr]
+        dx, dh0, dc0 = found.x if need_x else None, found.h0, found.c0
+        return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, *of_weights
+
+
+def _record(*args: Any) -> tuple[Any, ...]:
+    *layer, _, _, _ = args
+    inputs = _inputs(*layer)
+    weights = [weight for kind in inputs.weights for weight in kind]
+    y, h_n, c_n, cells, pooled, *saved = _Layer.apply(args, inputs, inputs.x, inputs.h0, inputs.c0, *weights)
+    return y, h_n, c_n, cells, saved, pooled
+
+
+_operation = transforms.register("lstm_layer", _plain_forward, record=_record)
 transforms.register("lstm_layer_backward", _plain_backward)
-
-
-def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Tensor, ...]:
-    """Calls the operation: y (or, with pooling, pooled), h_n, c_n, cells, as in LayerOutputs."""
-    x, cu_seqlens, max_seqlen, weights, *rest = inputs
-    y, h_n, c_n, cells, _, pooled = _operation(x, cu_seqlens, max_seqlen, *weights, *rest, return_cells, save, backend)
-    return pooled if inputs.pool else y, h_n, c_n, cells

@@ -1,6 +1,6 @@
-"""What a backend of the LSTM implements: one layer, both directions, forward and backward."""
+"""What a backend of the LSTM implements, one layer with both directions, and what several of them share."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class LayerWeights(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """Everything one layer reads. x, the weights and h0 share one dtype; c0 has `cell_dtype(dtype)`.
+    """Everything one layer reads. x, the weights and h0 share one dtype; c0 has `accumulate_dtype(dtype)`.
 
     The state of a sequence b of length n starts at h0[d, b], c0[d, b] (zero if None). Direction 0 reads rows
     cu_seqlens[b] + t, direction 1 rows cu_seqlens[b + 1] - 1 - t, for t = 0 ... n - 1.
@@ -54,8 +54,8 @@ class LayerInputs(NamedTuple):
     c0: Tensor | None = None  # (D, B, H)
     zone_h: Tensor | None = None
     zone_c: Tensor | None = None
-    resets: Tensor | None = None  # bool, (tokens,), a new segment starts; a backend finds it applied (see segments.py)
-    ids: Tensor | None = None  # int32, (tokens,); a backend finds it applied unless FUSES (see composed.py)
+    resets: Tensor | None = None  # bool, (tokens,), a new segment starts; a backend finds it applied (see wrappers.py)
+    ids: Tensor | None = None  # int32, (tokens,); a backend finds it applied unless FUSES (see wrappers.py)
     pool: str = ""  # the same
 
     @property
@@ -74,7 +74,7 @@ class LayerInputs(NamedTuple):
 class LayerOutputs(NamedTuple):
     """Direction d lies in columns d * P to (d + 1) * P of y, and d * H to (d + 1) * H of cells.
 
-    A sequence of length 0 returns its h0 and c0. c_n and cells have `cell_dtype(dtype)`.
+    A sequence of length 0 returns its h0 and c0. c_n and cells have `accumulate_dtype(dtype)`.
     """
 
     y: Tensor  # (tokens, D * P); (0,) with pooling
@@ -138,6 +138,71 @@ class Implementation(Protocol):
         ...
 
 
-def cell_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The cell state's dtype: float32, whatever the dtype of inputs and outputs, save for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def why_no_kernel(
+    device: str,
+    dtypes: tuple[torch.dtype, ...],
+    *,
+    device_type: str,
+    dtype: torch.dtype,
+    proj_size: int = 0,
+    needs: tuple[str, ...] = (),
+    **_: Any,
+) -> str | None:
+    """None if a recurrent kernel for a device and some dtypes can serve a call with these facts, else the reason."""
+    if device_type != device:
+        return f"tensors are on {device_type}"
+    if dtype not in dtypes:
+        return f"dtype is {dtype}, not {' or '.join(str(each).removeprefix('torch.') for each in dtypes)}"
+    if proj_size:
+        return "it has no projection (proj_size)"
+    if "zoneout" in needs:
+        return "it has no zoneout"
+    return None
+
+
+def initial_state(state: Tensor | None, inputs: LayerInputs, dtype: torch.dtype) -> Tensor:
+    """A (D, B, H) buffer that holds `state`, or zeros, and is nobody else's."""
+    shape = inputs.weights.directions, inputs.batch_size, inputs.weights.hidden_size
+    if state is None:
+        return inputs.x.new_zeros(shape, dtype=dtype)
+    return state.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def fed_back(y: Tensor, inputs: LayerInputs) -> list[Tensor]:
+    """Per direction: what each token was fed as h, (tokens, H)."""
+    tokens, hidden, cu_seqlens = inputs.tokens, inputs.weights.hidden_size, inputs.cu_seqlens
+    rows = torch.arange(tokens, device=y.device, dtype=cu_seqlens.dtype)
+    sequence = torch.searchsorted(cu_seqlens[1:], rows, right=True).clamp(max=max(inputs.batch_size - 1, 0))
+    out = []
+    for d in range(inputs.weights.directions):
+        begins = rows == (cu_seqlens[sequence] if d == 0 else cu_seqlens[sequence + 1] - 1)
+        shifted = y[:, d * hidden : (d + 1) * hidden].roll(-1 if d else 1, 0)
+        first = torch.zeros_like(shifted) if inputs.h0 is None else inputs.h0[d, sequence]
+        out.append(torch.where(begins[:, None], first, shifted))
+    return out
+
+
+def into_h0(dgates: Tensor, w_hh: Tensor, dh_n: Tensor, inputs: LayerInputs) -> Tensor:
+    """The gradient of h0 from each sequence's first step, float32; an empty sequence passes dh_n on.
+
+    dgates is (tokens, D * 4H), w_hh (D, 4H, H) with its rows in the order of dgates' columns, dh_n (D, B, H).
+    """
+    tokens, width, starts, ends = dgates.shape[0], w_hh.shape[1], inputs.cu_seqlens[:-1], inputs.cu_seqlens[1:]
+    out = []
+    for d, rows in enumerate((starts, ends - 1)[: w_hh.shape[0]]):
+        first = dgates[rows.long().clamp(0, tokens - 1), d * width : (d + 1) * width]
+        out.append(torch.where((ends > starts)[:, None], (first @ w_hh[d]).float(), dh_n[d]))
+    return torch.stack(out)
+
+
+def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
+    """What recurrent kernels save: gates, cells and, if they pool, y and the places of the maxima."""
+    tokens, weights = inputs.tokens, inputs.weights
+    width = weights.directions * weights.hidden_size
+    like = weights.w_ih[0]
+    saved = [like.new_empty(tokens, 4 * width), like.new_empty(tokens, width, dtype=torch.float32)]
+    if inputs.pool:
+        saved.append(like.new_empty(tokens, width))
+    if inputs.pool == "max":
+        saved.append(like.new_empty(inputs.batch_size, width, dtype=torch.int32))
+    return saved

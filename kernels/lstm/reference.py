@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.kernels import pooling
 from penstock.kernels.autograd import enable_grad_inside_operation
-from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads, cell_dtype
-from penstock.kernels.pooling.reference import segment_pool
+from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
+from penstock.kernels.pooling.plain import segment_pool
+from penstock.kernels.precision import accumulate_dtype
 
 FUSES = True
 
@@ -29,7 +31,7 @@ def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     weights, resets, dtype = inputs.weights, inputs.resets, inputs.dtype
     x = inputs.x if inputs.ids is None else F.embedding(inputs.ids, inputs.x).to(dtype)
-    compute = cell_dtype(dtype)
+    compute = accumulate_dtype(dtype)
     batch, hidden, output = inputs.batch_size, weights.hidden_size, weights.output_size
     starts, ends = inputs.cu_seqlens[:-1].long(), inputs.cu_seqlens[1:].long()
     lengths = ends - starts
@@ -49,7 +51,7 @@ def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             rows = starts[active] + t if d == 0 else ends[active] - 1 - t
             h_before, c_before = h[active], c[active]
             if resets is not None:
-                # a edge before row r separates r - 1 from r, whichever comes first
+                # an edge before row r separates r - 1 from r, whichever comes first
                 edge = resets[rows] if d == 0 else resets[(rows + 1).clamp(max=len(x) - 1)] & (t > 0)
                 h_before = torch.where(edge[:, None], 0, h_before)
                 c_before = torch.where(edge[:, None], 0, c_before)
@@ -70,7 +72,7 @@ def lstm_layer(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cs.append(c)
     y, h_n = torch.cat(ys, 1).to(dtype), torch.stack(hs).to(dtype)
     if inputs.pool:
-        y = segment_pool(y, inputs.cu_seqlens, inputs.pool)
+        y = segment_pool(pooling.Problem(y, None, inputs.cu_seqlens, inputs.pool, False)).out
     return y, h_n, torch.stack(cs), torch.cat(cells, 1)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from penstock.kernels import segment_pool, use_backend, varlen_attention
-from penstock.kernels.pooling.protocol import MODES
+from penstock.kernels.pooling import MODES
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,10 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
-from penstock.kernels import philox
-from penstock.kernels.attention import reference
+from penstock.kernels import dispatch, philox, use_backend
+from penstock.kernels.attention import Backward, Problem
+from penstock.kernels.attention import plain as reference
 from penstock.kernels.attention import triton as backend
-from penstock.kernels.attention.protocol import Problem
+from penstock.kernels.attention import triton_kernels as kernels
 from penstock.kernels.philox_triton import dropout_bits
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -49,9 +50,10 @@ def compute(module, dtype, heads, kv_heads, head_dim, **options):
         q, k, v, grad_out = q.double(), k.double(), v.double(), grad_out.double()
     bounds = [torch.tensor([0, *x]).cumsum(0).to(torch.int32) for x in (LENGTHS_Q, LENGTHS_K)]
     seed, ids = torch.tensor(-(2**62) + 12345), torch.arange(len(LENGTHS_Q)) + 2**33
-    problem = Problem(*bounds, max(LENGTHS_Q), max(LENGTHS_K), head_dim**-0.5, seed=seed, ids=ids, **options)
-    out, lse = module.forward(q, k, v, problem)
-    return lse, out, *module.backward(grad_out, q, k, v, out, lse, problem)
+    options = {"window_left": -1, "window_right": -1, "dropout_p": 0.0, "seed": seed, "ids": ids, **options}
+    fields = *bounds, max(LENGTHS_Q), max(LENGTHS_K), head_dim**-0.5
+    out, lse = module.varlen_attention(Problem(q, k, v, *fields, **options))
+    return lse, out, *module.varlen_attention_backward(Backward(grad_out, q, k, v, out, lse, *fields, **options))
 
 
 @inside
@@ -93,8 +95,6 @@ def test_dropout_bits_follow_the_rule():
 
 @inside
 def test_is_chosen_on_request_only():
-    from penstock.kernels import dispatch, use_backend
-
     facts = {"device_type": "cpu", "dtype": torch.float32, "head_dim": 64, "dropout": True}
     assert dispatch.choose("varlen_attention", **facts) != "triton"
     with use_backend("triton"):
@@ -106,10 +106,11 @@ def test_is_chosen_on_request_only():
 @outside
 def test_says_what_it_cannot_serve():
     facts = {"device_type": "cuda", "dtype": torch.bfloat16, "head_dim": 64, "dropout": True}
-    assert backend.why_not(**facts) is None
-    assert "CUDA" in backend.why_not(**{**facts, "device_type": "cpu"})
-    assert "float64" in backend.why_not(**{**facts, "dtype": torch.float64})
-    assert "head_dim" in backend.why_not(**{**facts, "head_dim": 257})
+    why_not = dispatch._registry["varlen_attention"]["triton"].why_not
+    assert why_not(**facts) is None
+    assert "CUDA" in why_not(**{**facts, "device_type": "cpu"})
+    assert "float64" in why_not(**{**facts, "dtype": torch.float64})
+    assert "head_dim" in why_not(**{**facts, "head_dim": 257})
 
 
 SHARED_MEMORY = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # sm_86 runs what is built for sm_80, and has 99 KiB
@@ -119,9 +120,9 @@ def compile_kernel(kernel, tile, dtype, head_dim, capability, window=False, drop
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    problem = Problem(None, None, 1, 1, 1.0, *((1, 1) if window else (-1, -1)), 0.1 if dropout else 0.0)
     q = torch.empty(1, 12, head_dim, dtype=dtype)
-    constants = backend._constants(q, q, problem, tile)
+    window, p = (1, 1) if window else (-1, -1), 0.1 if dropout else 0.0
+    constants = backend._constants(Problem(q, q, q, None, None, 1, 1, 1.0, *window, p, None, None), tile)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     if not dropout:
         constants.update(seed=None, ids=None)
@@ -152,8 +153,6 @@ def compile_kernel(kernel, tile, dtype, head_dim, capability, window=False, drop
     ],
 )
 def test_compiles_for_gpus(dtype, head_dim, window, capability):
-    from penstock.kernels.attention import triton_kernels as kernels
-
     tiles = backend.choose_tiles(dtype, head_dim, 512)
     for kernel, tile in zip((kernels.forward_kernel, kernels.dq_kernel, kernels.dkdv_kernel), tiles, strict=True):
         compiled = compile_kernel(kernel, tile, dtype, head_dim, capability, window)

@@ -4,12 +4,14 @@ import pytest
 
 from penstock.kernels import dispatch, use_backend
 
+T = object()
+
 
 @pytest.fixture
 def operation(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(dispatch, "_registry", {})
     dispatch.register("op", "reference", "R")
-    dispatch.register("op", "torch", "T", lambda size, **_: f"size {size} is odd" if size % 2 else None)
+    dispatch.register("op", "torch", T, lambda size, **_: f"size {size} is odd" if size % 2 else None)
     dispatch.register("op", "triton", "G", available=lambda: "no GPU")
     dispatch.register("op", "cuda", "C", on_request="not tried yet")
     return "op"
@@ -18,7 +20,13 @@ def operation(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_fastest_that_can(operation: str) -> None:
     assert dispatch.choose("op", size=2) == "torch"
     assert dispatch.choose("op", size=3) == "reference"
-    assert dispatch.implementation("op", "torch") == "T"
+    assert dispatch.implementation("op", "torch") is T
+
+
+@pytest.mark.parametrize("name", ["penstock.kernels.dispatch", "penstock.kernels.dispatch:use_backend"])
+def test_imported_by_name(operation: str, name: str) -> None:
+    dispatch.register("op", "cpu", name)
+    assert dispatch.implementation("op", "cpu") is (use_backend if ":" in name else dispatch)
 
 
 def test_forced(operation: str) -> None:

@@ -1,5 +1,6 @@
 """`import penstock.kernels` needs torch only, and the bare name `kernels` belongs to somebody else."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -93,6 +94,7 @@ print(get_kernel(), kernels.__file__ == {str(package / "__init__.py")!r}, kernel
     assert python(code) == "the loader True True"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not here")
 @pytest.mark.parametrize("first", ["transformers", "penstock"])
 def test_transformers_beside_the_repository(first: str) -> None:
     ours = "from penstock.kernels import LSTM"

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from penstock.kernels import dispatch, lstm_cell, use_backend
-from penstock.kernels.lstm import triton as backend
 from penstock.kernels.lstm.protocol import LayerInputs
 
 triton = pytest.importorskip("triton")
+backend = pytest.importorskip("penstock.kernels.lstm.triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_in_the_interpreter")
 compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -160,9 +160,7 @@ def compile_for(capability: int, name: str, storage: str, hidden: int, everythin
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from penstock.kernels.lstm import triton_kernels
-
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(backend, name)
     tile = backend._persistent_tile(backend._padded(hidden)) if "persistent" in name else dict(backend._STEP_TILE)
     options = {option: tile.pop(option) for option in ("num_warps", "num_stages")}
     flags = dict.fromkeys((arg for arg in kernel.arg_names if arg.startswith(("HAS_", "SAVE_"))), everything)

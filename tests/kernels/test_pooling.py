@@ -3,8 +3,7 @@ import torch
 import torch._dynamo.testing
 
 from penstock.kernels import segment_pool, use_backend
-from penstock.kernels.pooling import reference
-from penstock.kernels.pooling.protocol import MODES
+from penstock.kernels.pooling import MODES, Problem, plain
 
 LENGTHS = [3, 0, 1, 17, 0, 1, 131, 2, 0]
 BACKENDS = ["torch", "reference"]
@@ -41,6 +40,10 @@ def naive(values, lengths, mode, scores):
     return torch.stack(out)
 
 
+def reference(values, cu_seqlens, mode, scores=None):
+    return plain.segment_pool(Problem(values, scores, cu_seqlens, mode, False)).out
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_values_and_gradients_equal_the_definition(mode, backend):
@@ -73,7 +76,7 @@ def test_reference_is_twice_differentiable(mode):
     values, scores = batch([2, 0, 5, 1], features=4, dtype=torch.float64, mode=mode)
     inputs = [values] if scores is None else [values, scores]
     assert torch.autograd.gradgradcheck(
-        lambda values, scores=None: reference.segment_pool(values, bounds([2, 0, 5, 1]), mode, scores), inputs
+        lambda values, scores=None: reference(values, bounds([2, 0, 5, 1]), mode, scores), inputs
     )
 
 
@@ -84,7 +87,7 @@ def test_error_against_float64_is_within_bounds(mode, dtype, bound):
     values, scores = batch(lengths, features=32, dtype=dtype, mode=mode)
     exact = [None if x is None else x.detach().double().requires_grad_() for x in (values, scores)]
     out = segment_pool(values, bounds(lengths), mode, scores)
-    expected = reference.segment_pool(exact[0], bounds(lengths), mode, exact[1])
+    expected = reference(exact[0], bounds(lengths), mode, exact[1])
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     found = torch.autograd.grad(out, [x for x in (values, scores) if x is not None], direction)
     wanted = torch.autograd.grad(expected, [x for x in exact if x is not None], direction.double())
@@ -144,7 +147,7 @@ def test_scores_may_be_a_column_of_another_dtype():
     values, scores = batch(dtype=torch.float32)
     column = scores.detach()[:, None].to(torch.bfloat16).requires_grad_()
     out = segment_pool(values, bounds(LENGTHS), "attention", column)
-    expected = reference.segment_pool(values, bounds(LENGTHS), "attention", column[:, 0])
+    expected = reference(values, bounds(LENGTHS), "attention", column[:, 0])
     torch.testing.assert_close(out, expected)
     out.sum().backward()
     assert column.grad.dtype == torch.bfloat16
@@ -171,7 +174,7 @@ def test_compiles_whole_and_once_for_all_batches():
         values, scores = batch(lengths)
         out = call(values, scores, bounds(lengths))
         out.square().sum().backward()
-        expected = reference.segment_pool(values, bounds(lengths), "attention", scores)
+        expected = reference(values, bounds(lengths), "attention", scores)
         torch.testing.assert_close(out[:, -6:], expected)
     assert compilations.frame_count <= 2
 

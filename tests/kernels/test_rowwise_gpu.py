@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
-from penstock.kernels.pooling.protocol import MODES
+from penstock.kernels.pooling import MODES
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 
-from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
+from penstock.kernels import bias_gelu, dispatch, geglu, residual_norm, rotary, segment_pool, use_backend
 from penstock.kernels.gelu import triton as gelu
 from penstock.kernels.norm import triton as norm
 from penstock.kernels.pooling import triton as pooling
@@ -141,11 +141,12 @@ def test_degenerate_batches(lengths):
 @outside
 def test_say_what_they_cannot_serve():
     facts = {"device_type": "cuda", "dtype": torch.bfloat16, "width": 384, "mode": "max"}
-    for backend in (norm, gelu, rotation, pooling):
-        assert backend.why_not(**facts) is None
-        assert "CUDA" in backend.why_not(**{**facts, "device_type": "cpu"})
-        assert "float64" in backend.why_not(**{**facts, "dtype": torch.float64})
-    assert "width" in norm.why_not(**{**facts, "width": 8193})
+    for operation in ("residual_norm", "bias_gelu", "geglu", "rotary", "segment_pool"):
+        why_not = dispatch._registry[operation]["triton"].why_not
+        assert why_not(**facts) is None
+        assert "CUDA" in why_not(**{**facts, "device_type": "cpu"})
+        assert "float64" in why_not(**{**facts, "dtype": torch.float64})
+    assert "width" in dispatch._registry["residual_norm"]["triton"].why_not(**{**facts, "width": 8193})
 
 
 FLOATS = {"weight", "bias", "x_bias", "rstd", "sums", "scores", "weights", "grad_scores", "cos", "sin"}
@@ -181,36 +182,31 @@ def compile_kernel(kernel, capability, num_warps=4, element="*bf16", saved="*fp3
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compile_for_gpus(capability):
-    from penstock.kernels.gelu import triton_kernels as gelu_kernels
-    from penstock.kernels.norm import triton_kernels as norm_kernels
-    from penstock.kernels.pooling import triton_kernels as pooling_kernels
-    from penstock.kernels.rotary import triton_kernels as rotary_kernels
-
     binaries = []
     for width in (384, 1024):
         shape = {"WIDTH": width, "BLOCK": norm.block(width), "DROPOUT": True, "num_warps": norm.warps(width)}
         options = {"HAS_X_BIAS": True, "HAS_BIAS": True, "SAVE": True}
         for more in ({"PRENORM": False}, {"PRENORM": True, "stream": "*fp32"}):
             forward, backward = {**options, **more}, {"TWO_GRADIENTS": True, **more}
-            binaries.append(compile_kernel(norm_kernels.forward_kernel, capability, **shape, **forward))
-            binaries.append(compile_kernel(norm_kernels.backward_kernel, capability, **shape, **backward))
+            binaries.append(compile_kernel(norm.forward_kernel, capability, **shape, **forward))
+            binaries.append(compile_kernel(norm.backward_kernel, capability, **shape, **backward))
     options = {"WIDTH": 1536, "HAS_BIAS": True}
-    binaries.append(compile_kernel(gelu_kernels.forward_kernel, capability, BLOCK=gelu.BLOCK, SAVE=True, **options))
+    binaries.append(compile_kernel(gelu.forward_kernel, capability, BLOCK=gelu.BLOCK, SAVE=True, **options))
     tile = {"BLOCK_ROWS": gelu.BLOCK_ROWS, "BLOCK_COLUMNS": gelu.BLOCK_COLUMNS}
-    binaries.append(compile_kernel(gelu_kernels.backward_kernel, capability, **tile, **options))
+    binaries.append(compile_kernel(gelu.backward_kernel, capability, **tile, **options))
     options = {"WIDTH": 576, "HAS_BIAS": True}
-    binaries.append(compile_kernel(gelu_kernels.geglu_forward_kernel, capability, BLOCK=gelu.BLOCK, **options))
-    binaries.append(compile_kernel(gelu_kernels.geglu_backward_kernel, capability, **tile, **options))
+    binaries.append(compile_kernel(gelu.geglu_forward_kernel, capability, BLOCK=gelu.BLOCK, **options))
+    binaries.append(compile_kernel(gelu.geglu_backward_kernel, capability, **tile, **options))
     heads = {"Q_HEADS": 12, "Q_BLOCK": rotation.block(12), "K_HEADS": 3, "K_BLOCK": rotation.block(3)}
     half = {"HALF": 24, "HALF_BLOCK": rotation.block(24)}
     for transposed in (False, True):
         options = {"TRANSPOSED": transposed, **heads, **half}
-        binaries.append(compile_kernel(rotary_kernels.kernel, capability, **options))
+        binaries.append(compile_kernel(rotation.kernel, capability, **options))
     shape = {"FEATURES": 512, "BLOCK": pooling.BLOCK}
     for mode in ("max", "mean", "last", "attention"):
         saved = "*i32" if mode == "max" else "*fp32"
         options = {"saved": saved, "MODE": mode, **shape}
-        binaries.append(compile_kernel(pooling_kernels.forward_kernel, capability, **options))
-        binaries.append(compile_kernel(pooling_kernels.backward_kernel, capability, **options))
-    binaries.append(compile_kernel(pooling_kernels.scores_backward_kernel, capability, **shape))
+        binaries.append(compile_kernel(pooling.forward_kernel, capability, **options))
+        binaries.append(compile_kernel(pooling.backward_kernel, capability, **options))
+    binaries.append(compile_kernel(pooling.scores_backward_kernel, capability, **shape))
     assert all(binary.asm["cubin"] for binary in binaries)

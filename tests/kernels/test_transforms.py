@@ -390,7 +390,10 @@ def raw() -> dict[str, tuple[list[Any], list[int]]]:
             [0, 1, 2],
         ),
         "residual_norm": ([x, residual, *fields, True, "torch"], [0, 1, 2, 3, 4]),
-        "residual_norm_backward": ([normed, z, normal, rstd, *fields, "torch"], [0, 1, 2, 3, 5]),
+        "residual_norm_backward": (
+            [normed, z, normal, rstd, x_bias, weight, 0.3, BOUNDS, IDS, SEED, "torch"],
+            [0, 1, 2, 3, 5],
+        ),
         "bias_gelu": ([g, b, True, "torch"], [0, 1]),
         "bias_gelu_backward": ([gelu, derivative, True, "torch"], [0, 1]),
         "geglu": ([halves, wide, "torch"], [0, 1]),

@@ -23,7 +23,7 @@ static void dot_rows(const Pair* a, const Pair* b, int64_t row, int64_t units, i
     for (int64_t i = 0; i < kLanes; ++i) {
       Floats sum{};
       for (int64_t unit = (first + i) * row, end = unit + units; unit < end; unit += kLanes)
-        sum = multiply_add(sum, load_as<Pairs>(a + unit), load_as<Pairs>(b + unit));
+        sum = multiply_add<Pair>(sum, load_as<Floats>(a + unit), load_as<Floats>(b + unit));
       store(sums[i], sum);
     }
     transpose(sums[0], kLanes, kLanes, kLanes, by_lane[0], kLanes);

@@ -13,7 +13,7 @@ struct Tensor {
   int64_t token_stride, head_stride;
 };
 
-// One call of varlen attention, forward or backward, on raw memory; kernels/attention/problem.py says what it means.
+// One call of varlen attention, forward or backward, on raw memory; kernels/attention/__init__.py says what it means.
 struct Problem {
   DType dtype;
   int64_t batch, heads, kv_heads, head_dim, total_q, total_k;

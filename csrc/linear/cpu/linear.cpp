@@ -71,8 +71,7 @@ void weight_gradient(const py::kwargs& given) {
 }  // namespace linear
 
 void bind_linear(py::module_& module) {
-  module.def("weight_gradient", &linear::weight_gradient,
-             "Fills grad_weight; kernels/linear/cpu.py makes the arguments.");
+  module.def("weight_gradient", &linear::weight_gradient, "Fills grad_weight; kernels/cpu.py makes the arguments.");
 }
 
 }  // namespace penstock

@@ -37,7 +37,7 @@ class Buffer {
 DType dtype_named(const std::string& name) {
   if (name == "float32") return DType::float32;
   if (name == "bfloat16") return DType::bfloat16;
-  throw std::invalid_argument("dtype must be float32 or bf16, got " + name);
+  throw std::invalid_argument("dtype must be float32 or bfloat16, got " + name);
 }
 
 lstm::Pool pool_named(const std::string& name) {
@@ -81,40 +81,44 @@ lstm::Layer layer_of(Arguments& a) {
   return layer;
 }
 
-void run_forward(const py::kwargs& given) {
-  Arguments a("lstm_cpu.forward", given);
-  const Where where(a);
-  lstm::Layer layer = layer_of(a);
-  layer.threads = std::max(where.threads, 1);
+lstm::Forward forward_of(Arguments& a, const lstm::Layer&) {
   lstm::Forward out{};
   a.get_or_none<"y">(out.y), a.get<"h_n">(out.h_n), a.get<"c_n">(out.c_n), a.get_or_none<"gates">(out.gates);
   a.get_or_none<"c">(out.c), a.get_or_none<"pooled">(out.pooled), a.get_or_none<"maximum">(out.maximum);
-  a.finish();
-  const lstm::Kernels& kernels = lstm::kernels_for(isa_named(where.isa));
-  const py::gil_scoped_release released;
-  kernels.forward(layer, out);
+  return out;
 }
 
-void run_backward(const py::kwargs& given) {
-  Arguments a("lstm_cpu.backward", given);
-  const Where where(a);
-  lstm::Layer layer = layer_of(a);
-  layer.threads = std::max(where.threads, 1);
+lstm::Backward backward_of(Arguments& a, const lstm::Layer& layer) {
   lstm::Backward io{};
   a.get<"y">(io.y), a.get<"gates">(io.gates), a.get<"c">(io.c), a.get_or_none<"maximum">(io.maximum);
   a.get_or_none<"dy">(io.dy), a.get_or_none<"dpooled">(io.dpooled), a.get_or_none<"dc">(io.dc);
   a.get_or_none<"dh_n">(io.dh_n), a.get_or_none<"dc_n">(io.dc_n), a.get_or_none<"dx">(io.dx);
   a.get_or_none<"dh0">(io.dh0), a.get_or_none<"dc0">(io.dc0);
   const auto gradients = a.get<"weight_gradients", std::vector<std::array<uint64_t, 3>>>();
-  a.finish();
   if (!gradients.empty() && int(gradients.size()) != layer.directions)
     throw std::invalid_argument("weight_gradients must be empty or of as many directions as weights");
   for (size_t d = 0; d < gradients.size(); ++d)
     io.weights[d] = {pointer(gradients[d][0]), pointer(gradients[d][1]), pointer(gradients[d][2])};
+  return io;
+}
+
+// Reads a call's arguments, then computes without the GIL.
+template <class Tensors>
+void run(const char* function, const py::kwargs& given, Tensors (*tensors_of)(Arguments&, const lstm::Layer&),
+         void (*lstm::Kernels::*kernel)(const lstm::Layer&, const Tensors&)) {
+  Arguments a(function, given);
+  const Where where(a);
+  lstm::Layer layer = layer_of(a);
+  layer.threads = std::max(where.threads, 1);
+  const Tensors tensors = tensors_of(a, layer);
+  a.finish();
   const lstm::Kernels& kernels = lstm::kernels_for(isa_named(where.isa));
   const py::gil_scoped_release released;
-  kernels.backward(layer, io);
+  (kernels.*kernel)(layer, tensors);
 }
+
+void run_forward(const py::kwargs& given) { run("lstm_cpu.forward", given, forward_of, &lstm::Kernels::forward); }
+void run_backward(const py::kwargs& given) { run("lstm_cpu.backward", given, backward_of, &lstm::Kernels::backward); }
 
 }  // namespace
 

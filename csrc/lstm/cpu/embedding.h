@@ -2,7 +2,7 @@
 #pragma once
 
 #include "inputs.h"
-#include "pack.h"
+#include "panels.h"
 #include "team.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {

@@ -16,6 +16,7 @@ double multiply_in_registers(int64_t rounds, float* sink) {
     return 2.0 * double(rounds) * 4 * kAmxRows * kLanes * 2 * kAmxPairs;
   }
 #endif
+  using Lane = typename Operand<T>::Lane;
   Floats sum[kRegisterRows][kTileVecs] = {};
   Floats b[kTileVecs];
   for (int v = 0; v < kTileVecs; ++v) b[v] = splat(1e-3f * float(v));
@@ -25,7 +26,7 @@ double multiply_in_registers(int64_t rounds, float* sink) {
 #if defined(__x86_64__)
       asm volatile("" : "+v"(a));  // else one row's products would serve all
 #endif
-      for (int v = 0; v < kTileVecs; ++v) multiply_add(sum[r][v], a, b[v], std::bool_constant<Operand<T>::kPairs>{});
+      for (int v = 0; v < kTileVecs; ++v) sum[r][v] = multiply_add<Lane>(sum[r][v], a, b[v]);
     }
   }
   for (int r = 0; r < kRegisterRows; ++r) {

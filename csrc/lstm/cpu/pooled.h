@@ -2,7 +2,7 @@
 #pragma once
 
 #include "layer.h"
-#include "pack.h"
+#include "panels.h"
 #include "schedule.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {

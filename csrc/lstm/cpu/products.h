@@ -2,7 +2,7 @@
 #pragma once
 
 #include "gate_layout.h"
-#include "pack.h"
+#include "panels.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
 

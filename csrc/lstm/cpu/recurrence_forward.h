@@ -4,7 +4,7 @@
 #include "cell.h"
 #include "gate_layout.h"
 #include "layer.h"
-#include "pack.h"
+#include "panels.h"
 #include "pooled.h"
 #include "schedule.h"
 #include "team.h"

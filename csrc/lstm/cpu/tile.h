@@ -1,7 +1,9 @@
 // The product that everything else is made of: a tile of up to kTileRows rows by kTileVecs vectors, kept in registers.
 //
-// Operands are streams of 4-byte lanes: one float, or, where the machine multiplies bfloat16 (AVX-512 BF16), a pair of
-// bfloat16 adjacent in k. Elsewhere bfloat16 operands are widened to float when they are packed. Where there is a
+// The steps are those of matmul.h, whose units of 32 bits are called lanes here, where units are a hidden layer's: one
+// float, or, where the machine multiplies bfloat16 (AVX-512 BF16), a pair of bfloat16 adjacent in k. Elsewhere bfloat16
+// operands are widened to float when they are packed. What differs from matmul.h lies around the steps: B comes packed
+// in panels, so that it streams (panels.h), and lines that follow a product are fetched while it runs. Where there is a
 // matrix unit (amx.h), a tile of bfloat16 is up to 32 rows in its registers instead.
 #pragma once
 
@@ -9,7 +11,7 @@
 #include <utility>
 
 #include "amx.h"
-#include "simd.h"
+#include "matmul.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
@@ -47,7 +49,7 @@ struct Operand {
   static constexpr int kRowStep = kMatrixUnit ? kAmxRows : 1;
   static constexpr int kLaneStep = kMatrixUnit ? kAmxPairs : 1;
   using Element = std::conditional_t<kPairs, bf16, float>;  // what a lane is made of
-  using Lane = std::conditional_t<kPairs, uint32_t, float>;
+  using Lane = std::conditional_t<kPairs, Pair, float>;
 
   // A thread holds one of these while it multiplies.
   using Unit = std::conditional_t<kMatrixUnit, MatrixUnit, NoMatrixUnit>;
@@ -57,27 +59,6 @@ struct Operand {
     return (elements + step - 1) / step * kLaneStep;
   }
 };
-
-PENSTOCK_INLINE void multiply_add(Floats& sum, Floats a, Floats b, std::false_type) { sum += a * b; }
-PENSTOCK_INLINE void multiply_add(Floats& sum, Floats a, Floats b, std::true_type) {
-#if defined(__AVX512BF16__)
-  sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#else
-  (void)sum, (void)a, (void)b;
-#endif
-}
-
-template <class Lane>
-PENSTOCK_INLINE Floats broadcast_lane(const Lane* from) {
-  float lane;
-  std::memcpy(&lane, from, 4);
-  Floats value = splat(lane);
-#if defined(__AVX512F__)
-  // Else the broadcast is folded into each of the tile's multiplications, which then wait for the load ports.
-  asm("" : "+v"(value));
-#endif
-  return value;
-}
 
 // Item i + 1 of a range, or its first again.
 inline int64_t next_around(Range range, int64_t i) { return i + 1 < range.end ? i + 1 : range.begin; }
@@ -152,16 +133,11 @@ PENSTOCK_INLINE void multiply(const A& a, const typename Operand<T>::Lane* b, in
   Floats sum[rows][vecs] = {};
   const int64_t last_fetch = lanes > Prefetches::kLead ? lanes - Prefetches::kLead : lanes;
   const int64_t first_fetch = last_fetch > prefetches.count ? last_fetch - prefetches.count : 0;
-  for (int64_t k = 0; k < lanes; ++k) {
+  const auto fetch = [&](int64_t k) __attribute__((always_inline)) {
     if (uint64_t(k - first_fetch) < uint64_t(prefetches.count)) __builtin_prefetch(prefetches.line[k - first_fetch], 1);
     if (k < prefetches.stream_lines) __builtin_prefetch(prefetches.stream + k * 64, 0, 2);
-    Floats bs[vecs];
-    for (int v = 0; v < vecs; ++v) std::memcpy(&bs[v], b + (k * vecs + v) * kLanes, sizeof(Floats));
-    for (int r = 0; r < rows; ++r) {
-      const Floats as = broadcast_lane(a.at(r, k));
-      for (int v = 0; v < vecs; ++v) multiply_add(sum[r][v], as, bs[v], std::bool_constant<Operand<T>::kPairs>{});
-    }
-  }
+  };
+  add_products(sum, a, Right<typename Operand<T>::Lane>{b, vecs * kLanes}, lanes, fetch);
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < vecs; ++v) {
       float* to = out + r * stride + v * kLanes;

@@ -22,7 +22,7 @@ struct Dropout {
   bool per_sequence;          // the units of each sequence's first row in all of its rows
 };
 
-// out = (z - mean) rstd weight + bias with z = residual + dropout(x + x_bias); kernels/norm/protocol.py says more.
+// out = (z - mean) rstd weight + bias with z = residual + dropout(x + x_bias); kernels/norm/__init__.py says more.
 // Tensors are dense, (rows, width); parameters and their gradients float32, (width).
 struct NormProblem {
   DType dtype, residual_dtype;  // the latter, of residual and z, is float32 where they differ

@@ -155,19 +155,19 @@ void define(py::module_& module, const char* name, const char* text) {
 void bind_rowwise(py::module_& module) {
   using namespace rowwise;
   define<norm_forward_problem, &Kernels::norm_forward>(
-      module, "norm_forward", "Fills out and, if given, z, normal and rstd; kernels/norm/cpu.py makes the arguments.");
+      module, "norm_forward", "Fills out and, if given, z, normal and rstd; kernels/cpu.py makes the arguments.");
   define<norm_backward_problem, &Kernels::norm_backward>(
       module, "norm_backward", "Fills grad_residual, grad_x and each piece's sums for the parameters.");
   define<gelu_forward_problem, &Kernels::gelu_forward>(
-      module, "gelu_forward", "Fills out and, if given, derivative; kernels/gelu/cpu.py makes the arguments.");
+      module, "gelu_forward", "Fills out and, if given, derivative; kernels/cpu.py makes the arguments.");
   define<gelu_backward_problem, &Kernels::gelu_backward>(module, "gelu_backward",
                                                          "Fills grad_x and each piece's sums for the bias.");
   define<geglu_forward_problem, &Kernels::geglu_forward>(module, "geglu_forward",
-                                                         "Fills out; kernels/gelu/cpu.py makes the arguments.");
+                                                         "Fills out; kernels/cpu.py makes the arguments.");
   define<geglu_backward_problem, &Kernels::geglu_backward>(module, "geglu_backward",
                                                            "Fills grad_x and each piece's sums for the bias.");
   define<rotary_problem, &Kernels::rotary>(module, "rotary",
-                                           "Fills the outputs of q and k; kernels/rotary/cpu.py makes the arguments.");
+                                           "Fills the outputs of q and k; kernels/cpu.py makes the arguments.");
   define<dropout_problem, &Kernels::dropout>(module, "dropout", "Fills out; kernels/dropout.py makes the arguments.");
   module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces this many rows are divided into.");
 }

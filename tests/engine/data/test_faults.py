@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engine.data import commit
+from penstock.engine import files
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import DiskError, StoreError
@@ -92,7 +92,7 @@ def whole(tmp_path, small_prepare):
     """The bytes of the finished store, and how many calls it takes to write it."""
     system = WatchedSystem()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit, "os", system)
+        patch.setattr(files, "os", system)
         small_prepare(tmp_path / "whole")
     return contents(tmp_path / "whole"), system.calls
 
@@ -123,7 +123,7 @@ def test_order_of_calls(tmp_path, whole):
 def run_killed(run: Callable[[], object], act: Callable[[str, tuple], None], at: int) -> int:
     child = os.fork()
     if child == 0:
-        commit.os = WatchedSystem(act, at)  # type: ignore[attr-defined]
+        files.os = WatchedSystem(act, at)  # type: ignore[attr-defined]
         try:
             run()
         finally:
@@ -197,7 +197,7 @@ def test_disk_refuses_every_call(tmp_path, small_prepare, whole, number, step):
     for at in range(0, len(calls), step):
         out = tmp_path / f"out{at}"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(commit, "os", WatchedSystem(refuse, at))
+            patch.setattr(files, "os", WatchedSystem(refuse, at))
             with pytest.raises(DiskError) as caught:
                 small_prepare(out)
         assert str(tmp_path) in str(caught.value)
@@ -220,7 +220,7 @@ def test_interrupted_by_hand(tmp_path, small_prepare, whole, at):
 
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit, "os", WatchedSystem(interrupt, at))
+        patch.setattr(files, "os", WatchedSystem(interrupt, at))
         with pytest.raises(KeyboardInterrupt):
             small_prepare(out)
     assert temporary_files(tmp_path) == []
@@ -233,8 +233,8 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
         def __getattr__(self, name: str):
             return (lambda fd, data: os.write(fd, data[:7])) if name == "write" else getattr(os, name)
 
-    monkeypatch.setattr(commit, "os", ShortWrites())
-    crc32 = commit.write_committed(tmp_path / "a", bytes(range(100)))
+    monkeypatch.setattr(files, "os", ShortWrites())
+    crc32 = files.write_committed(tmp_path / "a", bytes(range(100)))
     monkeypatch.undo()
     import zlib
 

@@ -13,7 +13,7 @@ from penstock.benchmarks.random_store import write_store
 from penstock.engine.data.loader import Loader
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import READERS, Store
-from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.errors import ConfigError, RunError, StoreError
 
 PARAMETERS = PlanParameters(tokens_per_batch=100, batches_per_step=4)
 
@@ -344,3 +344,37 @@ def test_native_arguments_are_checked():
         gather([0], 1, np.zeros(3, np.int64))
     with pytest.raises(IndexError):
         Prefetcher(shards, 1).pop()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+@pytest.mark.parametrize("at", [0, 4, 9], ids=["first batch", "later", "batches under way"])
+def test_memory_that_runs_out_is_no_damage_of_the_store(store, monkeypatch, error, at):
+    make_tensor, calls = torch.empty, 0
+
+    def empty(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls > at:
+            raise error
+        return make_tensor(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(type(error)) as caught:
+        list(make(store))
+    assert caught.value is error
+
+
+def test_what_the_reader_threads_meet_is_damage(store, monkeypatch):
+    loader = make(store)
+    plan = loader.plan()
+    monkeypatch.setattr(type(plan), "rows", lambda self, number: np.full(3, store.num_examples + 7))
+    with pytest.raises(StoreError, match="penstock verify says more"):
+        list(loader)

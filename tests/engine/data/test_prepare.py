@@ -367,7 +367,7 @@ def test_command_line(tmp_path, reviews_file, tokenizer_path):
     import typer
     from typer.testing import CliRunner
 
-    from penstock.engine import cli_data
+    from penstock.engine.cli import data as cli_data
 
     app = typer.Typer()
     cli_data.register(app)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models import EncoderClassifier, encoder
-from penstock.engine.models.families import FAMILIES, layers_of
+from penstock.engine.models.architectures import ARCHITECTURES, layers_of
 from penstock.engine.models.fuse import is_fused, unfuse
 from penstock.kernels import Ragged, use_backend
 
@@ -133,7 +133,7 @@ def test_one_sequence_never_sees_another(stock: transformers.PreTrainedModel, tr
 @pytest.mark.parametrize("name", ["bert", "electra", "distilbert", "modernbert"])
 def test_training_with_dropout_equals_the_reference(name: str) -> None:
     """Whatever drops, attention weights or hidden states: logits and every gradient."""
-    rates = dict.fromkeys(FAMILIES[name].dropouts, 0.3)
+    rates = dict.fromkeys(ARCHITECTURES[name].dropouts, 0.3)
     model = EncoderClassifier(stock_model(name, **rates)).train()
     ragged, _, _ = batch_of(LENGTHS)
     found = []

@@ -12,7 +12,7 @@ from tiny_encoders import LABELS, VOCAB, stock_model
 
 from penstock.engine.errors import ConfigError, ModelError
 from penstock.engine.models import EncoderClassifier, ModelSettings, build_model, load_model
-from penstock.engine.models.families import layers_of
+from penstock.engine.models.architectures import layers_of
 from penstock.engine.models.fuse import unfuse
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.settings import load_settings
@@ -23,7 +23,7 @@ LABEL = torch.tensor([0, 1, 2, 1])
 BATCH = Ragged.from_lengths(
     torch.randint(3, VOCAB, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1), dtype=torch.int32), LENGTHS
 )
-FAMILIES = ["bert", "electra", "distilbert", "modernbert"]
+ARCHITECTURES = ["bert", "electra", "distilbert", "modernbert"]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def trained(model: EncoderClassifier, steps: int = 4) -> list[float]:
 
 
 @pytest.mark.parametrize("targets", ["all", "attention"])
-@pytest.mark.parametrize("encoder", FAMILIES, indirect=True)
+@pytest.mark.parametrize("encoder", ARCHITECTURES, indirect=True)
 def test_adapters_train_as_in_the_stock_model_and_merge_into_it(encoder: str, targets: str, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
     model = build(encoder, lora_rank=4, lora_targets=targets)
@@ -105,7 +105,7 @@ def test_without_peft_one_line_says_how_to_get_it(encoder: str, monkeypatch: pyt
         build(encoder, lora_rank=2)
 
 
-@pytest.mark.parametrize("encoder", FAMILIES, indirect=True)
+@pytest.mark.parametrize("encoder", ARCHITECTURES, indirect=True)
 def test_frozen_layers_are_left_alone(encoder: str) -> None:
     model = build(encoder, freeze_layers=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -127,7 +127,7 @@ def test_frozen_layers_are_left_alone(encoder: str) -> None:
         build(encoder, freeze_layers=9)
 
 
-@pytest.mark.parametrize("encoder", FAMILIES, indirect=True)
+@pytest.mark.parametrize("encoder", ARCHITECTURES, indirect=True)
 def test_a_layer_learns_by_its_share_of_the_rate_above_it(encoder: str) -> None:
     model = build(encoder)
     optimizer = build_optimizer(model, learning_rate=1e-3, weight_decay=0.1, layer_decay=0.5)

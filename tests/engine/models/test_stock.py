@@ -18,8 +18,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models import EncoderClassifier, LSTMClassifier, LSTMClassifierConfig
-from penstock.engine.models.families import layers_of
-from penstock.engine.models.fuse import _FAMILIES, is_fused, unfuse
+from penstock.engine.models.architectures import layers_of
+from penstock.engine.models.fuse import _ARCHITECTURES, is_fused, unfuse
 from penstock.engine.models.stock import is_made_of
 from penstock.kernels import LSTM, Ragged
 
@@ -191,14 +191,14 @@ def parts_of(model: EncoderClassifier) -> Iterator[str]:
 
 
 @functools.cache
-def quiet_model(family: str) -> EncoderClassifier:
+def quiet_model(architecture: str) -> EncoderClassifier:
     """Two layers, in evaluation: nothing is dropped, and spectral_norm stays what it is from call to call."""
-    layers = {"n_layers" if family == "distilbert" else "num_hidden_layers": 2}
-    return EncoderClassifier(stock_model(family, **layers))
+    layers = {"n_layers" if architecture == "distilbert" else "num_hidden_layers": 2}
+    return EncoderClassifier(stock_model(architecture, **layers))
 
 
-def changed(family: str, name: str, change: Change) -> EncoderClassifier:
-    model = copy.deepcopy(quiet_model(family))
+def changed(architecture: str, name: str, change: Change) -> EncoderClassifier:
+    model = copy.deepcopy(quiet_model(architecture))
     path, _, last = name.rpartition(".")
     change(model.model.get_submodule(path), last)
     return model
@@ -209,22 +209,22 @@ def is_linear(model: EncoderClassifier, name: str) -> bool:
 
 
 CHANGES = [
-    pytest.param(family, change, id=f"{family}-{change.__name__}")
-    for family in ("bert", "distilbert", "modernbert")
+    pytest.param(architecture, change, id=f"{architecture}-{change.__name__}")
+    for architecture in ("bert", "distilbert", "modernbert")
     for change in (*ON_ANY, *ON_LINEAR)
-    if (family, change) != ("modernbert", no_bias)  # it has no biases to begin with
+    if (architecture, change) != ("modernbert", no_bias)  # it has no biases to begin with
 ]
 
 
-@pytest.mark.parametrize(("family", "change"), CHANGES)
-def test_what_stands_on_a_module_takes_effect(family: str, change: Change) -> None:
-    plain = changed(family, "classifier", lambda parent, name: None)
+@pytest.mark.parametrize(("architecture", "change"), CHANGES)
+def test_what_stands_on_a_module_takes_effect(architecture: str, change: Change) -> None:
+    plain = changed(architecture, "classifier", lambda parent, name: None)
     expected = results(plain)
     effective = 0
     for name in parts_of(plain):
         if change in ON_LINEAR and not is_linear(plain, name):
             continue
-        found = changed(family, name, change)
+        found = changed(architecture, name, change)
         fused = results(found)
         unfuse(found.model)
         assert not any(map(is_fused, found.modules()))
@@ -233,9 +233,9 @@ def test_what_stands_on_a_module_takes_effect(family: str, change: Change) -> No
     assert effective >= (10 if change in ON_ANY else 4)  # some changes do nothing, such as hooks on an integer input
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert", "modernbert-mean"])
-def test_hooks_on_every_module_fire_and_see_all_tokens(family: str) -> None:
-    model = EncoderClassifier(stock_model(family))
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert", "modernbert-mean"])
+def test_hooks_on_every_module_fire_and_see_all_tokens(architecture: str) -> None:
+    model = EncoderClassifier(stock_model(architecture))
     seen: dict[str, list[tuple]] = {}
 
     def look(name: str) -> Callable:
@@ -268,9 +268,9 @@ def test_a_hook_on_a_layer_leaves_it_fused_and_the_last_ones_sees_all_tokens() -
     assert {shape[:2] for shape in shapes} == {(1, 32)}
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert"])
-def test_hooks_of_all_modules_fire(family: str) -> None:
-    model = EncoderClassifier(stock_model(family))
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
+def test_hooks_of_all_modules_fire(architecture: str) -> None:
+    model = EncoderClassifier(stock_model(architecture))
     classes: list[list[str]] = []
     for takes_back in (False, True):
         if takes_back:
@@ -313,7 +313,7 @@ def test_the_stock_parts_of_every_family_are_recognised() -> None:
         model = EncoderClassifier(stock_model(name))
         for layer in layers_of(model.model):
             dtypes: set[torch.dtype] = set()
-            assert is_made_of(layer, _FAMILIES[model.config.model_type].parts, dtypes), name
+            assert is_made_of(layer, _ARCHITECTURES[model.config.model_type].parts, dtypes), name
             assert dtypes == {torch.float32}
 
 

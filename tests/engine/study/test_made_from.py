@@ -1,4 +1,4 @@
-"""A study never mixes cells that were made from different things, and says which things they are."""
+"""A study never mixes trials that were made from different things, and says which things they are."""
 
 import csv
 import dataclasses
@@ -20,13 +20,13 @@ from penstock.engine.data.prepare import prepare
 from penstock.engine.errors import RunError, StoreError
 from penstock.engine.study import costs
 from penstock.engine.study import study as study_module
-from penstock.engine.study.cells import read_results
 from penstock.engine.study.fingerprints import MadeFrom, changed_setting, difference, encoder_fingerprint
 from penstock.engine.study.report import write_report
-from penstock.engine.study.run_cell import CellTask, run_cell
+from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
+from penstock.engine.study.trials import read_results
 
 WORDS = ["red", "green", "blue", "amber", "violet", "ivory"]
 
@@ -56,7 +56,7 @@ def save_encoder(folder: Path, **changes: object) -> None:
 
 
 class Place:
-    """A study of two stores, or of two files, and a tiny encoder: `start` runs it and counts the cells that it runs."""
+    """A study of two stores, or of two files, and a tiny encoder: `start` runs it and counts its trials."""
 
     def __init__(self, folder: Path, prepared: bool = True) -> None:
         self.folder, self.out = folder, folder / "answer"
@@ -80,8 +80,8 @@ class Place:
         self.measured: list[str] = []
 
     def start(self, **changes: object) -> None:
-        def run(task: CellTask):
-            self.ran.append(task.cell.name)
+        def run(task: TrialTask):
+            self.ran.append(task.trial.name)
             return stand_in(task)
 
         def measure(family, settings, train, test):
@@ -89,7 +89,7 @@ class Place:
             return costs.Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
         self.ran, self.measured = [], []
-        run_study(replace(self.settings, **changes), self.out, progress=False, run_cell=run, measure=measure)
+        run_study(replace(self.settings, **changes), self.out, progress=False, run_trial=run, measure=measure)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def other_test(place: Place) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Place], None], str]] = {
     "other rows": (lambda place: build(place.folder, rows=61), "the training data"),
-    "fewer rows than a cell has": (lambda place: build(place.folder, rows=12), "the training data"),
+    "fewer rows than a trial has": (lambda place: build(place.folder, rows=12), "the training data"),
     "another tokenizer": (lambda place: build(place.folder, tokenizer="train:bpe:300"), "the training data"),
     "other labels": (lambda place: build(place.folder, labels=("no", "yes", "both")), "the training data"),
     "other names of labels": (lambda place: build(place.folder, labels=("0", "1")), "the training data"),
@@ -146,17 +146,17 @@ def test_what_was_rebuilt_under_the_same_name_is_refused(place: Place, change: s
     make, what = CHANGES[change]
     if "label" in change:
         (place.folder / "test.csv").unlink()
-    cells = {path.name: path.read_bytes() for path in (place.out / "cells").iterdir()}
+    trials = {path.name: path.read_bytes() for path in (place.out / "trials").iterdir()}
     make(place)
     with pytest.raises(
-        RunError, match=rf"cells/.*\.json was made from something else.*{what}.* then, .* now"
+        RunError, match=rf"trials/.*\.json was made from something else.*{what}.* then, .* now"
     ) as raised:
-        place.start(sizes=parse_sizes("10,20,40" if change != "fewer rows than a cell has" else "10"))
+        place.start(sizes=parse_sizes("10,20,40" if change != "fewer rows than a trial has" else "10"))
     assert raised.value.exit_code == 7
-    assert "remove cells, costs, data and runs in" in str(raised.value)
+    assert "remove trials, costs, data and runs in" in str(raised.value)
     assert place.ran == place.measured == []
-    assert cells == {path.name: path.read_bytes() for path in (place.out / "cells").iterdir()}
-    for name in ("cells", "costs"):
+    assert trials == {path.name: path.read_bytes() for path in (place.out / "trials").iterdir()}
+    for name in ("trials", "costs"):
         shutil.rmtree(place.out / name)
     place.start(sizes=parse_sizes("10"))
     assert len(place.ran) == len(place.measured) == 2
@@ -195,7 +195,7 @@ def test_a_store_rebuilt_from_the_same_goes_on(place: Place):
 
 
 def test_families_that_read_no_encoder_do_not_mind_another(place: Place):
-    for path in (place.out / "cells").glob("encoder-*"):
+    for path in (place.out / "trials").glob("encoder-*"):
         path.unlink()
     another_encoder(place)
     place.start(families=("lstm",), sizes=parse_sizes("10,20,40"))
@@ -208,7 +208,7 @@ def test_other_settings_are_refused(place: Place):
     with pytest.raises(RunError, match="overrides is"):
         place.start(overrides=("training.epochs=3",))
     # another recipe, under the same command
-    path = place.out / "cells" / "lstm-10-0.json"
+    path = place.out / "trials" / "lstm-10-0.json"
     document = json.loads(path.read_text())
     document["made_from"]["settings"]["training.weight_decay"] = 0.5
     path.write_text(json.dumps(document))
@@ -218,7 +218,7 @@ def test_other_settings_are_refused(place: Place):
 
 def forget(out: Path) -> None:
     """Makes the study one of an earlier penstock."""
-    for path in [*(out / "cells").iterdir(), *(out / "costs").iterdir()]:
+    for path in [*(out / "trials").iterdir(), *(out / "costs").iterdir()]:
         document = json.loads(path.read_text())
         del document["made_from"]
         path.write_text(json.dumps(document))
@@ -227,18 +227,18 @@ def forget(out: Path) -> None:
     path.write_text(json.dumps({k: v for k, v in document.items() if k not in ("encoders", "overlap", "max_length")}))
 
 
-def test_cells_of_an_earlier_penstock_go_on_with_a_note(place: Place, capsys):
+def test_trials_of_an_earlier_penstock_go_on_with_a_note(place: Place, capsys):
     forget(place.out)
-    run_study(place.settings, place.out, run_cell=stand_in, measure=lambda *_: pytest.fail("measured again"))
+    run_study(place.settings, place.out, run_trial=stand_in, measure=lambda *_: pytest.fail("measured again"))
     notes = [line for line in capsys.readouterr().err.splitlines() if "earlier penstock" in line]
     assert len(notes) == 1
-    assert "4 cells" in notes[0]
+    assert "4 trials" in notes[0]
     write_report(place.out)
-    assert "4 cells are of an earlier penstock" in (place.out / "report.md").read_text()
+    assert "4 trials are of an earlier penstock" in (place.out / "report.md").read_text()
 
 
 @pytest.mark.parametrize("change", ["other rows", "another test set"])
-def test_cells_of_an_earlier_penstock_are_compared_by_study_json(place: Place, change: str):
+def test_trials_of_an_earlier_penstock_are_compared_by_study_json(place: Place, change: str):
     forget(place.out)
     make, what = CHANGES[change]
     make(place)
@@ -246,9 +246,9 @@ def test_cells_of_an_earlier_penstock_are_compared_by_study_json(place: Place, c
         place.start()
 
 
-def test_a_cell_in_progress_is_refused_before_another_is_trained(place: Place):
-    made = {result.cell.name: result.made_from.settings for result in read_results(place.out / "cells")}
-    shutil.rmtree(place.out / "cells")
+def test_a_trial_in_progress_is_refused_before_another_is_trained(place: Place):
+    made = {result.trial.name: result.made_from.settings for result in read_results(place.out / "trials")}
+    shutil.rmtree(place.out / "trials")
     run = place.out / "runs" / "lstm-20-0"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"format": 1, "identity": {"training data": "0" * 64}}))
@@ -269,7 +269,7 @@ def test_a_cell_in_progress_is_refused_before_another_is_trained(place: Place):
 
 
 def test_costs_of_other_data_are_measured_again(place: Place):
-    shutil.rmtree(place.out / "cells")
+    shutil.rmtree(place.out / "trials")
     build(place.folder, rows=61)
     place.start()
     assert place.measured == ["lstm", "encoder"]
@@ -278,17 +278,17 @@ def test_costs_of_other_data_are_measured_again(place: Place):
 
 
 def test_a_store_that_changes_while_the_study_runs(place: Place):
-    tasks: list[CellTask] = []
+    tasks: list[TrialTask] = []
 
-    def collect(task: CellTask):
+    def collect(task: TrialTask):
         tasks.append(task)
         return stand_in(task)
 
-    shutil.rmtree(place.out / "cells")
-    run_study(place.settings, place.out, progress=False, run_cell=collect, measure=None)
+    shutil.rmtree(place.out / "trials")
+    run_study(place.settings, place.out, progress=False, run_trial=collect, measure=None)
     build(place.folder, rows=61)
     with pytest.raises(RunError, match="changed while it ran: the training data"):
-        run_cell(tasks[0])
+        run_trial(tasks[0])
 
 
 def test_stores_that_do_not_fit_each_other_are_refused(place: Place):
@@ -302,7 +302,7 @@ def test_stores_that_do_not_fit_each_other_are_refused(place: Place):
 
 def test_the_report_refuses_a_mixture(place: Place):
     write_report(place.out)
-    path = place.out / "cells" / "lstm-10-0.json"
+    path = place.out / "trials" / "lstm-10-0.json"
     whole = path.read_text()
     for part, value in (("train", "0" * 64), ("test", "1" * 64)):
         document = json.loads(whole)
@@ -313,7 +313,7 @@ def test_the_report_refuses_a_mixture(place: Place):
         ):
             write_report(place.out)
     path.write_text(whole)
-    path = place.out / "cells" / "encoder-10-0.json"
+    path = place.out / "trials" / "encoder-10-0.json"
     document = json.loads(path.read_text())
     document["made_from"]["encoder"] = "2" * 32
     path.write_text(json.dumps(document))
@@ -321,8 +321,8 @@ def test_the_report_refuses_a_mixture(place: Place):
         write_report(place.out)
 
 
-def test_every_cell_and_cost_carries_what_it_was_made_from(place: Place):
-    results = {result.cell.name: result.made_from for result in read_results(place.out / "cells")}
+def test_every_trial_and_cost_carries_what_it_was_made_from(place: Place):
+    results = {result.trial.name: result.made_from for result in read_results(place.out / "trials")}
     assert all(made is not None and len(made.train) == 64 for made in results.values())
     assert results["lstm-10-0"].encoder is None
     assert results["encoder-10-0"].encoder == encoder_fingerprint(str(place.encoder))
@@ -365,12 +365,14 @@ def test_a_study_says_what_train_and_test_share(place: Place, capsys, monkeypatc
     shutil.copytree(place.folder / "train", place.folder / "same")
     shutil.rmtree(place.out)
     same = replace(place.settings, test=(str(place.folder / "same"),))
-    run_study(same, place.out, run_cell=stand_in, measure=lambda family, *_: costs.Cost(family, 1, 1, 1, {}, {}, "", 1))
+    run_study(
+        same, place.out, run_trial=stand_in, measure=lambda family, *_: costs.Cost(family, 1, 1, 1, {}, {}, "", 1)
+    )
     line = "60 of 60 test rows (100.0%) agree in all tokens kept with a training row, 0 under another label"
     assert f"train and test: {line}" in capsys.readouterr().err.splitlines()
     # known from then on
     monkeypatch.setattr(study_module, "find_overlap", lambda *_: pytest.fail("read again"))
-    run_study(same, place.out, progress=False, run_cell=stand_in)
+    run_study(same, place.out, progress=False, run_trial=stand_in)
     assert json.loads((place.out / "study.json").read_text())["overlap"]["shared"] == 60
 
 
@@ -378,7 +380,7 @@ def test_options_that_a_store_has_settled_get_a_line(place: Place, capsys):
     changed = replace(place.settings, text="body", max_length=99, overrides=("lstm-embeddings.training.epochs=2",))
     shutil.rmtree(place.out)
     run_study(
-        changed, place.out, run_cell=stand_in, measure=lambda family, *_: costs.Cost(family, 1, 1, 1, {}, {}, "", 1)
+        changed, place.out, run_trial=stand_in, measure=lambda family, *_: costs.Cost(family, 1, 1, 1, {}, {}, "", 1)
     )
     notes = capsys.readouterr().err
     for part in ("--text body is not used", "--max-length 99 is not used", "settings for lstm-embeddings"):

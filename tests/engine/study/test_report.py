@@ -7,9 +7,9 @@ import pytest
 from fabricated_study import result
 
 from penstock.engine.errors import RunError
-from penstock.engine.study.cells import Cell, CellResult, read_result, write_result
 from penstock.engine.study.costs import Cost, write_cost
 from penstock.engine.study.report import headline, rich_table, write_report
+from penstock.engine.study.trials import Trial, TrialResult, read_result, write_result
 
 GRID = {
     "lstm": (500, 2000, 8000, 32000, 100000),
@@ -18,17 +18,17 @@ GRID = {
 }
 
 
-def fabricate(folder: Path, replace: dict[str, CellResult] | None = None, families=tuple(GRID)) -> Path:
-    for name in ("cells", "costs"):
+def fabricate(folder: Path, replace: dict[str, TrialResult] | None = None, families=tuple(GRID)) -> Path:
+    for name in ("trials", "costs"):
         (folder / name).mkdir(parents=True)
-    cells = [
-        (replace or {}).get(made.cell.name, made)
+    trials = [
+        (replace or {}).get(made.trial.name, made)
         for family in families
         for size in GRID[family]
         for made in (result(family, size, seed) for seed in range(3 if size <= 8000 else 1))
     ]
-    for cell in cells:
-        write_result(folder / "cells", cell)
+    for trial in trials:
+        write_result(folder / "trials", trial)
     for family in families:
         latency = {1: 1.25, 32: 8.5}
         write_cost(
@@ -45,7 +45,7 @@ def fabricate(folder: Path, replace: dict[str, CellResult] | None = None, famili
             "max_test": 1000,
             "overrides": ["lstm.training.epochs=8"],
         },
-        "cells": [cell.cell.name for cell in cells],
+        "trials": [trial.trial.name for trial in trials],
         "labels": ["1", "2", "3"],
         "train": {"examples": 100000, "tokens": 4_400_000},
         "test": {"examples": 2000, "tokens": 88_000},
@@ -65,7 +65,7 @@ def test_a_result_survives_the_disk(tmp_path):
     assert read_result(tmp_path / "lstm-500-1.json") == made
 
 
-def test_tables_hold_the_figures_of_the_cells(tmp_path):
+def test_tables_hold_the_figures_of_the_trials(tmp_path):
     folder = fabricate(tmp_path / "study")
     write_report(folder)
     accuracies = [result("lstm", 2000, seed).accuracy for seed in range(3)]
@@ -84,7 +84,7 @@ def test_tables_hold_the_figures_of_the_cells(tmp_path):
     assert float(line["low"]) < gap / 100 < float(line["high"])
     line = next(row for row in rows(folder / "accuracy.csv") if (row["family"], row["size"]) == ("lstm", "100000"))
     assert (line["low"], line["high"], line["seeds"]) == ("", "", "1")
-    assert len(rows(folder / "cells.csv")) == 11 + 10 + 9
+    assert len(rows(folder / "trials.csv")) == 11 + 10 + 9
     assert float(rows(folder / "costs.csv")[0]["latency_ms_batch_32"]) == 8.5
     # the encoder has three sizes, the LSTM from scratch five
     notes = {row["family"]: row["note"] for row in rows(folder / "curves.csv")}
@@ -117,13 +117,13 @@ def test_each_class_has_its_figures(tmp_path):
     assert [row["size"] for row in of_classes] == ["100000"] * 3 + ["32000"] * 3 + ["8000"] * 3
     rare = next(row for row in of_classes if (row["family"], row["name"]) == ("encoder", "rare"))
     assert (rare["precision"], rare["recall"], rare["never_predicted"]) == ("", "0.0", "3")
-    assert float(rows(folder / "cells.csv")[0]["expected_calibration_error"]) == 0.05
+    assert float(rows(folder / "trials.csv")[0]["expected_calibration_error"]) == 0.05
 
 
-def test_cells_without_class_figures_have_no_section(tmp_path):
+def test_trials_without_class_figures_have_no_section(tmp_path):
     """As those of an earlier penstock."""
     folder = fabricate(tmp_path / "study")
-    for path in (folder / "cells").iterdir():
+    for path in (folder / "trials").iterdir():
         document = json.loads(path.read_text())
         del document["evaluation"]
         path.write_text(json.dumps(document))
@@ -140,18 +140,18 @@ def test_it_can_be_written_again(tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == first
 
 
-def test_diverged_and_failed_cells_are_counted(tmp_path):
+def test_diverged_and_failed_trials_are_counted(tmp_path):
     lost = {
-        "lstm-2000-1": CellResult(Cell(2000, 1, "lstm"), "diverged", error="loss is nan at step 12"),
-        "encoder-8000-0": CellResult(Cell(8000, 0, "encoder"), "failed", error="MemoryError: "),
+        "lstm-2000-1": TrialResult(Trial(2000, 1, "lstm"), "diverged", error="loss is nan at step 12"),
+        "encoder-8000-0": TrialResult(Trial(8000, 0, "encoder"), "failed", error="MemoryError: "),
     }
     folder = fabricate(tmp_path / "study", lost)
     write_report(folder)
     report = (folder / "report.md").read_text()
     assert "[1 not done]" in report
-    assert "28 cells are done, 2 are not" in report
+    assert "28 trials are done, 2 are not" in report
     assert "lstm-2000-1 diverged (loss is nan at step 12)" in report
-    assert "1 cells are still to run" in report, "a failed cell is tried again, a diverged one is not"
+    assert "1 trials are still to run" in report, "a failed trial is tried again, a diverged one is not"
     line = next(row for row in rows(folder / "accuracy.csv") if (row["family"], row["size"]) == ("lstm", "2000"))
     assert (line["seeds"], line["not_done"]) == ("2", "1")
     gaps = next(row for row in rows(folder / "gap.csv") if (row["family"], row["size"]) == ("lstm", "8000"))
@@ -173,14 +173,14 @@ def test_headline_says_whether_break_even_was_reached(tmp_path):
     assert len(rich_table(findings).rows) == 3
 
 
-def test_no_study_and_no_finished_cell(tmp_path):
+def test_no_study_and_no_finished_trial(tmp_path):
     with pytest.raises(RunError, match="holds no study"):
         write_report(tmp_path)
     folder = fabricate(tmp_path / "study", families=("lstm",))
-    for path in (folder / "cells").iterdir():
+    for path in (folder / "trials").iterdir():
         path.unlink()
-    with pytest.raises(RunError, match="no cell of this study is done"):
+    with pytest.raises(RunError, match="no trial of this study is done"):
         write_report(folder)
-    (folder / "cells" / "lstm-500-0.json").write_text("{}")
-    with pytest.raises(RunError, match=r"lstm-500-0\.json: not a cell's result"):
+    (folder / "trials" / "lstm-500-0.json").write_text("{}")
+    with pytest.raises(RunError, match=r"lstm-500-0\.json: not a trial's result"):
         write_report(folder)

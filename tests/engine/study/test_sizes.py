@@ -1,7 +1,6 @@
 import pytest
 
 from penstock.engine.errors import ConfigError
-from penstock.engine.study.cells import plan_cells
 from penstock.engine.study.sizes import (
     parse_max_sizes,
     parse_seeds,
@@ -10,6 +9,7 @@ from penstock.engine.study.sizes import (
     resolve_sizes,
     sizes_up_to,
 )
+from penstock.engine.study.trials import plan_trials
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,12 @@ def test_largest_size_of_a_family():
             parse_max_sizes([item], ["lstm", "encoder"])
 
 
-def test_the_grid_runs_small_cells_first():
-    cells = plan_cells({"lstm": (100, 300), "encoder": (100,)}, {100: 2, 300: 1})
-    assert [cell.name for cell in cells] == ["encoder-100-0", "lstm-100-0", "encoder-100-1", "lstm-100-1", "lstm-300-0"]
+def test_the_grid_runs_small_trials_first():
+    trials = plan_trials({"lstm": (100, 300), "encoder": (100,)}, {100: 2, 300: 1})
+    assert [trial.name for trial in trials] == [
+        "encoder-100-0",
+        "lstm-100-0",
+        "encoder-100-1",
+        "lstm-100-1",
+        "lstm-300-0",
+    ]

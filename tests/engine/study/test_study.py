@@ -15,15 +15,15 @@ from penstock.engine.data.sources import Reading
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, NonFiniteError, RunError, SourceError
 from penstock.engine.study import costs
-from penstock.engine.study import run_cell as run_cell_module
-from penstock.engine.study.cells import Cell, CellResult
+from penstock.engine.study import run_trial as run_trial_module
 from penstock.engine.study.check import check_plan
 from penstock.engine.study.costs import Cost, median_milliseconds
 from penstock.engine.study.directory import claim
-from penstock.engine.study.run_cell import CellTask, run_cell
-from penstock.engine.study.settings import StudySettings, cell_settings, overrides_for, subset_seed
+from penstock.engine.study.run_trial import TrialTask, run_trial
+from penstock.engine.study.settings import StudySettings, overrides_for, subset_seed, trial_settings
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
 from penstock.engine.study.study import open_or_prepare, run_study
+from penstock.engine.study.trials import Trial, TrialResult
 from penstock.engine.training.recipe import TrainingSet, recipe
 
 FAMILIES = ("lstm", "lstm-embeddings", "encoder")
@@ -52,39 +52,39 @@ def no_cost(family, settings, train, test) -> Cost:
     return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
-def run(study: StudySettings, out: Path, run_cell=stand_in, **options) -> list[CellResult]:
-    return run_study(study, out, progress=False, run_cell=run_cell, measure=no_cost, **options)
+def run(study: StudySettings, out: Path, run_trial=stand_in, **options) -> list[TrialResult]:
+    return run_study(study, out, progress=False, run_trial=run_trial, measure=no_cost, **options)
 
 
 def marks(out: Path) -> dict[str, int]:
     return {path.name: len(path.read_text().splitlines()) for path in (out / "marks").iterdir()}
 
 
-def test_every_cell_of_the_grid_is_run_once(study, tmp_path):
+def test_every_trial_of_the_grid_is_run_once(study, tmp_path):
     results = run(study, tmp_path / "study")
-    names = [made.cell.name for made in results]
+    names = [made.trial.name for made in results]
     assert len(names) == len(set(names)) == 3 * 2 * 2 + 2
     assert "encoder-400-0" not in names
     assert {"lstm-400-0", "lstm-50-1"} <= set(names)
     assert set(marks(tmp_path / "study").values()) == {1}
-    assert {path.stem for path in (tmp_path / "study" / "cells").iterdir()} == set(names)
+    assert {path.stem for path in (tmp_path / "study" / "trials").iterdir()} == set(names)
     described = json.loads((tmp_path / "study" / "study.json").read_text())
     assert described["train"]["examples"] == 400
-    assert sorted(described["cells"]) == sorted(names)
+    assert sorted(described["trials"]) == sorted(names)
 
 
 def test_an_interrupted_study_goes_on_where_it_was(study, tmp_path):
     ran = []
 
-    def stops_at_the_fifth(task: CellTask) -> CellResult:
+    def stops_at_the_fifth(task: TrialTask) -> TrialResult:
         if len(ran) == 4:
             raise KeyboardInterrupt
-        ran.append(task.cell.name)
+        ran.append(task.trial.name)
         return stand_in(task)
 
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path / "study", stops_at_the_fifth)
-    assert sorted(path.stem for path in (tmp_path / "study" / "cells").iterdir()) == sorted(ran)
+    assert sorted(path.stem for path in (tmp_path / "study" / "trials").iterdir()) == sorted(ran)
     results = run(study, tmp_path / "study")
     assert set(marks(tmp_path / "study").values()) == {1}
     assert results == run(study, tmp_path / "other")
@@ -97,25 +97,25 @@ def test_a_study_may_grow(study, tmp_path):
     assert set(marks(tmp_path / "study").values()) == {1}
 
 
-def test_failed_cells_are_tried_again_and_diverged_ones_are_not(study, tmp_path):
-    def unlucky(task: CellTask) -> CellResult:
+def test_failed_trials_are_tried_again_and_diverged_ones_are_not(study, tmp_path):
+    def unlucky(task: TrialTask) -> TrialResult:
         stand_in(task)
-        status = {"lstm-50-0": "failed", "lstm-50-1": "diverged"}.get(task.cell.name)
+        status = {"lstm-50-0": "failed", "lstm-50-1": "diverged"}.get(task.trial.name)
         if status:
-            return CellResult(task.cell, status, error="bad luck")
-        return result(task.cell.family, task.cell.size, task.cell.seed)
+            return TrialResult(task.trial, status, error="bad luck")
+        return result(task.trial.family, task.trial.size, task.trial.seed)
 
-    statuses = {made.cell.name: made.status for made in run(study, tmp_path / "study", unlucky)}
+    statuses = {made.trial.name: made.status for made in run(study, tmp_path / "study", unlucky)}
     assert (statuses["lstm-50-0"], statuses["lstm-50-1"]) == ("failed", "diverged")
-    statuses = {made.cell.name: made.status for made in run(study, tmp_path / "study")}
+    statuses = {made.trial.name: made.status for made in run(study, tmp_path / "study")}
     assert (statuses["lstm-50-0"], statuses["lstm-50-1"]) == ("done", "diverged")
     ran = marks(tmp_path / "study")
     assert (ran["lstm-50-0"], ran["lstm-50-1"], ran["encoder-50-0"]) == (2, 1, 1)
 
 
-def test_when_every_cell_fails_the_study_fails(study, tmp_path):
-    with pytest.raises(RunError, match=r"every cell failed; .*: no luck"):
-        run(study, tmp_path / "study", lambda task: CellResult(task.cell, "failed", error="no luck"))
+def test_when_every_trial_fails_the_study_fails(study, tmp_path):
+    with pytest.raises(RunError, match=r"every trial failed; .*: no luck"):
+        run(study, tmp_path / "study", lambda task: TrialResult(task.trial, "failed", error="no luck"))
 
 
 def test_another_study_in_the_directory(study, tmp_path):
@@ -131,7 +131,7 @@ def test_another_study_in_the_directory(study, tmp_path):
 
 
 def test_two_processes_cannot_work_in_one_study(study, tmp_path):
-    def second(task: CellTask) -> CellResult:
+    def second(task: TrialTask) -> TrialResult:
         with pytest.raises(RunError, match="in use by another process"):
             run(study, tmp_path / "study")
         return stand_in(task)
@@ -166,19 +166,19 @@ def test_stores_are_taken_as_they_are(study, tmp_path):
 
 
 def test_the_subset_is_shared_by_families_and_nested_by_size(study, tmp_path):
-    tasks: list[CellTask] = []
+    tasks: list[TrialTask] = []
 
-    def collect(task: CellTask) -> CellResult:
+    def collect(task: TrialTask) -> TrialResult:
         tasks.append(task)
         return stand_in(task)
 
     run(study, tmp_path / "study", collect)
-    by_seed = {seed: {task.subset_seed for task in tasks if task.cell.seed == seed} for seed in (0, 1)}
+    by_seed = {seed: {task.subset_seed for task in tasks if task.trial.seed == seed} for seed in (0, 1)}
     assert all(len(seeds) == 1 for seeds in by_seed.values())
     assert by_seed[0] != by_seed[1]
-    training = {(task.cell.size, task.cell.seed): set() for task in tasks}
+    training = {(task.trial.size, task.trial.seed): set() for task in tasks}
     for task in tasks:
-        training[task.cell.size, task.cell.seed].add(task.settings.training.seed)
+        training[task.trial.size, task.trial.seed].add(task.settings.training.seed)
     assert all(len(seeds) == 1 for seeds in training.values()), "families share the validation split"
     assert len({next(iter(seeds)) for seeds in training.values()}) == len(training)
     assert subset_seed(0, 1) != subset_seed(1, 0)
@@ -195,10 +195,10 @@ def test_overrides_for_all_and_for_one_family():
     assert overrides_for(given, "encoder")["training.epochs"] == 2
 
 
-def test_a_cell_is_trained_by_the_recipe_of_train(study, stores):
+def test_a_trial_is_trained_by_the_recipe_of_train(study, stores):
     store = Store.open(stores["train"][0])
     for family in ("lstm", "encoder"):
-        chosen = cell_settings(study, Cell(100, 0, family), store).flat()
+        chosen = trial_settings(study, Trial(100, 0, family), store).flat()
         data = TrainingSet(100, store.num_tokens / store.num_examples, store.max_length, 384)
         for key, value in recipe(family, data).items():
             assert chosen[key] == value, key
@@ -207,25 +207,25 @@ def test_a_cell_is_trained_by_the_recipe_of_train(study, stores):
 def test_an_override_for_all_families_goes_to_those_that_use_it(study, stores):
     store = Store.open(stores["train"][0])
     shared = replace(study, overrides=("model.hidden_size=8",))
-    assert cell_settings(shared, Cell(100, 0, "lstm"), store).model.hidden_size == 8
-    cell_settings(shared, Cell(100, 0, "encoder"), store)
+    assert trial_settings(shared, Trial(100, 0, "lstm"), store).model.hidden_size == 8
+    trial_settings(shared, Trial(100, 0, "encoder"), store)
     with pytest.raises(ConfigError, match=r"model\.hidden_size=8 has no effect"):
-        cell_settings(replace(study, overrides=("encoder.model.hidden_size=8",)), Cell(100, 0, "encoder"), store)
+        trial_settings(replace(study, overrides=("encoder.model.hidden_size=8",)), Trial(100, 0, "encoder"), store)
     alone = replace(shared, families=("encoder",))
     with pytest.raises(ConfigError, match=r"model\.hidden_size=8 has no effect"):
-        cell_settings(alone, Cell(100, 0, "encoder"), store)
+        trial_settings(alone, Trial(100, 0, "encoder"), store)
 
 
 def test_a_narrower_encoder_learns_at_a_higher_rate(study, minilm, stores):
-    settings = cell_settings(study, Cell(100, 0, "encoder"), Store.open(stores["train"][0]))
+    settings = trial_settings(study, Trial(100, 0, "encoder"), Store.open(stores["train"][0]))
     assert settings.training.learning_rate == pytest.approx(1e-4)
     given = replace(study, overrides=("encoder.training.learning_rate=3e-5",))
-    settings = cell_settings(given, Cell(100, 0, "encoder"), Store.open(stores["train"][0]))
+    settings = trial_settings(given, Trial(100, 0, "encoder"), Store.open(stores["train"][0]))
     assert settings.training.learning_rate == pytest.approx(3e-5)
 
 
-def task_in(folder: Path) -> CellTask:
-    return CellTask(Cell(10, 0, "lstm"), None, folder, folder, 0, None, folder / "runs" / "cell")  # type: ignore[arg-type]
+def task_in(folder: Path) -> TrialTask:
+    return TrialTask(Trial(10, 0, "lstm"), None, folder, folder, 0, None, folder / "runs" / "trial")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -236,23 +236,23 @@ def task_in(folder: Path) -> CellTask:
         (RuntimeError(), "failed"),
     ],
 )
-def test_what_a_cell_may_survive(monkeypatch, tmp_path, error, status):
-    def fails(task: CellTask) -> CellResult:
+def test_what_a_trial_may_survive(monkeypatch, tmp_path, error, status):
+    def fails(task: TrialTask) -> TrialResult:
         raise error
 
-    monkeypatch.setattr(run_cell_module, "_train_and_evaluate", fails)
-    found = run_cell(task_in(tmp_path))
+    monkeypatch.setattr(run_trial_module, "_train_and_evaluate", fails)
+    found = run_trial(task_in(tmp_path))
     assert found.status == status
     assert "\n" not in found.error
 
 
-def test_what_a_cell_may_not_survive(monkeypatch, tmp_path):
-    def fails(task: CellTask) -> CellResult:
+def test_what_a_trial_may_not_survive(monkeypatch, tmp_path):
+    def fails(task: TrialTask) -> TrialResult:
         raise ModelError("another tokenizer")
 
-    monkeypatch.setattr(run_cell_module, "_train_and_evaluate", fails)
+    monkeypatch.setattr(run_trial_module, "_train_and_evaluate", fails)
     with pytest.raises(ModelError):
-        run_cell(task_in(tmp_path))
+        run_trial(task_in(tmp_path))
 
 
 def test_the_median_is_over_repeated_runs():
@@ -262,7 +262,7 @@ def test_the_median_is_over_repeated_runs():
     assert 1.5 < median < 10
 
 
-def test_cells_in_parallel_give_the_same(study, tmp_path):
+def test_trials_in_parallel_give_the_same(study, tmp_path):
     assert run(study, tmp_path / "two", jobs=2) == run(study, tmp_path / "one")
 
 
@@ -288,7 +288,7 @@ def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
     assert (store.path / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_cells_train_and_evaluate_for_real(study, tmp_path):
+def test_trials_train_and_evaluate_for_real(study, tmp_path):
     tiny = ("model.hidden_size=8", "model.num_layers=1", "training.epochs=2", "data.tokens_per_batch=2048")
     small = replace(
         study,
@@ -299,13 +299,13 @@ def test_cells_train_and_evaluate_for_real(study, tmp_path):
         max_test=50,
         overrides=tiny,
     )
-    results = run(small, tmp_path / "study", run_cell)
+    results = run(small, tmp_path / "study", run_trial)
     assert [made.status for made in results] == ["done"] * 4, [made.error for made in results]
     assert {made.test_examples for made in results} == {50}
-    assert all(made.train_examples + made.validation_examples == made.cell.size for made in results)
+    assert all(made.train_examples + made.validation_examples == made.trial.size for made in results)
     assert all(made.tokens_per_second > 0 and made.train_seconds > 0 and made.epochs == 2 for made in results)
     assert not list((tmp_path / "study" / "runs").iterdir())
-    again = run(small, tmp_path / "again", run_cell, keep_runs=True)
+    again = run(small, tmp_path / "again", run_trial, keep_runs=True)
     assert [(made.accuracy, made.loss) for made in again] == [(made.accuracy, made.loss) for made in results]
     assert (tmp_path / "again" / "runs" / "lstm-40-0" / "model.safetensors").is_file()
 
@@ -315,7 +315,7 @@ def test_costs_are_measured(study, tmp_path, monkeypatch):
     small = replace(
         study, sizes=parse_sizes("50"), families=("lstm",), max_sizes={}, overrides=("model.hidden_size=8",)
     )
-    run_study(small, tmp_path / "study", progress=False, run_cell=stand_in)
+    run_study(small, tmp_path / "study", progress=False, run_trial=stand_in)
     cost = costs.read_cost(tmp_path / "study" / "costs" / "lstm.json")
     assert cost.embedding_parameters == 30522 * 256
     assert 0 < cost.parameters - cost.embedding_parameters < 50_000

@@ -25,7 +25,7 @@ def test_the_temperature_that_made_the_logits_is_found(temperature):
 
 
 @pytest.mark.parametrize("name", tiny_encoders.CONFIGS)
-def test_every_familys_saved_logits_are_divided_in_stock_transformers(tmp_path, name):
+def test_every_architectures_saved_logits_are_divided_in_stock_transformers(tmp_path, name):
     from transformers import AutoModelForSequenceClassification
 
     stock = tiny_encoders.stock_model(name)

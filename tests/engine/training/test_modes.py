@@ -86,7 +86,7 @@ def test_another_users_read_only_store(tmp_path, open_folder, read_only):
 
 
 def test_what_an_earlier_version_left_write_protected_is_removed(open_folder):
-    from penstock.engine.training.files import remove_tree
+    from penstock.engine.files import remove_tree
 
     tmp_path = open_folder
     folder = tmp_path / "checkpoints" / ".writing" / "tokenizer"

@@ -1,6 +1,6 @@
 import pytest
 
-from penstock.engine.training.schedule import learning_rate_factor
+from penstock.engine.training.optimizer import learning_rate_factor
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,3 @@
+from penstock.engine.cli import main
+
+main()

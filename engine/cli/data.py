@@ -1,0 +1,130 @@
+"""The commands that make and check stores."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option
+
+PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
+
+Example: penstock prepare reviews.csv --out stores/train --tokenizer train:bpe:30000 --text review --label stars
+
+A test set with the same tokenizer and labels: penstock prepare test.csv --out stores/test --like stores/train
+
+Where the label column holds lists (jsonl, parquet, arrow), or texts and --label-separator is given, a row has as many
+labels as there are in its list, none in an empty one: the model then answers for each label by itself.
+"""
+
+
+def prepare(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files (csv, tsv, jsonl, parquet, arrow), folders, patterns, hf:..., synthetic:..."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = ...,  # type: ignore[assignment]
+    tokenizer: Annotated[str | None, typer.Option(help="Hub name, path, train:bpe:N or train:wordpiece:N.")] = None,
+    text: TextOption = None,
+    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
+    label_separator: Annotated[
+        str | None, label_separator_option("Each row has several labels, with this between them, such as '|'.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longer texts are cut to this many tokens.  [default: 512]")
+    ] = None,
+    truncation: Annotated[
+        str | None, typer.Option(help="head, tail or head+tail: what is kept of them.  [default: the tokenizer's own]")
+    ] = None,
+    like: Annotated[Path | None, typer.Option(help="Take tokenizer, labels and lengths from this store.")] = None,
+    bad_rows: Annotated[str, typer.Option(help="fail, or quarantine: set them aside in OUT.bad-rows.jsonl.")] = "fail",
+    rows_per_shard: Annotated[int | None, typer.Option(help="Rows of each file of the store.", hidden=True)] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n, i from 0: make only this share of the files; then --finalize.")
+    ] = None,
+    finalize: Annotated[bool, typer.Option("--finalize", help="Join what --shard runs have made.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store in OUT.")] = False,
+) -> None:
+    from penstock.engine.data import parts
+    from penstock.engine.data import prepare as preparing
+    from penstock.engine.data.job import Job
+    from penstock.engine.data.sources import Reading
+    from penstock.engine.errors import ConfigError
+
+    if finalize:
+        job = Job.read(out)
+        store = parts.finalize(out)
+        _describe(store)
+        if job is not None and job.like is not None:
+            _say_overlap(Path(job.like), store)
+        return
+    if not sources:
+        raise ConfigError("say what to prepare: one source at least")
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "text": text,
+        "label": label,
+        "max_length": max_length,
+        "truncation": truncation,
+        "like": like,
+        "bad_rows": bad_rows,
+        "rows_per_shard": rows_per_shard,
+        "reading": Reading(separator, encoding, label_separator),
+    }
+    if shard is not None:
+        i, _, n = shard.partition("/")
+        if not (i.isdecimal() and n.isdecimal()):
+            raise ConfigError(f"shard {shard}: expected i/n, as in 0/4")
+        preparing.prepare_part(sources, out, (int(i), int(n)), **options)
+        return
+    store = preparing.prepare(sources, out, overwrite=overwrite, **options)
+    _describe(store)
+    if like is not None:
+        _say_overlap(like, store)
+
+
+def verify(
+    store: Annotated[Path, typer.Argument(help="The folder that prepare wrote.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also compare every row with the index, and the tokenizer.")
+    ] = False,
+) -> None:
+    """Read a store and compare every file with its checksum.
+
+    Example: penstock verify stores/train --deep
+    """
+    from penstock.engine.data.store import Store
+
+    opened = Store.open(store)
+    files = sum(1 for _ in opened.verify(deep))
+    print(f"{store}: sound: {files} files, {opened.num_examples:,} examples, {opened.num_tokens:,} tokens")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("prepare", help=PREPARE_EXAMPLE)(prepare)
+    app.command("verify")(verify)
+
+
+def _say_overlap(like: Path, store: Any) -> None:
+    from penstock.engine.data.overlap import find_overlap
+    from penstock.engine.data.store import Store
+
+    print(f"overlap with {like}: {find_overlap(Store.open(like), store)}")
+
+
+def _describe(store) -> None:
+    manifest = store.manifest
+    mean = manifest.num_tokens / manifest.num_examples
+    print(f"{store.path}: {manifest.num_examples:,} examples, {manifest.num_tokens:,} tokens ({mean:.1f} each)")
+    labels = ", ".join(
+        f"{name}: {n:,}" for name, n in list(zip(manifest.label_names, manifest.label_counts, strict=True))[:20]
+    )
+    several = f"multi-label, {sum(manifest.label_counts) / manifest.num_examples:.2f} a row; "
+    print(
+        f"labels: {several if manifest.multi_label else ''}{labels}"
+        + (" ..." if len(manifest.label_names) > 20 else "")
+    )
+    cut, empty, bad = manifest.truncated_texts, manifest.empty_texts, manifest.bad_rows
+    print(f"cut to {manifest.max_length} tokens: {cut:,}; empty texts: {empty:,}; bad rows set aside: {bad:,}")

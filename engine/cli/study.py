@@ -1,0 +1,122 @@
+"""`penstock study` and `penstock report`: the question of how many examples, from the data to the answer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
+
+SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
+SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"
+SYNTHETIC_SIZES, SYNTHETIC_SEEDS = "100,300,1000,3000", "2,300:1"
+SIZES, SEEDS = "1%,10%,30%,100%", "3"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(study)
+    app.command()(report)
+
+
+def study(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[[FAMILY.]SECTION.KEY=VALUE]...",
+            help="Training settings for every family, or for one: lstm.model.preset=lstm-4-512 training.epochs=3",
+        ),
+    ] = None,
+    train: Annotated[
+        list[str] | None, typer.Option(help="Training source or store; may be given again. Default: generated reviews.")
+    ] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Test source or store; may be given again.")] = None,
+    text: TextOption = None,
+    label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder by hub name or path. Default: the packaged MiniLM.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help=f"Training-set sizes, as counts or percentages. Default: {SIZES}.")
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Seeds at each size; 3,8k:2,32k:1 is three, two from 8,000 examples on, one from 32,000 on."),
+    ] = None,
+    max_size: Annotated[
+        list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
+    ] = None,
+    families: Annotated[str, typer.Option(help="The families to compare.")] = "lstm,lstm-embeddings,encoder",
+    max_length: Annotated[int, typer.Option(min=2, help="Cut texts to this many tokens.")] = 256,
+    truncation: Annotated[
+        str | None,
+        typer.Option(help="What is kept of longer texts: head, tail or head+tail.  [default: the tokenizer's own]"),
+    ] = None,
+    bad_rows: Annotated[str, typer.Option(help="Rows that cannot be used: fail, or quarantine them.")] = "fail",
+    max_test: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate on this many test rows, the same for every trial.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="All randomness follows from it.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials run at a time.")] = 1,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the trained models, in OUT/runs.")] = False,
+    out: Annotated[Path, typer.Option(help="The study's directory; given again, the study resumes.")] = Path("study"),
+) -> None:
+    """Train every model family on growing subsets and report accuracy, gap, break-even size and costs.
+
+    If a study is interrupted, the same command resumes it; with more sizes or seeds, it adds what is missing. Without
+    arguments it runs on generated reviews.
+
+    Example:  penstock study --train reviews.parquet --test held-out.parquet --text text --label stars --out answer
+    --sizes 500,2k,8k,32k --seeds 3,32k:1 --max-size encoder=8k
+    """
+    from penstock.engine.data.sources import Reading
+    from penstock.engine.errors import ConfigError
+    from penstock.engine.study.settings import StudySettings, check_families, packaged_encoder
+    from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
+    from penstock.engine.study.study import run_study
+    from penstock.engine.training.memory import keep_freed_memory
+
+    if bool(train) != bool(test):
+        raise ConfigError("give both --train and --test, or neither for the generated reviews")
+    chosen = check_families([name.strip() for name in families.split(",") if name.strip()])
+    settings = StudySettings(
+        train=tuple(train or [SYNTHETIC_TRAIN]),
+        test=tuple(test or [SYNTHETIC_TEST]),
+        encoder=encoder or packaged_encoder(),
+        sizes=parse_sizes(sizes or (SIZES if train else SYNTHETIC_SIZES)),
+        seeds=parse_seeds(seeds or (SEEDS if train else SYNTHETIC_SEEDS)),
+        max_sizes=parse_max_sizes(max_size or [], chosen),
+        families=chosen,
+        text=text,
+        label=label,
+        seed=seed,
+        max_length=max_length,
+        truncation=truncation,
+        bad_rows=bad_rows,
+        max_test=max_test,
+        overrides=tuple(overrides or []),
+        reading=Reading(separator, encoding),
+    )
+    keep_freed_memory()
+    run_study(settings, out, jobs=jobs, keep_runs=keep_runs)
+    report(out)
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="A study's directory.")],
+) -> None:
+    """Write the report of a study again, from the trials that are finished.
+
+    Example:  penstock report answer
+    """
+    from rich.console import Console
+
+    from penstock.engine.study.report import headline, rich_table, write_report
+
+    findings = write_report(directory)
+    console = Console()
+    console.print(rich_table(findings))
+    for line in headline(findings):
+        console.print(line, highlight=False)
+    print(f"report: {directory / 'report.html'} (also report.md)")

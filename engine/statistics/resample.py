@@ -1,0 +1,157 @@
+"""Means over seeds and test rows, with intervals: a two-way bootstrap whose variances are right for few seeds.
+
+A score of seed s on row i is taken as mean + a_s + b_i + e_si. Rows (or clusters of rows) are drawn with replacement,
+the same ones for every series, so that whatever is compared is paired. Seeds are few: drawing three of three again
+would give two thirds of their variance and no tails. In its place the seeds' deviations are combined with normal
+weights and divided by a chi-square of their degrees of freedom, which gives Student's t for the seeds alone. Both parts
+contain the interaction e; it is counted once (as Hillis 2007, doi.org/10.1002/sim.2532, for readers and cases).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from penstock.engine.statistics.clusters import Clusters
+from penstock.engine.statistics.seed_variance import moderate
+
+LEVEL = 0.95
+DRAWS = 4000
+Key = TypeVar("Key")
+Scale = Literal["share", "difference"]  # within [0, 1], within [-1, 1]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity: a mean over seeds and test rows.
+
+    Attributes:
+        scores: float64, (seeds, rows): right or wrong (0 or 1), or a difference of two such.
+        size: training examples.
+        seeds: the seeds' numbers. What has the same number was drawn alike, across series.
+    """
+
+    scores: np.ndarray
+    size: int
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A quantity's value and draws of it.
+
+    Attributes:
+        mean: over seeds and rows.
+        draws: float64, (DRAWS,).
+        seeds: how many; with one, the draws know nothing of how seeds differ.
+        rows, clusters: test rows and the groups that they were drawn in.
+    """
+
+    mean: float
+    draws: np.ndarray
+    seeds: int
+    rows: int
+    clusters: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        low, high = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return min(float(low), self.mean), max(float(high), self.mean)
+
+    def share_below(self, threshold: float) -> float:
+        """The share of the draws below the threshold."""
+        return float((self.draws < threshold).mean())
+
+    def p_value(self, threshold: float = 0.0) -> float:
+        """Two-sided, of the quantity being the threshold; at least 2 / (DRAWS + 1)."""
+        tail = min((self.draws <= threshold).sum(), (self.draws >= threshold).sum())
+        return float(min(1.0, 2 * (tail + 1) / (len(self.draws) + 1)))
+
+
+def draw(
+    series: Mapping[Key, Series], clusters: Clusters, scale: Scale, *, seed: int = 0, draws: int = DRAWS
+) -> dict[Key, Drawn]:
+    """Draws of several quantities over the same rows, paired: what row and seed do to one they do to the others.
+
+    Raises:
+        ValueError: a series has no seed, or other rows than the clusters.
+    """
+    for key, own in series.items():
+        if own.scores.ndim != 2 or len(own.scores) != len(own.seeds) or not len(own.seeds):
+            raise ValueError(f"{key}: scores must be (seeds, rows), got {own.scores.shape} of {len(own.seeds)} seeds")
+        if own.scores.shape[1] != clusters.rows:
+            raise ValueError(f"{key}: scores are of {own.scores.shape[1]} rows, the clusters of {clusters.rows}")
+    if not series:
+        return {}
+    random = np.random.default_rng(seed)
+    own_series = list(series.values())
+    over_seeds = np.stack([own.scores.mean(0) for own in own_series])
+    of_rows = clusters.resampled_means(over_seeds, draws, random) - over_seeds.mean(-1)
+    of_seeds = _of_seeds(own_series, draws, random)
+    means = over_seeds.mean(-1)
+    found = {}
+    for place, (key, own) in enumerate(series.items()):
+        rows = of_rows[:, place] * _rows_alone(own.scores, clusters)
+        if scale == "share" and means[place] in (0, 1):  # the same in every resample: Jeffreys' interval instead
+            rows = random.beta(means[place] * clusters.count + 0.5, (1 - means[place]) * clusters.count + 0.5, draws)
+            rows -= means[place]
+        drawn = _on_scale(means[place], rows, of_seeds[place], scale, clusters.count)
+        found[key] = Drawn(float(means[place]), drawn, len(own.seeds), clusters.rows, clusters.count)
+    return found
+
+
+def _rows_alone(scores: np.ndarray, clusters: Clusters) -> float:
+    """By how much the rows' part is scaled down: the interaction with the seeds is in the seeds' part already."""
+    seeds = len(scores)
+    if seeds == 1:
+        return 1.0
+    of_rows = float(clusters.variance_of_mean(scores.mean(0)))
+    interaction = float(clusters.variance_of_mean(scores - scores.mean(0)).sum() / (seeds - 1))
+    return float(np.sqrt(max(of_rows - interaction / seeds, 0.0) / of_rows)) if of_rows > 0 else 1.0
+
+
+def _of_seeds(series: Sequence[Series], draws: int, random: np.random.Generator) -> list[np.ndarray]:
+    """The seeds' part of each series, (draws,) each; zero for a lone seed."""
+    numbers = sorted({number for own in series for number in own.seeds})
+    weights = dict(zip(numbers, random.standard_normal((len(numbers), draws)), strict=True))
+    luck = random.random(draws)  # of the chi-square, the same for all
+    several = [place for place, own in enumerate(series) if len(own.seeds) > 1]
+    by_seed = [own.scores.mean(1) for own in series]
+    moderated, freedoms = moderate(
+        np.array([by_seed[place].var(ddof=1) for place in several]),
+        np.array([len(series[place].seeds) - 1 for place in several]),
+        np.array([series[place].size for place in several]),
+    )
+    found = [np.zeros(draws) for _ in series]
+    for place, variance, freedom in zip(several, moderated, freedoms, strict=True):
+        own, means = series[place], by_seed[place]
+        deviations, count = means - means.mean(), len(means)
+        spread = means.std(ddof=1)
+        if spread > 0:
+            combined = np.array([weights[number] for number in own.seeds]).T @ deviations
+            unit = combined / (spread * np.sqrt(count - 1))  # standard normal
+        else:
+            unit = weights[own.seeds[0]]
+        found[place] = unit * np.sqrt(variance / count) * _students(luck, float(freedom))
+    return found
+
+
+def _students(luck: np.ndarray, freedom: float) -> np.ndarray:
+    """What makes Student's t of a normal variable."""
+    from scipy import special
+
+    return np.sqrt(freedom / special.chdtri(freedom, luck))
+
+
+def _on_scale(mean: float, rows: np.ndarray, seeds: np.ndarray, scale: Scale, clusters: int) -> np.ndarray:
+    """mean + rows + seeds, the sum taken on the log-odds of the range, which no draw leaves."""
+    from scipy import special
+
+    low = 0.0 if scale == "share" else -1.0
+    width = 1.0 - low
+    edge = 0.5 / (clusters + 1)
+    share = np.clip((mean - low) / width, edge, 1 - edge)
+    drawn = np.clip(share + rows / width, edge / 2, 1 - edge / 2)
+    logits = np.log(drawn / (1 - drawn)) + seeds / width / (share * (1 - share))
+    return low + width * special.expit(logits)

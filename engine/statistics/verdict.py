@@ -1,0 +1,42 @@
+"""What a difference in accuracy means, in words."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.engine.statistics.resample import Drawn
+
+MARGIN = 0.01  # one point of accuracy
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    Attributes:
+        kind: "better" or "worse", the interval of first - second excludes 0; "no worse", it lies above -margin;
+            "cannot tell", it does not.
+        text: a sentence with the figures.
+    """
+
+    kind: Literal["better", "worse", "no worse", "cannot tell"]
+    text: str
+
+
+def verdict(difference: Drawn, first: str, second: str, margin: float = MARGIN) -> Verdict:
+    """
+    Args:
+        difference: the accuracy of `first` minus that of `second`, a share.
+        margin: how much worse still counts as no worse, a share.
+    """
+    low, high = difference.interval
+    figures = f"{100 * difference.mean:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}"
+    points = f"{100 * margin:g} point" + ("" if margin == 0.01 else "s")
+    if low > 0:
+        return Verdict("better", f"{first} is better than {second} ({figures})")
+    if high < 0:
+        return Verdict("worse", f"{first} is worse than {second} ({figures})")
+    if low > -margin:
+        return Verdict("no worse", f"{first} is no worse than {second} by {points} ({figures})")
+    rows = f"{difference.rows:,} rows" + (
+        "" if difference.clusters == difference.rows else f" in {difference.clusters:,} clusters"
+    )
+    return Verdict("cannot tell", f"{rows} cannot tell {first} and {second} apart, nor within {points} ({figures})")

@@ -1,0 +1,113 @@
+"""One trial: train on the subset, evaluate once on the test set."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from penstock.engine.errors import NonFiniteError, PenstockError, RunError
+from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
+from penstock.engine.study.subsets import subset
+from penstock.engine.study.trials import Trial, TrialResult
+
+if TYPE_CHECKING:
+    from penstock.engine.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """All that a trial needs, in a form that another process can take.
+
+    Attributes:
+        settings: of the training run.
+        train_store, test_store: folders.
+        subset_seed: of the permutation whose first `trial.size` rows are trained on.
+        max_test: number of test rows, always the same ones; None for all.
+        run: the run's directory, from which an interrupted trial resumes.
+        keep_run: leave it there; it holds the trained model.
+        progress: of the training, see `train`.
+        made_from: what the study found before its first trial, which has to be what this trial finds.
+    """
+
+    trial: Trial
+    settings: "Settings"
+    train_store: Path
+    test_store: Path
+    subset_seed: int
+    max_test: int | None
+    run: Path
+    keep_run: bool = False
+    progress: Literal["auto", "live", "plain", "none"] = "none"
+    made_from: MadeFrom | None = None
+
+
+def run_trial(task: TrialTask) -> TrialResult:
+    """Trains and evaluates.
+
+    A loss that diverges and an error that is not the user's to mend (say, out of memory) are results too.
+
+    Raises:
+        PenstockError: the study cannot go on like this (settings, data, disk), or the run was interrupted.
+    """
+    try:
+        result = _train_and_evaluate(task)
+    except NonFiniteError as error:
+        result = TrialResult(task.trial, "diverged", error=_one_line(error))
+    except PenstockError:
+        raise
+    except Exception as error:
+        if os.environ.get("PENSTOCK_DEBUG"):
+            raise
+        return TrialResult(task.trial, "failed", error=f"{type(error).__name__}: {_one_line(error)}")
+    if not task.keep_run:
+        shutil.rmtree(task.run, ignore_errors=True)
+    return result
+
+
+def _train_and_evaluate(task: TrialTask) -> TrialResult:
+    import torch
+
+    from penstock.engine.data.store import Store
+    from penstock.engine.models import load_model
+    from penstock.engine.training.distributed import World
+    from penstock.engine.training.evaluate import evaluate_fully, store_batches
+    from penstock.engine.training.evaluation import Evaluation
+    from penstock.engine.training.train import train
+
+    store, test = Store.open(task.train_store), Store.open(task.test_store)
+    now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test)
+    if task.made_from is not None and (found := difference(task.made_from, now)):
+        raise RunError(f"{task.trial.name}: the study's data or encoder changed while it ran: {found}; start it again")
+    rows = subset(store.labels, task.trial.size, task.subset_seed)
+    trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+    test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
+    model: Any = load_model(task.run)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    alone = World(0, 1, next(model.parameters()).device)
+    batches = store_batches(test, test_rows, task.settings.data.tokens, alone)
+    evaluation = evaluate_fully(model, batches, test.label_names, task.settings.training.precision).result()
+    assert isinstance(evaluation, Evaluation)  # lists of labels are refused when a study begins
+    metrics = evaluation.metrics
+    validation = trained.validation.num_examples if trained.validation else 0
+    return TrialResult(
+        task.trial,
+        "done",
+        accuracy=metrics.accuracy,
+        macro_f1=metrics.macro_f1,
+        loss=metrics.loss,
+        validation_accuracy=trained.validation.accuracy if trained.validation else None,
+        train_examples=len(rows) - validation,
+        validation_examples=validation,
+        test_examples=metrics.num_examples,
+        steps=trained.steps,
+        epochs=trained.epochs,
+        train_seconds=trained.seconds,
+        tokens_per_second=trained.tokens_per_second,
+        evaluation=evaluation.to_json(),
+    )
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""

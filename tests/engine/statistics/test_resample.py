@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from penstock.engine.statistics.clusters import Clusters
+from penstock.engine.statistics.mcnemar import holm, mcnemar, resolvable, rows_needed
+from penstock.engine.statistics.resample import Drawn, Series, draw
+from penstock.engine.statistics.seed_variance import moderate
+from penstock.engine.statistics.verdict import verdict
+
+
+def right(share, seeds, rows, seed=0):
+    return (np.random.default_rng(seed).random((seeds, rows)) < share).astype(float)
+
+
+def one(scores, scale="share", clusters=None, size=100):
+    series = Series(scores, size, tuple(range(len(scores))))
+    return draw({"x": series}, clusters or Clusters.single(scores.shape[1]), scale)["x"]
+
+
+def test_one_seed_has_the_interval_of_its_rows():
+    scores = right(0.7, 1, 2000)
+    found = one(scores)
+    low, high = stats.binomtest(int(scores.sum()), 2000).proportion_ci(method="wilson")
+    assert found.mean == scores.mean()
+    assert found.interval == pytest.approx((low, high), abs=0.003)
+    assert (found.seeds, found.rows, found.clusters) == (1, 2000, 2000)
+
+
+def test_seeds_alone_have_students_interval():
+    """Three seeds on very many rows: what is left is t with two degrees of freedom, on the log-odds."""
+    means = np.array([0.70, 0.705, 0.71])
+    scores = np.zeros((3, 20_000))
+    for row, mean in zip(scores, means, strict=True):
+        row[: int(mean * 20_000)] = 1
+    found = one(scores)
+    low, high = stats.t.interval(0.95, 2, means.mean(), stats.sem(means))
+    assert found.interval == pytest.approx((low, high), abs=0.004)
+
+
+def test_what_is_paired_differs_less():
+    first = right(0.7, 2, 1000)
+    second = np.where(np.random.default_rng(1).random(first.shape) < 0.05, 1 - first, first)
+    difference = one(first - second, "difference")
+    low, high = difference.interval
+    separate = [one(each).interval for each in (first, second)]
+    assert high - low < 0.7 * max(ends[1] - ends[0] for ends in separate)
+
+
+def test_series_of_one_draw_are_paired():
+    first, second = right(0.7, 3, 500), right(0.6, 3, 500, 1)
+    clusters = Clusters.single(500)
+    drawn = draw({"a": Series(first, 10, (0, 1, 2)), "again": Series(first, 10, (0, 1, 2))}, clusters, "share")
+    assert (drawn["a"].draws == drawn["again"].draws).all()
+    other = draw({"a": Series(first, 10, (0, 1, 2)), "b": Series(second, 10, (0, 1, 2))}, clusters, "share")
+    assert (other["a"].draws == drawn["a"].draws).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.98, 1.0])
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_no_draw_leaves_the_range(share, seeds):
+    scores = right(share, seeds, 300)
+    scores[0] = scores[0] * 0.5 if seeds == 1 else 1 - scores[0]  # seeds that differ as much as can be
+    found = one(scores)
+    assert 0 <= found.draws.min() <= found.draws.max() <= 1
+    difference = one(scores - right(1 - share, seeds, 300, 2), "difference")
+    assert -1 <= difference.draws.min() <= difference.draws.max() <= 1
+    assert found.interval[0] <= found.mean <= found.interval[1]
+
+
+def test_all_rows_right_leaves_room():
+    low, high = one(np.ones((1, 100))).interval
+    assert 0.9 < low < high <= 1
+
+
+def test_clusters_widen_what_they_hold_together():
+    of = np.repeat(np.arange(100), 10)
+    scores = np.repeat(right(0.6, 1, 100), 10, axis=1)
+    alone, together = one(scores), one(scores, clusters=Clusters.of(of))
+    ratio = np.diff(together.interval) / np.diff(alone.interval)
+    assert 2.6 < ratio[0] < 3.8  # sqrt(10)
+    assert together.clusters == 100
+
+
+@pytest.mark.parametrize("values", [["b", "a", "b", "c"], [3, 1, 3, 7], np.array([2.5, 1, 2.5, 9])])
+def test_clusters_of_values(values):
+    found = Clusters.of(values)
+    assert found.count == 3
+    assert found.of_row.tolist() == [1, 0, 1, 2]
+    assert found.sums(np.array([[1.0, 2, 4, 8]])).tolist() == [[2, 5, 8]]
+
+
+def test_the_variance_of_a_mean_is_the_plain_one_without_clusters():
+    scores = right(0.3, 1, 500)[0]
+    assert Clusters.single(500).variance_of_mean(scores) == pytest.approx(scores.var(ddof=1) / 500)
+    assert Clusters.of(np.zeros(5)).variance_of_mean(np.arange(5.0)) == 0
+
+
+def test_bad_series_are_refused():
+    clusters = Clusters.single(10)
+    for scores, seeds in (
+        (np.zeros((2, 10)), (0,)),
+        (np.zeros((1, 9)), (0,)),
+        (np.zeros(10), (0,)),
+        (np.zeros((0, 10)), ()),
+    ):
+        with pytest.raises(ValueError, match="x: "):
+            draw({"x": Series(scores, 1, seeds)}, clusters, "share")
+    assert draw({}, clusters, "share") == {}
+
+
+def test_equal_variances_are_pooled_and_unlike_ones_are_not():
+    random = np.random.default_rng(0)
+    sizes = np.tile([100, 1000, 10_000], 400)
+    same = random.chisquare(2, 1200) / 2
+    moderated, freedoms = moderate(same, np.full(1200, 2), sizes)
+    assert freedoms.min() > 40
+    assert moderated.std() < 0.15
+    unlike = same * np.exp(random.normal(0, 3, 1200))
+    kept, few = moderate(unlike, np.full(1200, 2), sizes)
+    assert few.max() < 4
+    assert np.corrcoef(np.log(kept), np.log(unlike))[0, 1] > 0.9
+
+
+def test_variances_follow_a_trend_in_the_size():
+    random = np.random.default_rng(0)
+    sizes = np.tile([100.0, 1000, 10_000], 400)
+    moderated, _ = moderate(random.chisquare(2, 1200) / 2 / sizes, np.full(1200, 2), sizes)
+    assert moderated[sizes == 100].mean() / moderated[sizes == 10_000].mean() == pytest.approx(100, rel=0.5)
+
+
+def test_few_variances_stay_their_own():
+    variances, freedoms = moderate(np.array([1.0, 4.0]), np.array([2, 2]), np.array([10, 100]))
+    assert variances.tolist() == [1, 4]
+    assert freedoms.tolist() == [2, 2]
+
+
+def test_mcnemar_is_an_exact_sign_test():
+    first = np.array([True] * 12 + [False] * 2 + [True] * 50)
+    second = np.array([False] * 12 + [True] * 2 + [True] * 50)
+    found = mcnemar(first, second)
+    assert (found.first, found.second, found.pairs) == (12, 2, 64)
+    assert found.p_value == pytest.approx(2 * stats.binom.cdf(2, 14, 0.5))
+    assert mcnemar(first, first).p_value == 1
+    with pytest.raises(ValueError, match="cannot be paired"):
+        mcnemar(first, second[:3])
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("discordant", "rows"), [(0.05, 3_900), (0.15, 11_800), (0.30, 23_500)])
+def test_rows_that_settle_one_point(discordant, rows):
+    assert rows_needed(discordant, 0.01) == pytest.approx(rows, rel=0.01)
+    assert resolvable(discordant, rows) == pytest.approx(0.01, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("centre", "spread", "kind"),
+    [(0.03, 0.01, "better"), (-0.03, 0.01, "worse"), (0.0, 0.003, "no worse"), (0.0, 0.02, "cannot tell"),
+     (-0.008, 0.01, "cannot tell")],
+)  # fmt: skip
+def test_verdicts(centre, spread, kind):
+    drawn = Drawn(centre, np.random.default_rng(0).normal(centre, spread, 4000), 1, 500, 500)
+    found = verdict(drawn, "new", "old")
+    assert found.kind == kind
+    assert "new" in found.text
+    assert "points, 95% interval" in found.text
