@@ -65,7 +65,7 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) 
 
     Args:
         x: (tokens, in_features), float16, bfloat16, float32 or float64.
-        weights: one of (out_features, in_features) or more, floating point.
+        weights: one or more, each (out_features, in_features), floating point.
         biases: none, or one for each weight, (out_features,).
     Returns:
         (tokens, sum of out_features), in the dtype of x. Under autocast x is cast to the autocast dtype (float64
@@ -125,7 +125,7 @@ def _split(gradient: Tensor, parts: list[tuple[int, torch.dtype]]) -> list[Tenso
 
 
 class _Linear(torch.autograd.Function):
-    """Of x, the backend, the number of weights, and weights and biases one after the other."""
+    """Takes x, the backend, the number of weights, then weights and biases one after the other."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: str, count: int, *parts: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def check_cu_seqlens_form(name: str, cu_seqlens: Tensor, device: torch.device) -
 
 
 def check_token_count(tokens: int) -> None:
-    """Raises ValueError if cu_seqlens, which is int32, cannot count so many tokens."""
+    """Raises ValueError if cu_seqlens, which is int32, cannot count this many tokens."""
     if tokens > torch.iinfo(torch.int32).max:
         raise ValueError(f"{tokens} tokens in one batch: cu_seqlens is int32, split the batch")
 

@@ -91,7 +91,7 @@ class Plan:
 
 @dataclass
 class EmulatedCuda:
-    """A drop-in for `_native.lstm_cuda` with one shape of kernel, so many tiles and groups, and a random schedule."""
+    """A drop-in for `_native.lstm_cuda` with one shape of kernel, given tiles and groups, and a random schedule."""
 
     library: ctypes.CDLL
     blocks: int

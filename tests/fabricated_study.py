@@ -40,7 +40,7 @@ def result(family: str, size: int, seed: int, noise: float = 0.005) -> TrialResu
 
 
 def evaluation(accuracy: float) -> dict[str, Any]:
-    """Of 1,000 test rows in three classes, the last of which is never predicted."""
+    """For 1,000 test rows in three classes, the last of which is never predicted."""
     support = {"bad": 600, "good": 390, "rare": 10}
     return {
         "balanced_accuracy": accuracy - 0.1,

@@ -193,7 +193,7 @@ def anonymous_megabytes() -> float:
 
 
 def memory_of(epoch: Callable[[], Iterator[int]], batches: int) -> dict[str, Any]:
-    """Of two epochs, measured in a hundred places of the second one, when all that is kept has been filled.
+    """Growth of memory over two epochs, measured in a hundred places of the second, once all that is kept is full.
 
     Least squares through all but its first tenth: megabytes for a million rows, and the standard error.
     """

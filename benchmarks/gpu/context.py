@@ -54,7 +54,7 @@ class Context:
         return self.deadline - time.monotonic()
 
     def share(self, cells: int) -> float:
-        """Seconds for each of so many cells that are left."""
+        """Seconds for each of the `cells` that are left."""
         return max(0.0, self.left()) / max(1, cells)
 
     def to_json(self) -> str:

@@ -43,7 +43,7 @@ class Contestant:
         return {"inference": self._inference, "forward": self._forward, "training": self.gradients}
 
     def gradients(self) -> tuple[Tensor, ...]:
-        """Of x and the parameters."""
+        """Gradients of x and the parameters."""
         return torch.autograd.grad(self._forward(), [self.x, *self.module.parameters()], self.dy)
 
     def _inference(self) -> Tensor:

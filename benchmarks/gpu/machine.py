@@ -59,7 +59,7 @@ def commit() -> str:
 
 
 def output_of(command: list[str]) -> str:
-    """Of a command that may not exist or fail: then nothing."""
+    """A command's output; nothing if it does not exist or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

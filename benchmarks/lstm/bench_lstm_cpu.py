@@ -11,8 +11,8 @@ third of that for inference.
     pytest --benchmark-only -o python_files='bench_*.py' benchmarks/lstm
     python benchmarks/lstm/plot.py lstm.json lstm.png
 
-Much of the peers' time is the C library's giving memory back and taking it anew. To see them at their best, run also
-with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=1073741824 in the environment.
+Much of the peers' time goes to the C library returning memory and asking for it again. To see them at their best, run
+also with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=1073741824 in the environment.
 """
 
 import os
@@ -84,7 +84,7 @@ class Problem:
         torch.autograd.grad(contestant(), [self.x, *module.parameters()], self.dy)
 
     def operations(self) -> float:
-        """Of a forward pass."""
+        """Operations of a forward pass."""
         tokens, input_size = self.x.shape
         hidden = self.ours.hidden_size
         return 2.0 * tokens * 4 * hidden * (input_size + hidden) * DIRECTIONS

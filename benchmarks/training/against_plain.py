@@ -83,8 +83,8 @@ def plain(path: Path, rows: np.ndarray, batch_size: int, precision: str, packed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, help="a penstock store")
-    parser.add_argument("--rows", type=int, default=20_000, help="the first so many rows")
-    parser.add_argument("--batch-size", type=int, default=64, help="examples in a batch; ours in the mean")
+    parser.add_argument("--rows", type=int, default=20_000, help="how many rows, from the first")
+    parser.add_argument("--batch-size", type=int, default=64, help="examples in a batch; ours on average")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--packed", action="store_true", help="the peer packs instead of padding with masked pooling")
     parser.add_argument("--rounds", type=int, default=5)

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="a penstock store")
     parser.add_argument("--test", type=Path, required=True, help="a penstock store prepared --like it")
     parser.add_argument("--rows", type=int, default=20_000, help="random training rows, other ones for each seed")
-    parser.add_argument("--test-rows", type=int, default=4_000, help="the first so many test rows")
+    parser.add_argument("--test-rows", type=int, default=4_000, help="how many test rows, from the first")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
 

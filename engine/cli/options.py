@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-_EACH_TIME = "Not kept with a store or a run: each file may be another."
+_EACH_TIME = "Not kept with a store or a run: files may differ."
 
 TextOption = Annotated[
     str | None,
@@ -21,7 +21,7 @@ SeparatorOption = Annotated[
     typer.Option(
         "--separator",
         metavar="CHARACTER|tab|pipe",
-        help=f"Between a csv file's fields. {_EACH_TIME}  [default: found]",
+        help=f"Between a csv file's fields. {_EACH_TIME}  [default: detected]",
         show_default=False,
     ),
 ]
@@ -30,7 +30,7 @@ EncodingOption = Annotated[
     typer.Option(
         "--encoding",
         metavar="NAME",
-        help=f"Of csv, jsonl and txt files without a byte order mark. {_EACH_TIME}  [default: utf-8]",
+        help=f"Encoding of csv, jsonl and txt files without a byte order mark. {_EACH_TIME}  [default: utf-8]",
         show_default=False,
     ),
 ]

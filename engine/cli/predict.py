@@ -14,7 +14,7 @@ from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOpt
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)]
 LabelOption = Annotated[
-    str | None, typer.Option("--label", metavar="COLUMN", help="Of a raw source: the labels' column.")
+    str | None, typer.Option("--label", metavar="COLUMN", help="The labels' column of a raw source.")
 ]
 
 
@@ -37,7 +37,7 @@ def evaluate(
     encoding: EncodingOption = None,
     label_separator: Annotated[
         str | None,
-        label_separator_option("Of a raw source: what stands between the labels of a row.  [default: as in training]"),
+        label_separator_option("What separates the labels of a row in a raw source.  [default: as in training]"),
     ] = None,
     bad_rows: Annotated[
         str,
@@ -192,12 +192,12 @@ def predict(
         str | None,
         typer.Option(
             metavar="csv|tsv|jsonl|parquet|txt",
-            help="Of stdin and stdout. Default for stdout: as the source, or jsonl.",
+            help="Format of stdin and stdout. Default for stdout: as the source, or jsonl.",
         ),
     ] = None,
     out_format: Annotated[
         str | None,
-        typer.Option("--out-format", metavar="csv|tsv|jsonl|parquet", help="Of the output, if it is another."),
+        typer.Option("--out-format", metavar="csv|tsv|jsonl|parquet", help="Format of the output, if it differs."),
     ] = None,
 ) -> None:
     """Classify texts: the source's rows and columns, in their order, with `label` and its `probability` added.

@@ -48,26 +48,24 @@ def study(
         list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
     ] = None,
     families: Annotated[str, typer.Option(help="The families to compare.")] = "lstm,lstm-embeddings,encoder",
-    max_length: Annotated[int, typer.Option(min=2, help="Cut texts to so many tokens.")] = 256,
+    max_length: Annotated[int, typer.Option(min=2, help="Cut texts to this many tokens.")] = 256,
     truncation: Annotated[
         str | None,
         typer.Option(help="What is kept of longer texts: head, tail or head+tail.  [default: the tokenizer's own]"),
     ] = None,
     bad_rows: Annotated[str, typer.Option(help="Rows that cannot be used: fail, or quarantine them.")] = "fail",
     max_test: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate on so many test rows, the same for every trial.")
+        int | None, typer.Option(min=1, help="Evaluate on this many test rows, the same for every trial.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="All randomness follows from it.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Trials run at a time.")] = 1,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the trained models, in OUT/runs.")] = False,
-    out: Annotated[Path, typer.Option(help="The study's directory; the same one goes on where it stopped.")] = Path(
-        "study"
-    ),
+    out: Annotated[Path, typer.Option(help="The study's directory; given again, the study resumes.")] = Path("study"),
 ) -> None:
     """Train every model family on growing subsets and report accuracy, gap, break-even size and costs.
 
-    Interrupted, the same command goes on; with more sizes or seeds, it adds what is missing. Without arguments it runs
-    on generated reviews.
+    If a study is interrupted, the same command resumes it; with more sizes or seeds, it adds what is missing. Without
+    arguments it runs on generated reviews.
 
     Example:  penstock study --train reviews.parquet --test held-out.parquet --text text --label stars --out answer
     --sizes 500,2k,8k,32k --seeds 3,32k:1 --max-size encoder=8k

@@ -21,7 +21,7 @@ def _list_settings(wanted: bool) -> None:
 def train(
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="RUN", help="The run's directory, new or to go on with.", show_default=False),
+        typer.Option("--out", metavar="RUN", help="The run's directory, new or to resume.", show_default=False),
     ],
     train: Annotated[
         Path | None,
@@ -51,11 +51,11 @@ def train(
         bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=_list_settings)
     ] = False,
 ) -> None:
-    """Train a classifier, or go on with a run that was stopped.
+    """Train a classifier, or resume a run that was stopped.
 
     The best model by a validation split of the training rows ends up in RUN, which loads like any model of the
-    transformers library. SIGTERM and Ctrl-C checkpoint first; the same command then goes on, and so does --out RUN
-    alone. A finished run goes on if training.epochs, training.max_steps or training.patience is raised.
+    transformers library. SIGTERM and Ctrl-C checkpoint first; the same command then resumes, and so does --out RUN
+    alone. A finished run is extended if training.epochs, training.max_steps or training.patience is raised.
 
     Example:  penstock train --train reviews.store --eval held-out.store --out run training.epochs=5
     """

@@ -6,7 +6,7 @@
     shard-00000.json    its receipt: size, checksum and counts; written after it
 
 Shard k holds the usable rows k * rows_per_shard and on, in the order of the sources: whoever makes it, whenever, its
-bytes are the same. So an interrupted preparation goes on where it was, and several machines can share one.
+bytes are the same. So an interrupted preparation can be resumed, and several machines can share one.
 """
 
 import json
@@ -94,7 +94,7 @@ class Job:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{folder / JOB_NAME}: damaged: {error}; --overwrite starts anew") from None
+            raise StoreError(f"{folder / JOB_NAME}: damaged: {error}; --overwrite starts from nothing") from None
 
 
 @dataclass(frozen=True)

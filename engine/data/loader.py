@@ -97,7 +97,7 @@ class Loader:
     """Iterates over the steps of an epoch.
 
     Each `for step in loader` goes through one epoch and moves on to the next; leaving it early and starting again
-    repeats the epoch, as with a DataLoader. After `load_state_dict`, the first one goes on where the state was taken.
+    repeats the epoch, as with a DataLoader. After `load_state_dict`, the first one resumes where the state was taken.
     Order and batches depend on the store, the seed, the parameters and the rows alone: not on ranks, threads or
     interruptions.
 
@@ -113,13 +113,13 @@ class Loader:
 
     Args:
         store: what to read.
-        seed: of the shuffles, 0 to 2^64 - 1.
+        seed: seeds the shuffles, 0 to 2^64 - 1.
         parameters: how an epoch is cut into batches and steps.
         rows: int64, the rows of the store to use, for training on a part of it; None for all.
         rank, world_size: which batches of each step are made here; world_size must divide parameters.batches_per_step.
         shuffle: False for evaluation: the rows in their order.
         start_state: what `state_dict` gave.
-        threads: that make batches.
+        threads: how many make batches.
         ahead: batches made before they are asked for.
         pin_memory: None for whether there is a GPU.
 

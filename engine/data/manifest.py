@@ -131,7 +131,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Of what a model can see: tokens, labels and their order; not of file names or of what was left out."""
+        """Identifies what a model can see: tokens, labels and their order; not file names, nor what was left out."""
         return digest(
             {
                 "version": FORMAT_VERSION,

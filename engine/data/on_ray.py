@@ -21,7 +21,7 @@ def prepare_on_ray(
     """The store that `prepare(sources, out, **settings)` makes, to the byte, its shards made by tasks of Ray Data.
 
     The survey of the sources and the joining of the shards run here. Ray starts a task again when its worker or node
-    dies; when all of this is interrupted, the same call goes on where it was.
+    dies; when all of this is interrupted, the same call resumes it.
 
     Args:
         sources, out: reachable by the same absolute names from every node.

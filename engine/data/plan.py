@@ -17,7 +17,7 @@ Mode = Literal["pack", "bucket"]
 
 @dataclass(frozen=True)
 class PlanParameters:
-    """How an epoch is cut into batches. Saved with a run, never worked out anew.
+    """How an epoch is cut into batches. Saved with a run, never recomputed.
 
     Example:
         >>> from penstock.engine import PlanParameters
@@ -129,7 +129,7 @@ class Plan:
 def plan_fingerprint(
     fingerprint: str, seed: int, parameters: PlanParameters, rows: np.ndarray | None = None, shuffle: bool = True
 ) -> str:
-    """Of all that decides the batches of a run's epochs."""
+    """Identifies all that decides the batches of a run's epochs."""
     return digest(
         {
             "version": PLAN_VERSION,

@@ -72,7 +72,7 @@ def prepare(
 ) -> Store:
     """Tokenizes labelled texts into a store.
 
-    An interrupted preparation goes on where it was when it is called again with the same arguments: finished shards are
+    An interrupted preparation resumes when it is called again with the same arguments: finished shards are
     checked and kept. Calling it again on a finished store of the same content and settings changes nothing.
 
     Example:

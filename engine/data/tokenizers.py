@@ -110,7 +110,7 @@ class TextTokenizer:
         return Encoded(values, out_lengths.astype(np.int32), truncated)
 
     def fingerprint(self) -> str:
-        """Of the saved tokenizer's content and the library's release; never of a live object's state."""
+        """Identifies the saved tokenizer's content and the library's release; never a live object's state."""
         release = ".".join(version("tokenizers").split(".")[:2])
         content: dict[str, Any] = {"tokenizer": canonical_tokenizer(self._backend), "tokenizers": release}
         if self._backend.encode_special_tokens:

@@ -217,7 +217,7 @@ class EncoderClassifier(nn.Module):
 
 
 def _rounded(batch: Ragged, longest: int) -> Ragged:
-    """The batch, and behind it texts of no meaning, none longer than `longest`, that round its sizes up."""
+    """The batch, followed by filler texts, none longer than `longest`, that round its sizes up."""
     texts, tokens = batch.batch_size, batch.values.shape[0]
     extra = -tokens % _TOKENS
     more = -(-extra // longest)

@@ -69,7 +69,7 @@ def start_model(
                 else f"{folder}: its texts had {'one label' if multi_label else 'lists of labels'}, the data's have "
                 f"{'lists of labels' if multi_label else 'one label'}: "
             )
-            + f"the output layer ({name}) starts anew, all other weights are kept"
+            + f"the output layer ({name}) is new, all other weights are kept"
         )
     try:
         model.load_state_dict({**weights, **fresh})

@@ -51,7 +51,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def resolvable(discordant: float, rows: int, power: float = 0.8, level: float = 0.05) -> float:
-    """The difference in accuracy that so many independent test rows settle with this power, two-sided.
+    """The difference in accuracy that this number of independent test rows settles with this power, two-sided.
 
     Args:
         discordant: the share of rows that exactly one of the models has right.

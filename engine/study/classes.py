@@ -14,7 +14,7 @@ SHOWN = 30  # classes in the report; of more, those with the most test examples
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class, by one family at one size, in the mean over seeds; None where no seed has the figure."""
+    """One class, by one family at one size, on average over the seeds; None where no seed has the figure."""
 
     family: str
     size: int
@@ -88,7 +88,7 @@ def class_blocks(table: Table) -> list[Block]:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are known."""
+    """The mean of the values that are known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 

@@ -23,7 +23,7 @@ class Existing:
     """
     Attributes:
         results: of all trials that are over, by trial; those that failed are not among them: they are run again.
-        old: the names of trials that an earlier penstock wrote, which say not what they were made from.
+        old: the names of trials that an earlier penstock wrote, which do not say what they were made from.
         study: study.json as the last start left it.
     """
 

@@ -96,7 +96,7 @@ def _short(value: Any) -> str:
 
 
 def encoder_fingerprint(name: str) -> str:
-    """Of an encoder's configuration and weights: their content, in a local folder, or the hub's revision.
+    """Identifies an encoder's configuration and weights: their content, in a local folder, or the hub's revision.
 
     Raises:
         ModelError: there is no such encoder.

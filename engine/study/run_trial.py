@@ -24,7 +24,7 @@ class TrialTask:
         train_store, test_store: folders.
         subset_seed: of the permutation whose first `trial.size` rows are trained on.
         max_test: number of test rows, always the same ones; None for all.
-        run: the run's directory, from which an interrupted trial goes on.
+        run: the run's directory, from which an interrupted trial resumes.
         keep_run: leave it there; it holds the trained model.
         progress: of the training, see `train`.
         made_from: what the study found before its first trial, which has to be what this trial finds.

@@ -109,7 +109,7 @@ def check_families(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def subset_seed(study_seed: int, seed: int) -> int:
-    """Of the permutation whose prefixes are a seed's subsets: one for all families and sizes, so that they nest."""
+    """Seeds the permutation whose prefixes are a seed's subsets: one for all families and sizes, so that they nest."""
     return _derived(study_seed, 1, seed)
 
 

@@ -46,7 +46,7 @@ def run_study(
 ) -> list[TrialResult]:
     """Runs what is missing of a study and returns the results of all its trials.
 
-    A study may go on with more sizes, seeds or families; trials that failed are tried again, trials that diverged
+    A study may be continued with more sizes, seeds or families. Trials that failed are tried again; those that diverged
     are not: they would again.
 
     All that can be found wrong without reading the data is, before any of it is read. Nothing is trained where
@@ -163,7 +163,7 @@ def _about_old(existing: Existing) -> str:
 
 
 def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
-    """Of train and test; as study.json has it if it is of the same stores."""
+    """What train and test share; from study.json if that is about the same stores."""
     same = all(
         study.get(name, {}).get("fingerprint") == store.fingerprint
         for name, store in (("train", train), ("test", test))
@@ -196,7 +196,7 @@ def _measure(
 
 
 def _of_cost(trial: MadeFrom | None) -> MadeFrom:
-    """Of what a trial was made from, what its model's size and speed depend on."""
+    """The part of what a trial was made from that its model's size and speed depend on."""
     assert trial is not None
     model = {key: value for key, value in trial.settings.items() if key.startswith("model.") and key != "model.encoder"}
     return dataclasses.replace(trial, settings=model, max_test=None)

@@ -48,7 +48,7 @@ def run_trials(tasks: Sequence[TrialTask], jobs: int, run_trial: RunTrial) -> It
             except BrokenProcessPool:
                 raise RunError(
                     f"a process was killed while it ran {futures[future].trial.name} or beside it (out of memory?): "
-                    "the same command goes on; try fewer --jobs"
+                    "the same command resumes; try fewer --jobs"
                 ) from None
     finally:
         signal.signal(signal.SIGTERM, previous)

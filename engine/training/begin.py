@@ -1,4 +1,4 @@
-"""How a run begins: which settings it has, new or gone on with, and the line that says so."""
+"""How a run begins: which settings it has, new or resumed, and the line that says so."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,7 +127,7 @@ def opening_line(loop: Loop, rows: np.ndarray, validation_rows: np.ndarray, stor
         classes = f" in {store.num_labels} classes ({majority})"
     held = f", {len(validation_rows):,} more for validation" if len(validation_rows) else ", none for validation"
     steps = _total_steps(loop)
-    done = f"goes on after step {counters.step:,} of" if counters.step else "in"
+    done = f"resumes after step {counters.step:,} of" if counters.step else "in"
     epochs = f"{training.epochs} epochs" if training.epochs is not None else "any number of epochs"
     recipe = [
         f"learning rate {training.learning_rate:.3g}",

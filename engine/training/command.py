@@ -57,7 +57,7 @@ def read_command(
     if train is not None:
         return TrainCommand(settings, Store.open(train), Store.open(test) if test is not None else None)
     if not (out / "run.json").exists():
-        raise ConfigError(f"there is no run in {out} to go on with: give --train STORE for a new one")
+        raise ConfigError(f"there is no run in {out} to resume: give --train STORE for a new one")
     record = read_record(out)
     store = _stored(out, record["data"]["store"], "training", record["identity"].get("training data"))
     if test is None and record["identity"].get("test data") is not None:

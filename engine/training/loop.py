@@ -276,7 +276,7 @@ class Loop:
         counters.stopped_by = counters.over(settings)
 
     def _done(self, examples: float, steps: float) -> float:
-        """The share of the run that so many examples and steps are, 0 to 1."""
+        """The share of the run that these numbers of examples and steps are, 0 to 1."""
         training = self.settings.training
         by_examples = examples / (training.epochs * self.num_rows) if training.epochs else 0.0
         by_steps = steps / training.max_steps if training.max_steps else 0.0

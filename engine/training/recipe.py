@@ -62,7 +62,7 @@ def most_epochs(kind: str, size: int) -> int:
 
 
 def encoder_learning_rate(width: int) -> float:
-    """The peak learning rate for fine-tuning an encoder with hidden states of so many units.
+    """The peak learning rate for fine-tuning an encoder with hidden states of `width` units.
 
     The usual 5e-5 of BERT-base at 768 units, scaled as Adam's rate scales with width (Yang et al. 2022, Tensor Programs
     V, table 3): a small encoder learns too slowly at a large one's rate.
@@ -71,7 +71,7 @@ def encoder_learning_rate(width: int) -> float:
 
 
 def _batch_size(kind: str, size: int) -> int:
-    """Examples in a batch, in the mean."""
+    """Examples in a batch, on average."""
     if kind == "encoder":
         return 16 if size < 4_000 else 32
     return 16 if size < 1_000 else 32 if size < 10_000 else 64

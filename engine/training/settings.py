@@ -68,8 +68,8 @@ class TrainingSettings:
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", minimum=0.0)
     class_weights: Literal["balanced"] | dict[str, float] | None = setting(  # noqa: RUF009 -- a frozen default
         None,
-        "of the examples in the training loss, by label; balanced: each class weighs the same in all; of lists of "
-        "labels: what a label weighs where it is there, balanced: as much as all the rows without it",
+        "weights of the examples in the training loss, by label; balanced: each class weighs the same in total; for "
+        "lists of labels: what a label weighs where it is present, balanced: as much as all the rows without it",
         minimum=1e-6,
         maximum=1e6,
     )
@@ -80,7 +80,7 @@ class TrainingSettings:
     )
     compile: bool = setting(False, "run the model through torch.compile")
     seed: int = setting(
-        0, "of the initial weights, the order, dropout and the validation split", minimum=0, maximum=2**63 - 1
+        0, "seeds the initial weights, the order, dropout and the validation split", minimum=0, maximum=2**63 - 1
     )
     evaluate_every_steps: int = setting(0, "steps between evaluations; 0: after every epoch", minimum=0)
     metric: Literal["accuracy", "macro_f1", "micro_f1", "loss"] = setting(

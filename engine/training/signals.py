@@ -10,13 +10,13 @@ from penstock.engine.errors import PenstockError
 
 
 class Interrupted(PenstockError):
-    """A signal stopped the run after a checkpoint; the same command goes on from there."""
+    """A signal stopped the run after a checkpoint; the same command resumes from there."""
 
     def __init__(self, signum: int | None, run: Path, step: int) -> None:
         # torchrun may tell another process than this one
         signum = signum or signal.SIGTERM
         super().__init__(
-            f"stopped by {signal.Signals(signum).name} after step {step}; the same command goes on from {run / 'last'}"
+            f"stopped by {signal.Signals(signum).name} after step {step}; the same command resumes from {run / 'last'}"
         )
         self.exit_code = 128 + signum
 

@@ -40,7 +40,7 @@ from penstock.engine.training.trained import check_fits, describe_data
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to; also the entry `result` of run.json.
+    """The outcome of a run; also the entry `result` of run.json.
 
     Attributes:
         validation: figures of the best model, found at `best_step`; None without a validation split.
@@ -90,7 +90,7 @@ def train(
     device: torch.device | str | None = None,
     progress: Mode = "auto",
 ) -> TrainResult:
-    """Trains a model on a store's rows, or goes on where an earlier call stopped.
+    """Trains a model on a store's rows, or resumes where an earlier call stopped.
 
     The run's directory then loads as the best model by the validation split. The caller's random state is left alone.
 
@@ -102,7 +102,7 @@ def train(
 
     Args:
         out_dir: the run's directory. If it holds the same run, that is resumed or, if complete, its result returned;
-            with more epochs, steps or patience than it had, it goes on from its last checkpoint.
+            with more epochs, steps or patience than it had, it resumes from its last checkpoint.
         rows: int64, the training rows; all by default.
         validation_rows: int64, rows of the same store for validation; by default carved from `rows`.
         test_store: read once, at the end, by the best model.

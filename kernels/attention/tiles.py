@@ -17,7 +17,7 @@ from penstock.kernels.attention import Backward, Gradients, Problem, Results
 from penstock.kernels.precision import accumulate_dtype
 
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 26}  # attention weights in one tile
-_WASTE = 1.25, 1 << 16  # padding may raise the weights in a tile to so many times the real ones, plus so many
+_WASTE = 1.25, 1 << 16  # padding may raise the weights in a tile to this many times the real ones, plus this many
 
 
 class _Tile(NamedTuple):

@@ -67,7 +67,7 @@ class GegluBackward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of x, in its dtype, and of the bias, in `accumulate_dtype`."""
+    """Gradients of x, in its dtype, and of the bias, in `accumulate_dtype`."""
 
     x: Tensor
     bias: Tensor | None

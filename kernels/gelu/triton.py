@@ -13,7 +13,7 @@ _PROGRAMS = 64  # along the rows of backward, each with sums of its own
 
 
 def _shares(rows: int) -> tuple[int, int]:
-    """How many programs share so many rows of backward, and the rows of each."""
+    """How many programs share the rows of backward, and the rows of each."""
     each = -(-max(rows, 1) // _PROGRAMS)
     return -(-rows // each), each
 

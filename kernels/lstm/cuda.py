@@ -218,7 +218,7 @@ def _to_project(inputs: LayerInputs) -> tuple[Tensor, Tensor | None]:
 
 
 def _shares(inputs: LayerInputs) -> Tensor:
-    """A token's in the mean over its sequence, float32, (B,)."""
+    """The weight of a token in the mean over its sequence, float32, (B,)."""
     return 1.0 / inputs.cu_seqlens.diff().clamp(min=1)
 
 

@@ -51,7 +51,7 @@ def to_torch(module: "LSTM") -> nn.LSTM:
 
 
 def _names(module: "LSTM") -> list[str]:
-    """Of the weights, in the order of torch's operation."""
+    """Names of the weights, in the order of torch's operation."""
     kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else [])]
     kinds += ["weight_hr"] if module.proj_size else []
     return [f"{kind}_l{n}{suffix}" for n in range(module.num_layers) for suffix in _suffixes(module) for kind in kinds]

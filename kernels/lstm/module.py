@@ -19,14 +19,15 @@ _WEIGHT_STREAM = 3 << 16
 class LSTM(nn.RNNBase):
     """A drop-in for torch.nn.LSTM: same arguments, parameters, initialisation and state_dict.
 
-    It is an nn.RNNBase, but by isinstance no nn.LSTM: whatever is one torch.compile refuses (fullgraph=True) or leaves
-    uncompiled. Where code asks for one, give it `to_torch()`, or a torch.nn.LSTM with this module's state_dict loaded.
+    By isinstance it is an nn.RNNBase but not an nn.LSTM, because torch.compile refuses those (fullgraph=True) or leaves
+    them uncompiled. For code that requires one there is `to_torch()`: a torch.nn.LSTM with the same weights.
 
     Takes what nn.LSTM takes (padded, a PackedSequence, or one unbatched sequence), and a Ragged or a jagged
     NestedTensor; the output has the input's form. h_n and c_n have the input's dtype.
 
     torch.jit.trace records torch's own LSTM, torch.onnx.export writes ONNX's operator; what these cannot compute raises
-    ValueError. Tools for the very class nn.LSTM, such as torch.jit.script and quantize_dynamic, want `to_torch()`.
+    ValueError. Tools that require the class nn.LSTM itself, such as torch.jit.script and quantize_dynamic, need
+    `to_torch()`.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:

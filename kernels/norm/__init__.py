@@ -99,7 +99,7 @@ class Backward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of residual and x, in their dtypes, and of the parameters, in `accumulate_dtype`.
+    """Gradients of residual and x, in their dtypes, and of the parameters, in `accumulate_dtype`.
 
     `own_x` is None where the gradient of x would be that of residual again.
     """
@@ -181,7 +181,8 @@ def residual_norm(
 
     Args:
         x: (tokens, width), float16, bfloat16, float32 or float64.
-        residual: as x; with prenorm it may be float32 beside an x of 16 bits, in which a stream would add up rounding.
+        residual: as x; with prenorm it may be float32 beside a 16-bit x, because a 16-bit stream accumulates
+            rounding errors.
         weight, bias: of the LayerNorm, (width,), floating point.
         x_bias: (width,), floating point: the bias of the linear layer that made x, if that did not add it.
         dropout_p: probability of dropping an element. The caller passes 0 in evaluation.

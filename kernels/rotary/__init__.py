@@ -53,17 +53,17 @@ _operation = Operation("rotary", Problem, Rotated, backward=_backward, twice=Tru
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys turned by the angles of their tokens: x cos + rotate_half(x) sin, as in transformers.
+    """Queries and keys rotated by the angles of their tokens: x cos + rotate_half(x) sin, as in transformers.
 
-    rotate_half((x1, x2)) = (-x2, x1) on the halves of a head. Views, as of one product for q, k and v, are read where
-    they lie.
+    rotate_half((x1, x2)) = (-x2, x1) on the halves of a head. Views, such as slices of one
+    product for q, k and v, are read in place.
 
     Args:
         q: (tokens, heads, head_dim), float16, bfloat16, float32 or float64.
         k: (tokens, kv_heads, head_dim), same dtype. Either may have 0 heads.
         cos, sin: (tokens, head_dim), floating point. They get no gradient.
     Returns:
-        q and k turned, dense, computed in float32 (float64 for float64) and rounded once to their dtype.
+        q and k rotated, dense, computed in float32 (float64 for float64) and rounded once to their dtype.
     Raises:
         TypeError, ValueError: an argument is wrong, or an angle asks for a gradient; the message names it.
         RuntimeError: the backend that `use_backend` forces cannot serve the call.

@@ -154,7 +154,7 @@ def test_every_public_function_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_tangents(name: str) -> None:
-    """Of all inputs together, and of each alone, with and without gradients wanted beside it."""
+    """For all inputs together, and for each alone, with and without gradients wanted beside it."""
     function, inputs, directions = CASES[name].function, drawn(name), drawn(name, 1)
     close(torch.func.jvp(function, tuple(inputs), tuple(directions))[1], slope(function, inputs, directions))
     for place in range(len(inputs)):

@@ -1,4 +1,4 @@
-// What the thread helpers and the loader's threads do when the system starts only so many threads, here by a
+// What the thread helpers and the loader's threads do when the system starts only a few threads, here by a
 // pthread_create of our own:  threads_that_cannot_start ALLOWED
 //
 // OpenMP is not loaded, so that the helpers start threads themselves, as in a forked child.

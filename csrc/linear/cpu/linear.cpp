@@ -27,9 +27,9 @@ struct Division {
   int64_t rows, columns, count;
 };
 
-// The fastest on so many threads. What a block sums does not depend on it.
+// The fastest on this many threads. What a block sums does not depend on it.
 Division divide(const WeightGradient& p, int threads) {
-  // A block's operands and sums stay in the second-level cache; preparing x costs as much as so many more rows.
+  // A block's operands and sums stay in the second-level cache; preparing x costs as much as kPreparation more rows.
   constexpr int64_t kMostRows = 384, kMostColumns = 512, kTile = 32, kPreparation = 32;
   const auto piece = [](int64_t size, int64_t parts) {
     return ((size + parts - 1) / parts + kTile - 1) / kTile * kTile;

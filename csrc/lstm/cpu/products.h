@@ -8,7 +8,7 @@ namespace penstock::lstm::PENSTOCK_ISA {
 
 constexpr int64_t kDepth = 512;    // lanes of k at a time: a panel of B stays in the second-level cache
 constexpr int64_t kRowBlock = 96;  // rows of A that share a pass over B; their part of k stays in that cache too
-constexpr int64_t kLinePad = 16;   // lanes added to strides, lest rows a power of two apart evict each other
+constexpr int64_t kLinePad = 16;   // lanes added to strides: rows a power of two apart would evict each other
 
 // C (rows, columns) = A (rows, k) B (k, columns) + bias, for the rows of one thread.
 template <class T>

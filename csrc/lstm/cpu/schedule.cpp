@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kRowsPerPart = 12;
 constexpr int64_t kUnitsPerMember = 64;
-// With more sequences a step computes for so long that reading W_hh anew does not matter.
+// With more sequences a step computes for so long that reading W_hh again does not matter.
 constexpr int64_t kFewSequences = 8;
 
 // Bytes of a core's own cache that W_hh may take: the rest is for what the steps read and write.

@@ -148,7 +148,7 @@ PENSTOCK_DEVICE void init_barrier(uint64_t* barrier) {
       : "memory");
 }
 
-// Arrives, and lets the phase wait for so many bytes.
+// Arrives, and lets the phase wait for this many bytes.
 PENSTOCK_DEVICE void expect_bytes(uint64_t* barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");

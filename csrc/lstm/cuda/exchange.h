@@ -3,7 +3,7 @@
 // The messages of a group are numbered from 0; number n lies in half n % 2 of a double buffer. In a cluster they are
 // written straight into the readers' shared memory and counted by a barrier there. In a grid they pass through global
 // memory in words that carry their number beside the value, so that a word proves by itself that it is new. No message
-// n + 1 can overtake a reader of n - 1: docs/architecture.md has the argument.
+// n + 1 can overtake a reader of n - 1: README.md beside this file has the argument.
 #pragma once
 
 #include "lstm/cuda/device.h"
@@ -11,7 +11,7 @@
 
 namespace penstock::lstm::cuda {
 
-// The largest divisor of a count up to 8: so many loads are under way at a time.
+// The largest divisor of a count up to 8: the number of loads under way at a time.
 constexpr int batch_of(int count) {
   int batch = 8;
   while (count % batch) --batch;

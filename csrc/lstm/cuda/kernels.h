@@ -19,7 +19,7 @@ struct Pass {
   Kernel kernels[3];
 };
 
-// A tier: so many blocks hold one direction's W_hh together, as a cluster or, in a grid that runs all at once, without.
+// A tier: how many blocks hold one direction's W_hh together, as a cluster or as part of a grid that runs all at once.
 struct Tier {
   const char* name;
   int hidden_size, blocks, threads;

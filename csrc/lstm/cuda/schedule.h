@@ -1,6 +1,6 @@
 // Which sequence runs where and when: plain arithmetic on the host and on the device, no CUDA types.
 //
-// A direction's batch runs in L lanes. A lane runs several sequences end to end, its state set anew between them, so
+// A direction's batch runs in L lanes. A lane runs several sequences end to end, its state reset between them, so
 // that lanes stay full whatever the lengths. Sequences are ranked longest first and dealt to the lanes back and forth:
 // rank r goes to lane r % L in even rounds r / L, to lane L - 1 - r % L in odd ones, which evens out the lanes' totals.
 // N lanes make a tile, which a group of thread blocks runs step by step until its last lane ends.
@@ -84,7 +84,7 @@ class LaneCursor {
 };
 
 // The predicted time of one forward step, in nanoseconds: what every step costs, and what each eight lanes add. The
-// figures follow from instruction counts and published latencies (docs/architecture.md); none was measured.
+// figures follow from instruction counts and published latencies (README.md); none was measured.
 struct StepTime {
   double fixed, per_eight_lanes;
   double operator()(int lanes) const { return fixed + per_eight_lanes * (lanes / 8); }

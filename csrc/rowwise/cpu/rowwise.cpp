@@ -169,7 +169,7 @@ void bind_rowwise(py::module_& module) {
   define<rotary_problem, &Kernels::rotary>(module, "rotary",
                                            "Fills the outputs of q and k; kernels/cpu.py makes the arguments.");
   define<dropout_problem, &Kernels::dropout>(module, "dropout", "Fills out; kernels/dropout.py makes the arguments.");
-  module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces so many rows are shared out in.");
+  module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces this many rows are divided into.");
 }
 
 }  // namespace penstock

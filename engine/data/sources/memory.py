@@ -12,7 +12,7 @@ class MemorySource(Source):
     """A list of texts, with or without labels. Rows count from 1.
 
     It is read as a file is, but only by the process that holds it: a preparation of it cannot be shared out, and one
-    that was interrupted goes on when `prepare` is called again with equal lists.
+    that was interrupted resumes when `prepare` is called again with equal lists.
 
     Args:
         texts: strings, or pairs of them; what else stands there is a bad row.

@@ -137,7 +137,7 @@ def test_swapped_shards_are_named(copy):
 
 
 def test_foreign_shard_is_named(copy, tmp_path, tokenizer_path, reviews_file):
-    """Of the same size, types and counts, but made from other labels."""
+    """The other shard has the same size, types and counts, but was made from other labels."""
     rows = [json.loads(line) for line in Path(reviews_file).read_text().splitlines()]
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({**row, "label": (row["label"] + 1) % 3}) + "\n" for row in rows))

@@ -33,7 +33,7 @@ def write_texts(file: Path, rows: int) -> None:
 
 
 def stopped_after(steps: int):
-    """A step that is told to stop when so many have been taken."""
+    """A step that is told to stop once `steps` have been taken."""
     take_step, taken = Stepper.__call__, 0
 
     def step(self, *args, **options):

@@ -8,7 +8,7 @@ from penstock.engine.training.run_record import read_record
 
 
 def claim(path, **identity):
-    """Takes the directory, as training does: a run with a checkpoint is gone on with, anything else is made anew."""
+    """Takes the directory, as training does: a run with a checkpoint is resumed, anything else starts from nothing."""
     directory = RunDirectory(path)
     try:
         directory.open()
