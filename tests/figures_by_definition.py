@@ -6,7 +6,7 @@ import numpy as np
 
 
 def precision_recall_f1(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:
-    """Of one class; both bool, (examples,)."""
+    """One class; both bool, (examples,)."""
     hits = sum(bool(a and b) for a, b in zip(truth, predicted, strict=True))
     positives, given = int(truth.sum()), int(predicted.sum())
     return (

@@ -27,7 +27,7 @@ def bounds(lengths: Sequence[int], device: str | torch.device = "cpu") -> Tensor
 
 
 def on_threads(counts: Sequence[int], work: Callable[[], list[Tensor]]) -> list[list[Tensor]]:
-    """What `work` returns on so many of torch's threads, for each of the counts."""
+    """What `work` returns with each number of torch threads."""
     before, results = torch.get_num_threads(), []
     try:
         for count in counts:
