@@ -89,7 +89,7 @@ docs: .venv/installed-docs
 
 # What is released: sources and wheel of penstock, sources of penstock-kernels and its wheel for this Python and as old a
 # Linux as this machine's compiler allows. `cibuildwheel dist/penstock_kernels-*.tar.gz` makes wheels for all Pythons.
-dist: export PENSTOCK_CUDA = OFF
+dist: private export PENSTOCK_CUDA = OFF
 dist: .venv/installed-release
 	rm -rf dist build/wheels
 	$(BIN)/python -m build --no-isolation -o dist .
