@@ -26,7 +26,7 @@ define PIP
 	PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	key=$$({ pwd; env | grep -E '^(CC|CXX|CMAKE_|CUDA|PENSTOCK_)'; \
 	    for tool in $(TOOLS); do command -v $$tool && $$tool --version; done; } 2>&1 | cksum | cut -d ' ' -f 1); \
-	$(BIN)/pip $(1) -q -c constraints.txt --no-build-isolation --config-settings=build-dir=$(CURDIR)/build/$(2)/$$key
+	$(3) $(BIN)/pip $(1) -q -c constraints.txt --no-build-isolation --config-settings=build-dir=$(CURDIR)/build/$(2)/$$key
 endef
 INSTALL = $(call PIP,install,native) -e
 
@@ -93,12 +93,11 @@ docs: .venv/installed-docs
 
 # What is released: sources and wheel of penstock, sources of penstock-kernels and its wheel for this Python and as old a
 # Linux as this machine's compiler allows. `cibuildwheel dist/penstock_kernels-*.tar.gz` makes wheels for all Pythons.
-dist: export PENSTOCK_CUDA = OFF
 dist: .venv/installed-release
 	rm -rf dist build/wheels
 	$(BIN)/python -m build --no-isolation -o dist .
 	$(BIN)/python -m build --no-isolation --sdist -o dist packaging/kernels
-	$(call PIP,wheel --no-deps -w build/wheels,kernels) ./packaging/kernels
+	$(call PIP,wheel --no-deps -w build/wheels,release,PENSTOCK_CUDA=OFF) ./packaging/kernels
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist build/wheels/*.whl
 
 clean:
