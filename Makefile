@@ -5,7 +5,7 @@ BIN := .venv/bin
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
 
-.PHONY: install study test test-slow test-newest test-oldest lint types format docs dist clean
+.PHONY: install study test test-slow test-newest test-oldest mutate lint types format docs dist clean
 
 install: .venv/installed
 
@@ -65,11 +65,15 @@ test-newest test-oldest: test-%: install
 	build/$*/bin/python -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
 	build/$*/bin/pytest -q -n 2 --dist worksteal tests/kernels
 
+# Plants faults in the sources, one at a time, and says which test finds each: after a change of the tests.
+mutate: install
+	$(BIN)/python tests/mutate.py
+
 lint: install types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # mypy does not follow the editable install's mapping of engine/ and kernels/ to penstock.*: links do. A package of its own,
 # so that a checkout named penstock is not taken for a part of it.
@@ -81,7 +85,7 @@ types:
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/clang-format -i $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 # build/docs/VERSION, beside the versions built there before. `python -m http.server -d build/docs` shows them.
 docs: .venv/installed-docs

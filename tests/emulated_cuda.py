@@ -1,7 +1,8 @@
-"""`_native.lstm_cuda` on an emulated machine: the CUDA kernels' own source, run by csrc/lstm/cuda/tests."""
+"""`_native.lstm_cuda` on an emulated machine: the CUDA kernels' own source, run by tests/native/emulated_cuda."""
 
 import ctypes
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,21 +15,39 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ROOT / "csrc" / "lstm" / "cuda"
+CSRC = ROOT / "csrc"
+SOURCES = CSRC / "lstm" / "cuda"
+MACHINE = ROOT / "tests" / "native" / "emulated_cuda"
 
 
-def build(directory: Path) -> ctypes.CDLL:
-    """Compiles the emulated kernels, once for all processes that name the same directory."""
+def build(tiers: bool = False) -> ctypes.CDLL:
+    """Compiles the kernels of small shapes, or of the tiers themselves, for the emulated machine.
+
+    What is built stays in build/, named for the content of all that it is made from.
+    """
     compiler = os.environ.get("CXX") or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
-    library = directory / "emulated_cuda.so"
-    with (directory / "emulated_cuda.lock").open("w") as lock:
+    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-DPENSTOCK_TIERS"] if tiers else []
+    sources = sorted(MACHINE.glob("*.cpp"))
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    content = hashlib.sha256(repr([compiler, version, flags]).encode())
+    for path in sorted([*MACHINE.rglob("*.h"), *CSRC.glob("*.h"), *SOURCES.glob("*.h"), *sources]):
+        content.update(path.name.encode() + path.read_bytes())
+    directory = ROOT / "build" / "emulated_cuda"
+    directory.mkdir(parents=True, exist_ok=True)
+    library = directory / f"{content.hexdigest()[:16]}.so"
+    with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
-            flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror"]
-            sources = map(str, sorted((SOURCES / "tests").glob("*.cpp")))
-            subprocess.run([compiler, *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", str(library)], check=True)
+            for old in sorted(directory.glob("*.so"), key=os.path.getmtime)[:-3]:
+                old.unlink()
+            building = library.with_suffix(".building")
+            # the machine's own device.h comes before the GPU's
+            command = [compiler, *flags, f"-I{MACHINE}", f"-I{CSRC}", *map(str, sources), "-o", str(building)]
+            subprocess.run(command, check=True)
+            building.replace(library)
     loaded = ctypes.CDLL(str(library))
     for function in (loaded.forward, loaded.backward, loaded.needs):
         function.restype = ctypes.c_char_p

@@ -1,9 +1,10 @@
 """LSTM layers to try backends on, and the float64 truth to measure them against."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import pytest
+import kernel_cases
 import torch
 from torch import Tensor
 
@@ -15,11 +16,9 @@ from penstock.kernels.precision import accumulate_dtype
 # bounds of ||y - r|| / ||r|| against float64: of outputs, of gradients
 BOUNDS = {
     torch.float64: (1e-12, 1e-12),
-    torch.float32: (1e-5, 1e-5),
-    torch.float16: (2e-3, 2e-3),
+    **{dtype: (bound, bound) for dtype, bound in kernel_cases.BOUND.items()},
     torch.bfloat16: (1e-2, 2e-2),
 }
-
 
 # what runs here by default, besides the reference
 BACKENDS = [name for operation, name, reason in dispatch.status() if operation == "lstm" and reason is None][:-1]
@@ -125,26 +124,23 @@ def truth(inputs: LayerInputs, grads: list[Tensor | None]) -> tuple[list[Tensor]
     return list(outputs), _gradients(outputs, copy, grads)
 
 
-def require(backend: str, inputs: LayerInputs, dtype: torch.dtype, return_cells: bool = False) -> None:
-    """Skips the test where the backend cannot serve such a layer."""
-    needs = ["zoneout"] if inputs.zone_h is not None else []
-    reason = dispatch._registry["lstm"][backend].why_not(
-        device_type="cpu",
-        dtype=dtype,
-        input_size=inputs.weights.input_size,
-        hidden_size=inputs.weights.hidden_size,
-        proj_size=inputs.weights.output_size if inputs.weights.w_hr else 0,
-        needs=tuple([*needs, "cells"] if return_cells else needs),
-    )
-    if reason:
-        pytest.skip(f"{backend}: {reason}")
+def serves(
+    backend: str,
+    dtype: torch.dtype,
+    options: Mapping[str, Any] | None = None,
+    return_cells: bool = False,
+) -> bool:
+    """Whether a backend serves a layer of such a dtype, which `layer(..., **options)` makes."""
+    options = options or {}
+    needs = [*(["zoneout"] if options.get("zoneout") else []), *(["cells"] if return_cells else [])]
+    facts = {"input_size": 8, "hidden_size": 8, "proj_size": options.get("proj_size", 0), "needs": tuple(needs)}
+    return kernel_cases.serves("lstm", backend, dtype=dtype, **facts)
 
 
 def run(
     backend: str, inputs: LayerInputs, dtype: torch.dtype, grads: list[Tensor | None], return_cells: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients by one backend, through the operation."""
-    require(backend, inputs, dtype, return_cells)
     copy = recorded(inputs, dtype)
     outputs = ops.lstm_layer(copy, return_cells, True, backend)
     return list(outputs if return_cells else outputs[:3]), _gradients(outputs, copy, grads)

@@ -1,7 +1,6 @@
 """What a spawned process runs: it must find this file by its name, which it cannot do with a test's."""
 
 import os
-import time
 from typing import Any
 
 import torch
@@ -13,22 +12,18 @@ from penstock.engine.study.trials import TrialResult
 from penstock.kernels import Ragged
 
 
-def serve(model: nn.Module, batch: Ragged, queue: Any) -> None:
-    """Puts the logits of a model that came from another process, without hooks and with one on each module."""
+def serve(models: list[nn.Module], batch: Ragged, queue: Any) -> None:
+    """Puts the logits of models that came from another process, without hooks and with one on each module."""
     torch.set_num_threads(1)
     with torch.no_grad():
-        first = model(batch).logits
-        for module in model.modules():  # numbered from 0 in this process, as those that came along may be
-            module.register_forward_hook(lambda *_: None)
-        queue.put([first.tolist(), model(batch).logits.tolist()])
+        for model in models:
+            first = model(batch).logits
+            for module in model.modules():  # numbered from 0 in this process, as those that came along may be
+                module.register_forward_hook(lambda *_: None)
+            queue.put([first.tolist(), model(batch).logits.tolist()])
 
 
 def dies(task: TrialTask) -> TrialResult:
     if task.trial.name == "lstm-100-0":
         os._exit(9)
     return stand_in(task)
-
-
-def wait_for_ever(ready: Any) -> None:
-    ready.set()
-    time.sleep(600)

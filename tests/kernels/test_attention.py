@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from kernel_cases import bounds
 
 from penstock.kernels import philox, use_backend, varlen_attention
 from penstock.kernels.attention import Problem, plain, tiles
@@ -18,10 +19,6 @@ VARIANTS = {
     "all": {"dropout_p": 0.1, "seed": SEED, "causal": True, "window": (20, 5), "softmax_scale": 0.3},
 }
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-
-def bounds(lengths):
-    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(torch.int32)
 
 
 def tensors(lengths_q=LENGTHS_Q, lengths_k=LENGTHS_K, heads=4, kv_heads=2, head_dim=20, dtype=torch.float64, seed=0):

@@ -1,13 +1,12 @@
 """The C++ attention for CPUs against the float64 reference, on every instruction set that this machine has."""
 
 from functools import cache
-from itertools import accumulate
 
 import pytest
 import torch
+from kernel_cases import bounds, codes, has_code, isas, on_threads, pairwise
 from torch import Tensor
 
-from penstock import _native
 from penstock.kernels import use_backend, varlen_attention
 
 LENGTHS = (0, 1, 2, 17, 61, 64, 65, 127, 0, 5)
@@ -16,15 +15,8 @@ BOUND = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 2e-2)}  # values, g
 SEED, SHIFT = 1234567890123456789, 10_000_000_019
 
 
-@pytest.fixture(params=_native.available_isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PENSTOCK_ISA", request.param)
-    return request.param
-
-
-@pytest.fixture(params=(torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
+ISAS, CODES = isas("attention"), codes("attention")
+all_codes = pairwise({"isa, dtype": CODES})
 
 
 def make_inputs(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype) -> list[Tensor]:
@@ -35,12 +27,12 @@ def make_inputs(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype) -> list[
 
 def attend(backend, q, k, v, grad_out, lengths_q, lengths_k, ids=None, **options) -> list[Tensor]:
     """The output and the gradients of q, k and v."""
-    bounds = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (lengths_q, lengths_k)]
+    cu_seqlens = bounds(lengths_q), bounds(lengths_k)
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     ids = torch.arange(len(lengths_q)) * SHIFT if ids is None else ids
     seed = torch.tensor(SEED)
     with use_backend(backend):
-        out = varlen_attention(*inputs, *bounds, max(lengths_q), max(lengths_k), ids=ids, seed=seed, **options)
+        out = varlen_attention(*inputs, *cu_seqlens, max(lengths_q), max(lengths_k), ids=ids, seed=seed, **options)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
 
 
@@ -64,49 +56,43 @@ def check(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype, **options) -> 
     assert max(errors[1:]) < BOUND[dtype][1], errors
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-@pytest.mark.parametrize("head_dim", [16, 32, 37, 64, 80, 256])
+@pairwise({"isa, dtype": CODES, "head_dim": [16, 32, 37, 64, 80, 256], "dropout_p": [0.0, 0.1]})
 def test_matches_reference(isa, dtype, head_dim, dropout_p):
     check(LENGTHS, LENGTHS, 2, 2, head_dim, dtype, dropout_p=dropout_p)
 
 
-@pytest.mark.parametrize("head_dim", [1, 31, 33, 96])
+@pairwise({"isa": ISAS, "dtype": list(BOUND), "head_dim": [1, 31, 33, 96]}, has_code("attention"))
 def test_lengths_around_whole_registers(isa, dtype, head_dim):
     lengths = (15, 16, 17, 31, 32, 33, 47, 63, 129, 257)
     check(lengths, lengths, 2, 1, head_dim, dtype, dropout_p=0.1)
 
 
-@pytest.mark.parametrize(
-    ("causal", "window"), [(True, (-1, -1)), (False, (7, 70)), (True, (33, 0)), (False, (1, 0)), (False, (-1, 3))]
-)
-@pytest.mark.parametrize(
-    ("lengths_q", "lengths_k"),
-    [(LENGTHS, LENGTHS), ((5, 1, 0, 200, 3), (130, 67, 9, 70, 0))],
-    ids=("same", "other"),
+@pairwise(
+    {
+        "isa, dtype": CODES,
+        "causal, window": [(True, (-1, -1)), (False, (7, 70)), (True, (33, 0)), (False, (1, 0)), (False, (-1, 3))],
+        "lengths_q, lengths_k": [(LENGTHS, LENGTHS), ((5, 1, 0, 200, 3), (130, 67, 9, 70, 0))],
+    }
 )
 def test_windows_and_bounds(isa, dtype, lengths_q, lengths_k, causal, window):
     check(lengths_q, lengths_k, 4, 2, 32, dtype, dropout_p=0.1, causal=causal, window=window)
 
 
-@pytest.mark.parametrize("window", [(-1, -1), (600, 20)])
+@pairwise({"isa": ISAS, "dtype": list(BOUND), "window": [(-1, -1), (600, 20)]}, has_code("attention"))
 def test_long_sequences(isa, dtype, window):
     check(LONG, LONG, 2, 1, 16, dtype, dropout_p=0.1, window=window)
 
 
-def test_first_tokens_only(isa, dtype):
+@all_codes
+def test_first_tokens_strong_dropout_and_scale(isa, dtype):
     lengths_k = (1, 64, 65, 513, 0)
     check((1,) * len(lengths_k), lengths_k, 3, 3, 32, dtype, dropout_p=0.1)
-
-
-@pytest.mark.parametrize("dropout_p", [0.5, 1.0])
-def test_strong_dropout(isa, dtype, dropout_p):
-    check((70, 9), (70, 9), 2, 2, 32, dtype, dropout_p=dropout_p)
-
-
-def test_scale(isa, dtype):
+    for dropout_p in (0.5, 1.0):
+        check((70, 9), (70, 9), 2, 2, 32, dtype, dropout_p=dropout_p)
     check((70, 9), (70, 9), 2, 2, 32, dtype, softmax_scale=-0.3)
 
 
+@pairwise({"isa": ISAS})
 def test_dropout_follows_the_rule(isa):
     """With uniform weights and one-hot values the output shows the mask itself."""
     from penstock.kernels import philox
@@ -122,6 +108,7 @@ def test_dropout_follows_the_rule(isa):
         assert torch.equal(out[:, head, :length] != 0, keep)
 
 
+@all_codes
 def test_views_of_one_buffer(isa, dtype):
     tokens, heads, head_dim = sum(LENGTHS), 2, 32
     fused = torch.randn(tokens, 3, heads, head_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -131,36 +118,26 @@ def test_views_of_one_buffer(isa, dtype):
     assert all(torch.equal(a, b) for a, b in zip(views, copies, strict=True))
 
 
-def test_every_element_is_written(isa, dtype):
-    """torch fills what `empty` returns with NaN while deterministic algorithms are on."""
+@all_codes
+def test_every_element_is_written(isa, dtype, uninitialised_is_nan):
     lengths_q, lengths_k = (0, 5, 40, 3), (7, 0, 90, 3)
     inputs = make_inputs(lengths_q, lengths_k, 2, 1, 37, dtype)
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        results = attend("cpu", *inputs, lengths_q, lengths_k, dropout_p=0.1, causal=True)
-    finally:
-        torch.use_deterministic_algorithms(before)
+    results = attend("cpu", *inputs, lengths_q, lengths_k, dropout_p=0.1, causal=True)
     assert all(x.isfinite().all() for x in results)
     assert results[0][:5].count_nonzero() == 0, "queries that see no key give 0"
     assert results[2][:7].count_nonzero() == 0, "keys that no query sees have no gradient"
 
 
+@all_codes
 def test_same_bits_for_any_number_of_threads(isa, dtype):
     lengths = (300, 17, 1, 0, 64, 90, 33)
     inputs = make_inputs(lengths, lengths, 3, 3, 32, dtype)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 2, 3):
-            torch.set_num_threads(count)
-            results.append(attend("cpu", *inputs, lengths, lengths, dropout_p=0.1))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads((1, 2, 2, 3), lambda: attend("cpu", *inputs, lengths, lengths, dropout_p=0.1))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@all_codes
 def test_sequences_are_independent(isa, dtype):
     lengths = (33, 70, 12)
     inputs = make_inputs(lengths, lengths, 2, 2, 32, dtype)
@@ -174,7 +151,7 @@ def test_sequences_are_independent(isa, dtype):
         assert b[33:103].isnan().all()
 
 
-@pytest.mark.parametrize("head_dim", [32, 37])
+@pairwise({"isa": ISAS, "dtype": list(BOUND), "head_dim": [32, 37]}, has_code("attention"))
 def test_surrounding_memory_may_hold_nan(isa, dtype, head_dim):
     lengths, heads = (33, 17, 70), 2
     inputs = make_inputs(lengths, lengths, heads, heads, head_dim, dtype)
@@ -188,6 +165,7 @@ def test_surrounding_memory_may_hold_nan(isa, dtype, head_dim):
     assert all(a.isfinite().all() and torch.equal(a, b) for a, b in zip(alone, amid, strict=True))
 
 
+@all_codes
 def test_one_sequence_alone_gives_the_same_bits(isa, dtype):
     lengths = (33, 70, 12)
     inputs = make_inputs(lengths, lengths, 2, 2, 32, dtype)

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from kernel_cases import BOUND as BOUNDS
+from kernel_cases import bounds, pairwise
 
 from penstock.kernels import segment_pool, use_backend, varlen_attention
 from penstock.kernels.pooling import MODES
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu  # skipped, with the reason, where there is none
 
 LENGTHS_Q = [5, 0, 1, 37, 64, 131, 2, 0, 1, 211, 1031, 300]
 LENGTHS_K = [5, 3, 1, 37, 70, 120, 0, 0, 97, 211, 1031, 17]
@@ -20,11 +19,7 @@ VARIANTS = {
     "dropout": {"dropout_p": 0.1},
     "all": {"dropout_p": 0.1, "causal": True, "window": (70, -1)},
 }
-BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-
-def bounds(lengths):
-    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(torch.int32)
+BACKENDS = ["torch", "triton"]
 
 
 def attend(inputs, grad_out, backend, options):
@@ -45,10 +40,13 @@ def make(heads, kv_heads, head_dim, dtype):
     return inputs, grad_out
 
 
-@pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("shape", [(4, 4, 64), (6, 2, 80), (2, 1, 128), (2, 2, 33), (1, 1, 256), (2, 2, 16)])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pairwise(
+    {
+        "backend, dtype": [(backend, dtype) for backend in BACKENDS for dtype in BOUNDS],
+        "shape": [(4, 4, 64), (6, 2, 80), (2, 1, 128), (2, 2, 33), (1, 1, 256), (2, 2, 16)],
+        "variant": list(VARIANTS),
+    }
+)
 def test_attention_equals_float64_twice_alike(backend, variant, shape, dtype):
     inputs, grad_out = make(*shape, dtype)
     expected = attend([x.double() for x in inputs], grad_out.double(), "torch", VARIANTS[variant])
@@ -60,7 +58,7 @@ def test_attention_equals_float64_twice_alike(backend, variant, shape, dtype):
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pairwise({"backend": BACKENDS})
 def test_a_sequence_is_bitwise_independent_of_the_others_values(backend):
     inputs, grad_out = make(4, 4, 64, torch.bfloat16)
     before = attend([x.cuda() for x in inputs], grad_out.cuda(), backend, VARIANTS["full"])
@@ -72,7 +70,7 @@ def test_a_sequence_is_bitwise_independent_of_the_others_values(backend):
         assert all(torch.equal(x, y) for index, (x, y) in enumerate(parts) if index != 4)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pairwise({"backend": BACKENDS})
 def test_bad_bounds_on_the_device_stay_within_the_tokens(backend):
     inputs, _ = make(2, 2, 64, torch.bfloat16)
     q, k, v = (x.cuda().requires_grad_() for x in inputs)
@@ -85,8 +83,7 @@ def test_bad_bounds_on_the_device_stay_within_the_tokens(backend):
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("mode", MODES)
+@pairwise({"dtype": list(BOUNDS), "mode": list(MODES)})
 def test_pooling_equals_float64_twice_alike(mode, dtype):
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(sum(LENGTHS_Q), 96, generator=generator).to(dtype)

@@ -4,6 +4,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from kernel_cases import codes, pairwise
 
 from penstock import _native
 from penstock.kernels import dropout, philox
@@ -32,13 +33,18 @@ def test_operation_passes_torchs_checks() -> None:
     torch.library.opcheck(torch.ops.penstock.dropout.default, (x, BOUNDS, 0.3, SEED, 2, IDS, False))
 
 
-@pytest.mark.parametrize("isa", _native.available_isas())
-@pytest.mark.parametrize("ids", [None, IDS])
-@pytest.mark.parametrize("per_sequence", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("units", [1, 13, 130])
-def test_drops_by_the_mask(isa, ids, per_sequence, dtype, units, monkeypatch) -> None:
-    monkeypatch.setenv("PENSTOCK_ISA", isa)
+@pairwise(
+    {
+        "isa, dtype": [
+            *codes("rowwise"),
+            *(("", dtype) for dtype in (torch.float16, torch.float64)),  # which no instruction set has code for
+        ],
+        "units": [1, 13, 130],
+        "per_sequence": [False, True],
+        "ids": [None, IDS],
+    }
+)
+def test_drops_by_the_mask(isa, ids, per_sequence, dtype, units) -> None:
     x = torch.randn(9, units, dtype=dtype).requires_grad_()
     mask = dropout.keep_mask(BOUNDS, 9, 0.3, SEED, 2, ids, units, per_sequence)
     out = dropout.dropout(x, BOUNDS, 0.3, SEED, 2, ids, per_sequence)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernel_cases import pairwise
 from torch.nn import functional as F
 
 from penstock.kernels.embedding import embedding
@@ -14,9 +15,13 @@ def problem(dtype=torch.float32, shape=(2, 37), rows=50, width=24):
     return ids, weight, torch.randn(*shape, width, generator=generator).to(dtype)
 
 
-@pytest.mark.parametrize("padding_idx", [None, 0, 7])
-@pytest.mark.parametrize("shape", [(0,), (1,), (513,), (2, 37)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pairwise(
+    {
+        "shape": [(0,), (1,), (513,), (2, 37)],
+        "padding_idx": [None, 0, 7],
+        "dtype": [torch.float32, torch.float64],
+    }
+)
 def test_equals_torchs(dtype, shape, padding_idx):
     ids, weight, grad_out = problem(dtype, shape)
     out, expected = embedding(ids, weight, padding_idx), F.embedding(ids, weight, padding_idx)

@@ -1,22 +1,17 @@
 """Bias and GELU in one operation, alone and as a gate, against float64 and against torch's own."""
 
+import kernel_cases
 import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
+from kernel_cases import BOUND, cpu_backends, has_code, implementations, isas, on_threads, pairwise
 
 from penstock import _native
 from penstock.kernels import bias_gelu, geglu, use_backend
 
-BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-BACKENDS = ["reference", "torch", *(f"cpu {isa}" for isa in _native.available_isas())]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name, _, isa = request.param.partition(" ")
-    monkeypatch.setenv("PENSTOCK_ISA", isa)
-    return name
+BACKENDS = cpu_backends("rowwise")
+every_backend = pairwise({"backend": BACKENDS})
 
 
 def tensors(shape, dtype):
@@ -35,15 +30,20 @@ def run(backend, x, bias, grad_out, operation=bias_gelu):
 operations = pytest.mark.parametrize("operation", [bias_gelu, geglu])
 
 
-@operations
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("dtype", BOUND)
-@pytest.mark.parametrize("shape", [(0, 6), (1, 2), (3, 14), (257, 64), (1031, 74), (3, 7)])
+def is_served(backend, dtype, shape, with_bias, operation):
+    return operation is bias_gelu or shape[1] % 2 == 0  # two halves are an even width
+
+
+@pairwise(
+    {
+        "backend, dtype": implementations("geglu", BACKENDS),
+        "shape": [(0, 6), (1, 2), (3, 14), (1031, 74), (3, 7)],
+        "operation": [bias_gelu, geglu],
+        "with_bias": [True, False],
+    },
+    is_served,
+)
 def test_values_and_gradients(backend, shape, dtype, with_bias, operation):
-    if backend == "cpu" and dtype == torch.float16:
-        pytest.skip("the cpu backend has no float16")
-    if operation is geglu and shape[1] % 2:
-        pytest.skip("two halves are an even width")
     x, bias, grad_out = tensors(shape, dtype)
     grad_out = grad_out[:, : shape[1] // 2] if operation is geglu else grad_out
     bias = bias if with_bias else None
@@ -73,9 +73,14 @@ def test_the_gate_equals_torchs_gelu():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("isa", _native.available_isas())
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 7), (37, 16), (20, 35), (3, 64)])
+@pairwise(
+    {
+        "isa": isas("rowwise"),
+        "dtype": [torch.float32, torch.bfloat16],
+        "rows, width": [(1, 1), (5, 7), (37, 16), (20, 35), (3, 64)],
+    },
+    has_code("rowwise"),
+)
 def test_the_gate_writes_every_element_and_no_other(rows, width, isa, dtype):
     """Memory around the tensors is NaN, and so are the results before."""
 
@@ -100,6 +105,7 @@ def test_the_gate_writes_every_element_and_no_other(rows, width, isa, dtype):
         assert (y.double() - r).norm() <= 2 * BOUND[dtype] * r.norm()
 
 
+@every_backend
 def test_every_argument(backend):
     """Every bfloat16 between -20 and 20, and what lies beyond."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
@@ -120,15 +126,12 @@ def test_every_argument(backend):
 def test_same_bits_whatever_the_threads(operation):
     x, bias, grad_out = tensors((3001, 40), torch.bfloat16)
     grad_out = grad_out[:, :20] if operation is geglu else grad_out
-    threads, results = torch.get_num_threads(), []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(run("cpu", x, bias, grad_out, operation))
-    torch.set_num_threads(threads)
+    results = on_threads((1, 2, 3), lambda: run("cpu", x, bias, grad_out, operation))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pairwise({"backend": kernel_cases.BACKENDS})
 def test_keeps_nothing_for_backward_without_gradients(backend):
     x, bias, _ = tensors((5, 6), torch.float32)
     out, derivative = torch.ops.penstock.bias_gelu(x, bias, False, backend)
@@ -161,13 +164,14 @@ def test_second_derivatives_of_geglu(with_bias):
     assert torch.autograd.gradgradcheck(geglu, inputs)
 
 
+@pairwise({"backend": kernel_cases.BACKENDS})
 def test_opcheck(backend):
     x, bias, _ = tensors((9, 10), torch.float32)
     arguments = (x.requires_grad_(), bias.requires_grad_(), True, backend)
     torch.library.opcheck(torch.ops.penstock.bias_gelu.default, arguments)
 
 
-@pytest.mark.parametrize("with_bias", [True, False])
+@pairwise({"backend": kernel_cases.BACKENDS, "with_bias": [True, False]})
 def test_opcheck_of_the_gate(backend, with_bias):
     x, bias, grad_out = tensors((9, 10), torch.float32)
     arguments = x, bias if with_bias else None, backend

@@ -39,9 +39,10 @@ class NotInstalled:
 sys.meta_path[sys.meta_path.index(PathFinder)] = NotInstalled
 import torch
 from penstock.kernels import LSTM, Ragged, segment_pool
-batch = Ragged.from_lengths(torch.randn(5, 4), [2, 0, 3])
+texts = [torch.randn(n, 4) for n in (2, 0, 3)]
+batch = Ragged.from_lengths(torch.cat(texts), [2, 0, 3])
 model = LSTM(4, 6, bidirectional=True, num_layers=2, dropout=0.5)
-output, _ = model(batch)
+output, (h_n, c_n) = model(batch)
 output.values.sum().backward()
 print(tuple(output.values.shape), any(b in sys.modules for b in blocked))
 """
@@ -95,7 +96,7 @@ print(get_kernel(), kernels.__file__ == {str(package / "__init__.py")!r}, kernel
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not here")
-@pytest.mark.parametrize("first", ["transformers", "penstock"])
+@pytest.mark.parametrize("first", ["transformers", pytest.param("penstock", marks=pytest.mark.slow)])
 def test_transformers_beside_the_repository(first: str) -> None:
     ours = "from penstock.kernels import LSTM"
     theirs = "import transformers\nfrom transformers import BertModel, BertConfig"

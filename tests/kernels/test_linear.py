@@ -4,20 +4,16 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
+from kernel_cases import BOUND, implementations, pairwise
 
 from penstock import _native
 from penstock.kernels import linear, use_backend
 
-BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 AMX = "amx_bf16" in _native.available_isas()
-BACKENDS = ["reference", "torch", pytest.param("cpu", marks=pytest.mark.skipif(not AMX, reason="needs AMX"))]
+BACKENDS = ["reference", "torch", *(["cpu"] if AMX else [])]
+every_backend = pairwise({"backend": BACKENDS})
 # tokens, in_features, and the layers' out_features; the longest is more than one visit of a result
 SHAPES = [(0, 5, (3,)), (1, 1, (1,)), (2, 31, (33,)), (33, 100, (7, 1, 40)), (1031, 37, (63, 130)), (300, 520, (390,))]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def tensors(shape, dtype, with_biases=True):
@@ -37,12 +33,10 @@ def run(backend, x, weights, biases, grad_out):
     return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
 
 
-@pytest.mark.parametrize("with_biases", [True, False])
-@pytest.mark.parametrize("dtype", BOUND)
-@pytest.mark.parametrize("shape", SHAPES)
+@pairwise(
+    {"backend, dtype": implementations("linear", BACKENDS), "shape": SHAPES, "with_biases": [True, False]},
+)
 def test_values_and_gradients(backend, shape, dtype, with_biases):
-    if backend == "cpu" and dtype != torch.bfloat16:
-        pytest.skip("the matrix unit multiplies bfloat16 only")
     x, weights, biases, grad_out = tensors(shape, dtype, with_biases)
     found = run(backend, x, weights, biases, grad_out)
     rounded = [[each.to(dtype).double() for each in parts] for parts in (weights, biases)]
@@ -63,10 +57,9 @@ def test_equals_torchs_layers():
         torch.testing.assert_close(a, b)
 
 
+@pairwise({"backend": [name for name in BACKENDS if name != "torch"]})  # whose product has its operands' dtype
 def test_weight_gradients_are_not_rounded_on_the_way(backend):
     """An odd number of tokens that each add 1: bfloat16 has no 1031."""
-    if backend == "torch":
-        pytest.skip("torch's product has the dtype of its operands")
     x, grad_out = torch.ones(1031, 3, dtype=torch.bfloat16), torch.ones(1031, 2, dtype=torch.bfloat16)
     gradient = run(backend, x, [torch.zeros(2, 3)], [], grad_out)[2]
     assert torch.equal(gradient, torch.full((2, 3), 1031.0))
@@ -98,6 +91,7 @@ def test_every_element_is_written_and_none_depends_on_the_threads(tokens, rows, 
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
+@every_backend
 def test_tokens_that_are_not_a_number_stay_where_they_are(backend):
     x, weights, _, grad_out = tensors((70, 40, (50,)), torch.bfloat16)
     x[3, 5] = torch.nan
@@ -106,6 +100,7 @@ def test_tokens_that_are_not_a_number_stay_where_they_are(backend):
     assert gradient.isnan().sum() == 50
 
 
+@every_backend
 def test_frozen_parts_get_no_gradient(backend):
     x, weights, biases, grad_out = tensors((9, 8, (4, 6)), torch.bfloat16)
     biases[1].requires_grad_()
@@ -127,6 +122,7 @@ def test_autocast_casts_once():
     assert weights[0].grad.dtype == torch.float32
 
 
+@every_backend
 def test_passes_opcheck(backend):
     x, _, _, grad_out = tensors((9, 8, (4,)), torch.bfloat16)
     torch.library.opcheck(torch.ops.penstock.linear_weight_gradient, (grad_out, x, backend))

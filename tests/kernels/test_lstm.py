@@ -1,10 +1,11 @@
 """Every backend of the LSTM layer that runs here, against the float64 reference."""
 
-from itertools import pairwise
+import itertools
 
 import lstm_cases as cases
 import pytest
 import torch
+from kernel_cases import implementations, pairwise
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +14,8 @@ from penstock.kernels import dispatch
 from penstock.kernels.lstm import ops
 
 BACKENDS = cases.BACKENDS
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+IMPLEMENTATIONS = implementations("lstm", BACKENDS, DTYPES, input_size=6, hidden_size=10)
 SHAPES = [
     ([1], 1, 1),
     ([2, 3, 1], 3, 7),
@@ -38,17 +41,16 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{len(shape[0])}x{max(shape[0], default=0)}")
+@pairwise({"backend, dtype": [each for each in IMPLEMENTATIONS if each[1].itemsize > 2], "shape": SHAPES})
 def test_shapes(backend: str, dtype: torch.dtype, shape: tuple[list[int], int, int]) -> None:
     cases.check(backend, cases.layer(*shape), dtype)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
-@pytest.mark.parametrize("lengths", [[4, 11, 0, 1, 7], [6, 6]], ids=["ragged", "equal"])
+def is_served(backend: str, dtype: torch.dtype, options: dict, lengths: list[int]) -> bool:
+    return cases.serves(backend, dtype, options, len(lengths) > 2)
+
+
+@pairwise({"backend, dtype": IMPLEMENTATIONS, "options": OPTIONS, "lengths": [[4, 11, 0, 1, 7], [6, 6]]}, is_served)
 def test_options(backend: str, dtype: torch.dtype, options: dict, lengths: list[int]) -> None:
     cases.check(backend, cases.layer(lengths, 6, 10, dtype=dtype, **options), dtype, return_cells=len(lengths) > 2)
 
@@ -99,7 +101,7 @@ def test_no_worse_than_nn_lstm(backend: str, dtype: torch.dtype) -> None:
             parameter.copy_(weight)
     bounds = inputs.cu_seqlens.tolist()
     x = inputs.x.to(dtype).requires_grad_()
-    packed = pack_sequence([x[a:b] for a, b in pairwise(bounds)], enforce_sorted=False)
+    packed = pack_sequence([x[a:b] for a, b in itertools.pairwise(bounds)], enforce_sorted=False)
     padded, lengths = nn.utils.rnn.pad_packed_sequence(module(packed)[0], batch_first=True)
     y = torch.cat([row[:n] for row, n in zip(padded, lengths, strict=True)])
     theirs = torch.autograd.grad(y, [x, *parameters], grads[0].to(dtype))
@@ -191,13 +193,15 @@ def test_same_bits_every_time(backend: str, dtype: torch.dtype) -> None:
     inputs = cases.layer([13, 40, 0, 7, 7, 1], 24, 40)
     grads = [*cases.cotangents(inputs)[:3], None]
     outputs, gradients = cases.run(backend, inputs, dtype, grads)
-    for _ in range(19):
+    for _ in range(7):
         again, gradients_again = cases.run(backend, inputs, dtype, grads)
         assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_again, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=[] if name == "cpu" else pytest.mark.slow) for name in BACKENDS]
+)
 def test_more_than_65535_steps(backend: str) -> None:
     inputs = cases.layer([65_600, 3], 1, 2, directions=1, states=False)
     with torch.no_grad():

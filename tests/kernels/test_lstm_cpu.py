@@ -4,6 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
+from kernel_cases import codes, has_code, isas, pairwise
 
 from penstock import _native
 from penstock.kernels import use_backend
@@ -11,27 +12,16 @@ from penstock.kernels.lstm import cpu
 from penstock.kernels.lstm.functional import lstm
 from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, OutputGrads
 
-ISAS = _native.available_isas()
+ISAS, CODES = isas("lstm"), codes("lstm")
+DTYPES = [torch.float32, torch.bfloat16]
 BOUNDS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-2, 2e-2)}  # values, gradients
 
 
-@pytest.fixture
-def isa(request, monkeypatch):
-    monkeypatch.setenv("PENSTOCK_ISA", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("one_thread")  # unless a test asks for more
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Unless a test asks for more: on a busy machine OpenMP's threads wait long for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-all_isas = pytest.mark.parametrize("isa", ISAS, indirect=True)
-both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+all_isas = pairwise({"isa": ISAS})
+both_dtypes = pairwise({"dtype": DTYPES})
+all_codes = pairwise({"isa, dtype": CODES})
 
 
 class Problem:
@@ -111,10 +101,7 @@ LENGTHS = {
 }
 
 
-@all_isas
-@both_dtypes
-@pytest.mark.parametrize("hidden_size", [1, 7, 16, 100, 256])
-@pytest.mark.parametrize("batch", LENGTHS)
+@pairwise({"isa, dtype": CODES, "hidden_size": [1, 7, 16, 100, 256], "batch": list(LENGTHS)})
 def test_matches_reference(isa, dtype, hidden_size, batch):
     for case, lengths in enumerate(LENGTHS[batch]):
         directions = 1 + (batch + case + hidden_size) % 2
@@ -122,20 +109,19 @@ def test_matches_reference(isa, dtype, hidden_size, batch):
         Problem(lengths, input_size, hidden_size, directions, dtype, seed=case, states=case == 0).check()
 
 
-@both_dtypes
-@pytest.mark.parametrize("hidden_size", [320, 640, 1030])
+@pytest.mark.parametrize(
+    ("dtype", "hidden_size"), [(torch.bfloat16, 320), (torch.float32, 640), (torch.bfloat16, 1030)]
+)
 def test_wide_states(dtype, hidden_size):
     Problem([4, 0, 1, 3, 2, 2, 4, 1], 40, hidden_size, 1 + hidden_size % 3 % 2, dtype).check()
 
 
-@all_isas
-@both_dtypes
+@all_codes
 def test_wide_input_is_summed_in_parts(isa, dtype):
     Problem([3, 1, 4], 1100, 24, 2, dtype).check()
 
 
-@all_isas
-@both_dtypes
+@all_codes
 def test_many_tokens_are_summed_in_parts(isa, dtype):
     Problem([300, 5, 290], 19, 20, 2, dtype).check()
 
@@ -160,9 +146,7 @@ def test_two_thousand_steps_of_memory():
     problem.check(cells=False)
 
 
-@all_isas
-@both_dtypes
-@pytest.mark.parametrize("scale", [1e4, 1e-41], ids=["large", "denormal"])
+@pairwise({"isa": ISAS, "dtype": DTYPES, "scale": [1e4, 1e-41]}, has_code("lstm"))
 def test_inputs_of_any_size(isa, dtype, scale):
     problem = Problem([6, 1, 9], 7, 20, 2, dtype)
     problem.x = (problem.x * scale).to(dtype).double()
@@ -194,9 +178,7 @@ def test_empty_batches(isa):
         assert not gradients["w_hh[0]"].any()
 
 
-@all_isas
-@both_dtypes
-@pytest.mark.parametrize("threads", [2, 5, 8])
+@pairwise({"isa": ISAS, "dtype": DTYPES, "threads": [2, 5, 8]}, has_code("lstm"))
 def test_threads_share_the_work(isa, dtype, threads, monkeypatch):
     """Same bits whoever computes what: directions, rows and units are all shared out, and each sum has one order."""
     monkeypatch.setattr(cpu, "worth_threads", 0)
@@ -226,8 +208,7 @@ def test_directions_in_turn(dtype, hidden_size, monkeypatch):
     assert all(torch.equal(value, gradients[name]) for name, value in expected_gradients.items())
 
 
-@all_isas
-@both_dtypes
+@all_codes
 def test_repeats_bit_for_bit_and_sequences_keep_apart(isa, dtype):
     problem = Problem([9, 4, 0, 6, 1], 12, 40, 2, dtype)
     values, gradients = problem.run("cpu")
@@ -249,8 +230,7 @@ def test_repeats_bit_for_bit_and_sequences_keep_apart(isa, dtype):
     assert torch.equal(gradients_changed["x"][13:], gradients["x"][13:])
 
 
-@all_isas
-@both_dtypes
+@all_codes
 def test_fills_whatever_it_returns(isa, dtype, monkeypatch):
     """Outputs and workspace start as NaN; none may survive."""
     empty, pooled = torch.empty, cpu.empty

@@ -4,6 +4,7 @@ import emulated_cuda
 import lstm_cases as cases
 import pytest
 import torch
+from kernel_cases import pairwise
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -11,10 +12,7 @@ from penstock.kernels import LSTM, Ragged, lstm_cell, use_backend
 from penstock.kernels.lstm import cuda, ops, reference
 from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights, OutputGrads
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu  # skipped, with the reason, where there is none
 
 BACKENDS = ["torch", "triton"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -38,10 +36,10 @@ def run(backend: str, inputs: LayerInputs, grads: list[torch.Tensor]) -> list[to
     return [*outputs, *torch.autograd.grad(outputs, cases.floats(inputs), grads)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"H{shape[2]}")
-@pytest.mark.parametrize("options", [{}, {"states": False, "bias": False, "directions": 1}, {"resets": True}])
+OPTIONS = [{}, {"states": False, "bias": False, "directions": 1}, {"resets": True}]
+
+
+@pairwise({"backend": BACKENDS, "dtype": DTYPES, "shape": SHAPES, "options": OPTIONS})
 def test_values_and_gradients(backend: str, dtype: torch.dtype, shape: tuple, options: dict) -> None:
     inputs = cases.layer(*shape, dtype=dtype, **options)
     grads = cases.cotangents(inputs)
@@ -53,8 +51,7 @@ def test_values_and_gradients(backend: str, dtype: torch.dtype, shape: tuple, op
     assert all(error <= of_gradients for error in errors[3:])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("hidden", [64, 300])
+@pairwise({"backend": BACKENDS, "hidden": [64, 300]})
 def test_same_bits_and_no_leak_between_sequences(backend: str, hidden: int) -> None:
     inputs = cases.layer([40, 0, 90, 7] * 30, 20, hidden, dtype=torch.bfloat16)
     grads = cases.cotangents(inputs)
@@ -86,9 +83,7 @@ CUDA_LENGTHS = [
 ]
 
 
-@pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
-@pytest.mark.parametrize("lengths", CUDA_LENGTHS, ids=len)
-@pytest.mark.parametrize("options", [{}, {"states": False, "bias": False, "directions": 1}, {"resets": True}], ids=str)
+@pairwise({"hidden": cuda.HIDDEN_SIZES, "lengths": CUDA_LENGTHS, "options": OPTIONS})
 def test_cuda_values_and_gradients(hidden: int, lengths: list[int], options: dict) -> None:
     needs_cuda(hidden)
     inputs = cases.layer(lengths, 64, hidden, dtype=torch.bfloat16, **options)
@@ -105,10 +100,14 @@ def test_cuda_values_and_gradients(hidden: int, lengths: list[int], options: dic
     assert all(error <= of_gradients for error in errors[3:])
 
 
-@pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
-@pytest.mark.parametrize("lengths", CUDA_LENGTHS, ids=len)
-@pytest.mark.parametrize("vocabulary", [31, 40000])  # projected as a whole, and token by token
-@pytest.mark.parametrize("pool", ["", "max", "mean"])
+@pairwise(
+    {
+        "hidden": cuda.HIDDEN_SIZES,
+        "lengths": CUDA_LENGTHS,
+        "vocabulary": [31, 40000],  # projected as a whole, and token by token
+        "pool": ["", "max", "mean"],
+    }
+)
 def test_cuda_embeddings_and_pooling(
     hidden: int, lengths: list[int], vocabulary: int, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +171,7 @@ def test_cuda_malformed_bounds_stay_within_the_tokens(
     assert all((guard == emulated_cuda.GUARD).all() for guard in guards)
 
 
-@pytest.mark.parametrize(("backend", "hidden"), [("triton", 64), ("triton", 300), ("cuda", 256), ("cuda", 1024)])
+@pairwise({"backend, hidden": [("triton", 64), ("triton", 300), ("cuda", 256), ("cuda", 1024)]})
 def test_never_waits_and_replays_in_a_graph(backend: str, hidden: int) -> None:
     if backend == "cuda":
         needs_cuda(hidden)

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -309,16 +307,3 @@ def test_errors_name_the_argument(call, error: type[Exception], name: str) -> No
 def test_unservable_backend_says_why() -> None:
     with use_backend("cuda"), pytest.raises(RuntimeError, match="cuda"):
         LSTM(4, 4)(torch.randn(2, 3, 4))
-
-
-def test_ten_line_script_needs_no_engine() -> None:
-    code = """
-import sys, torch
-from penstock.kernels import LSTM, Ragged
-model = LSTM(16, 32, num_layers=2, bidirectional=True)
-texts = [torch.randn(n, 16) for n in (5, 1, 9)]
-output, (h_n, c_n) = model(Ragged.from_lengths(torch.cat(texts), [5, 1, 9]))
-output.values.sum().backward()
-assert not any(name.startswith("penstock.engine") for name in sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

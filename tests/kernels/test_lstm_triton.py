@@ -1,130 +1,12 @@
-"""The Triton kernels: values in Triton's interpreter, in a process of their own, and compilation for each GPU.
+"""The Triton LSTM compiled for GPUs that need not be there; interpreted_lstm.py runs it."""
 
-Triton chooses its interpreter when a kernel is decorated, so that one process either interprets or compiles.
-"""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import lstm_cases as cases
 import pytest
 import torch
 
-from penstock.kernels import dispatch, lstm_cell, use_backend
-from penstock.kernels.lstm.protocol import LayerInputs
+from penstock.kernels import dispatch
 
 triton = pytest.importorskip("triton")
 backend = pytest.importorskip("penstock.kernels.lstm.triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_in_the_interpreter")
-compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-LAYERS = [
-    cases.layer([3, 0, 5, 1, 17], 4, 7),
-    cases.layer([2, 3], 3, 16, directions=1, states=False, bias=False),
-    cases.layer([2] * 18, 3, 70, resets=True),
-]
-
-
-@compiled
-def test_in_the_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(Path(__file__))],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
-
-
-@pytest.fixture
-def bfloat16_dot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.9's interpreter holds bfloat16 as integers and multiplies those; products are exact in float32."""
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    plain = InterpreterBuilder.create_dot
-
-    def create_dot(self, a, b, d, *rest):
-        a, b = (self.create_fp_ext(x, triton.language.float32) if x.dtype.is_bf16() else x for x in (a, b))
-        return plain(self, a, b, d, *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-
-
-@interpreted
-@pytest.mark.usefixtures("bfloat16_dot")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("persistent", [True, False])
-@pytest.mark.parametrize("inputs", LAYERS, ids=range(len(LAYERS)))
-def test_layer(inputs: LayerInputs, persistent: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_RESIDENT_BYTES", 1 << 20 if persistent else 0)
-    exact = inputs._replace(
-        x=inputs.x.to(dtype).double(),
-        weights=type(inputs.weights)(*([w.to(dtype).double() for w in kind] for kind in inputs.weights)),
-        h0=None if inputs.h0 is None else inputs.h0.to(dtype).double(),
-    )
-    cases.check("triton", exact, dtype, return_cells=len(inputs.x) != 36)
-
-
-@interpreted
-@pytest.mark.parametrize("persistent", [True, False])
-def test_bounds_outside_the_tokens_stay_in_memory(persistent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_RESIDENT_BYTES", 1 << 20 if persistent else 0)
-    inputs = cases.layer([3, 2], 3, 5)
-    single = cases.recorded(inputs, torch.float32)
-    wild = single._replace(cu_seqlens=torch.tensor([-7, 3, 1 << 30], dtype=torch.int32))
-    with torch.no_grad():
-        y = backend.forward(wild, False, False).y
-    torch.testing.assert_close(
-        y[3:].double(), cases.truth(inputs, [*cases.cotangents(inputs)])[0][0][3:], atol=1e-5, rtol=0
-    )
-
-
-@interpreted
-@pytest.mark.parametrize("persistent", [True, False])
-def test_same_bits_and_no_leak_between_sequences(persistent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_RESIDENT_BYTES", 1 << 20 if persistent else 0)
-    inputs = cases.layer([4, 0, 6, 2], 3, 5)
-    changed = inputs._replace(x=inputs.x.clone())
-    changed.x[4:10] = float("nan")
-    grads = [*cases.cotangents(inputs)[:3], None]
-    results = [cases.run("triton", each, torch.float32, grads) for each in (inputs, inputs, changed)]
-    (y, *_), (dx, *_) = results[0]
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
-    for rows in (slice(0, 4), slice(10, 12)):
-        assert torch.equal(y[rows], results[2][0][0][rows])
-        assert torch.equal(dx[rows], results[2][1][0][rows])
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cell(dtype: torch.dtype) -> None:
-    gates = torch.randn(37, 4 * 50).to(dtype).requires_grad_()
-    c = torch.randn(37, 50, requires_grad=True)
-    results = []
-    for name in ("triton", "reference"):
-        with use_backend(name):
-            h, c_next = lstm_cell(gates, c)
-        both = torch.autograd.grad([h, c_next], [gates, c], [torch.ones_like(h), torch.full_like(c, 0.3)])
-        only_c = torch.autograd.grad(lstm_cell(gates, c)[1].sum(), [gates, c])
-        results.append([h, c_next, *both, *only_c])
-    assert max(cases.errors(*results)) < cases.BOUNDS[dtype][0]
-
-
-@interpreted
-def test_functions_near_zero_and_far() -> None:
-    x = torch.tensor([0.0, 1e-6, -1e-3, 0.0999, 0.1001, -5.0, 88.0, -200.0, float("nan")])
-    gates = torch.stack([torch.full_like(x, 100.0), torch.full_like(x, -100.0), x, x], 1).double()
-    with use_backend("triton"):
-        h, c = lstm_cell(gates.float(), torch.zeros(9, 1))
-    torch.testing.assert_close(c[:, 0].double(), x.double().tanh(), rtol=1e-6, atol=0, equal_nan=True)
-    expected = x.double().sigmoid() * x.double().tanh().tanh()
-    torch.testing.assert_close(h[:, 0].double(), expected, rtol=1e-6, atol=1e-30, equal_nan=True)
 
 
 def test_is_never_the_default() -> None:
@@ -184,7 +66,6 @@ KERNELS = [
 ]
 
 
-@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(("name", "storage", "hidden"), KERNELS)
@@ -194,7 +75,6 @@ def test_compiles(capability: int, name: str, storage: str, hidden: int) -> None
     assert binary.metadata.shared <= SHARED_BYTES[capability]
 
 
-@compiled
 @pytest.mark.parametrize(
     ("name", "everything"),
     [("persistent_backward", True), ("persistent_forward", False), ("step_forward", False), ("step_backward", False)],

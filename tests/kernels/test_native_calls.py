@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_cases import has_code, isas, pairwise
 from torch import Tensor
 
 from penstock import _native
@@ -144,20 +145,19 @@ def on_a_fresh_thread(work: Callable[[], Any]) -> Any:
     return result
 
 
-@pytest.fixture
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+ISAS, DTYPES = isas("attention"), [torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("isa", _native.available_isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("queries", "keys"), [([3], [0]), ([0], [3]), ([0], [0]), ([3, 0], [0, 20]), ([40], [0])])
+@pairwise(
+    {
+        "isa": ISAS,
+        "dtype": DTYPES,
+        "queries, keys": [([3], [0]), ([0], [3]), ([0], [0]), ([3, 0], [0, 20]), ([40], [0])],
+    },
+    has_code("attention"),
+)
 @pytest.mark.usefixtures("one_thread")
-def test_attention_with_nothing_to_attend_to(queries, keys, dtype, isa, monkeypatch) -> None:
-    monkeypatch.setenv("PENSTOCK_ISA", isa)
+def test_attention_with_nothing_to_attend_to(queries, keys, dtype, isa) -> None:
     cu_q, cu_k = (torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32) for lengths in (queries, keys))
     q = torch.randn(sum(queries), 2, 8, dtype=dtype, requires_grad=True)
     k = torch.randn(sum(keys), 2, 8, dtype=dtype, requires_grad=True)
@@ -172,17 +172,16 @@ def test_attention_with_nothing_to_attend_to(queries, keys, dtype, isa, monkeypa
             assert torch.equal(each, torch.zeros_like(each))
 
 
-@pytest.mark.parametrize("isa", _native.available_isas())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("queries", "keys", "window"),
-    [(600, 3, (-1, 0)), (600, 40, (2, 0)), (20, 600, (0, 0)), (700, 600, (0, 3)), (1100, 20, (5, 5))],
+SEEING_LITTLE = [(600, 3, (-1, 0)), (600, 40, (2, 0)), (20, 600, (0, 0)), (700, 600, (0, 3)), (1100, 20, (5, 5))]
+
+
+@pairwise(
+    {"isa": ISAS, "dtype": DTYPES, "queries, keys, window": SEEING_LITTLE, "dropout_p": [0.0, 0.3]},
+    has_code("attention"),
 )
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.usefixtures("one_thread")
-def test_many_queries_that_see_no_key(queries, keys, window, dropout_p, dtype, isa, monkeypatch) -> None:
+def test_many_queries_that_see_no_key(queries, keys, window, dropout_p, dtype, isa) -> None:
     """More of them than are computed together: no key is left to a whole piece of work."""
-    monkeypatch.setenv("PENSTOCK_ISA", isa)
     bounds = [torch.tensor([0, length], dtype=torch.int32) for length in (queries, keys)]
     torch.manual_seed(0)
     q, k, v, grad_out = (torch.randn(n, 1, 16).to(dtype) for n in (queries, keys, keys, queries))
@@ -240,6 +239,36 @@ def test_the_instruction_set_is_read_at_each_call(calls, monkeypatch) -> None:
         LSTM(3, 4)(Ragged.from_lengths(torch.randn(2, 3), [2]))
         seen.add(recorded["forward"]["isa"])
     assert seen == set(_native.available_isas())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_multiplies_bfloat16_leaves_float32_as_it_was(monkeypatch) -> None:
+    """Bit for bit: so the tests of values leave these pairs out (kernel_cases.codes)."""
+    torch.manual_seed(0)
+    module, cu, seed = LSTM(9, 21, bidirectional=True), torch.tensor([0, 20, 37], dtype=torch.int32), torch.tensor(7)
+    x, q = torch.randn(37, 9, requires_grad=True), torch.randn(37, 2, 33, requires_grad=True)
+    wide = torch.randn(37, 42, requires_grad=True)
+    angles = torch.randn(2, 37, 10)
+
+    def results() -> list[Tensor]:
+        with use_backend("cpu"):
+            outs = [
+                module(Ragged.from_lengths(x, [20, 17]))[0].values,
+                varlen_attention(q, q, q, cu, cu, 20, 20, dropout_p=0.1, seed=seed, causal=True),
+                residual_norm(wide, wide * 2, wide[0], wide[1], dropout_p=0.1, cu_seqlens=cu, seed=seed),
+                *(bias_gelu(wide), geglu(wide)),
+                *rotary(q[:, :, :10], q[:, :, 20:30], *angles),
+            ]
+        outs.append(dropout(wide, cu, 0.1, seed, 0))
+        return [*outs, *torch.autograd.grad([out.square().sum() for out in outs], [x, q, wide, *module.parameters()])]
+
+    found = {}
+    for isa in _native.available_isas():
+        monkeypatch.setenv("PENSTOCK_ISA", isa)
+        found[isa] = results()
+    for isa in ("avx512_bf16", "amx_bf16"):
+        if isa in found:
+            assert all(torch.equal(a, b) for a, b in zip(found[isa], found["avx512"], strict=True)), isa
 
 
 def test_an_unknown_instruction_set_is_an_error_everywhere(monkeypatch) -> None:

@@ -1,43 +1,24 @@
 """Bias, dropout, residual and LayerNorm in one operation, against float64 and against torch's own modules."""
 
 import functools
-from collections.abc import Iterator
-from itertools import accumulate
 
+import kernel_cases
 import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
+from kernel_cases import BOUND, bounds, cpu_backends, implementations, on_threads, pairwise
 from torch import Tensor
 
-from penstock import _native
 from penstock.kernels import philox, residual_norm, use_backend
 
 LENGTHS = (3, 0, 1, 40, 211, 0)
-WIDE = torch.float32
-BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 SEED = torch.tensor(-(2**61) + 99)
 IDS = torch.arange(len(LENGTHS)) * 7 + 2**40
 NAMES = ("x", "residual", "x_bias", "weight", "bias")
-BACKENDS = ["reference", "torch", *(f"cpu {isa}" for isa in _native.available_isas())]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name, _, isa = request.param.partition(" ")
-    monkeypatch.setenv("PENSTOCK_ISA", isa)
-    return name
-
-
-@pytest.fixture
-def uninitialised_is_nan() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def bounds(lengths: tuple[int, ...] = LENGTHS) -> Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+BACKENDS = cpu_backends("rowwise")
+IMPLEMENTATIONS = implementations("residual_norm", BACKENDS, width=7)
+every_backend = pairwise({"backend": BACKENDS})
 
 
 @functools.cache
@@ -64,15 +45,17 @@ def run(backend: str, inputs: tuple[Tensor, ...], *grads: Tensor | None, without
 
 
 def dropout(p: float) -> dict:
-    return {"dropout_p": p, "cu_seqlens": bounds(), "ids": IDS, "seed": SEED}
+    return {"dropout_p": p, "cu_seqlens": bounds(LENGTHS), "ids": IDS, "seed": SEED}
 
 
-@pytest.mark.parametrize(("p", "without"), [(0.0, ()), (0.1, ()), (0.1, ("x_bias", "bias")), (0.0, ("x_bias",))])
-@pytest.mark.parametrize("dtype", BOUND)
-@pytest.mark.parametrize("width", [7, 64, 101])
+@pairwise(
+    {
+        "backend, dtype": IMPLEMENTATIONS,
+        "width": [7, 64, 101],
+        "p, without": [(0.0, ()), (0.1, ()), (0.1, ("x_bias", "bias")), (0.0, ("x_bias",))],
+    }
+)
 def test_values_and_gradients(backend, width, dtype, p, without):
-    if backend == "cpu" and dtype == torch.float16:
-        pytest.skip("the cpu backend has no float16")
     inputs, grad_out = tensors(width, dtype)
     options = dropout(p) if p else {}
     found = run(backend, inputs, grad_out, without=without, **options)
@@ -82,15 +65,19 @@ def test_values_and_gradients(backend, width, dtype, p, without):
     assert [y.dtype for y in found] == [dtype] * 3 + [torch.float32] * (len(found) - 3)
 
 
-@pytest.mark.parametrize("used", ["both", "out", "z"])
-@pytest.mark.parametrize(("p", "without"), [(0.0, ()), (0.1, ()), (0.1, ("x_bias", "bias"))])
-@pytest.mark.parametrize(
-    ("dtype", "residual_dtype"), [*((dtype, dtype) for dtype in BOUND), (torch.float16, WIDE), (torch.bfloat16, WIDE)]
+@pairwise(
+    {
+        "backend, dtype, residual_dtype": [
+            (name, dtype, stream)
+            for name, dtype in IMPLEMENTATIONS
+            for stream in sorted({dtype, torch.float32}, key=str)
+        ],
+        "width": [7, 101],
+        "p, without": [(0.0, ()), (0.1, ()), (0.1, ("x_bias", "bias"))],
+        "used": ["both", "out", "z"],
+    }
 )
-@pytest.mark.parametrize("width", [7, 101])
 def test_prenorm_values_and_gradients(backend, width, dtype, residual_dtype, p, without, used, uninitialised_is_nan):
-    if backend == "cpu" and dtype == torch.float16:
-        pytest.skip("the cpu backend has no float16")
     (x, residual, *parameters), grad_out = tensors(width, dtype)
     inputs = (x, residual.to(residual_dtype) + 2**-12, *parameters)  # float32 holds what x's dtype does not
     grads = [grad_out if used != "z" else None, inputs[1].flip(0) if used != "out" else None]
@@ -104,6 +91,7 @@ def test_prenorm_values_and_gradients(backend, width, dtype, residual_dtype, p, 
     assert [y.dtype for y in found[:4]] == [dtype, residual_dtype, dtype, residual_dtype]
 
 
+@every_backend
 @pytest.mark.parametrize("p", [0.0, 0.1])
 def test_prenorm_leaves_the_norm_as_it_is(backend, p):
     inputs, grad_out = tensors(48, torch.float32)
@@ -140,6 +128,7 @@ def test_reference_gradients_are_those_of_its_formula(prenorm):
     assert torch.autograd.gradcheck(operation, [x.clone().requires_grad_() for x in inputs])
 
 
+@every_backend
 def test_dropout_follows_the_rule(backend):
     width, p = 70, 0.3
     x, zero = torch.ones(sum(LENGTHS), width, requires_grad=True), torch.zeros(sum(LENGTHS), width)
@@ -157,10 +146,11 @@ def test_dropout_follows_the_rule(backend):
     assert torch.equal(gradient != 0, kept)
 
 
+@every_backend
 def test_dropout_follows_the_example_not_the_batch(backend):
     inputs, _ = tensors(33, torch.float32)
     x, residual, x_bias, weight, bias = inputs
-    start, end = bounds().tolist()[3:5]
+    start, end = bounds(LENGTHS).tolist()[3:5]
     with use_backend(backend):
         together = residual_norm(x, residual, weight, bias, x_bias=x_bias, **dropout(0.2))
         options = {**dropout(0.2), "cu_seqlens": bounds((end - start,)), "ids": IDS[3:4]}
@@ -170,6 +160,7 @@ def test_dropout_follows_the_example_not_the_batch(backend):
     assert not torch.allclose(other, together)
 
 
+@every_backend
 def test_everything_may_be_dropped(backend):
     inputs, grad_out = tensors(20, torch.float32)
     out, d_x, *_ = run(backend, inputs, grad_out, **dropout(1.0))
@@ -177,6 +168,7 @@ def test_everything_may_be_dropped(backend):
     assert not d_x.any()
 
 
+@every_backend
 def test_rows_are_independent(backend):
     inputs, grad_out = tensors(48, torch.float32)
     poisoned = (inputs[0].clone(), *inputs[1:])
@@ -191,16 +183,16 @@ def test_rows_are_independent(backend):
 def test_same_bits_whatever_the_threads():
     inputs, grad_out = tensors(64, torch.bfloat16, tokens=3001)
     options = {**dropout(0.1), "cu_seqlens": bounds((3000, 1)), "ids": IDS[:2]}
-    threads, results = torch.get_num_threads(), []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(run("cpu", inputs, grad_out, **options) + run("cpu", inputs, *[grad_out] * 2, prenorm=True))
-    torch.set_num_threads(threads)
+
+    def both():
+        return run("cpu", inputs, grad_out, **options) + run("cpu", inputs, *[grad_out] * 2, prenorm=True)
+
+    results = on_threads((1, 2, 3), both)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("lengths", [(), (0,), (0, 0), (1,)])
+@pairwise({"backend": BACKENDS, "lengths": [(), (0,), (0, 0), (1,)]})
 def test_degenerate_batches(backend, lengths):
     inputs, grad_out = tensors(9, torch.float32, tokens=sum(lengths))
     options = {"dropout_p": 0.5, "cu_seqlens": bounds(lengths), "seed": SEED}
@@ -212,6 +204,7 @@ def test_degenerate_batches(backend, lengths):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pairwise({"backend": kernel_cases.BACKENDS})
 def test_views_are_read_as_they_are(backend):
     inputs, grad_out = tensors(30, torch.float32)
     strided = (*(x.t().contiguous().t() for x in inputs[:2]), *inputs[2:])
@@ -222,6 +215,7 @@ def test_views_are_read_as_they_are(backend):
         assert torch.equal(a, b)
 
 
+@pairwise({"backend": kernel_cases.BACKENDS})
 def test_keeps_nothing_for_backward_without_gradients(backend):
     (x, residual, x_bias, weight, bias), _ = tensors(12, torch.float32)
     arguments = (x_bias, weight, bias, 1e-5, 0.0, None, None, None, False)
@@ -257,7 +251,7 @@ def test_draws_its_seed_from_torchs_generator():
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        results.append(residual_norm(x, residual, weight, dropout_p=0.5, cu_seqlens=bounds()))
+        results.append(residual_norm(x, residual, weight, dropout_p=0.5, cu_seqlens=bounds(LENGTHS)))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -269,14 +263,19 @@ def test_a_second_derivative_is_refused():
         out.sum().backward(create_graph=True)
 
 
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("prenorm", [False, True])
-@pytest.mark.parametrize("p", [0.0, 0.25])
+@pairwise(
+    {
+        "backend": kernel_cases.BACKENDS,
+        "p": [0.0, 0.25],
+        "prenorm": [False, True],
+        "x_dtype": [torch.float32, torch.bfloat16],
+    }
+)
 def test_opcheck(backend, p, prenorm, x_dtype):
     (x, residual, x_bias, weight, bias), _ = tensors(10, x_dtype)
     residual = residual.float() if prenorm else residual
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    drop = (p, bounds(), IDS, SEED) if p else (0.0, None, None, None)
+    drop = (p, bounds(LENGTHS), IDS, SEED) if p else (0.0, None, None, None)
     arguments = (x, residual, x_bias, weight, bias, 1e-5, *drop, prenorm, True, backend)
     torch.library.opcheck(torch.ops.penstock.residual_norm.default, arguments)
 

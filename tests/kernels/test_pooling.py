@@ -1,16 +1,13 @@
 import pytest
 import torch
 import torch._dynamo.testing
+from kernel_cases import bounds, pairwise
 
 from penstock.kernels import segment_pool, use_backend
 from penstock.kernels.pooling import MODES, Problem, plain
 
 LENGTHS = [3, 0, 1, 17, 0, 1, 131, 2, 0]
 BACKENDS = ["torch", "reference"]
-
-
-def bounds(lengths):
-    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(torch.int32)
 
 
 def batch(lengths=LENGTHS, features=6, dtype=torch.float32, seed=0, mode="attention"):
@@ -98,18 +95,17 @@ def test_error_against_float64_is_within_bounds(mode, dtype, bound):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_max_takes_the_first_of_equals_and_keeps_nan(backend):
-    values = torch.tensor([[1.0, 5.0], [7.0, 5.0], [7.0, 2.0], [3.0, float("nan")], [4.0, float("inf")]])
+    nan, inf = float("nan"), float("inf")
+    values = torch.tensor([[1.0, 5.0], [7.0, 5.0], [7.0, 2.0], [3.0, nan], [4.0, inf], [2.0, 1.0], [nan, 0.0]])
     values.requires_grad_()
     with use_backend(backend):
-        out = segment_pool(values, bounds([3, 2]), "max")
-    torch.testing.assert_close(out, torch.tensor([[7.0, 5.0], [4.0, float("nan")]]), equal_nan=True)
+        out = segment_pool(values, bounds([3, 2, 2]), "max")
+    torch.testing.assert_close(out, torch.tensor([[7.0, 5.0], [4.0, nan], [nan, 1.0]]), equal_nan=True)
     out.sum().backward()
-    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0]]))
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0], [0, 1], [1, 0]]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0], [1]])
+@pairwise({"mode": list(MODES), "lengths": [[], [0], [0, 0], [1]], "backend": BACKENDS})
 def test_degenerate_batches(lengths, mode, backend):
     values, scores = batch(lengths, mode=mode)
     with use_backend(backend):

@@ -1,24 +1,21 @@
 """The rotary position embedding, against its formula in float64 and against transformers' own."""
 
+import kernel_cases
 import pytest
 import torch
 import torch._dynamo.testing
+from kernel_cases import cpu_backends, has_code, implementations, isas, on_threads, pairwise
 
 from penstock import _native
 from penstock.kernels import rotary, use_backend
 
 BOUND = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-BACKENDS = ["reference", "torch", *(f"cpu {isa}" for isa in _native.available_isas())]
+BACKENDS = cpu_backends("rowwise")
+every_backend = pairwise({"backend": BACKENDS})
+IMPLEMENTATIONS = implementations("rotary", BACKENDS)
 # tokens, the heads of q and of k, head_dim
 SHAPES = [(0, 2, 2, 6), (1, 1, 1, 2), (1, 3, 1, 10), (5, 0, 2, 32), (33, 12, 12, 32), (70, 4, 2, 64), (257, 2, 2, 128)]
-SHAPES += [(19, 2, 3, 6), (40, 3, 3, 10), (9, 2, 1, 0)]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name, _, isa = request.param.partition(" ")
-    monkeypatch.setenv("PENSTOCK_ISA", isa)
-    return name
+SHAPES += [(19, 2, 3, 6), (9, 2, 1, 0)]
 
 
 def tensors(shape, dtype):
@@ -61,15 +58,15 @@ def check(backend, heads, angles, gradients):
     assert all(y.is_contiguous() for y in found)
 
 
-@pytest.mark.parametrize("dtype", BOUND)
-@pytest.mark.parametrize("shape", SHAPES)
+@pairwise(
+    {"backend": BACKENDS, "dtype": list(BOUND), "shape": SHAPES},
+    lambda backend, dtype, shape: (backend, dtype) in IMPLEMENTATIONS,
+)
 def test_values_and_gradients(backend, shape, dtype):
-    if backend == "cpu" and dtype == torch.float16:
-        pytest.skip("the cpu backend has no float16")
     check(backend, *tensors(shape, dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pairwise({"backend": BACKENDS, "dtype": [torch.float32, torch.bfloat16]})
 def test_views_are_read_where_they_lie(backend, dtype):
     product = torch.randn(50, 3, 4, 10).to(dtype)
     _, angles, gradients = tensors((50, 4, 4, 10), dtype)
@@ -98,9 +95,8 @@ def test_equals_transformers():
                 torch.testing.assert_close(y, r, rtol=8e-3 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
 
 
+@pairwise({"backend": ["reference", "torch"]})
 def test_gradients_of_gradients(backend):
-    if backend == "cpu":
-        pytest.skip("the cpu backend has no float64")
     heads, angles, _ = tensors((5, 2, 1, 6), torch.float64)
     inputs = [x.requires_grad_() for x in heads]
     angles = [angle.double() for angle in angles]
@@ -109,6 +105,7 @@ def test_gradients_of_gradients(backend):
         assert torch.autograd.gradgradcheck(lambda q, k: rotary(q, k, *angles), inputs)
 
 
+@every_backend
 def test_one_of_the_two_may_be_frozen_or_unused(backend):
     (q, k), angles, (_, grad_k) = tensors((9, 2, 1, 6), torch.float32)
     with use_backend(backend):
@@ -117,10 +114,15 @@ def test_one_of_the_two_may_be_frozen_or_unused(backend):
     torch.testing.assert_close(gradient, run(backend, (q, k), angles, (torch.zeros_like(q), grad_k))[3])
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("isa", _native.available_isas())
-@pytest.mark.parametrize("head_dim", [2, 6, 10, 32, 36, 64, 128])
+@pairwise(
+    {
+        "isa": isas("rowwise"),
+        "dtype": [torch.float32, torch.bfloat16],
+        "head_dim": [2, 6, 10, 32, 36, 64, 128],
+        "transposed": [False, True],
+    },
+    has_code("rowwise"),
+)
 def test_every_element_is_written_and_no_other(head_dim, isa, dtype, transposed):
     """Memory around the tensors is NaN, and so are the results before."""
     tokens, heads = 37, 3
@@ -151,11 +153,7 @@ def test_every_element_is_written_and_no_other(head_dim, isa, dtype, transposed)
 
 def test_same_bits_whatever_the_threads():
     arguments = tensors((3001, 2, 1, 10), torch.bfloat16)
-    threads, results = torch.get_num_threads(), []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(run("cpu", *arguments))
-    torch.set_num_threads(threads)
+    results = on_threads((1, 2, 3), lambda: run("cpu", *arguments))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -166,7 +164,7 @@ def test_autocast_leaves_the_dtype_alone():
         assert [x.dtype for x in rotary(*heads, *angles)] == [torch.float32] * 2
 
 
-@pytest.mark.parametrize("transposed", [False, True])
+@pairwise({"backend": kernel_cases.BACKENDS, "transposed": [False, True]})
 def test_passes_opcheck(backend, transposed):
     heads, angles, _ = tensors((9, 2, 1, 6), torch.float32)
     torch.library.opcheck(torch.ops.penstock.rotary.default, (*heads, *angles, transposed, backend))

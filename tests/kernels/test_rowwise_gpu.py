@@ -1,24 +1,19 @@
 """residual_norm, bias_gelu, geglu, rotary and segment_pool on a GPU against float64 on the CPU."""
 
-from itertools import accumulate
-
 import pytest
 import torch
+from kernel_cases import BOUND as BOUNDS
+from kernel_cases import bounds, pairwise
 
 from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
 from penstock.kernels.pooling import MODES
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu  # skipped, with the reason, where there is none
 
 LENGTHS = [5, 0, 1, 37, 64, 131, 2, 0, 1, 211, 1031, 300]
-BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 TOKENS = sum(LENGTHS)
 
-backends = pytest.mark.parametrize("backend", ["torch", "triton"])
-dtypes = pytest.mark.parametrize("dtype", BOUNDS)
+BACKENDS, DTYPES = ["torch", "triton"], list(BOUNDS)
 
 
 def check(backend, operation, inputs, dtype):
@@ -51,41 +46,40 @@ def normal(*shapes):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def bounds(device):
-    return torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32, device=device)
-
-
-@backends
-@dtypes
-@pytest.mark.parametrize("p", [0.0, 0.1])
-@pytest.mark.parametrize(("prenorm", "wide"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("width", [7, 384, 768, 1030])
+@pairwise(
+    {
+        "backend, dtype": [(backend, dtype) for backend in BACKENDS for dtype in DTYPES],
+        "width": [7, 384, 768, 1030],
+        "prenorm, wide": [(False, False), (True, False), (True, True)],
+        "p": [0.0, 0.1],
+    }
+)
 def test_residual_norm(backend, width, prenorm, wide, p, dtype):
     def operation(x, residual, x_bias, weight, bias, device):
-        drop = {"dropout_p": p, "cu_seqlens": bounds(device), "seed": torch.tensor(2**61 + 99, device=device)}
+        drop = {"dropout_p": p, "cu_seqlens": bounds(LENGTHS, device), "seed": torch.tensor(2**61 + 99, device=device)}
         stream = residual.to(torch.promote_types(x.dtype, torch.float32)) if wide else residual
         return residual_norm(x, stream, weight, bias, x_bias=x_bias, prenorm=prenorm, **(drop if p else {}))
 
     check(backend, operation, normal((TOKENS, width), (TOKENS, width), width, width, width), dtype)
 
 
-@backends
-@dtypes
-@pytest.mark.parametrize("width", [7, 384, 3072])
+@pairwise({"backend": BACKENDS, "dtype": DTYPES, "width": [7, 384, 3072]})
 def test_bias_gelu(backend, width, dtype):
     check(backend, lambda x, bias, device: bias_gelu(x, bias), normal((TOKENS, width), width), dtype)
 
 
-@backends
-@dtypes
-@pytest.mark.parametrize("width", [14, 1152])
+@pairwise({"backend": BACKENDS, "dtype": DTYPES, "width": [14, 1152]})
 def test_geglu(backend, width, dtype):
     check(backend, lambda x, bias, device: geglu(x, bias), normal((TOKENS, width), width), dtype)
 
 
-@backends
-@dtypes
-@pytest.mark.parametrize(("q_heads", "k_heads", "head_dim"), [(12, 12, 64), (5, 1, 10), (0, 12, 32)])
+@pairwise(
+    {
+        "backend": BACKENDS,
+        "dtype": DTYPES,
+        "q_heads, k_heads, head_dim": [(12, 12, 64), (5, 1, 10), (0, 12, 32)],
+    }
+)
 def test_rotary(backend, q_heads, k_heads, head_dim, dtype):
     def operation(product, device):
         cos, sin = (angle.to(device) for angle in normal((TOKENS, head_dim), (TOKENS, head_dim)))
@@ -94,13 +88,10 @@ def test_rotary(backend, q_heads, k_heads, head_dim, dtype):
     check(backend, operation, normal((TOKENS, q_heads + k_heads, head_dim)), dtype)
 
 
-@backends
-@dtypes
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("width", [14, 512])
+@pairwise({"backend": BACKENDS, "dtype": DTYPES, "mode": list(MODES), "width": [14, 512]})
 def test_pooling(backend, width, mode, dtype):
     def operation(values, scores=None, device="cpu"):
-        return segment_pool(values, bounds(device), mode, scores, bidirectional=mode == "last")
+        return segment_pool(values, bounds(LENGTHS, device), mode, scores, bidirectional=mode == "last")
 
     inputs = normal((TOKENS, width), TOKENS) if mode == "attention" else normal((TOKENS, width))
     check(backend, operation, inputs, dtype)

@@ -1,29 +1,11 @@
-// What the kernels ask of the machine. On a GPU these are single instructions; off it, the tests give every function
-// here a counterpart on an emulated machine, so that the very source of the kernels runs on a processor.
+// What the kernels ask of the machine: on a GPU these are single instructions. Nothing else of them is CUDA's own, so a
+// machine that gives every function here a counterpart runs the very source of the kernels: the tests put a header of
+// this name before it, for an emulated one.
 #pragma once
 
-#include <cstdint>
-
-namespace penstock::device {
-
-// Words that are loaded and stored at once.
-struct alignas(8) Pair {
-  uint32_t word[2];
-};
-struct alignas(16) Quad {
-  uint32_t word[4];
-};
-
-}  // namespace penstock::device
-
-#if !defined(__CUDACC__)
-#define PENSTOCK_DEVICE inline
-#define PENSTOCK_UNROLL
-#define PENSTOCK_ROLL
-#include "lstm/cuda/tests/emulated_device.h"
-#else
-
 #include <cuda_runtime.h>
+
+#include "lstm/cuda/words.h"
 
 #define PENSTOCK_DEVICE __device__ __forceinline__
 #define PENSTOCK_UNROLL _Pragma("unroll")
@@ -207,5 +189,3 @@ PENSTOCK_DEVICE void store_remote(void* to, uint64_t* barrier, int rank, Pair v)
 }
 
 }  // namespace penstock::device
-
-#endif

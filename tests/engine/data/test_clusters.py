@@ -8,7 +8,7 @@ import pytest
 
 from penstock.engine.data.prepare import prepare
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_probes")]
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 

@@ -8,8 +8,9 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-CSRC = Path(__file__).resolve().parents[3] / "csrc"
-TARGET = CSRC / "data" / "fuzz" / "fuzz_shards.cpp"
+ROOT = Path(__file__).resolve().parents[3]
+CSRC = ROOT / "csrc"
+TARGET = ROOT / "tests" / "native" / "fuzz_shards.cpp"
 FLAGS = ["-std=c++20", "-g", "-O1", "-fno-sanitize-recover=all", f"-I{CSRC}"]
 
 

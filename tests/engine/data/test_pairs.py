@@ -143,8 +143,8 @@ def test_pairs_and_single_texts_are_not_mixed(tmp_path):
 
 
 HOSTILE = ["", " ", "the [SEP] cat [CLS] [PAD]", "</s> a <s>", "Ünïcode 電影 🎬 e\u0301 \u200b\u00a0", "new<NEW> word"]
-LENGTHS = [0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 15, 40]
-PAIRS = [("w " * m + "one", "v " * n + "two") for m, n in itertools.product(LENGTHS, LENGTHS)]
+LENGTHS = [0, 1, 2, 3, 4, 5, 6, 7, 11]
+PAIRS = [("w " * m + "one", "v " * n + "two") for m, n in [*itertools.product(LENGTHS, LENGTHS), (40, 3), (3, 40)]]
 PAIRS += list(itertools.product(HOSTILE, HOSTILE)) + [("word " * 30, text) for text in HOSTILE]
 
 # What to learn, which of transformers' classes has it, and what it gives its model.
@@ -157,20 +157,28 @@ TOKENIZERS = {
 }
 
 
-def tokenizer_folder(name: str, folder: Path, settings: dict) -> str:
-    """A small tokenizer of a kind, saved."""
-    learned, class_name, inputs = TOKENIZERS[name]
-    spec = parse_train_spec(f"train:{learned}:300")
-    base = folder / "base"
-    texts = ["the film was good and the cat sat", "a word and another word"] * 3
-    train_tokenizer(spec, lambda: [texts]).save_pretrained(base)
-    if class_name is not None:
-        config = json.loads((base / "tokenizer_config.json").read_text())
-        (base / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": class_name}))
+@pytest.fixture(scope="module")
+def base_tokenizers(tmp_path_factory) -> dict[str, Path]:
+    """A small tokenizer of every kind, saved."""
+    folders = {}
+    for name, (learned, class_name, _) in TOKENIZERS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        spec = parse_train_spec(f"train:{learned}:300")
+        texts = ["the film was good and the cat sat", "a word and another word"] * 3
+        train_tokenizer(spec, lambda texts=texts: [texts]).save_pretrained(folders[name])
+        if class_name is not None:
+            path = folders[name] / "tokenizer_config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": class_name}))
+    return folders
+
+
+def save_with(settings: dict, name: str, base_tokenizers: dict[str, Path], folder: Path) -> str:
+    """The tokenizer of this name with settings of its own."""
+    inputs = TOKENIZERS[name][2]
     if inputs is not None:
         settings = settings | {"model_input_names": inputs}
-    AutoTokenizer.from_pretrained(base, **settings).save_pretrained(folder / "tokenizer")
-    return str(folder / "tokenizer")
+    AutoTokenizer.from_pretrained(base_tokenizers[name], **settings).save_pretrained(folder)
+    return str(folder)
 
 
 def pairs_of(store: Store) -> tuple[list, list]:
@@ -186,20 +194,21 @@ def pairs_of(store: Store) -> tuple[list, list]:
     return ids, types
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize(
-    ("truncation", "settings"),
-    [
-        (None, {}),
-        ("tail", {}),
-        (None, {"truncation_side": "left"}),
-        ("head", {"truncation_side": "left"}),
-        (None, {"split_special_tokens": True}),
-    ],
-    ids=str,
-)
-def test_tokens_and_types_are_the_saved_tokenizers(tmp_path, name, truncation, settings):
-    folder = tokenizer_folder(name, tmp_path, settings)
+SETTINGS = [
+    (None, {}),
+    ("tail", {}),
+    (None, {"truncation_side": "left"}),
+    ("head", {"truncation_side": "left"}),
+    (None, {"split_special_tokens": True}),
+]
+# All settings of a tokenizer of each algorithm; of the others, which differ from these in class or types, the extremes.
+CASES = [(name, *case) for name in ("bert", "trained-bpe") for case in SETTINGS]
+CASES += [(name, *case) for name in set(TOKENIZERS) - {"bert", "trained-bpe"} for case in (SETTINGS[0], SETTINGS[3])]
+
+
+@pytest.mark.parametrize(("name", "truncation", "settings"), sorted(CASES, key=str), ids=str)
+def test_tokens_and_types_are_the_saved_tokenizers(tmp_path, base_tokenizers, name, truncation, settings):
+    folder = save_with(settings, name, base_tokenizers, tmp_path / "tokenizer")
     rows = [(pair, i % 2) for i, pair in enumerate(PAIRS)]
     store = prepare(
         rows, tmp_path / "s", tokenizer=folder, truncation=truncation, max_length=12, rows_per_shard=70, progress=False
@@ -207,9 +216,10 @@ def test_tokens_and_types_are_the_saved_tokenizers(tmp_path, name, truncation, s
     saved = AutoTokenizer.from_pretrained(store.path / "tokenizer")
     firsts, seconds = map(list, zip(*PAIRS, strict=True))
     ids, types = pairs_of(store)
-    for expected in (saved(firsts, seconds, truncation=True), saved(firsts, seconds, truncation=True, max_length=12)):
-        assert ids == expected["input_ids"]
-        assert types == expected.get("token_type_ids", [None] * len(PAIRS))
+    assert saved.model_max_length == 12
+    expected = saved(firsts, seconds, truncation=True)
+    assert ids == expected["input_ids"]
+    assert types == expected.get("token_type_ids", [None] * len(PAIRS))
     assert ("token_type_ids" in expected) == (store.seconds is not None) == (name in ("bert", "generic-with-types"))
     whole = saved(firsts, seconds)["input_ids"]
     assert store.manifest.truncated_texts == sum(len(ids) > 12 for ids in whole) > 0
@@ -217,9 +227,9 @@ def test_tokens_and_types_are_the_saved_tokenizers(tmp_path, name, truncation, s
     assert list(store.verify(deep=True))
 
 
-@pytest.fixture
-def bert(tmp_path) -> str:
-    return tokenizer_folder("bert", tmp_path, {})
+@pytest.fixture(scope="module")
+def bert(base_tokenizers, tmp_path_factory) -> str:
+    return save_with({}, "bert", base_tokenizers, tmp_path_factory.mktemp("with-types"))
 
 
 def labelled(pairs):

@@ -391,12 +391,12 @@ def test_command_line(tmp_path, reviews_file, tokenizer_path):
 def test_real_rows(datasets, tmp_path, minilm):
     import pyarrow.parquet as pq
 
-    table = next(pq.ParquetFile(datasets / "court-turns-test.parquet").iter_batches(2000))
+    table = next(pq.ParquetFile(datasets / "court-turns-test.parquet").iter_batches(400))
     pq.write_table(__import__("pyarrow").Table.from_batches([table]), tmp_path / "turns.parquet")
     made = prepare(str(tmp_path / "turns.parquet"), tmp_path / "out", tokenizer=minilm, max_length=64, progress=False)
     tokenizer = load_tokenizer(minilm)
     expected = tokenizer(table["text"].to_pylist(), truncation=True, max_length=64)["input_ids"]
-    assert [made.tokens(i).tolist() for i in range(2000)] == expected
+    assert [made.tokens(i).tolist() for i in range(400)] == expected
     assert made.label_names == ["justice", "other"]
 
 

@@ -4,8 +4,6 @@ import re
 from collections import Counter
 from itertools import islice
 
-import pytest
-
 from penstock.engine.data.review_words import GENERAL
 from penstock.engine.data.reviews import MAX_SENTENCES, STARS, generate_reviews
 
@@ -62,14 +60,17 @@ def test_word_counts_learn_something_but_not_the_task():
     assert 0.35 < many < 0.6
 
 
-@pytest.mark.parametrize(("phrase", "value"), [("anything but", -2), ("nothing short of", 2)])
-def test_order_decides_where_words_do_not(phrase, value):
-    """Reviews of one sentence that blames or praises in a word, and means praise by it."""
-    reviews = (
-        (text, label)
-        for text, label in generate_reviews(40000, seed=5)
-        if re.search(rf"^[^.,;]*{phrase} ({'|'.join(GENERAL[value])})[.!]$", text)
-    )
-    labels = [label for _, label in reviews]
-    assert len(labels) >= 5
-    assert sum(label >= 4 for label in labels) > 0.75 * len(labels)
+def test_order_decides_where_words_do_not():
+    """Reviews of one sentence that blames or praises in a word, and means praise by it: the first five of each."""
+    phrases = (("anything but", -2), ("nothing short of", 2))
+    meant = {phrase: re.compile(rf"^[^.,;]*{phrase} ({'|'.join(GENERAL[value])})[.!]$") for phrase, value in phrases}
+    labels = {phrase: [] for phrase in meant}
+    for text, label in generate_reviews(40000, seed=5):
+        for phrase, sentence in meant.items():
+            if phrase in text and sentence.search(text):
+                labels[phrase].append(label)
+        if min(map(len, labels.values())) >= 5:
+            break
+    for found in labels.values():
+        assert len(found) >= 5
+        assert sum(label >= 4 for label in found) > 0.75 * len(found)

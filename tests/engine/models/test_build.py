@@ -96,43 +96,61 @@ def test_saved_and_loaded_models_agree(kind: str, checkpoint: str, tmp_path: Pat
         assert torch.equal(logits(loaded), logits(model))
 
 
-def test_a_saved_encoder_loads_and_serves_without_penstock(checkpoint: str, tmp_path: Path) -> None:
-    model = build_model(ModelSettings(kind="encoder", encoder=checkpoint), tokenizer=tokenizer(), **SIZES)
-    model.save_pretrained(tmp_path / "run")
-    tokenizer().save_pretrained(tmp_path / "run")
+TEXT = "w3 w4 w5 w6 w7 w8 w9 w10"
+
+
+@pytest.fixture
+def saved(checkpoint: str, tmp_path: Path) -> dict[str, tuple[Path, Tensor]]:
+    """A saved model of each kind, and its logits for TEXT."""
+    made = {}
+    for kind, settings in (
+        ("encoder", ModelSettings(kind="encoder", encoder=checkpoint)),
+        ("lstm", ModelSettings(hidden_size=16)),
+    ):
+        model = build_model(settings, tokenizer=tokenizer(), **SIZES)
+        model.save_pretrained(tmp_path / kind)
+        tokenizer().save_pretrained(tmp_path / kind)
+        made[kind] = (tmp_path / kind, logits(model)[0])
+    return made
+
+
+def test_saved_models_are_served_by_transformers(saved: dict, tmp_path: Path) -> None:
+    """An encoder without penstock, an LSTM once it is imported."""
     served, stderr = run(
         f"""
         import sys, transformers
-        classify = transformers.pipeline("text-classification", {str(tmp_path / "run")!r}, device="cpu")
-        print(classify("w3 w4 w5 w6 w7 w8 w9 w10", top_k=None))
+        classify = transformers.pipeline("text-classification", {str(saved["encoder"][0])!r}, device="cpu")
+        answers = [classify({TEXT!r}, top_k=None)]
         assert "penstock" not in sys.modules
+        import penstock.engine
+        classify = transformers.pipeline("text-classification", {str(saved["lstm"][0])!r}, device="cpu")
+        print([*answers, classify({TEXT!r}, top_k=None)])
+        classify("")
         """,
         tmp_path,
     )
     assert stderr == ""
-    check_served(served, logits(model)[0])
+    for answer, (_, expected) in zip(served, saved.values(), strict=True):
+        check_served(answer, expected)
 
 
-@pytest.mark.parametrize("imports", ["import penstock.engine, transformers", "import transformers, penstock.engine"])
-def test_a_saved_lstm_is_served_once_penstock_is_imported(imports: str, tmp_path: Path) -> None:
-    model = build_model(ModelSettings(hidden_size=16), tokenizer=tokenizer(), **SIZES)
-    model.save_pretrained(tmp_path / "run")
-    tokenizer().save_pretrained(tmp_path / "run")
+def test_penstock_may_be_imported_before_transformers(saved: dict, tmp_path: Path) -> None:
+    folder, expected = saved["lstm"]
     served, stderr = run(
         f"""
-        {imports}
-        classify = transformers.pipeline("text-classification", {str(tmp_path / "run")!r}, device="cpu")
-        print(classify("w3 w4 w5 w6 w7 w8 w9 w10", top_k=None))
-        classify("")
-        assert transformers.AutoConfig.from_pretrained({str(tmp_path / "run")!r}).model_type == "penstock_lstm"
+        import penstock.engine, transformers
+        assert transformers.AutoConfig.from_pretrained({str(folder)!r}).model_type == "penstock_lstm"
+        model = transformers.AutoModelForSequenceClassification.from_pretrained({str(folder)!r}).eval()
+        print(model(**transformers.AutoTokenizer.from_pretrained({str(folder)!r})({TEXT!r}, return_tensors="pt"))[
+        "logits"][0].tolist())
         """,
         tmp_path,
     )
     assert stderr == ""
-    check_served(served, logits(model)[0])
+    assert served == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def run(program: str, folder: Path) -> tuple[list[dict], str]:
+def run(program: str, folder: Path) -> tuple[list, str]:
     """Runs a program in a process of its own, away from the sources; what it prints, as Python, and its complaints."""
     lines = [line.strip() for line in program.strip().splitlines()]
     lines.insert(0, "import os; os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_PROGRESS_BARS='1')")

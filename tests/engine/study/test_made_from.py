@@ -60,6 +60,7 @@ class Place:
 
     def __init__(self, folder: Path, prepared: bool = True) -> None:
         self.folder, self.out = folder, folder / "answer"
+        folder.mkdir()
         build(folder)
         save_encoder(folder / "encoder")
         names = [str(folder / (name if prepared else f"{name}.csv")) for name in ("train", "test")]
@@ -92,19 +93,40 @@ class Place:
         run_study(replace(self.settings, **changes), self.out, progress=False, run_trial=run, measure=measure)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    made = Place(tmp_path)
+def begun(folder: Path, prepared: bool) -> tuple[Place, Path]:
+    """A study, and a copy of its folder."""
+    made = Place(folder / "place", prepared)
     made.start()
     assert len(made.ran) == 4
+    return made, Path(shutil.copytree(made.folder, folder / "copy"))
+
+
+@pytest.fixture(scope="module")
+def begun_with_stores(tmp_path_factory) -> tuple[Place, Path]:
+    return begun(tmp_path_factory.mktemp("stores"), True)
+
+
+@pytest.fixture(scope="module")
+def begun_with_files(tmp_path_factory) -> tuple[Place, Path]:
+    return begun(tmp_path_factory.mktemp("files"), False)
+
+
+def as_begun(made: Place, copy: Path) -> Place:
+    """The same study, in the place that its files name, as if nothing had happened since it began."""
+    shutil.rmtree(made.folder)
+    shutil.copytree(copy, made.folder)
+    made.ran, made.measured = [], []
     return made
 
 
 @pytest.fixture
-def from_files(tmp_path: Path) -> Place:
-    made = Place(tmp_path, prepared=False)
-    made.start()
-    return made
+def place(begun_with_stores) -> Place:
+    return as_begun(*begun_with_stores)
+
+
+@pytest.fixture
+def from_files(begun_with_files) -> Place:
+    return as_begun(*begun_with_files)
 
 
 def another_encoder(place: Place) -> None:
@@ -350,15 +372,18 @@ def test_an_encoder_of_the_hub_is_known_by_its_revision(tmp_path: Path):
     """Read in a process of its own: where the hub's cache lies is settled when its library is imported."""
     folder = tmp_path / "models--some--encoder"
     (folder / "refs").mkdir(parents=True)
-    print_it = (
-        "from penstock.engine.study.fingerprints import encoder_fingerprint; print(encoder_fingerprint('some/encoder'))"
+    revisions = ["a" * 40, "b" * 40]
+    for revision in revisions:
+        save_encoder(folder / "snapshots" / revision)
+    print_them = (
+        "import pathlib, sys; from penstock.engine.study.fingerprints import encoder_fingerprint\n"
+        "for revision in sys.argv[2:]:\n"
+        " pathlib.Path(sys.argv[1]).write_text(revision); print(encoder_fingerprint('some/encoder'))"
     )
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    for revision in ("a" * 40, "b" * 40):
-        save_encoder(folder / "snapshots" / revision)
-        (folder / "refs" / "main").write_text(revision)
-        done = subprocess.run([sys.executable, "-c", print_it], env=environment, capture_output=True, text=True)
-        assert done.stdout.strip() == f"some/encoder@{revision}", done.stderr
+    command = [sys.executable, "-c", print_them, str(folder / "refs" / "main"), *revisions]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [f"some/encoder@{revision}" for revision in revisions], done.stderr
 
 
 def test_a_study_says_what_train_and_test_share(place: Place, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,22 @@ def fabricate(folder: Path, replace: dict[str, TrialResult] | None = None, famil
     return folder
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A study whose report is written; to be read only."""
+    folder = fabricate(tmp_path_factory.mktemp("written") / "study")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Plots are empty files: drawing them is what takes long."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: Path(path).write_bytes(b""))
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open()))
 
@@ -65,13 +82,11 @@ def test_a_result_survives_the_disk(tmp_path):
     assert read_result(tmp_path / "lstm-500-1.json") == made
 
 
-def test_tables_hold_the_figures_of_the_trials(tmp_path):
-    folder = fabricate(tmp_path / "study")
-    write_report(folder)
+def test_tables_hold_the_figures_of_the_trials(written):
     accuracies = [result("lstm", 2000, seed).accuracy for seed in range(3)]
     gaps = [result("encoder", 2000, seed).accuracy - accuracies[seed] for seed in range(3)]
     mean, gap = 100 * sum(accuracies) / 3, 100 * sum(gaps) / 3
-    report = (folder / "report.md").read_text()
+    report = (written / "report.md").read_text()
     assert re.search(rf"\| BiLSTM from scratch \| [^|]+ \| {mean:.1f} ± \d+\.\d \(\+{gap:.1f}\) \|", report)
     single = f"{100 * result('lstm', 100000, 0).accuracy:.1f}"
     assert re.search(rf"\| {single} \|\n", report), "a lone seed has no interval, and no encoder to be compared with"
@@ -79,48 +94,44 @@ def test_tables_hold_the_figures_of_the_trials(tmp_path):
     assert "some/encoder" in report
     assert "lstm.training.epochs=8" in report
 
-    line = next(row for row in rows(folder / "gap.csv") if (row["family"], row["size"]) == ("lstm", "2000"))
+    line = next(row for row in rows(written / "gap.csv") if (row["family"], row["size"]) == ("lstm", "2000"))
     assert float(line["mean"]) == pytest.approx(gap / 100)
     assert float(line["low"]) < gap / 100 < float(line["high"])
-    line = next(row for row in rows(folder / "accuracy.csv") if (row["family"], row["size"]) == ("lstm", "100000"))
+    line = next(row for row in rows(written / "accuracy.csv") if (row["family"], row["size"]) == ("lstm", "100000"))
     assert (line["low"], line["high"], line["seeds"]) == ("", "", "1")
-    assert len(rows(folder / "trials.csv")) == 11 + 10 + 9
-    assert float(rows(folder / "costs.csv")[0]["latency_ms_batch_32"]) == 8.5
+    assert len(rows(written / "trials.csv")) == 11 + 10 + 9
+    assert float(rows(written / "costs.csv")[0]["latency_ms_batch_32"]) == 8.5
     # the encoder has three sizes, the LSTM from scratch five
-    notes = {row["family"]: row["note"] for row in rows(folder / "curves.csv")}
+    notes = {row["family"]: row["note"] for row in rows(written / "curves.csv")}
     assert "takes 5" in notes["encoder"]
     assert notes["lstm"] == "" or "not pinned" in notes["lstm"]
 
 
-def test_the_page_is_self_contained(tmp_path):
-    folder = fabricate(tmp_path / "study")
-    write_report(folder)
-    page = (folder / "report.html").read_text()
+def test_the_page_is_self_contained(written):
+    page = (written / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == 3
     assert not re.search(r'(src|href)="(https?:)?//', page)
     assert "<script" not in page
     linked = set(re.findall(r'href="([^"]+)"', page)) | set(
-        re.findall(r"\]\(([^)]+)\)", (folder / "report.md").read_text())
+        re.findall(r"\]\(([^)]+)\)", (written / "report.md").read_text())
     )
     assert linked
-    assert all((folder / name).is_file() for name in linked)
+    assert all((written / name).is_file() for name in linked)
 
 
-def test_each_class_has_its_figures(tmp_path):
-    folder = fabricate(tmp_path / "study")
-    write_report(folder)
-    page = (folder / "report.md").read_text()
+def test_each_class_has_its_figures(written):
+    page = (written / "report.md").read_text()
     section = page[page.index("## Class by class") :]
     assert re.search(r"\| BiLSTM from scratch, 100,000 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| – \| 5\.0 \| 1 \|", section)
     assert re.search(r"\| rare \| 10 \| 0\.0 \| 0\.0 \| 0\.0 \|", section)
-    of_classes = rows(folder / "classes.csv")
+    of_classes = rows(written / "classes.csv")
     assert [row["size"] for row in of_classes] == ["100000"] * 3 + ["32000"] * 3 + ["8000"] * 3
     rare = next(row for row in of_classes if (row["family"], row["name"]) == ("encoder", "rare"))
     assert (rare["precision"], rare["recall"], rare["never_predicted"]) == ("", "0.0", "3")
-    assert float(rows(folder / "trials.csv")[0]["expected_calibration_error"]) == 0.05
+    assert float(rows(written / "trials.csv")[0]["expected_calibration_error"]) == 0.05
 
 
-def test_trials_without_class_figures_have_no_section(tmp_path):
+def test_trials_without_class_figures_have_no_section(tmp_path, undrawn):
     """As those of an earlier penstock."""
     folder = fabricate(tmp_path / "study")
     for path in (folder / "trials").iterdir():
@@ -132,15 +143,15 @@ def test_trials_without_class_figures_have_no_section(tmp_path):
     assert rows(folder / "classes.csv") == []
 
 
-def test_it_can_be_written_again(tmp_path):
-    folder = fabricate(tmp_path / "study")
+def test_it_can_be_written_again(written, tmp_path):
+    folder = Path(shutil.copytree(written, tmp_path / "study"))
     write_report(folder)
-    first = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    write_report(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == first
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == {
+        path.name: path.read_bytes() for path in written.iterdir() if path.is_file()
+    }
 
 
-def test_diverged_and_failed_trials_are_counted(tmp_path):
+def test_diverged_and_failed_trials_are_counted(tmp_path, undrawn):
     lost = {
         "lstm-2000-1": TrialResult(Trial(2000, 1, "lstm"), "diverged", error="loss is nan at step 12"),
         "encoder-8000-0": TrialResult(Trial(8000, 0, "encoder"), "failed", error="MemoryError: "),
@@ -158,14 +169,14 @@ def test_diverged_and_failed_trials_are_counted(tmp_path):
     assert gaps["seeds"] == "2", "the gap is over the seeds that both have"
 
 
-def test_a_study_of_one_family_has_no_gap(tmp_path):
+def test_a_study_of_one_family_has_no_gap(tmp_path, undrawn):
     folder = fabricate(tmp_path / "study", families=("lstm",))
     findings = write_report(folder)
     assert "no gap" in headline(findings)[0]
     assert findings.break_evens == {}
 
 
-def test_headline_says_whether_break_even_was_reached(tmp_path):
+def test_headline_says_whether_break_even_was_reached(tmp_path, undrawn):
     findings = write_report(fabricate(tmp_path / "study"))
     scratch, embeddings = headline(findings)
     assert "not reached within the sizes measured (up to 8,000)" in scratch

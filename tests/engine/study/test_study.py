@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from fabricated_study import result, stand_in
-from spawned import dies, wait_for_ever
+from spawned import dies
+from tiny_encoders import stock_model
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.reviews import generate_reviews
@@ -255,21 +256,29 @@ def test_what_a_trial_may_not_survive(monkeypatch, tmp_path):
         run_trial(task_in(tmp_path))
 
 
-def test_the_median_is_over_repeated_runs():
+def test_the_median_is_over_repeated_runs(monkeypatch):
+    monkeypatch.setattr(costs, "_SECONDS", 0.1)
     waits = iter([0.0] * 3 + [0.002] * 11 + [0.02] * 9)
     median, runs = median_milliseconds(lambda wait: time.sleep(wait), lambda: next(waits, 0.002))
     assert runs >= 20
     assert 1.5 < median < 10
 
 
-def test_trials_in_parallel_give_the_same(study, tmp_path):
-    assert run(study, tmp_path / "two", jobs=2) == run(study, tmp_path / "one")
-
-
-def test_a_killed_worker_ends_in_one_line_and_the_study_goes_on(study, tmp_path):
-    with pytest.raises(RunError, match="a process was killed"):
-        run(study, tmp_path / "study", dies, jobs=2)
-    assert run(study, tmp_path / "study") == run(study, tmp_path / "other")
+def test_a_study_in_several_processes(study, tmp_path):
+    """Gives the same; goes on after one was killed; and ends its own only: the caller may run something beside it."""
+    expected = run(study, tmp_path / "one")
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    other.start()
+    try:
+        assert run(study, tmp_path / "two", jobs=2) == expected
+        with pytest.raises(RunError, match="a process was killed"):
+            run(study, tmp_path / "killed", dies, jobs=2)
+        assert other.is_alive()
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.terminate()
+        other.join()
+    assert run(study, tmp_path / "killed") == expected
 
 
 def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
@@ -288,24 +297,35 @@ def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
     assert (store.path / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_trials_train_and_evaluate_for_real(study, tmp_path):
-    tiny = ("model.hidden_size=8", "model.num_layers=1", "training.epochs=2", "data.tokens_per_batch=2048")
-    small = replace(
-        study,
+@pytest.fixture(scope="module")
+def tiny_study(tmp_path_factory) -> StudySettings:
+    """Two families on reviews, with a small vocabulary and a tiny encoder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    train = prepare("synthetic:reviews?n=100&seed=0", folder / "train", tokenizer="train:wordpiece:300", progress=False)
+    test = prepare("synthetic:reviews?n=60&seed=1", folder / "test", like=train.path, progress=False)
+    stock_model("bert", vocab_size=train.vocab_size).save_pretrained(folder / "encoder")
+    train.tokenizer().save_pretrained(folder / "encoder")
+    return StudySettings(
+        train=(str(train.path),),
+        test=(str(test.path),),
+        encoder=str(folder / "encoder"),
         sizes=parse_sizes("40,80"),
         seeds=parse_seeds("1"),
         families=("lstm", "lstm-embeddings"),
         max_sizes={},
         max_test=50,
-        overrides=tiny,
+        overrides=("model.hidden_size=8", "model.num_layers=1", "training.epochs=2", "data.tokens_per_batch=2048"),
     )
-    results = run(small, tmp_path / "study", run_trial)
+
+
+def test_trials_train_and_evaluate_for_real(tiny_study, tmp_path):
+    results = run(tiny_study, tmp_path / "study", run_trial)
     assert [made.status for made in results] == ["done"] * 4, [made.error for made in results]
     assert {made.test_examples for made in results} == {50}
     assert all(made.train_examples + made.validation_examples == made.trial.size for made in results)
     assert all(made.tokens_per_second > 0 and made.train_seconds > 0 and made.epochs == 2 for made in results)
     assert not list((tmp_path / "study" / "runs").iterdir())
-    again = run(small, tmp_path / "again", run_trial, keep_runs=True)
+    again = run(tiny_study, tmp_path / "again", run_trial, keep_runs=True)
     assert [(made.accuracy, made.loss) for made in again] == [(made.accuracy, made.loss) for made in results]
     assert (tmp_path / "again" / "runs" / "lstm-40-0" / "model.safetensors").is_file()
 
@@ -333,24 +353,6 @@ def test_costs_that_were_removed_are_measured_anew(study, tmp_path):
     run(study, out)
     assert {path.stem for path in (out / "costs").iterdir()} == set(FAMILIES)
     assert marks(out) == before
-
-
-def test_a_study_ends_its_own_processes_only(study, tmp_path):
-    """Also when it fails: the caller may run something of its own beside it."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    other = context.Process(target=wait_for_ever, args=(ready,))
-    other.start()
-    try:
-        assert ready.wait(120)
-        run(study, tmp_path / "study", jobs=2)
-        with pytest.raises(RunError, match="a process was killed"):
-            run(study, tmp_path / "other", dies, jobs=2)
-        assert other.is_alive()
-        assert multiprocessing.active_children() == [other]
-    finally:
-        other.terminate()
-        other.join()
 
 
 def test_how_files_are_read_belongs_to_a_study_only_where_it_was_given(minilm, tmp_path):

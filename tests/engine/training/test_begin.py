@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,42 +65,54 @@ def test_a_start_that_failed_does_not_refuse_the_corrected_command(tmp_path, sto
     assert train(settings("training.max_steps=2"), store, run, progress="none").steps == 2
 
 
-@pytest.mark.parametrize("call", ["mkdir", "replace", "unlink", "fsync"])
-@pytest.mark.parametrize("number", range(8))
-def test_an_unstarted_run_is_replaced_whenever_that_is_interrupted(
-    tmp_path, store, settings, monkeypatch, call, number
-):
-    """Killed before its first checkpoint, and again at any moment while the next one takes its place."""
+class Killed(BaseException):
+    pass
 
-    class Killed(BaseException):
-        pass
+
+@pytest.fixture(scope="module")
+def unstarted(store, tmp_path_factory):
+    """A run that was killed before its first checkpoint."""
 
     def dies(*args, **rest):
         raise Killed
 
+    run = tmp_path_factory.mktemp("unstarted") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("penstock.engine.training.loop.write_checkpoint", dies)
         with pytest.raises(Killed):
-            train(settings("training.max_steps=2"), store, tmp_path / "run", progress="none")
-    assert (tmp_path / "run" / "metrics.jsonl").exists()
+            train(load_settings(None, [*TINY, "training.max_steps=2"]), store, run, progress="none")
+    assert (run / "metrics.jsonl").exists()
+    return run
+
+
+@pytest.mark.parametrize("call", ["mkdir", "replace", "unlink", "fsync"])
+def test_an_unstarted_run_is_replaced_whenever_that_is_interrupted(tmp_path, store, settings, unstarted, call):
+    """Killed again at every call while the next one takes its place."""
     from penstock.engine.training.run_directory import RunDirectory
 
-    original, left = getattr(os, call), [number]
+    original, number, finished = getattr(os, call), 0, False
+    while not finished:
+        run, left = tmp_path / f"run{number}", number
 
-    def dying(*args, **rest):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-        return original(*args, **rest)
+        def dying(*args, **rest):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return original(*args, **rest)
 
-    with pytest.MonkeyPatch.context() as patch, RunDirectory(tmp_path / "run") as directory:
-        directory.open()
-        patch.setattr(os, call, dying)
-        with contextlib.suppress(Killed):
-            directory.create({"other": 1}, "other", {})
-    result = train(settings("training.max_steps=3", "training.seed=7"), store, tmp_path / "run", progress="none")
-    assert result.steps == 3
-    assert [line["step"] for line in lines(tmp_path / "run") if line["split"] == "train"] == [1, 2, 3]
+        shutil.copytree(unstarted, run)
+        with pytest.MonkeyPatch.context() as patch, RunDirectory(run) as directory:
+            directory.open()
+            patch.setattr(os, call, dying)
+            with contextlib.suppress(Killed):
+                directory.create({"other": 1}, "other", {})
+                finished = True
+        result = train(settings("training.max_steps=2", "training.seed=7"), store, run, progress="none")
+        assert result.steps == 2
+        assert [line["step"] for line in lines(run) if line["split"] == "train"] == [1, 2]
+        number += 1
+    assert number > 1, "it was never killed"
 
 
 def test_out_alone_goes_on(tmp_path, store, test_store):

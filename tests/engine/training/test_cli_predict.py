@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import os
 import subprocess
@@ -10,12 +11,12 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from command_line import penstock as in_a_shell
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
@@ -66,8 +67,6 @@ def write(path: Path, rows) -> Path:
     elif form == "txt":
         content = "".join(row["text"] + "\n" for row in rows)
     else:
-        import io
-
         out = io.StringIO()
         writer = csv.DictWriter(out, rows[0], delimiter="\t" if form == "tsv" else ",")
         writer.writeheader()
@@ -89,13 +88,16 @@ def read(path: Path) -> list[dict]:
     text = data.decode()
     if ".jsonl" in path.name:
         return [json.loads(line) for line in text.splitlines()]
-    import io
-
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ".tsv" in path.name else ","))
 
 
-@pytest.mark.parametrize("out", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.zst"])
-@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet", "jsonl.gz", "csv.zst", "txt"])
+# Every form in, every form out, and those between which types are kept or lost.
+FORMS = [(form, "csv") for form in ("csv", "tsv", "jsonl", "parquet", "jsonl.gz", "csv.zst", "txt")]
+FORMS += [("csv", out) for out in ("tsv", "jsonl", "parquet", "csv.gz", "jsonl.zst")]
+FORMS += [("jsonl", "jsonl"), ("parquet", "parquet"), ("jsonl", "parquet"), ("parquet", "jsonl"), ("txt", "jsonl.zst")]
+
+
+@pytest.mark.parametrize(("form", "out"), FORMS)
 def test_every_form_in_and_out(run, trained, tmp_path, form, out):
     source, target = write(tmp_path / f"in.{form}", ROWS), tmp_path / f"out.{out}"
     assert penstock("predict", run, source, "--out", target).exit_code == 0
@@ -298,16 +300,25 @@ PIPES = [("csv", None), ("jsonl", None), ("txt", None), ("parquet", "parquet"), 
 
 @pytest.mark.parametrize(("form", "out"), PIPES)
 def test_a_pipe_on_both_sides(run, tmp_path, form, out):
-    """In a process of its own: nothing else may stand on stdout."""
+    """Nothing else may stand on stdout."""
     source = write(tmp_path / f"in.{form}", ROWS)
-    command = [Path(sys.executable).with_name("penstock"), "predict", run, "-", "--format", form, "--out", "-"]
-    command += ["--out-format", out] if out else []
-    result = subprocess.run(command, input=source.read_bytes(), capture_output=True, timeout=120, check=True)
+    options = ["--out-format", out] if out else []
+    result = in_a_shell("predict", run, "-", "--format", form, "--out", "-", *options, stdin=source.read_bytes())
+    assert result.returncode == 0, result.stderr
     shown = out or ("jsonl" if form == "txt" else form)
     target = tmp_path / f"result.{shown}"
-    target.write_bytes(result.stdout)
+    target.write_bytes(result.raw)
     assert [row["label"] in NAMES for row in read(target)] == [True] * 4
-    assert b"4 rows" in result.stderr
+    assert "4 rows" in result.stderr
+
+
+def test_a_pipe_of_a_real_shell(run, tmp_path):
+    """And nothing of what is imported writes to stdout."""
+    source = write(tmp_path / "in.parquet", ROWS)
+    program = Path(sys.executable).with_name("penstock")
+    line = f"cat {source} | {program} predict {run} - --format parquet --out - | cat > out.parquet"
+    subprocess.run(line, shell=True, cwd=tmp_path, timeout=120, check=True)
+    assert [row["label"] in NAMES for row in read(tmp_path / "out.parquet")] == [True] * 4
 
 
 WRONG = [
@@ -354,17 +365,19 @@ def test_mistakes_show_before_the_model_is_loaded(run, texts, store, tmp_path, m
     assert set(tmp_path.rglob("*")) | set(run.rglob("*")) == before
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate"])
-def test_mistakes_show_before_torch_is_imported(run, texts, command):
-    wrong = ["--out", "/no/such/folder/out.csv"] if command == "predict" else ["--json", "/no/such/folder/out.json"]
-    where = [str(texts["test"])] if command == "predict" else ["--data", str(texts["test"])]
+def test_mistakes_show_before_torch_is_imported(run, texts):
+    commands = [
+        ["predict", str(run), str(texts["test"]), "--out", "/no/such/folder/out.csv"],
+        ["evaluate", str(run), "--data", str(texts["test"]), "--json", "/no/such/folder/out.json"],
+    ]
     code = (
         "import sys; from penstock.engine.cli import app, PenstockError\n"
-        f"try: app({[command, str(run), *where, *wrong]!r})\n"
-        "except PenstockError as error: print(error.exit_code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+        f"for command in {commands}:\n"
+        " try: app(command)\n"
+        " except PenstockError as e: print(e.exit_code, *(name in sys.modules for name in ('torch', 'transformers')))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.stdout.split() == ["9", "False", "False"], result.stderr
+    assert result.stdout.split() == ["9", "False", "False"] * 2, result.stderr
 
 
 def test_a_file_with_a_header_only(run, store, tmp_path):
@@ -447,27 +460,29 @@ def test_from_python(trained, tmp_path):
     column = pa.array(["a lovely film", None])
     for same in (column, pa.chunked_array([column]), ["a lovely film", float("nan")]):
         assert trained.predict(same)["label"].to_pylist() == expected
+    from datasets import Dataset
+
     table = pa.table({"id": [7, 8], "text": column})
-    for same in (table, table.to_batches()[0], datasets.Dataset(table)):
+    for same in (table, table.to_batches()[0], Dataset(table)):
         found = trained.predict(same)
         assert (found["id"].to_pylist(), found["label"].to_pylist()) == ([7, 8], expected)
 
 
+# What stdin is, what stdout is appended to.
 STREAMS = [
-    ("predict {run} same.csv --out - >> same.csv", 6, "stdout is same.csv, which is being read"),
-    ("predict {run} - --format csv --out same.csv < same.csv", 6, "which is being read"),
-    ("predict {run} same.csv --out /dev/null --format csv", 0, "90 rows"),
-    ("predict {run} - --format csv --out out.csv < /dev/null", 3, "stdin: empty"),
+    (["same.csv", "--out", "-"], None, "same.csv", 6, "stdout is same.csv, which is being read"),
+    (["-", "--format", "csv", "--out", "same.csv"], "same.csv", None, 6, "which is being read"),
+    (["same.csv", "--out", "/dev/null", "--format", "csv"], None, None, 0, "90 rows"),
+    (["-", "--format", "csv", "--out", "out.csv"], "/dev/null", None, 3, "stdin: empty"),
 ]
 
 
-@pytest.mark.parametrize(("command", "code", "message"), STREAMS)
-def test_streams_and_devices(run, texts, tmp_path, command, code, message):
+@pytest.mark.parametrize(("arguments", "stdin", "stdout", "code", "message"), STREAMS)
+def test_streams_and_devices(run, texts, tmp_path, monkeypatch, arguments, stdin, stdout, code, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "same.csv").write_bytes(texts["test"].read_bytes())
-    program = Path(sys.executable).with_name("penstock")
-    result = subprocess.run(
-        f"{program} {command.format(run=run)}", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    streams = {"stdin": Path(stdin)} if stdin else {}
+    result = in_a_shell("predict", run, *arguments, **streams, append_to=Path(stdout) if stdout else None)
     assert result.returncode == code, result.stderr
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr

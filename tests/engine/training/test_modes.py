@@ -2,32 +2,23 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-import os, sys
-mask, store, run, user = int(sys.argv[1], 8), *sys.argv[2:4], int(sys.argv[4])
-os.umask(mask)
 from penstock.engine.data.store import Store
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.train import train
-overrides = ["model.hidden_size=8", "model.embedding_size=8", "training.tensorboard=false", "training.calibrate=true",
-             "training.checkpoint_every_steps=1", "data.tokens_per_batch=1000"]
 
-def run_both(run):
+OVERRIDES = ["model.hidden_size=8", "model.embedding_size=8", "training.tensorboard=false", "training.calibrate=true"]
+OVERRIDES += ["training.checkpoint_every_steps=1", "data.tokens_per_batch=1000"]
+
+
+def train_and_go_on(store, run):
     for steps in (2, 4):
-        train(load_settings(None, [*overrides, f"training.max_steps={steps}"]), Store.open(store), run, progress="none")
-
-if user:
-    run_both(sys.argv[5])  # what is imported late may be closed to the other user
-    os.seteuid(user)
-run_both(run)
-"""
+        settings = load_settings(None, [*OVERRIDES, f"training.max_steps={steps}"])
+        train(settings, Store.open(store), run, progress="none")
 
 
 @pytest.fixture
@@ -56,7 +47,11 @@ def open_folder():
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
 def test_every_file_of_a_run(tmp_path, read_only, mask):
     run = tmp_path / "run"
-    subprocess.run([sys.executable, "-c", SCRIPT, f"{mask:o}", read_only, run, "0"], check=True)
+    before = os.umask(mask)
+    try:
+        train_and_go_on(read_only, run)
+    finally:
+        os.umask(before)
     found = [run, *run.rglob("*")]
     names = {path.name for path in found}
     assert {"model.safetensors", "tokenizer.json", "training_state.pt", "run.json", "metrics.jsonl"} <= names
@@ -67,22 +62,19 @@ def test_every_file_of_a_run(tmp_path, read_only, mask):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's place")
-def test_another_users_read_only_store(tmp_path, open_folder, read_only):
+def test_another_users_read_only_store(tmp_path, open_folder, read_only, monkeypatch):
     """Checkpoint after checkpoint, by somebody for whom modes count."""
     shutil.copytree(read_only, open_folder / "store")
     os.chown(open_folder, 65534, 65534)
-    script = [
-        sys.executable,
-        "-c",
-        SCRIPT,
-        "22",
-        open_folder / "store",
-        open_folder / "run",
-        "65534",
-        tmp_path / "first",
-    ]
-    done = subprocess.run(script, capture_output=True, text=True, env={**os.environ, "HOME": str(open_folder)})
-    assert done.returncode == 0, done.stderr
+    train_and_go_on(read_only, tmp_path / "first")  # what is imported late may be closed to the other user
+    monkeypatch.setenv("HOME", str(open_folder))
+    monkeypatch.chdir(open_folder)
+    os.seteuid(65534)
+    try:
+        train_and_go_on(open_folder / "store", open_folder / "run")
+        assert {path.stat().st_uid for path in (open_folder / "run").rglob("*")} == {65534}
+    finally:
+        os.seteuid(0)
 
 
 def test_what_an_earlier_version_left_write_protected_is_removed(open_folder):

@@ -3,13 +3,13 @@
 import csv
 import json
 import random
-import subprocess
-import sys
 
+import figures_by_definition as of
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import penstock
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
@@ -146,16 +146,12 @@ def test_an_encoder_learns_and_is_stock(tmp_path, rows, lists_store):
     )
     result = train(wanted, lists_store, tmp_path / "run", progress="none")
     assert result.validation.micro_f1 > 0.9
-    # another process, without penstock
-    program = (
-        "import sys, json; from transformers import pipeline; "
-        "p = pipeline('text-classification', sys.argv[1], top_k=None); "
-        "assert 'penstock' not in sys.modules; print(json.dumps(p(json.loads(sys.argv[2]))))"
-    )
+    from transformers import pipeline
+
     texts = [text for text, _ in rows["test"][:8]]
-    given = [sys.executable, "-c", program, str(tmp_path / "run"), json.dumps(texts)]
-    out = subprocess.run(given, capture_output=True, text=True, check=True).stdout
-    check_scores(TrainedRun.open(tmp_path / "run"), texts, json.loads(out.splitlines()[-1]))
+    stock = pipeline("text-classification", str(tmp_path / "run"), top_k=None)
+    assert type(stock.model).__module__.startswith("transformers.")
+    check_scores(TrainedRun.open(tmp_path / "run"), texts, stock(texts))
 
 
 def test_the_pipeline_gives_the_sigmoid_scores(run, rows):
@@ -392,26 +388,25 @@ def test_figures_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_figures_are_those_of_scikit_learn(seed):
-    of = pytest.importorskip("sklearn.metrics")
+def test_figures_are_as_defined(seed):
     truth, scores, thresholds = scored(seed)
     predicted = scores >= thresholds
     found = counted(truth, scores, thresholds)
     metrics = found.metrics
-    for average, value in (("micro", metrics.micro_f1), ("macro", metrics.macro_f1), ("weighted", metrics.weighted_f1)):
-        assert value == pytest.approx(of.f1_score(truth, predicted, average=average))
-    assert metrics.accuracy == pytest.approx(of.accuracy_score(truth, predicted))
-    assert metrics.hamming_loss == pytest.approx(of.hamming_loss(truth, predicted))
-    assert metrics.micro_precision == pytest.approx(of.precision_score(truth, predicted, average="micro"))
-    assert metrics.micro_recall == pytest.approx(of.recall_score(truth, predicted, average="micro"))
-    by_label = of.precision_recall_fscore_support(truth, predicted, zero_division=0)
+    by_label = np.array([of.precision_recall_f1(truth[:, i], predicted[:, i]) for i in range(4)])
+    support = truth.sum(0)
+    precision, recall, f1 = of.precision_recall_f1(truth.ravel(), predicted.ravel())
+    assert (metrics.micro_precision, metrics.micro_recall, metrics.micro_f1) == pytest.approx((precision, recall, f1))
+    assert metrics.macro_f1 == pytest.approx(by_label[:, 2].mean())
+    assert metrics.weighted_f1 == pytest.approx((by_label[:, 2] * support).sum() / support.sum())
+    assert metrics.accuracy == pytest.approx(np.mean([(a == b).all() for a, b in zip(truth, predicted, strict=True)]))
+    assert metrics.hamming_loss == pytest.approx(np.mean(truth != predicted))
     for number, figures in enumerate(found.labels):
-        assert (figures.precision, figures.recall, figures.f1) == pytest.approx([each[number] for each in by_label[:3]])
-        assert figures.support == by_label[3][number]
-    assert found.auroc == pytest.approx(of.roc_auc_score(truth, scores, average="macro"))
-    assert found.micro_auroc == pytest.approx(of.roc_auc_score(truth, scores, average="micro"))
-    assert found.average_precision == pytest.approx(of.average_precision_score(truth, scores, average="macro"))
-    assert found.micro_average_precision == pytest.approx(of.average_precision_score(truth, scores, average="micro"))
+        assert (figures.precision, figures.recall, figures.f1) == pytest.approx(tuple(by_label[number]))
+        assert figures.support == support[number]
+    for name, one in (("auroc", of.auroc), ("average_precision", of.average_precision)):
+        assert getattr(found, name) == pytest.approx(np.mean([one(truth[:, i], scores[:, i]) for i in range(4)]))
+        assert getattr(found, f"micro_{name}") == pytest.approx(one(truth.ravel(), scores.ravel()))
 
 
 def test_average_precision_by_hand():
@@ -463,12 +458,6 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
-def run_command(*arguments):
-    """In a process of its own, by whose exit code a mistake is told."""
-    command = [sys.executable, "-m", "penstock.engine.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_evaluating_a_store_and_raw_data_is_the_same(tmp_path, run, rows, lists_test_store):
     trained = TrainedRun.open(run[0])
     of_store = trained.evaluate_store(lists_test_store).to_json()
@@ -502,7 +491,7 @@ def test_evaluating_other_labels(tmp_path, run, content, code, message):
     path = tmp_path / "a.csv"
     path.write_text(content)
     more = () if code == 3 and "horror" not in content else ("--label-separator", "|")
-    done = run_command("evaluate", run[0], "--data", path, *more)
+    done = penstock("evaluate", run[0], "--data", path, *more)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -585,7 +574,7 @@ def test_a_study_refuses_lists(tmp_path, rows, lists_store, lists_test_store, pr
         given = [write_jsonl(tmp_path / name, rows["test"]) for name in ("a.jsonl", "b.jsonl")]
     encoder = encoder_folder(tmp_path / "encoder", lists_store)
     options = ["--train", given[0], "--test", given[1], "--encoder", encoder, "--out", tmp_path / "out"]
-    done = run_command("study", *options, "--sizes", "50,100")
+    done = penstock("study", *options, "--sizes", "50,100")
     assert done.returncode == (5 if prepared else 3), done.stderr
     assert "has lists of labels; a study compares models that choose one label" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 import types
 
@@ -20,6 +21,29 @@ def test_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(3, 0.5)]
     assert events.Tags()["scalars"] == ["train/loss"]
+
+
+def test_tensorboard_gets_the_records_and_drops_those_after_the_step(tmp_path, monkeypatch):
+    """Without TensorBoard itself."""
+    made = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            made.append((folder, purge_step))
+
+        def add_scalar(self, *values):
+            made.append(values)
+
+        def close(self):
+            made.append("closed")
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorboard" or find_spec(name))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    [(log, close)] = open_trackers(load_settings(), tmp_path, 7)
+    log(RECORD)
+    close()
+    assert made == [(str(tmp_path / "tensorboard"), 8), ("train/loss", 0.5, 3), "closed"]
 
 
 def test_nothing_unless_wanted(tmp_path):

@@ -36,6 +36,8 @@ def test_a_run_learns_and_leaves_all_that_it_should(tmp_path, store, test_store,
     assert (result.steps, result.examples, result.stopped_by) == (len(losses), 4 * 216, "epochs")
     assert result.epochs == 4
     assert len(records(run, "validation")) == 4
+    tokens = [0, *(record["tokens"] for record in records(run, "train"))]
+    assert 128 < max(np.diff(tokens)) <= 256, "a step is a batch of data.tokens_per_batch tokens"
     plans = records(run, "plan")
     assert [plan["epoch"] for plan in plans] == [0, 1, 2, 3]
     assert sum(plan["steps"] for plan in plans) == result.steps

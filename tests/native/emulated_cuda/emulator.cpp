@@ -1,4 +1,4 @@
-#include "lstm/cuda/tests/emulator.h"
+#include "emulator.h"
 
 #include <sys/mman.h>
 #include <ucontext.h>

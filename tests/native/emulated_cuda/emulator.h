@@ -1,4 +1,4 @@
-// Runs a kernel on the emulated machine of emulated_device.h.
+// Runs a kernel on the emulated machine of lstm/cuda/device.h.
 #pragma once
 
 #include <cstddef>

@@ -2,7 +2,7 @@
 // plain loop gives or throws where that finds damage, mapped and by pread alike, and touches nothing else.
 //
 //   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc
-//       csrc/data/shards.cpp csrc/data/fuzz/fuzz_shards.cpp -o fuzz_shards && ./fuzz_shards -max_total_time=60
+//       csrc/data/shards.cpp tests/native/fuzz_shards.cpp -o fuzz_shards && ./fuzz_shards -max_total_time=60
 //
 // With gcc, which has no libFuzzer, -fsanitize=address,undefined and random_inputs.cpp beside the two.
 #include <sys/mman.h>

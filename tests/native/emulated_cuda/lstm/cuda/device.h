@@ -1,12 +1,19 @@
-// The machine of device.h, emulated on a processor: thread blocks of a group run as fibers that change places wherever
-// they wait, in an order drawn at random, so that the kernels' own source is tested, its index arithmetic, its
-// fragments and its synchronisation alike. Asynchronous copies land as late as they may, messages in any order. Memory
-// itself is sequentially consistent here: what a GPU's weaker order could break, this does not show.
+// In place of csrc/lstm/cuda/device.h: its machine, emulated on a processor. Thread blocks of a group run as fibers
+// that change places wherever they wait, in an order drawn at random, so that the kernels' own source is tested, its
+// index arithmetic, its fragments and its synchronisation alike. Asynchronous copies land as late as they may, messages
+// in any order. Memory itself is sequentially consistent here: what a GPU's weaker order could break, this does not
+// show.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#include "lstm/cuda/words.h"
+
+#define PENSTOCK_DEVICE inline
+#define PENSTOCK_UNROLL
+#define PENSTOCK_ROLL
 
 namespace penstock::device {
 

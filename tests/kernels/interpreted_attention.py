@@ -1,0 +1,82 @@
+"""The Triton attention in Triton's interpreter; run by test_triton.py, in a process of its own."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from kernel_cases import BOUND
+
+from penstock.kernels import dispatch, philox, use_backend
+from penstock.kernels.attention import Backward, Problem
+from penstock.kernels.attention import plain as reference
+from penstock.kernels.attention import triton as backend
+from penstock.kernels.philox_triton import dropout_bits
+
+LENGTHS_Q = [5, 0, 1, 70, 2]
+LENGTHS_K = [3, 3, 1, 66, 0]
+VARIANTS = {
+    "full": {},
+    "causal": {"window_right": 0},
+    "window": {"window_left": 7, "window_right": 3},
+    "dropout": {"dropout_p": 0.2},
+    "all": {"dropout_p": 0.1, "window_left": 40, "window_right": 0},
+}
+
+
+def compute(module, dtype, heads, kv_heads, head_dim, **options):
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(LENGTHS_Q), sum(LENGTHS_K), sum(LENGTHS_K), sum(LENGTHS_Q)
+    sizes = zip(tokens, (heads, kv_heads, kv_heads, heads), strict=True)
+    q, k, v, grad_out = (torch.randn(*size, head_dim, generator=generator).to(dtype) for size in sizes)
+    if module is reference:
+        q, k, v, grad_out = q.double(), k.double(), v.double(), grad_out.double()
+    bounds = [torch.tensor([0, *x]).cumsum(0).to(torch.int32) for x in (LENGTHS_Q, LENGTHS_K)]
+    seed, ids = torch.tensor(-(2**62) + 12345), torch.arange(len(LENGTHS_Q)) + 2**33
+    options = {"window_left": -1, "window_right": -1, "dropout_p": 0.0, "seed": seed, "ids": ids, **options}
+    fields = *bounds, max(LENGTHS_Q), max(LENGTHS_K), head_dim**-0.5
+    out, lse = module.varlen_attention(Problem(q, k, v, *fields, **options))
+    return lse, out, *module.varlen_attention_backward(Backward(grad_out, q, k, v, out, lse, *fields, **options))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "variant"),
+    [
+        *((torch.float32, (2, 1, 20), variant) for variant in VARIANTS),
+        (torch.float32, (1, 1, 80), "all"),
+        (torch.float16, (2, 2, 64), "dropout"),
+        (torch.float16, (1, 1, 256), "full"),
+    ],
+)
+def test_equals_reference(dtype, shape, variant):
+    lse, *found = compute(backend, dtype, *shape, **VARIANTS[variant])
+    expected_lse, *expected = compute(reference, dtype, *shape, **VARIANTS[variant])
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
+    bound = BOUND[dtype]
+    for y, r, limit in zip(found, expected, [bound, *[2 * bound] * 3], strict=True):
+        assert y.dtype == dtype
+        assert (y.double() - r).norm() <= limit * r.norm()
+
+
+@triton.jit
+def bits_kernel(out, seed, example_id, stream, M: tl.constexpr, N: tl.constexpr):
+    rows = 1000 + tl.arange(0, M)
+    bits = dropout_bits(tl.load(seed), tl.load(example_id), rows, stream, 3 + tl.arange(0, N // 8))
+    tl.store(out + tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :], bits.to(tl.int32))
+
+
+def test_dropout_bits_follow_the_rule():
+    out = torch.empty(8, 64, dtype=torch.int32)
+    for seed, example_id in ((0, 0), (2**63 - 1, 7), (-(2**60) - 3, 2**45 + 11)):
+        seed, example_id = torch.tensor([seed]), torch.tensor([example_id])
+        bits_kernel[1,](out, seed, example_id, 5, M=8, N=64)
+        expected = philox.dropout_bits(seed[0], example_id.expand(8), torch.arange(1000, 1008), 5, 24 + 64)[:, 24:]
+        assert torch.equal(out, expected)
+
+
+def test_is_chosen_on_request_only():
+    facts = {"device_type": "cpu", "dtype": torch.float32, "head_dim": 64, "dropout": True}
+    assert dispatch.choose("varlen_attention", **facts) != "triton"
+    with use_backend("triton"):
+        assert dispatch.choose("varlen_attention", **facts) == "triton"
+        with pytest.raises(RuntimeError, match="float64"):
+            dispatch.choose("varlen_attention", **{**facts, "dtype": torch.float64})

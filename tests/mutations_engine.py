@@ -1,0 +1,198 @@
+"""Faults of engine/ that the tests must find: what is wrong, where, the sound text, the planted one, the tests.
+
+The place is a file, or a folder that has the text once in one of its files; the tests are files in tests/engine,
+which run until one fails.
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    what: str
+    where: str
+    text: str
+    planted: str
+    tests: str
+
+
+FAULTS = [
+    # data
+    Fault(
+        "the loader drops the last batch of a step",
+        "engine",
+        "batches = [next(made) for _ in range(width)]",
+        "batches = [next(made) for _ in range(width)][: max(width - 1, 1)]",
+        "test_loader.py",
+    ),
+    Fault(
+        "an epoch's last, partial step is dropped",
+        "engine",
+        "yield step\n\n",
+        "if index < plan.num_steps - 1 or plan.num_steps == 1:\n                yield step\n\n",
+        "test_loader.py",
+    ),
+    Fault(
+        "going on repeats a step",
+        "engine",
+        'self.seek(state["epoch"], state["step"])',
+        'self.seek(state["epoch"], max(state["step"] - 1, 0))',
+        "test_loader.py test_torch_dataset.py",
+    ),
+    Fault(
+        "the order is the same whatever the seed",
+        "engine",
+        "plan_epoch(lengths, fingerprint, self.seed, epoch,",
+        "plan_epoch(lengths, fingerprint, 0, epoch,",
+        "test_loader.py",
+    ),
+    Fault(
+        "ranks read the same batches",
+        "engine",
+        "self.parameters.batches_per_step + self.rank, plan",
+        "self.parameters.batches_per_step, plan",
+        "test_loader.py",
+    ),
+    Fault(
+        "a shard's labels are shifted by a row",
+        "engine",
+        "columns = [tokens, pa.array(rows.labels),",
+        "columns = [tokens, pa.array(np.roll(rows.labels, 1)),",
+        "test_prepare.py",
+    ),
+    Fault(
+        "a pair is cut at its beginning instead of its end",
+        "engine",
+        'direction = "left" if truncation == "tail" else "right"',
+        'direction = "right"',
+        "test_pairs.py",
+    ),
+    Fault(
+        "a saved tokenizer forgets the side that it cuts",
+        "engine",
+        'tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = side',
+        'tokenizer.init_kwargs["truncation_side"] = side',
+        "test_tokenizer_settings.py",
+    ),
+    Fault(
+        "a file gets its name before its bytes are on the disk",
+        "engine",
+        "os.fsync(self._file)",
+        "pass",
+        "test_faults.py",
+    ),
+    # training
+    Fault(
+        "batches hold twice the tokens that were asked for",
+        "engine",
+        "tokens_per_batch=self.tokens_per_batch,\n                batches",
+        "tokens_per_batch=2 * self.tokens_per_batch,\n                batches",
+        "test_train.py",
+    ),
+    Fault(
+        "raw texts go to the model in batches that are too large",
+        "engine",
+        "if used + cost > tokens_per_batch and place > start:",
+        "if used > tokens_per_batch and place > start:",
+        "test_texts.py",
+    ),
+    Fault(
+        "the last batch of raw texts is dropped",
+        "engine",
+        "if start < len(order):",
+        "if start == 0:",
+        "test_cli_predict.py",
+    ),
+    Fault(
+        "a run's last line of metrics is lost",
+        "engine",
+        "training.log_every_steps == 0 or counters.stopped_by:",
+        "training.log_every_steps == 0:",
+        "test_train.py",
+    ),
+    Fault(
+        "the optimizer starts afresh where a run goes on",
+        "engine",
+        'self._optimizer.load_state_dict(state["optimizer"])',
+        "pass",
+        "test_train.py",
+    ),
+    Fault(
+        "a run that goes on begins its order again",
+        "engine",
+        'self._loader.load_state_dict(state["loader"])',
+        "pass",
+        "test_train.py",
+    ),
+    Fault(
+        "dropout does not follow the run's seed",
+        "engine",
+        'derive_seed(self._settings.seed, "step", step,',
+        'derive_seed("step", step,',
+        "test_step.py test_train.py",
+    ),
+    Fault(
+        "every evaluation is the best one",
+        "engine",
+        "best = metrics.better_than(counters.best, training.metric)",
+        "best = True",
+        "test_train.py",
+    ),
+    Fault(
+        "predictions stand in the order of their lengths",
+        "engine",
+        "scores[places[batch.tokens.ids.cpu().numpy()]] =",
+        "scores[places[np.sort(batch.tokens.ids.cpu().numpy())]] =",
+        "test_cli_predict.py",
+    ),
+    Fault(
+        "rows without a text move to the end of a part",
+        "engine",
+        'places[np.argsort(positions, kind="stable")] = np.arange(len(positions))',
+        "places[:] = np.arange(len(positions))",
+        "test_cli_predict.py",
+    ),
+    Fault(
+        "a checkpoint is closed to others",
+        "engine",
+        "            settle_modes(temporary)\n",
+        "            os.chmod(temporary, 0o700)\n",
+        "test_modes.py",
+    ),
+    Fault(
+        "micro-F1 of lists of labels is taken at a half",
+        "engine",
+        "chosen = ranked >= self._thresholds[order]",
+        "chosen = ranked >= 0.5",
+        "test_multi_label.py",
+    ),
+    # models
+    Fault(
+        "a fused layer does not see a backward hook",
+        "engine",
+        'or state["_backward_hooks"]',
+        "",
+        "test_stock.py",
+    ),
+    # study
+    Fault(
+        "subsets are the same whatever the seed",
+        "engine",
+        "return _derived(study_seed, 1, seed)",
+        "return _derived(study_seed, 1)",
+        "test_study.py",
+    ),
+    Fault(
+        "a size's training has the seed of another size",
+        "engine",
+        "_derived(study.seed, 2, cell.size, cell.seed)",
+        "_derived(study.seed, 2, cell.seed)",
+        "test_study.py",
+    ),
+    Fault(
+        "other test data is not noticed",
+        "engine",
+        '        ("the test data", then.test, now.test),\n',
+        "",
+        "test_made_from.py",
+    ),
+]

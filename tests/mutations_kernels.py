@@ -1,0 +1,207 @@
+"""Faults of kernels/ and csrc/ that the tests must find: what is wrong, where, the sound text, the planted one, tests.
+
+The place is a file, or a folder that has the text once in one of its files; the tests are files in tests/kernels, which
+run until one fails.
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    what: str
+    where: str
+    text: str
+    planted: str
+    tests: str
+
+
+FAULTS = [
+    # dropout
+    Fault(
+        "the examples' ids are ignored",
+        "kernels",
+        'arguments | {"ids": compiled.address(ids)}',
+        'arguments | {"ids": 0}',
+        "test_dropout.py",
+    ),
+    Fault(
+        "the seed's high word is lost",
+        "kernels",
+        '"seed": int(seed) & 0xFFFFFFFFFFFFFFFF, "stream"',
+        '"seed": int(seed) & 0xFFFFFFFF, "stream"',
+        "test_dropout.py",
+    ),
+    Fault(
+        "kept values are scaled by 1 / (1 - p), not by the exact probability",
+        "kernels",
+        "return 65536 / kept if kept else 0.0",
+        "return 1 / (1 - p) if kept else 0.0",
+        "test_philox.py test_dropout.py",
+    ),
+    Fault(
+        "a row after two empty sequences takes the first one's mask",
+        "csrc/rowwise",
+        "while (row_ >= dropout_.cu_seqlens[sequence_ + 1] && sequence_ + 1 < dropout_.batch) enter",
+        "if (row_ >= dropout_.cu_seqlens[sequence_ + 1] && sequence_ + 1 < dropout_.batch) enter",
+        "test_dropout.py test_norm.py",
+    ),
+    # rows
+    Fault(
+        "AVX2 forgets the last lane of a row's end",
+        "csrc/rowwise",
+        "store_part(row + begin, x, count);",
+        "store_part(row + begin, x, kLanes == 8 ? count - 1 : count);",
+        "test_gelu.py",
+    ),
+    Fault(
+        "the gradient of the norm's inner bias is not dropped",
+        "csrc/rowwise",
+        "c.load(grad_x_bias) + dx)",
+        "c.load(grad_x_bias) + dz)",
+        "test_norm.py",
+    ),
+    Fault(
+        "the sums of the gate's values start from whatever memory held",
+        "csrc/rowwise",
+        "std::memset(sums, 0, size_t(2 * p.width) * sizeof(float));",
+        "std::memset(sums, 0, size_t(p.width) * sizeof(float));",
+        "test_gelu.py",
+    ),
+    Fault(
+        "the transposed rotation has the wrong sign in portable code",
+        "csrc/rowwise",
+        "const float sign = p.transposed ? -1.0f : 1.0f;",
+        "const float sign = p.transposed && kLanes > 4 ? -1.0f : 1.0f;",
+        "test_rotary.py",
+    ),
+    Fault(
+        "a view whose last dimension is not dense is read as if it were",
+        "kernels",
+        'Rows: "if {0}.stride(-1) != 1: {0} = {0}.contiguous()",',
+        'Rows: "pass",',
+        "test_rotary.py",
+    ),
+    Fault(
+        "a bias beside another gets no gradient",
+        "kernels",
+        "gradients[ctx.count :] = _split(grad_out.sum(0), ctx.parts[ctx.count :])",
+        "gradients[ctx.count] = _split(grad_out.sum(0), ctx.parts[ctx.count :])[0]",
+        "test_linear.py",
+    ),
+    Fault(
+        "float64 is rounded under autocast",
+        "kernels",
+        "if x.dtype == torch.float64 or not has_autocast",
+        "if not has_autocast",
+        "test_linear.py test_attention.py",
+    ),
+    Fault(
+        "the padding row gets a gradient",
+        "kernels",
+        "if padding_idx >= 0:",
+        "if padding_idx > 0:",
+        "test_embedding.py",
+    ),
+    # pooling
+    Fault(
+        "a NaN is no maximum",
+        "kernels",
+        'values.masked_fill(values.isnan(), float("inf"))',
+        "values",
+        "test_pooling.py",
+    ),
+    Fault(
+        "the reverse direction's last step is taken for the forward one's in the gradient",
+        "kernels",
+        "< (features // 2 if bidirectional else features)",
+        "< (features - features // 2 + 1 if bidirectional else features)",
+        "test_pooling.py",
+    ),
+    # attention
+    Fault(
+        "queries are placed wrongly where there are more of them than keys",
+        "kernels",
+        "shifted = (positions + length_k - length_q)",
+        "shifted = (positions + (length_k - length_q).clamp(min=0))",
+        "test_attention.py",
+    ),
+    Fault(
+        "a window's right edge is off by one",
+        "kernels/attention",
+        "outside = keys > shifted + problem.window_right",
+        "outside = keys >= shifted + problem.window_right",
+        "test_attention.py",
+    ),
+    Fault(
+        "AMX forgets dropout's scale in the softmax's gradient",
+        "csrc/attention/cpu/backward_amx.h",
+        "const float delta_scale = p.dropout_scale > 0 ? 1.0f / p.dropout_scale : 0.0f;",
+        "const float delta_scale = p.dropout_scale > 0 ? 1.0f : 0.0f;",
+        "test_attention_cpu.py",
+    ),
+    # LSTM
+    Fault(
+        "in a sequence of one token the reverse direction is fed its neighbour's state",
+        "kernels",
+        "begins = rows == (cu_seqlens[sequence] if d == 0 else cu_seqlens[sequence + 1] - 1)",
+        "begins = rows == (cu_seqlens[sequence] if d == 0 else (cu_seqlens[sequence + 1] - 1).maximum("
+        "cu_seqlens[sequence] + 1))",
+        "test_lstm_cuda.py",
+    ),
+    Fault(
+        "an empty sequence keeps the gradient of its final state",
+        "kernels",
+        "out.append(torch.where((ends > starts)[:, None], (first @ w_hh[d]).float(), dh_n[d]))",
+        "out.append(torch.where((ends > starts)[:, None], (first @ w_hh[d]).float(), 0 * dh_n[d]))",
+        "test_lstm.py",
+    ),
+    Fault(
+        "a reset at the first token passes the gradient on to the initial state",
+        "kernels",
+        "torch.where(self.fresh[:, None], 0, grad) if d == 0 else grad",
+        "grad",
+        "test_lstm.py",
+    ),
+    Fault(
+        "sequences come back in the order of the inverse permutation",
+        "kernels",
+        "        out[:, self.order] = state\n        return out",
+        "        return state[:, self.order]",
+        "test_lstm.py",
+    ),
+    Fault(
+        "the cell's backward swaps the input and the forget gate",
+        "kernels",
+        "of_gates = (dc * g * i * (1 - i), dc * c * f * (1 - f),",
+        "of_gates = (dc * c * f * (1 - f), dc * g * i * (1 - i),",
+        "test_lstm_ops.py",
+    ),
+    Fault(
+        "an id beyond int32 comes back as a row of the table",
+        "kernels",
+        "x.clamp(-1, embeddings.shape[0]).to(torch.int32)",
+        "x.to(torch.int32)",
+        "test_lstm_embeddings.py",
+    ),
+    Fault(
+        "of equal maxima the reverse direction takes the last",
+        "csrc/lstm/cpu",
+        "(h >= before) | (h != h)",
+        "(h > before) | (h != h)",
+        "test_lstm_embeddings.py",
+    ),
+    Fault(
+        "CUDA: a lane runs into empty sequences",
+        "csrc/lstm/cuda",
+        "while (next_.sequence >= 0 && next_.length == 0) next_",
+        "if (next_.sequence >= 0 && next_.length == 0) next_",
+        "test_lstm_cuda.py",
+    ),
+    Fault(
+        "CUDA: the last of several NaN is the maximum",
+        "csrc/lstm/cuda",
+        "h > before || (h != h && before == before)",
+        "h > before || h != h",
+        "test_lstm_cuda.py",
+    ),
+]
