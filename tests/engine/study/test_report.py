@@ -66,10 +66,10 @@ def written(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """Plots are empty files: drawing them is what takes long."""
+    """Plots hold nothing: drawing them is what takes long."""
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: Path(path).write_bytes(b""))
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"no picture"))
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fabricated_study import result, stand_in
@@ -257,11 +258,18 @@ def test_what_a_trial_may_not_survive(monkeypatch, tmp_path):
 
 
 def test_the_median_is_over_repeated_runs(monkeypatch):
-    monkeypatch.setattr(costs, "_SECONDS", 0.1)
-    waits = iter([0.0] * 3 + [0.002] * 11 + [0.02] * 9)
-    median, runs = median_milliseconds(lambda wait: time.sleep(wait), lambda: next(waits, 0.002))
+    """By a clock that each run puts forward."""
+    now = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now))
+    waits = iter([1.0] * 3 + [0.002] * 11 + [0.02] * 9)
+    median, runs = median_milliseconds(wait, lambda: next(waits, 0.002))
     assert runs >= 20
-    assert 1.5 < median < 10
+    assert median == pytest.approx(2.0)
 
 
 def test_a_study_in_several_processes(study, tmp_path):

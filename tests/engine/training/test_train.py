@@ -158,9 +158,11 @@ def test_early_stopping_keeps_the_best(tmp_path, store, settings):
     assert result.steps == validations[2]["step"]
 
 
-def test_evaluation_at_intervals_of_steps_and_at_the_end(tmp_path, store, settings):
-    train(settings("training.max_steps=7", "training.evaluate_every_steps=3"), store, tmp_path, progress="none")
+def test_evaluation_and_lines_at_intervals_of_steps_and_at_the_end(tmp_path, store, settings):
+    chosen = settings("training.max_steps=7", "training.evaluate_every_steps=3", "training.log_every_steps=5")
+    train(chosen, store, tmp_path, progress="none")
     assert [record["step"] for record in records(tmp_path, "validation")] == [3, 6, 7]
+    assert [record["step"] for record in records(tmp_path, "train")] == [5, 7]
 
 
 def test_without_a_validation_split_the_last_model_is_the_best(tmp_path, store, settings):
