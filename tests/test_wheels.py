@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engine import cli_doctor
+from penstock.engine.cli import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "packaging" / "kernels"
@@ -49,7 +49,7 @@ def test_the_doctor_says_what_lies_over_what(
             (information / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
             (information / "RECORD").write_text(f"{file},,\n")
     monkeypatch.syspath_prepend(tmp_path)
-    checks = list(cli_doctor.kernels_alone())
+    checks = list(doctor.kernels_alone())
     assert [what for what, _, _ in checks] == ["penstock-kernels"] * len(said)
     for (_, fine, detail), (expected, words) in zip(checks, said, strict=True):
         assert fine is expected
@@ -206,7 +206,7 @@ def test_wheels_install_without_a_compiler_and_share_no_file(tmp_path: Path) -> 
         environment.link(need.split(">=")[0])
     assert "No broken requirements" in environment(environment.python, "-m", "pip", "check")
     assert "prepare" in environment(environment.folder / "bin" / "penstock", "--help")
-    doctor = environment(environment.folder / "bin" / "penstock", "doctor")
-    assert "penstock-kernels" in doctor
-    assert "compiled core" in doctor
+    printed = environment(environment.folder / "bin" / "penstock", "doctor")
+    assert "penstock-kernels" in printed
+    assert "compiled core" in printed
     environment.check_types(USES_ENGINE)
