@@ -24,7 +24,11 @@ def write_csv_files(folder: Path, findings: Findings) -> None:
     """
     table = findings.table
     points = [point for family in table.families for point in table.points(family)]
-    measured = [field.name for field in fields(TrialResult) if field.name not in ("trial", "evaluation", "made_from")]
+    measured = [
+        field.name
+        for field in fields(TrialResult)
+        if field.name not in ("trial", "evaluation", "made_from", "predictions")
+    ]
     _write(
         folder / "trials.csv",
         ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1")],

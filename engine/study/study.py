@@ -3,7 +3,7 @@
 study.json       what is studied
 data/            the stores, where the sources were not stores already
 costs/           one file per family
-trials/          one file per finished trial
+trials/          a finished trial's figures, and its predictions
 runs/            a trial in progress, or all of them on request
 report.*, *.csv, *.png
 """
@@ -24,6 +24,7 @@ from penstock.engine.study.costs import device_name, measure_cost, read_cost, wr
 from penstock.engine.study.directory import claim, trials_folder, write_study
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.fingerprints import MadeFrom, made_from
+from penstock.engine.study.predictions import predictions_path
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings, subset_seed, trial_settings
@@ -259,6 +260,7 @@ def _task(
         keep_run=keep_runs,
         progress="auto" if jobs == 1 and trial.size >= _LONG_TRIAL else "none",
         made_from=made_from,
+        predictions=predictions_path(trials_folder(folder), trial.name),
     )
 
 
