@@ -9,7 +9,7 @@ import numpy as np
 from penstock.engine.errors import SourceError
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import Discordant, mcnemar
-from penstock.engine.statistics.resample import Drawn, Series, draw
+from penstock.engine.statistics.resample import Drawn, Series, draw_groups
 from penstock.engine.statistics.verdict import MARGIN, Verdict, verdict
 
 EXIT_CODES = {"better": 0, "no worse": 0, "worse": 20, "cannot tell": 21}  # of a verdict; errors have others
@@ -89,17 +89,18 @@ def compare(truth: Truth, first: Judged, second: Judged, margin: float = MARGIN)
     right = [own == truth.labels[rows] for own in labels]
     clusters = Clusters.single(len(rows)) if truth.clusters is None else Clusters.of(truth.clusters[rows])
     scores = [own.astype(np.float64)[None] for own in right]
-    accuracies = draw({number: Series(own, 1, (0,)) for number, own in enumerate(scores)}, clusters, "share")
-    difference = draw({"difference": Series(scores[0] - scores[1], 1, (0,))}, clusters, "difference")["difference"]
+    shares = {number: Series(own, 1, (0,)) for number, own in enumerate(scores)}
+    differences = {0: Series(scores[0] - scores[1], 1, (0,))}
+    accuracies, drawn = draw_groups([(shares, "share"), (differences, "difference")], clusters)
     differ = np.flatnonzero(labels[0] != labels[1])
     flips = differ[np.argsort(right[0][differ] == right[1][differ], kind="stable")]
     return Comparison(
         rows=rows,
         first=accuracies[0],
         second=accuracies[1],
-        difference=difference,
+        difference=drawn[0],
         pairs=mcnemar(right[0], right[1]),
-        verdict=verdict(difference, "A", "B", margin),
+        verdict=verdict(drawn[0], "A", "B", margin),
         flips=rows[flips],
         labels=(labels[0], labels[1]),
         notes=notes,

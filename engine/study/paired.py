@@ -10,7 +10,7 @@ from penstock.engine.data.clusters import read_cluster_file
 from penstock.engine.errors import RunError
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import Discordant, holm, mcnemar
-from penstock.engine.statistics.resample import Drawn, Series, draw
+from penstock.engine.statistics.resample import Drawn, Series, draw_groups
 from penstock.engine.study.families import REFERENCE
 from penstock.engine.study.predictions import Predictions, read_predictions
 from penstock.engine.study.trials import Trial, TrialResult
@@ -91,10 +91,17 @@ class Paired:
             key: Series(kept.right((REFERENCE, key[1]), own) - kept.right(key, own), key[1], tuple(own))
             for key, own in both.items()
         }
-        drawn = draw(gaps, groups, "difference")
+        accuracies, macro_f1, drawn = draw_groups(
+            [
+                (kept.series(kept.right, whole), "share"),
+                (kept.series(kept.f1_scores, whole), "share"),
+                (gaps, "difference"),
+            ],
+            groups,
+        )
         return cls(
-            accuracies=draw(kept.series(kept.right, whole), groups, "share"),
-            macro_f1=draw(kept.series(kept.f1_scores, whole), groups, "share"),
+            accuracies=accuracies,
+            macro_f1=macro_f1,
             gaps=drawn,
             tests=_tests(kept, both, drawn),
             rows=groups.rows,
