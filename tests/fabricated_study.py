@@ -1,10 +1,16 @@
 """Studies without training: results drawn around known learning curves."""
 
+import dataclasses
 import math
 import random
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+import torch
+
+from penstock.engine.study.predictions import PredictionsRecorder, predictions_path
 from penstock.engine.study.run_trial import TrialTask
 from penstock.engine.study.trials import Trial, TrialResult
 
@@ -70,3 +76,23 @@ def stand_in(task: TrialTask) -> TrialResult:
     with open(marks / task.trial.name, "a") as mark:
         mark.write("run\n")
     return result(task.trial.family, task.trial.size, task.trial.seed)
+
+
+def with_predictions(folder: Path, result: TrialResult, rows: int = 1000, accuracy: float | None = None) -> TrialResult:
+    """The result with predictions in `folder` whose accuracy is near the given one, or its own.
+
+    A row's difficulty is the same for every family, size and seed, as of one test set.
+    """
+    names = ["bad", "good", "rare"]
+    truth = np.random.default_rng(7).choice(3, rows, p=[0.6, 0.39, 0.01])
+    difficulty = np.random.default_rng(8).normal(0, 1, rows)
+    own = np.random.default_rng([result.trial.size, result.trial.seed, len(result.trial.family)])
+    level = NormalDist().inv_cdf(result.accuracy if accuracy is None else accuracy) * 2**0.5
+    right = level + difficulty + own.normal(0, 1, rows) > 0
+    labels = np.where(right, truth, (truth + 1) % 3)
+    recorder = PredictionsRecorder(np.arange(rows), 3)
+    probabilities = np.eye(3, dtype=np.float32)[labels] * 0.7 + 0.1
+    recorder.add(torch.arange(rows), torch.from_numpy(truth), torch.from_numpy(probabilities))
+    path = predictions_path(folder, result.trial.name)
+    entry = recorder.write(path, test="0" * 64, max_test=None, test_rows=rows, label_names=names)
+    return dataclasses.replace(result, accuracy=float(right.mean()), test_examples=rows, predictions=entry)

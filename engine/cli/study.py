@@ -57,6 +57,14 @@ def study(
     max_test: Annotated[
         int | None, typer.Option(min=1, help="Evaluate on this many test rows, the same for every trial.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of the test source that says which rows belong together, such as a film: intervals then hold "
+            "for other films, not only for other rows.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="All randomness follows from it.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Trials run at a time.")] = 1,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the trained models, in OUT/runs.")] = False,
@@ -97,6 +105,7 @@ def study(
         max_test=max_test,
         overrides=tuple(overrides or []),
         reading=Reading(separator, encoding),
+        cluster=cluster,
     )
     keep_freed_memory()
     run_study(settings, out, jobs=jobs, keep_runs=keep_runs)

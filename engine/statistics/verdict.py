@@ -12,8 +12,8 @@ MARGIN = 0.01  # one point of accuracy
 class Verdict:
     """
     Attributes:
-        kind: "better" or "worse", the interval of first - second excludes 0; "no worse", it lies above -margin;
-            "cannot tell", it does not.
+        kind: "better" or "worse", the interval of first - second excludes 0; "no worse", it does not reach below
+            -margin; "cannot tell", it does.
         text: a sentence with the figures.
     """
 
@@ -34,7 +34,7 @@ def verdict(difference: Drawn, first: str, second: str, margin: float = MARGIN) 
         return Verdict("better", f"{first} is better than {second} ({figures})")
     if high < 0:
         return Verdict("worse", f"{first} is worse than {second} ({figures})")
-    if low > -margin:
+    if low >= -margin:
         return Verdict("no worse", f"{first} is no worse than {second} by {points} ({figures})")
     rows = f"{difference.rows:,} rows" + (
         "" if difference.clusters == difference.rows else f" in {difference.clusters:,} clusters"

@@ -1,4 +1,5 @@
-"""Where pretraining stops paying: the size from which the gap to the encoder stays below a threshold."""
+"""Where pretraining stops paying: the size from which the gap to the encoder stays below a threshold, on average and
+reliably."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from penstock.engine.statistics.resample import LEVEL, Drawn
+from penstock.engine.statistics.seed_variance import moderate
 from penstock.engine.study.curves import Curve
-from penstock.engine.study.intervals import percentile_interval
+from penstock.engine.study.intervals import percentile_interval, t_interval
 
 THRESHOLD = 0.01  # one point of accuracy
 RESAMPLES = 2000
@@ -18,8 +21,9 @@ FARTHEST = 100  # times the largest size: no curve is followed beyond
 class BreakEven:
     """
     Attributes:
-        size: the size, in examples; None if it was not reached, 0 if the gap was below the threshold from the start.
-        low, high: the ends of its 95% interval; None without several seeds; `inf` and 0 as for `size`.
+        size: on average, in examples; None if it was not reached, 0 if the gap was below the threshold from the start.
+        low, high: the ends of its 95% interval; None where nothing tells how the gap varies; `inf` and 0 as for `size`.
+        reliable: the size from which the gap stays below the threshold in 95% of draws; None and `inf` as for `low`.
         smallest, largest: the sizes that both families were measured at.
         extrapolated: the size that the fitted curves predict beyond the largest one, with its interval.
         note: why there is nothing, or what was not done.
@@ -32,6 +36,7 @@ class BreakEven:
     largest: int = 0
     extrapolated: tuple[float, float, float] | None = None
     note: str = ""
+    reliable: float | None = None
 
     def __str__(self) -> str:
         if not self.largest:
@@ -46,10 +51,22 @@ class BreakEven:
         # an interval that repeats what was said already is left out
         if self.low is not None and self.high is not None and ends not in ((0, 0), (math.inf, math.inf)):
             text += f", 95% interval {self._end(self.low)} to {self._end(self.high)}"
+        text += self._reliably()
         if self.extrapolated is not None:
             size, low, high = (_far(value, self.largest) for value in self.extrapolated)
             text += f"; the fitted curves, extrapolated, put it at {size} (95% interval {low} to {high})"
         return text + (f"; {self.note}" if self.note else "")
+
+    def _reliably(self) -> str:
+        if self.reliable is None:
+            return ""
+        share = f"in {100 * LEVEL:g}% of draws"
+        if math.isinf(self.reliable):
+            # what is not reached on average is not reached reliably
+            return "" if self.size is None else f"; reliably ({share}) not within the sizes measured"
+        if self.reliable == 0:
+            return f"; reliably ({share}) at the smallest size too"
+        return f"; reliably ({share}) from about {rounded(self.reliable)} examples"
 
     def _end(self, value: float) -> str:
         if value == 0:
@@ -77,64 +94,104 @@ def break_even(
     gaps: Mapping[int, Mapping[int, float]],
     curves: tuple[Curve | str, Curve | str] | None = None,
     *,
+    drawn: Mapping[int, Drawn] | None = None,
     threshold: float = THRESHOLD,
     seed: int = 0,
 ) -> BreakEven:
     """
+    In each draw the gaps of all sizes, which share their rows and seeds, have a crossing of their own. Its central 95%
+    are the interval; the reliable break-even is what 95% of the crossings do not exceed: there, and through all larger
+    sizes at once, the gap is below the threshold.
+
     Args:
         gaps: {size: {seed: gap as a share}} of the sizes that both families were measured at.
         curves: the family's curve and the encoder's, or why there is none: followed where the measured sizes end
             before the break-even.
+        drawn: {size: the gap's draws}, over seeds and test rows; without them the gap varies over seeds alone.
     """
     sizes = sorted(size for size in gaps if gaps[size])
     if not sizes:
         return BreakEven(None, note="no size has both families")
     values = [np.array(list(gaps[size].values())) for size in sizes]
     size = crossing(sizes, [float(own.mean()) for own in values], threshold)
-    draws = _draw_means(values, seed)
-    low, high = None, None
+    low, high, reliable = None, None, None
+    if drawn is not None and all(own in drawn for own in sizes):
+        draws: np.ndarray | None = np.stack([drawn[own].draws for own in sizes], 1)
+        limits = (0.0, math.inf)
+    else:
+        draws, limits = _draw_means(values, sizes, seed), _not_ruled_out(values, sizes, threshold)
     if draws is not None:
-        low, high = percentile_interval(np.array([crossing(sizes, row, threshold) for row in draws]))
+        crossings = np.clip([crossing(sizes, row, threshold) for row in draws], *limits)
+        low, high = percentile_interval(crossings)
+        low, high = min(low, size), max(high, size)
+        reliable = float(np.quantile(crossings, LEVEL, method="inverted_cdf"))
     extrapolated, note = None, ""
     if math.isinf(size) and curves is not None:
         extrapolated, note = _extrapolate(curves, sizes[-1], threshold)
     found = None if math.isinf(size) else size
-    return BreakEven(found, low, high, sizes[0], sizes[-1], extrapolated, note)
+    return BreakEven(found, low, high, sizes[0], sizes[-1], extrapolated, note, reliable)
 
 
 def equivalent_size(
-    accuracies: Mapping[int, Mapping[int, float]], target: Mapping[int, float], seed: int = 0
+    accuracies: Mapping[int, Mapping[int, float]],
+    target: Mapping[int, float],
+    seed: int = 0,
+    drawn: tuple[Mapping[int, Drawn], Drawn] | None = None,
 ) -> tuple[float, float | None, float | None]:
     """The size at which a family reaches the mean of `target`, and its 95% interval.
 
     Args:
         accuracies: {size: {seed: accuracy as a share}} of the family.
         target: {seed: accuracy as a share} of the encoder at one size.
+        drawn: the draws of both, over seeds and test rows; without them both vary over seeds alone.
 
     Returns:
-        (size, low, high): 0 where the smallest size is enough, infinity where the largest is not; no interval without
-            several seeds.
+        (size, low, high): 0 where the smallest size is enough, infinity where the largest is not; no interval where
+            nothing tells how they vary.
     """
     sizes = sorted(accuracies)
     own = [np.array(list(accuracies[size].values())) for size in sizes]
     aim = np.array(list(target.values()))
     size = crossing(sizes, [float(aim.mean() - values.mean()) for values in own], 0.0)
-    draws = _draw_means([*own, aim], seed)
+    if drawn is not None:
+        draws: np.ndarray | None = np.stack([*(drawn[0][own].draws for own in sizes), drawn[1].draws], 1)
+    else:
+        draws = _draw_means([*own, aim], [1] * (len(own) + 1), seed)
     if draws is None:
         return size, None, None
-    return size, *percentile_interval(np.array([crossing(sizes, row[-1] - row[:-1], 0.0) for row in draws]))
+    low, high = percentile_interval(np.array([crossing(sizes, row[-1] - row[:-1], 0.0) for row in draws]))
+    return size, min(low, size), max(high, size)
 
 
-def _draw_means(values: Sequence[np.ndarray], seed: int) -> np.ndarray | None:
-    """(RESAMPLES, len(values)): means drawn from their t distributions with the variance over seeds, pooled over all;
-    None where nothing has two seeds."""
-    freedom = sum(len(own) - 1 for own in values)
-    if freedom == 0:
+def _draw_means(values: Sequence[np.ndarray], sizes: Sequence[int], seed: int) -> np.ndarray | None:
+    """(RESAMPLES, len(values)): means drawn from their t distributions, with moderated variances over seeds; those of a
+    single seed stay what they are. None where nothing has two seeds."""
+    several = [place for place, own in enumerate(values) if len(own) > 1]
+    if not several:
         return None
-    pooled = sum(float(((own - own.mean()) ** 2).sum()) for own in values) / freedom
-    deviations = np.sqrt(pooled / np.array([len(own) for own in values]))
-    noise = np.random.default_rng(seed).standard_t(freedom, size=(RESAMPLES, len(values)))
-    return np.array([own.mean() for own in values]) + deviations * noise
+    counts = np.array([len(values[place]) for place in several])
+    variances, freedoms = moderate(
+        np.array([values[place].var(ddof=1) for place in several]),
+        counts - 1,
+        np.array([sizes[place] for place in several]),
+    )
+    draws = np.tile([own.mean() for own in values], (RESAMPLES, 1))
+    noise = np.random.default_rng(seed).standard_t(freedoms, size=(RESAMPLES, len(several)))
+    draws[:, several] += noise * np.sqrt(variances / counts)
+    return draws
+
+
+def _not_ruled_out(values: Sequence[np.ndarray], sizes: Sequence[int], threshold: float) -> tuple[float, float]:
+    """Where a crossing may lie by each size's own interval over seeds, or by its one figure: not before a size whose
+    gap is surely above the threshold, nor after one from which on all are surely below."""
+    intervals = [t_interval(own.tolist()) for own in values]
+    lows = [found.mean if found.low is None else found.low for found in intervals]
+    highs = [found.mean if found.high is None else found.high for found in intervals]
+    surely_above = [place for place, low in enumerate(lows) if low >= threshold]
+    maybe_above = [place for place, high in enumerate(highs) if high >= threshold]
+    ends = [*map(float, sizes), math.inf]
+    first = 0.0 if not surely_above else math.inf if surely_above[-1] == len(sizes) - 1 else ends[surely_above[-1]]
+    return first, 0.0 if not maybe_above else ends[maybe_above[-1] + 1]
 
 
 def _extrapolate(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.data.clusters import read_clusters
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.manifest import MANIFEST_NAME
 from penstock.engine.data.sources import open_sources
@@ -22,7 +23,7 @@ def check_plan(study: StudySettings) -> list[str]:
 
     Raises:
         ConfigError: an option or override is wrong.
-        SourceError, StoreError: the training or test data cannot be opened, or lacks the columns.
+        SourceError, StoreError: the training or test data cannot be opened, or lacks the columns, --cluster's too.
         ModelError: the encoder is not there.
     """
     for name, value, choices in (
@@ -39,8 +40,11 @@ def check_plan(study: StudySettings) -> list[str]:
         check_encoder(encoder)
     for sources, store in zip((study.train, study.test), prepared, strict=True):
         if store:
-            if Store.open(sources[0]).multi_label:
+            opened_store = Store.open(sources[0])
+            if opened_store.multi_label:
                 raise StoreError(f"{sources[0]} {HAS_LISTS}")
+            if sources is study.test and study.cluster is not None:
+                read_clusters(opened_store, study.cluster)
             continue
         for source in sources:
             if is_store([source]):
@@ -50,6 +54,8 @@ def check_plan(study: StudySettings) -> list[str]:
         for opened in open_sources(local, text=study.text, label=study.label, reading=study.reading) if local else ():
             if opened.multi_label:
                 raise SourceError(f"{opened.name}: column {opened.label!r} {HAS_LISTS}")
+            if sources is study.test and study.cluster is not None:
+                opened.carry([study.cluster])  # which says if there is no such column
     notes = list(_unused(study, *prepared))
     families = {override.split(".")[0] for override in study.overrides} & FAMILIES.keys() - set(study.families)
     return notes + [f"settings for {family}, which is not among --families: not used" for family in sorted(families)]

@@ -13,18 +13,30 @@ from penstock.engine.study.costs import BATCH_SIZES
 from penstock.engine.study.curves import Curve
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
+from penstock.engine.study.paired import GapTest
+from penstock.engine.study.table import Table
 from penstock.engine.study.trials import TrialResult
+
+TESTS = (
+    *("p_value", "p_adjusted"),
+    *("only_encoder_right", "only_family_right", "pairs", "mcnemar_p_value", "mcnemar_p_adjusted"),
+)
 
 
 def write_csv_files(folder: Path, findings: Findings) -> None:
     """Writes trials.csv, classes.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv and costs.csv.
 
     Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
-    empty; a size beyond all measured ones is inf, one below them 0.
+    empty; a size beyond all measured ones is inf, one below them 0. The p-values of gap.csv: from the draws behind the
+    interval, and McNemar's exact one of the trained models; each also adjusted by Holm over the family's sizes.
     """
     table = findings.table
     points = [point for family in table.families for point in table.points(family)]
-    measured = [field.name for field in fields(TrialResult) if field.name not in ("trial", "evaluation", "made_from")]
+    measured = [
+        field.name
+        for field in fields(TrialResult)
+        if field.name not in ("trial", "evaluation", "made_from", "predictions")
+    ]
     _write(
         folder / "trials.csv",
         ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1")],
@@ -44,21 +56,33 @@ def write_csv_files(folder: Path, findings: Findings) -> None:
     )
     (folder / "cells.csv").unlink(missing_ok=True)  # the same table, by an earlier penstock
     interval = ["mean", "low", "high", "seeds"]
+    over = ["test_rows", "test_clusters"]  # that the interval is over; empty where it is over seeds alone
     _write(
         folder / "accuracy.csv",
-        ["family", "size", *interval, "not_done"],
-        ([point.family, point.size, *_interval(point.accuracy), point.unfinished] for point in points),
+        ["family", "size", *interval, "not_done", *over, *(f"macro_f1_{name}" for name in interval[:3])],
+        (
+            [
+                *(point.family, point.size, *_interval(point.accuracy), point.unfinished),
+                *_over(table, point.accuracy),
+                *_interval(point.macro_f1)[:3],
+            ]
+            for point in points
+        ),
     )
     _write(
         folder / "gap.csv",
-        ["family", "size", *interval],
-        ([point.family, point.size, *_interval(point.gap)] for point in points if point.gap is not None),
+        ["family", "size", *interval, *over, *TESTS],
+        (
+            [point.family, point.size, *_interval(point.gap), *_over(table, point.gap), *_test(point.test)]
+            for point in points
+            if point.gap is not None
+        ),
     )
     _write(
         folder / "break_even.csv",
-        ["family", "size", "low", "high", "smallest", "largest", "note"],
+        ["family", "size", "low", "high", "reliable", "smallest", "largest", "note"],
         (
-            [family, found.size, found.low, found.high, found.smallest, found.largest, found.note]
+            [family, found.size, found.low, found.high, found.reliable, found.smallest, found.largest, found.note]
             for family, found in findings.break_evens.items()
         ),
     )
@@ -108,6 +132,19 @@ def _curve(family: str, curve: Curve | str) -> list[Any]:
         *curve.floor_interval,
         curve.reason,
     ]
+
+
+def _over(table: Table, estimate: Estimate | None) -> list[int | None]:
+    known = estimate is not None and estimate.rows
+    return [table.paired.rows, table.paired.clusters] if known else [None, None]
+
+
+def _test(test: GapTest | None) -> list[float | None]:
+    if test is None:
+        return [None] * len(TESTS)
+    pairs = test.pairs
+    exact = [pairs.first, pairs.second, pairs.pairs, pairs.p_value, test.mcnemar_adjusted]
+    return [test.p_value, test.adjusted, *exact]
 
 
 def _interval(estimate: Estimate | None) -> list[Any]:

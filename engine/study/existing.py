@@ -13,6 +13,7 @@ from penstock.engine.errors import RunError
 from penstock.engine.study.directory import read_study, trials_folder
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, changed, changed_setting, difference
+from penstock.engine.study.predictions import check_predictions
 from penstock.engine.study.trials import Trial, TrialResult, read_results, result_path, trial_named
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Existing:
         self.results: dict[Trial, TrialResult] = {
             result.trial: result for result in read_results(trials_folder(folder)) if result.status != "failed"
         }
+        for result in self.results.values():
+            if result.predictions is not None:
+                check_predictions(trials_folder(folder), result.predictions)
         self.old = [result.trial.name for result in self.results.values() if result.made_from is None]
         self.study = read_study(folder)
         self._runs = {path.parent.name: _identity(path) for path in (folder / "runs").glob("*/run.json")}

@@ -1,16 +1,20 @@
 """What a study found: everything that its report says, computed from its directory."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.data.clusters import cluster_file
 from penstock.engine.errors import RunError
+from penstock.engine.statistics.resample import Drawn
 from penstock.engine.study.break_even import BreakEven, break_even, equivalent_size
 from penstock.engine.study.costs import Cost, read_cost
 from penstock.engine.study.curves import Curve, fit_curve
 from penstock.engine.study.directory import planned_trials, read_study, trials_folder
 from penstock.engine.study.existing import check_one_kind
 from penstock.engine.study.families import FAMILIES, REFERENCE
+from penstock.engine.study.paired import Key, Paired
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import read_results
 
@@ -39,12 +43,16 @@ class Findings:
     def of(cls, folder: Path) -> "Findings":
         """
         Raises:
-            RunError: the folder holds no study, or one without a finished trial, or trials made from different things.
+            RunError: the folder holds no study, or one without a finished trial, or trials made from different things,
+                or a trial's predictions are not those that it wrote.
+            StoreError: the test rows' clusters are missing, or not of this test data.
         """
         study = read_study(folder)
         results = read_results(trials_folder(folder))
         check_one_kind(folder, study, results)
-        table = Table(results)
+        clusters = cluster_file(folder / "data" / "test") if study.get("cluster") else None
+        paired = Paired.of(trials_folder(folder), results, clusters)
+        table = Table(results, paired)
         if not any(table.points(family) for family in table.families):
             raise RunError(f"{folder}: no trial of this study is done yet; run penstock study again to go on")
         accuracies = {
@@ -66,12 +74,16 @@ class Findings:
                 family: break_even(
                     {point.size: point.gaps for point in table.points(family) if point.gaps},
                     (curves[family], curves[REFERENCE]),
+                    drawn=_of(paired.gaps, family),
                 )
                 for family in others
                 if reference
             },
             equivalents={
-                family: {size: equivalent_size(accuracies[family], target) for size, target in reference.items()}
+                family: {
+                    size: equivalent_size(accuracies[family], target, drawn=_both(paired, accuracies, family, size))
+                    for size, target in reference.items()
+                }
                 for family in others
             },
             costs={
@@ -81,6 +93,18 @@ class Findings:
             },
             missing=len(set(planned_trials(study)) - finished),
         )
+
+
+def _of(drawn: Mapping[Key, Drawn], family: str) -> dict[int, Drawn]:
+    return {size: own for (name, size), own in drawn.items() if name == family}
+
+
+def _both(
+    paired: Paired, accuracies: Mapping[str, Mapping[int, dict[int, float]]], family: str, size: int
+) -> tuple[dict[int, Drawn], Drawn] | None:
+    """The draws of a family at all its sizes and of the reference at one; None unless there are all of them."""
+    own, aim = _of(paired.accuracies, family), paired.accuracies.get((REFERENCE, size))
+    return None if aim is None or accuracies[family].keys() - own.keys() else (own, aim)
 
 
 def _errors(accuracies: dict[int, float]) -> dict[int, float]:

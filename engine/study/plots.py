@@ -114,15 +114,16 @@ def plot_cost(table: Table, path: Path) -> None:
 
 
 def _series(axes: Any, points: Sequence, estimates: Sequence, family: str, shift: float, *, joined: bool) -> None:
-    """Means with error bars; a mean of one seed has no bar."""
+    """Means with error bars, where they have intervals."""
     if not points:
         return
     known: list[Estimate] = list(estimates)
-    half = [100 * (estimate.half_width or 0.0) for estimate in known]
+    below = [0.0 if estimate.low is None else 100 * (estimate.mean - estimate.low) for estimate in known]
+    above = [0.0 if estimate.high is None else 100 * (estimate.high - estimate.mean) for estimate in known]
     axes.errorbar(
         [point.size * shift for point in points],
         [100 * estimate.mean for estimate in known],
-        yerr=half,
+        yerr=[below, above],
         color=COLOURS[family],
         marker=MARKERS[family],
         markersize=6,

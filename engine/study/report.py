@@ -31,6 +31,7 @@ from penstock.engine.study.trials import TrialResult
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+_LOPSIDED = 0.002  # from which difference between the two sides of an interval its ends are shown
 TITLE = "How many labelled examples until pretraining no longer pays?"
 
 
@@ -91,20 +92,19 @@ def _blocks(findings: Findings) -> list[Block]:
         blocks.append(Paragraph(f"This study is not complete: {findings.missing} trials are still to run."))
     blocks += [
         Heading("Accuracy by number of training examples"),
-        Figure(
-            "accuracy.png", "Test accuracy; bars: 95% t intervals over seeds; faint points: single runs.", "trials.csv"
-        ),
+        Figure("accuracy.png", "Test accuracy; bars: 95% intervals; faint points: single runs.", "trials.csv"),
         Paragraph(
-            "Accuracy in %, ± half of the 95% interval over seeds; in brackets the gap: the encoder's accuracy minus "
-            "this one's in points, over the same subsets."
+            f"Accuracy in %, ± half of the 95% interval over {_over(table)}, or its ends in square brackets; in round "
+            "brackets the gap: the encoder's accuracy minus this one's in points, over the same subsets."
         ),
         _accuracy_table(table),
     ]
     if findings.break_evens:
         blocks += [
             Heading("The gap"),
-            Figure("gap.png", "How far the encoder is ahead, over the same subsets.", "gap.csv"),
+            Figure("gap.png", "How far the encoder is ahead, over the same subsets; bars: 95% intervals.", "gap.csv"),
         ]
+        blocks += _gap_table(table)
         blocks += _equivalents(findings)
     blocks += class_blocks(table)
     blocks += _curves(findings)
@@ -131,6 +131,51 @@ def _accuracy_entry(point: Point) -> str:
     if point.gap is not None:
         text += f" ({100 * point.gap.mean:+.1f})"
     return text + (f" [{point.unfinished} not done]" if point.unfinished else "")
+
+
+def _gap_table(table: Table) -> list[Block]:
+    """The gaps with what tells them from nothing; where there are predictions to tell it."""
+    points = [point for family in table.families for point in table.points(family) if point.test is not None]
+    if not points:
+        return []
+    rows = []
+    for point in points:
+        assert point.gap is not None
+        assert point.test is not None
+        test, gap = point.test, point.gap
+        rows.append(
+            [
+                f"{FAMILIES[point.family].title}, {point.size:,}",
+                f"{100 * gap.mean:+.1f}",
+                "–" if gap.low is None or gap.high is None else f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}",
+                _p_value(test.adjusted),
+                str(gap.count),
+                f"{test.pairs.first:,} / {test.pairs.second:,}",
+                _p_value(test.mcnemar_adjusted),
+            ]
+        )
+    columns = ["", "gap", "95% interval", "p (Holm)", "seeds", "only one right: encoder / this", "McNemar's p (Holm)"]
+    return [
+        Paragraph(
+            f"The gap in points, over {_over(table)}. The first p-value is of the families: that they differ no more "
+            "than other seeds and test rows would make them. McNemar's exact one is of the models as they were "
+            "trained, on the pooled rows of all seeds that exactly one of the two has right. Both are adjusted by "
+            "Holm over a family's sizes."
+        ),
+        TableBlock(columns, rows, "gap.csv"),
+    ]
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _over(table: Table) -> str:
+    """What the intervals are over."""
+    paired = table.paired
+    if not paired.accuracies:
+        return "seeds"
+    return "seeds and test rows" + (f", whole groups by {paired.column!r}" if paired.column else "")
 
 
 def _equivalents(findings: Findings) -> list[Block]:
@@ -242,10 +287,9 @@ def _method(findings: Findings) -> list[str]:
         "Subsets are stratified by class and nested: a seed's smaller subsets lie inside its larger ones, and all "
         "families train on the same ones. A validation split carved from each subset chooses the model and stops the "
         "training; the number of examples includes it. The test set is read once for each trial.",
-        "Seeds vary the subset, the initial weights, the order and dropout together. Intervals are Student's t over "
-        "seeds; a figure without an interval comes from one seed.",
+        *_intervals(table),
     ]
-    if tests:
+    if tests and not table.paired.accuracies:
         count = max(tests)
         means = [point.accuracy.mean for family in table.families for point in table.points(family) if point.accuracy]
         sampling = 1.96 * math.sqrt(max(mean * (1 - mean) for mean in means) / count)
@@ -271,6 +315,49 @@ def _method(findings: Findings) -> list[str]:
             f"torch {machine.get('torch')}{jobs}. Training took {_hours(table.results)} in all."
         )
     return items
+
+
+def _intervals(table: Table) -> list[str]:
+    """How the intervals were made, and what they leave out."""
+    seeds = "Seeds vary the subset, the initial weights, the order and dropout together."
+    paired = table.paired
+    if not paired.accuracies:
+        items = [f"{seeds} Intervals are Student's t over seeds; a figure without an interval comes from one seed."]
+        if paired.without:
+            items.append(
+                f"{paired.without} trials are of an earlier penstock and kept no predictions: no figure's interval is "
+                "over test rows, and no gap has a p-value."
+            )
+        return items
+    groups = f"{paired.rows:,} test rows"
+    if paired.column:
+        groups = f"{paired.clusters:,} groups of test rows with the same {paired.column!r}, {paired.rows:,} rows in all"
+    items = [
+        f"{seeds} Intervals hold 95% of the draws of a two-way bootstrap: {groups}, the same ones for every family, "
+        "and seeds by Student's t with variances moderated over sizes and families.",
+    ]
+    points = [point for family in table.families for point in table.points(family)]
+    single = [point for point in points if point.accuracy and point.accuracy.rows and point.accuracy.count == 1]
+    if single:
+        items.append(
+            f"From one seed: {_named(single)}. Their intervals are over test rows alone and leave out how much another "
+            "subset or other initial weights would change them."
+        )
+    lacking = [point for point in points if point.accuracy and not point.accuracy.rows]
+    if lacking:
+        items.append(
+            f"{paired.without} trials are of an earlier penstock and kept no predictions: the intervals of "
+            f"{_named(lacking)} are over seeds alone, their gaps have no p-values, and a break-even that needs them is "
+            "drawn over seeds alone."
+        )
+    return items
+
+
+def _named(points: Sequence[Point]) -> str:
+    sizes: dict[str, list[str]] = {}
+    for point in points:
+        sizes.setdefault(FAMILIES[point.family].title, []).append(f"{point.size:,}")
+    return "; ".join(f"{title} at {', '.join(own)}" for title, own in sizes.items())
 
 
 def _unfinished(results: Sequence[TrialResult]) -> str:
@@ -301,9 +388,15 @@ def _examples(entry: dict[str, Any] | None) -> str:
 
 
 def _points(estimate: Estimate | None) -> str:
+    """The mean ± half of its interval, or with the ends of one that is visibly longer on one side."""
     assert estimate is not None
-    half = estimate.half_width
-    return f"{100 * estimate.mean:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+    mean = f"{100 * estimate.mean:.1f}"
+    if estimate.low is None or estimate.high is None:
+        return mean
+    below, above = estimate.mean - estimate.low, estimate.high - estimate.mean
+    if abs(above - below) < _LOPSIDED:
+        return f"{mean} ± {50 * (below + above):.1f}"
+    return f"{mean} [{100 * estimate.low:.1f}; {100 * estimate.high:.1f}]"
 
 
 def _mean(values: Any) -> float:

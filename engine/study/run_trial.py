@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from penstock.engine.errors import NonFiniteError, PenstockError, RunError
 from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
+from penstock.engine.study.predictions import PredictionsRecorder
 from penstock.engine.study.subsets import subset
 from penstock.engine.study.trials import Trial, TrialResult
 
@@ -28,6 +31,7 @@ class TrialTask:
         keep_run: leave it there; it holds the trained model.
         progress: of the training, see `train`.
         made_from: what the study found before its first trial, which has to be what this trial finds.
+        predictions: the file to write them to; None for none.
     """
 
     trial: Trial
@@ -40,6 +44,7 @@ class TrialTask:
     keep_run: bool = False
     progress: Literal["auto", "live", "plain", "none"] = "none"
     made_from: MadeFrom | None = None
+    predictions: Path | None = None
 
 
 def run_trial(task: TrialTask) -> TrialResult:
@@ -86,9 +91,22 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     alone = World(0, 1, next(model.parameters()).device)
     batches = store_batches(test, test_rows, task.settings.data.tokens, alone)
-    evaluation = evaluate_fully(model, batches, test.label_names, task.settings.training.precision).result()
+    evaluated = np.arange(test.num_examples) if test_rows is None else test_rows
+    recorder = PredictionsRecorder(evaluated, test.num_labels) if task.predictions is not None else None
+    precision = task.settings.training.precision
+    observe = None if recorder is None else recorder.add
+    evaluation = evaluate_fully(model, batches, test.label_names, precision, observe).result()
     assert isinstance(evaluation, Evaluation)  # lists of labels are refused when a study begins
     metrics = evaluation.metrics
+    predictions = None
+    if recorder is not None and task.predictions is not None:
+        predictions = recorder.write(
+            task.predictions,
+            test=test.fingerprint,
+            max_test=task.max_test,
+            test_rows=test.num_examples,
+            label_names=test.label_names,
+        )
     validation = trained.validation.num_examples if trained.validation else 0
     return TrialResult(
         task.trial,
@@ -105,6 +123,7 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
         train_seconds=trained.seconds,
         tokens_per_second=trained.tokens_per_second,
         evaluation=evaluation.to_json(),
+        predictions=predictions,
     )
 
 

@@ -39,6 +39,7 @@ class StudySettings:
         seed: everything random follows from it.
         max_length, truncation, bad_rows, reading: as `prepare` has them.
         max_test: evaluate on this many rows of the test data, always the same; None for all.
+        cluster: column of the test source whose equal values mark rows that belong together; None for none.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one.
     """
 
@@ -58,9 +59,11 @@ class StudySettings:
     max_test: int | None = None
     overrides: tuple[str, ...] = ()
     reading: Reading = PLAIN_READING
+    cluster: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What makes two studies different ones: all but the grid, which may grow.
+        """What makes two studies different ones: all but the grid, which may grow, and the clusters, which change no
+        trial.
 
         A way of reading the files is part of it only where it was given, as older studies have none.
         """

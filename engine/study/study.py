@@ -1,13 +1,14 @@
 """A study from its settings to its report: stores, costs, trials. What is finished is on the disk and not done again.
 
 study.json       what is studied
-data/            the stores, where the sources were not stores already
+data/            the stores, where the sources were not stores already, and the test rows' clusters
 costs/           one file per family
-trials/          one file per finished trial
+trials/          a finished trial's figures, and its predictions
 runs/            a trial in progress, or all of them on request
 report.*, *.csv, *.png
 """
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -15,15 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.data.clusters import cluster_file, read_cluster_file, read_clusters, write_cluster_file
 from penstock.engine.data.overlap import Overlap, find_overlap
 from penstock.engine.data.prepare import prepare
+from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
+from penstock.engine.files import write_committed
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
 from penstock.engine.study.costs import device_name, measure_cost, read_cost, write_cost
 from penstock.engine.study.directory import claim, trials_folder, write_study
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.fingerprints import MadeFrom, made_from
+from penstock.engine.study.predictions import predictions_path
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings, subset_seed, trial_settings
@@ -78,6 +83,8 @@ def run_study(
         test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
         existing.check_data("test", test)
         _check_alike(train, test)
+        if settings.cluster is not None:
+            _keep_clusters(settings, settings.cluster, cluster_file(folder / "data" / "test"), test)
         if settings.max_test is not None and settings.max_test > test.num_examples:
             raise ConfigError(f"--max-test {settings.max_test:,}: the test data has {test.num_examples:,} examples")
 
@@ -139,6 +146,20 @@ def open_or_prepare(
             f"{folder} was prepared from other data or settings than {', '.join(sources)} gives now. Put back what was "
             f"there, give another --out, or remove {remains(folder.parent.parent)} to train all trials again"
         ) from None
+
+
+def _keep_clusters(settings: StudySettings, column: str, path: Path, test: Store) -> None:
+    """Puts the test rows' clusters where the report looks for them, unless they are there already."""
+    if path.exists():
+        with contextlib.suppress(StoreError):
+            if read_cluster_file(path, test.fingerprint)[0] == column:
+                return
+    if is_store(settings.test):
+        read_clusters(test, column)
+        write_committed(path, cluster_file(test.path).read_bytes())
+        return
+    sources = open_sources(list(settings.test), text=settings.text, label=settings.label, reading=settings.reading)
+    write_cluster_file(path, test, sources, column)
 
 
 def _check_alike(train: Store, test: Store) -> None:
@@ -225,6 +246,7 @@ def _describe(
         "train": {"examples": train.num_examples, "tokens": train.num_tokens, "fingerprint": train.fingerprint},
         "test": {"examples": test.num_examples, "tokens": test.num_tokens, "fingerprint": test.fingerprint},
         "max_length": train.max_length,
+        "cluster": settings.cluster,
         "encoders": before.get("encoders", {}) | encoders,
         "overlap": overlap.to_json(),
         "machine": {
@@ -259,6 +281,7 @@ def _task(
         keep_run=keep_runs,
         progress="auto" if jobs == 1 and trial.size >= _LONG_TRIAL else "none",
         made_from=made_from,
+        predictions=predictions_path(trials_folder(folder), trial.name),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.intervals import Estimate, t_interval
+from penstock.engine.study.paired import GapTest, Paired
 from penstock.engine.study.trials import TrialResult
 
 
@@ -18,6 +19,7 @@ class Point:
         accuracy: their mean, or None if no trial is done.
         gap: the reference family's accuracy minus this one's over the seeds that both have, on the same subsets; None
             where there is no such pair. gaps: {seed: gap}.
+        macro_f1: None where the trials did not keep their predictions. test: of the gap; likewise.
     """
 
     family: str
@@ -27,13 +29,20 @@ class Point:
     accuracy: Estimate | None
     gap: Estimate | None
     gaps: dict[int, float]
+    macro_f1: Estimate | None = None
+    test: GapTest | None = None
 
 
 class Table:
-    """All points of a study, by family and size."""
+    """All points of a study, by family and size.
 
-    def __init__(self, results: Sequence[TrialResult]) -> None:
+    Args:
+        paired: what the trials' predictions say; without them intervals are over seeds alone.
+    """
+
+    def __init__(self, results: Sequence[TrialResult], paired: Paired | None = None) -> None:
         self.results = list(results)
+        self.paired = paired or Paired({}, {}, {}, {}, 0, 0, None, 0)
         present = {result.trial.family for result in results}
         self.families = [name for name in FAMILIES if name in present]
         self.sizes = sorted({result.trial.size for result in results})
@@ -66,12 +75,18 @@ class Table:
         own = self._accuracies(family, size)
         reference = self._accuracies(REFERENCE, size) if family != REFERENCE else {}
         gaps = {seed: reference[seed] - own[seed] for seed in own if seed in reference}
+        key = (family, size)
+        accuracy = t_interval(list(own.values())).within(0, 1) if own else None
+        gap = t_interval(list(gaps.values())).within(-1, 1) if gaps else None
+        paired = self.paired
         return Point(
             family=family,
             size=size,
             accuracies=own,
             unfinished=sum(result.status != "done" for result in self.trials(family, size)),
-            accuracy=t_interval(list(own.values())) if own else None,
-            gap=t_interval(list(gaps.values())) if gaps else None,
+            accuracy=Estimate.of(paired.accuracies[key]) if key in paired.accuracies else accuracy,
+            gap=Estimate.of(paired.gaps[key]) if key in paired.gaps else gap,
             gaps=gaps,
+            macro_f1=Estimate.of(paired.macro_f1[key]) if key in paired.macro_f1 else None,
+            test=paired.tests.get(key),
         )

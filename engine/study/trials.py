@@ -1,4 +1,5 @@
-"""The trials of a study and their results on the disk: one JSON file each, written when the trial is over."""
+"""The trials of a study and their results on the disk: one JSON file each, written when the trial is over, after its
+predictions."""
 
 import dataclasses
 import json
@@ -11,6 +12,7 @@ from penstock.engine.errors import RunError
 from penstock.engine.files import write_json
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom
+from penstock.engine.study.predictions import PredictionsEntry
 
 
 @dataclass(frozen=True, order=True)
@@ -41,6 +43,7 @@ class TrialResult:
         evaluation: everything that `penstock evaluate` reports of the test set, see `Evaluation.to_json`; None in those
             of an earlier penstock.
         made_from: fingerprints of its data, settings and encoder; None in trials of an earlier penstock.
+        predictions: the file beside it with what it predicted of each test row; None in trials of an earlier penstock.
     """
 
     trial: Trial
@@ -59,6 +62,7 @@ class TrialResult:
     tokens_per_second: float = 0.0
     evaluation: dict[str, Any] | None = None
     made_from: MadeFrom | None = None
+    predictions: PredictionsEntry | None = None
 
 
 def plan_trials(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Trial]:
@@ -97,8 +101,10 @@ def read_result(path: Path) -> TrialResult:
     try:
         document = json.loads(path.read_text())
         made_from = MadeFrom(**document["made_from"]) if document.get("made_from") else None
+        predictions = PredictionsEntry(**document["predictions"]) if document.get("predictions") else None
         trial = document.pop("cell" if "cell" in document else "trial")  # an earlier penstock wrote cells
-        return TrialResult(**{**document, "trial": Trial(**trial), "made_from": made_from})
+        read = {"trial": Trial(**trial), "made_from": made_from, "predictions": predictions}
+        return TrialResult(**{**document, **read})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path}: not a trial's result ({error}); remove it to run the trial again") from None
 

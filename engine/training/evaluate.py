@@ -1,6 +1,6 @@
 """Running a model over data without training it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -85,9 +85,18 @@ def _evaluate_lists(
 
 
 def evaluate_fully(
-    model: nn.Module, batches: Iterable[Batch], label_names: Sequence[str], precision: str = "auto"
+    model: nn.Module,
+    batches: Iterable[Batch],
+    label_names: Sequence[str],
+    precision: str = "auto",
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> EvaluationCounter | MultiLabelCounter:
-    """As `evaluate_batches`, class by class and with what depends on the probabilities; in one process."""
+    """As `evaluate_batches`, class by class and with what depends on the probabilities; in one process.
+
+    Args:
+        observe: told of each batch: its rows, int64 (batch,), its labels, and the probabilities, float32 (batch,
+            num_labels).
+    """
     several = is_multi_label(model)
     counter: EvaluationCounter | MultiLabelCounter = EvaluationCounter(label_names)
     if several:
@@ -97,7 +106,11 @@ def evaluate_fully(
             loss = multi_label_loss(logits, batch.labels, "sum")
         else:
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-        counter.add(batch.labels, class_probabilities(model, logits), loss.item())
+        probabilities = class_probabilities(model, logits)
+        counter.add(batch.labels, probabilities, loss.item())
+        if observe is not None:
+            assert batch.tokens.ids is not None
+            observe(batch.tokens.ids, batch.labels, probabilities)
     return counter
 
 

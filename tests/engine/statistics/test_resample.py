@@ -4,7 +4,7 @@ from scipy import stats
 
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar, resolvable, rows_needed
-from penstock.engine.statistics.resample import Drawn, Series, draw
+from penstock.engine.statistics.resample import Drawn, Series, draw, draw_groups
 from penstock.engine.statistics.seed_variance import moderate
 from penstock.engine.statistics.verdict import verdict
 
@@ -169,3 +169,16 @@ def test_verdicts(centre, spread, kind):
     assert found.kind == kind
     assert "new" in found.text
     assert "points, 95% interval" in found.text
+
+
+def test_groups_are_drawn_as_each_alone_and_paired():
+    shares = {name: Series(right(0.7, 3, 400, place), 100, (0, 1, 2)) for place, name in enumerate("ab")}
+    gap = {"gap": Series(shares["a"].scores - shares["b"].scores, 100, (0, 1, 2))}
+    clusters = Clusters.of(np.arange(400) // 4)
+    together = draw_groups([(shares, "share"), ({}, "share"), (gap, "difference")], clusters)
+    alone = draw(shares, clusters, "share"), {}, draw(gap, clusters, "difference")
+    for found, expected in zip(together, alone, strict=True):
+        assert found.keys() == expected.keys()
+        assert all((found[key].draws == expected[key].draws).all() for key in found)
+    difference = together[0]["a"].draws - together[0]["b"].draws
+    assert np.corrcoef(difference, together[2]["gap"].draws)[0, 1] > 0.8

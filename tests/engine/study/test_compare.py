@@ -1,0 +1,329 @@
+"""`penstock compare`: two classifiers on the same rows, whatever form their predictions come in."""
+
+import csv
+import gzip
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import binomtest
+from typer.testing import CliRunner
+
+from penstock.engine import cli
+from penstock.engine.data.clusters import cluster_file, write_cluster_file
+from penstock.engine.data.prepare import prepare
+from penstock.engine.data.reviews import generate_reviews
+from penstock.engine.data.sources import open_sources
+from penstock.engine.data.store import Store
+from penstock.engine.errors import PenstockError
+from penstock.engine.statistics.resample import Drawn
+from penstock.engine.statistics.verdict import verdict
+from penstock.engine.study.compare import Judged, Truth, compare
+from penstock.engine.study.predictions import PredictionsRecorder
+
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """Reviews with a film for every five rows, and ids that are not the row numbers."""
+    path = tmp_path_factory.mktemp("data") / "test.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "film", "text", "label"])
+        for number, (text, label) in enumerate(generate_reviews(ROWS, 1)):
+            writer.writerow([f"r{number * 7 % ROWS}", f"film {number // 5}", text, label])
+    return path
+
+
+@pytest.fixture(scope="module")
+def truth(source) -> list[dict[str, str]]:
+    return list(csv.DictReader(source.open()))
+
+
+@pytest.fixture(scope="module")
+def store(source, tmp_path_factory) -> Store:
+    folder = tmp_path_factory.mktemp("store")
+    store = prepare(str(source), folder / "test", tokenizer="train:bpe:400", progress=False)
+    write_cluster_file(cluster_file(store.path), store, open_sources(str(source)), "film")
+    return store
+
+
+def predicted(truth: list[dict[str, str]], accuracy: float, seed: int) -> list[str]:
+    random = np.random.default_rng(seed)
+    return [row["label"] if random.random() < accuracy else str(int(row["label"]) % 5 + 1) for row in truth]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    """In the form that the file's ending names, as `predict` writes them."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif ".jsonl" in path.suffixes:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "wt") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def labels(path: Path, values: list) -> Path:
+    return write(path, [{"label": value, "probability": 0.5} for value in values])
+
+
+def run(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["compare", *map(str, arguments)], env={"COLUMNS": "300"})
+    if isinstance(result.exception, PenstockError):
+        return result.exception.exit_code, str(result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "words"),
+    [
+        (0.9, 0.6, 0, "verdict: A is better than B"),
+        (0.6, 0.9, 20, "verdict: A is worse than B"),
+        (0.8, 0.8, 21, "cannot tell A and B apart, nor within 1 point"),
+    ],
+)
+def test_the_verdict_and_its_exit_code(source, truth, tmp_path, first, second, code, words):
+    a, b = predicted(truth, first, 1), predicted(truth, second, 2)
+    right = [np.array([row["label"] == own for row, own in zip(truth, each, strict=True)]) for each in (a, b)]
+    found, output = run(labels(tmp_path / "a.csv", a), labels(tmp_path / "b.csv", b), "--data", source)
+    assert found == code, output
+    assert words in output
+    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    assert f"only A right: {only[0]} rows, only B right: {only[1]}" in output
+    assert f"p = {binomtest(only[0], sum(only)).pvalue:.2g}" in output
+    assert f"accuracy {100 * right[0].mean():.2f}%" in output
+    assert f"A - B: {100 * (right[0].mean() - right[1].mean()):+.2f} points" in output
+
+
+def test_no_worse_by_a_margin(source, truth, tmp_path):
+    a, b = predicted(truth, 0.8, 1), predicted(truth, 0.8, 1)
+    b[3] = truth[3]["label"]
+    a[3] = str(int(truth[3]["label"]) % 5 + 1)
+    files = labels(tmp_path / "a.csv", a), labels(tmp_path / "b.csv", b)
+    code, output = run(*files, "--data", source)
+    assert code == 0
+    assert "A is no worse than B by 1 point" in output
+    assert run(*files, "--data", source, "--margin", 0.0001)[0] == 21
+    assert run(files[0], files[0], "--data", source, "--margin", 0)[0] == 0, "the same predictions are no worse"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".jsonl.gz", ".parquet"])
+@pytest.mark.parametrize("kind", [str, int, float])
+def test_every_form_of_predictions_is_read_alike(source, store, truth, tmp_path, ending, kind):
+    a, b = predicted(truth, 0.9, 1), predicted(truth, 0.7, 2)
+    first = labels(tmp_path / f"a{ending}", [kind(value) for value in a])
+    second = labels(tmp_path / "b.csv", b)
+    expected = run(labels(tmp_path / "plain.csv", a), second, "--data", source)[1].splitlines()[3:6]
+    for data in (source, store.path):
+        assert run(first, second, "--data", data)[1].splitlines()[3:6] == expected
+
+
+def test_ids_say_which_row_a_prediction_is_of(source, truth, tmp_path):
+    a, b = predicted(truth, 0.9, 1), predicted(truth, 0.7, 2)
+    ordered = labels(tmp_path / "a.csv", a)
+    mixed = [{"label": own, "id": row["id"], "number": row["id"][1:]} for own, row in zip(b, truth, strict=True)]
+    mixed = [mixed[place] for place in np.random.default_rng(0).permutation(ROWS)]
+    shuffled = write(tmp_path / "b.jsonl", mixed)
+    expected = run(ordered, labels(tmp_path / "plain.csv", b), "--data", source)[1].splitlines()[3:]
+    assert run(ordered, shuffled, "--data", source)[1].splitlines()[3:] == expected
+    twice = write(tmp_path / "twice.csv", [*mixed[:-1], mixed[0]])
+    code, message = run(ordered, twice, "--data", source)
+    assert code == 3
+    assert "two rows have the id" in message
+    other = write(tmp_path / "other.csv", [*mixed[:-1], mixed[-1] | {"id": "r9999"}])
+    code, message = run(ordered, other, "--data", source)
+    assert code == 3
+    assert f"no row has the id {mixed[-1]['id']!r}" in message
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_clusters_widen_the_interval(source, store, truth, tmp_path, prepared):
+    a = [row["label"] if int(row["film"].split()[1]) % 3 else "9" for row in truth]
+    a = [value if value != "9" else str(int(row["label"]) % 5 + 1) for value, row in zip(a, truth, strict=True)]
+    b = predicted(truth, 0.6, 2)
+    files = labels(tmp_path / "a.csv", a), labels(tmp_path / "b.csv", b)
+    data = store.path if prepared else source
+
+    def width(output: str) -> float:
+        low, high = re.search(r"A .* accuracy .*% \(([\d.]+) to ([\d.]+)\)", output).groups()
+        return float(high) - float(low)
+
+    alone, together = run(*files, "--data", data)[1], run(*files, "--data", data, "--cluster", "film")[1]
+    assert width(together) > 1.8 * width(alone)
+    assert "in 80 groups by 'film'" in together
+    assert "rows taken as independent" in together
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_flips_are_listed_and_written(source, store, truth, tmp_path, ending):
+    a, b = predicted(truth, 0.9, 1), predicted(truth, 0.5, 2)
+    files = labels(tmp_path / "a.csv", a), labels(tmp_path / "b.csv", b)
+    out = tmp_path / f"flips{ending}"
+    _, output = run(*files, "--data", source, "--flips", out)
+    expected = [number for number in range(ROWS) if a[number] != b[number]]
+    assert f"flips: {len(expected)} rows that the two predict differently, the first 20:" in output
+    assert len(re.findall(r"^  row \d+: ", output, re.MULTILINE)) == 20
+    if ending == ".parquet":
+        found = pq.read_table(out).to_pylist()
+    elif ending == ".jsonl":
+        found = [json.loads(line) for line in out.read_text().splitlines()]
+    else:
+        found = list(csv.DictReader(out.open(newline=""), delimiter="\t" if ending == ".tsv" else ","))
+    assert sorted(int(one["row"]) for one in found) == expected
+    for one in found:
+        number = int(one["row"])
+        true = truth[number]["label"]
+        assert (one["text"], one["truth"], one["a"], one["b"]) == (truth[number]["text"], true, a[number], b[number])
+        assert one["right"] == ("A" if a[number] == true else "B" if b[number] == true else "neither")
+    # of a store, texts are decoded
+    run(*files, "--data", store.path, "--flips", out)
+    assert out.stat().st_size > 1000
+
+
+def trial(path: Path, store: Store, given: list[str], rows: np.ndarray | None = None, test: str | None = None) -> Path:
+    import torch
+
+    rows = np.arange(ROWS) if rows is None else rows
+    recorder = PredictionsRecorder(rows, store.num_labels)
+    classes = np.array([store.label_names.index(given[row]) for row in rows])
+    scores = np.eye(store.num_labels, dtype=np.float32)[classes]
+    recorder.add(torch.from_numpy(rows), torch.from_numpy(store.labels[rows].copy()), torch.from_numpy(scores))
+    names, test = store.label_names, test or store.fingerprint
+    recorder.write(path, test=test, max_test=None, test_rows=store.num_examples, label_names=names)
+    return path
+
+
+def test_trials_of_a_study_are_compared(source, store, truth, tmp_path):
+    a, b = predicted(truth, 0.9, 1), predicted(truth, 0.7, 2)
+    plain = labels(tmp_path / "a.csv", a), labels(tmp_path / "b.csv", b)
+    expected = run(*plain, "--data", source)[1].splitlines()[3:6]
+    second = trial(tmp_path / "b.parquet", store, b)
+    for data in (source, store.path):
+        assert run(plain[0], second, "--data", data)[1].splitlines()[3:6] == expected
+    some = np.sort(np.random.default_rng(0).permutation(ROWS)[:150])
+    part = trial(tmp_path / "part.parquet", store, a, some)
+    code, output = run(part, second, "--data", store.path)
+    assert code == 0
+    assert "compared on the 150 of 400 rows" in output
+    assert "\n150 test rows" in output
+    other = trial(tmp_path / "other.parquet", store, a, some[:-1])
+    code, message = run(part, other, "--data", store.path)
+    assert code == 3
+    assert "predicted different rows" in message
+    foreign = trial(tmp_path / "foreign.parquet", store, a, test="f" * 64)
+    code, message = run(foreign, second, "--data", store.path)
+    assert code == 5
+    assert "predictions of another test store" in message
+
+
+@pytest.fixture(scope="module")
+def runs(source, store, tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    train = prepare("synthetic:reviews?n=300&seed=3", folder / "train", like=store.path, progress=False)
+    for name, epochs in (("a", 3), ("b", 1)):
+        arguments = ["train", "--model", "lstm", "--train", train.path, "--out", folder / name]
+        settings = ["model.hidden_size=8", "model.num_layers=1", f"training.epochs={epochs}"]
+        result = CliRunner().invoke(cli.app, [*map(str, arguments), *settings])
+        assert result.exit_code == 0, result.output
+    return folder / "a", folder / "b"
+
+
+def test_runs_and_their_predictions_are_the_same(source, store, runs, tmp_path):
+    for form in ("csv", "parquet"):
+        out = tmp_path / f"a.{form}"
+        assert CliRunner().invoke(cli.app, ["predict", str(runs[0]), str(source), "--out", str(out)]).exit_code == 0
+        renamed = out
+        if form == "csv":  # the truth's column, carried along, comes out under another name
+            assert "source_label" in out.read_text().splitlines()[0]
+        for data in (source, store.path):
+            code, output = run(runs[0], renamed, "--data", data)
+            assert code == 0, output
+            assert "flips: none" in output
+    on_source, on_store = (run(*runs, "--data", data) for data in (source, store.path))
+    assert on_source[0] == on_store[0]
+    assert on_source[1].splitlines()[:6] == on_store[1].splitlines()[:6]
+
+
+# fmt: off
+def bad_inputs(folder: Path, truth, source, store) -> dict[str, tuple[list, int, str]]:
+    good = labels(folder / "good.csv", predicted(truth, 0.8, 1))
+    values = predicted(truth, 0.8, 1)
+    (folder / "noise.parquet").write_bytes(b"PAR1 not a table PAR1")
+    (folder / "run").mkdir()
+    (folder / "empty.csv").write_text("")
+    damaged = trial(folder / "damaged.parquet", store, values)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    short = labels(folder / "short.csv", values[:-1])
+    return {
+        "shorter": ([good, short], 3, "short.csv: 399 rows, and .*test.csv has 400"),
+        "longer": ([labels(folder / "long.csv", [*values, "1"]), good], 3, "long.csv: 401 rows"),
+        "unknown": ([good, labels(folder / "u.csv", [*values[:-1], "goood"])], 3, "u.csv: row 400: .* no class 'go"),
+        "no_prediction": ([good, labels(folder / "n.csv", [*values[:-1], ""])], 3, "n.csv: row 400: 'label' is empty"),
+        "null": ([good, labels(folder / "n.jsonl", [*values[:-1], None])], 3, "n.jsonl: row 400: 'label' is null"),
+        "lists": ([good, labels(folder / "l.jsonl", [*values[:-1], ["1"]])], 3, "l.jsonl: row 400: 'label' is a list"),
+        "no_column": ([good, write(folder / "c.csv", [{"klass": v} for v in values])], 3, "c.csv: no column 'label'"),
+        "in_parquet": ([write(folder / "c.parquet", [{"klass": v} for v in values]), good], 3, "no column 'label'"),
+        "no_file": ([good, folder / "nope.csv"], 3, "nope.csv: no such run or file of predictions"),
+        "no_run": ([folder / "run", good], 7, "holds no run"),
+        "another_form": ([good, write(folder / "p.xlsx", [{"label": v} for v in values])], 3, "p.xlsx: predictions"),
+        "no_parquet": ([good, folder / "noise.parquet"], 3, "noise.parquet: damaged"),
+        "damaged_trial": ([damaged, good], 3, "damaged.parquet: damaged"),
+        "empty": ([good, folder / "empty.csv"], 3, "empty.csv: empty"),
+        "no_data": ([good, good, "--data", folder / "nope.csv"], 3, "nope.csv: no such file"),
+        "no_id": ([good, good, "--id", "number"], 3, "no column 'number'"),
+        "no_cluster": ([good, good, "--cluster", "flim"], 3, "no column 'flim'"),
+        "store_cluster": ([good, good, "--data", store.path, "--cluster", "flim"], 5, "the clusters of column 'film'"),
+        "store_text": ([good, good, "--data", store.path, "--text", "t"], 6, "is a store: --text"),
+        "flips_form": ([good, good, "--flips", folder / "f.txt"], 6, "the ending names the format"),
+        "flips_input": ([good, good, "--flips", good], 6, "which is being read"),
+        "margin": ([good, good, "--margin", "3"], 2, "margin"),
+    }
+
+
+# fmt: on
+def test_what_is_wrong_is_one_line(source, store, truth, tmp_path):
+    for name, (arguments, code, message) in bad_inputs(tmp_path, truth, source, store).items():
+        data = [] if "--data" in arguments else ["--data", source]
+        found, output = run(*arguments, *data)
+        assert found == code, (name, found, output)
+        assert re.search(message, output), (name, output)
+        assert code == 2 or len(output.splitlines()) == 1, name
+
+
+def test_exit_codes_are_no_errors():
+    from penstock.engine import errors
+    from penstock.engine.study.compare import EXIT_CODES
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PenstockError)]
+    taken = {kind.exit_code for kind in kinds} | {2, 130, 143}
+    assert EXIT_CODES["better"] == EXIT_CODES["no worse"] == 0
+    assert len({EXIT_CODES["worse"], EXIT_CODES["cannot tell"]} - taken) == 2
+
+
+def test_equal_classifiers_are_rarely_told_apart():
+    """400 pairs of equal accuracy on 300 rows: an alarm in about one of twenty."""
+    alarms = 0
+    for number in range(400):
+        random = np.random.default_rng(number)
+        shared = random.normal(0, 1, 300)
+        own = [(shared + random.normal(0.5, 1, 300) > 0).astype(np.int64) for _ in range(2)]
+        truth = Truth("t", np.ones(300, np.int64), ["0", "1"], None, lambda rows: [])
+        found = compare(truth, Judged("a", None, own[0]), Judged("b", None, own[1]))
+        alarms += found.verdict.kind in ("better", "worse")
+    assert alarms / 400 < 0.085  # 5% and three standard deviations
+
+
+def test_a_margin_of_nothing_holds_where_there_is_no_difference():
+    assert verdict(Drawn(0.0, np.zeros(100), 1, 5, 5), "A", "B", 0.0).kind == "no worse"
