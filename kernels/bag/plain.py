@@ -32,9 +32,7 @@ def adagrad_rows(problem: Update) -> None:
     table[rows] -= rate * values / (sums[rows].sqrt() + eps)[:, None]
 
 
-def features(
-    tokens: Tensor, cu_seqlens: Tensor, vocabulary: int, buckets: int, ngrams: int
-) -> tuple[Tensor, Tensor]:
+def features(tokens: Tensor, cu_seqlens: Tensor, vocabulary: int, buckets: int, ngrams: int) -> tuple[Tensor, Tensor]:
     """The row of each feature and its text, both int64, (features,): token by token, and there by rising length.
 
     Raises:

@@ -69,6 +69,12 @@ def definition(tokens, cu, table, ngrams):
     return torch.stack(out) if out else table.new_zeros(0, table.shape[1])
 
 
+def close(found, expected, bound=1e-5):
+    """Within the bound that the project has for float32."""
+    assert found.shape == expected.shape
+    assert (found.double() - expected).norm() <= bound * expected.norm()
+
+
 def bag(tokens, cu, table, ngrams):
     return ngram_bag(tokens, cu, table, vocabulary=VOCABULARY, ngrams=ngrams)
 
@@ -104,21 +110,21 @@ def test_every_instruction_set_agrees_with_the_reference(isa, lengths, width):
     exact = table.detach().double()
     out = bag(tokens, cu, table, 3)
     expected = plain.ngram_bag(Problem(exact, tokens, cu, VOCABULARY, 3))
-    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    close(out, expected)
     direction = torch.randn_like(expected)
     out.backward(direction.float())
     problem = Backward(direction, tokens, cu, table.shape[0], VOCABULARY, 3)
     rows, values = plain.ngram_bag_backward(problem)
     assert torch.equal(table.grad._indices()[0], rows)
-    torch.testing.assert_close(table.grad._values().double(), values, rtol=1e-5, atol=1e-6)
+    close(table.grad._values(), values)
 
     sums = torch.rand(table.shape[0])
     exact_sums = sums.double()
     adagrad_rows(table.detach(), sums, table.grad, rate=0.3, eps=1e-8)
     gradient = torch.sparse_coo_tensor(rows[None], values, exact.shape, check_invariants=True)
     adagrad_rows(exact, exact_sums, gradient, rate=0.3, eps=1e-8)
-    torch.testing.assert_close(table.detach().double(), exact, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(sums.double(), exact_sums, rtol=1e-5, atol=1e-6)
+    close(table.detach(), exact)
+    close(sums, exact_sums)
 
 
 def test_nothing_is_read_that_was_not_written(monkeypatch):
