@@ -8,7 +8,7 @@ What people use is here, each imported when it is first asked for:
     train(load_settings(), store, "run")
     TrainedRun.open("run").predict(["a lovely film"])
 
-Importing this package makes transformers' Auto classes and pipelines know penstock's own models. The models need torch and
+Importing this package makes transformers' Auto classes and pipelines know penstock's own. The models need torch and
 transformers, which take seconds to import, so ours are imported when transformers loads its Auto classes: until then
 this package costs nothing, and `penstock --help` answers at once.
 """

@@ -28,8 +28,8 @@ _MATRIX_KINDS = ("lstm", "encoder")
 class ModelSettings:
     """What model to build. The kind and the sizes that are left None are filled in on construction.
 
-    An `lstm` is trained from scratch, an `encoder` is a pretrained transformers encoder, fine-tuned, a `bag` is a linear
-    model of hashed n-grams of tokens.
+    An `lstm` is trained from scratch, an `encoder` is a pretrained transformers encoder, fine-tuned, a `bag` is a
+    linear model of hashed n-grams of tokens.
 
     Raises:
         ConfigError: a value is wrong or two of them contradict each other.
@@ -118,7 +118,7 @@ class ModelSettings:
                 )
         if self.embedding_size is None and self.embeddings == "scratch" and self.kind != "bag":
             object.__setattr__(self, "embedding_size", 256)
-        needs_encoder = self.kind == "encoder" or self.embeddings == "encoder"
+        needs_encoder = self.kind == "encoder" or (self.kind == "lstm" and self.embeddings == "encoder")
         if needs_encoder and self.encoder is None and self.start_from is None:
             need = "model.kind=encoder" if self.kind == "encoder" else "model.embeddings=encoder"
             raise ConfigError(f"{need} needs model.encoder: a model's name on the hub or the path of its folder")
