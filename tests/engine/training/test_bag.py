@@ -89,9 +89,15 @@ def test_accumulation_is_one_large_batch(tmp_path, store):
     options = ["data.validation_fraction=0", "training.epochs=4", "data.tokens_per_batch=100000"]
     for name, pieces in (("one", []), ("four", ["data.batches_per_step=4"])):
         train(bag(*options, *pieces), store, tmp_path / name, progress="none")
-    one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
-    for key in one:
-        torch.testing.assert_close(one[key], four[key], rtol=1e-3, atol=1e-5)
+    one, four = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "four")
+    )
+    steps = [(a, b) for a, b in zip(one, four, strict=True) if a["split"] == "train"]
+    assert len(steps) == 4
+    for a, b in steps:
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
 
 
 def test_an_n_gram_that_training_never_met_says_nothing(tmp_path, store):
@@ -111,7 +117,8 @@ def test_a_long_gradient_is_clipped_in_its_rows(tmp_path, store):
         run = tmp_path / str(number)
         train(bag("training.max_steps=1", f"training.max_grad_norm={norm}"), store, run, progress="none")
         state = torch.load(run / "last" / "training_state.pt", weights_only=True)
-        norms.append(sum(float(each["sum"].sum()) for each in state["stepper"]["optimizer"]["state"].values()))
+        sums = [each["sum"].double() - 1e-6 for each in state["stepper"]["optimizer"]["state"].values()]
+        norms.append(sum(float(each.sum()) for each in sums))
     assert norms[1] < norms[0] * 1e-3
 
 
@@ -137,7 +144,10 @@ def test_the_step_of_dense_weights_is_torchs_adagrad():
     mine = torch.nn.Linear(4, 3)
     theirs = torch.nn.Linear(4, 3)
     theirs.load_state_dict(mine.state_dict())
-    optimizers = RowAdagrad(mine.parameters(), lr=0.1), torch.optim.Adagrad(theirs.parameters(), lr=0.1, eps=1e-10)
+    optimizers = (
+        RowAdagrad(mine.parameters(), lr=0.1),
+        torch.optim.Adagrad(theirs.parameters(), lr=0.1, initial_accumulator_value=1e-6),
+    )
     for _ in range(5):
         x = torch.randn(6, 4)
         for model, optimizer in zip((mine, theirs), optimizers, strict=True):

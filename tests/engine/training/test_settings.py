@@ -187,7 +187,7 @@ def test_dropout_between_the_layers_of_one():
 
 @pytest.mark.parametrize("override", ["weight_decay=0.1", "precision=bf16", "compile=true", "layer_decay=0.9"])
 def test_what_training_a_bag_does_not_use(override):
-    with pytest.raises(ConfigError, match=rf"training\.{override} has no effect: this model is a bag"):
+    with pytest.raises(ConfigError, match=rf"(?i)training\.{override} has no effect: this model is a bag"):
         load_settings(None, ["model.kind=bag", f"training.{override}"])
 
 
