@@ -30,7 +30,7 @@ class RowAdagrad(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step(parameter, parameter.grad, **{name: group[name] for name in self.defaults})
+                    self._step(parameter, parameter.grad, group["lr"], group["initial_sum"], group["eps"])
 
     def _step(self, parameter: Tensor, gradient: Tensor, lr: float, initial_sum: float, eps: float) -> None:
         state = self.state[parameter]
