@@ -78,10 +78,13 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | 
         if not (folder / "best" / "config.json").is_file():
             raise ModelError(f"no model in {folder}: neither config.json nor best/config.json is there")
         folder = folder / "best"
-    own = {LSTMClassifierConfig: LSTMClassifier, BagClassifierConfig: BagClassifier}.get(type(load_config(folder)))
-    if own is not None:
+    config = load_config(folder)
+    if isinstance(config, LSTMClassifierConfig):
         with quiet(), as_model_error(folder):
-            return own.from_pretrained(folder, dtype=torch.float32)
+            return LSTMClassifier.from_pretrained(folder, dtype=torch.float32)
+    if isinstance(config, BagClassifierConfig):
+        with quiet(), as_model_error(folder):
+            return BagClassifier.from_pretrained(folder, dtype=torch.float32)
     return EncoderClassifier.from_pretrained(folder)
 
 

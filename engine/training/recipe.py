@@ -74,7 +74,7 @@ def _bag(data: TrainingSet) -> dict[str, Any]:
         "data.tokens_per_batch": max(data.max_length, round(batch * data.mean_length)),
         "data.validation_fraction": 0.2 if size < 1_000 else 0.1,
         "data.mode": "pack",
-        "training.epochs": 4 if size < 50_000 else 2,
+        "training.epochs": 4 if size < 50_000 else 2 if size < 500_000 else 1,
         "training.patience": 4,
         "training.learning_rate": 0.2,
         "training.precision": "fp32",

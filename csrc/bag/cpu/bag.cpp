@@ -56,9 +56,8 @@ void for_texts(const Texts& texts, int threads, Work work) {
 template <class Work>
 void for_rows(int64_t rows, int threads, Work work) {
   const int64_t parts = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
-  parallel_for(parts, threads, [&](int64_t part, int) {
-    work(Range{part * kRowsAtOnce, std::min(rows, (part + 1) * kRowsAtOnce)});
-  });
+  parallel_for(parts, threads,
+               [&](int64_t part, int) { work(Range{part * kRowsAtOnce, std::min(rows, (part + 1) * kRowsAtOnce)}); });
 }
 
 void mean(const py::kwargs& given) {
@@ -147,8 +146,8 @@ int64_t gradient(const py::kwargs& given) {
       }
     });
     if (known) {
-      const Place* places = sort_by_row(memory.get(), memory.get() + count, count, texts.vocabulary + texts.buckets,
-                                        where.threads);
+      const Place* places =
+          sort_by_row(memory.get(), memory.get() + count, count, texts.vocabulary + texts.buckets, where.threads);
       std::vector<int64_t> first;
       first.reserve(size_t(count) + 1);
       const auto of_places = std::make_unique_for_overwrite<uint32_t[]>(size_t(count));
@@ -189,7 +188,8 @@ void bind_bag(py::module_& module) {
   module.def("bag_mean", &bag::mean, "Fills out; kernels/bag/cpu.py makes the arguments.");
   module.def("bag_gradient", &bag::gradient,
              "Fills rows and values, which have room for every feature; how many distinct rows there are.");
-  module.def("bag_update", &bag::update, "Adagrad of the rows named, in place; kernels/bag/cpu.py makes the arguments.");
+  module.def("bag_update", &bag::update,
+             "Adagrad of the rows named, in place; kernels/bag/cpu.py makes the arguments.");
 }
 
 }  // namespace penstock

@@ -16,8 +16,8 @@ PENSTOCK_INLINE void fetch(const float* row, int64_t width, bool write) {
   for (int64_t d = 0; d < width; d += 16) write ? __builtin_prefetch(row + d, 1) : __builtin_prefetch(row + d, 0);
 }
 
-// Sums `count` rows of `width` floats, of which row i begins at row(i), in the order of i; calls done(begin, lanes, sum)
-// for each vector of the sum. Four vectors at a time stay in registers.
+// Sums `count` rows of `width` floats, of which row i begins at row(i), in the order of i; calls done(begin, lanes,
+// sum) for each vector of the sum. Four vectors at a time stay in registers.
 template <int kVectors, class Row, class Done>
 PENSTOCK_INLINE void sum_columns(int64_t begin, int64_t width, int64_t count, Row row, Done done) {
   Floats sums[kVectors] = {};
@@ -64,7 +64,8 @@ static bool mean(const MeanProblem& p, Range items, int32_t* features) {
           if (first && i + kAhead < count) fetch(p.table + features[i + kAhead] * p.width, p.width, false);
           return p.table + features[i] * p.width;
         },
-        [&](int64_t d, int64_t lanes, Floats sum) __attribute__((always_inline)) { store(out + d, sum * over, lanes); });
+        [&](int64_t d, int64_t lanes, Floats sum)
+            __attribute__((always_inline)) { store(out + d, sum * over, lanes); });
   }
   return true;
 }
