@@ -5,6 +5,7 @@
 PYBIND11_MODULE(_native, module) {
   module.doc() = "penstock's compiled core";
   penstock::bind_attention(module);
+  penstock::bind_bag(module);
   penstock::bind_data(module);
   penstock::bind_isa(module);
   penstock::bind_linear(module);

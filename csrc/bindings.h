@@ -6,6 +6,7 @@
 namespace penstock {
 
 void bind_attention(pybind11::module_& module);
+void bind_bag(pybind11::module_& module);
 void bind_data(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);

@@ -8,7 +8,7 @@ What people use is here, each imported when it is first asked for:
     train(load_settings(), store, "run")
     TrainedRun.open("run").predict(["a lovely film"])
 
-Importing this package makes transformers' Auto classes and pipelines know penstock's LSTM. The models need torch and
+Importing this package makes transformers' Auto classes and pipelines know penstock's own. The models need torch and
 transformers, which take seconds to import, so ours are imported when transformers loads its Auto classes: until then
 this package costs nothing, and `penstock --help` answers at once.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from penstock.engine.data.plan import PlanParameters
     from penstock.engine.data.prepare import prepare
     from penstock.engine.data.store import Store
+    from penstock.engine.models.bag import BagClassifier
     from penstock.engine.models.build import load_model
     from penstock.engine.models.encoder import EncoderClassifier
     from penstock.engine.models.lstm import LSTMClassifier
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from penstock.engine.training.trained import TrainedRun
 
 __all__ = [
+    "BagClassifier",
     "EncoderClassifier",
     "LSTMClassifier",
     "Loader",
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BagClassifier": "models.bag",
     "EncoderClassifier": "models.encoder",
     "LSTMClassifier": "models.lstm",
     "Loader": "data.loader",
@@ -77,17 +80,20 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# When the first has been loaded, the second registers itself with it.
+# When the first has been loaded, the others register themselves with it.
 _REGISTER = {
-    "transformers.models.auto.configuration_auto": "penstock.engine.models.lstm_config",
-    "transformers.models.auto.modeling_auto": "penstock.engine.models.lstm",
+    "transformers.models.auto.configuration_auto": (
+        "penstock.engine.models.bag_config",
+        "penstock.engine.models.lstm_config",
+    ),
+    "transformers.models.auto.modeling_auto": ("penstock.engine.models.bag", "penstock.engine.models.lstm"),
 }
 
 
 class _AfterAuto(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Loads one module of transformers as usual, and then ours."""
 
-    def __init__(self, theirs: str, ours: str) -> None:
+    def __init__(self, theirs: str, ours: tuple[str, ...]) -> None:
         self.theirs, self.ours = theirs, ours
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -104,11 +110,13 @@ class _AfterAuto(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
-        importlib.import_module(self.ours)
+        for ours in self.ours:
+            importlib.import_module(ours)
 
 
 for _theirs, _ours in _REGISTER.items():
     if _theirs in sys.modules:
-        importlib.import_module(_ours)
+        for _each in _ours:
+            importlib.import_module(_each)
     else:
         sys.meta_path.insert(0, _AfterAuto(_theirs, _ours))

@@ -18,16 +18,17 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     below: float | None = None,
-    used_by: str | None = None,
+    used_by: str | tuple[str, ...] = (),
 ) -> Any:
     """A field with a help line.
 
     Args:
         minimum, maximum: the closed range of a numeric value. below: an upper end that does not belong to it.
-        used_by: the one kind of model that reads it; None for both.
+        used_by: the kind of model that reads it, or kinds; all of them by default.
     """
     ranges = {"minimum": minimum, "maximum": maximum, "below": below}
-    return field(default=default, metadata={"help": help, "used_by": used_by, **ranges})
+    kinds = (used_by,) if isinstance(used_by, str) else used_by
+    return field(default=default, metadata={"help": help, "used_by": kinds, **ranges})
 
 
 def checked(value: Any, annotation: Any, metadata: Mapping[str, Any], where: str) -> Any:

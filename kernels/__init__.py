@@ -16,6 +16,7 @@ if __name__ == "kernels":
         _spec.loader.exec_module(sys.modules["kernels"])
 else:
     from penstock.kernels.attention import varlen_attention
+    from penstock.kernels.bag import adagrad_rows, ngram_bag
     from penstock.kernels.dispatch import use_backend
     from penstock.kernels.gelu import bias_gelu, geglu
     from penstock.kernels.linear import linear
@@ -28,11 +29,13 @@ else:
     __all__ = [
         "LSTM",
         "Ragged",
+        "adagrad_rows",
         "bias_gelu",
         "geglu",
         "linear",
         "lstm",
         "lstm_cell",
+        "ngram_bag",
         "residual_norm",
         "rotary",
         "segment_pool",

@@ -30,9 +30,9 @@ def isa() -> str:
     return named
 
 
-def call(function: Any, arguments: dict[str, Any]) -> None:
-    """Runs a function of csrc/ with the instruction set of `isa`, on torch's threads."""
-    function(isa=isa(), threads=torch.get_num_threads(), **arguments)
+def call(function: Any, arguments: dict[str, Any]) -> Any:
+    """Runs a function of csrc/ with the instruction set of `isa`, on torch's threads; what it returns."""
+    return function(isa=isa(), threads=torch.get_num_threads(), **arguments)
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -51,3 +51,9 @@ def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
     if dtype not in (torch.bfloat16, torch.float32):
         return f"it computes in bfloat16 and float32, not {dtype}"
     return None
+
+
+def why_not_float32(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
+    """Of what computes in float32 alone."""
+    wrong_dtype = None if dtype == torch.float32 else f"it computes in float32, not {dtype}"
+    return why_not(device_type=device_type, dtype=dtype) or wrong_dtype

@@ -32,7 +32,7 @@ def train(
         typer.Argument(metavar="[section.key=value]...", help="Settings, above those of --config.", show_default=False),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="lstm|encoder", help="The kind of model (model.kind).")
+        str | None, typer.Option("--model", metavar="lstm|encoder|bag", help="The kind of model (model.kind).")
     ] = None,
     encoder: Annotated[
         str | None,

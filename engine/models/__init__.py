@@ -1,18 +1,31 @@
-"""The two kinds of classifier, saved and loaded the way of the transformers library."""
+"""The kinds of classifier, saved and loaded the way of the transformers library."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from penstock.engine.models.bag import BagClassifier
+    from penstock.engine.models.bag_config import BagClassifierConfig
     from penstock.engine.models.build import build_model, load_model
     from penstock.engine.models.encoder import EncoderClassifier
     from penstock.engine.models.lstm import LSTMClassifier
     from penstock.engine.models.lstm_config import LSTMClassifierConfig
     from penstock.engine.models.settings import ModelSettings
 
-__all__ = ["EncoderClassifier", "LSTMClassifier", "LSTMClassifierConfig", "ModelSettings", "build_model", "load_model"]
+__all__ = [
+    "BagClassifier",
+    "BagClassifierConfig",
+    "EncoderClassifier",
+    "LSTMClassifier",
+    "LSTMClassifierConfig",
+    "ModelSettings",
+    "build_model",
+    "load_model",
+]
 
 _MODULES = {
+    "BagClassifier": "bag",
+    "BagClassifierConfig": "bag_config",
     "EncoderClassifier": "encoder",
     "LSTMClassifier": "lstm",
     "LSTMClassifierConfig": "lstm_config",

@@ -11,6 +11,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedT
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models.architectures import architecture_of
+from penstock.engine.models.bag import BagClassifier
+from penstock.engine.models.bag_config import BagClassifierConfig
 from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.loading import as_model_error, load_config, quiet
 from penstock.engine.models.lora import add_lora
@@ -31,7 +33,7 @@ def build_model(
     label_names: Sequence[str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     multi_label: bool = False,
-) -> LSTMClassifier | EncoderClassifier:
+) -> LSTMClassifier | EncoderClassifier | BagClassifier:
     """A new model, its fresh weights drawn from torch's generator.
 
     Args:
@@ -55,10 +57,12 @@ def build_model(
     if settings.kind == "encoder":
         _check_token_types(tokenizer)
         return _build_encoder(settings, labels)
+    if settings.kind == "bag":
+        return _build_bag(settings, vocab_size, labels, tokenizer)
     return _build_lstm(settings, vocab_size, labels, tokenizer)
 
 
-def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier:
+def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | BagClassifier:
     """Loads a saved model: a folder with a `config.json`, or a run, of which the best checkpoint is taken.
 
     Example:
@@ -74,9 +78,13 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier:
         if not (folder / "best" / "config.json").is_file():
             raise ModelError(f"no model in {folder}: neither config.json nor best/config.json is there")
         folder = folder / "best"
-    if isinstance(load_config(folder), LSTMClassifierConfig):
+    config = load_config(folder)
+    if isinstance(config, LSTMClassifierConfig):
         with quiet(), as_model_error(folder):
             return LSTMClassifier.from_pretrained(folder, dtype=torch.float32)
+    if isinstance(config, BagClassifierConfig):
+        with quiet(), as_model_error(folder):
+            return BagClassifier.from_pretrained(folder, dtype=torch.float32)
     return EncoderClassifier.from_pretrained(folder)
 
 
@@ -152,6 +160,22 @@ def _build_lstm(
     return model
 
 
+def _build_bag(
+    settings: ModelSettings, vocab_size: int, labels: dict, tokenizer: PreTrainedTokenizerBase | None
+) -> BagClassifier:
+    assert settings.embedding_size is not None
+    assert settings.buckets is not None or settings.ngrams == 1
+    config = BagClassifierConfig(
+        vocab_size=vocab_size,
+        ngrams=settings.ngrams,
+        buckets=(settings.buckets or 0) if settings.ngrams > 1 else 0,
+        embedding_size=settings.embedding_size,
+        pad_token_id=None if tokenizer is None else tokenizer.pad_token_id,
+        **labels,
+    )
+    return BagClassifier(config)
+
+
 def _token_embeddings(name: str) -> torch.Tensor:
     with quiet(), as_model_error(name):
         encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
@@ -176,7 +200,7 @@ def check_pair_types(model: nn.Module) -> None:
         ModelError: an encoder that has none for the second text, so that transformers could not run it on pairs.
     """
     if not isinstance(model, EncoderClassifier):
-        return  # the LSTM reads a pair as one sequence
+        return  # the others read a pair as one sequence
     takes = "token_type_ids" in inspect.signature(model.model.forward).parameters
     if not takes or getattr(model.config, "type_vocab_size", 0) < 2:
         raise ModelError(

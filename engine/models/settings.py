@@ -14,18 +14,28 @@ PRESETS = {
 }
 DEFAULT_PRESET = "lstm-1-256"
 
+# how messages name the kinds, and what asks for each
+_NAMED = {"lstm": "an lstm", "encoder": "an encoder", "bag": "a bag"}
+_ASKED_FOR = {
+    "lstm": "model.kind=lstm",
+    "encoder": "model.kind=encoder and model.encoder",
+    "bag": "model.kind=bag",
+}
+_MATRIX_KINDS = ("lstm", "encoder")
+
 
 @dataclass(frozen=True)
 class ModelSettings:
     """What model to build. The kind and the sizes that are left None are filled in on construction.
 
-    An `lstm` is trained from scratch, an `encoder` is a pretrained transformers encoder, fine-tuned.
+    An `lstm` is trained from scratch, an `encoder` is a pretrained transformers encoder, fine-tuned, a `bag` is a
+    linear model of hashed n-grams of tokens.
 
     Raises:
         ConfigError: a value is wrong or two of them contradict each other.
     """
 
-    kind: Literal["lstm", "encoder"] | None = setting(
+    kind: Literal["lstm", "encoder", "bag"] | None = setting(
         None, "null: encoder where model.encoder is set, unless model.embeddings takes it"
     )
     preset: Literal["lstm-1-256", "lstm-4-256", "lstm-4-512"] | None = setting(
@@ -35,19 +45,34 @@ class ModelSettings:
     hidden_size: int | None = setting(None, "LSTM units per direction; null: by preset", minimum=1, used_by="lstm")
     bidirectional: bool = setting(True, "the LSTM also reads from the end", used_by="lstm")
     embedding_size: int | None = setting(
-        None, "of token embeddings; null: 256, or the encoder's if taken from one", minimum=1, used_by="lstm"
+        None,
+        "of token embeddings; null: 256, or the encoder's if taken from one; bag: by the recipe",
+        minimum=1,
+        used_by=("lstm", "bag"),
+    )
+    ngrams: int = setting(
+        2, "tokens of a bag's longest n-gram; the shorter ones count too", minimum=1, maximum=8, used_by="bag"
+    )
+    buckets: int | None = setting(
+        None,
+        "embeddings that a bag's n-grams of two tokens and more share by their hash; null: by the recipe",
+        minimum=1,
+        maximum=1 << 30,
+        used_by="bag",
     )
     embeddings: Literal["scratch", "encoder"] = setting(
         "scratch", "encoder: an LSTM starts from the token embeddings of model.encoder", used_by="lstm"
     )
-    freeze_embeddings: bool = setting(False, "leave the token embeddings as they are")
+    freeze_embeddings: bool = setting(False, "leave the token embeddings as they are", used_by=_MATRIX_KINDS)
     pooling: Literal["max", "mean", "last", "attention"] = setting(
         "max", "how an LSTM's outputs become one vector; last: of each direction", used_by="lstm"
     )
     embedding_dropout: float = setting(0.0, "on an LSTM's embeddings", minimum=0, below=1, used_by="lstm")
     dropout: float = setting(0.1, "between an LSTM's layers", minimum=0, below=1, used_by="lstm")
     head_dropout: float = setting(0.1, "before an LSTM's classifier", minimum=0, below=1, used_by="lstm")
-    encoder: str | None = setting(None, "a pretrained model's name on the Hugging Face hub or the path of its folder")
+    encoder: str | None = setting(
+        None, "a pretrained model's name on the Hugging Face hub or the path of its folder", used_by=_MATRIX_KINDS
+    )
     encoder_dropout: float | None = setting(
         None, "on an encoder's hidden states; null: as its checkpoint says", minimum=0, below=1, used_by="encoder"
     )
@@ -83,7 +108,7 @@ class ModelSettings:
         if self.kind is None:
             takes_encoder = self.encoder is not None and self.embeddings == "scratch"
             object.__setattr__(self, "kind", "encoder" if takes_encoder else "lstm")
-        for name, value in PRESETS[self.preset or DEFAULT_PRESET].items():
+        for name, value in {} if self.kind == "bag" else PRESETS[self.preset or DEFAULT_PRESET].items():
             given = getattr(self, name)
             if given is None:
                 object.__setattr__(self, name, value)
@@ -91,9 +116,9 @@ class ModelSettings:
                 raise ConfigError(
                     f"model.{name}={given} contradicts model.preset={self.preset}, which is {value}; leave one out"
                 )
-        if self.embedding_size is None and self.embeddings == "scratch":
+        if self.embedding_size is None and self.embeddings == "scratch" and self.kind != "bag":
             object.__setattr__(self, "embedding_size", 256)
-        needs_encoder = self.kind == "encoder" or self.embeddings == "encoder"
+        needs_encoder = self.kind == "encoder" or (self.kind == "lstm" and self.embeddings == "encoder")
         if needs_encoder and self.encoder is None and self.start_from is None:
             need = "model.kind=encoder" if self.kind == "encoder" else "model.embeddings=encoder"
             raise ConfigError(f"{need} needs model.encoder: a model's name on the hub or the path of its folder")
@@ -109,12 +134,13 @@ class ModelSettings:
         value = getattr(self, key)
         if value is None:
             return None
-        used_by = _USED_BY[key]
-        if used_by not in (None, self.kind):
-            needs = "model.kind=lstm" if used_by == "lstm" else "model.kind=encoder and model.encoder"
-            return f"this model is an {self.kind}, which does not use it: leave it out, or set {needs}"
+        if not self.is_of(kinds := _USED_BY[key]):
+            needs = " or ".join(_ASKED_FOR[kind] for kind in kinds)
+            return f"this model is {self.named}, which does not use it: leave it out, or set {needs}"
         if key in ("lora_alpha", "lora_dropout", "lora_targets") and self.lora_rank is None:
             return "there are no adapters: set model.lora_rank, such as 8"
+        if key == "buckets" and self.ngrams == 1:
+            return "single tokens have embeddings of their own: set model.ngrams, such as 2"
         if self.kind != "lstm":
             return None
         if key == "encoder" and self.embeddings == "scratch":
@@ -123,8 +149,20 @@ class ModelSettings:
             return "it falls between layers, and this lstm has one: set model.num_layers, or model.head_dropout"
         return None
 
+    @property
+    def named(self) -> str:
+        """The kind with its article, for messages."""
+        return _NAMED[str(self.kind)]
+
+    def is_of(self, kinds: tuple[str, ...]) -> bool:
+        """Whether the model is of one of these kinds; none at all stand for every kind."""
+        return not kinds or self.kind in kinds
+
     def describe(self) -> str:
         """In a few words."""
+        if self.kind == "bag":
+            hashed = f", longer than one in {self.buckets:,} buckets" if self.ngrams > 1 and self.buckets else ""
+            return f"bag (n-grams up to {self.ngrams}{hashed}; {self.embedding_size} wide)"
         if self.kind == "encoder":
             return f"encoder {self.encoder}"
         layers = f"{self.num_layers} layer{'s' if self.num_layers != 1 else ''} of {self.hidden_size}"

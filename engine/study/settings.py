@@ -137,7 +137,7 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
     settings = settings_from(values | _used(study, overrides_for(study.overrides, trial.family), trial.family))
     mean_length = store.num_tokens / max(store.num_examples, 1)
     width = _width(study.encoder) if family.kind == "encoder" else None
-    return settings.resolve(TrainingSet(trial.size, mean_length, store.max_length, width))
+    return settings.resolve(TrainingSet(trial.size, mean_length, store.max_length, width, store.num_labels))
 
 
 def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[
     from penstock.engine.training.settings import used_by
 
     def has_use(key: str, name: str) -> bool:
-        return used_by(key) in (None, FAMILIES[name].kind)
+        return not used_by(key) or FAMILIES[name].kind in used_by(key)
 
     keys = [split_key_value(override, _OVERRIDE_FORM)[0] for override in study.overrides]
     own = {key.removeprefix(f"{family}.") for key in keys if key.startswith(f"{family}.")}

@@ -48,7 +48,7 @@ def new_settings(
         raise ConfigError("there are no training rows")
     width = _encoder_width(asked.model) if asked.model.kind == "encoder" else None
     validates = None if validation_rows is None else len(validation_rows) > 0
-    return asked.resolve(TrainingSet.of(lengths, width), validates=validates)
+    return asked.resolve(TrainingSet.of(lengths, width, store.num_labels), validates=validates)
 
 
 def _for_label_lists(asked: Settings, store: Store) -> Settings:

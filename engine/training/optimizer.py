@@ -1,4 +1,4 @@
-"""AdamW with decay where it belongs, and its learning rate's schedule."""
+"""AdamW with decay where it belongs, Adagrad for sparse gradients, and the learning rate's schedule."""
 
 import math
 
@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from penstock.engine.errors import ConfigError
+from penstock.engine.training.adagrad import RowAdagrad
 
 
 def build_optimizer(
     model: nn.Module, *, learning_rate: float, weight_decay: float, layer_decay: float | None = None
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """Fused AdamW over the trainable parameters: biases, norms and other vectors are not decayed.
+
+    A model with sparse gradients has Adagrad, whose steps leave alone what has no gradient.
 
     Args:
         layer_decay: of an encoder: the learning rate of a layer as a share of that of the layer above it; the head's
@@ -23,6 +26,8 @@ def build_optimizer(
     """
     if layer_decay is not None and not hasattr(model, "depths"):
         raise ConfigError("training.layer_decay is for encoders; leave it out, or set model.kind=encoder")
+    if any(isinstance(module, nn.Embedding) and module.sparse for module in model.modules()):
+        return RowAdagrad([parameter for parameter in model.parameters() if parameter.requires_grad], lr=learning_rate)
     depths = {} if layer_decay is None else model.depths()  # type: ignore[operator]
     top = max(depths.values(), default=0)
     groups: dict[tuple[float, bool], list[Tensor]] = {}

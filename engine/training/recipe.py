@@ -17,20 +17,22 @@ class TrainingSet:
         examples: training rows, before a validation split is taken off.
         mean_length, max_length: tokens of their texts.
         encoder_width: units of the encoder's hidden states, where an encoder is fine-tuned.
+        labels: classes, or labels that a text may have.
     """
 
     examples: int
     mean_length: float
     max_length: int
     encoder_width: int | None = None
+    labels: int = 2
 
     @classmethod
-    def of(cls, lengths: np.ndarray, encoder_width: int | None = None) -> "TrainingSet":
+    def of(cls, lengths: np.ndarray, encoder_width: int | None = None, labels: int = 2) -> "TrainingSet":
         """
         Args:
             lengths: int32, tokens of each training row; one at least.
         """
-        return cls(len(lengths), float(lengths.mean(dtype=np.float64)), int(lengths.max()), encoder_width)
+        return cls(len(lengths), float(lengths.mean(dtype=np.float64)), int(lengths.max()), encoder_width, labels)
 
 
 def recipe(kind: str, data: TrainingSet) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def recipe(kind: str, data: TrainingSet) -> dict[str, Any]:
     longer gains; a small set's evaluations come so fast and are so coarse that it waits for more of them. A small set
     keeps every fifth example for validation, others every tenth.
     """
+    if kind == "bag":
+        return _bag(data)
     size = data.examples
     epochs = most_epochs(kind, size)
     tokens = max(data.max_length, round(_batch_size(kind, size) * data.mean_length))
@@ -53,6 +57,32 @@ def recipe(kind: str, data: TrainingSet) -> dict[str, Any]:
         "training.patience": max(4, round(epochs / 3)),
         "training.learning_rate": encoder_learning_rate(data.encoder_width or 768) if encoder else 2e-3,
     }
+
+
+def _bag(data: TrainingSet) -> dict[str, Any]:
+    """Of a bag of n-grams.
+
+    Adagrad takes long steps for n-grams that it sees for the first time, so that one or two passes over a large set do.
+    A text's vector needs no more dimensions than there are classes to tell apart, and each costs memory traffic: 16 are
+    one line of a processor's cache. There is a bucket for every two n-grams, up to 2^21.
+    """
+    size = data.examples
+    batch = 16 if size < 20_000 else 32 if size < 100_000 else 64 if size < 500_000 else 256
+    return {
+        "model.embedding_size": _between(16, _power_of_two(data.labels), 64),
+        "model.buckets": _between(1 << 14, _power_of_two(size * data.mean_length), 1 << 21),
+        "data.tokens_per_batch": max(data.max_length, round(batch * data.mean_length)),
+        "data.validation_fraction": 0.2 if size < 1_000 else 0.1,
+        "data.mode": "pack",
+        "training.epochs": 4 if size < 50_000 else 2 if size < 500_000 else 1,
+        "training.patience": 4,
+        "training.learning_rate": 0.2,
+        "training.precision": "fp32",
+    }
+
+
+def _power_of_two(least: float) -> int:
+    return 1 << (max(1, round(least)) - 1).bit_length()
 
 
 def most_epochs(kind: str, size: int) -> int:

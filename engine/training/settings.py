@@ -53,9 +53,11 @@ class TrainingSettings:
     epochs: int | None = setting(None, "passes over the training rows; null: by the recipe", minimum=1)
     max_steps: int | None = setting(None, "optimizer steps at most", minimum=1)
     learning_rate: float | None = setting(
-        None, "peak learning rate; null: lstm 2e-3, encoder 5e-5 at width 768", minimum=0.0
+        None, "peak learning rate; null: lstm 2e-3, encoder 5e-5 at width 768, bag 0.2", minimum=0.0
     )
-    weight_decay: float = setting(0.01, "AdamW's decoupled decay, not on biases and norms", minimum=0.0)
+    weight_decay: float = setting(
+        0.01, "AdamW's decoupled decay, not on biases and norms", minimum=0.0, used_by=("lstm", "encoder")
+    )
     layer_decay: float | None = setting(
         None,
         "encoder: a layer's learning rate as a share of the one above it, such as 0.9",
@@ -76,9 +78,11 @@ class TrainingSettings:
     label_smoothing: float = setting(0.0, "share of a training label spread over all classes", minimum=0.0, below=1.0)
     calibrate: bool = setting(False, "scale the best model's logits by one temperature, found on the validation rows")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU"
+        "auto",
+        "auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU; a bag computes in fp32",
+        used_by=("lstm", "encoder"),
     )
-    compile: bool = setting(False, "run the model through torch.compile")
+    compile: bool = setting(False, "run the model through torch.compile", used_by=("lstm", "encoder"))
     seed: int = setting(
         0, "seeds the initial weights, the order, dropout and the validation split", minimum=0, maximum=2**63 - 1
     )
@@ -259,7 +263,17 @@ def inherit(settings: Settings) -> Settings:
     there, here, stated = saved.flat(), settings.flat(), settings.stated()
     if "model.preset" in stated:
         stated |= {"model.num_layers", "model.hidden_size"}
-    for name in ("kind", "num_layers", "hidden_size", "bidirectional", "embedding_size", "embeddings", "pooling"):
+    for name in (
+        "kind",
+        "num_layers",
+        "hidden_size",
+        "bidirectional",
+        "embedding_size",
+        "embeddings",
+        "pooling",
+        "ngrams",
+        "buckets",
+    ):
         key = f"model.{name}"
         if key in stated and here[key] != there[key]:
             raise ConfigError(
@@ -289,9 +303,9 @@ def check_used(settings: Settings, keys: Iterable[str], where: str = "") -> None
 
 def _unused(settings: Settings, key: str) -> str | None:
     """Why a run does not use a setting of the sections data and training; None if it does."""
-    value, kind = settings.flat()[key], settings.model.kind
-    if value is not None and used_by(key) not in (None, kind):
-        return f"this model is an {kind}, which does not use it: leave it out"
+    value, model = settings.flat()[key], settings.model
+    if value is not None and not model.is_of(used_by(key)):
+        return f"this model is {model.named}, which does not use it: leave it out"
     if key in WITH_VALIDATION and value and settings.data.validation_fraction == 0:
         return "data.validation_fraction=0 leaves no rows to evaluate on"
     if key == "training.wandb_project" and value and not importlib.util.find_spec("wandb"):
@@ -318,7 +332,7 @@ def describe_settings() -> str:
     """One line for each setting: key, default, type and range, meaning."""
     lines = []
     for key, (annotation, metadata) in _keys().items():
-        only = f"{metadata['used_by']} only" if metadata["used_by"] else ""
+        only = f"{' and '.join(metadata['used_by'])} only" if metadata["used_by"] else ""
         limits = ", ".join(part for part in (describe_range(metadata), only) if part)
         more = f"  [{limits}]" if limits else ""
         default = json.dumps(metadata["default"])
@@ -326,9 +340,9 @@ def describe_settings() -> str:
     return "\n".join(lines)
 
 
-def used_by(key: str) -> str | None:
-    """The one kind of model that reads a setting; None if both do, or if there is no such setting."""
-    return _keys()[key][1]["used_by"] if key in _keys() else None
+def used_by(key: str) -> tuple[str, ...]:
+    """The kinds of model that read a setting; empty if all do, or if there is no such setting."""
+    return _keys()[key][1]["used_by"] if key in _keys() else ()
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from penstock.engine.training.distributed import World
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
 from penstock.engine.training.settings import TrainingSettings
+from penstock.kernels.bag import coalesced
 
 # A loss scale halves at every overflow: after as many in a row it is not the scale that is wrong.
 _MAX_OVERFLOWS = 20
@@ -42,6 +43,15 @@ class StepReport:
     correct: int
     grad_norm: float
     votes: tuple[bool, ...]
+
+
+def _entries(parameter: torch.Tensor) -> torch.Tensor:
+    """The gradient, dense, in place; of a sparse one the rows that are there, each once."""
+    assert parameter.grad is not None
+    if not parameter.grad.is_sparse:
+        return parameter.grad
+    parameter.grad = coalesced(parameter.grad)
+    return parameter.grad.values()
 
 
 class Stepper:
@@ -130,13 +140,14 @@ class Stepper:
             totals[0] += loss_sum.detach() * (num_examples / normalizer)
             totals[1] += self._right(logits.detach(), batch.labels)
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        gradients = [_entries(parameter) for parameter in self._parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         world.sum(totals)
         loss_total, correct, *votes_yes, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         self._check_finite(loss_total / num_examples, grad_norm, step)
         # known here on the host, so that gradients that are short enough are not gone over
         if 0 < self._settings.max_grad_norm < grad_norm < float("inf"):
-            nn.utils.clip_grads_with_norm_(self._parameters, self._settings.max_grad_norm, norm)
+            torch._foreach_mul_(gradients, self._settings.max_grad_norm / (norm + 1e-6))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("share", 1.0)
         self._scaler.step(self._optimizer)

@@ -130,6 +130,8 @@ def train(
         else:
             settings = world.on_main(lambda: new_settings(asked, train_store, rows, validation_rows))
         world.check_divides(settings.data.batches_per_step)
+        if settings.model.kind == "bag" and world.size > 1:
+            raise ConfigError("model.kind=bag trains in one process: start it without torchrun")
         rows, validation_rows = _split(settings, train_store, rows, validation_rows)
         identity = _identity(settings, train_store, rows, validation_rows, test_store)
         data = describe_data(train_store)

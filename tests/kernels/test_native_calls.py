@@ -15,10 +15,12 @@ from penstock import _native
 from penstock.kernels import (
     LSTM,
     Ragged,
+    adagrad_rows,
     bias_gelu,
     compiled,
     geglu,
     linear,
+    ngram_bag,
     residual_norm,
     rotary,
     use_backend,
@@ -31,6 +33,7 @@ AMX = "amx_bf16" in _native.available_isas()
 FUNCTIONS = [
     *("attention_forward", "attention_backward", "norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
     *("geglu_forward", "geglu_backward", "rotary", "dropout", "keep_mask", "forward", "backward"),
+    *("bag_mean", "bag_gradient", "bag_update"),
     *(["weight_gradient"] if AMX else []),
 ]
 
@@ -69,6 +72,10 @@ def use_everything() -> None:
     keep_mask(cu, 5, 0.1, seed, 0, ids, 8)
     module = LSTM(8, 4, bidirectional=True)
     module(Ragged.from_lengths(x, [2, 3]))[0].values.sum().backward()
+    table = torch.zeros(9, 4, requires_grad=True)
+    ngram_bag(torch.arange(5, dtype=torch.int32), cu, table, vocabulary=5).sum().backward()
+    assert table.grad is not None
+    adagrad_rows(table, torch.zeros(9), table.grad, rate=0.1)
     low = x.bfloat16().detach()
     linear(low, [torch.randn(3, 8, requires_grad=True)]).sum().backward()
 

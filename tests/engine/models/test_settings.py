@@ -22,7 +22,7 @@ def test_an_encoder_means_the_encoder_unless_the_model_says_otherwise() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "gru"}, r"model.kind must be lstm \| encoder or null, got 'gru'"),
+        ({"kind": "gru"}, r"model.kind must be lstm \| encoder \| bag or null, got 'gru'"),
         ({"preset": "lstm-3-256"}, r"model.preset must be lstm-1-256 \| lstm-4-256 \| lstm-4-512 or null, got"),
         ({"preset": "lstm-4-512", "hidden_size": 256}, r"model.hidden_size=256 contradicts model.preset=lstm-4-512"),
         ({"pooling": "first"}, r"model.pooling must be max \| mean \| last \| attention, got 'first'"),

@@ -81,3 +81,16 @@ def test_plain_defaults_learn_small_and_imbalanced_sets(tmp_path, rows, share, l
     settings = load_settings(None, [f"training.seed={seed}", "training.tensorboard=false"])
     result = train(settings, store, tmp_path / "run", test_store=test, progress="none")
     assert result.test.macro_f1 >= 0.97
+
+
+def test_a_bag_has_room_for_its_n_grams_and_its_classes():
+    made = [recipe("bag", TrainingSet(size, 44.0, 256, labels=5)) for size in SIZES]
+    buckets = [found["model.buckets"] for found in made]
+    assert buckets == sorted(buckets)
+    assert buckets[0] == 1 << 14
+    assert buckets[-1] == 1 << 21
+    assert all(count >= size * 44 for count, size in zip(buckets[1:4], SIZES[1:4], strict=True))
+    widths = [
+        recipe("bag", TrainingSet(100, 44.0, 256, labels=labels))["model.embedding_size"] for labels in (2, 17, 2491)
+    ]
+    assert widths == [16, 32, 64]

@@ -102,9 +102,11 @@ def test_every_setting_is_listed_and_frozen():
         Settings().training.epochs = 3
 
 
-# A value other than the default for every setting of the model that one kind alone reads.
+# A value other than the default for every setting of the model that not all kinds read, by a kind that does not.
+OF_BAGS = {"model.ngrams": "3", "model.buckets": "1000"}
 ELSEWHERE = {
     "lstm": {
+        **OF_BAGS,
         "model.encoder_dropout": "0.2",
         "model.encoder_attention_dropout": "0.2",
         "model.encoder_head_dropout": "0.2",
@@ -117,6 +119,7 @@ ELSEWHERE = {
         "model.lora_targets": "attention",
     },
     "encoder": {
+        **OF_BAGS,
         "model.preset": "lstm-4-256",
         "model.num_layers": "3",
         "model.hidden_size": "12",
@@ -129,13 +132,22 @@ ELSEWHERE = {
         "model.head_dropout": "0.3",
     },
 }
-KIND = {"lstm": ["model.kind=lstm"], "encoder": ["model.kind=encoder", "model.encoder=some/encoder"]}
-BOTH = {"model.kind", "model.encoder", "model.freeze_embeddings", "model.start_from"}
+ELSEWHERE["bag"] = {
+    key: value
+    for key, value in (ELSEWHERE["lstm"] | ELSEWHERE["encoder"] | {"model.freeze_embeddings": "true"}).items()
+    if key not in OF_BAGS and key != "model.embedding_size"
+}
+KIND = {
+    "lstm": ["model.kind=lstm"],
+    "encoder": ["model.kind=encoder", "model.encoder=some/encoder"],
+    "bag": ["model.kind=bag"],
+}
+ALL = {"model.kind", "model.start_from"}
 
 
-def test_every_key_of_the_model_is_read_by_one_kind_or_by_both():
+def test_every_key_of_the_model_is_read_by_one_kind_or_by_all():
     keys = {key for key in Settings().flat() if key.startswith("model.")}
-    assert keys == BOTH | set(ELSEWHERE["lstm"]) | set(ELSEWHERE["encoder"])
+    assert keys == ALL.union(*ELSEWHERE.values())
 
 
 @pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in KIND for key in ELSEWHERE[kind]])
@@ -150,9 +162,16 @@ def test_what_the_model_does_not_use_is_an_error(tmp_path, kind, key):
         load_settings(file, KIND[kind])
 
 
-@pytest.mark.parametrize("key", sorted(ELSEWHERE["lstm"] | ELSEWHERE["encoder"]))
-def test_what_the_model_uses_is_none(key):
-    kind = "encoder" if key in ELSEWHERE["lstm"] else "lstm"
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        (kind, key)
+        for key in sorted(ELSEWHERE["lstm"] | ELSEWHERE["encoder"])
+        for kind in KIND
+        if key not in ELSEWHERE[kind]
+    ],
+)
+def test_what_the_model_uses_is_none(kind, key):
     also = ["model.encoder=some/encoder"] if key == "model.embeddings" else []
     also += ["model.num_layers=2"] if key == "model.dropout" else []
     also += ["model.lora_rank=4"] if key.startswith("model.lora_") and key != "model.lora_rank" else []
@@ -164,6 +183,19 @@ def test_dropout_between_the_layers_of_one():
     with pytest.raises(ConfigError, match=r"model\.dropout=0\.3 has no effect: .* this lstm has one"):
         load_settings(None, ["model.dropout=0.3"])
     assert load_settings(None, ["model.dropout=0"]).model.dropout == 0
+
+
+@pytest.mark.parametrize("override", ["weight_decay=0.1", "precision=bf16", "compile=true", "layer_decay=0.9"])
+def test_what_training_a_bag_does_not_use(override):
+    with pytest.raises(ConfigError, match=rf"(?i)training\.{override} has no effect: this model is a bag"):
+        load_settings(None, ["model.kind=bag", f"training.{override}"])
+
+
+def test_buckets_without_longer_n_grams():
+    with pytest.raises(
+        ConfigError, match=r"model\.buckets=64 has no effect: single tokens have embeddings of their own"
+    ):
+        load_settings(None, ["model.kind=bag", "model.ngrams=1", "model.buckets=64"])
 
 
 @pytest.mark.parametrize(
