@@ -60,7 +60,7 @@ def recipe(kind: str, data: TrainingSet) -> dict[str, Any]:
 
 
 def _bag(data: TrainingSet) -> dict[str, Any]:
-    """Of a bag of n-grams.
+    """The recipe of a bag of n-grams.
 
     Adagrad takes long steps for n-grams that it sees for the first time, so that one or two passes over a large set do.
     A text's vector needs no more dimensions than there are classes to tell apart, and each costs memory traffic: 16 are

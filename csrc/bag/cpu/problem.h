@@ -25,7 +25,7 @@ struct Texts {
   }
 };
 
-// How many features a text of so many tokens has.
+// The number of features of a text with this number of tokens.
 PENSTOCK_INLINE int64_t features_of(int64_t length, int ngrams) {
   int64_t count = 0;
   for (int n = 1; n <= ngrams && n <= length; ++n) count += length - n + 1;

@@ -274,7 +274,7 @@ def no_cost(family, *_) -> Cost:
 
 
 def trial_with_predictions(task):
-    """Of 1,000 fabricated test rows, in blocks of ten alike, so that films matter."""
+    """1,000 fabricated test rows, in blocks of ten alike, so that films matter."""
     return with_predictions(task.predictions.parent, stand_in(task))
 
 
