@@ -54,6 +54,6 @@ def why_not(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
 
 
 def why_not_float32(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
-    """Of what computes in float32 alone."""
+    """What computes in float32 alone."""
     wrong_dtype = None if dtype == torch.float32 else f"it computes in float32, not {dtype}"
     return why_not(device_type=device_type, dtype=dtype) or wrong_dtype
