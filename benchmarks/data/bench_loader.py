@@ -1,6 +1,6 @@
 """Batches of 16k tokens from a store: penstock's loader, and everybody who makes batches of the same rows.
 
-    penstock bench loader --out data.json
+    penstock bench loader
     pytest --benchmark-only -o python_files='bench_*.py' benchmarks/data --rows 10000000 --keep /scratch/bench
 
 The unit is one real token. DataLoader runs with each number of workers; the best one is to be compared. One thread for
