@@ -1,14 +1,15 @@
 """Is it faster or slower than in an earlier run? A verdict for each case that knows the noise of both.
 
-What is compared is ours over a reference in each round: the multipliers' rate at that moment, or a peer, timed beside
-it, so that a host which runs slower in one of the two runs does not count. Two exact rank tests' p-values (Mann and
-Whitney) are held to 5% over all cases of the run together (Holm), and a change below SMALLEST is none. Without a
-reference nobody can tell a slower program from a slower hour, and the verdict says so.
+What is compared is ours over a reference in each round: the multipliers' rate at that moment, and a peer, timed beside
+it, so that a host which runs slower in one of the two runs does not count. Where there are both, both must say the
+same: neighbours that fill the memory's bandwidth slow a peer, not the multipliers. The p-values of exact rank tests
+(Mann and Whitney) are held to 5% over all cases of the run together (Holm), and a change below SMALLEST is none.
+Without a reference nobody can tell a slower program from a slower hour, and the verdict says so.
 """
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.benchmarks.suite import OURS
@@ -60,31 +61,46 @@ def compare(old_rows: list[dict[str, Any]], new_rows: list[dict[str, Any]]) -> l
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> Comparison:
+    """By the reference that is least sure."""
+    names = _references(old, new)
+    found = [_over(old, new, name) for name in names or [None]]
+    if any((one.ratio > 1) != (found[0].ratio > 1) for one in found):
+        why = f"it is slower over {' and faster over '.join(_spoken(name) for name in _by_ratio(names, found))}"
+        return replace(found[0], p=1.0, why=why)
+    return max(found, key=lambda one: one.p)
+
+
+def _over(old: dict[str, Any], new: dict[str, Any], reference: str | None) -> Comparison:
     from scipy.stats import mannwhitneyu
 
-    reference = _reference(old, new)
     before, after = _relative(old, reference), _relative(new, reference)
     differences = sorted(b - a for a in before for b in after)
     ratio, (low, high) = math.exp(statistics.median(differences)), _interval(differences, len(before), len(after))
-    p, why = 1.0, ""
     if reference is None:
-        why = "nothing was timed beside it in both runs"
+        p, why = 1.0, "nothing was timed beside it in both runs"
     elif min(len(before), len(after)) < FEWEST:
-        why = f"fewer than {FEWEST} rounds"
+        p, why = 1.0, f"fewer than {FEWEST} rounds"
     else:
-        p = float(mannwhitneyu(before, after, method="exact").pvalue)
-        why = f"over {'the multipliers or the memory' if reference == PROBE else reference}"
+        p, why = float(mannwhitneyu(before, after, method="exact").pvalue), f"over {_spoken(reference)}"
     return Comparison(new["case"], ratio, low, high, p, CANNOT_TELL, why)
 
 
 PROBE = "probe"
 
 
-def _reference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    if all(row.get("probe") and len(row["probe"]) == len(row["seconds"][OURS]) for row in (old, new)):
-        return PROBE
+def _references(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The probe and the first peer, of those that both runs have."""
+    probed = all(row.get("probe") and len(row["probe"]) == len(row["seconds"][OURS]) for row in (old, new))
     shared = [name for name in new["seconds"] if name in old["seconds"] and not name.startswith(OURS)]
-    return shared[0] if shared else None
+    return [PROBE] * probed + shared[:1]
+
+
+def _spoken(reference: str) -> str:
+    return "the machine's peak" if reference == PROBE else reference
+
+
+def _by_ratio(names: list[str], found: list[Comparison]) -> list[str]:
+    return [name for _, name in sorted(zip((-one.ratio for one in found), names, strict=True))]
 
 
 def _relative(row: dict[str, Any], reference: str | None) -> list[float]:
@@ -112,4 +128,4 @@ def _judge(found: list[Comparison]) -> list[Comparison]:
             break
         if abs(math.log(one.ratio)) >= math.log1p(SMALLEST):
             verdicts[index] = SLOWER if one.ratio > 1 else FASTER
-    return [Comparison(**(vars(one) | {"verdict": verdicts[index]})) for index, one in enumerate(found)]
+    return [replace(one, verdict=verdicts[index]) for index, one in enumerate(found)]
