@@ -51,6 +51,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
         benchmark = getattr(item, "funcargs", {}).get("benchmark")
         found = dict(getattr(benchmark, "extra_info", {}))
         times = found.pop("rounds", {})
+        if "unit" in found:
+            name += f", for {found['unit']}"
         if not times and getattr(benchmark, "stats", None) is not None:
             times = {OURS: list(benchmark.stats.stats.data)}
         if report.passed and times.get(OURS):

@@ -20,7 +20,7 @@ def write(
     blocks: list[Block] = [Paragraph(about(machine))]
     busy = [row["case"] for row in rows if row.get("busy_line")]
     if line := busy_line(machine.get("busy_before")):
-        blocks.append(Headline([f"Before the run {line}."]))
+        blocks.append(Headline([f"Before the run: {line}."]))
     if busy:
         blocks.append(Headline([f"Others kept the machine busy during {len(busy)} of {len(rows)} cases, marked !."]))
     peers = peers_of(rows)
@@ -59,7 +59,7 @@ def write(
 def about(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {machine['isa']}; load "
+        f"{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, {machine['isa']}; load "
         f"{machine['load'][0]:.2f}; python {machine['python']}, {versions}; commit {machine['commit']}."
     )
 
@@ -87,7 +87,7 @@ def ratio_plot(rows: list[dict[str, Any]], peers: list[str]) -> bytes:
     if max(quartiles[1] for row in shown for quartiles in row["ratio"].values()) > 8:
         axes.set_xscale("log")
     _name(axes, shown, "time of the peer / ours")
-    figure.legend(loc="outside upper center", ncols=4)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return png_of(figure)
 
 

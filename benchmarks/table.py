@@ -22,7 +22,7 @@ def peers_of(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def columns(peers: list[str]) -> list[str]:
-    return ["case", "shape", "dtype", OURS, *peers, "ratio", "spread", "of peak"]
+    return ["case", "shape", "dtype", OURS, "ratio", "spread", "of peak", *peers]
 
 
 def cells(row: dict[str, Any], peers: list[str]) -> list[str]:
@@ -38,7 +38,7 @@ def cells(row: dict[str, Any], peers: list[str]) -> list[str]:
         ratio = f"{middle:.2f} ({lower:.2f}-{upper:.2f})"
     shape = " ".join(f"{letter}{size}" for letter, size in row["shape"].items())
     share = f"{100 * row['share']:.0f}%" if "share" in row else ""
-    return [row["what"], shape, row["dtype"], seconds_text(ours), *theirs, ratio, f"{(high - low) / ours:.0%}", share]
+    return [row["what"], shape, row["dtype"], seconds_text(ours), ratio, f"{(high - low) / ours:.0%}", share, *theirs]
 
 
 def line(row: dict[str, Any]) -> str:

@@ -102,7 +102,7 @@ def test_prepare(benchmark, compare, with_peers, turns, rows_prepared, minilm, t
 
         return run
 
-    compare({"penstock": contestant(penstock), "datasets.map": contestant(datasets_map)}, rounds=3)
+    compare({"penstock": contestant(penstock), "datasets.map": contestant(datasets_map)}, rounds=3, unit="a row")
     if with_peers:
         peaks = {work: peak_of(work, turns, minilm, str(tmp_path / work)) for work in ("penstock", "datasets_map")}
         benchmark.extra_info["peak_megabytes"] = peaks

@@ -43,6 +43,7 @@ def compare(request, benchmark, contestants: dict[str, Contestant]) -> None:
             name: {"median": medians[name], "least": min(values[1:]), "most": max(values[1:])}
             for name, values in times.items()
         },
+        unit="a real token",
         rounds={name: values[1:] for name, values in times.items()},
         ratio={name: medians[name] / medians["penstock"] for name in list(contestants)[1:]},
     )
