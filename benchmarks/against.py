@@ -53,7 +53,7 @@ def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def compare(old_rows: list[dict[str, Any]], new_rows: list[dict[str, Any]]) -> list[Comparison]:
-    """Of the cases that both runs have, in the order of the new one."""
+    """The cases that both runs have, in the order of the new one."""
     old = {key_of(row): row for row in old_rows}
     pairs = [(old[key_of(row)], row) for row in new_rows if key_of(row) in old]
     found = [_compare(before, after) for before, after in pairs]

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,12 @@ def run(suite: Suite, options: Options, out: Path, old: Path | None = None) -> i
 def _timed(suite: Suite, options: Options, written: results.Results, out: Path, also: dict[str, Any]) -> int:
     """Times all cases; returns how many failed."""
     failures = 0
-    with Shown(f"penstock bench {suite.name}") as shown:
+    with ExitStack() as stack:
+        shown = stack.enter_context(Shown(f"penstock bench {suite.name}"))
+        rows = _of_pytest(suite, options, out) if suite.pytest else _of_module(suite, options, shown)
+        stack.enter_context(closing(rows))  # ends the process that makes them
         others = machine.Others()
-        for row in _of_pytest(suite, options, out) if suite.pytest else _of_module(suite, options, shown):
+        for row in rows:
             for outcome in ("failed", "skipped"):
                 if outcome in row:
                     print(f"{row[outcome]} {outcome}: {row['why']}", file=sys.stderr)
@@ -176,7 +179,7 @@ def _check_common(suite: Suite, options: Options, rows: list[Row], threads: int,
             )
 
 
-def _of_module(suite: Suite, options: Options, shown: Shown) -> Iterator[Row]:
+def _of_module(suite: Suite, options: Options, shown: Shown) -> Generator[Row, None, None]:
     probes: dict[str, Any] = {}
     for case in suite.cases(options):
         key = case.dtype if case.unit == "FLOP" else case.unit
@@ -189,7 +192,7 @@ def _of_module(suite: Suite, options: Options, shown: Shown) -> Iterator[Row]:
             yield {"failed": case.name, "why": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
-def _of_pytest(suite: Suite, options: Options, out: Path) -> Iterator[Row]:
+def _of_pytest(suite: Suite, options: Options, out: Path) -> Generator[Row, None, None]:
     """Rows of pytest-benchmark's tests, run in a process of their own, as they come; its output goes to OUT/log.txt."""
     receive, send = os.pipe()
     command = _pytest_command(suite, options, send)

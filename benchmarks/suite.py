@@ -110,7 +110,7 @@ SUITES = {
             "loader",
             "batches, plans and fill from a store; numpy, DataLoader, MosaicML streaming",
             pytest=("data/bench_loader.py", "data/bench_fill.py", "data/bench_plan.py"),
-            quick=("-k", "test_ragged_batches", "--rows=100000"),
+            quick=("-k", "test_ragged_batches", "--rows=20000", "--read-ahead=0.3"),
             honours=_OF_PYTEST - {"threads"},
         ),
         Suite(

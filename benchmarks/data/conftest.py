@@ -30,6 +30,7 @@ def realistic_lengths(count: int) -> np.ndarray:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rows", type=int, default=1_000_000, help="rows of the store that is benchmarked")
+    parser.addoption("--read-ahead", type=float, default=READ_AHEAD, help="seconds to wait for others' threads")
     parser.addoption("--keep", type=Path, help="a folder to keep the generated data in, for the next run")
 
 
@@ -113,7 +114,7 @@ def compare(request: pytest.FixtureRequest, benchmark, with_peers: bool) -> Call
 
         def wake(name: str) -> None:
             if warm:
-                time.sleep(READ_AHEAD)
+                time.sleep(request.config.getoption("--read-ahead"))
                 chosen[name]()
 
         def timed(name: str) -> None:

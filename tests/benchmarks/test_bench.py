@@ -115,7 +115,7 @@ def test_a_run_against_an_earlier_one(tmp_path: Path) -> None:
     row = json.loads(lines[1])
 
     def earlier(factor: float) -> Path:
-        """As if ours had taken so many times as long."""
+        """As if ours had taken `factor` times as long."""
         changed = row | {"seconds": row["seconds"] | {OURS: [factor * s for s in row["seconds"][OURS]]}}
         path = tmp_path / f"{factor}.jsonl"
         path.write_text(f"{lines[0]}\n{json.dumps(changed)}\n")
@@ -299,3 +299,57 @@ def test_rows_of_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) 
     assert "absent skipped: no data" in error
     assert run.run(suite, Options(peers=False), tmp_path / "alone") == run.FAILED
     assert list(results.read(tmp_path / "alone")[1][0]["seconds"]) == [OURS]
+
+
+def test_a_stop_ends_pytest_too(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "bench_endless.py").write_text(
+        "import os, pathlib, time\n"
+        "def test_first(benchmark):\n    benchmark.pedantic(lambda: None, rounds=2)\n"
+        "def test_second(benchmark):\n"
+        f"    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from penstock.benchmarks import run\n"
+        "from penstock.benchmarks.suite import Options, Suite\n"
+        "run.run(Suite('made', 'up', pytest=(sys.argv[1],)), Options(), Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "bench_endless.py"), str(tmp_path / "o")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "results in" in process.stdout.readline()
+        assert process.stdout.readline().startswith("first")
+        until = time.monotonic() + 20
+        while not (tmp_path / "pid").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert "stopped; 1 cases" in process.stderr.read()
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert [row["case"] for row in results.read(tmp_path / "o")[1]] == ["first"]
+
+
+def test_all_runs_each_and_goes_on_after_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    def broken() -> None:
+        raise ValueError("wrong")
+
+    monkeypatch.setattr(
+        Suite, "cases", lambda self, _: iter([case("one", broken if self.name == "a" else lambda: None)])
+    )
+    monkeypatch.setattr(run, "SUITES", {name: Suite(name, name, module="made up") for name in "ab"})
+    assert run.run_all(Options(rounds=2), tmp_path / "o") == run.FAILED
+    assert [row["what"] for row in results.read(tmp_path / "o" / "b")[1]] == ["one"]
+    assert "no case was timed" in capfd.readouterr().err
+
+
+def test_gpu_is_that_of_its_folder(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("takes minutes on a GPU")
+    done = penstock("bench", "gpu", "--quick", "--out", tmp_path / "o")
+    assert done.returncode == 11
+    assert "no NVIDIA GPU here" in done.stderr
