@@ -124,7 +124,7 @@ SUITES = {
             "encoder",
             "whole fine-tuning steps; padded loops, the HF Trainer",
             pytest=("training/bench_training.py", "-k", "test_encoder"),
-            quick=(),
+            quick=("--texts=1000", "--padded-batch=8"),
             honours=_OF_PYTEST,
         ),
         Suite(

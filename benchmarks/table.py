@@ -33,8 +33,9 @@ def cells(row: dict[str, Any], peers: list[str]) -> list[str]:
         for peer in peers
     ]
     ratio = ""
-    if row["ratio"]:
-        lower, middle, upper = min(row["ratio"].values(), key=lambda quartiles: quartiles[1])
+    others = [quartiles for name, quartiles in row["ratio"].items() if not name.startswith(OURS)]
+    if others:
+        lower, middle, upper = min(others, key=lambda quartiles: quartiles[1])
         ratio = f"{middle:.2f} ({lower:.2f}-{upper:.2f})"
     shape = " ".join(f"{letter}{size}" for letter, size in row["shape"].items())
     share = f"{100 * row['share']:.0f}%" if "share" in row else ""

@@ -65,7 +65,8 @@ def test_lstm(request, benchmark, store, peers):
 @pytest.mark.parametrize("peers", [False, True], ids=["alone", "peers"])
 def test_encoder(request, benchmark, store, peers):
     keep_freed_memory()
-    batches = finetune.choose_rows(store, 32, BATCHES)
+    size = request.config.getoption("--padded-batch")
+    batches = finetune.choose_rows(store, size, BATCHES)
     rows = np.concatenate(batches)
     tokens = int(store.lengths[rows].sum())
 
@@ -76,5 +77,5 @@ def test_encoder(request, benchmark, store, peers):
     if peers:
         for attention in ("eager", "sdpa"):
             passes[f"padded loop, {attention}"] = finetune.loop(stock(attention), store, batches, bf16=True)
-        passes["Trainer, grouped"] = finetune.trainer(stock("sdpa"), store, rows, 32, grouped=True)
+        passes["Trainer, grouped"] = finetune.trainer(stock("sdpa"), store, rows, size, grouped=True)
     compare(request, benchmark, {name: lambda train=train: train() / tokens for name, train in passes.items()})
