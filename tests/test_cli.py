@@ -201,7 +201,7 @@ MISTAKES = [
     ("study --train a.csv --test a.csv --text text,label,text", 3, "text+label+text"),
     ("study --train a.csv --test a.csv --text text,bdy", 3, "no column 'bdy'"),
     ("study --train a.csv --test a.csv --text text+bdy", 3, "no column 'bdy'"),
-    ("bench nope", 6, "kernels"),
+    ("bench nope", 6, "attention"),
 ]
 SLOW_IMPORTS = ["torch", "transformers", "scipy", "matplotlib", "pandas", "datasets"]
 TRY_ALL = """

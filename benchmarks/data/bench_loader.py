@@ -1,6 +1,6 @@
 """Batches of 16k tokens from a store: penstock's loader, and everybody who makes batches of the same rows.
 
-    penstock bench loader --out data.json
+    penstock bench loader
     pytest --benchmark-only -o python_files='bench_*.py' benchmarks/data --rows 10000000 --keep /scratch/bench
 
 The unit is one real token. DataLoader runs with each number of workers; the best one is to be compared. One thread for
@@ -131,7 +131,8 @@ def test_ragged_batches(compare, with_peers, store, request):
         contestants["numpy loop"] = numpy_loop(store)
         hub_folder = request.getfixturevalue("hub_folder")
         for workers in (0, 1, 2):
-            contestants[f"DataLoader, {workers} workers"] = data_loader(hub_folder, workers, 40)
+            batches = min(40, max(10, store.num_examples // 2_500))
+            contestants[f"DataLoader, {workers} workers"] = data_loader(hub_folder, workers, batches)
         folder = request.getfixturevalue("streaming_folder")
         if folder is not None:
             contestants["MosaicML streaming"] = streaming(folder, 20)

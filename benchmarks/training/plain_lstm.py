@@ -110,7 +110,7 @@ def train(
     bf16: bool,
     max_seconds: float = float("inf"),
 ) -> dict[str, float]:
-    """Trains in place; returns seconds, examples/s and real tokens/s, the first step left out as warm-up."""
+    """Trains in place; returns seconds, examples/s and real tokens/s, the first of at least two steps left out."""
     generator = torch.Generator().manual_seed(seed)
     epoch_batches = [batches(examples, batch_size, generator) for _ in range(epochs)]
     steps = sum(map(len, epoch_batches))
@@ -135,7 +135,7 @@ def train(
         else:
             count += len(batch)
             tokens_seen += int(lengths.sum())
-        if time.perf_counter() - began > max_seconds:
+        if count and time.perf_counter() - began > max_seconds:
             break
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "examples_per_second": count / seconds, "tokens_per_second": tokens_seen / seconds}

@@ -1,31 +1,27 @@
-"""Attention over ragged batches on a CPU, forward and backward, at MiniLM's shape: penstock against what torch offers.
+"""Attention over ragged batches on a CPU, forward and backward: penstock against what torch offers.
 
-Each round times every contestant once, in turn, so that a host which changes its speed changes it for all. The test's
-own statistics are penstock's; `extra_info` holds the contestants' medians and quartiles in microseconds per token.
-
-    penstock bench kernels --peers --out attention.json
-    pytest --benchmark-only -o python_files='bench_*.py' benchmarks/attention
+The suite's own lengths are those of two kinds of text at MiniLM's shape; `--shape B,T,H,D` is B sequences of T tokens,
+H heads of D.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.benchmarks.suite import DTYPES, OURS, Case, Options, shapes_of
 from penstock.kernels import varlen_attention
 
-HEADS, HEAD_DIM, TOKENS, ROUNDS = 12, 32, 4096, 9
+HEADS, HEAD_DIM, TOKENS = 12, 32, 4096
 
 # Log-normal lengths with the mean and the spread, in tokens, of two kinds of text; longer ones are cut at 512.
 TEXTS = {"reviews": (280, 0.6), "turns": (54, 1.0)}
 
-Contestant = Callable[[Tensor, Tensor, Tensor, list[int], float], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, list[int], float], Tensor]
 
 
 def draw_lengths(mean: float, sigma: float) -> list[int]:
@@ -72,42 +68,37 @@ def per_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout_p:
     return torch.cat([out[0].transpose(0, 1) for out in outs])
 
 
-PEERS: tuple[Contestant, ...] = (padded, nested, per_sequence)
+PEERS: dict[str, Attention] = {"padded SDPA": padded, "nested SDPA": nested, "SDPA one by one": per_sequence}
 
 
-def seconds(contestant: Contestant, inputs: list[Tensor], grad_out: Tensor, lengths: list[int], p: float) -> float:
-    start = time.perf_counter()
-    torch.autograd.grad(contestant(*inputs, lengths, p), inputs, grad_out)
-    return time.perf_counter() - start
+def cases(options: Options) -> Iterator[Case]:
+    dropouts = (0.0,) if options.quick or options.shapes else (0.0, 0.1)
+    for what, lengths, heads, head_dim in problems(options):
+        for dtype in options.dtypes or DTYPES:
+            for dropout_p in dropouts:
+                named = what if not dropout_p else f"{what}, dropout {dropout_p}".lstrip(", ")
+                shape = {"B": len(lengths), "T": max(lengths), "H": heads, "D": head_dim}
+                # q k^T and p v forward, five products backward
+                work = 7 * 2.0 * sum(length**2 for length in lengths) * heads * head_dim
+                yield Case(named, shape, dtype, partial(make, lengths, heads, head_dim, dtype, dropout_p), work)
 
 
-def summary(times: list[float], tokens: int) -> dict[str, float]:
-    low, middle, high = (1e6 * t / tokens for t in statistics.quantiles(times, n=4))
-    return {"median_us_per_token": middle, "lower_quartile": low, "upper_quartile": high}
+def problems(options: Options) -> Iterator[tuple[str, list[int], int, int]]:
+    if not options.shapes:
+        for text, drawn in TEXTS.items():
+            yield text, draw_lengths(*drawn), HEADS, HEAD_DIM
+    for shape in shapes_of("B,T,H,D", [], [], options):
+        yield "equal lengths", [shape["T"]] * shape["B"], shape["H"], shape["D"]
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("peers", [(), PEERS], ids=["alone", "peers"])
-def test_attention(benchmark, text, dtype, dropout_p, peers):
-    lengths = draw_lengths(*TEXTS[text])
-    tokens = sum(lengths)
+def make(lengths: list[int], heads: int, head_dim: int, dtype: str, dropout_p: float, peers: bool):
     generator = torch.Generator().manual_seed(0)
-    *inputs, grad_out = (torch.randn(tokens, HEADS, HEAD_DIM, generator=generator).to(dtype) for _ in range(4))
+    size = (sum(lengths), heads, head_dim)
+    *inputs, grad_out = (torch.randn(size, generator=generator).to(getattr(torch, dtype)) for _ in range(4))
     inputs = [x.requires_grad_() for x in inputs]
-    times: dict[str, list[float]] = {contestant.__name__: [] for contestant in (penstock, *peers)}
 
-    def run_peers() -> None:
-        for peer in peers:
-            times[peer.__name__].append(seconds(peer, inputs, grad_out, lengths, dropout_p))
+    def run(attention: Attention) -> None:
+        torch.autograd.grad(attention(*inputs, lengths, dropout_p), inputs, grad_out)
 
-    def run() -> None:
-        times["penstock"].append(seconds(penstock, inputs, grad_out, lengths, dropout_p))
-
-    benchmark.pedantic(run, setup=run_peers, rounds=ROUNDS, warmup_rounds=1)
-    benchmark.extra_info |= {
-        "threads": torch.get_num_threads(),
-        "tokens": tokens,
-        "contestants": {name: summary(values[1:], tokens) for name, values in times.items()},
-    }
+    chosen = {OURS: penstock, **(PEERS if peers else {})}
+    return {name: partial(run, attention) for name, attention in chosen.items()}
