@@ -196,7 +196,8 @@ def _of_pytest(suite: Suite, options: Options, out: Path) -> Generator[Row, None
     """Rows of pytest-benchmark's tests, run in a process of their own, as they come; its output goes to OUT/log.txt."""
     receive, send = os.pipe()
     command = _pytest_command(suite, options, send)
-    environment = dict(os.environ)
+    # what starts us may be pytest itself, with options of its own: they are not ours
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     if options.threads is not None:
         environment |= {"OMP_NUM_THREADS": str(options.threads)}
     with (out / "log.txt").open("wb") as log:

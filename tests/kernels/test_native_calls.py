@@ -86,7 +86,7 @@ def calls() -> dict[str, dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch, use_backend(None):
         patch.delenv("PENSTOCK_ISA", raising=False)
         watched = Recorded(_native, recorded)
-        for module in ("compiled", "cpu", "dropout", "attention.cpu"):
+        for module in ("compiled", "cpu", "dropout", "attention.cpu", "bag.cpu"):
             patch.setattr(importlib.import_module(f"penstock.kernels.{module}"), "native", watched)
         patch.setattr(lstm_cpu, "native", Recorded(_native.lstm_cpu, recorded))
         use_everything()
