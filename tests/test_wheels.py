@@ -18,6 +18,7 @@ from penstock.engine.cli import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "packaging" / "kernels"
+WITH_OUR_TOOLS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 PENSTOCK, ALONE = (tomllib.loads((place / "pyproject.toml").read_text())["project"] for place in (ROOT, KERNELS))
 
 
@@ -65,9 +66,8 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 def backend(call: str, project: Path) -> None:
     """Has scikit-build-core make something of a project, with the tools of this environment."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     code = f"import scikit_build_core.build as backend; backend.{call}"
-    run(sys.executable, "-c", code, cwd=project, PATH=path, PENSTOCK_CUDA="OFF")
+    run(sys.executable, "-c", code, cwd=project, PATH=WITH_OUR_TOOLS, PENSTOCK_CUDA="OFF")
 
 
 def unpacked_sdist(project: Path, place: Path) -> Path:
@@ -173,7 +173,8 @@ def test_wheels_install_without_a_compiler_and_share_no_file(tmp_path: Path) -> 
 
     backend(f"build_wheel({str(alone)!r})", unpacked_sdist(KERNELS, alone))
     (built,) = alone.glob("*.whl")
-    run(sys.executable, "-m", "auditwheel", "repair", "-w", wheels, built, cwd=tmp_path)
+    repair = (sys.executable, "-m", "auditwheel", "repair", "-w", wheels, built)
+    run(*repair, cwd=tmp_path, PATH=WITH_OUR_TOOLS)  # it looks for patchelf
     (kernels,) = wheels.glob("penstock_kernels*.whl")
     assert "manylinux" in kernels.name, "any Linux that is not older than this one may install it"
 
