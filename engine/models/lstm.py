@@ -4,13 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import AutoModelForSequenceClassification
 
-from penstock.engine.models.loading import quiet
+from penstock.engine.models.classifier import RaggedClassifier
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
-from penstock.engine.models.output import classifier_output, is_multi_label
-from penstock.engine.models.ragged_input import as_ragged
 from penstock.engine.models.stock import has_hooks, is_untouched
 from penstock.kernels import LSTM, Ragged, segment_pool
 from penstock.kernels.dropout import dropout
@@ -20,7 +17,7 @@ from penstock.kernels.philox import new_seed
 _EMBEDDING_STREAM, _HEAD_STREAM = 4 << 16, 5 << 16
 
 
-class LSTMClassifier(PreTrainedModel):
+class LSTMClassifier(RaggedClassifier):
     """Token embeddings, a (bidirectional, stacked) LSTM, pooling over the tokens, and a linear classifier.
 
     Weights start as torch's own modules initialise them. Dropout depends on a seed from torch's generator and on the
@@ -38,7 +35,6 @@ class LSTMClassifier(PreTrainedModel):
     """
 
     config_class = LSTMClassifierConfig
-    base_model_prefix = ""
 
     def __init__(self, config: LSTMClassifierConfig) -> None:
         super().__init__(config)
@@ -61,50 +57,18 @@ class LSTMClassifier(PreTrainedModel):
         if isinstance(module, nn.Embedding | nn.Linear | LSTM):
             module.reset_parameters()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings
-
     def set_input_embeddings(self, value: nn.Module) -> None:
         assert isinstance(value, nn.Embedding)
         self.embeddings = value
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        with quiet():
-            super().save_pretrained(*args, **kwargs)
-
-    def forward(
-        self,
-        input_ids: Ragged | Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        return_dict: bool | None = None,
-        reduction: str = "mean",
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Classifies a batch of texts.
-
-        Args:
-            input_ids: token ids: a `Ragged` of (total_tokens,), or padded, (batch, length).
-            attention_mask: (batch, length), nonzero where a token is; with padded input only.
-            labels: integer, (batch,), or 0 and 1, (batch, num_labels), of a multi-label model.
-            token_type_ids: ignored; some tokenizers give them.
-            return_dict: False for a plain tuple.
-            reduction: of the loss over the batch: "mean", "sum" or "none".
-        Returns:
-            logits (batch, num_labels) and, given labels, the loss. A text without tokens has the logits of a zero
-            vector.
-        Raises:
-            TypeError, ValueError: the input is neither form, or the mask does not fit it.
-        """
-        batch = as_ragged(input_ids, attention_mask)
+    def _logits(self, batch: Ragged) -> Tensor:
         config = self.config
         seed = new_seed(batch.values.device) if self.training else None
         pooled = self._pooled(batch, seed)
         if seed is not None and config.head_dropout:
             one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=pooled.device)
             pooled = dropout(pooled, one_each, config.head_dropout, seed, _HEAD_STREAM, batch.ids)
-        output = classifier_output(self.classifier(pooled), labels, reduction, is_multi_label(self))
-        return output.to_tuple() if return_dict is False else output
+        return self.classifier(pooled)
 
     def _pooled(self, batch: Ragged, seed: Tensor | None) -> Tensor:
         """(batch, width): the texts, each a vector. The LSTM looks up and pools where it can.
