@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, transforms, triton_support
+from penstock.kernels import dispatch, transforms
 from penstock.kernels.precision import accumulate_dtype
 
 torch.library.define(
@@ -64,14 +64,7 @@ class PlainCell:
         return torch.cat(of_gates, dim=1).to(gates.dtype), dc * f
 
 
-dispatch.register(
-    "lstm_cell",
-    "triton",
-    "penstock.kernels.lstm.triton:Cell",
-    triton_support.why_not,
-    triton_support.available,
-    triton_support.UNVERIFIED,
-)
+dispatch.register("lstm_cell", "triton", "penstock.kernels.lstm.triton:Cell")
 dispatch.register("lstm_cell", "torch", PlainCell)
 dispatch.register("lstm_cell", "reference", PlainCell)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import compiled, dispatch, transforms, triton_support
+from penstock.kernels import dispatch, transforms, triton_support
 from penstock.kernels.autocast import without_autocast
 from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
@@ -31,10 +31,8 @@ dispatch.register(
     partial(
         why_no_kernel, "cpu" if triton_support.INTERPRETED else "cuda", (torch.float32, torch.bfloat16, torch.float16)
     ),
-    triton_support.available,
-    triton_support.UNVERIFIED,
 )
-dispatch.register("lstm", "cpu", cpu, cpu.why_not, compiled.available)
+dispatch.register("lstm", "cpu", cpu, cpu.why_not)
 dispatch.register("lstm", "torch", torch_backend)
 dispatch.register("lstm", "reference", reference)
 

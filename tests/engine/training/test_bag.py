@@ -1,10 +1,10 @@
 """Bags of n-grams in the one loop: what they learn, how they are saved, and that they go on bit for bit."""
 
 import json
-import signal
 
 import pytest
 import torch
+from stopping import stop_at
 
 from penstock.engine.errors import ConfigError
 from penstock.engine.models import BagClassifier, BagClassifierConfig, load_model
@@ -12,7 +12,6 @@ from penstock.engine.training.adagrad import RowAdagrad
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.signals import Interrupted
-from penstock.engine.training.step import Stepper
 from penstock.engine.training.train import train
 from penstock.engine.training.trained import TrainedRun
 from penstock.kernels import Ragged
@@ -55,17 +54,9 @@ def test_an_interrupted_run_ends_bitwise_as_an_uninterrupted_one(tmp_path, store
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     result = train(chosen, store, whole, progress="none")
     assert result.steps > 9
-    take_step = Stepper.__call__
-
-    def with_signal(self, batches, *, step, **rest):
-        if step == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-        return take_step(self, batches, step=step, **rest)
-
     for stop in stops:
-        stop_at = stop
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Stepper, "__call__", with_signal)
+            stop_at(patch, stop)
             with pytest.raises(Interrupted):
                 train(chosen, store, parts, progress="none")
     again = train(chosen, store, parts, progress="none")

@@ -4,19 +4,18 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from stopping import stop_at
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
 from penstock.engine.errors import ConfigError, ModelError, PenstockError, RunError, StoreError
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.signals import Interrupted
-from penstock.engine.training.step import Stepper
 from penstock.engine.training.train import train
 
 TINY = ["model.hidden_size=8", "model.embedding_size=8", "training.tensorboard=false", "training.log_every_steps=1"]
@@ -31,18 +30,6 @@ def penstock(*arguments):
 
 def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def stop_at(patch, step):
-    take_step = Stepper.__call__
-
-    def with_signal(self, batches, *, step: int, **rest):
-        if step == stop:
-            signal.raise_signal(signal.SIGTERM)
-        return take_step(self, batches, step=step, **rest)
-
-    stop = step
-    patch.setattr(Stepper, "__call__", with_signal)
 
 
 @pytest.mark.parametrize(

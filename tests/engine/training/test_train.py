@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from stopping import stop_at
 
 from penstock.engine.errors import ConfigError, NonFiniteError, RunError, StoreError
 from penstock.engine.training.evaluate import evaluate
@@ -97,26 +98,17 @@ def test_accumulation_is_one_large_batch(tmp_path, store, settings):
 @pytest.mark.parametrize("stops", [[1, 20], [9, 11]])
 def test_an_interrupted_run_ends_bitwise_as_an_uninterrupted_one(tmp_path, store, settings, stops):
     """Stopped in the middle of an epoch, at its end and beyond, with accumulation and dropout."""
-    import signal
 
     from penstock.engine.training.signals import Interrupted
-    from penstock.engine.training.step import Stepper
 
     chosen = settings("data.batches_per_step=2", "data.tokens_per_batch=128", "training.log_every_steps=3")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     result = train(chosen, store, whole, progress="none")
     assert result.steps > 21
-    take_step = Stepper.__call__
-
-    def with_signal(self, batches, *, step, **rest):
-        if step == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-        return take_step(self, batches, step=step, **rest)
-
-    for stop_at in stops:
+    for stop in stops:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Stepper, "__call__", with_signal)
-            with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stop_at + 1};") as caught:
+            stop_at(patch, stop)
+            with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stop + 1};") as caught:
                 train(chosen, store, parts, progress="none")
         assert caught.value.exit_code == 143
     again = train(chosen, store, parts, progress="none")
@@ -254,7 +246,6 @@ def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
     from transformers import BertConfig, BertForSequenceClassification
 
     from penstock.engine.training.signals import Interrupted
-    from penstock.engine.training.step import Stepper
 
     torch.manual_seed(0)
     config = BertConfig(
@@ -277,15 +268,8 @@ def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     result = train(chosen, store, whole, progress="none")
     assert result.validation.accuracy > 0.6
-    take_step = Stepper.__call__
-
-    def with_signal(self, batches, *, step, **rest):
-        if step == 25:
-            signal.raise_signal(signal.SIGINT)
-        return take_step(self, batches, step=step, **rest)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "__call__", with_signal)
+        stop_at(patch, 25, signal.SIGINT)
         with pytest.raises(Interrupted) as caught:
             train(chosen, store, parts, progress="none")
     assert caught.value.exit_code == 130
