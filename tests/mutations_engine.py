@@ -184,8 +184,8 @@ FAULTS = [
     Fault(
         "a size's training has the seed of another size",
         "engine",
-        "_derived(study.seed, 2, cell.size, cell.seed)",
-        "_derived(study.seed, 2, cell.seed)",
+        "_derived(study.seed, 2, trial.size, trial.seed)",
+        "_derived(study.seed, 2, trial.seed)",
         "test_study.py",
     ),
     Fault(
