@@ -141,16 +141,22 @@ def flops_probe(dtype: str) -> Callable[[], float] | None:
     return probe
 
 
-def bytes_probe(size: int = 2**25) -> Callable[[], float]:
-    """Bytes per second, read and written, of a copy that no cache holds."""
+def bytes_probe(moved: float | None = None) -> Callable[[], float]:
+    """Bytes per second, read and written, of a copy that moves as many; None: more than a cache holds.
+
+    A copy of what a cache holds is the bound of a case that moves no more: memory's own would be exceeded.
+    """
     import torch
 
+    size = 2**25 if moved is None else max(1, round(moved / 2))
+    copies = max(1, 2**22 // size)  # a short copy is timed by many
     source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
 
     def probe() -> float:
         start = time.perf_counter()
-        target.copy_(source)
-        return 2 * size / (time.perf_counter() - start)
+        for _ in range(copies):
+            target.copy_(source)
+        return 2 * size * copies / (time.perf_counter() - start)
 
     probe()
     return probe

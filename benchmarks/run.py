@@ -47,10 +47,10 @@ def check(suite: Suite, options: Options) -> None:
     letters = suite.letters.split(",")
     for shape in options.shapes:
         if len(shape) != len(letters):
-            numbers = ",".join(map(str, shape))
-            raise ConfigError(
-                f"--shape {numbers}: suite {suite.name} takes {len(letters)} numbers, {suite.letters}, not {len(shape)}"
-            )
+            numbers, count = ",".join(map(str, shape)), f"{len(letters)} number{'s' if len(letters) > 1 else ''}"
+            raise ConfigError(f"--shape {numbers}: suite {suite.name} takes {count}, {suite.letters}, not {len(shape)}")
+    if suite.pytest and len(options.shapes) > 1:
+        raise ConfigError(f"--shape: suite {suite.name} makes one store, so it takes one number of rows at a time")
     for dtype in options.dtypes:
         if dtype not in DTYPES:
             raise ConfigError(f"--dtype {dtype}: there is {', '.join(DTYPES)}")
@@ -182,9 +182,10 @@ def _check_common(suite: Suite, options: Options, rows: list[Row], threads: int,
 def _of_module(suite: Suite, options: Options, shown: Shown) -> Generator[Row, None, None]:
     probes: dict[str, Any] = {}
     for case in suite.cases(options):
-        key = case.dtype if case.unit == "FLOP" else case.unit
+        # what a cache holds comes from it, in the probe as in the case
+        key = case.dtype if case.unit == "FLOP" else int(case.work or 0)
         if key not in probes:
-            probes[key] = machine.flops_probe(case.dtype) if case.unit == "FLOP" else machine.bytes_probe()
+            probes[key] = machine.flops_probe(case.dtype) if case.unit == "FLOP" else machine.bytes_probe(case.work)
         shown.now(case.name)
         try:
             yield measure(case, options, probes[key])
@@ -227,6 +228,7 @@ def _pytest_command(suite: Suite, options: Options, send: int) -> list[str]:
     words = [*keep, *(suite.quick if options.quick else ())]
     chosen = " and ".join([f"not {'alone' if options.peers else 'peers'}", *(words[i + 1] for i in _names_at(words))])
     others = [word for i, word in enumerate(words) if not {i, i - 1} & set(_names_at(words))]
+    others += [f"--rows={rows}" for (rows,) in options.shapes]  # the last one holds
     count = options.rounds or (2 if options.quick else None)
     return [
         *(sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-o", "python_files=bench_*.py"),

@@ -63,7 +63,8 @@ class Suite:
     """A line of `penstock bench`.
 
     Attributes:
-        letters: what `--shape` gives, e.g. "B,T,I,H"; empty where the suite's sizes are its own.
+        letters: what `--shape` gives, e.g. "B,T,I,H", of pytest's suites one number, its `--rows`; empty where the
+            suite's sizes are its own.
         module: its `cases(options)`; empty where `pytest` or `command` runs it.
         pytest: file under benchmarks/ and the tests' names. quick: more arguments of pytest with `--quick`.
     """
@@ -109,16 +110,18 @@ SUITES = {
         Suite(
             "loader",
             "batches, plans and fill from a store; numpy, DataLoader, MosaicML streaming",
+            "ROWS",
             pytest=("data/bench_loader.py", "data/bench_fill.py", "data/bench_plan.py"),
             quick=("-k", "test_ragged_batches", "--rows=20000", "--read-ahead=0.3"),
-            honours=_OF_PYTEST - {"threads"},
+            honours=(_OF_PYTEST | {"shape"}) - {"threads"},
         ),
         Suite(
             "prepare",
             "tokenizing a table; datasets.map with two processes",
+            "ROWS",
             pytest=("data/bench_prepare.py",),
             quick=("--rows=10000",),
-            honours=_OF_PYTEST - {"threads"},
+            honours=(_OF_PYTEST | {"shape"}) - {"threads"},
         ),
         Suite(
             "encoder",
