@@ -71,6 +71,21 @@ class Reading:
         )
 
 
+def recipe_lines(store: Store) -> list[str]:
+    """A line for each kind of model that by its recipe reads less of a text than the store keeps."""
+    lines, stored = [], store.stored_lengths
+    for kind in ("encoder", "lstm") if not store.is_pair else ():
+        length = most_tokens(kind)
+        if length is not None and length < store.longest:
+            over = stored[stored > length].astype(np.int64) - length
+            lines.append(
+                f"by its recipe, {kind} reads {length:,} tokens of a text (data.max_length): "
+                f"{share(len(over), len(stored))} of texts are longer, "
+                f"{share(int(over.sum()), store.manifest.num_tokens)} of tokens left out"
+            )
+    return lines
+
+
 def share(part: int, whole: int) -> str:
     """In percent, without claiming none or all where there are some or not all."""
     exact = part / max(whole, 1)
