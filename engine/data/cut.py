@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cut:
-    """Of rows with more than `length` tokens, the first `head` and the last `tail` are read, special tokens among them.
+    """What is read of a row with more than `length` tokens: the first `head` and the last `tail`, special ones included.
 
     Example:
         >>> import numpy as np
