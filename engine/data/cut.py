@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cut:
-    """What is read of a row with more than `length` tokens: the first `head` and the last `tail`, special ones included.
+    """What is read of rows with more than `length` tokens: the first `head` and the last `tail`, special ones too.
 
     Example:
         >>> import numpy as np
