@@ -8,9 +8,11 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "data/plan.h"
 #include "data/prefetch.h"
@@ -86,13 +88,19 @@ struct BoundShards {
   }
 };
 
+// Head and tail of a cut; None cuts nothing.
+using BoundCut = std::optional<std::pair<int64_t, int64_t>>;
+
 Task make_task(const Shards& shards, const Array<int64_t>& rows, const Array<int64_t>& all_labels, uintptr_t values,
-               int64_t capacity, uintptr_t cu_seqlens, uintptr_t labels) {
+               int64_t capacity, uintptr_t cu_seqlens, uintptr_t labels, const BoundCut& cut) {
+  if (cut && (cut->first < 0 || cut->second < 0 || cut->first > std::numeric_limits<int64_t>::max() - cut->second))
+    throw std::invalid_argument("a cut's head and tail must not be negative");
   if (all_labels.size() != shards.rows())
     throw std::invalid_argument("labels and shards differ in their number of rows");
   return {rows.data(),
           rows.size(),
           all_labels.data(),
+          cut ? Cut{cut->first, cut->second} : Cut{},
           reinterpret_cast<int32_t*>(values),
           capacity,
           reinterpret_cast<int32_t*>(cu_seqlens),
@@ -112,8 +120,8 @@ class BoundPrefetcher {
   }
 
   void submit(const Array<int64_t>& rows, const Array<int64_t>& all_labels, uintptr_t values, int64_t capacity,
-              uintptr_t cu_seqlens, uintptr_t labels, py::object result) {
-    auto task = std::make_shared<Task>(make_task(shards_, rows, all_labels, values, capacity, cu_seqlens, labels));
+              uintptr_t cu_seqlens, uintptr_t labels, py::object result, const BoundCut& cut) {
+    auto task = std::make_shared<Task>(make_task(shards_, rows, all_labels, values, capacity, cu_seqlens, labels, cut));
     pending_.push_back({task, py::make_tuple(rows, all_labels), std::move(result)});
     prefetcher_->submit(std::move(task));
   }
@@ -159,18 +167,20 @@ void bind_data(py::module_& module) {
       .def(
           "gather",
           [](const BoundShards& self, const Array<int64_t>& rows, const Array<int64_t>& all_labels, uintptr_t values,
-             int64_t capacity, uintptr_t cu_seqlens, uintptr_t labels) {
-            Task task = make_task(self.shards, rows, all_labels, values, capacity, cu_seqlens, labels);
+             int64_t capacity, uintptr_t cu_seqlens, uintptr_t labels, const BoundCut& cut) {
+            Task task = make_task(self.shards, rows, all_labels, values, capacity, cu_seqlens, labels, cut);
             py::gil_scoped_release release;
             run(self.shards, task);
           },
           py::arg("rows").noconvert(), py::arg("all_labels").noconvert(), py::arg("values"), py::arg("capacity"),
-          py::arg("cu_seqlens"), py::arg("labels"), "Fills one batch in the calling thread, the GIL released.");
+          py::arg("cu_seqlens"), py::arg("labels"), py::arg("cut") = py::none(),
+          "Fills one batch in the calling thread, the GIL released.");
 
   py::class_<BoundPrefetcher>(module, "Prefetcher", "Threads that fill batches ahead of their consumer.")
       .def(py::init<const BoundShards&, int>(), py::arg("shards"), py::arg("threads"), py::keep_alive<1, 2>())
       .def("submit", &BoundPrefetcher::submit, py::arg("rows").noconvert(), py::arg("all_labels").noconvert(),
            py::arg("values"), py::arg("capacity"), py::arg("cu_seqlens"), py::arg("labels"), py::arg("result"),
+           py::arg("cut") = py::none(),
            "Queues a batch; `result` is kept alive and handed back by `pop`.")
       .def("pop", &BoundPrefetcher::pop, "Waits for the oldest batch, the GIL released, and returns its result.")
       .def("__len__", &BoundPrefetcher::size);

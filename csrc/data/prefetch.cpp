@@ -6,7 +6,7 @@
 namespace penstock {
 
 void run(const Shards& shards, Task& task) {
-  shards.gather(task.rows, task.count, task.values, task.capacity, task.cu_seqlens);
+  shards.gather(task.rows, task.count, task.cut, task.values, task.capacity, task.cu_seqlens);
   for (int64_t i = 0; i < task.count; ++i) task.labels[i] = task.all_labels[task.rows[i]];
 }
 

@@ -19,6 +19,7 @@ struct Task {
   const int64_t* rows;
   int64_t count;
   const int64_t* all_labels;  // of the whole store
+  Cut cut;
   int32_t* values;
   int64_t capacity;
   int32_t* cu_seqlens;

@@ -72,22 +72,30 @@ Shards::Place Shards::locate(int64_t row) const {
   return {&shard, bounds[0], bounds[1] - bounds[0]};
 }
 
-void Shards::copy(const Place& place, int32_t* out) const {
+void Shards::copy(const Place& place, const Cut& cut, int32_t* out) const {
   const Shard& shard = *place.shard;
   uint32_t greatest = 0;
-  const auto take = [&](const void* from, int64_t count, int32_t* to) {
+  const auto widen_some = [&](const void* from, int64_t count, int32_t* to) {
     greatest = std::max(greatest, width_ == 2 ? widen(static_cast<const uint16_t*>(from), count, to)
                                               : widen(static_cast<const uint32_t*>(from), count, to));
   };
-  if (shard.file < 0) {
-    take(static_cast<const char*>(shard.values) + place.begin * width_, place.length, out);
-  } else {
-    alignas(8) char chunk[kChunk * 4];
-    for (int64_t done = 0; done < place.length; done += kChunk) {
-      const int64_t count = std::min(kChunk, place.length - done);
-      read_at(shard, chunk, count * width_, shard.values_at + (place.begin + done) * width_);
-      take(chunk, count, out + done);
+  const auto take = [&](int64_t begin, int64_t length, int32_t* to) {
+    if (shard.file < 0) {
+      widen_some(static_cast<const char*>(shard.values) + begin * width_, length, to);
+      return;
     }
+    alignas(8) char chunk[kChunk * 4];
+    for (int64_t done = 0; done < length; done += kChunk) {
+      const int64_t count = std::min(kChunk, length - done);
+      read_at(shard, chunk, count * width_, shard.values_at + (begin + done) * width_);
+      widen_some(chunk, count, to + done);
+    }
+  };
+  if (cut.cuts(place.length)) {
+    take(place.begin, cut.head, out);
+    take(place.begin + place.length - cut.tail, cut.tail, out + cut.head);
+  } else {
+    take(place.begin, place.length, out);
   }
   if (place.length > 0 && greatest >= static_cast<uint64_t>(vocab_size_))
     throw std::runtime_error(shard.name + ": is damaged: token " + std::to_string(greatest) + " in a vocabulary of " +
@@ -107,7 +115,8 @@ void Shards::prefetch_tokens(const Place& place) const {
   for (int64_t at = 0; at < std::min<int64_t>(place.length * width_, 256); at += 64) __builtin_prefetch(begin + at);
 }
 
-void Shards::gather(const int64_t* rows, int64_t count, int32_t* values, int64_t capacity, int32_t* cu_seqlens) const {
+void Shards::gather(const int64_t* rows, int64_t count, const Cut& cut, int32_t* values, int64_t capacity,
+                    int32_t* cu_seqlens) const {
   // The rows are scattered over the store: fetching the next ones' bounds and tokens ahead hides most of the misses.
   constexpr int64_t kAhead = 16;
   capacity = std::min<int64_t>(capacity, std::numeric_limits<int32_t>::max());
@@ -118,7 +127,7 @@ void Shards::gather(const int64_t* rows, int64_t count, int32_t* values, int64_t
   for (int64_t i = 0; i < count; ++i) {
     if (i + kAhead < count) prefetch_bounds(rows[i + kAhead]);
     const Place place = locate(rows[i]);
-    total += place.length;
+    total += cut.cuts(place.length) ? cut.head + cut.tail : place.length;
     if (total > capacity)
       throw std::runtime_error(place.shard->name + ": is damaged: its rows are longer than the index says");
     cu_seqlens[i + 1] = static_cast<int32_t>(total);
@@ -127,7 +136,7 @@ void Shards::gather(const int64_t* rows, int64_t count, int32_t* values, int64_t
   if (total != capacity) throw std::runtime_error("the shards are damaged: rows are shorter than the index says");
   for (int64_t i = 0; i < count; ++i) {
     if (i + kAhead < count) prefetch_tokens(places[i + kAhead]);
-    copy(places[i], values + cu_seqlens[i]);
+    copy(places[i], cut, values + cu_seqlens[i]);
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,13 @@ struct Shard {
   int64_t values_at = 0, offsets_at = 0;
 };
 
+// What is read of a row with more than head + tail tokens: its first `head` and its last `tail`.
+struct Cut {
+  int64_t head = std::numeric_limits<int64_t>::max(), tail = 0;
+
+  bool cuts(int64_t length) const { return length - tail > head; }  // the sum would overflow where nothing is cut
+};
+
 class Shards {
  public:
   // `width`: bytes of a token id, 2 or 4. Ids at or above `vocab_size` are refused as damage.
@@ -29,10 +37,11 @@ class Shards {
   void add(Shard shard);  // takes over shard.file
   int64_t rows() const { return row_starts_.back(); }
 
-  // Writes the tokens of `rows` end to end to `values` and their bounds to `cu_seqlens` (count + 1).
-  // `capacity` is what the index says they add up to. Throws std::runtime_error when the shards do not agree; nothing
-  // outside their buffers, or past `capacity`, is touched whatever the files contain.
-  void gather(const int64_t* rows, int64_t count, int32_t* values, int64_t capacity, int32_t* cu_seqlens) const;
+  // Writes the tokens of `rows`, cut, end to end to `values` and their bounds to `cu_seqlens` (count + 1).
+  // `capacity` is what the index says they then add up to. Throws std::runtime_error when the shards do not agree;
+  // nothing outside their buffers, or past `capacity`, is touched whatever the files contain.
+  void gather(const int64_t* rows, int64_t count, const Cut& cut, int32_t* values, int64_t capacity,
+              int32_t* cu_seqlens) const;
 
  private:
   struct Place {
@@ -40,7 +49,7 @@ class Shards {
     int64_t begin, length;
   };
   Place locate(int64_t row) const;
-  void copy(const Place& place, int32_t* out) const;
+  void copy(const Place& place, const Cut& cut, int32_t* out) const;
   void prefetch_bounds(int64_t row) const;
   void prefetch_tokens(const Place& place) const;
 

@@ -33,7 +33,10 @@ def prepare(
         str | None, label_separator_option("Each row has several labels, with this between them, such as '|'.")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Longer texts are cut to this many tokens.  [default: 512]")
+        int | None,
+        typer.Option(
+            help="Longer texts are cut to this many tokens, for good; a run may read less.  [default: 4096; pairs: 512]"
+        ),
     ] = None,
     truncation: Annotated[
         str | None, typer.Option(help="head, tail or head+tail: what is kept of them.  [default: the tokenizer's own]")
@@ -100,6 +103,7 @@ def verify(
     opened = Store.open(store)
     files = sum(1 for _ in opened.verify(deep))
     print(f"{store}: sound: {files} files, {opened.num_examples:,} examples, {opened.num_tokens:,} tokens")
+    _describe_lengths(opened)
 
 
 def register(app: typer.Typer) -> None:
@@ -114,6 +118,17 @@ def _say_overlap(like: Path, store: Any) -> None:
     print(f"overlap with {like}: {find_overlap(Store.open(like), store)}")
 
 
+def _describe_lengths(store: Any) -> None:
+    from penstock.engine.training.reading import recipe_lines, share
+
+    manifest = store.manifest
+    cut, rows = manifest.truncated_texts, manifest.num_examples
+    of_all = f" ({share(cut, rows)}), {manifest.truncation} kept" if cut else ""
+    print(f"cut to {manifest.max_length:,} tokens: {cut:,}{of_all}")
+    for line in recipe_lines(store):
+        print(line)
+
+
 def _describe(store) -> None:
     manifest = store.manifest
     mean = manifest.num_tokens / manifest.num_examples
@@ -126,5 +141,5 @@ def _describe(store) -> None:
         f"labels: {several if manifest.multi_label else ''}{labels}"
         + (" ..." if len(manifest.label_names) > 20 else "")
     )
-    cut, empty, bad = manifest.truncated_texts, manifest.empty_texts, manifest.bad_rows
-    print(f"cut to {manifest.max_length} tokens: {cut:,}; empty texts: {empty:,}; bad rows set aside: {bad:,}")
+    print(f"empty texts: {manifest.empty_texts:,}; bad rows set aside: {manifest.bad_rows:,}")
+    _describe_lengths(store)

@@ -48,7 +48,14 @@ def study(
         list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
     ] = None,
     families: Annotated[str, typer.Option(help="The families to compare.")] = "lstm,lstm-embeddings,encoder",
-    max_length: Annotated[int, typer.Option(min=2, help="Cut texts to this many tokens.")] = 256,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Every family reads this many tokens of a text at most.  [default: each family's recipe; "
+            "encoder.data.max_length=256 for one]",
+        ),
+    ] = None,
     truncation: Annotated[
         str | None,
         typer.Option(help="What is kept of longer texts: head, tail or head+tail.  [default: the tokenizer's own]"),

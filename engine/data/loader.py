@@ -98,8 +98,8 @@ class Loader:
 
     Each `for step in loader` goes through one epoch and moves on to the next; leaving it early and starting again
     repeats the epoch, as with a DataLoader. After `load_state_dict`, the first one resumes where the state was taken.
-    Order and batches depend on the store, the seed, the parameters and the rows alone: not on ranks, threads or
-    interruptions.
+    Order and batches depend on the store and its cut, the seed, the parameters and the rows alone: not on ranks,
+    threads or interruptions.
 
     Batches are new tensors, never reused while anything refers to them; they are in pinned memory when there is a GPU,
     from torch's allocator, which also waits for copies under way.
@@ -112,7 +112,7 @@ class Loader:
         60
 
     Args:
-        store: what to read.
+        store: what to read; `Store.cut_to` says how much of each row.
         seed: seeds the shuffles, 0 to 2^64 - 1.
         parameters: how an epoch is cut into batches and steps.
         rows: int64, the rows of the store to use, for training on a part of it; None for all.
@@ -159,7 +159,7 @@ class Loader:
         self.rank = rank
         self.world_size = world_size
         self.shuffle = shuffle
-        self.fingerprint = plan_fingerprint(store.fingerprint, seed, parameters, self.rows, shuffle)
+        self.fingerprint = plan_fingerprint(store.fingerprint, seed, parameters, self.rows, shuffle, store.cut)
         self._threads = threads
         self._ahead = ahead
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
@@ -182,8 +182,17 @@ class Loader:
         """The batches of an epoch, by default of the current one; the last one asked for is kept."""
         epoch = self._epoch if epoch is None else epoch
         if self._plan is None or (self._plan.epoch != epoch and self.shuffle):
-            lengths, fingerprint = self.store.lengths, self.store.fingerprint
-            self._plan = plan_epoch(lengths, fingerprint, self.seed, epoch, self.parameters, self.rows, self.shuffle)
+            store = self.store
+            self._plan = plan_epoch(
+                store.lengths,
+                store.fingerprint,
+                self.seed,
+                epoch,
+                self.parameters,
+                self.rows,
+                self.shuffle,
+                store.cut,
+            )
         return self._plan
 
     def __len__(self) -> int:
@@ -213,7 +222,7 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
         Raises:
-            RunError: the state belongs to another store, seed, parameters or rows.
+            RunError: the state belongs to another store, seed, parameters, rows or cut.
         """
         if state.get("version") != STATE_VERSION:
             raise RunError(
@@ -222,7 +231,7 @@ class Loader:
         if state["plan"] != self.fingerprint:
             raise RunError(
                 "the loader's state belongs to other data or other batches: store, seed, tokens_per_batch, "
-                "batches_per_step, mode and rows must be those of the run that is resumed"
+                "batches_per_step, mode, rows and the cut must be those of the run that is resumed"
             )
         self.seek(state["epoch"], state["step"])
         self._examples, self._tokens = state["examples"], state["tokens"]
@@ -290,6 +299,14 @@ class Loader:
             seconds = torch.empty(count, dtype=torch.int32, pin_memory=pin)
             seconds.numpy()[:] = self.store.seconds[rows]
         batch = Batch(Ragged(values, cu_seqlens, int(plan.longest[number]), ids), batch_labels, seconds)
+        cut = self.store.cut
         prefetcher.submit(
-            rows, labels, values.data_ptr(), tokens, cu_seqlens.data_ptr(), batch_labels.data_ptr(), batch
+            rows,
+            labels,
+            values.data_ptr(),
+            tokens,
+            cu_seqlens.data_ptr(),
+            batch_labels.data_ptr(),
+            batch,
+            None if cut is None else (cut.head, cut.tail),
         )

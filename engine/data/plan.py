@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from penstock._native import plan_epoch as native_plan_epoch
+from penstock.engine.data.cut import Cut
 from penstock.engine.data.manifest import digest
 from penstock.engine.errors import ConfigError
 
@@ -127,7 +128,12 @@ class Plan:
 
 
 def plan_fingerprint(
-    fingerprint: str, seed: int, parameters: PlanParameters, rows: np.ndarray | None = None, shuffle: bool = True
+    fingerprint: str,
+    seed: int,
+    parameters: PlanParameters,
+    rows: np.ndarray | None = None,
+    shuffle: bool = True,
+    cut: Cut | None = None,
 ) -> str:
     """Identifies all that decides the batches of a run's epochs."""
     return digest(
@@ -140,6 +146,7 @@ def plan_fingerprint(
             if rows is None
             else hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest(),
             "shuffle": shuffle,
+            **({} if cut is None else {"cut": cut.to_json()}),  # as it was before there were cuts
         }
     )
 
@@ -152,15 +159,17 @@ def plan_epoch(
     parameters: PlanParameters,
     rows: np.ndarray | None = None,
     shuffle: bool = True,
+    cut: Cut | None = None,
 ) -> Plan:
     """Plans one epoch.
 
     Args:
-        lengths: int32, the store's: tokens of each of its rows.
+        lengths: int32, the store's: tokens that are read of each of its rows.
         fingerprint: the store's.
         seed: 0 to 2^64 - 1.
         rows: int64, the rows of the store to use; None for all.
         shuffle: False keeps the rows' order (of windows, in mode "bucket"), the same in every epoch: for evaluation.
+        cut: what made `lengths` shorter than they are stored.
 
     Raises:
         ConfigError: fewer examples than a step has batches.
@@ -181,5 +190,5 @@ def plan_epoch(
         shuffle,
         shuffle and epoch == 0,
     )
-    name = plan_fingerprint(fingerprint, seed, parameters, rows, shuffle)
+    name = plan_fingerprint(fingerprint, seed, parameters, rows, shuffle, cut)
     return Plan(name, epoch, parameters, order, bounds, tokens, squares, longest)

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 TOKENS_PER_SHARD = 1 << 26  # at most: it bounds the memory of a preparation
 ROWS_PER_SHARD = 1 << 18
+MAX_LENGTH = 4_096  # whole texts, but for the longest: what a run reads of them is its own choice
+MAX_LENGTH_OF_PAIRS = 512  # which are cut here or not at all
+_FORMER_MAX_LENGTH = 512
 
 
 def prepare(
@@ -87,7 +90,8 @@ def prepare(
         tokenizer: a hub name, a local path, `train:bpe:N` or `train:wordpiece:N` (learned from these texts).
         text, label: column names; None for the usual ones. "a,b" are two texts that belong together, "a+b" one, joined
             by a newline.
-        max_length: longer texts are cut to this many tokens, special ones included, and counted; 512 by default.
+        max_length: longer texts are cut to this many tokens, special ones included, and counted; 4,096 by default,
+            pairs of texts to 512. A run may read less of them (`data.max_length`).
         truncation: "head", "tail" or "head+tail", which part of a long text is kept; by default the tokenizer's own.
         bad_rows: "fail" at the first row that cannot be used, or "quarantine" them in OUT.bad-rows.jsonl.
         like: a store whose tokenizer, labels, max_length and truncation are taken: for test sets.
@@ -191,9 +195,7 @@ def _survey(
     if bad_rows not in ("fail", "quarantine"):
         raise ConfigError(f"bad rows: expected fail or quarantine, got {bad_rows!r}")
     rows_per_shard = options.rows_per_shard
-    if rows_per_shard is None:
-        rows_per_shard = max(1, min(ROWS_PER_SHARD, TOKENS_PER_SHARD // settings.max_length))
-    if rows_per_shard < 1:
+    if rows_per_shard is not None and rows_per_shard < 1:
         raise ConfigError(f"rows per shard must be 1 at least, got {rows_per_shard}")
     _check_folder(folder, overwrite)
     separator = options.reading.label_separator
@@ -207,6 +209,9 @@ def _survey(
     if shared and (held := [source.name for source in opened if not source.resumable]):
         raise ConfigError(f"{held[0]}: held by this process only; write it to a file to share the work")
     is_pair = opened[0].is_pair
+    settings.choose_length(is_pair, folder, overwrite)
+    if rows_per_shard is None:
+        rows_per_shard = max(1, min(ROWS_PER_SHARD, TOKENS_PER_SHARD // settings.max_length))
     settings.load_tokenizer(is_pair)
 
     quarantine = _beside(folder, ".bad-rows.jsonl") if bad_rows == "quarantine" else None
@@ -274,7 +279,7 @@ class _Settings:
         elif tokenizer is None:
             raise ConfigError("say which tokenizer: a name, a path, train:bpe:N or train:wordpiece:N, or --like STORE")
         else:
-            self.max_length = 512 if max_length is None else max_length
+            self.max_length = max_length or 0  # left out: see choose_length
             self.origin = tokenizer
             self.spec = parse_train_spec(tokenizer)
             if self.spec is None and (reason := why_missing(tokenizer)):
@@ -282,8 +287,8 @@ class _Settings:
             self.truncation = truncation or ""  # left out: the tokenizer's own, once that is loaded
         if self.truncation and self.truncation not in TRUNCATIONS:
             raise TokenizerError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
-        if not 1 <= self.max_length <= 1 << 24:
-            raise ConfigError(f"max length must be between 1 and {1 << 24}, got {self.max_length}")
+        if max_length is not None and not 1 <= max_length <= 1 << 24:
+            raise ConfigError(f"max length must be between 1 and {1 << 24}, got {max_length}")
 
     def reading(self, given: Reading) -> Reading:
         """How the sources are read; unless something else is given, labels are separated as for the other store."""
@@ -299,6 +304,16 @@ class _Settings:
             raise SourceError(
                 f"{source.name}: column {source.label!r} has {here}, {self.like.path} given by --like has {there}{more}"
             )
+
+    def choose_length(self, is_pair: bool, folder: Path, overwrite: bool) -> None:
+        """Where none was given: the default, or the former one, if the folder's store was made with that."""
+        if self.max_length:
+            return
+        self.max_length = MAX_LENGTH_OF_PAIRS if is_pair else MAX_LENGTH
+        if not overwrite:
+            there = Manifest.read(folder) if (folder / MANIFEST_NAME).exists() else Job.read(folder)
+            if there is not None and there.max_length == _FORMER_MAX_LENGTH:
+                self.max_length = _FORMER_MAX_LENGTH
 
     def load_tokenizer(self, is_pair: bool) -> None:
         """Raises TokenizerError: it cannot be loaded, or not be used with these lengths or for pairs of texts."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from penstock._native import Shards
+from penstock.engine.data.cut import Cut
 from penstock.engine.data.label_lists import multi_hot
 from penstock.engine.data.manifest import (
     INDEX_SCHEMA,
@@ -23,7 +24,7 @@ from penstock.engine.data.manifest import (
     Manifest,
     shard_schema,
 )
-from penstock.engine.errors import StoreError
+from penstock.engine.errors import ConfigError, StoreError, TokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,7 +59,11 @@ class Store:
     Attributes:
         path: the folder.
         manifest: what its manifest.json says.
-        lengths: int32, (num_examples,): tokens of each row, special tokens included.
+        lengths: int32, (num_examples,): tokens that are read of each row, special tokens included.
+        stored_lengths: int32, (num_examples,): the same of the rows as they are stored.
+        max_length, truncation: tokens of a row at most, and what is kept of a longer text.
+        cut: what is read of rows that are stored longer than `max_length`; None where no row is.
+        num_tokens: the sum of `lengths`.
         labels: int64, (num_examples,): indices into `label_names`. With several labels a row, the rarest of them, -1
             for none: what rows are split by.
         label_offsets, label_ids: int64 (num_examples + 1,) and int32: with several labels a row, row r has
@@ -71,6 +76,11 @@ class Store:
     path: Path
     manifest: Manifest
     lengths: np.ndarray
+    stored_lengths: np.ndarray
+    max_length: int
+    truncation: str
+    cut: Cut | None
+    num_tokens: int
     labels: np.ndarray
     label_offsets: np.ndarray
     label_ids: np.ndarray
@@ -81,7 +91,10 @@ class Store:
         self.path = path
         self.manifest = manifest
         self.reader = reader
-        self.lengths, self.labels = self._open_index()
+        self.stored_lengths, self.labels = self._open_index()
+        self.lengths, self.num_tokens = self.stored_lengths, manifest.num_tokens
+        self.max_length, self.truncation, self.cut = manifest.max_length, manifest.truncation, None
+        self._cuts: dict[tuple[int, str], Cut] = {}  # those asked for: the tokenizer takes a while to load
         self.label_offsets, self.label_ids = self._open_label_index()
         self.seconds = self._open_seconds()
         self.shards = self._open_shards()
@@ -108,10 +121,6 @@ class Store:
         return self.manifest.num_examples
 
     @property
-    def num_tokens(self) -> int:
-        return self.manifest.num_tokens
-
-    @property
     def label_names(self) -> list[str]:
         return self.manifest.label_names
 
@@ -133,10 +142,6 @@ class Store:
         return self.manifest.vocab_size
 
     @property
-    def max_length(self) -> int:
-        return self.manifest.max_length
-
-    @property
     def is_pair(self) -> bool:
         """Whether a row has two texts."""
         return self.manifest.is_pair
@@ -154,7 +159,64 @@ class Store:
         return f"Store({str(self.path)!r}, {counts})"
 
     def __reduce__(self) -> tuple:
-        return Store.open, (self.path, self.reader)
+        return _reopen, (self.path, self.reader, self.max_length, self.truncation)
+
+    def cut_to(self, max_length: int, truncation: str | None = None) -> "Store":
+        """The same store, of whose rows only so much is read: token for token what `prepare` stores of the texts with
+        this limit. Nothing is copied but the rows' lengths; the files and `fingerprint` are the store's.
+
+        Texts that were longer than the store's own limit were cut when they were prepared, and are known to that
+        limit only.
+
+        Example:
+            >>> from penstock.engine import Store
+            >>> store = Store.open("train")
+            >>> store.cut_to(4).tokens(0).size <= 4
+            True
+
+        Args:
+            max_length: tokens of a row at most. From the store's own limit on, nothing is cut.
+            truncation: "head", "tail" or "head+tail"; None for the store's own.
+
+        Raises:
+            ConfigError: there is no room for text beside the special tokens, or rows of pairs of texts would be cut.
+        """
+        manifest = self.manifest
+        if max_length >= manifest.max_length:
+            max_length, truncation = manifest.max_length, manifest.truncation
+        truncation = truncation or manifest.truncation
+        if (max_length, truncation) == (self.max_length, self.truncation):
+            return self
+        view = object.__new__(Store)
+        view.__dict__.update(self.__dict__)
+        view.max_length, view.truncation = max_length, truncation
+        view.lengths, view.num_tokens, view.cut = self.stored_lengths, manifest.num_tokens, None
+        if self.longest > max_length:
+            view.cut = self._cut(max_length, truncation)
+            view.lengths = view.cut.lengths(self.stored_lengths)
+            view.num_tokens = int(view.lengths.sum(dtype=np.int64))
+        return view
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row as it is stored."""
+        return int(self.stored_lengths.max(initial=0))
+
+    def _cut(self, max_length: int, truncation: str) -> Cut:
+        from penstock.engine.data.tokenizers import TextTokenizer
+
+        if self.is_pair:
+            raise ConfigError(
+                f"{self.path}: its pairs of texts have up to {self.longest:,} tokens, more than {max_length:,}; pairs "
+                f"are cut when they are prepared, not later: prepare the store with --max-length {max_length}"
+            )
+        if (max_length, truncation) not in self._cuts:
+            try:
+                kept = TextTokenizer(self.tokenizer(), max_length, truncation).kept
+            except TokenizerError as error:
+                raise ConfigError(f"{self.path}: {error}") from None
+            self._cuts[max_length, truncation] = Cut(*kept)
+        return self._cuts[max_length, truncation]
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The tokenizer that made the tokens."""
@@ -169,7 +231,13 @@ class Store:
         cu_seqlens, label = np.empty(2, np.int32), np.empty(1, np.int64)
         try:
             self.shards.gather(
-                rows, self.labels, values.ctypes.data, values.size, cu_seqlens.ctypes.data, label.ctypes.data
+                rows,
+                self.labels,
+                values.ctypes.data,
+                values.size,
+                cu_seqlens.ctypes.data,
+                label.ctypes.data,
+                None if self.cut is None else (self.cut.head, self.cut.tail),
             )
         except RuntimeError as error:
             raise StoreError(f"{self.path}: {error}") from None
@@ -342,13 +410,17 @@ class Store:
         return file, batch
 
 
+def _reopen(path: Path, reader: Reader, max_length: int, truncation: str) -> Store:
+    return Store.open(path, reader).cut_to(max_length, truncation)
+
+
 def _check_rows(store: Store, number: int, begin: int) -> None:
     """Rows of one shard against the index and the vocabulary."""
     entry = store.manifest.shards[number]
     path = store.path / entry.name
     shard = store.map_shard(number)
     rows = slice(begin, begin + entry.rows)
-    if shard.offsets[0] != 0 or not np.array_equal(np.diff(shard.offsets), store.lengths[rows]):
+    if shard.offsets[0] != 0 or not np.array_equal(np.diff(shard.offsets), store.stored_lengths[rows]):
         raise StoreError(f"{path}: damaged: its rows' lengths are not the index's")
     if not np.array_equal(np.asarray(shard.batch["label"]), store.labels[rows]):
         raise StoreError(f"{path}: damaged: its labels are not the index's")

@@ -72,6 +72,12 @@ class TextTokenizer:
         ids = self._backend.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
 
+    @property
+    def kept(self) -> tuple[int, int]:
+        """(first, last): how many tokens at either end are kept of a row that has too many, special ones included."""
+        head = {"head": self.room, "tail": 0, "head+tail": self.room // 4}[self.truncation]
+        return len(self.prefix) + head, self.room - head + len(self.suffix)
+
     def encode(self, texts: list[Any]) -> Encoded:
         """Token ids of `texts`; the library's threads do the work and the GIL is released meanwhile."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -93,8 +99,7 @@ class TextTokenizer:
                 body[ends - len(self.suffix) + i] = False
             values[body] = flat
             return Encoded(values, out_lengths.astype(np.int32), 0)
-        head = {"head": self.room, "tail": 0, "head+tail": self.room // 4}[self.truncation]
-        tail = self.room - head
+        head, tail = self.kept[0] - len(self.prefix), self.kept[1] - len(self.suffix)
         begin = 0
         for start, end, length in zip(starts.tolist(), ends.tolist(), lengths.tolist(), strict=True):
             text = flat[begin : begin + length]

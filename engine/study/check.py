@@ -107,10 +107,8 @@ def _unused(study: StudySettings, train_is_store: bool, test_is_store: bool) -> 
                 yield f"{name} {value} is not used: train and test are stores already"
     if train_is_store:
         kept = Store.open(study.train[0]).manifest
-        choices: tuple[tuple[str, Any, Any, Any], ...] = (
-            ("--truncation", study.truncation, StudySettings.truncation, kept.truncation),
-            ("--max-length", study.max_length, StudySettings.max_length, kept.max_length),
-        )
-        for name, value, default, theirs in choices:
-            if value not in (default, theirs):
-                yield f"{name} {value} is not used: {study.train[0]} was prepared with {theirs}"
+        if study.max_length is not None and study.max_length > kept.max_length:
+            yield (
+                f"--max-length {study.max_length}: {study.train[0]} keeps {kept.max_length} tokens of a text, and no "
+                "more is read"
+            )

@@ -16,7 +16,13 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError
 from penstock.engine.study.compare import Judged, Truth
 from penstock.engine.study.predictions import Predictions, parse_predictions
-from penstock.engine.training.run_record import check_fits, is_store, open_like_training, read_trained_record
+from penstock.engine.training.run_record import (
+    as_trained,
+    check_fits,
+    is_store,
+    open_like_training,
+    read_trained_record,
+)
 
 PREDICTION_FORMS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 ID, LABEL = "id", "label"
@@ -316,7 +322,7 @@ def _run_on_store(given: _Run, store: Store) -> np.ndarray:
     trained = TrainedRun.open(given.name)
     labels = np.empty(store.num_examples, np.int64)
     alone = World(0, 1, next(trained.model.parameters()).device)
-    batches = store_batches(store, None, trained.tokens_per_batch, alone)
+    batches = store_batches(as_trained(store, given.record["data"]), None, trained.tokens_per_batch, alone)
     for batch, logits in run(trained.model, batches, trained.precision):
         assert batch.tokens.ids is not None
         labels[batch.tokens.ids.cpu().numpy()] = logits.argmax(-1).cpu().numpy()

@@ -52,11 +52,17 @@ class Cost:
 
 
 def measure_cost(family: str, settings: "Settings", train: "Store", test: "Store") -> Cost:
-    """Builds the family's model (latency does not depend on what the weights have learned) and measures it."""
+    """Builds the family's model and measures it on test texts, cut as the family reads them.
+
+    Latency does not depend on what the weights have learned.
+    """
     import torch
 
     from penstock.engine.models import build_model
+    from penstock.engine.training.reading import read_by
 
+    read = read_by(settings, train)
+    test = test.cut_to(read.max_length, read.truncation)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = build_model(
         settings.model,

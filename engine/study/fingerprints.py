@@ -74,10 +74,12 @@ def difference(then: MadeFrom, now: MadeFrom) -> str | None:
 def changed_setting(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """As `difference`. A setting that an earlier penstock did not have was at its default. Where the encoder lies does
     not matter: its content has a fingerprint."""
+    from penstock.engine.training.reading import LENGTH, WHOLE
     from penstock.engine.training.settings import settings_from
 
     model = {key: now.get(key) for key in ("model.kind", "model.embeddings", "model.encoder")}
     usual = settings_from({key: value for key, value in model.items() if value is not None}).flat()
+    usual[LENGTH] = WHOLE  # all that the store keeps
     for key, value in now.items():
         if key == "model.encoder":
             continue

@@ -274,6 +274,16 @@ def _costs(findings: Findings) -> list[Block]:
     ]
 
 
+def _cuts(study: dict[str, Any]) -> str:
+    """What the families read of a text."""
+    kept = study.get("max_length", study["identity"]["max_length"])
+    reads = {family: entry["max_length"] for family, entry in study.get("reads", {}).items()}
+    if not reads or set(reads.values()) == {kept}:
+        return f"texts cut at {kept} tokens"
+    read = ", ".join(f"{family} reads {length}" for family, length in reads.items())
+    return f"texts kept up to {kept} tokens, of which {read}"
+
+
 def _method(findings: Findings) -> list[str]:
     study, table = findings.study, findings.table
     identity, machine = study["identity"], study.get("machine", {})
@@ -281,8 +291,7 @@ def _method(findings: Findings) -> list[str]:
     items = [
         f"Training data: {_names(identity['train'])}{_examples(study.get('train'))}. "
         f"Test data: {_names(identity['test'])}{_examples(study.get('test'))}. "
-        f"{len(study.get('labels', []))} classes; texts cut at "
-        f"{study.get('max_length', identity['max_length'])} tokens.",
+        f"{len(study.get('labels', []))} classes; {_cuts(study)}.",
         f"Encoder: {encoder_title(identity['encoder'])}; all families share its tokenizer.",
         "Subsets are stratified by class and nested: a seed's smaller subsets lie inside its larger ones, and all "
         "families train on the same ones. A validation split carved from each subset chooses the model and stops the "

@@ -78,6 +78,7 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
     from penstock.engine.training.distributed import World
     from penstock.engine.training.evaluate import evaluate_fully, store_batches
     from penstock.engine.training.evaluation import Evaluation
+    from penstock.engine.training.run_record import as_trained, read_record
     from penstock.engine.training.train import train
 
     store, test = Store.open(task.train_store), Store.open(task.test_store)
@@ -86,6 +87,7 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
         raise RunError(f"{task.trial.name}: the study's data or encoder changed while it ran: {found}; start it again")
     rows = subset(store.labels, task.trial.size, task.subset_seed)
     trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+    test = as_trained(test, read_record(task.run)["data"])
     test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
     model: Any = load_model(task.run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

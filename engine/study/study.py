@@ -25,7 +25,7 @@ from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreE
 from penstock.engine.files import write_committed
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
 from penstock.engine.study.costs import device_name, measure_cost, read_cost, write_cost
-from penstock.engine.study.directory import claim, trials_folder, write_study
+from penstock.engine.study.directory import STUDY_NAME, claim, read_study, trials_folder, write_study
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.fingerprints import MadeFrom, made_from
 from penstock.engine.study.predictions import predictions_path
@@ -35,6 +35,7 @@ from penstock.engine.study.settings import StudySettings, subset_seed, trial_set
 from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
 from penstock.engine.study.trials import Trial, TrialResult, plan_trials, write_result
 from penstock.engine.study.workers import RunTrial, run_trials
+from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, WHOLE, Reading, read_by
 
 _LONG_TRIAL = 20_000  # examples from which a trial shows its own progress
 
@@ -73,6 +74,8 @@ def run_study(
     if jobs < 1:
         raise ConfigError(f"--jobs must be 1 at least, got {jobs}")
     folder, shown = Path(out), StudyProgress(progress)
+    if (folder / STUDY_NAME).exists():
+        settings = settings.as_begun(read_study(folder).get("identity", {}))
     for note in check_plan(settings):
         shown.note(note)
     with claim(folder, settings.identity()):
@@ -98,7 +101,10 @@ def run_study(
             shown.note(_about_old(existing))
         overlap = _overlap(existing.study, train, test)
         shown.note(f"train and test: {overlap}")
-        _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap)
+        reads = {task.trial.family: Reading.of(read_by(task.settings, train)) for task in tasks}
+        for family, reading in reads.items():
+            shown.note(f"{family} {reading}")
+        _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads)
         _measure(folder / "costs", settings, existing.study, tasks, train, test, measure, shown)
         return _run(tasks, existing.results, trials_folder(folder), jobs, run_trial, shown)
 
@@ -135,7 +141,11 @@ def open_or_prepare(
         "reading": settings.reading,
     }
     if like is None:
-        choices |= {"tokenizer": settings.encoder, "max_length": settings.max_length, "truncation": settings.truncation}
+        choices |= {
+            "tokenizer": settings.encoder,
+            "max_length": settings.stored_length,
+            "truncation": settings.truncation,
+        }
     else:
         choices["like"] = like.path
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -220,6 +230,7 @@ def _of_cost(trial: MadeFrom | None) -> MadeFrom:
     """The part of what a trial was made from that its model's size and speed depend on."""
     assert trial is not None
     model = {key: value for key, value in trial.settings.items() if key.startswith("model.") and key != "model.encoder"}
+    model |= {key: value for key in (LENGTH, TRUNCATION) if (value := trial.settings[key]) not in (WHOLE, OWN)}
     return dataclasses.replace(trial, settings=model, max_test=None)
 
 
@@ -232,6 +243,7 @@ def _describe(
     tasks: Sequence[TrialTask],
     jobs: int,
     overlap: Overlap,
+    reads: Mapping[str, Reading],
 ) -> None:
     """What the report says of the study besides its trials, and what the next start compares with what it finds."""
     import torch
@@ -246,6 +258,7 @@ def _describe(
         "train": {"examples": train.num_examples, "tokens": train.num_tokens, "fingerprint": train.fingerprint},
         "test": {"examples": test.num_examples, "tokens": test.num_tokens, "fingerprint": test.fingerprint},
         "max_length": train.max_length,
+        "reads": {family: reading.to_json() for family, reading in reads.items()},
         "cluster": settings.cluster,
         "encoders": before.get("encoders", {}) | encoders,
         "overlap": overlap.to_json(),

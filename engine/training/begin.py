@@ -9,9 +9,11 @@ import numpy as np
 from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, StoreError
+from penstock.engine.models.architectures import max_length
 from penstock.engine.models.loading import load_config
 from penstock.engine.models.settings import ModelSettings
 from penstock.engine.training.loop import Loop
+from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, as_settled, read_by, settle_reading
 from penstock.engine.training.recipe import TrainingSet
 from penstock.engine.training.run_directory import RunDirectory, another_run
 from penstock.engine.training.run_record import read_record
@@ -43,10 +45,12 @@ def new_settings(
         check_used(asked, sorted(asked.stated() - (set() if validation_rows is None else WITH_VALIDATION)))
     if store.multi_label:
         asked = _for_label_lists(asked, store)
-    lengths = store.lengths if rows is None else store.lengths[rows]
+    width, positions = _encoder_sizes(asked.model) if asked.model.kind == "encoder" else (None, None)
+    asked = settle_reading(asked, store, positions)
+    read = read_by(asked, store).lengths
+    lengths = read if rows is None else read[rows]
     if not len(lengths):
         raise ConfigError("there are no training rows")
-    width = _encoder_width(asked.model) if asked.model.kind == "encoder" else None
     validates = None if validation_rows is None else len(validation_rows) > 0
     return asked.resolve(TrainingSet.of(lengths, width, store.num_labels), validates=validates)
 
@@ -61,8 +65,11 @@ def _for_label_lists(asked: Settings, store: Store) -> Settings:
     return asked if "training.metric" in asked.stated() else asked.replace({"training.metric": "micro_f1"})
 
 
-def settings_as_begun(directory: RunDirectory, asked: Settings) -> Settings:
+def settings_as_begun(directory: RunDirectory, asked: Settings, store: Store) -> Settings:
     """The settings of the run that is there, with what may change as it is asked for now.
+
+    Args:
+        store: the training data, whole.
 
     Raises:
         RunError: something else is asked for.
@@ -74,9 +81,16 @@ def settings_as_begun(directory: RunDirectory, asked: Settings) -> Settings:
     for key in [key for key in here if key in asked.stated() - FREE_KEYS]:
         if key in ENDING_KEYS:
             changed[key] = here[key]
-        elif here[key] != there[key]:
+        elif here[key] != there[key] and _in_effect(key, here[key], store) != there[key]:
             raise another_run(directory.path, key, there[key], here[key])
     return saved.replace(changed)
+
+
+def _in_effect(key: str, value: Any, store: Store) -> Any:
+    """A stated value as a run's configuration has it."""
+    if key == LENGTH:
+        return as_settled(value, store)
+    return OWN if key == TRUNCATION and value == store.truncation else value
 
 
 def saved_settings(directory: RunDirectory) -> Settings:
@@ -175,11 +189,14 @@ def _origin(model: ModelSettings) -> str:
     return "from scratch"
 
 
-def _encoder_width(model: ModelSettings) -> int:
+def _encoder_sizes(model: ModelSettings) -> tuple[int, int]:
+    """(units of its hidden states, tokens of a text that it has positions for)"""
     if model.start_from is None:
         assert model.encoder is not None
-        return load_config(model.encoder).hidden_size
-    return load_config(Path(model.start_from) / "best").hidden_size
+        config = load_config(model.encoder)
+    else:
+        config = load_config(Path(model.start_from) / "best")
+    return config.hidden_size, max_length(config)
 
 
 def _check_tokenizer(store: Store, run: str) -> None:

@@ -15,6 +15,7 @@ from penstock.engine.data.loader import Loader, Step
 from penstock.engine.data.manifest import TOKENIZER_NAME
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
+from penstock.engine.data.tokenizers import save_tokenizer
 from penstock.engine.errors import RunError
 from penstock.engine.files import copy_tree
 from penstock.engine.models import build_model, load_model
@@ -398,6 +399,11 @@ class Loop:
         with quiet():
             model.save_pretrained(folder)
         copy_tree(self._store.path / TOKENIZER_NAME, folder)
+        manifest, store = self._store.manifest, self._store
+        if (store.max_length, store.truncation) != (manifest.max_length, manifest.truncation):
+            # whoever serves the model without penstock cuts texts as it was trained
+            for name, content in save_tokenizer(store.tokenizer(), store.max_length, store.truncation).items():
+                (folder / name).write_bytes(content)
 
 
 @dataclass(frozen=True)

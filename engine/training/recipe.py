@@ -15,7 +15,7 @@ class TrainingSet:
 
     Attributes:
         examples: training rows, before a validation split is taken off.
-        mean_length, max_length: tokens of their texts.
+        mean_length, max_length: tokens that are read of their texts.
         encoder_width: units of the encoder's hidden states, where an encoder is fine-tuned.
         labels: classes, or labels that a text may have.
     """
@@ -79,6 +79,20 @@ def _bag(data: TrainingSet) -> dict[str, Any]:
         "training.learning_rate": 0.2,
         "training.precision": "fp32",
     }
+
+
+def most_tokens(kind: str, positions: int | None = None) -> int | None:
+    """How many tokens of a text a model reads; None for all of them.
+
+    Attention's cost grows with the square of the length; an LSTM's with the length alone, but it forgets: 1,024 tokens
+    hold all of nearly every review. A bag's cost is that of reading.
+
+    Args:
+        positions: of an encoder: it has no more.
+    """
+    if kind == "encoder":
+        return min(512, positions or 512)
+    return 1_024 if kind == "lstm" else None
 
 
 def _power_of_two(least: float) -> int:

@@ -74,6 +74,19 @@ def check_fits(store: Store, data: dict[str, Any]) -> None:
         )
 
 
+def as_trained(store: Store, data: dict[str, Any]) -> Store:
+    """A store as the run reads it, its texts cut where those of the training data were.
+
+    Args:
+        data: the entry `data` of run.json.
+
+    Raises:
+        StoreError: as `check_fits`. ConfigError: its pairs of texts are longer than those of the training data.
+    """
+    check_fits(store, data)
+    return store.cut_to(data["max_length"], data["truncation"])
+
+
 def check_labels(source: Source, data: dict[str, Any]) -> None:
     """Raises SourceError unless the source has lists of labels if the training data had, and else single ones."""
     there = data.get("multi_label", False)

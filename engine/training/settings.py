@@ -37,6 +37,14 @@ class DataSettings:
         maximum=0.5,
     )
     validation_max: int = setting(5000, "rows kept for validation at most", minimum=1)
+    max_length: int | Literal["whole"] | None = setting(
+        None,
+        "tokens read of a text at most; whole: all that the store keeps; null: encoder 512, lstm 1024, bag whole",
+        minimum=1,
+    )
+    truncation: Literal["auto", "head", "tail", "head+tail"] = setting(
+        "auto", "what is read of a longer text; auto: as the store was prepared"
+    )
 
     def __post_init__(self) -> None:
         check_section(self, "data")
@@ -214,7 +222,7 @@ def load_saved_settings(file: Path) -> Settings:
     Raises:
         ConfigError: it cannot be read.
     """
-    settings = _settings(_from_file(file))
+    settings = _settings(dict.fromkeys(_FORMERLY_FIXED, "whole") | _from_file(file))
     return dataclasses.replace(settings, given=frozenset(settings.flat()))
 
 
@@ -236,6 +244,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     return settings
 
 
+# What a run of an earlier version had no choice of: it read all that its store keeps.
+_FORMERLY_FIXED = ("data.max_length",)
 # What earlier versions wrote into a run's config.yaml, whether the run had a use for it or not.
 _FILLED_IN = {"training.patience": 3}
 

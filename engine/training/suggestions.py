@@ -7,7 +7,6 @@ _NOTHING = "nothing: "
 _BATCH = "data.tokens_per_batch (a batch is counted in tokens, not in texts)"
 _DEVICE = "nothing: a GPU is used where there is one"
 _LABELS = "nothing: the classes are those of the data"
-_MAX_LENGTH = "the option --max-length of `penstock prepare`: texts are cut when they are prepared"
 _OPTIMIZER = "nothing: the optimizer is AdamW"
 _OUT = "the option --out"
 _PRECISION = "training.precision, such as training.precision={}"
@@ -164,12 +163,14 @@ _ELSEWHERE = {
     "num_classes": _LABELS,
     "n_classes": _LABELS,
     "labels": _LABELS,
-    "max_length": _MAX_LENGTH,
-    "max_len": _MAX_LENGTH,
-    "maxlen": _MAX_LENGTH,
-    "max_seq_length": _MAX_LENGTH,
-    "max_seq_len": _MAX_LENGTH,
-    "truncation": "the option --truncation of `penstock prepare`",
+    "max_length": "data.max_length",
+    "max_len": "data.max_length",
+    "maxlen": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "model_max_length": "data.max_length",
+    "truncation": "data.truncation",
+    "truncation_side": "data.truncation",
     "tokenizer": "the option --tokenizer of `penstock prepare`",
     "vocab_size": "the option --tokenizer of `penstock prepare`, such as train:wordpiece:30000",
     "optim": _OPTIMIZER,

@@ -31,11 +31,13 @@ from penstock.engine.training.loop import Loop
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import Thresholds, read_metrics
 from penstock.engine.training.progress import Mode
+from penstock.engine.training.reading import Reading, read_by
 from penstock.engine.training.run_directory import RunDirectory
+from penstock.engine.training.run_record import as_trained
 from penstock.engine.training.settings import FREE_KEYS, Settings
 from penstock.engine.training.signals import StopSignal
 from penstock.engine.training.split import split_validation
-from penstock.engine.training.trained import check_fits, describe_data
+from penstock.engine.training.trained import describe_data
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def train(
         DiskError: a checkpoint cannot be written; the earlier one stands.
         Interrupted: SIGTERM or SIGINT came; the run was checkpointed.
     """
+    if train_store.max_length != train_store.manifest.max_length:
+        raise ConfigError("the training store is cut already: give the whole one, and data.max_length")
     world = World.join(device)
     say = _speaker(progress, world)
     with RunDirectory(Path(out_dir)) as directory:
@@ -126,17 +130,20 @@ def train(
         began = world.on_main(lambda: directory.has_checkpoint)
         asked = settings
         if began:
-            settings = world.on_main(lambda: settings_as_begun(directory, asked))
+            settings = world.on_main(lambda: settings_as_begun(directory, asked, train_store))
         else:
             settings = world.on_main(lambda: new_settings(asked, train_store, rows, validation_rows))
+        train_store = read_by(settings, train_store)
         world.check_divides(settings.data.batches_per_step)
         if settings.model.kind == "bag" and world.size > 1:
             raise ConfigError("model.kind=bag trains in one process: start it without torchrun")
         rows, validation_rows = _split(settings, train_store, rows, validation_rows)
         identity = _identity(settings, train_store, rows, validation_rows, test_store)
         data = describe_data(train_store)
+        reading = Reading.of(train_store, np.concatenate([rows, validation_rows]))
+        data["reads"] = reading.to_json()
         if test_store is not None:
-            check_fits(test_store, data)
+            test_store = as_trained(test_store, data)
             data["test"] = str(test_store.path.resolve())
         if began:
             directory.check_identity({key: identity[key] for key in identity if key not in settings.flat()})
@@ -150,10 +157,12 @@ def train(
             else:
                 directory.record = world.on_main(lambda: directory.create(identity, settings.to_yaml(), data))
             say(opening_line(loop, rows, validation_rows, train_store))
-            if train_store.manifest.truncation == "head+tail":
+            say(str(reading))
+            if train_store.truncation == "head+tail":
                 say(
-                    "note: texts longer than the store's max_length keep their beginning and end (head+tail), which "
-                    "transformers cannot: where this run is served by other than penstock, they are cut behind"
+                    f"note: texts longer than {train_store.max_length:,} tokens keep their beginning and end "
+                    "(head+tail), which transformers cannot: where this run is served by other than penstock, they are "
+                    "cut behind"
                 )
             if changed:
                 say(extension_line(loop, changed))

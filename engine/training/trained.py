@@ -24,7 +24,7 @@ from penstock.engine.training.evaluation import Evaluation
 from penstock.engine.training.multi_label import thresholds_of
 from penstock.engine.training.multi_label_evaluation import MultiLabelEvaluation
 from penstock.engine.training.predictions import Columns, ListColumns, Predicted, common_schema, place_rows, table_of
-from penstock.engine.training.run_record import check_fits, check_labels, check_texts, read_trained_record
+from penstock.engine.training.run_record import as_trained, check_labels, check_texts, read_trained_record
 from penstock.engine.training.settings import load_saved_settings
 from penstock.engine.training.texts import (
     BadRows,
@@ -36,15 +36,19 @@ from penstock.engine.training.texts import (
 
 
 def describe_data(store: Store) -> dict[str, Any]:
-    """What run.json keeps of the training data, so that new data can be read the same way."""
+    """What run.json keeps of the training data, so that new data can be read the same way.
+
+    Args:
+        store: as the run reads it.
+    """
     manifest = store.manifest
     lists = {"multi_label": True, "label_separator": manifest.label_separator} if store.multi_label else {}
     return {
         "store": str(store.path.resolve()),
         "tokenizer": manifest.tokenizer.fingerprint,
         "label_names": store.label_names,
-        "max_length": manifest.max_length,
-        "truncation": manifest.truncation,
+        "max_length": store.max_length,
+        "truncation": store.truncation,
         "text": manifest.sources[0].text,
         "label": manifest.sources[0].label,
         **lists,
@@ -117,8 +121,7 @@ class TrainedRun:
         Raises:
             StoreError: no store, or one with other labels or another tokenizer.
         """
-        store = store if isinstance(store, Store) else Store.open(store)
-        check_fits(store, self.data)
+        store = as_trained(store if isinstance(store, Store) else Store.open(store), self.data)
         alone = World(0, 1, next(self.model.parameters()).device)
         batches = store_batches(store, None, self.tokens_per_batch, alone)
         return evaluate_fully(self.model, _counted(batches, advance), self.label_names, self.precision).result()

@@ -94,7 +94,7 @@ std::vector<char> as_bytes(const std::vector<uint32_t>& tokens) {
 
 // What the rows hold, by a plain loop; nothing where there is damage.
 std::optional<std::vector<int32_t>> expected(const std::vector<Contents>& shards, const std::vector<int64_t>& rows,
-                                             int64_t vocab_size) {
+                                             int64_t vocab_size, const Cut& cut) {
   std::vector<int32_t> values;
   for (int64_t row : rows) {
     if (row < 0) return {};
@@ -111,6 +111,7 @@ std::optional<std::vector<int32_t>> expected(const std::vector<Contents>& shards
     const int64_t begin = shard->offsets[row], end = shard->offsets[row + 1];
     if (begin < 0 || end < begin || end > static_cast<int64_t>(shard->tokens.size())) return {};
     for (int64_t i = begin; i < end; ++i) {
+      if (cut.cuts(end - begin) && i >= begin + cut.head && i < end - cut.tail) continue;
       if (shard->tokens[i] >= vocab_size) return {};
       values.push_back(static_cast<int32_t>(shard->tokens[i]));
     }
@@ -119,7 +120,7 @@ std::optional<std::vector<int32_t>> expected(const std::vector<Contents>& shards
 }
 
 // How many tokens the index would give for these rows.
-int64_t as_the_bounds_say(const std::vector<Contents>& shards, const std::vector<int64_t>& rows) {
+int64_t as_the_bounds_say(const std::vector<Contents>& shards, const std::vector<int64_t>& rows, const Cut& cut) {
   std::vector<int64_t> lengths;
   for (const Contents& shard : shards)
     for (size_t i = 0; i + 1 < shard.offsets.size(); ++i)
@@ -128,7 +129,7 @@ int64_t as_the_bounds_say(const std::vector<Contents>& shards, const std::vector
   int64_t total = 0;
   for (const int64_t row : rows)
     if (row >= 0 && row < static_cast<int64_t>(lengths.size()) && lengths[row] > -1000 && lengths[row] < 1000)
-      total += lengths[row];
+      total += cut.cuts(lengths[row]) ? cut.head + cut.tail : lengths[row];
   return std::max<int64_t>(total, 0);
 }
 
@@ -138,13 +139,13 @@ void check(bool holds, const char* what) {
   std::abort();
 }
 
-void gather(const Shards& shards, const std::vector<int64_t>& rows, int64_t capacity,
+void gather(const Shards& shards, const std::vector<int64_t>& rows, const Cut& cut, int64_t capacity,
             const std::optional<std::vector<int32_t>>& wanted) {
   const auto row_memory = exactly(rows);
   const auto values = std::make_unique<int32_t[]>(capacity);
   const auto bounds = std::make_unique<int32_t[]>(rows.size() + 1);
   try {
-    shards.gather(row_memory.get(), static_cast<int64_t>(rows.size()), values.get(), capacity, bounds.get());
+    shards.gather(row_memory.get(), static_cast<int64_t>(rows.size()), cut, values.get(), capacity, bounds.get());
   } catch (const std::runtime_error&) {
     check(!wanted || static_cast<int64_t>(wanted->size()) != capacity, "sound rows were refused");
     return;
@@ -175,8 +176,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     rows.push_back((faults & kRows) != 0 && row >= 0xf0 ? (row >= 0xf8 ? input.take<int64_t>() : num_rows)
                                                         : row % num_rows);
   }
-  const auto wanted = expected(contents, rows, vocab_size);
-  int64_t capacity = as_the_bounds_say(contents, rows);
+  const auto kept = input.take<uint8_t>();
+  const Cut cut = kept % 4 == 0 ? Cut{} : Cut{kept / 4 % 5, kept / 20 % 5};
+  const auto wanted = expected(contents, rows, vocab_size, cut);
+  int64_t capacity = as_the_bounds_say(contents, rows, cut);
   if ((faults & kCapacity) != 0) capacity = std::max<int64_t>(0, capacity + input.take<uint8_t>() % 5 - 2);
 
   Shards mapped(width, vocab_size), by_pread(width, vocab_size);
@@ -196,7 +199,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     check(write(file, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()), "no file");
     by_pread.add({"by pread", shard_rows, num_tokens, nullptr, nullptr, file, offset_bytes, 0});
   }
-  gather(mapped, rows, capacity, wanted);
-  gather(by_pread, rows, capacity, wanted);
+  gather(mapped, rows, cut, capacity, wanted);
+  gather(by_pread, rows, cut, capacity, wanted);
   return 0;
 }

@@ -200,7 +200,7 @@ def test_million_characters(tmp_path, tokenizer_path):
         ({"tokenizer": "train:bpe:12"}, TokenizerError, "tokens at least"),
         ({"like": "/no/such/store"}, StoreError, "no such store"),
         ({"like": "STORE", "tokenizer": "x"}, ConfigError, "leave --tokenizer out"),
-        ({"like": "STORE", "max_length": 3}, ConfigError, "has max length 512, not 3"),
+        ({"like": "STORE", "max_length": 3}, ConfigError, "has max length 4096, not 3"),
         ({"tokenizer": "TOKENIZER", "max_length": 2}, TokenizerError, "no room for text"),
         ({"tokenizer": "TOKENIZER", "max_length": 0}, ConfigError, "max length"),
         ({"tokenizer": "TOKENIZER", "truncation": "middle"}, TokenizerError, "head, tail, head.tail"),
@@ -221,6 +221,20 @@ def test_again_changes_nothing(make_store, reviews_file, tokenizer_path):
     before = {path: path.stat().st_mtime_ns for path in made.path.rglob("*")}
     prepare(reviews_file, made.path, tokenizer=tokenizer_path, rows_per_shard=30, progress=False)
     assert {path: path.stat().st_mtime_ns for path in made.path.rglob("*")} == before
+
+
+def test_a_store_keeps_whole_texts(tmp_path, tokenizer_path, reviews_file):
+    options = {"tokenizer": tokenizer_path, "progress": False}
+    long = prepare([("cry " * 3000, "a"), ("laugh " * 5000, "b")], tmp_path / "long", **options)
+    assert long.max_length == 4096
+    assert long.manifest.truncated_texts == int((long.lengths == 4096).sum()) == 1
+    pairs = prepare([(("a", "b"), 0), (("b", "a"), 1)], tmp_path / "pairs", **options)
+    assert pairs.max_length == 512, "they are cut here or not at all"
+    former = prepare(reviews_file, tmp_path / "former", max_length=512, **options)
+    before = contents(former.path)
+    again = prepare(reviews_file, former.path, **options)  # the command that made it, with the default of then
+    assert (again.max_length, contents(former.path)) == (512, before)
+    assert prepare(reviews_file, former.path, overwrite=True, **options).max_length == 4096
 
 
 def test_other_store_is_not_overwritten(make_store, reviews_file, tokenizer_path):

@@ -402,11 +402,11 @@ def test_a_study_says_what_train_and_test_share(place: Place, capsys, monkeypatc
 
 
 def test_options_that_a_store_has_settled_get_a_line(place: Place, capsys):
-    changed = replace(place.settings, text="body", max_length=99, overrides=("lstm-embeddings.training.epochs=2",))
+    changed = replace(place.settings, text="body", max_length=9999, overrides=("lstm-embeddings.training.epochs=2",))
     shutil.rmtree(place.out)
     run_study(
         changed, place.out, run_trial=stand_in, measure=lambda family, *_: costs.Cost(family, 1, 1, 1, {}, {}, "", 1)
     )
     notes = capsys.readouterr().err
-    for part in ("--text body is not used", "--max-length 99 is not used", "settings for lstm-embeddings"):
+    for part in ("--text body is not used", "--max-length 9999: ", "settings for lstm-embeddings"):
         assert part in notes

@@ -299,7 +299,7 @@ def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
     labels = [int(store.label_names[label]) for label in store.labels]
     assert labels == [stars for _, stars in generate_reviews(400, 0)]
     assert store.vocab_size == test.vocab_size == 30522
-    assert store.max_length == 256
+    assert store.max_length == 4096
     before = (store.path / "manifest.json").stat().st_mtime_ns
     run(sources, tmp_path / "study")
     assert (store.path / "manifest.json").stat().st_mtime_ns == before

@@ -288,7 +288,8 @@ def test_wrong_class_weights(value):
         ("class_weight class_weights", "training.class_weights"),
         ("from init_from", "model.start_from"),
         ("num_labels num_classes", "the classes are those of the data"),
-        ("max_length max_seq_length", "--max-length"),
+        ("max_length max_seq_length", "data.max_length"),
+        ("truncation truncation_side", "data.truncation"),
     ],
 )
 def test_the_words_that_people_bring_along(words, meant):
