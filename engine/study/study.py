@@ -24,10 +24,11 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
 from penstock.engine.files import write_committed
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
-from penstock.engine.study.costs import device_name, measure_cost, read_cost, write_cost
+from penstock.engine.study.costs import read_cost, write_cost
 from penstock.engine.study.directory import claim, trials_folder, write_study
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.fingerprints import MadeFrom, made_from
+from penstock.engine.study.measure_cost import device_name, measure_cost
 from penstock.engine.study.predictions import predictions_path
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask, run_trial
