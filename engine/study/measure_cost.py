@@ -82,6 +82,7 @@ def subject_of(settings: "Settings", train: "Store") -> Subject:
     """The model that the settings describe, for the classes and the vocabulary of the store."""
     import torch
 
+    from penstock.engine.data.tokenizers import TRUNCATIONS
     from penstock.engine.models import build_model
     from penstock.engine.training.precision import autocast, resolve_precision
     from penstock.kernels import Ragged
@@ -95,6 +96,7 @@ def subject_of(settings: "Settings", train: "Store") -> Subject:
         tokenizer=train.tokenizer(),
     )
     model = model.to(device).eval()
+    max_length, truncation = (getattr(settings.data, key, None) for key in ("max_length", "truncation"))
     precision = resolve_precision(settings.training.precision, device)
 
     def predict(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
@@ -107,8 +109,8 @@ def subject_of(settings: "Settings", train: "Store") -> Subject:
         embedding_parameters=model.get_input_embeddings().weight.numel(),
         save=model.save_pretrained,
         predict=predict,
-        max_length=getattr(settings.data, "max_length", None) or train.max_length,
-        truncation=getattr(settings.data, "truncation", None) or train.manifest.truncation,
+        max_length=max_length if isinstance(max_length, int) else train.max_length,
+        truncation=truncation if truncation in TRUNCATIONS else train.manifest.truncation,
     )
 
 

@@ -10,7 +10,9 @@ report.*, *.csv, *.png
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -256,9 +258,17 @@ def _describe(
             "threads": torch.get_num_threads(),
             "jobs": jobs,
             "torch": torch.__version__,
+            "versions": _versions(),
         },
+        **({"prices": before["prices"]} if "prices" in before else {}),
     }
     write_study(folder, document)
+
+
+def _versions() -> dict[str, str]:
+    """Of what else figures may depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("penstock", "transformers")}
+    return packages | {"python": platform.python_version()}
 
 
 def _task(
