@@ -15,11 +15,13 @@ import numpy as np
 from penstock.engine.errors import RunError
 from penstock.engine.files import write_json
 from penstock.engine.study.fingerprints import MadeFrom
+from penstock.engine.study.subsets import subset
 
 if TYPE_CHECKING:
     import torch
 
     from penstock.engine.data.store import Store
+    from penstock.engine.study.baselines.settings import BaselineSettings
     from penstock.engine.training.settings import Settings
 
 BATCH_SIZES = (1, 32)
@@ -51,12 +53,15 @@ class Cost:
     made_from: MadeFrom | None = None
 
 
-def measure_cost(family: str, settings: "Settings", train: "Store", test: "Store") -> Cost:
+def measure_cost(family: str, settings: "Settings | BaselineSettings", train: "Store", test: "Store") -> Cost:
     """Builds the family's model (latency does not depend on what the weights have learned) and measures it."""
     import torch
 
     from penstock.engine.models import build_model
+    from penstock.engine.study.baselines.settings import BaselineSettings
 
+    if isinstance(settings, BaselineSettings):
+        return _measure_baseline(family, settings, train, test)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = build_model(
         settings.model,
@@ -82,24 +87,59 @@ def measure_cost(family: str, settings: "Settings", train: "Store", test: "Store
     )
 
 
+def _measure_baseline(family: str, settings: "BaselineSettings", train: "Store", test: "Store") -> Cost:
+    """The cost of a baseline's model for as many training examples as its settings say."""
+    import torch
+
+    from penstock.engine.study.baselines import baseline
+    from penstock.engine.study.baselines.fitting import FitTask
+
+    rows = subset(train.labels, settings.examples, settings.seed)
+    model = baseline(settings.name).untrained(FitTask(settings, train, rows, torch.get_num_threads()))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+    measured = {
+        batch: median_milliseconds(lambda texts: model.probabilities(*texts), _drawn(test, batch, _flat))
+        for batch in BATCH_SIZES
+    }
+    return Cost(
+        family=family,
+        parameters=model.parameters,
+        embedding_parameters=model.embedding_parameters,
+        bytes_on_disk=size,
+        latency_ms={batch: median for batch, (median, _) in measured.items()},
+        runs={batch: runs for batch, (_, runs) in measured.items()},
+        device=device_name(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _drawn(store: "Store", batch_size: int, form: Callable[[list[np.ndarray]], Any]) -> Callable[[], Any]:
+    """What draws batches of texts at random, the same ones for every model, in the form that it takes."""
+    random = np.random.default_rng(0)
+    return lambda: form([store.tokens(int(row)) for row in random.integers(store.num_examples, size=batch_size)])
+
+
+def _flat(texts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The texts end to end, and where each begins and ends."""
+    return np.concatenate(texts), np.cumsum([0, *map(len, texts)])
+
+
 def _latency(model: Any, store: "Store", batch_size: int, device: "torch.device") -> tuple[float, int]:
     """(median milliseconds, runs) over batches of randomly drawn texts, the same for every model."""
     import torch
 
     from penstock.kernels import Ragged
 
-    random = np.random.default_rng(0)
-
-    def draw() -> Ragged:
-        rows = random.integers(store.num_examples, size=batch_size)
-        texts = [torch.as_tensor(store.tokens(int(row))) for row in rows]
-        return Ragged.from_lengths(torch.cat(texts), [len(text) for text in texts]).to(device)
+    def ragged(texts: list[np.ndarray]) -> Ragged:
+        return Ragged.from_lengths(torch.from_numpy(np.concatenate(texts)), [len(text) for text in texts]).to(device)
 
     def run(batch: Ragged) -> None:
         model(batch).logits.cpu()
 
     with torch.inference_mode():
-        return median_milliseconds(run, draw)
+        return median_milliseconds(run, _drawn(store, batch_size, ragged))
 
 
 def median_milliseconds(run: Callable[[Any], None], draw: Callable[[], Any]) -> tuple[float, int]:

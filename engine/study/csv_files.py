@@ -35,7 +35,7 @@ def write_csv_files(folder: Path, findings: Findings) -> None:
     measured = [
         field.name
         for field in fields(TrialResult)
-        if field.name not in ("trial", "evaluation", "made_from", "predictions")
+        if field.name not in ("trial", "evaluation", "made_from", "predictions", "chosen", "notes")
     ]
     _write(
         folder / "trials.csv",

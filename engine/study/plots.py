@@ -22,10 +22,26 @@ from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.table import Table
 
 # distinguishable to the colour-blind and in grey
-COLOURS = {"lstm": "#0072b2", "lstm-embeddings": "#009e73", "encoder": "#d55e00"}
-LABELS = {"lstm": (14, -14), "lstm-embeddings": (-12, 8), "encoder": (14, -14)}  # offsets in printer's points
+COLOURS = {
+    "majority": "#8a949c",
+    "linear": "#000000",
+    "bag": "#cc79a7",
+    "lstm": "#0072b2",
+    "lstm-embeddings": "#009e73",
+    "frozen": "#e69f00",
+    "encoder": "#d55e00",
+}
+LABELS = dict.fromkeys(COLOURS, (14, -14)) | {"lstm-embeddings": (-12, 8)}  # offsets in printer's points
 _RUNS: dict[str, Any] = {"s": 26, "alpha": 0.4, "linewidths": 0}  # single runs
-MARKERS = {"lstm": "o", "lstm-embeddings": "s", "encoder": "D"}
+MARKERS = {
+    "majority": "_",
+    "linear": "^",
+    "bag": "v",
+    "lstm": "o",
+    "lstm-embeddings": "s",
+    "frozen": "P",
+    "encoder": "D",
+}
 _SPREAD = 0.009  # of the width: families at the same size are drawn a little apart
 
 
