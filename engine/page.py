@@ -33,11 +33,12 @@ class Headline:
 @dataclass(frozen=True)
 class TableBlock:
     """The first column is a name, the others are figures, in two lines where a cell has a line break. `data` names the
-    CSV file with the same figures."""
+    CSV file with the same figures. A table with a `summary` is folded away under it on a page."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     data: str = ""
+    summary: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"- {item}" for item in items)
         case Headline(items):
             return "\n".join(f"- **{item}**" for item in items)
-        case TableBlock(columns, rows, data):
+        case TableBlock(columns, rows, data, _):
             lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows]
             table = "\n".join(f"| {' | '.join(_markdown_cell(cell) for cell in line)} |" for line in lines)
             return table + (f"\n\nData: [{data}]({data})" if data else "")
@@ -118,11 +119,13 @@ def _html(block: Block, folder: Path | None) -> str:
             return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
         case Headline(items):
             return f'<div class="headline">{"".join(f"<p>{html.escape(item)}</p>" for item in items)}</div>'
-        case TableBlock(columns, rows, data):
+        case TableBlock(columns, rows, data, summary):
             head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
             lines = "".join(f"<tr>{_cells(columns, row)}</tr>" for row in rows)
             table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
-            return f'<div class="table">{table}</div>' + (f'<p class="data">{_data(data, folder)}</p>' if data else "")
+            link = f'<p class="data">{_data(data, folder)}</p>' if data else ""
+            whole = f'<div class="table">{table}</div>{link}'
+            return f"<details><summary>{html.escape(summary)}</summary>{whole}</details>" if summary else whole
         case Figure(file, caption, data, narrow):
             content = ((folder or Path()) / file).read_bytes()
             return _figure(content, caption, f" {_data(data, folder)}", narrow)
@@ -188,6 +191,8 @@ th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line);
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 7rem; }
 tbody tr:hover { background: var(--panel); }
 figure { margin: 1.5rem 0; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; color: var(--accent); }
 img { max-width: 100%; height: auto; }
 figcaption, .data, li { color: var(--soft); font-size: .9rem; }
 a { color: var(--accent); }

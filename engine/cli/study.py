@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
+from penstock.engine.study.families import USUAL_FAMILIES
 
 SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
 SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"
@@ -56,7 +57,7 @@ def study(
     max_size: Annotated[
         list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
     ] = None,
-    families: Annotated[str, typer.Option(help="The families to compare.")] = "lstm,lstm-embeddings,encoder",
+    families: Annotated[str, typer.Option(help="The families to compare.")] = ",".join(USUAL_FAMILIES),
     max_length: Annotated[int, typer.Option(min=2, help="Cut texts to this many tokens.")] = 256,
     truncation: Annotated[
         str | None,

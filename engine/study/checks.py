@@ -110,7 +110,7 @@ def _p_of_rising(table: Table, small: Point, large: Point) -> float | None:
     own, theirs = (list(point.accuracies.values()) for point in (small, large))
     if len(own) < 2 or len(theirs) < 2:
         return None
-    if np.std(own) == np.std(theirs) == 0:
+    if max(np.std(own), np.std(theirs)) < 1e-9:
         return 0.0 if theirs[0] < own[0] else 1.0
     from scipy.stats import ttest_ind
 
@@ -157,7 +157,7 @@ def _test_set_too_small(table: Table) -> Iterator[Check]:
 def _at_the_edge(table: Table) -> Iterator[Check]:
     notes: dict[str, list[str]] = {}
     for result in table.results:
-        for note in getattr(result, "notes", None) or ():
+        for note in result.notes:
             notes.setdefault(note, []).append(result.trial.name)
     for note, names in notes.items():
         yield Check(
@@ -168,18 +168,19 @@ def _at_the_edge(table: Table) -> Iterator[Check]:
 
 
 def _never_predicted(table: Table) -> Iterator[Check]:
+    missed: dict[tuple[str, ...], list[str]] = {}
     for family in table.families:
-        if not learns(family):
-            continue
         rows = [row for row in class_rows(table) if row.family == family and row.never_predicted]
-        if rows:
-            classes = "1 class" if len(rows) == 1 else f"{len(rows):,} classes"
-            yield Check(
-                "PS006",
-                f"{name_of(family)} with {rows[0].size:,} labels never predicts {classes} that the test data has "
-                f"({_listed(row.name for row in rows)})",
-                "accuracy hides it: look at macro-F1, and at training.class_weights, or give more examples of them",
-            )
+        if rows and learns(family):
+            families = missed.setdefault(tuple(row.name for row in rows), [])
+            families.append(f"{name_of(family)} with {rows[0].size:,} labels")
+    for names, families in missed.items():
+        classes = "a class" if len(names) == 1 else f"{len(names):,} classes"
+        yield Check(
+            "PS006",
+            f"{classes} that the test data has ({_listed(names)}): never predicted by {_listed(families)}",
+            "accuracy hides it: look at macro-F1; training.class_weights or more examples of them may help",
+        )
 
 
 def _not_done(table: Table) -> Iterator[Check]:

@@ -24,10 +24,12 @@ import numpy as np
 from penstock.engine.errors import RunError
 from penstock.engine.machine import Others, processor
 from penstock.engine.study.costs import BATCH_SIZES, Cost, cost_of
+from penstock.engine.study.subsets import subset
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
     from penstock.engine.data.tokenizers import TextTokenizer
+    from penstock.engine.study.baselines.settings import BaselineSettings
     from penstock.engine.training.settings import Settings
 
 SECONDS = 2.0  # of measuring for each figure, once there are enough runs
@@ -58,7 +60,9 @@ class Subject:
     truncation: str
 
 
-def measure_cost(family: str, settings: "Settings", train: "Store", test: "Store", seconds: float = SECONDS) -> Cost:
+def measure_cost(
+    family: str, settings: "Settings | BaselineSettings", train: "Store", test: "Store", seconds: float = SECONDS
+) -> Cost:
     """
     Args:
         settings: of a trial of the family. train, test: the stores; texts of `test` are predicted.
@@ -78,8 +82,33 @@ def measure_cost(family: str, settings: "Settings", train: "Store", test: "Store
     return cost_of(json.loads(done.stdout.decode().strip().splitlines()[-1]))
 
 
-def subject_of(settings: "Settings", train: "Store") -> Subject:
-    """The model that the settings describe, for the classes and the vocabulary of the store."""
+def subject_of(settings: "Settings | BaselineSettings", train: "Store") -> Subject:
+    """The model that the settings describe, for the classes and the vocabulary of the store; a baseline's, which grows
+    with its training examples, for as many as they say."""
+    from penstock.engine.study.baselines.settings import BaselineSettings
+
+    return _baseline(settings, train) if isinstance(settings, BaselineSettings) else _of_the_loop(settings, train)
+
+
+def _baseline(settings: "BaselineSettings", train: "Store") -> Subject:
+    import torch
+
+    from penstock.engine.study.baselines import baseline
+    from penstock.engine.study.baselines.fitting import FitTask
+
+    rows = subset(train.labels, settings.examples, settings.seed)
+    model = baseline(settings.name).untrained(FitTask(settings, train, rows, torch.get_num_threads()))
+    return Subject(
+        parameters=model.parameters,
+        embedding_parameters=model.embedding_parameters,
+        save=model.save,
+        predict=lambda values, bounds: model.probabilities(values, bounds).argmax(-1),
+        max_length=train.max_length,
+        truncation=train.manifest.truncation,
+    )
+
+
+def _of_the_loop(settings: "Settings", train: "Store") -> Subject:
     import torch
 
     from penstock.engine.data.tokenizers import TRUNCATIONS

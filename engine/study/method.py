@@ -67,7 +67,7 @@ def _settings(settings: Mapping[str, Any], trials: Sequence[TrialResult]) -> str
             shown.append(form.format(value))
     chosen: dict[str, set[str]] = {}
     for trial in trials:
-        for key, value in (getattr(trial, "chosen", None) or {}).items():
+        for key, value in (trial.chosen or {}).items():
             chosen.setdefault(key, set()).add(f"{value:g}" if isinstance(value, int | float) else str(value))
     shown += [f"{key}={' or '.join(sorted(values))} (by validation)" for key, values in chosen.items()]
     return ",\n".join(", ".join(shown[place : place + 2]) for place in range(0, len(shown), 2)) or "–"

@@ -9,7 +9,6 @@ from penstock.engine.study.costs import Cost
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.money import Bill, Exchange
 from penstock.engine.study.names import name_of, title_of
-from penstock.engine.study.table import processor_seconds
 
 
 def cost_blocks(findings: Findings) -> list[Block]:
@@ -150,7 +149,7 @@ def money(amount: float | None) -> str:
 def _training(findings: Findings, family: str, size: int) -> list[str]:
     done = [trial for trial in findings.table.trials(family, size) if trial.status == "done"]
     speeds = [trial.tokens_per_second for trial in done if trial.tokens_per_second]
-    known = [seconds for trial in done if (seconds := processor_seconds(trial)) is not None]
+    known = [trial.train_cpu_seconds for trial in done if trial.train_cpu_seconds is not None]
     return [
         title_of(family),
         f"{size:,}",

@@ -7,8 +7,9 @@ from penstock.engine.study.break_even import rounded
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.names import title_of
-from penstock.engine.study.table import Point, Table
+from penstock.engine.study.table import Point, Table, learns
 
+_MANY = 6  # rows of a table that few will read
 _LOPSIDED = 0.002  # from which difference between the two sides of an interval its ends are shown
 
 
@@ -34,7 +35,8 @@ def _accuracy_entry(point: Point) -> str:
 
 def gap_blocks(table: Table) -> list[Block]:
     """The gaps with what tells them from nothing; where there are predictions to tell it."""
-    found = [point for family in table.families for point in table.points(family) if point.test is not None]
+    compared = [family for family in table.families if learns(family)]
+    found = [point for family in compared for point in table.points(family) if point.test is not None]
     if not found:
         return []
     rows = []
@@ -61,7 +63,7 @@ def gap_blocks(table: Table) -> list[Block]:
             "trained, on the pooled rows of all seeds that exactly one of the two has right. Both are adjusted by "
             "Holm over a family's sizes."
         ),
-        TableBlock(columns, rows, "gap.csv"),
+        TableBlock(columns, rows, "gap.csv", f"All {len(rows)} gaps, with their tests" if len(rows) > _MANY else ""),
     ]
 
 

@@ -11,19 +11,14 @@ from penstock.engine.study.trials import TrialResult
 
 def learns(family: str) -> bool:
     """Whether more examples change what the family does; one that does not is a line in plots."""
-    return getattr(FAMILIES.get(family), "learns", True)
-
-
-def processor_seconds(result: TrialResult) -> float | None:
-    """Of all threads, in training; None where the trial did not note it."""
-    return getattr(result, "train_cpu_seconds", None)
+    return FAMILIES[family].learns if family in FAMILIES else True
 
 
 def training_time(table: "Table") -> tuple[str, Callable[[TrialResult], float]]:
     """What training time is called and how to take it of a trial: the processor's where all trials noted it."""
     done = [result for result in table.results if result.status == "done"]
-    if all(processor_seconds(result) is not None for result in done):
-        return "processor time of training", lambda result: processor_seconds(result) or 0.0
+    if all(result.train_cpu_seconds is not None for result in done):
+        return "processor time of training", lambda result: result.train_cpu_seconds or 0.0
     return "time of training", lambda result: result.train_seconds
 
 

@@ -46,6 +46,7 @@ def study(minilm: str, stores: dict[str, tuple[str]]) -> StudySettings:
     return StudySettings(
         **stores,
         encoder=minilm,
+        families=FAMILIES,
         sizes=parse_sizes("50,100,100%"),
         seeds=parse_seeds("2,400:1"),
         max_sizes=parse_max_sizes(["encoder=100"], FAMILIES),
