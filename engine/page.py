@@ -140,7 +140,7 @@ def _cells(columns: Sequence[str], row: Sequence[str]) -> str:
     cells = []
     for place, (column, cell) in enumerate(zip(columns, row, strict=True)):
         label = f' data-label="{html.escape(column)}"' if place else ""
-        cells.append(f"<td{label}><span>{html.escape(cell).replace(chr(10), '<br>')}</span></td>")
+        cells.append(f"<td{label}><span>{html.escape(cell).replace(chr(10), ' <br>')}</span></td>")
     return "".join(cells)
 
 
@@ -206,6 +206,7 @@ a { color: var(--accent); }
   td, td:first-child { border: 0; padding: .1rem 0; text-align: right; white-space: normal; overflow-wrap: anywhere; }
   td:first-child { text-align: left; font-weight: 600; }
   td[data-label] { display: flex; justify-content: space-between; gap: 1rem; }
+  td br { display: none; }
   td[data-label]::before { content: attr(data-label); color: var(--soft); text-align: left; }
 }
 """

@@ -157,7 +157,7 @@ def measure(family: str, subject: Subject, test: "Store", seconds: float = SECON
     tokenizer = test.tokenizer()
     encoder = TextTokenizer(tokenizer, subject.max_length, subject.truncation)
     rows = np.random.default_rng(0).permutation(test.num_examples)[:MOST_TEXTS]
-    texts = [tokenizer.decode(test.tokens(int(row)).tolist(), skip_special_tokens=True) for row in rows]
+    texts = [str(tokenizer.decode(test.tokens(int(row)).tolist(), skip_special_tokens=True)) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         subject.save(Path(folder))
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

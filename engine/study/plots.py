@@ -113,7 +113,7 @@ def draw_gap(findings: Findings, narrow: bool) -> bytes | None:
         ends += _ends(known)
     axes.set_ylabel("encoder's lead, points of accuracy")
     axes.set_ylim(*limits(values, ends, -100, 100))
-    _size_axis(axes, table.sizes, narrow)
+    _size_axis(axes, sorted({point.size for points in series.values() for point in points}), narrow)
     return _finish(figure, axes, narrow)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
 from penstock.engine.study.break_even import rounded
 from penstock.engine.study.costs import Cost
+from penstock.engine.study.families import REFERENCE
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.money import Bill, Exchange
-from penstock.engine.study.names import name_of, title_of
+from penstock.engine.study.names import capital, name_of, title_of
+from penstock.engine.study.table import learns
 
 
 def cost_blocks(findings: Findings) -> list[Block]:
@@ -41,8 +43,8 @@ def cost_blocks(findings: Findings) -> list[Block]:
     blocks += [
         Paragraph(
             "Predicting: the median, 95th and 99th percentile of the time that one prediction takes, for one text or "
-            f"32 at once, tokenized already; and texts a second from raw text to label{texts}, as penstock predict reads "
-            "them. A percentile that too few runs tell is left out."
+            "32 at once, tokenized already; a percentile that too few runs tell is left out. And texts a second from "
+            f"raw text to label{texts}, decoded from the store's tokens, read as penstock predict reads them."
         ),
         TableBlock(
             ["", "one text: p50 / p95 / p99, ms", "32 texts: p50 / p95 / p99, ms", "texts/s, raw text to label"],
@@ -86,7 +88,7 @@ def money_blocks(findings: Findings) -> list[Block]:
                     title_of(family),
                     *(_of_size(findings.bills, family, size) for size in findings.table.sizes),
                 ]
-                for family in findings.table.families
+                for family in filter(learns, findings.table.families)
             ],
             "money.csv",
         ),
@@ -94,33 +96,30 @@ def money_blocks(findings: Findings) -> list[Block]:
 
 
 def exchange_lines(findings: Findings) -> list[str]:
-    """A sentence for each family, on the encoder's largest size; none where no price was given."""
+    """Sentences on the encoder's largest size: what its accuracy costs, by it and by each other family; none where no
+    price was given."""
     largest = max((exchange.size for exchange in findings.exchanges), default=0)
-    return [exchange_line(exchange) for exchange in findings.exchanges if exchange.size == largest]
+    chosen = [exchange for exchange in findings.exchanges if exchange.size == largest]
+    if not chosen:
+        return []
+    first = chosen[0]
+    own = f"The encoder's {first.size:,} labels reach {100 * first.accuracy:.1f}% for {money(first.encoder.total)}."
+    return [own, *map(exchange_line, chosen)]
 
 
 def exchange_line(exchange: Exchange) -> str:
-    """One sentence: what the encoder's accuracy costs by it, and by another family."""
-    own, other = exchange.encoder, exchange.bill
-    text = (
-        f"The encoder's {exchange.size:,} labels reach {100 * exchange.accuracy:.1f}% for {money(own.total)}; "
-        f"{name_of(exchange.family)} "
-    )
+    """What the encoder's accuracy costs by another family."""
+    own, other, family = exchange.encoder, exchange.bill, name_of(exchange.family)
     needed = exchange.needed[0]
     if math.isinf(needed):
-        return f"{text}is not as accurate with all of its {other.size:,.0f} labels, for {money(other.total)} already."
+        return f"{capital(family)} does not reach that with {other.size:,.0f} labels, for {money(other.total)}."
     if needed == 0:
-        text += f"needs fewer than {other.size:,.0f}, less than {money(other.total)}, for the same accuracy"
-    else:
-        text += f"needs about {rounded(needed)}, {money(other.total)}{_range(exchange)}, for the same accuracy"
+        return f"{capital(family)} needs fewer than {other.size:,.0f} labels for it, less than {money(other.total)}."
+    text = f"{capital(family)} needs about {rounded(needed)} labels for it, {money(other.total)}{_range(exchange)}"
     if exchange.even_at is None:
         return f"{text}."
-    more = other.size > own.size
-    cheaper, dearer = (exchange.family, "encoder") if more else ("encoder", exchange.family)
-    return (
-        f"{text}. Both cost the same at {money(exchange.even_at)} a label: below it {name_of(cheaper)} is cheaper, "
-        f"above it {name_of(dearer)}."
-    )
+    below, above = (family, name_of(REFERENCE)) if other.size > own.size else (name_of(REFERENCE), family)
+    return f"{text}; below {money(exchange.even_at)} a label {below} is cheaper, above it {above}."
 
 
 def _range(exchange: Exchange) -> str:
