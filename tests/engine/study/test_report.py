@@ -7,56 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated_study import result
+from fabricated_study import fabricate, result
 
 from penstock.engine.errors import RunError
-from penstock.engine.study.costs import Cost, write_cost
 from penstock.engine.study.plots import frontier, limits
 from penstock.engine.study.report import break_even_lines, headline, rich_table, write_report
 from penstock.engine.study.trials import Trial, TrialResult, read_result, write_result
-
-GRID = {
-    "lstm": (500, 2000, 8000, 32000, 100000),
-    "lstm-embeddings": (500, 2000, 8000, 32000),
-    "encoder": (500, 2000, 8000),
-}
-
-
-def fabricate(folder: Path, replace: dict[str, TrialResult] | None = None, families=tuple(GRID)) -> Path:
-    for name in ("trials", "costs"):
-        (folder / name).mkdir(parents=True)
-    trials = [
-        (replace or {}).get(made.trial.name, made)
-        for family in families
-        for size in GRID[family]
-        for made in (result(family, size, seed) for seed in range(3 if size <= 8000 else 1))
-    ]
-    for trial in trials:
-        write_result(folder / "trials", trial)
-    for family in families:
-        latency = {1: 1.25, 32: 8.5}
-        write_cost(
-            folder / "costs" / f"{family}.json",
-            Cost(family, 9_000_000, 7_800_000, 36_000_000, latency, {1: 9, 32: 9}, "CPU", 2),
-        )
-    study = {
-        "format": 1,
-        "identity": {
-            "train": ["synthetic:reviews?n=100000"],
-            "test": ["test.csv"],
-            "encoder": "some/encoder",
-            "max_length": 256,
-            "max_test": 1000,
-            "overrides": ["lstm.training.epochs=8"],
-        },
-        "trials": [trial.trial.name for trial in trials],
-        "labels": ["1", "2", "3"],
-        "train": {"examples": 100000, "tokens": 4_400_000},
-        "test": {"examples": 2000, "tokens": 88_000},
-        "machine": {"device": "Some CPU", "cores": 2, "threads": 2, "jobs": 1, "torch": "2.13"},
-    }
-    (folder / "study.json").write_text(json.dumps(study))
-    return folder
 
 
 @pytest.fixture(scope="module")
