@@ -95,8 +95,8 @@ def draw_gap(findings: Findings, narrow: bool) -> bytes | None:
     axes.axhline(0, color=_SOFT, linewidth=1)
     axes.axhline(100 * THRESHOLD, color=_SOFT, linewidth=1, linestyle="--")
     axes.annotate(
-        f"{100 * THRESHOLD:g} point", (1, 100 * THRESHOLD), xycoords=("axes fraction", "data"), xytext=(0, 3),
-        textcoords="offset points", ha="right", fontsize=9, color="#5b6770",
+        f"{100 * THRESHOLD:g} point", (1, 100 * THRESHOLD), xycoords=("axes fraction", "data"), xytext=(3, 0),
+        textcoords="offset points", ha="left", va="center", fontsize=9, color="#5b6770",
     )  # fmt: skip
     values, ends = [0.0, 100 * THRESHOLD], []
     for family, points in series.items():
@@ -172,8 +172,8 @@ def frontier(points: Sequence[tuple[float, float]], *, cheap_is_left: bool) -> l
 
 
 def limits(values: Sequence[float], ends: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:
-    """Of an axis: all values, and the intervals' ends as far as they do not squeeze the values together; never outside
-    of what is possible."""
+    """An axis holds all values, and the intervals' ends as far as they do not squeeze the values together, but nothing
+    outside of what is possible."""
     low, high = min(values), max(values)
     room = max(high - low, _LEAST_ROOM)
     low = max(min([low, *ends]), low - room)

@@ -362,6 +362,23 @@ def test_costs_are_measured(study, tmp_path):
     assert cost.device
 
 
+def test_costs_of_a_baseline_are_those_of_its_largest_trial(study, tmp_path):
+    small = replace(study, sizes=parse_sizes("50,400"), families=("linear",), max_sizes={}, seeds=parse_seeds("1"))
+    quickly = partial(measure_cost.measure_cost, seconds=0.05)
+    run_study(
+        small,
+        tmp_path / "study",
+        progress=False,
+        run_trial=lambda task: TrialResult(task.trial, "done", accuracy=0.5),
+        measure=quickly,
+    )
+    cost = costs.read_cost(tmp_path / "study" / "costs" / "linear.json")
+    assert cost.parameters > 1000
+    assert cost.bytes_on_disk > 0
+    assert 0 < cost.latency_ms[1] <= cost.latency_p95_ms[1] <= cost.latency_p99_ms[1]
+    assert cost.texts_per_second > 1
+
+
 def test_costs_that_were_removed_are_measured_anew(study, tmp_path):
     out = tmp_path / "study"
     run(study, out)
