@@ -13,7 +13,7 @@ from penstock.engine.study.costs import Cost, read_cost
 from penstock.engine.study.curves import Curve, fit_curve
 from penstock.engine.study.directory import planned_trials, read_study, trials_folder
 from penstock.engine.study.existing import check_one_kind
-from penstock.engine.study.families import FAMILIES, REFERENCE
+from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.paired import Key, Paired
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import read_results
@@ -60,6 +60,8 @@ class Findings:
         }
         curves = {
             family: fit_curve({size: _errors(values) for size, values in own.items()})
+            if learns(family)
+            else "its accuracy does not depend on the number of examples"
             for family, own in accuracies.items()
             if own
         }
