@@ -9,10 +9,10 @@ from typing import Literal
 from penstock.engine.statistics.mcnemar import Discordant, rows_needed
 from penstock.engine.statistics.verdict import kind_of
 from penstock.engine.study.break_even import THRESHOLD, BreakEven, rounded
-from penstock.engine.study.families import REFERENCE
+from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.names import capital, name_of
-from penstock.engine.study.table import Point, Table, learns
+from penstock.engine.study.table import Point, Table
 
 Kind = Literal[
     "pays",

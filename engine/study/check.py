@@ -12,6 +12,7 @@ from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TRUNCATIONS
 from penstock.engine.errors import ConfigError, ModelError, SourceError, StoreError
+from penstock.engine.study.baselines import check_installed
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.settings import StudySettings, family_settings
 
@@ -81,8 +82,11 @@ def check_encoder(name: str) -> None:
 def _checked_overrides(study: StudySettings) -> Iterator[str]:
     """Yields the encoders that the families start from."""
     for name in study.families:
+        family = FAMILIES[name]
+        if family.baseline is not None:
+            check_installed(family.baseline)
         settings = family_settings(study, name)
-        if FAMILIES[name].baseline is not None and FAMILIES[name].needs_encoder:
+        if family.baseline is not None and family.needs_encoder:
             yield study.encoder
         if settings.model.encoder is not None:
             yield settings.model.encoder

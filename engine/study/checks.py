@@ -16,9 +16,9 @@ from penstock.engine.study.answer import settling_rows
 from penstock.engine.study.break_even import THRESHOLD, rounded
 from penstock.engine.study.classes import class_rows
 from penstock.engine.study.costs import Cost
-from penstock.engine.study.families import REFERENCE
+from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.names import name_of
-from penstock.engine.study.table import Point, Table, learns
+from penstock.engine.study.table import Point, Table
 
 CHEAP = ("majority", "linear", "bag")  # that a well trained encoder is not worse than
 _LEVEL = 0.05

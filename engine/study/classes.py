@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.engine.page import Block, Heading, Paragraph, TableBlock
-from penstock.engine.study.families import FAMILIES
-from penstock.engine.study.table import Table, learns
+from penstock.engine.study.families import FAMILIES, learns
+from penstock.engine.study.table import Table
 from penstock.engine.study.trials import TrialResult
 
 FIGURES = ("balanced_accuracy", "macro_f1", "mcc", "auroc", "expected_calibration_error")

@@ -48,3 +48,8 @@ FAMILIES = {
 }
 USUAL_FAMILIES = tuple(FAMILIES)  # what a study compares unless told otherwise
 REFERENCE = "encoder"  # the family that gaps are measured from
+
+
+def learns(name: str) -> bool:
+    """Whether more examples change a family's accuracy; of a family that another penstock had, as most do."""
+    return name not in FAMILIES or FAMILIES[name].learns

@@ -16,12 +16,12 @@ from penstock.engine.study.costs import Cost, read_cost
 from penstock.engine.study.curves import Curve, fit_curve
 from penstock.engine.study.directory import planned_trials, read_study, trials_folder
 from penstock.engine.study.existing import check_one_kind
-from penstock.engine.study.families import FAMILIES, REFERENCE
+from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.money import Bill, Exchange, Prices, bills, exchanges
 from penstock.engine.study.names import encoder_name
 from penstock.engine.study.paired import Key, Paired
 from penstock.engine.study.reading import find_test_store, share_cut
-from penstock.engine.study.table import Table, learns
+from penstock.engine.study.table import Table
 from penstock.engine.study.trials import read_results
 
 

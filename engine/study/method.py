@@ -8,10 +8,11 @@ from typing import Any
 
 from penstock.engine.data.overlap import Overlap
 from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
+from penstock.engine.study.families import learns
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.names import encoder_title, title_of
 from penstock.engine.study.report_costs import duration
-from penstock.engine.study.table import Point, Table, learns
+from penstock.engine.study.table import Point, Table
 from penstock.engine.study.trials import TrialResult
 
 # settings that the report shows, and how

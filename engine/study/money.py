@@ -9,8 +9,8 @@ import numpy as np
 
 from penstock.engine.errors import ConfigError
 from penstock.engine.study.costs import Cost
-from penstock.engine.study.families import REFERENCE
-from penstock.engine.study.table import Table, learns
+from penstock.engine.study.families import REFERENCE, learns
+from penstock.engine.study.table import Table
 
 
 @dataclass(frozen=True)

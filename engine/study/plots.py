@@ -18,11 +18,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from penstock.engine.plot_style import STYLE, png_of
 from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.curves import Curve
-from penstock.engine.study.families import REFERENCE
+from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.names import title_of
-from penstock.engine.study.table import Table, learns, training_time
+from penstock.engine.study.table import Table, training_time
 
 # distinguishable to the colour-blind and in grey (Okabe & Ito)
 _STYLES = {

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
 from penstock.engine.study.break_even import rounded
 from penstock.engine.study.costs import Cost
-from penstock.engine.study.families import REFERENCE
+from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.money import Bill, Exchange
 from penstock.engine.study.names import capital, name_of, title_of
-from penstock.engine.study.table import learns
 
 
 def cost_blocks(findings: Findings) -> list[Block]:

@@ -4,10 +4,11 @@ import math
 
 from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
 from penstock.engine.study.break_even import rounded
+from penstock.engine.study.families import learns
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.names import title_of
-from penstock.engine.study.table import Point, Table, learns
+from penstock.engine.study.table import Point, Table
 
 _MANY = 6  # rows of a table that few will read
 _LOPSIDED = 0.002  # from which difference between the two sides of an interval its ends are shown

@@ -168,12 +168,13 @@ def _baseline(
     """What a baseline learned, and what it makes of the test rows."""
     import torch
 
-    from penstock.engine.study.baselines import baseline
+    from penstock.engine.study.baselines import baseline, import_required
     from penstock.engine.study.baselines.fitting import FitTask
     from penstock.engine.study.baselines.settings import BaselineSettings
     from penstock.engine.training.evaluation import EvaluationCounter
 
     assert isinstance(task.settings, BaselineSettings)
+    import_required(task.settings.name)
     fit = FitTask(task.settings, store, rows, torch.get_num_threads(), task.cache)
     started, cpu_started = time.perf_counter(), time.process_time()
     fitted = baseline(task.settings.name).fit(fit)

@@ -9,11 +9,6 @@ from penstock.engine.study.paired import GapTest, Paired
 from penstock.engine.study.trials import TrialResult
 
 
-def learns(family: str) -> bool:
-    """Whether more examples change what the family does; one that does not is a line in plots."""
-    return FAMILIES[family].learns if family in FAMILIES else True
-
-
 def training_time(table: "Table") -> tuple[str, Callable[[TrialResult], float]]:
     """What training time is called and how to take it of a trial: the processor's where all trials noted it."""
     done = [result for result in table.results if result.status == "done"]

@@ -16,7 +16,6 @@ from penstock.engine.study.baselines.logistic import (
     Logistic,
     choose_c,
     fit_logistic,
-    require_sklearn,
     settled_notes,
 )
 from penstock.engine.study.baselines.ngrams import Counts, Vocabulary, build_vocabulary, count_ngrams, special_tokens
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 VERSION = 1
+REQUIRES = ("sklearn.linear_model", "threadpoolctl", "scipy.sparse")
 _SEARCH_ROWS = 16_000  # of training, by which C is chosen
 _MAX_TOKENS = 200_000_000  # whose n-grams take two gigabytes while the vocabulary is counted
 _MAX_WEIGHTS = 8_000_000  # features x classes, of which the solver keeps 25 copies in float64
@@ -79,9 +79,8 @@ class Linear(Fitted):
 def fit(task: FitTask) -> Linear:
     """
     Raises:
-        ConfigError: scikit-learn is not installed, or there is nothing to choose C by.
+        ConfigError: there is nothing to choose C by.
     """
-    require_sklearn("linear")
     labels, num_labels = task.store.labels, task.store.num_labels
     rows, notes = _within_limits(task)
     choice: Choice | None = None

@@ -9,6 +9,7 @@ from penstock.engine.files import write_json
 from penstock.engine.study.baselines.fitting import FitTask, Fitted
 
 VERSION = 1
+REQUIRES = ()
 
 
 @dataclass(frozen=True)
