@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.machine import Others, is_busy, processor
+
 PACKAGES = ("penstock", "torch", "numpy", "transformers", "onnxruntime", "datasets", "mosaicml-streaming", "accelerate")
-BUSY = 0.05  # of all cores: from here on a line says so
 INTERVAL = 0.5  # seconds
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def describe(threads: int, isa: str) -> dict[str, Any]:
@@ -36,15 +36,6 @@ def describe(threads: int, isa: str) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def commit() -> str:
     """The checkout's; "unknown" in an installed package."""
     root = str(Path(__file__).resolve().parents[1])
@@ -61,51 +52,6 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-class Others:
-    """How many cores other processes keep busy, between two looks at /proc."""
-
-    def __init__(self, proc: Path = Path("/proc"), own: int | None = None) -> None:
-        self._proc, self._own = proc, own or os.getpid()
-        self._before = self._look()
-
-    def cores(self) -> float | None:
-        """In the mean since the last call; None where the system does not tell."""
-        before, self._before = self._before, self._look()
-        if before is None or self._before is None:
-            return None
-        everything, busy, own = (now - then for now, then in zip(self._before, before, strict=True))
-        if everything <= 0:
-            return None
-        return max(0.0, busy - own) / everything * (os.cpu_count() or 1)
-
-    def _look(self) -> tuple[int, int, int] | None:
-        """Ticks of all cores: passed, busy, and ours with our children's."""
-        try:
-            fields = [int(value) for value in (self._proc / "stat").read_text().splitlines()[0].split()[1:9]]
-        except (OSError, ValueError, IndexError):
-            return None
-        idle = fields[3] + fields[4]
-        return sum(fields), sum(fields) - idle, sum(map(self._ticks, self._tree(self._own)))
-
-    def _tree(self, process: int) -> list[int]:
-        found = [process]
-        for tasks in (self._proc / str(process) / "task").glob("*/children"):
-            try:
-                children = tasks.read_text().split()
-            except OSError:
-                continue
-            found += [one for child in children for one in self._tree(int(child))]
-        return found
-
-    def _ticks(self, process: int) -> int:
-        """Those of its ended children are among them, so nothing is lost when one ends."""
-        try:
-            after_name = (self._proc / str(process) / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0
-        return sum(int(value) for value in after_name[11:15])
-
-
 def before_the_run() -> float | None:
     others = Others()
     time.sleep(INTERVAL)
@@ -114,9 +60,9 @@ def before_the_run() -> float | None:
 
 def busy_line(cores: float | None) -> str:
     """One line for a machine that is busy, nothing for a quiet one."""
-    count = os.cpu_count() or 1
-    if cores is None or cores <= BUSY * count:
+    if cores is None or not is_busy(cores):
         return ""
+    count = os.cpu_count() or 1
     return (
         f"the machine is busy: other processes use {cores:.1f} of {count} cores; "
         "believe ratios within a round, not times, and measure again when it is quiet"

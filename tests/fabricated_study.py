@@ -1,6 +1,7 @@
 """Studies without training: results drawn around known learning curves."""
 
 import dataclasses
+import json
 import math
 import random
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from penstock.engine.study.costs import Cost, write_cost
 from penstock.engine.study.predictions import PredictionsRecorder, predictions_path
 from penstock.engine.study.run_trial import TrialTask
-from penstock.engine.study.trials import Trial, TrialResult
+from penstock.engine.study.trials import Trial, TrialResult, write_result
 
 # accuracy(n) = 1 - (scale * (n / 100) ** -exponent + floor)
 CURVES = {"lstm": (0.55, 0.35, 0.2), "lstm-embeddings": (0.5, 0.38, 0.2), "encoder": (0.3, 0.25, 0.18)}
@@ -96,3 +98,48 @@ def with_predictions(folder: Path, result: TrialResult, rows: int = 1000, accura
     path = predictions_path(folder, result.trial.name)
     entry = recorder.write(path, test="0" * 64, max_test=None, test_rows=rows, label_names=names)
     return dataclasses.replace(result, accuracy=float(right.mean()), test_examples=rows, predictions=entry)
+
+
+GRID = {
+    "lstm": (500, 2000, 8000, 32000, 100000),
+    "lstm-embeddings": (500, 2000, 8000, 32000),
+    "encoder": (500, 2000, 8000),
+}
+
+
+def fabricate(folder: Path, replace: dict[str, TrialResult] | None = None, families=tuple(GRID)) -> Path:
+    """A study's folder, whose trials have kept no predictions."""
+    for name in ("trials", "costs"):
+        (folder / name).mkdir(parents=True)
+    trials = [
+        (replace or {}).get(made.trial.name, made)
+        for family in families
+        for size in GRID[family]
+        for made in (result(family, size, seed) for seed in range(3 if size <= 8000 else 1))
+    ]
+    for trial in trials:
+        write_result(folder / "trials", trial)
+    for family in families:
+        latency = {1: 1.25, 32: 8.5}
+        write_cost(
+            folder / "costs" / f"{family}.json",
+            Cost(family, 9_000_000, 7_800_000, 36_000_000, latency, {1: 9, 32: 9}, "CPU", 2),
+        )
+    study = {
+        "format": 1,
+        "identity": {
+            "train": ["synthetic:reviews?n=100000"],
+            "test": ["test.csv"],
+            "encoder": "some/encoder",
+            "max_length": 256,
+            "max_test": 1000,
+            "overrides": ["lstm.training.epochs=8"],
+        },
+        "trials": [trial.trial.name for trial in trials],
+        "labels": ["1", "2", "3"],
+        "train": {"examples": 100000, "tokens": 4_400_000},
+        "test": {"examples": 2000, "tokens": 88_000},
+        "machine": {"device": "Some CPU", "cores": 2, "threads": 2, "jobs": 1, "torch": "2.13"},
+    }
+    (folder / "study.json").write_text(json.dumps(study))
+    return folder

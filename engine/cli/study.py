@@ -6,11 +6,21 @@ from typing import Annotated
 import typer
 
 from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
+from penstock.engine.study.families import USUAL_FAMILIES
 
 SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
 SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"
 SYNTHETIC_SIZES, SYNTHETIC_SEEDS = "100,300,1000,3000", "2,300:1"
 SIZES, SEEDS = "1%,10%,30%,100%", "3"
+PriceLabel = Annotated[
+    float | None, typer.Option("--price-label", help="Price of one label: the report also compares in money.")
+]
+PriceHour = Annotated[
+    float | None, typer.Option("--price-hour", help="Price of an hour of this machine, in the same currency.")
+]
+Predictions = Annotated[
+    float | None, typer.Option("--predictions", help="How many texts the model will classify, such as 1e6.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +57,7 @@ def study(
     max_size: Annotated[
         list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
     ] = None,
-    families: Annotated[str, typer.Option(help="The families to compare.")] = "lstm,lstm-embeddings,encoder",
+    families: Annotated[str, typer.Option(help="The families to compare.")] = ",".join(USUAL_FAMILIES),
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -75,6 +85,9 @@ def study(
     seed: Annotated[int, typer.Option(min=0, help="All randomness follows from it.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Trials run at a time.")] = 1,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the trained models, in OUT/runs.")] = False,
+    price_label: PriceLabel = None,
+    price_hour: PriceHour = None,
+    predictions: Predictions = None,
     out: Annotated[Path, typer.Option(help="The study's directory; given again, the study resumes.")] = Path("study"),
 ) -> None:
     """Train every model family on growing subsets and report accuracy, gap, break-even size and costs.
@@ -87,6 +100,7 @@ def study(
     """
     from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
+    from penstock.engine.study.money import Prices
     from penstock.engine.study.settings import StudySettings, check_families, packaged_encoder
     from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
     from penstock.engine.study.study import run_study
@@ -94,6 +108,7 @@ def study(
 
     if bool(train) != bool(test):
         raise ConfigError("give both --train and --test, or neither for the generated reviews")
+    Prices.of(price_label, price_hour, predictions)  # says what is wrong with them before anything is trained
     chosen = check_families([name.strip() for name in families.split(",") if name.strip()])
     settings = StudySettings(
         train=tuple(train or [SYNTHETIC_TRAIN]),
@@ -116,23 +131,38 @@ def study(
     )
     keep_freed_memory()
     run_study(settings, out, jobs=jobs, keep_runs=keep_runs)
-    report(out)
+    report(out, price_label, price_hour, predictions)
 
 
 def report(
     directory: Annotated[Path, typer.Argument(help="A study's directory.")],
+    price_label: PriceLabel = None,
+    price_hour: PriceHour = None,
+    predictions: Predictions = None,
 ) -> None:
-    """Write the report of a study again, from the trials that are finished.
+    """Write the report of a study again, from the trials that are finished. It remembers prices.
 
-    Example:  penstock report answer
+    Example:  penstock report answer --price-label 0.05 --price-hour 0.4 --predictions 1e6
     """
     from rich.console import Console
 
-    from penstock.engine.study.report import headline, rich_table, write_report
+    from penstock.engine.study.money import Prices
+    from penstock.engine.study.report import break_even_lines, headline, rich_table, write_report
+    from penstock.engine.study.report_costs import exchange_lines
 
-    findings = write_report(directory)
+    findings = write_report(directory, Prices.of(price_label, price_hour, predictions))
     console = Console()
+
+    def show(*lines: str) -> None:
+        for line in lines:
+            console.print(line, highlight=False, markup=False)
+
     console.print(rich_table(findings))
-    for line in headline(findings):
-        console.print(line, highlight=False)
-    print(f"report: {directory / 'report.html'} (also report.md)")
+    show(*headline(findings))
+    if lines := break_even_lines(findings):
+        show("", "Break-even:", *lines)
+    if lines := exchange_lines(findings):
+        show("", *lines)
+    if findings.checks:
+        show("", "To mind:", *map(str, findings.checks))
+    print(f"report: {directory / 'report.html'} (one file; also report.md and report.json)")

@@ -30,11 +30,13 @@ class Series:
         scores: float64, (seeds, rows): right or wrong (0 or 1), or a difference of two such.
         size: training examples.
         seeds: the seeds' numbers. What has the same number was drawn alike, across series.
+        fixed: nothing about it depends on the seed, as of the most frequent class: it says nothing of how others do.
     """
 
     scores: np.ndarray
     size: int
     seeds: tuple[int, ...]
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,11 @@ def _rows_alone(scores: np.ndarray, clusters: Clusters) -> float:
 
 
 def _of_seeds(series: Sequence[Series], draws: int, random: np.random.Generator) -> list[np.ndarray]:
-    """The seeds' part of each series, (draws,) each; zero for a lone seed."""
+    """The seeds' part of each series, (draws,) each; zero for a lone seed, and for what is fixed."""
     numbers = sorted({number for own in series for number in own.seeds})
     weights = dict(zip(numbers, random.standard_normal((len(numbers), draws)), strict=True))
     luck = random.random(draws)  # of the chi-square, the same for all
-    several = [place for place, own in enumerate(series) if len(own.seeds) > 1]
+    several = [place for place, own in enumerate(series) if len(own.seeds) > 1 and not own.fixed]
     by_seed = [own.scores.mean(1) for own in series]
     moderated, freedoms = moderate(
         np.array([by_seed[place].var(ddof=1) for place in several]),

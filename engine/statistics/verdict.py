@@ -6,6 +6,7 @@ from typing import Literal
 from penstock.engine.statistics.resample import Drawn
 
 MARGIN = 0.01  # one point of accuracy
+Kind = Literal["better", "worse", "no worse", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,17 @@ class Verdict:
         text: a sentence with the figures.
     """
 
-    kind: Literal["better", "worse", "no worse", "cannot tell"]
+    kind: Kind
     text: str
+
+
+def kind_of(low: float, high: float, margin: float = MARGIN) -> Kind:
+    """What an interval of first - second, from low to high, says of the first."""
+    if low > 0:
+        return "better"
+    if high < 0:
+        return "worse"
+    return "no worse" if low >= -margin else "cannot tell"
 
 
 def verdict(difference: Drawn, first: str, second: str, margin: float = MARGIN) -> Verdict:
@@ -30,13 +40,12 @@ def verdict(difference: Drawn, first: str, second: str, margin: float = MARGIN) 
     low, high = difference.interval
     figures = f"{100 * difference.mean:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}"
     points = f"{100 * margin:g} point" + ("" if margin == 0.01 else "s")
-    if low > 0:
-        return Verdict("better", f"{first} is better than {second} ({figures})")
-    if high < 0:
-        return Verdict("worse", f"{first} is worse than {second} ({figures})")
-    if low >= -margin:
-        return Verdict("no worse", f"{first} is no worse than {second} by {points} ({figures})")
+    kind = kind_of(low, high, margin)
+    if kind in ("better", "worse"):
+        return Verdict(kind, f"{first} is {kind} than {second} ({figures})")
+    if kind == "no worse":
+        return Verdict(kind, f"{first} is no worse than {second} by {points} ({figures})")
     rows = f"{difference.rows:,} rows" + (
         "" if difference.clusters == difference.rows else f" in {difference.clusters:,} clusters"
     )
-    return Verdict("cannot tell", f"{rows} cannot tell {first} and {second} apart, nor within {points} ({figures})")
+    return Verdict(kind, f"{rows} cannot tell {first} and {second} apart, nor within {points} ({figures})")

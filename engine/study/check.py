@@ -12,8 +12,9 @@ from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TRUNCATIONS
 from penstock.engine.errors import ConfigError, ModelError, SourceError, StoreError
+from penstock.engine.study.baselines import check_installed
 from penstock.engine.study.families import FAMILIES
-from penstock.engine.study.settings import StudySettings, overrides_for
+from penstock.engine.study.settings import StudySettings, family_settings
 
 HAS_LISTS = "has lists of labels; a study compares models that choose one label: penstock train takes lists"
 
@@ -80,14 +81,13 @@ def check_encoder(name: str) -> None:
 
 def _checked_overrides(study: StudySettings) -> Iterator[str]:
     """Yields the encoders that the families start from."""
-    from penstock.engine.training.settings import settings_from
-
     for name in study.families:
         family = FAMILIES[name]
-        values = {f"model.{key}": value for key, value in family.model.items()}
-        if family.needs_encoder:
-            values["model.encoder"] = study.encoder
-        settings = settings_from(values | overrides_for(study.overrides, name))
+        if family.baseline is not None:
+            check_installed(family.baseline)
+        settings = family_settings(study, name)
+        if family.baseline is not None and family.needs_encoder:
+            yield study.encoder
         if settings.model.encoder is not None:
             yield settings.model.encoder
 

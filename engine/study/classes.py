@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.engine.page import Block, Heading, Paragraph, TableBlock
-from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.families import FAMILIES, learns
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import TrialResult
 
 FIGURES = ("balanced_accuracy", "macro_f1", "mcc", "auroc", "expected_calibration_error")
+FEW = 8  # classes whose table is not folded away
 SHOWN = 30  # classes in the report; of more, those with the most test examples
 
 
@@ -56,14 +57,14 @@ def class_blocks(table: Table) -> list[Block]:
     if not rows:
         return []
     lines = []
-    for family in table.families:
+    for family in filter(learns, table.families):
         if (largest := evaluated(table, family)) is not None:
             size, results = largest
             figures = [mean([(result.evaluation or {})[name] for result in results]) for name in FIGURES]
             never = {row.name for row in rows if row.family == family and row.never_predicted}
             lines.append([f"{FAMILIES[family].title}, {size:,}", *map(_percent, figures), str(len(never))])
     columns = ["", "balanced accuracy", "macro-F1", "MCC", "AUROC", "calibration error", "never predicted"]
-    families = [family for family in table.families if any(row.family == family for row in rows)]
+    families = [family for family in table.families if learns(family) and any(row.family == family for row in rows)]
     by_class = {(row.name, row.family): row for row in rows}
     supports = {row.name: row.support for row in rows}
     shown = sorted(supports, key=lambda name: -supports[name])[:SHOWN] if len(supports) > SHOWN else list(supports)
@@ -77,12 +78,13 @@ def class_blocks(table: Table) -> list[Block]:
         TableBlock(columns, lines, "trials.csv"),
         Paragraph(f"F1 of each class in %.{more}"),
         TableBlock(
-            ["", "test examples", *(FAMILIES[family].title for family in families)],
-            [
+            columns=["", "test examples", *(FAMILIES[family].title for family in families)],
+            rows=[
                 [name, f"{supports[name]:,}", *(_percent(by_class[name, family].f1) for family in families)]
                 for name in shown
             ],
-            "classes.csv",
+            data="classes.csv",
+            summary="" if len(shown) <= FEW else f"All {len(shown)} classes",
         ),
     ]
 

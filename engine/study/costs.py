@@ -1,31 +1,18 @@
-"""What a model costs to keep and to ask: parameters, bytes on the disk, latency."""
+"""What a model costs to keep and to ask: parameters, bytes on the disk and in memory, latency, texts a second."""
 
 import dataclasses
 import json
-import platform
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from penstock.engine.errors import RunError
 from penstock.engine.files import write_json
+from penstock.engine.machine import is_busy
 from penstock.engine.study.fingerprints import MadeFrom
 
-if TYPE_CHECKING:
-    import torch
-
-    from penstock.engine.data.store import Store
-    from penstock.engine.training.settings import Settings
-
 BATCH_SIZES = (1, 32)
-_WARM_UP = 3
-_MIN_RUNS = 20
-_SECONDS = 2.0  # of measuring for each batch size, once there are enough runs
+_BY_BATCH = ("latency_ms", "latency_p95_ms", "latency_p99_ms", "runs")
 
 
 @dataclass(frozen=True)
@@ -33,10 +20,15 @@ class Cost:
     """
     Attributes:
         parameters: of the whole model; embedding_parameters: of its token embeddings alone.
-        bytes_on_disk: of the saved weights.
-        latency_ms: {batch size: median milliseconds of one forward pass over that many test texts, already tokenized}.
-        runs: {batch size: forward passes measured}.
+        bytes_on_disk: of what a prediction needs besides the tokenizer.
+        latency_ms, latency_p95_ms, latency_p99_ms: {batch size: the median, 95th and 99th percentile, in milliseconds,
+            of one prediction for that many test texts, already tokenized}. A percentile that there were too few runs to
+            tell is missing, and all but the median in files of an earlier penstock; so are the figures below.
+        runs: {batch size: predictions measured}.
         device, threads: what it ran on.
+        texts_per_second: from raw texts to labels, tokenizing included; texts: how many it was measured on.
+        memory_bytes: the most that the process held while it predicted, Python and its libraries included.
+        others: how many cores other processes kept busy meanwhile; None where the system does not tell.
         made_from: fingerprints of the stores, the model's settings and the encoder; None from an earlier penstock.
     """
 
@@ -49,92 +41,17 @@ class Cost:
     device: str
     threads: int
     made_from: MadeFrom | None = None
+    latency_p95_ms: dict[int, float] = field(default_factory=dict)
+    latency_p99_ms: dict[int, float] = field(default_factory=dict)
+    texts_per_second: float | None = None
+    texts: int = 0
+    memory_bytes: int | None = None
+    others: float | None = None
 
-
-def measure_cost(family: str, settings: "Settings", train: "Store", test: "Store") -> Cost:
-    """Builds the family's model and measures it on test texts, cut as the family reads them.
-
-    Latency does not depend on what the weights have learned.
-    """
-    import torch
-
-    from penstock.engine.models import build_model
-    from penstock.engine.training.reading import read_by
-
-    read = read_by(settings, train)
-    test = test.cut_to(read.max_length, read.truncation)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = build_model(
-        settings.model,
-        vocab_size=train.vocab_size,
-        num_labels=len(train.label_names),
-        label_names=train.label_names,
-        tokenizer=train.tokenizer(),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-    model = model.to(device).eval()
-    measured = {batch: _latency(model, test, batch, device) for batch in BATCH_SIZES}
-    return Cost(
-        family=family,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        embedding_parameters=model.get_input_embeddings().weight.numel(),
-        bytes_on_disk=size,
-        latency_ms={batch: median for batch, (median, _) in measured.items()},
-        runs={batch: runs for batch, (_, runs) in measured.items()},
-        device=device_name(),
-        threads=torch.get_num_threads(),
-    )
-
-
-def _latency(model: Any, store: "Store", batch_size: int, device: "torch.device") -> tuple[float, int]:
-    """(median milliseconds, runs) over batches of randomly drawn texts, the same for every model."""
-    import torch
-
-    from penstock.kernels import Ragged
-
-    random = np.random.default_rng(0)
-
-    def draw() -> Ragged:
-        rows = random.integers(store.num_examples, size=batch_size)
-        texts = [torch.as_tensor(store.tokens(int(row))) for row in rows]
-        return Ragged.from_lengths(torch.cat(texts), [len(text) for text in texts]).to(device)
-
-    def run(batch: Ragged) -> None:
-        model(batch).logits.cpu()
-
-    with torch.inference_mode():
-        return median_milliseconds(run, draw)
-
-
-def median_milliseconds(run: Callable[[Any], None], draw: Callable[[], Any]) -> tuple[float, int]:
-    """(median milliseconds of `run(draw())`, runs): warmed up, at least _MIN_RUNS times and for about _SECONDS."""
-    for _ in range(_WARM_UP):
-        run(draw())
-    times: list[float] = []
-    end = time.perf_counter() + _SECONDS
-    while len(times) < _MIN_RUNS or time.perf_counter() < end:
-        inputs = draw()
-        start = time.perf_counter()
-        run(inputs)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times)) * 1e3, len(times)
-
-
-def device_name() -> str:
-    """The GPU's name, or the processor's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    @property
+    def busy(self) -> bool:
+        """Whether other processes took a share of the machine that spoils the figures."""
+        return is_busy(self.others)
 
 
 def write_cost(path: Path, cost: Cost) -> None:
@@ -147,11 +64,17 @@ def read_cost(path: Path) -> Cost:
         RunError: the file does not hold a cost.
     """
     try:
-        document = json.loads(path.read_text())
-        for key in ("latency_ms", "runs"):
-            document[key] = {int(batch): value for batch, value in document[key].items()}
-        if document.get("made_from"):
-            document["made_from"] = MadeFrom(**document["made_from"])
-        return Cost(**document)
+        return cost_of(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path}: not a measurement of costs ({error}); remove it to measure again") from None
+
+
+def cost_of(document: Mapping) -> Cost:
+    """A cost as JSON gives it back. Raises ValueError, TypeError, KeyError or AttributeError: it is none."""
+    read = dict(document)
+    for key in _BY_BATCH:
+        if key in read or key in ("latency_ms", "runs"):
+            read[key] = {int(batch): value for batch, value in read[key].items()}
+    if read.get("made_from"):
+        read["made_from"] = MadeFrom(**read["made_from"])
+    return Cost(**read)

@@ -4,10 +4,8 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
-from penstock.engine.files import write_committed
 from penstock.engine.study.classes import FIGURES, ClassRow, class_rows
 from penstock.engine.study.costs import BATCH_SIZES
 from penstock.engine.study.curves import Curve
@@ -17,14 +15,16 @@ from penstock.engine.study.paired import GapTest
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import TrialResult
 
+LATENCIES = ("latency_ms", "latency_p95_ms", "latency_p99_ms")
 TESTS = (
     *("p_value", "p_adjusted"),
     *("only_encoder_right", "only_family_right", "pairs", "mcnemar_p_value", "mcnemar_p_adjusted"),
 )
 
 
-def write_csv_files(folder: Path, findings: Findings) -> None:
-    """Writes trials.csv, classes.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv and costs.csv.
+def csv_files(findings: Findings) -> dict[str, str]:
+    """{name: content} of trials.csv, classes.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv,
+    costs.csv and, where there are prices, money.csv.
 
     Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
     empty; a size beyond all measured ones is inf, one below them 0. The p-values of gap.csv: from the draws behind the
@@ -35,87 +35,91 @@ def write_csv_files(folder: Path, findings: Findings) -> None:
     measured = [
         field.name
         for field in fields(TrialResult)
-        if field.name not in ("trial", "evaluation", "made_from", "predictions")
+        if field.name not in ("trial", "evaluation", "made_from", "predictions", "chosen", "notes")
     ]
-    _write(
-        folder / "trials.csv",
-        ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1")],
-        (
-            [
-                *(result.trial.family, result.trial.size, result.trial.seed),
-                *(getattr(result, name) for name in measured),
-                *((result.evaluation or {}).get(name) for name in FIGURES if name != "macro_f1"),
-            ]
-            for result in table.results
-        ),
-    )
-    _write(
-        folder / "classes.csv",
-        [field.name for field in fields(ClassRow)],
-        (list(asdict(row).values()) for row in class_rows(table)),
-    )
-    (folder / "cells.csv").unlink(missing_ok=True)  # the same table, by an earlier penstock
     interval = ["mean", "low", "high", "seeds"]
     over = ["test_rows", "test_clusters"]  # that the interval is over; empty where it is over seeds alone
-    _write(
-        folder / "accuracy.csv",
-        ["family", "size", *interval, "not_done", *over, *(f"macro_f1_{name}" for name in interval[:3])],
-        (
+    figures = [
+        *("parameters", "embedding_parameters", "bytes_on_disk", "device", "threads"),
+        *("texts_per_second", "texts", "memory_bytes", "others"),
+    ]
+    found = {
+        "trials.csv": _csv(
+            ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1")],
+            (
+                [
+                    *(result.trial.family, result.trial.size, result.trial.seed),
+                    *(getattr(result, name) for name in measured),
+                    *((result.evaluation or {}).get(name) for name in FIGURES if name != "macro_f1"),
+                ]
+                for result in table.results
+            ),
+        ),
+        "classes.csv": _csv(
+            [field.name for field in fields(ClassRow)], (list(asdict(row).values()) for row in class_rows(table))
+        ),
+        "accuracy.csv": _csv(
+            ["family", "size", *interval, "not_done", *over, *(f"macro_f1_{name}" for name in interval[:3])],
+            (
+                [
+                    *(point.family, point.size, *_interval(point.accuracy), point.unfinished),
+                    *_over(table, point.accuracy),
+                    *_interval(point.macro_f1)[:3],
+                ]
+                for point in points
+            ),
+        ),
+        "gap.csv": _csv(
+            ["family", "size", *interval, *over, *TESTS],
+            (
+                [point.family, point.size, *_interval(point.gap), *_over(table, point.gap), *_test(point.test)]
+                for point in points
+                if point.gap is not None
+            ),
+        ),
+        "break_even.csv": _csv(
+            ["family", "size", "low", "high", "reliable", "smallest", "largest", "note"],
+            (
+                [family, found.size, found.low, found.high, found.reliable, found.smallest, found.largest, found.note]
+                for family, found in findings.break_evens.items()
+            ),
+        ),
+        "equivalents.csv": _csv(
+            ["family", "encoder_size", "size", "low", "high"],
+            ([family, size, *needed] for family, own in findings.equivalents.items() for size, needed in own.items()),
+        ),
+        "curves.csv": _csv(
             [
-                *(point.family, point.size, *_interval(point.accuracy), point.unfinished),
-                *_over(table, point.accuracy),
-                *_interval(point.macro_f1)[:3],
-            ]
-            for point in points
+                *("family", "scale", "exponent", "floor", "unit"),
+                *("exponent_low", "exponent_high", "floor_low", "floor_high", "note"),
+            ],
+            (_curve(family, curve) for family, curve in findings.curves.items()),
         ),
-    )
-    _write(
-        folder / "gap.csv",
-        ["family", "size", *interval, *over, *TESTS],
-        (
-            [point.family, point.size, *_interval(point.gap), *_over(table, point.gap), *_test(point.test)]
-            for point in points
-            if point.gap is not None
+        "costs.csv": _csv(
+            [
+                "family",
+                *figures,
+                *(f"{name}_batch_{batch}" for name in LATENCIES for batch in BATCH_SIZES),
+            ],
+            (
+                [
+                    family,
+                    *(getattr(cost, name) for name in figures),
+                    *(getattr(cost, name).get(batch) for name in LATENCIES for batch in BATCH_SIZES),
+                ]
+                for family, cost in findings.costs.items()
+            ),
         ),
-    )
-    _write(
-        folder / "break_even.csv",
-        ["family", "size", "low", "high", "reliable", "smallest", "largest", "note"],
-        (
-            [family, found.size, found.low, found.high, found.reliable, found.smallest, found.largest, found.note]
-            for family, found in findings.break_evens.items()
-        ),
-    )
-    _write(
-        folder / "equivalents.csv",
-        ["family", "encoder_size", "size", "low", "high"],
-        ([family, size, *needed] for family, own in findings.equivalents.items() for size, needed in own.items()),
-    )
-    _write(
-        folder / "curves.csv",
-        [
-            "family",
-            "scale",
-            "exponent",
-            "floor",
-            "unit",
-            "exponent_low",
-            "exponent_high",
-            "floor_low",
-            "floor_high",
-            "note",
-        ],
-        (_curve(family, curve) for family, curve in findings.curves.items()),
-    )
-    figures = ["parameters", "embedding_parameters", "bytes_on_disk", "device", "threads"]
-    _write(
-        folder / "costs.csv",
-        ["family", *figures, *(f"latency_ms_batch_{batch}" for batch in BATCH_SIZES)],
-        (
-            [family, *(asdict(cost)[name] for name in figures), *(cost.latency_ms[batch] for batch in BATCH_SIZES)]
-            for family, cost in findings.costs.items()
-        ),
-    )
+    }
+    if findings.prices is not None:
+        found["money.csv"] = _csv(
+            ["family", "size", "labels", "training", "predictions", "total"],
+            (
+                [bill.family, bill.size, bill.labels, bill.training, bill.predictions, bill.total]
+                for bill in findings.bills
+            ),
+        )
+    return found
 
 
 def _curve(family: str, curve: Curve | str) -> list[Any]:
@@ -151,9 +155,9 @@ def _interval(estimate: Estimate | None) -> list[Any]:
     return [None] * 4 if estimate is None else [estimate.mean, estimate.low, estimate.high, estimate.count]
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_committed(path, text.getvalue())
+    return text.getvalue()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.engine.errors import ModelError
 
 if TYPE_CHECKING:
+    from penstock.engine.study.baselines.settings import BaselineSettings
     from penstock.engine.training.settings import Settings
 
 FORMAT = 1  # of a trial; a higher number when the same data and settings give figures of another meaning
@@ -35,21 +36,21 @@ class MadeFrom:
     format: int = FORMAT
 
 
-def made_from(settings: "Settings", train: str, test: str, max_test: int | None) -> MadeFrom:
+def made_from(settings: "Settings | BaselineSettings", train: str, test: str, max_test: int | None) -> MadeFrom:
     """
     Args:
-        settings: of the training run, resolved. train, test: the stores' fingerprints.
+        settings: of the training run, resolved, or of a baseline. train, test: the stores' fingerprints.
 
     Raises:
         ModelError: the encoder cannot be found or read.
     """
-    encoder = settings.model.encoder
+    encoder = settings.flat().get("model.encoder")
     return MadeFrom(
         train, test, result_settings(settings), None if encoder is None else encoder_fingerprint(encoder), max_test
     )
 
 
-def result_settings(settings: "Settings") -> dict[str, Any]:
+def result_settings(settings: "Settings | BaselineSettings") -> dict[str, Any]:
     """{"section.key": value} of resolved settings as JSON gives it back, without what changes no result."""
     from penstock.engine.training.settings import FREE_KEYS
 
@@ -74,12 +75,13 @@ def difference(then: MadeFrom, now: MadeFrom) -> str | None:
 def changed_setting(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """As `difference`. A setting that an earlier penstock did not have was at its default. Where the encoder lies does
     not matter: its content has a fingerprint."""
+    from penstock.engine.study.baselines.settings import default_values
     from penstock.engine.training.reading import LENGTH, WHOLE
     from penstock.engine.training.settings import settings_from
 
     model = {key: now.get(key) for key in ("model.kind", "model.embeddings", "model.encoder")}
     usual = settings_from({key: value for key, value in model.items() if value is not None}).flat()
-    usual[LENGTH] = WHOLE  # all that the store keeps
+    usual |= {LENGTH: WHOLE, **default_values(now)}  # whole: all that the store keeps
     for key, value in now.items():
         if key == "model.encoder":
             continue

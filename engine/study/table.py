@@ -1,12 +1,20 @@
 """The figures of a study: accuracy and gap by family and size, from the results of its trials."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.intervals import Estimate, t_interval
 from penstock.engine.study.paired import GapTest, Paired
 from penstock.engine.study.trials import TrialResult
+
+
+def training_time(table: "Table") -> tuple[str, Callable[[TrialResult], float]]:
+    """What training time is called and how to take it of a trial: the processor's where all trials noted it."""
+    done = [result for result in table.results if result.status == "done"]
+    if all(result.train_cpu_seconds is not None for result in done):
+        return "processor time of training", lambda result: result.train_cpu_seconds or 0.0
+    return "time of training", lambda result: result.train_seconds
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class TrialResult:
             of an earlier penstock.
         made_from: fingerprints of its data, settings and encoder; None in trials of an earlier penstock.
         predictions: the file beside it with what it predicted of each test row; None in trials of an earlier penstock.
+        train_cpu_seconds: of all threads, in training and validation: what a busy machine does not change. None in
+            trials of an earlier penstock, and where the training was interrupted.
+        chosen: {setting: value} that a baseline chose by validation.
+        notes: lines that a reader of its figures should know: limits that were met, choices at the end of their range.
     """
 
     trial: Trial
@@ -63,6 +67,9 @@ class TrialResult:
     evaluation: dict[str, Any] | None = None
     made_from: MadeFrom | None = None
     predictions: PredictionsEntry | None = None
+    train_cpu_seconds: float | None = None
+    chosen: dict[str, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def plan_trials(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Trial]:
@@ -103,7 +110,8 @@ def read_result(path: Path) -> TrialResult:
         made_from = MadeFrom(**document["made_from"]) if document.get("made_from") else None
         predictions = PredictionsEntry(**document["predictions"]) if document.get("predictions") else None
         trial = document.pop("cell" if "cell" in document else "trial")  # an earlier penstock wrote cells
-        read = {"trial": Trial(**trial), "made_from": made_from, "predictions": predictions}
+        notes = tuple(document.get("notes", ()))
+        read = {"trial": Trial(**trial), "made_from": made_from, "predictions": predictions, "notes": notes}
         return TrialResult(**{**document, **read})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path}: not a trial's result ({error}); remove it to run the trial again") from None

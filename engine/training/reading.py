@@ -10,6 +10,7 @@ from penstock.engine.errors import ConfigError
 from penstock.engine.training.recipe import most_tokens
 
 if TYPE_CHECKING:
+    from penstock.engine.study.baselines.settings import BaselineSettings
     from penstock.engine.training.settings import Settings
 
 LENGTH, TRUNCATION = "data.max_length", "data.truncation"
@@ -140,13 +141,13 @@ def as_settled(length: int | str | None, store: Store) -> int | str:
     return length if isinstance(length, int) and length < store.max_length else WHOLE
 
 
-def read_by(settings: "Settings", store: Store) -> Store:
+def read_by(settings: "Settings | BaselineSettings", store: Store) -> Store:
     """The run's training store as the run reads it.
 
     Args:
         settings: settled; those of an earlier penstock's run read all.
     """
-    length, truncation = settings.data.max_length, settings.data.truncation
+    length, truncation = settings.reading
     if not isinstance(length, int):
         return store
     return store.cut_to(length, None if truncation == OWN else truncation)

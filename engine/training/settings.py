@@ -176,6 +176,11 @@ class Settings:
         """With other values of {"section.key": value}; what was stated stays so."""
         return self._with(values)
 
+    @property
+    def reading(self) -> tuple[int | str | None, str]:
+        """What is read of each text: `data.max_length` and `data.truncation`."""
+        return self.data.max_length, self.data.truncation
+
     def flat(self) -> dict[str, Any]:
         """{"section.key": value} of every setting."""
         return {

@@ -16,6 +16,7 @@ from penstock.benchmarks import machine, results, run
 from penstock.benchmarks.rounds import measure
 from penstock.benchmarks.suite import OURS, SUITES, Case, Options, Suite
 from penstock.engine.errors import ConfigError, DiskError
+from penstock.engine.machine import TICKS, Others
 
 LINEAR = ("bench", "linear", "--shape", "16,32,32", "--rounds", "5", "--threads", "1")
 TINY = {"lstm": "2,3,8,8", "attention": "2,4,2,8", "rowwise": "70,64", "linear": "16,32,32"}
@@ -249,18 +250,18 @@ def proc(folder: Path, busy: int, idle: int, own: int, ended: int = 0) -> Path:
 
 def test_others_are_what_is_busy_without_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    others = machine.Others(proc(tmp_path, 100, 100, 50), own=7)
+    others = Others(proc(tmp_path, 100, 100, 50), own=7)
     proc(tmp_path, 250, 150, 90, ended=10)  # 200 ticks, 150 of them busy, 50 of these ours
     assert others.cores() == pytest.approx(1.0)
     assert "other processes use 1.0 of 2 cores" in machine.busy_line(1.0)
     proc(tmp_path, 300, 300, 140, ended=10)
     assert others.cores() == 0
     assert machine.busy_line(0.05) == machine.busy_line(None) == ""
-    assert machine.Others(tmp_path / "nowhere").cores() is None
+    assert Others(tmp_path / "nowhere").cores() is None
 
 
 def test_own_work_and_that_of_ended_children_is_ours() -> None:
-    others = machine.Others()
+    others = Others()
     before = others._look()
     child = "import time\nwhile time.process_time() < 0.3: pass"
     with subprocess.Popen([sys.executable, "-c", child]):
@@ -270,7 +271,7 @@ def test_own_work_and_that_of_ended_children_is_ours() -> None:
     after = others._look()
     if before is None or after is None:
         pytest.skip("no /proc/stat here")
-    assert after[2] - before[2] >= 0.5 * machine.TICKS
+    assert after[2] - before[2] >= 0.5 * TICKS
 
 
 # suites of pytest-benchmark

@@ -24,7 +24,7 @@ from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import t_interval
 from penstock.engine.study.paired import macro_f1_scores
 from penstock.engine.study.predictions import read_predictions
-from penstock.engine.study.report import headline, write_report
+from penstock.engine.study.report import break_even_lines, write_report
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
@@ -34,6 +34,14 @@ ACCURACIES = {
     "lstm": {100: 0.50, 1000: 0.70, 10000: 0.80},
     "encoder": {100: 0.75, 1000: 0.79, 10000: 0.802},
 }
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch) -> None:
+    """Plots hold nothing: drawing them is what takes long, and test_report.py looks at them."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"no picture"))
 
 
 def fabricate(folder: Path, accuracies=ACCURACIES, seeds=lambda size: 3, rows=1000, old=()) -> Path:
@@ -182,8 +190,8 @@ def test_the_issues_example_with_predictions(tmp_path):
     folder = fabricate(tmp_path / "study", accuracies, lambda size: 2 if size < 300 else 1)
     findings = write_report(folder)
     assert findings.break_evens["lstm"].low == math.inf
-    assert "not reached within the sizes measured (up to 3,000);" in headline(findings)[0]
-    assert "95% interval" not in headline(findings)[0].split(". At")[0]
+    assert "not reached within the sizes measured (up to 3,000);" in break_even_lines(findings)[0]
+    assert "95% interval" not in break_even_lines(findings)[0].split(". At")[0]
 
 
 def test_both_break_evens_are_told(tmp_path):

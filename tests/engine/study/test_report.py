@@ -1,59 +1,18 @@
+import base64
 import csv
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from fabricated_study import result
+from fabricated_study import fabricate, result
 
 from penstock.engine.errors import RunError
-from penstock.engine.study.costs import Cost, write_cost
-from penstock.engine.study.report import headline, rich_table, write_report
+from penstock.engine.study.plots import frontier, limits
+from penstock.engine.study.report import break_even_lines, headline, rich_table, write_report
 from penstock.engine.study.trials import Trial, TrialResult, read_result, write_result
-
-GRID = {
-    "lstm": (500, 2000, 8000, 32000, 100000),
-    "lstm-embeddings": (500, 2000, 8000, 32000),
-    "encoder": (500, 2000, 8000),
-}
-
-
-def fabricate(folder: Path, replace: dict[str, TrialResult] | None = None, families=tuple(GRID)) -> Path:
-    for name in ("trials", "costs"):
-        (folder / name).mkdir(parents=True)
-    trials = [
-        (replace or {}).get(made.trial.name, made)
-        for family in families
-        for size in GRID[family]
-        for made in (result(family, size, seed) for seed in range(3 if size <= 8000 else 1))
-    ]
-    for trial in trials:
-        write_result(folder / "trials", trial)
-    for family in families:
-        latency = {1: 1.25, 32: 8.5}
-        write_cost(
-            folder / "costs" / f"{family}.json",
-            Cost(family, 9_000_000, 7_800_000, 36_000_000, latency, {1: 9, 32: 9}, "CPU", 2),
-        )
-    study = {
-        "format": 1,
-        "identity": {
-            "train": ["synthetic:reviews?n=100000"],
-            "test": ["test.csv"],
-            "encoder": "some/encoder",
-            "max_length": 256,
-            "max_test": 1000,
-            "overrides": ["lstm.training.epochs=8"],
-        },
-        "trials": [trial.trial.name for trial in trials],
-        "labels": ["1", "2", "3"],
-        "train": {"examples": 100000, "tokens": 4_400_000},
-        "test": {"examples": 2000, "tokens": 88_000},
-        "machine": {"device": "Some CPU", "cores": 2, "threads": 2, "jobs": 1, "torch": "2.13"},
-    }
-    (folder / "study.json").write_text(json.dumps(study))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +49,8 @@ def test_tables_hold_the_figures_of_the_trials(written):
     assert re.search(rf"\| BiLSTM from scratch \| [^|]+ \| {mean:.1f} ± \d+\.\d \(\+{gap:.1f}\) \|", report)
     single = f"{100 * result('lstm', 100000, 0).accuracy:.1f}"
     assert re.search(rf"\| {single} \|\n", report), "a lone seed has no interval, and no encoder to be compared with"
-    assert "| 1.2 ms | 8.5 ms | 9.0 M | 7.8 M | 36 MB |" in report
+    assert "| 1.2 / – / – | 8.5 / – / – | – |" in report, "an earlier penstock measured nothing else"
+    assert "| 9.0 M | 7.8 M | 36 MB | – |" in report
     assert "some/encoder" in report
     assert "lstm.training.epochs=8" in report
 
@@ -109,14 +69,66 @@ def test_tables_hold_the_figures_of_the_trials(written):
 
 def test_the_page_is_self_contained(written):
     page = (written / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 3
-    assert not re.search(r'(src|href)="(https?:)?//', page)
+    assert page.count('<img alt="') == page.count('src="data:image/png;base64,') == 3
+    assert page.count('srcset="data:image/png;base64,') == 3, "each also for a phone"
     assert "<script" not in page
-    linked = set(re.findall(r'href="([^"]+)"', page)) | set(
-        re.findall(r"\]\(([^)]+)\)", (written / "report.md").read_text())
-    )
+    links = re.findall(r'(?:download="([^"]+)" )?href="([^"]+)"', page)
+    assert {name for name, _ in links} >= {"trials.csv", "gap.csv", "costs.csv", "report.json"}
+    for name, address in links:
+        kind, _, content = address.partition(";base64,")
+        assert kind in ("data:text/csv", "data:application/json")
+        assert base64.b64decode(content) == (written / name).read_bytes()
+    linked = set(re.findall(r"\]\(([^)]+)\)", (written / "report.md").read_text()))
     assert linked
     assert all((written / name).is_file() for name in linked)
+
+
+def test_the_first_thing_is_the_answer_and_a_picture(written):
+    page = (written / "report.md").read_text()
+    first, picture = page.index("- **With 8,000 labels fine-tuning still pays"), page.index("(accuracy.png)")
+    assert first < picture < page.index("\n## ")
+
+
+def test_the_report_for_programs_has_the_figures_in_full(written):
+    text = (written / "report.json").read_text()
+    document = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert document["format"] == 1
+    assert document["answer"]["kind"] == "pays"
+    point = next(own for own in document["points"] if (own["family"], own["size"]) == ("lstm", 2000))
+    accuracies = [result("lstm", 2000, seed).accuracy for seed in range(3)]
+    assert point["accuracies"] == {str(seed): value for seed, value in enumerate(accuracies)}
+    assert point["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 3, rel=1e-12)
+    assert document["break_evens"]["lstm"]["size"] == "beyond"
+    assert {own["encoder_size"] for own in document["equivalents"]} == {500, 2000, 8000}
+    assert document["costs"]["lstm"]["latency_ms"]["1"] == 1.25
+    assert [check["code"] for check in document["checks"]] == sorted(check["code"] for check in document["checks"])
+    assert document["prices"] is None
+    assert document["bills"] == []
+
+
+def test_plots_stay_within_what_is_possible():
+    wide = 37.5  # half of an interval, of the study that asked for this
+    assert limits([20, 22], [21 - wide, 21 + wide], 0, 100) == pytest.approx((14.28, 27.72))
+    assert limits([97, 99], [98, 103], 0, 100)[1] == 100
+    assert limits([0.5, 3], [-1, 4], 0, 100)[0] == 0
+    low, high = limits([0, 1, 17.4], [-20, 124], -100, 100)
+    assert -20 < low < 0
+    assert 17.4 < high < 40
+
+
+def test_the_frontier_is_what_nothing_beats():
+    points = [(1, 50), (2, 49), (3, 55), (3, 54), (10, 55), (20, 60)]
+    assert frontier(points, cheap_is_left=True) == [(1, 50), (3, 55), (20, 60)]
+    assert frontier(points, cheap_is_left=False) == [(20, 60)]
+    random = np.random.default_rng(0)
+    drawn = [tuple(own) for own in random.integers(0, 20, (60, 2)).tolist()]
+    for cheap, sign in ((True, 1), (False, -1)):
+        kept = frontier(drawn, cheap_is_left=cheap)
+        beaten = {
+            own for own in drawn for other in drawn
+            if other != own and sign * other[0] <= sign * own[0] and other[1] >= own[1]
+        }  # fmt: skip
+        assert set(kept) == set(drawn) - beaten
 
 
 def test_each_class_has_its_figures(written):
@@ -160,9 +172,10 @@ def test_diverged_and_failed_trials_are_counted(tmp_path, undrawn):
     write_report(folder)
     report = (folder / "report.md").read_text()
     assert "[1 not done]" in report
+    assert "PS007 1 trial diverged: lstm-2000-1 (loss is nan at step 12)" in report
     assert "28 trials are done, 2 are not" in report
     assert "lstm-2000-1 diverged (loss is nan at step 12)" in report
-    assert "1 trials are still to run" in report, "a failed trial is tried again, a diverged one is not"
+    assert "1 trial is still to run" in report, "a failed trial is tried again, a diverged one is not"
     line = next(row for row in rows(folder / "accuracy.csv") if (row["family"], row["size"]) == ("lstm", "2000"))
     assert (line["seeds"], line["not_done"]) == ("2", "1")
     gaps = next(row for row in rows(folder / "gap.csv") if (row["family"], row["size"]) == ("lstm", "8000"))
@@ -172,13 +185,15 @@ def test_diverged_and_failed_trials_are_counted(tmp_path, undrawn):
 def test_a_study_of_one_family_has_no_gap(tmp_path, undrawn):
     folder = fabricate(tmp_path / "study", families=("lstm",))
     findings = write_report(folder)
-    assert "no gap" in headline(findings)[0]
+    assert "there is no fine-tuned encoder to measure a gap from" in headline(findings)[0]
     assert findings.break_evens == {}
+    assert "## The gap" not in (folder / "report.md").read_text()
+    assert not (folder / "gap.png").exists()
 
 
 def test_headline_says_whether_break_even_was_reached(tmp_path, undrawn):
     findings = write_report(fabricate(tmp_path / "study"))
-    scratch, embeddings = headline(findings)
+    scratch, embeddings = break_even_lines(findings)
     assert "not reached within the sizes measured (up to 8,000)" in scratch
     assert "At 8,000 examples the gap is" in embeddings
     assert len(rich_table(findings).rows) == 3

@@ -3,9 +3,11 @@ import multiprocessing
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fabricated_study import result, stand_in
 from spawned import dies
@@ -16,10 +18,10 @@ from penstock.engine.data.reviews import generate_reviews
 from penstock.engine.data.sources import Reading
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, NonFiniteError, RunError, SourceError
-from penstock.engine.study import costs
+from penstock.engine.study import costs, measure_cost
 from penstock.engine.study import run_trial as run_trial_module
 from penstock.engine.study.check import check_plan
-from penstock.engine.study.costs import Cost, median_milliseconds
+from penstock.engine.study.costs import Cost
 from penstock.engine.study.directory import claim
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings, overrides_for, subset_seed, trial_settings
@@ -44,6 +46,7 @@ def study(minilm: str, stores: dict[str, tuple[str]]) -> StudySettings:
     return StudySettings(
         **stores,
         encoder=minilm,
+        families=FAMILIES,
         sizes=parse_sizes("50,100,100%"),
         seeds=parse_seeds("2,400:1"),
         max_sizes=parse_max_sizes(["encoder=100"], FAMILIES),
@@ -257,7 +260,7 @@ def test_what_a_trial_may_not_survive(monkeypatch, tmp_path):
         run_trial(task_in(tmp_path))
 
 
-def test_the_median_is_over_repeated_runs(monkeypatch):
+def test_latencies_are_of_repeated_runs_after_the_first(monkeypatch):
     """By a clock that each run puts forward."""
     now = 0.0
 
@@ -265,11 +268,12 @@ def test_the_median_is_over_repeated_runs(monkeypatch):
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(measure_cost, "time", SimpleNamespace(perf_counter=lambda: now))
     waits = iter([1.0] * 3 + [0.002] * 11 + [0.02] * 9)
-    median, runs = median_milliseconds(wait, lambda: next(waits, 0.002))
-    assert runs >= 20
-    assert median == pytest.approx(2.0)
+    found = measure_cost.milliseconds(wait, lambda: next(waits, 0.002))
+    assert len(found) >= 20
+    assert np.median(found) == pytest.approx(2.0)
+    assert found.max() == pytest.approx(20.0), "the first runs warm up"
 
 
 def test_a_study_in_several_processes(study, tmp_path):
@@ -338,19 +342,41 @@ def test_trials_train_and_evaluate_for_real(tiny_study, tmp_path):
     assert (tmp_path / "again" / "runs" / "lstm-40-0" / "model.safetensors").is_file()
 
 
-def test_costs_are_measured(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, "_SECONDS", 0.0)
+def test_costs_are_measured(study, tmp_path):
     small = replace(
         study, sizes=parse_sizes("50"), families=("lstm",), max_sizes={}, overrides=("model.hidden_size=8",)
     )
-    run_study(small, tmp_path / "study", progress=False, run_trial=stand_in)
+    quickly = partial(measure_cost.measure_cost, seconds=0.05)
+    run_study(small, tmp_path / "study", progress=False, run_trial=stand_in, measure=quickly)
     cost = costs.read_cost(tmp_path / "study" / "costs" / "lstm.json")
     assert cost.embedding_parameters == 30522 * 256
     assert 0 < cost.parameters - cost.embedding_parameters < 50_000
     assert cost.bytes_on_disk == pytest.approx(4 * cost.parameters, rel=0.01)
     assert set(cost.latency_ms) == {1, 32}
-    assert min(cost.latency_ms.values()) > 0
+    for batch in (1, 32):
+        assert 0 < cost.latency_ms[batch] <= cost.latency_p95_ms[batch]
+    assert cost.latency_p95_ms[1] <= cost.latency_p99_ms[1], "100 runs tell it"
+    assert 64 <= cost.texts <= 100
+    assert cost.texts_per_second > 1
+    assert cost.memory_bytes > 4 * cost.parameters, "the weights are in it"
     assert cost.device
+
+
+def test_costs_of_a_baseline_are_those_of_its_largest_trial(study, tmp_path):
+    small = replace(study, sizes=parse_sizes("50,400"), families=("linear",), max_sizes={}, seeds=parse_seeds("1"))
+    quickly = partial(measure_cost.measure_cost, seconds=0.05)
+    run_study(
+        small,
+        tmp_path / "study",
+        progress=False,
+        run_trial=lambda task: TrialResult(task.trial, "done", accuracy=0.5),
+        measure=quickly,
+    )
+    cost = costs.read_cost(tmp_path / "study" / "costs" / "linear.json")
+    assert cost.parameters > 1000
+    assert cost.bytes_on_disk > 0
+    assert 0 < cost.latency_ms[1] <= cost.latency_p95_ms[1] <= cost.latency_p99_ms[1]
+    assert cost.texts_per_second > 1
 
 
 def test_costs_that_were_removed_are_measured_anew(study, tmp_path):

@@ -1,0 +1,176 @@
+"""`linear`: TF-IDF of token 1-2-grams, logistic regression. It reads whole texts, as far as the store has them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penstock.engine.setting import setting
+from penstock.engine.study.baselines.fitting import FitTask, Fitted, read_chunks
+from penstock.engine.study.baselines.logistic import (
+    GRID,
+    Choice,
+    Logistic,
+    choose_c,
+    fit_logistic,
+    settled_notes,
+)
+from penstock.engine.study.baselines.ngrams import Counts, Vocabulary, build_vocabulary, count_ngrams, special_tokens
+from penstock.engine.study.subsets import stratified_order
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+VERSION = 1
+REQUIRES = ("sklearn.linear_model", "threadpoolctl", "scipy.sparse")
+_SEARCH_ROWS = 16_000  # of training, by which C is chosen
+_MAX_TOKENS = 200_000_000  # whose n-grams take two gigabytes while the vocabulary is counted
+_MAX_WEIGHTS = 8_000_000  # features x classes, of which the solver keeps 25 copies in float64
+
+
+@dataclass(frozen=True)
+class Options:
+    ngrams: int = setting(2, "tokens of the longest n-gram; the shorter ones count too", minimum=1, maximum=8)
+    min_count: int = setting(2, "rows that an n-gram must occur in", minimum=1)
+    C: float | None = setting(None, "inverse strength of the L2 penalty; null: chosen by validation", minimum=1e-9)
+    refit: bool = setting(True, "train once more with the chosen C on all rows, those of the validation split too")
+
+
+@dataclass
+class Linear(Fitted):
+    """A trained model.
+
+    Attributes:
+        vocabulary: the features. model: from them to classes.
+    """
+
+    vocabulary: Vocabulary
+    model: Logistic
+
+    @property
+    def parameters(self) -> int:
+        return self.model.parameters + len(self.vocabulary.idf)
+
+    def save(self, folder: Path) -> None:
+        from safetensors.numpy import save_file
+
+        save_file(
+            {
+                "ngrams": np.flatnonzero(self.vocabulary.places >= 0).astype(np.int32),
+                "idf": self.vocabulary.idf,
+                "weights": self.model.weights,
+                "intercepts": self.model.intercepts,
+                "classes": self.model.classes,
+            },
+            folder / "model.safetensors",
+            {
+                "longest": str(self.vocabulary.longest),
+                "silent": json.dumps(np.flatnonzero(self.vocabulary.silent).tolist()),
+            },
+        )
+
+    def probabilities(self, values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        return self.model.probabilities(self.vocabulary.tfidf(self.vocabulary.counts(values, bounds)))
+
+
+def fit(task: FitTask) -> Linear:
+    """
+    Raises:
+        ConfigError: there is nothing to choose C by.
+    """
+    labels, num_labels = task.store.labels, task.store.num_labels
+    rows, notes = _within_limits(task)
+    choice: Choice | None = None
+    validation = np.empty(0, np.int64)
+    if task.options.C is None:
+        validation = task.validation("linear.C")
+        train = np.setdiff1d(rows, validation, assume_unique=True)
+        searched = train[stratified_order(labels[train], task.settings.seed)[:_SEARCH_ROWS]]
+        choice, vocabulary, left_out = _search(task, np.sort(searched), validation)
+        if len(searched) == len(train) and not task.options.refit:
+            return _fitted(task, vocabulary, choice.model, choice, validation, [*notes, *left_out])
+        rows = rows if task.options.refit else train
+    vocabulary, features, left_out = _features(task, rows)
+    c = task.options.C if choice is None else choice.c
+    ((_, model),) = fit_logistic(features, labels[rows], num_labels, [c], task.threads)
+    return _fitted(task, vocabulary, model, choice, validation, [*notes, *left_out])
+
+
+def untrained(task: FitTask) -> Linear:
+    rows, _ = _within_limits(task)
+    vocabulary, _ = _vocabulary(task, _counts(task, rows))
+    model = Logistic.untrained(len(vocabulary.idf), task.store.labels[rows], task.store.num_labels)
+    return Linear(task.store.num_labels, vocabulary, model)
+
+
+def _fitted(
+    task: FitTask,
+    vocabulary: Vocabulary,
+    model: Logistic,
+    choice: Choice | None,
+    validation: np.ndarray,
+    notes: Sequence[str],
+) -> Linear:
+    all_notes = (*notes, *settled_notes(model), *([choice.note] if choice is not None and choice.note else []))
+    found = Linear(task.store.num_labels, vocabulary, model, notes=all_notes)
+    if choice is not None:
+        found.chosen = {"linear.C": choice.c}
+        found.validation_accuracy, found.validation_examples = choice.accuracy, len(validation)
+    return found
+
+
+def _search(task: FitTask, train: np.ndarray, validation: np.ndarray) -> tuple[Choice, Vocabulary, list[str]]:
+    labels = task.store.labels
+    vocabulary, features, notes = _features(task, train)
+    models = fit_logistic(features, labels[train], task.store.num_labels, GRID, task.threads)
+    held_out = _stacked([vocabulary.tfidf(chunk) for chunk in _counts(task, validation)])
+    return choose_c(models, held_out, labels[validation], "linear.C"), vocabulary, notes
+
+
+def _within_limits(task: FitTask) -> tuple[np.ndarray, list[str]]:
+    """The rows, or as many of them as memory is meant for, with the classes in proportion; and a line that says so."""
+    tokens = int(task.store.lengths[task.rows].sum(dtype=np.int64))
+    if tokens <= _MAX_TOKENS:
+        return task.rows, []
+    order = task.rows[stratified_order(task.store.labels[task.rows], task.settings.seed)]
+    kept = int(np.searchsorted(np.cumsum(task.store.lengths[order], dtype=np.int64), _MAX_TOKENS, "right"))
+    note = f"trained on {kept:,} of {len(order):,} rows: those have {_MAX_TOKENS:,} tokens, its limit of memory"
+    return np.sort(order[:kept]), [note]
+
+
+def _features(task: FitTask, rows: np.ndarray) -> tuple[Vocabulary, "csr_matrix", list[str]]:
+    counts = _counts(task, rows)
+    vocabulary, notes = _vocabulary(task, counts)
+    parts = []
+    while counts:  # each is freed when its features are there
+        parts.append(vocabulary.tfidf(counts.pop(0)))
+    return vocabulary, _stacked(parts), notes
+
+
+def _counts(task: FitTask, rows: np.ndarray) -> list[Counts]:
+    silent = special_tokens(task.store)
+    return [
+        count_ngrams(values, bounds, silent, task.options.ngrams) for _, values, bounds in read_chunks(task.store, rows)
+    ]
+
+
+def _vocabulary(task: FitTask, counts: Sequence[Counts]) -> tuple[Vocabulary, list[str]]:
+    most = max(1, _MAX_WEIGHTS // (1 if task.store.num_labels <= 2 else task.store.num_labels))
+    vocabulary, found = build_vocabulary(
+        counts, special_tokens(task.store), task.options.ngrams, task.options.min_count, most
+    )
+    if found <= most:
+        return vocabulary, []
+    return vocabulary, [
+        f"the {most:,} most frequent of {found:,} n-grams: with {task.store.num_labels:,} classes more take too much "
+        "memory"
+    ]
+
+
+def _stacked(parts: "list[csr_matrix]") -> "csr_matrix":
+    from scipy.sparse import vstack
+
+    return parts[0] if len(parts) == 1 else vstack(parts, format="csr")

@@ -1,0 +1,128 @@
+"""Logistic regression by scikit-learn, its C chosen on validation rows."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Features = Any  # float32 (rows, features): an array, or a csr_matrix
+
+GRID = tuple(4.0**power for power in range(-1, 7))  # of C: a quarter to 4,096
+_PATIENCE = 2  # values of C that are no better, after which the larger ones are not tried
+_MAX_ITERATIONS = 300
+_TOLERANCE = 1e-3  # of the gradient: a closer solution takes four times as long and is no better on other rows
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """
+    Attributes:
+        weights: float32 (features, classes); one column for two classes.
+        intercepts: float32 (classes,); likewise.
+        classes: int64: those that it has seen, ascending. num_labels: all that there are.
+        unfinished: whether the solver was stopped before it converged.
+    """
+
+    weights: np.ndarray
+    intercepts: np.ndarray
+    classes: np.ndarray
+    num_labels: int
+    unfinished: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return self.weights.size + self.intercepts.size
+
+    def probabilities(self, features: Features) -> np.ndarray:
+        """float32 (rows, num_labels)."""
+        logits = np.asarray(features @ self.weights, np.float32) + self.intercepts
+        if len(self.classes) == 2:
+            logits = np.concatenate([np.zeros_like(logits), logits], 1)
+        logits -= logits.max(1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(1, keepdims=True)
+        if len(self.classes) == self.num_labels:
+            return logits
+        every = np.zeros((len(logits), self.num_labels), np.float32)
+        every[:, self.classes] = logits
+        return every
+
+    @classmethod
+    def untrained(cls, features: int, labels: np.ndarray, num_labels: int) -> "Logistic":
+        """Of the size that `fit_logistic` makes."""
+        classes = np.unique(labels)
+        columns = 1 if len(classes) <= 2 else len(classes)
+        return cls(np.zeros((features, columns), np.float32), np.zeros(columns, np.float32), classes, num_labels)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The value of C with the highest accuracy on validation rows, between equals the one with the lower loss.
+
+    Attributes:
+        model: trained with it. note: that it is at the end of the range; empty if not.
+    """
+
+    c: float
+    accuracy: float
+    model: Logistic
+    note: str
+
+
+def fit_logistic(
+    features: Features, labels: np.ndarray, num_labels: int, values: Iterable[float], threads: int
+) -> Iterable[tuple[float, Logistic]]:
+    """Yields (C, model) for each of the values of C.
+
+    Each starts from zero: from the solution for another C, whose gradient is small already, the solver would not move.
+
+    Args:
+        features: float32 (rows, features). labels: int64 (rows,).
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    if len(np.unique(labels)) < 2:
+        for value in values:
+            yield value, Logistic.untrained(features.shape[1], labels, num_labels)
+        return
+    solver: Any = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE)
+    for value in values:
+        with warnings.catch_warnings(), threadpool_limits(threads):
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solver.set_params(C=value).fit(features, labels)
+        weights = np.ascontiguousarray(solver.coef_.T, np.float32)
+        unfinished = int(solver.n_iter_.max()) >= _MAX_ITERATIONS
+        yield value, Logistic(weights, solver.intercept_.astype(np.float32), solver.classes_, num_labels, unfinished)
+
+
+def choose_c(models: Iterable[tuple[float, Logistic]], features: Features, labels: np.ndarray, name: str) -> Choice:
+    """
+    Args:
+        models: by ascending C. features, labels: of the validation rows. name: of the setting, for the note.
+    """
+    best: tuple[float, float] | None = None
+    chosen: tuple[float, Logistic] | None = None
+    since = 0
+    for value, model in models:
+        scores = model.probabilities(features)
+        loss = -np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-30), dtype=np.float64).mean()
+        quality = float((scores.argmax(1) == labels).mean()), -float(loss)
+        if best is None or quality > best:
+            best, chosen, since = quality, (value, model), 0
+        else:
+            since += 1
+        if since == _PATIENCE:
+            break
+    assert best is not None
+    assert chosen is not None
+    at_end = chosen[0] in (GRID[0], GRID[-1])
+    note = f"{name}={chosen[0]:g} is at the end of the range that was tried ({GRID[0]:g} to {GRID[-1]:g})"
+    return Choice(chosen[0], best[0], chosen[1], note if at_end else "")
+
+
+def settled_notes(model: Logistic) -> Sequence[str]:
+    return (f"the solver was stopped after {_MAX_ITERATIONS} iterations",) if model.unfinished else ()

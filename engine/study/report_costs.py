@@ -1,0 +1,195 @@
+"""The report's sections on costs: in time and memory, and in money."""
+
+import math
+from collections.abc import Sequence
+
+from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
+from penstock.engine.study.break_even import rounded
+from penstock.engine.study.costs import Cost
+from penstock.engine.study.families import REFERENCE, learns
+from penstock.engine.study.findings import Findings
+from penstock.engine.study.money import Bill, Exchange
+from penstock.engine.study.names import capital, name_of, title_of
+
+
+def cost_blocks(findings: Findings) -> list[Block]:
+    training, predicting, size = [], [], []
+    for family in findings.table.families:
+        points = findings.table.points(family)
+        if points:
+            training.append(_training(findings, family, points[-1].size))
+        cost = findings.costs.get(family)
+        if cost is not None:
+            predicting.append([title_of(family), *_predicting(cost)])
+            size.append(
+                [
+                    title_of(family),
+                    _millions(cost.parameters),
+                    _millions(cost.embedding_parameters),
+                    _megabytes(cost.bytes_on_disk),
+                    "–" if cost.memory_bytes is None else _megabytes(cost.memory_bytes),
+                ]
+            )
+    blocks: list[Block] = [
+        Heading("Costs"),
+        Paragraph("Training at each family's largest size, without evaluation on the test set, means over seeds."),
+        TableBlock(["", "training examples", "time", "processor time", "tokens/s"], training, "trials.csv"),
+    ]
+    if not predicting:
+        return blocks
+    counts = [cost.texts for cost in findings.costs.values() if cost.texts]
+    texts = f" of {min(counts):,} to {max(counts):,} test texts" if counts else ""
+    blocks += [
+        Paragraph(
+            "Predicting: the median, 95th and 99th percentile of the time that one prediction takes, for one text or "
+            "32 at once, tokenized already; a percentile that too few runs tell is left out. And texts a second from "
+            f"raw text to label{texts}, decoded from the store's tokens, read as penstock predict reads them."
+        ),
+        TableBlock(
+            ["", "one text: p50 / p95 / p99, ms", "32 texts: p50 / p95 / p99, ms", "texts/s, raw text to label"],
+            predicting,
+            "costs.csv",
+        ),
+        Paragraph("Size; and the most memory that a process held while it predicted, with Python and its libraries."),
+        TableBlock(["", "parameters", "in embeddings", "on disk", "memory"], size, "costs.csv"),
+    ]
+    busy = [family for family, cost in findings.costs.items() if cost.busy]
+    if busy:
+        named = ", ".join(name_of(family) for family in busy)
+        blocks.append(Paragraph(f"The machine was busy with other work while these were measured: {named}."))
+    return blocks
+
+
+def money_blocks(findings: Findings) -> list[Block]:
+    """What it costs; nothing where no price was given."""
+    prices = findings.prices
+    if prices is None:
+        return []
+    parts = []
+    if prices.label:
+        parts.append(f"{prices.label:g} a label")
+    if prices.hour:
+        parts.append(f"{prices.hour:g} an hour of this machine")
+    if prices.predictions:
+        parts.append(f"{prices.predictions:,.0f} predictions")
+    chosen = exchange_lines(findings)
+    return [
+        Heading("In money"),
+        Paragraph(
+            f"At {', '.join(parts) or 'prices of nothing'}: the labels, the hours that training took, and the hours "
+            "that the predictions take."
+        ),
+        *([Bullets(chosen)] if chosen else []),
+        TableBlock(
+            ["", *(f"{size:,}" for size in findings.table.sizes)],
+            [
+                [
+                    title_of(family),
+                    *(_of_size(findings.bills, family, size) for size in findings.table.sizes),
+                ]
+                for family in filter(learns, findings.table.families)
+            ],
+            "money.csv",
+        ),
+    ]
+
+
+def exchange_lines(findings: Findings) -> list[str]:
+    """Sentences on the encoder's largest size: what its accuracy costs, by it and by each other family; none where no
+    price was given."""
+    largest = max((exchange.size for exchange in findings.exchanges), default=0)
+    chosen = [exchange for exchange in findings.exchanges if exchange.size == largest]
+    if not chosen:
+        return []
+    first = chosen[0]
+    own = f"The encoder's {first.size:,} labels reach {100 * first.accuracy:.1f}% for {money(first.encoder.total)}."
+    return [own, *map(exchange_line, chosen)]
+
+
+def exchange_line(exchange: Exchange) -> str:
+    """What the encoder's accuracy costs by another family."""
+    own, other, family = exchange.encoder, exchange.bill, name_of(exchange.family)
+    needed = exchange.needed[0]
+    if math.isinf(needed):
+        return f"{capital(family)} does not reach that with {other.size:,.0f} labels, for {money(other.total)}."
+    if needed == 0:
+        return f"{capital(family)} needs fewer than {other.size:,.0f} labels for it, less than {money(other.total)}."
+    text = f"{capital(family)} needs about {rounded(needed)} labels for it, {money(other.total)}{_range(exchange)}"
+    if exchange.even_at is None:
+        return f"{text}."
+    below, above = (family, name_of(REFERENCE)) if other.size > own.size else (name_of(REFERENCE), family)
+    return f"{text}; below {money(exchange.even_at)} a label {below} is cheaper, above it {above}."
+
+
+def _range(exchange: Exchange) -> str:
+    if exchange.low is None or exchange.high is None or exchange.low.total is None or exchange.high.total is None:
+        return ""
+    low, high = exchange.needed[1:]
+    below = "less than " if low == 0 else ""
+    above = "more than " if high is not None and math.isinf(high) else ""
+    return f" (95% interval {below}{money(exchange.low.total)} to {above}{money(exchange.high.total)})"
+
+
+def _of_size(bills: Sequence[Bill], family: str, size: int) -> str:
+    own = next((bill for bill in bills if (bill.family, bill.size) == (family, size)), None)
+    return "–" if own is None else money(own.total)
+
+
+def money(amount: float | None) -> str:
+    """Three significant digits; whole units from 100 on."""
+    if amount is None:
+        return "an unknown sum"
+    if amount >= 100:
+        return f"{amount:,.0f}"
+    return f"{amount:.2f}" if amount >= 1 else f"{amount:.2g}"
+
+
+def _training(findings: Findings, family: str, size: int) -> list[str]:
+    done = [trial for trial in findings.table.trials(family, size) if trial.status == "done"]
+    speeds = [trial.tokens_per_second for trial in done if trial.tokens_per_second]
+    known = [trial.train_cpu_seconds for trial in done if trial.train_cpu_seconds is not None]
+    return [
+        title_of(family),
+        f"{size:,}",
+        duration(_mean([trial.train_seconds for trial in done])),
+        duration(_mean(known)) if len(known) == len(done) else "–",
+        f"{_mean(speeds):,.0f}" if speeds else "–",
+    ]
+
+
+def _predicting(cost: Cost) -> list[str]:
+    speed = cost.texts_per_second
+    return [
+        *(_percentiles(cost, batch) for batch in (1, 32)),
+        "–" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}",
+    ]
+
+
+def _percentiles(cost: Cost, batch: int) -> str:
+    shown = [own.get(batch) for own in (cost.latency_ms, cost.latency_p95_ms, cost.latency_p99_ms)]
+    return " / ".join("–" if value is None else _milliseconds(value) for value in shown)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, in two or three digits."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

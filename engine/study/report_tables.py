@@ -1,0 +1,161 @@
+"""The report's tables of accuracies, gaps, labels-equivalents and learning curves."""
+
+import math
+
+from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
+from penstock.engine.study.break_even import rounded
+from penstock.engine.study.families import learns
+from penstock.engine.study.findings import Findings
+from penstock.engine.study.intervals import Estimate
+from penstock.engine.study.names import title_of
+from penstock.engine.study.table import Point, Table
+
+_MANY = 6  # rows of a table that few will read
+_LOPSIDED = 0.002  # from which difference between the two sides of an interval its ends are shown
+
+
+def accuracy_table(table: Table) -> TableBlock:
+    rows = []
+    for family in table.families:
+        entries = []
+        for size in table.sizes:
+            point = table.get(family, size)
+            entries.append("–" if point is None else _accuracy_entry(point))
+        rows.append([title_of(family), *entries])
+    return TableBlock(["", *(f"{size:,}" for size in table.sizes)], rows, "accuracy.csv")
+
+
+def _accuracy_entry(point: Point) -> str:
+    if point.accuracy is None:
+        return f"none of {point.unfinished} done"
+    text = points(point.accuracy)
+    if point.gap is not None:
+        text += f"\n({100 * point.gap.mean:+.1f})"
+    return text + (f" [{point.unfinished} not done]" if point.unfinished else "")
+
+
+def gap_blocks(table: Table) -> list[Block]:
+    """The gaps with what tells them from nothing; where there are predictions to tell it."""
+    compared = [family for family in table.families if learns(family)]
+    found = [point for family in compared for point in table.points(family) if point.test is not None]
+    if not found:
+        return []
+    rows = []
+    for point in found:
+        assert point.gap is not None
+        assert point.test is not None
+        test, gap = point.test, point.gap
+        rows.append(
+            [
+                f"{title_of(point.family)}, {point.size:,}",
+                f"{100 * gap.mean:+.1f}",
+                "–" if gap.low is None or gap.high is None else f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}",
+                _p_value(test.adjusted),
+                str(gap.count),
+                f"{test.pairs.first:,} / {test.pairs.second:,}",
+                _p_value(test.mcnemar_adjusted),
+            ]
+        )
+    columns = ["", "gap", "95% interval", "p (Holm)", "seeds", "only one right: encoder / this", "McNemar's p (Holm)"]
+    return [
+        Paragraph(
+            f"The gap in points, over {over(table)}. The first p-value is of the families: that they differ no more "
+            "than other seeds and test rows would make them. McNemar's exact one is of the models as they were "
+            "trained, on the pooled rows of all seeds that exactly one of the two has right. Both are adjusted by "
+            "Holm over a family's sizes."
+        ),
+        TableBlock(columns, rows, "gap.csv", f"All {len(rows)} gaps, with their tests" if len(rows) > _MANY else ""),
+    ]
+
+
+def over(table: Table) -> str:
+    """What the intervals are over."""
+    paired = table.paired
+    if not paired.accuracies:
+        return "seeds"
+    return "seeds and test rows" + (f", whole groups by {paired.column!r}" if paired.column else "")
+
+
+def equivalent_blocks(findings: Findings) -> list[Block]:
+    sizes = sorted({size for own in findings.equivalents.values() for size in own})
+    if not sizes:
+        return []
+    rows = []
+    for family, own in findings.equivalents.items():
+        measured = findings.table.points(family)
+        smallest, largest = measured[0].size, measured[-1].size
+        rows.append([title_of(family), *(needed_labels(own[size], smallest, largest, "\n") for size in sizes)])
+    return [
+        Paragraph(
+            "Examples that each family needs to be as accurate as the encoder is with the number at the head of the "
+            "column (between measured sizes, linear in the logarithm; brackets: 95% interval)."
+        ),
+        TableBlock(["", *(f"{size:,}" for size in sizes)], rows, "equivalents.csv"),
+    ]
+
+
+def needed_labels(
+    needed: tuple[float, float | None, float | None], smallest: int, largest: int, separator: str = " "
+) -> str:
+    """A labels-equivalent and its interval, of a family that was trained on sizes from `smallest` to `largest`."""
+
+    def show(value: float) -> str:
+        if math.isinf(value):
+            return f"> {largest:,}"
+        return f"< {smallest:,}" if value == 0 else rounded(value)
+
+    size, low, high = needed
+    text = show(size)
+    if low is None or high is None or show(low) == show(high) == text:
+        return text
+    return f"{text}{separator}[{show(low)}; {show(high)}]"
+
+
+def curve_blocks(findings: Findings) -> list[Block]:
+    """A section on the fitted curves; nothing where none was fitted."""
+    rows, notes = [], []
+    for family, curve in findings.curves.items():
+        if isinstance(curve, str):
+            notes.append(f"{title_of(family)}: {curve}.")
+            continue
+        held_out = "–"
+        if curve.held_out is not None:
+            size, predicted, measured = curve.held_out
+            held_out = f"{100 * (1 - predicted):.1f} for {100 * (1 - measured):.1f} at {size:,}"
+        rows.append(
+            [
+                title_of(family),
+                "{:.2f} [{:.2f}; {:.2f}]".format(curve.fit.exponent, *curve.exponent_interval),
+                "{:.1%} [{:.1%}; {:.1%}]".format(curve.fit.floor, *curve.floor_interval),
+                held_out,
+            ]
+        )
+        if not curve.identified:
+            notes.append(f"{title_of(family)}: not to be extrapolated: {curve.reason}.")
+    if not rows:
+        return []
+    return [
+        Heading("Learning curves"),
+        Paragraph(
+            "error(n) = scale · n^−exponent + floor, weighted by the variance over seeds; brackets: 95% intervals "
+            "by bootstrap over seeds and sizes. The last column predicts the largest size from the others."
+        ),
+        TableBlock(["", "exponent", "floor (error)", "held out: predicted for measured, %"], rows, "curves.csv"),
+        *([Bullets(notes)] if notes else []),
+    ]
+
+
+def points(estimate: Estimate | None) -> str:
+    """The mean ± half of its interval, or with the ends of one that is visibly longer on one side."""
+    assert estimate is not None
+    mean = f"{100 * estimate.mean:.1f}"
+    if estimate.low is None or estimate.high is None:
+        return mean
+    below, above = estimate.mean - estimate.low, estimate.high - estimate.mean
+    if abs(above - below) < _LOPSIDED:
+        return f"{mean} ± {50 * (below + above):.1f}"
+    return f"{mean} [{100 * estimate.low:.1f}; {100 * estimate.high:.1f}]"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
