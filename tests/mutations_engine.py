@@ -41,9 +41,23 @@ FAULTS = [
     Fault(
         "the order is the same whatever the seed",
         "engine",
-        "plan_epoch(lengths, fingerprint, self.seed, epoch,",
-        "plan_epoch(lengths, fingerprint, 0, epoch,",
+        "self.seed,\n                epoch,",
+        "0,\n                epoch,",
         "test_loader.py",
+    ),
+    Fault(
+        "a plan does not know how texts are cut",
+        "engine",
+        '**({} if cut is None else {"cut": cut.to_json()}),',
+        "**{},",
+        "test_cut.py",
+    ),
+    Fault(
+        "a test store is read whole, whatever the run reads",
+        "engine",
+        'return store.cut_to(data["max_length"], data["truncation"])',
+        "return store",
+        "test_reading.py",
     ),
     Fault(
         "ranks read the same batches",

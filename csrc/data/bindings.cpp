@@ -180,8 +180,7 @@ void bind_data(py::module_& module) {
       .def(py::init<const BoundShards&, int>(), py::arg("shards"), py::arg("threads"), py::keep_alive<1, 2>())
       .def("submit", &BoundPrefetcher::submit, py::arg("rows").noconvert(), py::arg("all_labels").noconvert(),
            py::arg("values"), py::arg("capacity"), py::arg("cu_seqlens"), py::arg("labels"), py::arg("result"),
-           py::arg("cut") = py::none(),
-           "Queues a batch; `result` is kept alive and handed back by `pop`.")
+           py::arg("cut") = py::none(), "Queues a batch; `result` is kept alive and handed back by `pop`.")
       .def("pop", &BoundPrefetcher::pop, "Waits for the oldest batch, the GIL released, and returns its result.")
       .def("__len__", &BoundPrefetcher::size);
 }

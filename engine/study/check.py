@@ -107,7 +107,7 @@ def _unused(study: StudySettings, train_is_store: bool, test_is_store: bool) -> 
                 yield f"{name} {value} is not used: train and test are stores already"
     if train_is_store:
         kept = Store.open(study.train[0]).manifest
-        if study.max_length is not None and study.max_length > kept.max_length:
+        if study.max_length is not None and study.max_length > kept.max_length and not study.whole:
             yield (
                 f"--max-length {study.max_length}: {study.train[0]} keeps {kept.max_length} tokens of a text, and no "
                 "more is read"

@@ -23,6 +23,7 @@
 
 namespace {
 
+using penstock::Cut;
 using penstock::Shard;
 using penstock::Shards;
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
-from penstock.engine.training.reading import Reading, read_by, settle_reading
+from penstock.engine.training.reading import Reading, read_by, recipe_lines, settle_reading, share
 from penstock.engine.training.recipe import most_tokens
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.train import train
@@ -247,3 +247,24 @@ def test_a_run_that_came_to_no_checkpoint_begins_again_as_it_was(tmp_path, limit
 def test_a_store_that_is_cut_already_is_not_trained_on(tmp_path, long_store, settings):
     with pytest.raises(ConfigError, match="give the whole one"):
         train(settings(), long_store.cut_to(12), tmp_path / "run", progress="none")
+
+
+def test_a_stores_lines_say_what_the_recipes_leave_out(tmp_path, long_store):
+    rows = [("the " * 3, "a"), ("the " * 600, "b"), ("the " * 1100, "a"), ("film", "b")]
+    options = {"tokenizer": str(long_store.path / "tokenizer"), "progress": False}
+    store = prepare(rows, tmp_path / "store", **options)
+    lengths = store.lengths.tolist()
+    left = sum(max(0, length - 512) for length in lengths)
+    assert recipe_lines(store) == [
+        "by its recipe, encoder reads 512 tokens of a text (data.max_length): 50% of texts are longer, "
+        f"{left / sum(lengths):.0%} of tokens left out",
+        "by its recipe, lstm reads 1,024 tokens of a text (data.max_length): 25% of texts are longer, "
+        f"{(max(lengths) - 1024) / sum(lengths):.0%} of tokens left out",
+    ]
+    assert recipe_lines(long_store) == []
+
+
+def test_shares_claim_neither_none_nor_all():
+    assert [share(*of) for of in [(0, 5), (1, 1000), (999, 1000), (5, 5), (1, 2), (0, 0)]] == [
+        "0%", "under 1%", "over 99%", "100%", "50%", "0%"
+    ]  # fmt: skip
