@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from penstock.engine.study.baselines.settings import BaselineSettings
 
 CHUNK_TOKENS = 1 << 20  # read at a time
-_CHUNK_ROWS = 1 << 16  # whose probabilities in 2,500 classes take 640 MB
+_CHUNK_ROWS = 1 << 14  # whose probabilities in 2,500 classes take 160 MB
 
 
 @dataclass(frozen=True)

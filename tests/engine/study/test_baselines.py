@@ -297,6 +297,13 @@ def test_what_linear_had_to_leave_out_is_said(stores, monkeypatch):
     assert features.startswith("the 100 most frequent of ")
 
 
+def test_many_classes_have_a_limit_of_rows(stores, monkeypatch):
+    store = Store.open(stores["train"][0])
+    monkeypatch.setattr(linear, "_MAX_SCORES", 5 * 80)
+    model = linear.fit(task(store, "linear"))
+    assert model.notes[0] == "trained on 80 of 200 rows: its limit of memory and time is 80 rows in 5 classes"
+
+
 def test_without_validation_rows_c_has_to_be_given(stores):
     store = Store.open(stores["train"][0])
     with_none = task(store, "linear")
