@@ -48,7 +48,9 @@ def study(
     max_size: Annotated[
         list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
     ] = None,
-    families: Annotated[str, typer.Option(help="The families to compare.")] = ",".join(USUAL_FAMILIES),
+    families: Annotated[str, typer.Option(help="The families to compare; frozen is another one.")] = ",".join(
+        USUAL_FAMILIES
+    ),
     max_length: Annotated[int, typer.Option(min=2, help="Cut texts to this many tokens.")] = 256,
     truncation: Annotated[
         str | None,
