@@ -11,6 +11,7 @@ from penstock.engine.files import write_committed
 from penstock.engine.study.classes import FIGURES, ClassRow, class_rows
 from penstock.engine.study.costs import BATCH_SIZES
 from penstock.engine.study.curves import Curve
+from penstock.engine.study.external import ExternalFigures
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.paired import GapTest
@@ -107,6 +108,16 @@ def write_csv_files(folder: Path, findings: Findings) -> None:
         ],
         (_curve(family, curve) for family, curve in findings.curves.items()),
     )
+    if findings.externals:
+        _write(
+            folder / "external.csv",
+            ["name", *interval[:3], "size", *(f"gap_{name}" for name in interval[:3]), *TESTS],
+            (
+                [each.name, *_interval(each.accuracy)[:3], *line]
+                for each in findings.externals
+                for line in _external_lines(each)
+            ),
+        )
     figures = ["parameters", "embedding_parameters", "bytes_on_disk", "device", "threads"]
     _write(
         folder / "costs.csv",
@@ -116,6 +127,12 @@ def write_csv_files(folder: Path, findings: Findings) -> None:
             for family, cost in findings.costs.items()
         ),
     )
+
+
+def _external_lines(each: ExternalFigures) -> list[list[Any]]:
+    """One for each size that the encoder has; one without a gap where it has none."""
+    lines = [[size, *_interval(gap)[:3], *_test(each.tests[size])] for size, gap in each.gaps.items()]
+    return lines or [[None] * (4 + len(TESTS))]
 
 
 def _curve(family: str, curve: Curve | str) -> list[Any]:

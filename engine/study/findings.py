@@ -1,7 +1,7 @@
 """What a study found: everything that its report says, computed from its directory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from penstock.engine.study.costs import Cost, read_cost
 from penstock.engine.study.curves import Curve, fit_curve
 from penstock.engine.study.directory import planned_trials, read_study, trials_folder
 from penstock.engine.study.existing import check_one_kind
+from penstock.engine.study.external import ExternalFigures, external_figures
 from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.paired import Key, Paired
 from penstock.engine.study.table import Table
@@ -29,6 +30,7 @@ class Findings:
         equivalents: {family: {encoder's size: (size that the family needs, low, high)}}.
         costs: of the families that were measured.
         missing: trials that are planned and have no result yet.
+        externals: predictions from elsewhere.
     """
 
     study: dict[str, Any]
@@ -38,6 +40,7 @@ class Findings:
     equivalents: dict[str, dict[int, tuple[float, float | None, float | None]]]
     costs: dict[str, Cost]
     missing: int
+    externals: list[ExternalFigures] = field(default_factory=list)
 
     @classmethod
     def of(cls, folder: Path) -> "Findings":
@@ -94,6 +97,13 @@ class Findings:
                 if (path := folder / "costs" / f"{family}.json").is_file()
             },
             missing=len(set(planned_trials(study)) - finished),
+            externals=external_figures(
+                folder / "external",
+                trials_folder(folder),
+                results,
+                study.get("test", {}).get("fingerprint"),
+                clusters,
+            ),
         )
 
 

@@ -1,6 +1,6 @@
 """The report's plots: accuracy, gap and cost against the number of training examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,14 @@ MARKERS = {
 _SPREAD = 0.009  # of the width: families at the same size are drawn a little apart
 
 
-def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> None:
-    """Every trial as a point, means with their intervals, and the fitted curves where there are any."""
+def plot_accuracy(
+    table: Table, curves: dict[str, Curve | str], path: Path, levels: Mapping[str, float] | None = None
+) -> None:
+    """Every trial as a point, means with their intervals, and the fitted curves where there are any.
+
+    Args:
+        levels: {name: accuracy} of predictions from elsewhere, which no training size belongs to.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
         for family in table.families:
@@ -62,6 +68,9 @@ def plot_accuracy(table: Table, curves: dict[str, Curve | str], path: Path) -> N
             if isinstance(curve, Curve):
                 grid = np.geomspace(points[0].size, points[-1].size, 100)
                 axes.plot(grid * shift, 100 * (1 - curve.fit.error(grid)), color=COLOURS[family], linewidth=1.6)
+        for place, (name, accuracy) in enumerate((levels or {}).items()):
+            dashes = (0, (4, 2 + 2 * place))
+            axes.axhline(100 * accuracy, color="#3c4750", linewidth=1.2, linestyle=dashes, label=name)
         axes.set_ylabel("test accuracy, %")
         _finish(axes, table.sizes)
         axes.legend(loc="lower right")

@@ -24,6 +24,7 @@ from penstock.engine.study.csv_files import write_csv_files
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
+from penstock.engine.study.report_external import external_blocks
 from penstock.engine.study.settings import PACKAGED_ENCODER
 from penstock.engine.study.table import Point, Table
 from penstock.engine.study.trials import TrialResult
@@ -48,7 +49,8 @@ def write_report(folder: Path | str) -> Findings:
 
     with disk_errors(folder):
         write_csv_files(folder, findings)
-        plot_accuracy(findings.table, findings.curves, folder / "accuracy.png")
+        levels = {each.name: each.accuracy.mean for each in findings.externals}
+        plot_accuracy(findings.table, findings.curves, folder / "accuracy.png", levels)
         if findings.break_evens:
             plot_gap(findings.table, folder / "gap.png")
         plot_cost(findings.table, folder / "cost.png")
@@ -106,6 +108,7 @@ def _blocks(findings: Findings) -> list[Block]:
         ]
         blocks += _gap_table(table)
         blocks += _equivalents(findings)
+    blocks += external_blocks(findings.externals)
     blocks += class_blocks(table)
     blocks += _curves(findings)
     blocks += _costs(findings)

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class StudySettings:
         max_length, truncation, bad_rows, reading: as `prepare` has them.
         max_test: evaluate on this many rows of the test data, always the same; None for all.
         cluster: column of the test source whose equal values mark rows that belong together; None for none.
+        external: {name: file} of predictions of the test rows that were made elsewhere; they change no trial.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one; of a baseline also
             `FAMILY.key=value`.
     """
@@ -62,6 +63,7 @@ class StudySettings:
     overrides: tuple[str, ...] = ()
     reading: Reading = PLAIN_READING
     cluster: str | None = None
+    external: dict[str, str] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What makes two studies different ones: all but the grid, which may grow, and the clusters, which change no

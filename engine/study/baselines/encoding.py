@@ -112,6 +112,8 @@ class EncodedTexts:
 
 
 def _crc32(rows: np.ndarray, vectors: np.ndarray) -> int:
-    return zlib.crc32(
-        np.ascontiguousarray(vectors).view(np.uint8), zlib.crc32(np.ascontiguousarray(rows).view(np.uint8))
-    )
+    parts = (np.ascontiguousarray(part).data.cast("B") for part in (rows, vectors))
+    crc32 = 0
+    for part in parts:
+        crc32 = zlib.crc32(part, crc32)
+    return crc32

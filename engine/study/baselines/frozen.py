@@ -5,6 +5,7 @@ means nothing before it is fine-tuned.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ class Encoder:
         from penstock.engine.training.precision import autocast, resolve_precision
         from penstock.kernels import Ragged
 
-        texts = [self._cut(values[begin:end]) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        texts = [self._cut(values[begin:end]) for begin, end in pairwise(bounds)]
         lengths = np.array([len(text) for text in texts], np.int64)
         found = np.zeros((len(texts), self.width), np.float32)
         # a text without tokens has the zero vector
