@@ -57,7 +57,9 @@ def study(
     max_size: Annotated[
         list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
     ] = None,
-    families: Annotated[str, typer.Option(help="The families to compare.")] = ",".join(USUAL_FAMILIES),
+    families: Annotated[str, typer.Option(help="The families to compare; frozen is another one.")] = ",".join(
+        USUAL_FAMILIES
+    ),
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -82,6 +84,13 @@ def study(
             "for other films, not only for other rows.",
         ),
     ] = None,
+    external: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="Predictions of the test rows that were made elsewhere, with a column label; may be given again.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="All randomness follows from it.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Trials run at a time.")] = 1,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the trained models, in OUT/runs.")] = False,
@@ -100,6 +109,7 @@ def study(
     """
     from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
+    from penstock.engine.study.external import parse_externals
     from penstock.engine.study.money import Prices
     from penstock.engine.study.settings import StudySettings, check_families, packaged_encoder
     from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
@@ -128,6 +138,7 @@ def study(
         overrides=tuple(overrides or []),
         reading=Reading(separator, encoding),
         cluster=cluster,
+        external=parse_externals(external or []),
     )
     keep_freed_memory()
     run_study(settings, out, jobs=jobs, keep_runs=keep_runs)

@@ -57,6 +57,9 @@ def check_plan(study: StudySettings) -> list[str]:
                 raise SourceError(f"{opened.name}: column {opened.label!r} {HAS_LISTS}")
             if sources is study.test and study.cluster is not None:
                 opened.carry([study.cluster])  # which says if there is no such column
+    for name, file in study.external.items():
+        if not Path(file).expanduser().is_file():
+            raise SourceError(f"--external {name}={file}: no such file")
     notes = list(_unused(study, *prepared))
     families = {override.split(".")[0] for override in study.overrides} & FAMILIES.keys() - set(study.families)
     return notes + [f"settings for {family}, which is not among --families: not used" for family in sorted(families)]

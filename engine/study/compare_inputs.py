@@ -153,6 +153,40 @@ def _id_column(name: str, columns: Sequence[str], given: str | None) -> str | No
     return given or (ID if ID in columns else None)
 
 
+def read_prediction_file(name: str, id_columns: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
+    """A file with a label for each row: (labels as they are spelled, which of `id_columns` it has, that one's values).
+
+    Raises:
+        SourceError: there is no such file, it is of another form, it has no labels, or a row lacks one.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise SourceError(f"{name}: no such file of predictions")
+    if form_of(path) not in PREDICTION_FORMS:
+        raise SourceError(f"{name}: predictions are csv, tsv, jsonl or parquet files")
+    if form_of(path) == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        content = path.read_bytes()
+        try:
+            columns: Sequence[str] = pq.ParquetFile(pa.BufferReader(content)).schema_arrow.names
+        except pa.ArrowException as error:
+            raise SourceError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+        column = next((own for own in id_columns if own in columns), None)
+        found = _read_parquet(name, content, column)
+    else:
+        try:
+            columns = open_source(name, text=LABEL, need_label=False).columns
+        except SourceError as error:
+            if "no column" in str(error):
+                raise SourceError(f"{error}; a file of predictions has such a column") from None
+            raise
+        column = next((own for own in id_columns if own in columns), None)
+        found = _read_file(name, column)
+    return found.spelled, column, found.ids if column is not None and found.ids is not None else []
+
+
 def _file(name: str, labels: list[Any], ids: list[Any] | None) -> _File:
     spelled = []
     for number, label in enumerate(labels, 1):

@@ -9,6 +9,7 @@ from typing import Any
 from penstock.engine.study.classes import FIGURES, ClassRow, class_rows
 from penstock.engine.study.costs import BATCH_SIZES
 from penstock.engine.study.curves import Curve
+from penstock.engine.study.external import ExternalFigures
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.paired import GapTest
@@ -111,6 +112,15 @@ def csv_files(findings: Findings) -> dict[str, str]:
             ),
         ),
     }
+    if findings.externals:
+        found["external.csv"] = _csv(
+            ["name", *interval[:3], "size", *(f"gap_{name}" for name in interval[:3]), *TESTS],
+            (
+                [each.name, *_interval(each.accuracy)[:3], *line]
+                for each in findings.externals
+                for line in _external_lines(each)
+            ),
+        )
     if findings.prices is not None:
         found["money.csv"] = _csv(
             ["family", "size", "labels", "training", "predictions", "total"],
@@ -120,6 +130,12 @@ def csv_files(findings: Findings) -> dict[str, str]:
             ),
         )
     return found
+
+
+def _external_lines(each: ExternalFigures) -> list[list[Any]]:
+    """One for each size that the encoder has; one without a gap where it has none."""
+    lines = [[size, *_interval(gap)[:3], *_test(each.tests[size])] for size, gap in each.gaps.items()]
+    return lines or [[None] * (4 + len(TESTS))]
 
 
 def _curve(family: str, curve: Curve | str) -> list[Any]:

@@ -1,7 +1,7 @@
 """What a study found: everything that its report says, computed from its directory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from penstock.engine.study.costs import Cost, read_cost
 from penstock.engine.study.curves import Curve, fit_curve
 from penstock.engine.study.directory import planned_trials, read_study, trials_folder
 from penstock.engine.study.existing import check_one_kind
+from penstock.engine.study.external import ExternalFigures, external_figures
 from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.money import Bill, Exchange, Prices, bills, exchanges
 from penstock.engine.study.names import encoder_name
@@ -38,6 +39,7 @@ class Findings:
         answer: in plain sentences. checks: what to mind.
         test: the test data; None where it is no longer there.
         prices: None where none was given; then there are no bills and exchanges either.
+        externals: predictions from elsewhere.
     """
 
     study: dict[str, Any]
@@ -53,6 +55,7 @@ class Findings:
     bills: list[Bill]
     exchanges: list[Exchange]
     test: Store | None
+    externals: list[ExternalFigures] = field(default_factory=list)
 
     def share_cut(self, tokens: int) -> float | None:
         """The share of test texts that are longer; None where the test data is no longer there."""
@@ -120,6 +123,13 @@ class Findings:
             bills=[] if prices is None else bills(table, costs, prices),
             exchanges=[] if prices is None else exchanges(table, costs, prices, equivalents),
             test=find_test_store(folder, study),
+            externals=external_figures(
+                folder / "external",
+                trials_folder(folder),
+                results,
+                study.get("test", {}).get("fingerprint"),
+                clusters,
+            ),
         )
 
 

@@ -75,6 +75,10 @@ def draw_accuracy(findings: Findings, narrow: bool) -> bytes:
         if isinstance(curve, Curve):
             grid = np.geomspace(points[0].size, points[-1].size, 100)
             axes.plot(grid * shift, 100 * (1 - curve.fit.error(grid)), color=colour, linewidth=1.6)
+    for place, each in enumerate(findings.externals):  # no training size belongs to them
+        level = 100 * each.accuracy.mean
+        axes.axhline(level, color="#3c4750", linewidth=1.2, linestyle=(0, (4, 2 + 2 * place)), label=each.name)
+        values.append(level)
     axes.set_ylabel("test accuracy, %")
     axes.set_ylim(*limits(values, ends, 0, 100))
     _size_axis(axes, table.sizes, narrow)

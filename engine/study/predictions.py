@@ -106,34 +106,51 @@ class PredictionsRecorder:
             RunError: a row has no prediction.
             DiskError: the disk is full or cannot be written.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if not self._seen.all():
             raise RunError(f"{path}: {(~self._seen).sum():,} of {len(self._rows):,} test rows were not evaluated")
-        metadata = {
-            "penstock.predictions": str(FORMAT),
-            "penstock.test": test,
-            "penstock.max_test": json.dumps(max_test),
-            "penstock.test_rows": str(test_rows),
-            "penstock.labels": json.dumps(label_names),
-        }
-        table = pa.table(self._columns()).replace_schema_metadata(metadata)
-        with committed(path) as file:
-            pq.write_table(
-                table, pa.PythonFile(file, "w"), _ROWS_IN_GROUP, compression="zstd", write_page_checksum=True
-            )
-        return PredictionsEntry(path.name, file.size, file.crc32)
+        about = Predictions(self._rows, self._truth, self._labels, test, max_test, test_rows, label_names)
+        return _write(path, about, self._columns())
 
     def _columns(self) -> dict[str, "np.ndarray | pa.Array"]:
-        narrow = np.int32 if not len(self._rows) or self._rows[-1] < 1 << 31 else np.int64
-        columns = {"row": self._rows.astype(narrow), "truth": self._truth, "label": self._labels}
+        columns = _classes(self._rows, self._truth, self._labels)
         if not len(self._top):
             return columns | {f"probability_{number}": own for number, own in enumerate(self._probabilities)}
         for number, own in enumerate(self._top):
             columns[f"top_label_{number + 1}"] = own
             columns[f"top_probability_{number + 1}"] = self._probabilities[number]
         return columns | {"probability_true": self._of_truth}
+
+
+def write_labels(path: Path, about: Predictions) -> PredictionsEntry:
+    """Writes predictions whose probabilities are not known, whole or not at all.
+
+    Raises:
+        DiskError: the disk is full or cannot be written.
+    """
+    classes = np.min_scalar_type(max(len(about.label_names) - 1, 1))
+    return _write(path, about, _classes(about.rows, about.truth.astype(classes), about.labels.astype(classes)))
+
+
+def _classes(rows: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> dict[str, "np.ndarray | pa.Array"]:
+    narrow = np.int32 if not len(rows) or rows[-1] < 1 << 31 else np.int64
+    return {"row": rows.astype(narrow), "truth": truth, "label": labels}
+
+
+def _write(path: Path, about: Predictions, columns: dict[str, "np.ndarray | pa.Array"]) -> PredictionsEntry:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metadata = {
+        "penstock.predictions": str(FORMAT),
+        "penstock.test": about.test,
+        "penstock.max_test": json.dumps(about.max_test),
+        "penstock.test_rows": str(about.test_rows),
+        "penstock.labels": json.dumps(about.label_names),
+    }
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    with committed(path) as file:
+        pq.write_table(table, pa.PythonFile(file, "w"), _ROWS_IN_GROUP, compression="zstd", write_page_checksum=True)
+    return PredictionsEntry(path.name, file.size, file.crc32)
 
 
 def predictions_path(folder: Path, trial_name: str) -> Path:

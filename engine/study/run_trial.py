@@ -182,7 +182,8 @@ def _baseline(
     fit = FitTask(task.settings, store, rows, torch.get_num_threads(), task.cache)
     started, cpu_started = time.perf_counter(), time.process_time()
     fitted = baseline(task.settings.name).fit(fit)
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    seconds = time.perf_counter() - started + fitted.earlier_seconds
+    cpu_seconds = time.process_time() - cpu_started + fitted.earlier_cpu_seconds
     counter = EvaluationCounter(test.label_names)
     for part, probabilities in fitted.predict(test, test_rows):
         labels, scores = torch.from_numpy(test.labels[part]), torch.from_numpy(probabilities)

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class StudySettings:
         bad_rows, reading: as `prepare` has them.
         max_test: evaluate on this many rows of the test data, always the same; None for all.
         cluster: column of the test source whose equal values mark rows that belong together; None for none.
-        overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one.
+        external: {name: file} of predictions of the test rows that were made elsewhere; they change no trial.
         whole: an earlier penstock began the study: its store keeps `max_length` tokens, and every family reads them.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one; of a baseline also
             `FAMILY.key=value`.
@@ -67,6 +67,7 @@ class StudySettings:
     overrides: tuple[str, ...] = ()
     reading: Reading = PLAIN_READING
     cluster: str | None = None
+    external: dict[str, str] = field(default_factory=dict)
     whole: bool = False
 
     @property
@@ -155,7 +156,11 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
 
     family = FAMILIES[trial.family]
     settings = family_settings(study, trial.family, _derived(study.seed, 2, trial.size, trial.seed))
-    width, positions = _encoder_sizes(str(settings.model.encoder)) if family.kind == "encoder" else (None, None)
+    width, positions = None, None
+    if family.kind == "encoder":
+        width, positions = _encoder_sizes(str(settings.model.encoder))
+    elif family.baseline is not None and family.needs_encoder:
+        positions = _encoder_sizes(study.encoder)[1]
     its_own = any(override.startswith(f"{trial.family}.{TRUNCATION}=") for override in study.overrides)
     try:
         settings = settle_reading(settings, store, positions, strict=its_own)
@@ -177,11 +182,14 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
         ConfigError: an override names no setting, has a wrong value, or none of the study's families has a use for it.
     """
     from penstock.engine.training.reading import LENGTH, TRUNCATION, WHOLE
+    from penstock.engine.training.recipe import most_tokens
     from penstock.engine.training.settings import settings_from
 
     family = FAMILIES[name]
     values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()} | {"training.seed": seed}
-    stated = WHOLE if study.whole or (family.baseline and study.max_length is None) else study.max_length
+    stated = WHOLE if study.whole else study.max_length
+    if family.baseline is not None and stated is None:
+        stated = most_tokens("encoder", _encoder_sizes(study.encoder)[1]) if family.needs_encoder else WHOLE
     values |= {} if stated is None else {LENGTH: stated}
     values |= {} if study.truncation is None or study.whole else {TRUNCATION: study.truncation}
     used = _used(study, overrides_for(study.overrides, name), name)

@@ -4,6 +4,8 @@ study.json       what is studied
 data/            the stores, where the sources were not stores already, and the test rows' clusters
 costs/           one file per family
 trials/          a finished trial's figures, and its predictions
+encoded/         texts as vectors of the frozen encoder
+external/        predictions that were made elsewhere
 runs/            a trial in progress, or all of them on request
 report.*, *.csv, *.png
 """
@@ -29,6 +31,7 @@ from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
 from penstock.engine.study.costs import read_cost, write_cost
 from penstock.engine.study.directory import STUDY_NAME, claim, read_study, trials_folder, write_study
 from penstock.engine.study.existing import Existing, remains
+from penstock.engine.study.external import keep_external
 from penstock.engine.study.families import FAMILIES, learns
 from penstock.engine.study.fingerprints import MadeFrom, made_from
 from penstock.engine.study.measure_cost import device_name, measure_cost
@@ -94,6 +97,9 @@ def run_study(
             _keep_clusters(settings, settings.cluster, cluster_file(folder / "data" / "test"), test)
         if settings.max_test is not None and settings.max_test > test.num_examples:
             raise ConfigError(f"--max-test {settings.max_test:,}: the test data has {test.num_examples:,} examples")
+
+        for name, file in settings.external.items():
+            keep_external(folder / "external", name, file, test, settings.max_test)
 
         def from_now(trial: Trial) -> MadeFrom:
             own = trial_settings(settings, trial, train)

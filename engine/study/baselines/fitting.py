@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from penstock.engine.study.baselines.settings import BaselineSettings
 
 CHUNK_TOKENS = 1 << 20  # read at a time
-_CHUNK_ROWS = 1 << 16  # whose probabilities in 2,500 classes take 640 MB
+_CHUNK_ROWS = 1 << 14  # whose probabilities in 2,500 classes take 160 MB
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Fitted(ABC):
         validation_accuracy: of those; None where there was nothing to choose.
         validation_examples: rows that it was measured on.
         notes: lines that a reader of its results should know: limits that it met, choices at the end of their range.
+        earlier_seconds, earlier_cpu_seconds: of its training that an earlier trial had done for it.
     """
 
     num_labels: int
@@ -86,6 +87,8 @@ class Fitted(ABC):
     validation_accuracy: float | None = field(default=None, kw_only=True)
     validation_examples: int = field(default=0, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    earlier_seconds: float = field(default=0.0, kw_only=True)
+    earlier_cpu_seconds: float = field(default=0.0, kw_only=True)
 
     @property
     @abstractmethod

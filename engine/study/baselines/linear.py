@@ -29,6 +29,7 @@ REQUIRES = ("sklearn.linear_model", "threadpoolctl", "scipy.sparse")
 _SEARCH_ROWS = 16_000  # of training, by which C is chosen
 _MAX_TOKENS = 200_000_000  # whose n-grams take two gigabytes while the vocabulary is counted
 _MAX_WEIGHTS = 8_000_000  # features x classes, of which the solver keeps 25 copies in float64
+_MAX_SCORES = 100_000_000  # rows x classes, of which it keeps three in float32; binds from some hundred classes on
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def fit(task: FitTask) -> Linear:
     if task.options.C is None:
         validation = task.validation("linear.C")
         train = np.setdiff1d(rows, validation, assume_unique=True)
-        searched = train[stratified_order(labels[train], task.settings.seed)[:_SEARCH_ROWS]]
+        most = min(_SEARCH_ROWS, max(1, _MAX_SCORES // 4 // num_labels))
+        searched = train[stratified_order(labels[train], task.settings.seed)[:most]]
         choice, vocabulary, left_out = _search(task, np.sort(searched), validation)
         if len(searched) == len(train) and not task.options.refit:
             return _fitted(task, vocabulary, choice.model, choice, validation, [*notes, *left_out])
@@ -132,12 +134,16 @@ def _search(task: FitTask, train: np.ndarray, validation: np.ndarray) -> tuple[C
 
 def _within_limits(task: FitTask) -> tuple[np.ndarray, list[str]]:
     """The rows, or as many of them as memory is meant for, with the classes in proportion; and a line that says so."""
-    tokens = int(task.store.lengths[task.rows].sum(dtype=np.int64))
-    if tokens <= _MAX_TOKENS:
-        return task.rows, []
-    order = task.rows[stratified_order(task.store.labels[task.rows], task.settings.seed)]
-    kept = int(np.searchsorted(np.cumsum(task.store.lengths[order], dtype=np.int64), _MAX_TOKENS, "right"))
-    note = f"trained on {kept:,} of {len(order):,} rows: those have {_MAX_TOKENS:,} tokens, its limit of memory"
+    store, rows = task.store, task.rows
+    tokens = int(store.lengths[rows].sum(dtype=np.int64))
+    most = max(1, _MAX_SCORES // store.num_labels)
+    if tokens <= _MAX_TOKENS and len(rows) <= most:
+        return rows, []
+    order = rows[stratified_order(store.labels[rows], task.settings.seed)]
+    by_tokens = int(np.searchsorted(np.cumsum(store.lengths[order], dtype=np.int64), _MAX_TOKENS, "right"))
+    limit = f"{_MAX_TOKENS:,} tokens" if by_tokens <= most else f"{most:,} rows in {store.num_labels:,} classes"
+    kept = max(1, min(by_tokens, most))
+    note = f"trained on {kept:,} of {len(order):,} rows: its limit of memory and time is {limit}"
     return np.sort(order[:kept]), [note]
 
 

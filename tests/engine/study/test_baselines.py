@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
-from penstock.engine.study.baselines import baseline, linear, majority
+from penstock.engine.study.baselines import baseline, frozen, linear, majority
 from penstock.engine.study.baselines.fitting import FitTask, read_chunks
 from penstock.engine.study.baselines.logistic import GRID, Logistic, choose_c, fit_logistic
 from penstock.engine.study.baselines.ngrams import BUCKETS, build_vocabulary, count_ngrams, special_tokens
@@ -297,6 +298,13 @@ def test_what_linear_had_to_leave_out_is_said(stores, monkeypatch):
     assert features.startswith("the 100 most frequent of ")
 
 
+def test_many_classes_have_a_limit_of_rows(stores, monkeypatch):
+    store = Store.open(stores["train"][0])
+    monkeypatch.setattr(linear, "_MAX_SCORES", 5 * 80)
+    model = linear.fit(task(store, "linear"))
+    assert model.notes[0] == "trained on 80 of 200 rows: its limit of memory and time is 80 rows in 5 classes"
+
+
 def test_without_validation_rows_c_has_to_be_given(stores):
     store = Store.open(stores["train"][0])
     with_none = task(store, "linear")
@@ -339,3 +347,67 @@ def test_the_registry_says_what_trains_each_family():
             options = options_from(family.baseline, {})
             assert dataclasses.is_dataclass(options)
             assert baseline(family.baseline).VERSION >= 1
+
+
+@pytest.fixture
+def small_encoder(minilm: str, tmp_path) -> str:
+    """A random BERT with 24 positions and MiniLM's tokenizer."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=30522, max_position_embeddings=24, num_labels=5, **sizes)
+    model = transformers.BertForSequenceClassification(config)
+    model.save_pretrained(tmp_path / "encoder")
+    for path in Path(minilm).glob("*token*"):
+        (tmp_path / "encoder" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "encoder" / "vocab.txt").write_bytes((Path(minilm) / "vocab.txt").read_bytes())
+    return str(tmp_path / "encoder")
+
+
+def test_the_frozen_encoder_encodes_each_text_once(small_encoder, study, tmp_path, monkeypatch):
+    encoded: list[int] = []
+    encode = frozen.Encoder._encode_rows
+    monkeypatch.setattr(
+        frozen.Encoder, "_encode_rows", lambda self, store, rows: encoded.extend(rows) or encode(self, store, rows)
+    )
+    settings = replace(study, families=("frozen",), max_sizes={}, encoder=small_encoder, overrides=())
+    first = run_study(settings, tmp_path / "a", progress=False)
+    assert [found.status for found in first] == ["done"] * 3
+    assert len(encoded) < 60 + 60 + 200 + 100  # the sizes nest, and the test rows are the same
+    assert all(found.made_from.encoder for found in first)
+    assert first[0].notes[0].startswith("read 24 tokens of a text: ")
+    assert first[2].train_cpu_seconds > 0
+    encoded.clear()
+    (tmp_path / "a" / "trials" / "frozen-200-0.json").unlink()
+    again = run_study(settings, tmp_path / "a", progress=False)
+    assert encoded == []
+    assert what_was_found(again) == what_was_found(first)
+    assert what_was_found(run_study(settings, tmp_path / "b", progress=False, jobs=2)) == what_was_found(first)
+    findings = write_report(tmp_path / "a")
+    assert findings.costs["frozen"].embedding_parameters == 30522 * 32
+    part = next((tmp_path / "a" / "encoded").rglob("*.safetensors"))
+    content = bytearray(part.read_bytes())
+    content[-5] ^= 255
+    part.write_bytes(content)
+    (tmp_path / "a" / "trials" / "frozen-200-0.json").unlink()
+    with pytest.raises(RunError, match=f"{part.name}: damaged"):
+        run_study(settings, tmp_path / "a", progress=False)
+
+
+def test_the_frozen_encoder_gives_the_mean_of_its_last_hidden_states(small_encoder, stores):
+    import torch
+    import transformers
+
+    store = Store.open(stores["train"][0]).cut_to(24)  # its positions
+    encoder = frozen.Encoder(small_encoder)
+    ((_, values, bounds),) = read_chunks(store, np.arange(9))
+    texts = [values[a:b] for a, b in itertools.pairwise(bounds)]
+    made = encoder.encode(values, np.append(bounds, bounds[-1]))
+    assert not made[9].any()  # a text without tokens
+    stock = transformers.BertModel.from_pretrained(small_encoder).eval()
+    for text, own in zip(texts, made, strict=False):
+        with torch.no_grad():
+            hidden = stock(torch.from_numpy(text.astype(np.int64))[None]).last_hidden_state[0]
+        assert own == pytest.approx(hidden.mean(0).numpy(), abs=2e-2)  # bfloat16 where the processor has it

@@ -1,0 +1,39 @@
+"""The report's part on predictions that were made elsewhere."""
+
+from penstock.engine.page import Block, Heading, Paragraph, TableBlock
+from penstock.engine.study.external import ExternalFigures
+from penstock.engine.study.intervals import Estimate
+
+
+def external_blocks(externals: list[ExternalFigures]) -> list[Block]:
+    """A line for each; nothing where there is none."""
+    if not externals:
+        return []
+    sizes = sorted({size for each in externals for size in each.gaps})
+    rows = [
+        [each.name, _share(each.accuracy), *(_gap(each, size) if size in each.gaps else "–" for size in sizes)]
+        for each in externals
+    ]
+    return [
+        Heading("Predictions from elsewhere"),
+        Paragraph(
+            "Test accuracy in % with its 95% interval over test rows; then how far the fine-tuned encoder is ahead, in "
+            "points, with the number of training examples at the head of the column, its 95% interval over seeds and "
+            "test rows, and the p-value of the difference (Holm, over the sizes)."
+        ),
+        TableBlock(["", "accuracy", *(f"{size:,}" for size in sizes)], rows, "external.csv"),
+    ]
+
+
+def _share(estimate: Estimate) -> str:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}; {100 * estimate.high:.1f}]"
+
+
+def _gap(external: ExternalFigures, size: int) -> str:
+    gap, p_value = external.gaps[size], external.tests[size].adjusted
+    assert gap.low is not None
+    assert gap.high is not None
+    shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    return f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}; {100 * gap.high:+.1f}], {shown}"
