@@ -52,7 +52,7 @@ class Contest:
         accuracies: the encoder's and the rival's, means over the seeds that both have.
         gap: the first minus the second.
         pairs: test rows that exactly one of them has right; None where predictions were not kept.
-        rows: test rows; 0 likewise.
+        rows: test rows; 0 likewise. clustered: whether they belong together in groups.
         break_even: of the rival.
         needed: {family: examples that it needs to be as accurate as the encoder is here}; largest: {family: its largest
             size}.
@@ -70,6 +70,7 @@ class Contest:
     needed: dict[str, Needed]
     largest: dict[str, int]
     best_beyond: Point | None = None
+    clustered: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -105,9 +106,11 @@ class Contest:
             return self._since()
         if self.kind == "cannot tell":
             needed = settling_rows(self.gap.mean, self.pairs)
-            if needed is not None and needed > self.rows:
+            few_rows = needed is not None and needed > self.rows
+            if few_rows and not (self.pairs and seeds_prevail(self.gap, self.pairs, self.rows, self.clustered)):
+                assert needed is not None
                 return f"About {rounded(needed)} test rows would."
-            return "More seeds would." if self.gap.count < 10 else ""
+            return "More seeds would."
         return self._equivalent()
 
     def _since(self) -> str:
@@ -207,6 +210,7 @@ def answer(
         needed={family: equivalents[family][size] for family in rivals if size in equivalents.get(family, {})},
         largest={family: table.points(family)[-1].size for family in rivals},
         best_beyond=_most_accurate([point for point in beyond if point.size == largest]),
+        clustered=table.paired.column is not None,
     )
     return contest.answer()
 
@@ -219,6 +223,16 @@ def settling_rows(gap: float, pairs: Discordant | None) -> int | None:
     discordant = (pairs.first + pairs.second) / pairs.pairs
     difference = max(gap, THRESHOLD - gap)
     return rows_needed(discordant, difference) if 0 < difference < discordant else None
+
+
+def seeds_prevail(gap: Estimate, pairs: Discordant, rows: int, clustered: bool) -> bool:
+    """Whether the interval of a gap is mostly of seeds, so that more test rows would not narrow it: it is half as wide
+    again as that of one pair of models. Of rows in groups that is not known, and taken not to be so."""
+    if gap.count < 2 or gap.half_width is None or clustered or not rows:
+        return False
+    discordant = (pairs.first + pairs.second) / pairs.pairs
+    of_rows = 1.96 * math.sqrt(max(discordant - gap.mean**2, 0.0) / rows)
+    return gap.half_width > 1.5 * of_rows
 
 
 def _without_encoder(table: Table, rivals: Sequence[str]) -> Answer:

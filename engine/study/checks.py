@@ -12,7 +12,7 @@ import numpy as np
 from penstock.engine.data.overlap import Overlap
 from penstock.engine.statistics.mcnemar import holm
 from penstock.engine.statistics.verdict import kind_of
-from penstock.engine.study.answer import settling_rows
+from penstock.engine.study.answer import seeds_prevail, settling_rows
 from penstock.engine.study.break_even import THRESHOLD, rounded
 from penstock.engine.study.classes import class_rows
 from penstock.engine.study.costs import Cost
@@ -145,6 +145,8 @@ def _test_set_too_small(table: Table) -> Iterator[Check]:
         if point.gap.low is None or point.gap.high is None or point.test is None:
             continue
         if kind_of(-point.gap.high, -point.gap.low, THRESHOLD) != "cannot tell":
+            continue
+        if seeds_prevail(point.gap, point.test.pairs, table.paired.rows, table.paired.column is not None):
             continue
         rows = settling_rows(point.gap.mean, point.test.pairs)
         if rows is not None and rows > table.paired.rows:

@@ -95,7 +95,7 @@ class Exchange:
 
 
 def bills(table: Table, costs: Mapping[str, Cost], prices: Prices) -> list[Bill]:
-    """Of every family at every size that it was trained on."""
+    """One for every family at every size that it was trained on."""
     return [_bill(table, costs, prices, family, size) for family in table.families for size in _sizes(table, family)]
 
 

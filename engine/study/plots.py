@@ -167,7 +167,7 @@ PLOTS: dict[str, Callable[[Findings, bool], bytes | None]] = {
 
 
 def frontier(points: Sequence[tuple[float, float]], *, cheap_is_left: bool) -> list[tuple[float, float]]:
-    """Of (cost or speed, accuracy): those than which no other is both cheaper, or faster, and as accurate; by x."""
+    """The points, (cost or speed, accuracy), than which no other is both cheaper, or faster, and as accurate; by x."""
     found: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0] if cheap_is_left else -point[0], -point[1])):
         if not found or y > found[-1][1]:

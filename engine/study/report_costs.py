@@ -153,7 +153,7 @@ def _training(findings: Findings, family: str, size: int) -> list[str]:
         f"{size:,}",
         duration(_mean([trial.train_seconds for trial in done])),
         duration(_mean(known)) if len(known) == len(done) else "–",
-        f"{_mean(speeds):,.0f}" if speeds else "–",
+        f"{_mean(speeds):,.0f}" if speeds and learns(family) else "–",
     ]
 
 

@@ -292,7 +292,7 @@ def _describe(
 
 
 def _versions() -> dict[str, str]:
-    """Of what else figures may depend on."""
+    """Versions that figures may depend on, besides that of torch."""
     packages = {name: importlib.metadata.version(name) for name in ("penstock", "transformers")}
     return packages | {"python": platform.python_version()}
 

@@ -98,7 +98,19 @@ def case(mean: float, low: float | None, high: float | None, seeds: int = 3, **c
             case(0.02, -0.013, 0.06, rows=400000),
             "cannot tell",
             ["cannot tell whether fine-tuning still pays", "More seeds would."],
+            id="enough-rows",
+        ),
+        pytest.param(
+            case(0.007, -0.053, 0.067),
+            "cannot tell",
+            ["cannot tell whether fine-tuning still pays", "More seeds would."],
             id="too-few-seeds",
+        ),
+        pytest.param(
+            case(0.007, -0.053, 0.067, clustered=True),
+            "cannot tell",
+            ["cannot tell whether fine-tuning still pays", "About 49,000 test rows would."],
+            id="in-groups",
         ),
         pytest.param(
             case(0.019, None, None, 1),
