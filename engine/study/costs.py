@@ -96,13 +96,14 @@ def _measure_baseline(family: str, settings: "BaselineSettings", train: "Store",
 
     rows = subset(train.labels, settings.examples, settings.seed)
     model = baseline(settings.name).untrained(FitTask(settings, train, rows, torch.get_num_threads()))
+
+    def answer(texts: tuple[np.ndarray, np.ndarray]) -> None:
+        model.probabilities(*texts)
+
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
-    measured = {
-        batch: median_milliseconds(lambda texts: model.probabilities(*texts), _drawn(test, batch, _flat))
-        for batch in BATCH_SIZES
-    }
+    measured = {batch: median_milliseconds(answer, _drawn(test, batch, _flat)) for batch in BATCH_SIZES}
     return Cost(
         family=family,
         parameters=model.parameters,
