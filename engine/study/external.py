@@ -21,7 +21,7 @@ from penstock.engine.files import write_json
 from penstock.engine.setting import split_key_value
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar
-from penstock.engine.statistics.resample import Series, draw_groups
+from penstock.engine.statistics.resample import Series, draw
 from penstock.engine.study.compare_inputs import read_prediction_file
 from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.intervals import Estimate
@@ -207,8 +207,8 @@ def _figures(
         right = np.stack([theirs.right for _, theirs in of_seeds]).astype(np.float64)
         series[size] = Series(right - own, size, tuple(seed for seed, _ in of_seeds))
         pairs[size] = mcnemar(right > 0, np.broadcast_to(own > 0, right.shape))
-    alone = {external.name: Series(own[None], 1, (0,))}
-    accuracy, gaps = draw_groups([(alone, "share"), (series, "difference")], groups)
+    accuracy = draw({external.name: Series(own[None], 1, (0,))}, groups, "share")
+    gaps = draw(series, groups, "difference")
     p_values = [gaps[size].p_value() for size in series]
     exact = [pairs[size].p_value for size in series]
     tests = {

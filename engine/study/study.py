@@ -55,7 +55,7 @@ def run_study(
     keep_runs: bool = False,
     progress: bool = True,
     run_trial: RunTrial = run_trial,
-    measure: Callable = measure_cost,
+    measure: Callable | None = None,
 ) -> list[TrialResult]:
     """Runs what is missing of a study and returns the results of all its trials.
 
@@ -69,7 +69,7 @@ def run_study(
         out: the study's directory, new or of the same study.
         jobs: trials run at a time, each in a process of its own if there are several.
         keep_runs: keep the trials' run directories, with the trained models.
-        run_trial, measure: what runs a trial and measures a family's cost.
+        run_trial, measure: what runs a trial and measures a family's cost; None: `measure_cost`.
 
     Raises:
         ConfigError: sizes, seeds or overrides do not fit the data or each other.
@@ -117,7 +117,7 @@ def run_study(
         for family, reading in reads.items():
             shown.note(f"{family} {reading}")
         _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads)
-        _measure(folder / "costs", settings, existing.study, tasks, train, test, measure, shown)
+        _measure(folder / "costs", settings, existing.study, tasks, train, test, measure or measure_cost, shown)
         return _run(tasks, existing.results, trials_folder(folder), jobs, run_trial, shown)
 
 

@@ -78,7 +78,7 @@ class EncodedTexts:
         return Encoded(vectors.astype(np.float32), *spent.tolist())
 
     def _share(self, taken: np.ndarray, rows: np.ndarray) -> float:
-        """Of what the part's rows cost, that of those taken: in proportion to their tokens."""
+        """What those taken make of what the part's rows cost: in proportion to their tokens."""
         lengths = self._store.lengths
         return float(lengths[taken].sum(dtype=np.int64) / max(lengths[rows].sum(dtype=np.int64), 1))
 

@@ -100,7 +100,8 @@ class Encoder:
     @property
     def parameters(self) -> int:
         """Without its head, which is not read."""
-        return sum(parameter.numel() for parameter in self.model.model.base_model.parameters())
+        base: Any = self.model.model.base_model
+        return sum(parameter.numel() for parameter in base.parameters())
 
     @property
     def embedding_parameters(self) -> int:
@@ -108,7 +109,8 @@ class Encoder:
         return weight.numel()
 
     def save(self, folder: Path) -> None:
-        self.model.model.base_model.save_pretrained(folder)
+        base: Any = self.model.model.base_model
+        base.save_pretrained(folder)
 
     def texts(self, store: Store, cache: Path | None, fingerprint: str) -> EncodedTexts:
         """A store's, as it is cut, kept under the folder `cache`. fingerprint: of the encoder."""

@@ -51,7 +51,7 @@ class Logistic:
 
     @classmethod
     def untrained(cls, features: int, labels: np.ndarray, num_labels: int) -> "Logistic":
-        """Of the size that `fit_logistic` makes."""
+        """A model of the size that `fit_logistic` makes."""
         classes = np.unique(labels)
         columns = 1 if len(classes) <= 2 else len(classes)
         return cls(np.zeros((features, columns), np.float32), np.zeros(columns, np.float32), classes, num_labels)

@@ -68,7 +68,7 @@ class Vocabulary:
         return made
 
     def counts(self, values: np.ndarray, bounds: np.ndarray) -> Counts:
-        """Of texts laid end to end, see `Fitted.probabilities`."""
+        """The n-grams of texts laid end to end, see `Fitted.probabilities`."""
         return count_ngrams(values, bounds, self.silent, self.longest)
 
 
