@@ -9,18 +9,19 @@ from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from penstock.engine.data.manifest import digest
+from penstock.engine.data.manifest import MAX_VOCABULARY, Truncation, digest
+from penstock.engine.data.own_code import NONE_IS_RUN, code_of_tokenizer
 from penstock.engine.errors import TokenizerError
 
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-TRUNCATIONS = ("head", "tail", "head+tail")
+TRUNCATIONS = get_args(Truncation)
 
 TEMPLATE_PROBES = ("a", "the cat sat", "1 2 3")
 
@@ -69,8 +70,7 @@ class TextTokenizer:
         if self.room < 1:
             special = len(self.prefix) + len(self.suffix)
             raise TokenizerError(f"max_length {max_length} leaves no room for text beside {special} special tokens")
-        ids = self._backend.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = max(ids, default=-1) + 1
+        self.vocab_size = check_ids(self._backend, tokenizer.name_or_path)
 
     def encode(self, texts: list[Any]) -> Encoded:
         """Token ids of `texts`; the library's threads do the work and the GIL is released meanwhile."""
@@ -142,6 +142,7 @@ def copy_backend(tokenizer: "PreTrainedTokenizerFast") -> "tokenizers.Tokenizer"
     """The Rust tokenizer without truncation and padding; a copy, for calling a tokenizer changes its own."""
     from tokenizers import Tokenizer
 
+    check_ids(tokenizer.backend_tokenizer, tokenizer.name_or_path)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -236,13 +237,15 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     Raises:
         TokenizerError: there is none, or it is not a fast one.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     path = Path(name).expanduser()
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+        tokenizer = load_with_transformers(str(path) if path.is_dir() else name)
+    except TokenizerError:
+        raise
     except Exception as error:  # whatever the library may raise for a name that is none
         if path.exists():
             reason = f"no tokenizer can be loaded from it: {_first_line(error)}"
@@ -255,7 +258,40 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
         raise TokenizerError(f"tokenizer {name}: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TokenizerError(f"tokenizer {name}: has no fast tokenizer (tokenizer.json); penstock needs one")
+    check_ids(tokenizer.backend_tokenizer, name)
     return tokenizer
+
+
+def check_ids(backend: "tokenizers.Tokenizer", name: str) -> int:
+    """The number of ids: one more than the greatest.
+
+    Raises:
+        TokenizerError: they are more than a model can have embeddings of. The library, which goes through all numbers
+            up to the greatest id when it writes a tokenizer down, would take hours.
+    """
+    token, greatest = max(backend.get_vocab(with_added_tokens=True).items(), key=lambda one: one[1], default=("", -1))
+    if greatest >= MAX_VOCABULARY:
+        raise TokenizerError(
+            f"tokenizer {name}: token {token!r} has the id {greatest:,}; ids up to {MAX_VOCABULARY - 1:,} can be used"
+        )
+    return greatest + 1
+
+
+def load_with_transformers(name: str) -> Any:
+    """A tokenizer as the transformers library finds it, with whatever that raises where it finds none.
+
+    Raises:
+        TokenizerError: it brings code of its own.
+    """
+    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    if (code := code_of_tokenizer(get_tokenizer_config(name))) is not None:
+        raise TokenizerError(
+            f"tokenizer {name}: its tokenizer_config.json asks for code of its own ({code}), {NONE_IS_RUN}; use one "
+            "of a class that the transformers library has"
+        )
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
