@@ -11,6 +11,7 @@ import os
 import stat
 import types
 import typing
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -97,6 +98,25 @@ def read_record(kind: type[T], value: Any, where: str = "") -> T:
     return kind(**read)
 
 
+def check_entries(value: Any, kinds: Mapping[str, Any], required: Collection[str] = (), where: str = "") -> None:
+    """As `read_record` checks, of an object that stays one and may have more entries than are known here.
+
+    Args:
+        kinds: the types of entries, where they are there. required: those that have to be.
+
+    Raises:
+        ValueError: an entry is missing or of another type.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'it'} is not an object")
+    prefix = f"{where}." if where else ""
+    if (missing := next((name for name in required if name not in value), None)) is not None:
+        raise ValueError(f"{prefix}{missing} is missing")
+    for name, kind in kinds.items():
+        if name in value:
+            _read(kind, value[name], prefix + name)
+
+
 def check_range(where: str, value: float, minimum: float, maximum: float) -> None:
     """
     Raises:
@@ -123,7 +143,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{where} is {_short(value)}, not a list")
         return [_read(arguments[0], one, f"{where}[{index}]") for index, one in enumerate(value)]
-    if origin is dict:
+    if kind is dict and isinstance(value, dict):
+        return value
+    if origin is dict or kind is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {_short(value)}, not an object")
         key_kind, kind = arguments

@@ -242,8 +242,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     path = Path(name).expanduser()
     try:
         if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        tokenizer = load_with_transformers(str(path) if path.is_dir() else name)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        else:
+            tokenizer = load_with_transformers(str(path) if path.is_dir() else name)
     except TokenizerError:
         raise
     except Exception as error:  # whatever the library may raise for a name that is none

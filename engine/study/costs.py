@@ -1,7 +1,6 @@
 """What a model costs to keep and to ask: parameters, bytes on the disk, latency."""
 
 import dataclasses
-import json
 import platform
 import tempfile
 import time
@@ -14,6 +13,7 @@ import numpy as np
 
 from penstock.engine.errors import RunError
 from penstock.engine.files import write_json
+from penstock.engine.records import read_json, read_record
 from penstock.engine.study.fingerprints import MadeFrom
 
 if TYPE_CHECKING:
@@ -141,11 +141,6 @@ def read_cost(path: Path) -> Cost:
         RunError: the file does not hold a cost.
     """
     try:
-        document = json.loads(path.read_text())
-        for key in ("latency_ms", "runs"):
-            document[key] = {int(batch): value for batch, value in document[key].items()}
-        if document.get("made_from"):
-            document["made_from"] = MadeFrom(**document["made_from"])
-        return Cost(**document)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return read_record(Cost, read_json(path))
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: not a measurement of costs ({error}); remove it to measure again") from None

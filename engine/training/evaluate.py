@@ -27,6 +27,7 @@ def evaluate(
     tokens_per_batch: int = 8192,
     precision: str = "auto",
     world: World | None = None,
+    watch: Callable[[Iterable[Batch], World], Iterable[Batch]] = lambda batches, world: batches,
 ) -> Metrics:
     """The metrics of a model on a store's rows; under several processes each takes its share.
 
@@ -38,9 +39,10 @@ def evaluate(
     Args:
         model: on its device; called with ragged batches of token ids.
         rows: int64, the rows to evaluate; all by default.
+        watch: passes the batches on, and may end the evaluation, see `StopSignal.watch`.
     """
     world = world or _alone(model)
-    batches = store_batches(store, rows, tokens_per_batch, world)
+    batches = watch(store_batches(store, rows, tokens_per_batch, world), world)
     return evaluate_batches(model, batches, store.label_names, precision, world)
 
 
