@@ -26,11 +26,16 @@ _DATA: dict[str, Any] = {
     "multi_label": bool,
     "label_separator": str | None,
     "is_pair": bool,
+    "test": str,
 }
+_ALWAYS = ("store", "tokenizer", "label_names", "max_length", "truncation", "text", "label")
 
 
-def read_record(path: Path | str) -> dict[str, Any]:
+def read_record(path: Path | str, described: bool = False) -> dict[str, Any]:
     """The contents of RUN/run.json.
+
+    Args:
+        described: its data is to be read again, and has to be described in full.
 
     Raises:
         RunError: the path holds no run, or a damaged one.
@@ -45,10 +50,9 @@ def read_record(path: Path | str) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != 1:
         raise RunError(f"{file} was written by another version of penstock")
     try:
-        check_entries(record, _ENTRIES)
-        if "data" in record:
-            check_entries(record["data"], _DATA, ("store", "tokenizer", "label_names", "max_length"), "data")
-            check_range("data.max_length", record["data"]["max_length"], 1, (1 << 31) - 1)
+        check_entries(record, _ENTRIES, ("identity", "data"))
+        check_entries(record["data"], _DATA, _ALWAYS if described else (), "data")
+        check_range("data.max_length", record["data"].get("max_length", 1), 1, (1 << 31) - 1)
     except ValueError as error:
         raise RunError(f"{file}: damaged: {error}") from None
     return record
@@ -69,7 +73,7 @@ def read_trained_record(path: Path | str) -> dict[str, Any]:
     Raises:
         RunError: also if it has none yet.
     """
-    record = read_record(path)
+    record = read_record(path, described=True)
     if not (Path(path) / "best").exists():
         raise RunError(f"{path} has no model yet: train it first")
     return record
