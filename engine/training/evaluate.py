@@ -17,6 +17,7 @@ from penstock.engine.training.metrics import Metrics, confusion_counts
 from penstock.engine.training.multi_label import MultiLabelMetrics, thresholds_of
 from penstock.engine.training.multi_label_evaluation import MultiLabelCounter
 from penstock.engine.training.precision import autocast, resolve_precision
+from penstock.engine.training.step import batch_memory
 
 
 def evaluate(
@@ -131,7 +132,7 @@ def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> 
     try:
         for batch in batches:
             batch = batch.to(device)
-            with autocast(precision, device):
+            with batch_memory(batch, "evaluating"), autocast(precision, device):
                 logits = model(batch.tokens, **batch.types()).logits
             yield batch, logits.float()
     finally:
