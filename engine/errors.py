@@ -53,6 +53,23 @@ class DiskError(PenstockError):
     exit_code = 9
 
 
+class OutOfMemoryError(PenstockError):
+    """The memory does not suffice; the last good checkpoint stands."""
+
+    exit_code = 11
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, numpy's and Arrow's MemoryError, and what torch raises: a type of its own on a GPU, none on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(one in said for one in _NO_MEMORY)
+
+
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+
+
 class NonFiniteError(PenstockError):
     """The loss or the gradients are no longer finite; the last good checkpoint stands."""
 

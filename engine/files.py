@@ -2,6 +2,9 @@
 
 A file is written under a temporary name, flushed to the disk, renamed, and its folder is flushed too; its checksum is
 taken from the bytes as they pass. Nothing here writes through a memory map: on a full disk that kills the process.
+
+Some file systems (networks, object stores, FUSE) lack symbolic links, locks, or a way to force a folder to the disk.
+What is lost without them is said in one line, once a process, and the work goes on.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -22,6 +26,31 @@ from typing import Any
 from penstock.engine.errors import DiskError, PenstockError
 
 TEMPORARY_SUFFIX = ".tmp"
+
+# how systems and drivers say that they cannot do something at all
+_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF})
+_NO_LINKS = _UNSUPPORTED | {errno.EPERM}
+_warned: set[str] = set()
+
+
+def _warn_once(path: Path, what: str, so: str) -> None:
+    if what not in _warned:
+        _warned.add(what)
+        print(f"penstock: note: the file system of {path} {what}: {so}", file=sys.stderr, flush=True)
+
+
+def flush(descriptor: int, path: Path) -> None:
+    """Forces an open file or folder to the disk, where its file system can.
+
+    Raises:
+        OSError: the disk reports an error.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _warn_once(path, "forces nothing to the disk", "a loss of power may undo what was written last")
 
 
 class CommittedFile:
@@ -56,7 +85,7 @@ class CommittedFile:
         """Called by pyarrow at the end of a stream; the file itself is closed by the commit."""
 
     def commit(self) -> None:
-        os.fsync(self._file)
+        flush(self._file, self.path)
         os.close(self._file)
         self.closed = True
         os.replace(self._temporary, self.path)
@@ -116,7 +145,7 @@ def remove_committed(path: Path) -> None:
 def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor, path)
     finally:
         os.close(descriptor)
 
@@ -127,7 +156,7 @@ def sync_tree(path: Path) -> None:
         for name in names:
             descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
             try:
-                os.fsync(descriptor)
+                flush(descriptor, Path(folder, name))
             finally:
                 os.close(descriptor)
         sync_folder(Path(folder))
@@ -161,12 +190,47 @@ def remove_tree(path: Path) -> None:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes `link` a relative symbolic link to `target`, replacing an older one in one instant."""
+    """Makes `link` a relative symbolic link to the folder `target`, replacing an older one in one instant.
+
+    Without symbolic links it becomes a copy of the folder; see `settle_pointer` for what a kill may then leave.
+    """
     temporary = link.with_name(f".{link.name}{TEMPORARY_SUFFIX}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    _remove_any(temporary)
+    try:
+        temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _warn_once(link, "has no symbolic links", "checkpoints are copied, which takes their space once more")
+        temporary.mkdir()
+        for file in sorted(target.iterdir()):
+            link_or_copy(file, temporary / file.name)
+        sync_tree(temporary)
+    copied = temporary.is_dir() and not temporary.is_symlink()
+    if (link.is_dir() and not link.is_symlink()) or (copied and os.path.lexists(link)):
+        _remove_any(_old(link))  # a folder neither replaces nor is replaced
+        os.replace(link, _old(link))
     os.replace(temporary, link)
     sync_folder(link.parent)
+    _remove_any(_old(link))
+
+
+def settle_pointer(link: Path) -> None:
+    """Puts back what a kill in the middle of `point` has left under another name, where folders are copied."""
+    if not link.exists() and _old(link).exists():
+        os.replace(_old(link), link)
+
+
+def _old(link: Path) -> Path:
+    return link.with_name(f".{link.name}.old")
+
+
+def _remove_any(path: Path) -> None:
+    """A file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -200,10 +264,10 @@ class FolderLock:
             self.close()
             raise busy from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF):
+            if error.errno not in _UNSUPPORTED:
                 self.close()
                 raise
-            # a file system without locks: nobody is kept out
+            _warn_once(folder, "has no locks", "nothing keeps a second process out of it: see to that")
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -27,7 +27,7 @@ def accuracy(family: str, size: int) -> float:
 
 def result(family: str, size: int, seed: int, noise: float = 0.005) -> TrialResult:
     random_ = random.Random(f"{family} {size} {seed}")
-    value = accuracy(family, size) + random_.gauss(0, noise)
+    value = min(max(accuracy(family, size) + random_.gauss(0, noise), 0.01), 1.0)
     seconds = size / {"lstm": 900, "lstm-embeddings": 800, "encoder": 40}[family]
     return TrialResult(
         Trial(size, seed, family),

@@ -90,7 +90,7 @@ FAULTS = [
     Fault(
         "a file gets its name before its bytes are on the disk",
         "engine",
-        "os.fsync(self._file)",
+        "flush(self._file, self.path)",
         "pass",
         "test_faults.py",
     ),
@@ -119,8 +119,8 @@ FAULTS = [
     Fault(
         "a run's last line of metrics is lost",
         "engine",
-        "training.log_every_steps == 0 or counters.stopped_by:",
-        "training.log_every_steps == 0:",
+        "training.log_every_steps == 0 or bool(counters.stopped_by)",
+        "training.log_every_steps == 0",
         "test_train.py",
     ),
     Fault(

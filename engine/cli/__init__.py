@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from penstock.engine.cli import bench, compare, data, doctor, inspect, predict, study, train
-from penstock.engine.errors import DiskError, PenstockError
+from penstock.engine.errors import DiskError, OutOfMemoryError, PenstockError, is_out_of_memory
 
 
 class Command(TyperCommand):
@@ -80,6 +80,10 @@ def main() -> None:
             raise
         where = error.filename or "the output"
         fail(DiskError(f"{where}: {error.strerror}; free some space and run the command again"))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(OutOfMemoryError(f"out of memory ({error}); data.tokens_per_batch and model sizes decide what is needed"))
     except KeyboardInterrupt:
         print("penstock: interrupted", file=sys.stderr)
         sys.exit(130)

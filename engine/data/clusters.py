@@ -68,6 +68,8 @@ def read_cluster_file(path: Path, fingerprint: str) -> tuple[str, np.ndarray]:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; remove it, and run again") from None
     if store != fingerprint:
         raise StoreError(f"{path}: of another store than the test data; remove it, and run again")
+    if codes.dtype.kind != "i" or not len(codes) or int(codes.min()) < 0:
+        raise StoreError(f"{path}: damaged: its clusters are no numbers of clusters; remove it, and run again")
     return column, codes
 
 
@@ -86,6 +88,8 @@ def read_clusters(store: Store, column: str) -> np.ndarray:
     there, codes = read_cluster_file(path, store.fingerprint)
     if there != column:
         raise StoreError(f"{path} has the clusters of column {there!r}, not {column!r}")
+    if len(codes) != store.num_examples:
+        raise StoreError(f"{path}: damaged: {len(codes):,} rows, the store has {store.num_examples:,}; remove it")
     return codes
 
 

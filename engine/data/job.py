@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from penstock.engine.data.manifest import (
     LABELS_NAME,
     LABELS_SCHEMA,
     MANIFEST_NAME,
+    MAX_VOCABULARY,
     SECONDS_NAME,
     SECONDS_SCHEMA,
     TOKENIZER_NAME,
@@ -31,7 +33,9 @@ from penstock.engine.data.manifest import (
     Manifest,
     SourceEntry,
     TokenizerEntry,
+    Truncation,
     canonical_json,
+    is_tokenizer_file,
     shard_name,
     shard_schema,
 )
@@ -46,6 +50,7 @@ from penstock.engine.files import (
     temporary_files,
     write_committed,
 )
+from penstock.engine.records import check_range, read_json, read_record
 
 JOB_NAME = "preparing.json"
 
@@ -56,8 +61,8 @@ class Job:
 
     preparation: str
     max_length: int
-    truncation: str
-    dtype: str
+    truncation: Truncation
+    dtype: Literal["uint16", "uint32"]
     vocab_size: int
     label_names: list[str]
     label_counts: list[int]
@@ -87,13 +92,17 @@ class Job:
     def read(cls, folder: Path) -> "Job | None":
         """None when no preparation is under way there."""
         try:
-            content = json.loads((folder / JOB_NAME).read_bytes())
-            content["sources"] = [SourceEntry(**entry) for entry in content["sources"]]
-            content["tokenizer"] = TokenizerEntry(**content["tokenizer"])
-            return cls(**content)
+            job = read_record(cls, read_json(folder / JOB_NAME))
+            check_range("rows_per_shard", job.rows_per_shard, 1, 1 << 40)
+            check_range("max_length", job.max_length, 1, (1 << 31) - 1)
+            check_range("vocab_size", job.vocab_size, 1, MAX_VOCABULARY)
+            check_range("the sources' rows", min((source.rows for source in job.sources), default=-1), 0, 1 << 40)
+            if not all(is_tokenizer_file(name) for name in job.tokenizer.files):
+                raise ValueError("tokenizer.files names what is no file of a tokenizer")
+            return job
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, OSError) as error:
             raise StoreError(f"{folder / JOB_NAME}: damaged: {error}; --overwrite starts from nothing") from None
 
 
@@ -109,10 +118,10 @@ class Receipt:
     @classmethod
     def read(cls, folder: Path, shard: int) -> "Receipt | None":
         try:
-            content = json.loads(_receipt_path(folder, shard).read_bytes())
-            return cls(**{**content, "file": FileEntry(**content["file"])})
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            receipt = read_record(cls, read_json(_receipt_path(folder, shard)))
+        except (OSError, ValueError):
             return None
+        return receipt if receipt.file.name == shard_name(shard) else None
 
 
 @dataclass(frozen=True)

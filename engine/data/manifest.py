@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from penstock.engine.errors import StoreError
+from penstock.engine.records import check_range, read_json, read_record
 
 FORMAT = "penstock-store"
 FORMAT_VERSION = 1
@@ -17,6 +19,12 @@ INDEX_NAME = "index.arrow"
 LABELS_NAME = "labels.arrow"
 SECONDS_NAME = "seconds.arrow"
 TOKENIZER_NAME = "tokenizer"
+MAX_VOCABULARY = 1 << 24  # ids of a tokenizer: tens of times the largest there is, and a table of them still fits
+
+_INT32, _UINT32, _INT64 = (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1
+_OF_A_MODEL = ("config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json")
+
+Truncation = Literal["head", "tail", "head+tail"]
 
 INDEX_SCHEMA = pa.schema([pa.field("length", pa.int32(), False), pa.field("label", pa.int64(), False)])
 _LABEL_LIST = pa.large_list(pa.field("item", pa.int32(), False))
@@ -108,8 +116,8 @@ class Manifest:
 
     preparation: str
     max_length: int
-    truncation: str
-    dtype: str
+    truncation: Truncation
+    dtype: Literal["uint16", "uint32"]
     vocab_size: int
     label_names: list[str]
     label_counts: list[int]
@@ -161,7 +169,7 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
         except FileNotFoundError:
             if not folder.exists():
                 raise StoreError(f"{folder}: no such store") from None
@@ -172,7 +180,7 @@ class Manifest:
                 f"penstock prepare {folder} --out STORE --tokenizer NAME"
             ) from None
         except (ValueError, OSError) as error:
-            raise StoreError(f"{path}: cannot be read: {error}") from None
+            raise StoreError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise StoreError(f"{path}: not the manifest of a store")
         version = content.pop("version", None)
@@ -182,22 +190,87 @@ class Manifest:
             )
         fingerprint = content.pop("fingerprint", None)
         try:
-            content["sources"] = [SourceEntry(**entry) for entry in content["sources"]]
-            content["shards"] = [FileEntry(**entry) for entry in content["shards"]]
-            content["index"] = FileEntry(**content["index"])
-            content["tokenizer"] = TokenizerEntry(**content["tokenizer"])
-            for name in ("multi_label", "label_separator", "label_index", "is_pair", "seconds"):
-                content.setdefault(name, _DEFAULTS[name])
-            for name in ("label_index", "seconds"):
-                if content[name] is not None:
-                    content[name] = FileEntry(**content[name])
-            manifest = cls(**{field.name: content[field.name] for field in fields(cls)})
-            matches = manifest.fingerprint == fingerprint
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path}: damaged: {error}") from None
-        if not matches:
+            manifest = read_record(cls, content)
+            check_manifest(manifest)
+        except ValueError as error:
+            raise StoreError(f"{path}: damaged: {error}; prepare the store again") from None
+        if manifest.fingerprint != fingerprint:
             raise StoreError(f"{path}: damaged: its fingerprint does not fit its content; prepare the store again")
         return manifest
 
 
-_DEFAULTS = {field.name: field.default for field in fields(Manifest)}
+def check_manifest(manifest: Manifest) -> None:
+    """Whatever of a manifest is used as a size, an index or a name of a file is one. Files are named as `prepare` names
+    them, so that none lies outside of the store.
+
+    Raises:
+        ValueError: it says what is wrong.
+    """
+    rows, tokens, labels = manifest.num_examples, manifest.num_tokens, len(manifest.label_names)
+    check_range("max_length", manifest.max_length, 1, _INT32)
+    check_range("vocab_size", manifest.vocab_size, 1, MAX_VOCABULARY)
+    if manifest.vocab_size - 1 > np.iinfo(manifest.dtype).max:
+        raise ValueError(f"vocab_size is {manifest.vocab_size:,}, which dtype {manifest.dtype} cannot hold")
+    if len(set(manifest.label_names)) != labels:
+        raise ValueError("label_names has a label twice")
+    if len(manifest.label_counts) != labels:
+        raise ValueError(f"label_counts counts {len(manifest.label_counts)} labels of {labels}")
+    for index, count in enumerate(manifest.label_counts):
+        check_range(f"label_counts[{index}]", count, 0, rows)
+    for name in ("truncated_texts", "empty_texts"):
+        check_range(name, getattr(manifest, name), 0, rows)
+    for index, source in enumerate(manifest.sources):
+        check_range(f"sources[{index}].rows", source.rows, 0, rows)
+        check_range(f"sources[{index}].bad_rows", source.bad_rows, 0, manifest.bad_rows)
+    _check_files(manifest, rows, tokens)
+    sums = (
+        ("num_examples", rows, sum(shard.rows for shard in manifest.shards), "shards"),
+        ("num_examples", rows, sum(source.rows for source in manifest.sources), "sources"),
+        ("num_tokens", tokens, sum(shard.tokens for shard in manifest.shards), "shards"),
+        ("bad_rows", manifest.bad_rows, sum(source.bad_rows for source in manifest.sources), "sources"),
+    )
+    for name, whole, parts, what in sums:
+        if whole != parts:
+            raise ValueError(f"{name} is {whole:,}, its {what} add up to {parts:,}")
+    if not manifest.multi_label and sum(manifest.label_counts) != rows:
+        raise ValueError(f"label_counts add up to {sum(manifest.label_counts):,} of {rows:,} rows")
+
+
+def _check_files(manifest: Manifest, rows: int, tokens: int) -> None:
+    if manifest.multi_label != (manifest.label_index is not None):
+        raise ValueError("multi_label and label_index do not go together")
+    if manifest.seconds is not None and not manifest.is_pair:
+        raise ValueError("is_pair and seconds do not go together")
+    shards = [(f"shards[{number}]", shard, shard_name(number)) for number, shard in enumerate(manifest.shards)]
+    whole: list[tuple[str, FileEntry | None, str]] = [
+        ("index", manifest.index, INDEX_NAME),
+        ("label_index", manifest.label_index, LABELS_NAME),
+        ("seconds", manifest.seconds, SECONDS_NAME),
+    ]
+    for where, entry, name in [*whole, *shards]:
+        if entry is None:
+            continue
+        if entry.name != name:
+            raise ValueError(f"{where}.name is {entry.name!r}, not {name!r}")
+        check_range(f"{where}.bytes", entry.bytes, 0, _INT64)
+        check_range(f"{where}.crc32", entry.crc32, 0, _UINT32)
+        # of each row and token something stands in the file
+        check_range(f"{where}.rows", entry.rows, 0, entry.bytes)
+        check_range(f"{where}.tokens", entry.tokens, 0, _INT64 if where in ("index", "seconds") else entry.bytes)
+    for where, entry, _ in whole:
+        if entry is not None and entry.rows != rows:
+            raise ValueError(f"{where}.rows is {entry.rows:,}, num_examples {rows:,}")
+    if manifest.index.tokens != tokens:
+        raise ValueError(f"index.tokens is {manifest.index.tokens:,}, num_tokens {tokens:,}")
+    if "tokenizer.json" not in manifest.tokenizer.files:
+        raise ValueError("tokenizer.files names no tokenizer.json")
+    for name, crc32 in manifest.tokenizer.files.items():
+        if not is_tokenizer_file(name):
+            raise ValueError(f"tokenizer.files names {name!r}, which is no file of a tokenizer")
+        check_range(f"tokenizer.files.{name}", crc32, 0, _UINT32)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """A plain name of a tokenizer's file. They are copied beside a model's own, which none may replace."""
+    plain = PurePosixPath(name).name == name and "\\" not in name and not name.startswith(".")
+    return plain and name.endswith((".json", ".txt", ".model", ".jinja")) and name not in _OF_A_MODEL

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock.engine.data.manifest import digest
-from penstock.engine.data.tokenizers import Encoded, TextTokenizer, copy_backend, probe_texts
+from penstock.engine.data.tokenizers import Encoded, TextTokenizer, copy_backend, probe_texts, tokenizer_errors
 from penstock.engine.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class PairTokenizer(TextTokenizer):
             Their ids and, where the tokenizer gives its model token types, in `seconds` for each pair the number of its
             tokens before the first of type 1.
         """
-        encodings = self._pairs.encode_batch_fast(texts, add_special_tokens=True)
+        with tokenizer_errors(self.tokenizer.name_or_path):
+            encodings = self._pairs.encode_batch_fast(texts, add_special_tokens=True)
         lengths = np.fromiter((len(encoding) for encoding in encodings), np.int32, len(encodings))
         total = int(lengths.sum())
         values = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.uint32, total)

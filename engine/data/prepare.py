@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.job import (
@@ -23,7 +23,14 @@ from penstock.engine.data.job import (
     start_job,
     write_tokenizer,
 )
-from penstock.engine.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, TokenizerEntry, digest
+from penstock.engine.data.manifest import (
+    MANIFEST_NAME,
+    TOKENIZER_NAME,
+    Manifest,
+    TokenizerEntry,
+    Truncation,
+    digest,
+)
 from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.parts import make_shards, write_part
 from penstock.engine.data.progress import RowProgress
@@ -284,7 +291,7 @@ class _Settings:
             self.spec = parse_train_spec(tokenizer)
             if self.spec is None and (reason := why_missing(tokenizer)):
                 raise TokenizerError(f"tokenizer {tokenizer}: {reason}")
-            self.truncation = truncation or ""  # left out: the tokenizer's own, once that is loaded
+            self.truncation = cast(Truncation, truncation or "")  # left out: the tokenizer's own, once that is loaded
         if self.truncation and self.truncation not in TRUNCATIONS:
             raise TokenizerError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
         if max_length is not None and not 1 <= max_length <= 1 << 24:

@@ -1,9 +1,10 @@
 """Prepared data on the disk: a folder of Arrow shards of token ids, an index of lengths and labels, a manifest."""
 
 import os
-import zlib
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from penstock._native import Shards
 from penstock.engine.data.cut import Cut
-from penstock.engine.data.label_lists import multi_hot
+from penstock.engine.data.label_lists import NO_LABEL, multi_hot
 from penstock.engine.data.manifest import (
     INDEX_SCHEMA,
     LABELS_NAME,
@@ -48,7 +49,8 @@ class Store:
     """A prepared data set, open for reading. Rows are numbered from 0 in the order of the sources.
 
     Opening takes no time or memory that grows with the rows: sizes, Arrow's marks at both ends of each file, types and
-    counts are checked, contents are not (see `verify`).
+    counts are checked. Lengths and labels, which index other things, are checked when they are first asked for; the
+    rest of the contents is not (see `verify`).
 
     Example:
         >>> from penstock.engine import Store
@@ -75,28 +77,22 @@ class Store:
 
     path: Path
     manifest: Manifest
-    lengths: np.ndarray
-    stored_lengths: np.ndarray
     max_length: int
     truncation: str
     cut: Cut | None
     num_tokens: int
-    labels: np.ndarray
-    label_offsets: np.ndarray
-    label_ids: np.ndarray
-    seconds: np.ndarray | None
     shards: Shards
 
     def __init__(self, path: Path, manifest: Manifest, reader: Reader) -> None:
         self.path = path
         self.manifest = manifest
         self.reader = reader
-        self.stored_lengths, self.labels = self._open_index()
-        self.lengths, self.num_tokens = self.stored_lengths, manifest.num_tokens
+        self._lengths, self._labels = self._open_index()
         self.max_length, self.truncation, self.cut = manifest.max_length, manifest.truncation, None
+        self.num_tokens = manifest.num_tokens
         self._cuts: dict[tuple[int, str], Cut] = {}  # those asked for: the tokenizer takes a while to load
-        self.label_offsets, self.label_ids = self._open_label_index()
-        self.seconds = self._open_seconds()
+        self._label_offsets, self._label_ids = self._open_label_index()
+        self._seconds = self._open_seconds()
         self.shards = self._open_shards()
 
     @classmethod
@@ -115,6 +111,60 @@ class Store:
             raise ValueError(f"reader must be one of {', '.join(READERS)}, got {reader!r}")
         folder = Path(path)
         return cls(folder, Manifest.read(folder), reader)
+
+    @cached_property
+    def stored_lengths(self) -> np.ndarray:
+        """
+        Raises:
+            StoreError: on the first use, a row's length is not one.
+        """
+        lengths, manifest = self._lengths, self.manifest
+        self._check_index(lengths, 0, manifest.max_length, "tokens, of {} at most")
+        if int(lengths.sum(dtype=np.int64)) != manifest.num_tokens:
+            raise StoreError(
+                f"{self._index_path}: damaged: its lengths do not add up to {manifest.num_tokens:,} tokens"
+            )
+        return lengths
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Raises StoreError as `stored_lengths`."""
+        return self.stored_lengths  # unless `cut_to` said otherwise
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """
+        Raises:
+            StoreError: on the first use, a label is none of the store's.
+        """
+        least = NO_LABEL if self.multi_label else 0
+        self._check_index(self._labels, least, self.num_labels - 1, "as its label, and the labels end at {}")
+        return self._labels
+
+    @cached_property
+    def label_offsets(self) -> np.ndarray:
+        """
+        Raises:
+            StoreError: on the first use, the lists of labels are none, or a label is none of the store's.
+        """
+        if self.manifest.label_index is not None:
+            check_label_lists(self.path / LABELS_NAME, self._label_offsets, self._label_ids, self.manifest)
+        return self._label_offsets
+
+    @property
+    def label_ids(self) -> np.ndarray:
+        _ = self.label_offsets  # they are checked together
+        return self._label_ids
+
+    @cached_property
+    def seconds(self) -> np.ndarray | None:
+        """
+        Raises:
+            StoreError: on the first use, a second text begins outside of its row.
+        """
+        if self._seconds is not None and not ((self._seconds >= 0) & (self._seconds <= self.stored_lengths)).all():
+            raise StoreError(f"{self.path / SECONDS_NAME}: damaged: a second text begins outside of its row")
+        return self._seconds
 
     @property
     def num_examples(self) -> int:
@@ -219,10 +269,20 @@ class Store:
         return self._cuts[max_length, truncation]
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer that made the tokens."""
-        from penstock.engine.data.tokenizers import load_saved_tokenizer
+        """The tokenizer that made the tokens.
 
-        return load_saved_tokenizer(self.path / TOKENIZER_NAME)
+        Raises:
+            StoreError: its files are not those that the manifest names.
+        """
+        from penstock.engine.data.tokenizers import check_ids, load_saved_tokenizer
+        from penstock.engine.data.verify import verify_tokenizer
+
+        list(verify_tokenizer(self.path, self.manifest))
+        tokenizer = load_saved_tokenizer(self.path / TOKENIZER_NAME)
+        ids = check_ids(tokenizer.backend_tokenizer, str(self.path / TOKENIZER_NAME))
+        if ids != self.vocab_size:
+            raise StoreError(f"{self.path}: damaged: its tokenizer has {ids:,} ids, its tokens {self.vocab_size:,}")
+        return tokenizer
 
     def tokens(self, row: int) -> np.ndarray:
         """int32, (lengths[row],): the token ids of one row. For looking at data; batches come from a Loader."""
@@ -263,35 +323,9 @@ class Store:
         Raises:
             StoreError: names the first file that is damaged.
         """
-        manifest = self.manifest
-        for name, crc32 in manifest.tokenizer.files.items():
-            path = self.path / TOKENIZER_NAME / name
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
-            if zlib.crc32(content) != crc32:
-                raise StoreError(f"{path}: damaged: its checksum is not the manifest's; prepare the store again")
-            yield f"{TOKENIZER_NAME}/{name}"
-        self._check_crc32(manifest.index)
-        yield manifest.index.name
-        if manifest.label_index is not None:
-            self._check_crc32(manifest.label_index)
-            if deep:
-                _check_label_lists(self)
-            yield manifest.label_index.name
-        if manifest.seconds is not None:
-            self._check_crc32(manifest.seconds)
-            yield manifest.seconds.name
-        begin = 0
-        for number, entry in enumerate(manifest.shards):
-            self._check_crc32(entry)
-            if deep:
-                _check_rows(self, number, begin)
-            begin += entry.rows
-            yield entry.name
-        if deep:
-            _check_tokenizer(self)
+        from penstock.engine.data.verify import verify
+
+        return verify(self, deep)
 
     def map_shard(self, number: int) -> ShardBuffers:
         """Maps one shard, its sizes and types checked."""
@@ -316,26 +350,24 @@ class Store:
             batch,
         )
 
-    def _check_crc32(self, entry: FileEntry) -> None:
+    def _check_index(self, values: np.ndarray, least: int, most: int, what: str) -> None:
         """
         Raises:
-            StoreError: the file's bytes are not those that were written.
+            StoreError: a row's value lies outside; the first one is named.
         """
-        path = self.path / entry.name
-        crc32 = 0
-        try:
-            with open(path, "rb") as file:
-                while chunk := file.read(1 << 22):
-                    crc32 = zlib.crc32(chunk, crc32)
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
-        if crc32 != entry.crc32:
-            raise StoreError(f"{path}: damaged: its checksum is not the manifest's; prepare the store again")
+        if len(values) and not least <= int(values.min()) <= int(values.max()) <= most:
+            row = int(np.flatnonzero((values < least) | (values > most))[0])
+            raise StoreError(
+                f"{self._index_path}: damaged: row {row:,} has {int(values[row])} {what.format(most)}; "
+                "prepare the store again"
+            )
+
+    @property
+    def _index_path(self) -> Path:
+        return self.path / self.manifest.index.name
 
     def _open_index(self) -> tuple[np.ndarray, np.ndarray]:
         entry, rows = self.manifest.index, self.num_examples
-        if sum(shard.rows for shard in self.manifest.shards) != rows or entry.rows != rows:
-            raise StoreError(f"{self.path}: damaged: the manifest's rows do not add up")
         _, batch = self._map(entry, INDEX_SCHEMA)
         # Not np.asarray, by which pyarrow would load pandas: half a second, thirty megabytes.
         buffers = batch.column(0).buffers()[1], batch.column(1).buffers()[1]
@@ -346,12 +378,8 @@ class Store:
 
     def _open_label_index(self) -> tuple[np.ndarray, np.ndarray]:
         entry = self.manifest.label_index
-        if entry is None or not self.multi_label:
-            if self.multi_label or entry is not None:
-                raise StoreError(f"{self.path}: damaged: the manifest names no lists of labels; prepare again")
+        if entry is None:
             return np.empty(0, np.int64), np.empty(0, np.int32)
-        if entry.rows != self.num_examples:
-            raise StoreError(f"{self.path}: damaged: the manifest's rows do not add up")
         _, batch = self._map(entry, LABELS_SCHEMA)
         column = batch.column(0)
         _, offsets, _, ids = column.buffers()
@@ -390,7 +418,10 @@ class Store:
         """The whole file and its one record batch, mapped."""
         path = self.path / entry.name
         try:
-            size = os.stat(path).st_size
+            state = os.stat(path)
+            size = state.st_size
+            if not stat.S_ISREG(state.st_mode):
+                raise StoreError(f"{path}: damaged: not a file")
             if size != entry.bytes:
                 raise StoreError(f"{path}: damaged: {size} bytes where the manifest says {entry.bytes}")
             source = pa.memory_map(str(path))
@@ -407,6 +438,8 @@ class Store:
             raise StoreError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
         if batch.num_rows != entry.rows:
             raise StoreError(f"{path}: damaged: {batch.num_rows} rows where the manifest says {entry.rows}")
+        if batch.num_columns != len(schema) or not _inside(batch, file):
+            raise StoreError(f"{path}: damaged: its columns do not lie in it as they are used")
         return file, batch
 
 
@@ -414,53 +447,22 @@ def _reopen(path: Path, reader: Reader, max_length: int, truncation: str) -> Sto
     return Store.open(path, reader).cut_to(max_length, truncation)
 
 
-def _check_rows(store: Store, number: int, begin: int) -> None:
-    """Rows of one shard against the index and the vocabulary."""
-    entry = store.manifest.shards[number]
-    path = store.path / entry.name
-    shard = store.map_shard(number)
-    rows = slice(begin, begin + entry.rows)
-    if shard.offsets[0] != 0 or not np.array_equal(np.diff(shard.offsets), store.stored_lengths[rows]):
-        raise StoreError(f"{path}: damaged: its rows' lengths are not the index's")
-    if not np.array_equal(np.asarray(shard.batch["label"]), store.labels[rows]):
-        raise StoreError(f"{path}: damaged: its labels are not the index's")
-    if store.multi_label:
-        offsets = store.label_offsets[begin : begin + entry.rows + 1]
-        lists = shard.batch["labels"]
-        same_sizes = np.array_equal(np.asarray(lists.offsets), offsets - offsets[0])
-        if not same_sizes or not np.array_equal(np.asarray(lists.values), store.label_ids[offsets[0] : offsets[-1]]):
-            raise StoreError(f"{path}: damaged: its lists of labels are not those of {LABELS_NAME}")
-    if store.seconds is not None and not np.array_equal(np.asarray(shard.batch["second"]), store.seconds[rows]):
-        raise StoreError(f"{path}: damaged: its second texts do not begin where {SECONDS_NAME} says")
-    if len(shard.values) and int(shard.values.max()) >= store.vocab_size:
-        raise StoreError(f"{path}: damaged: a token outside the vocabulary of {store.vocab_size}")
+def _inside(batch: pa.RecordBatch, file: pa.Buffer) -> bool:
+    """Whether all buffers are parts of the mapped file: compressed ones would have been unpacked elsewhere."""
+    ends = file.address, file.address + file.size
+    buffers = [buffer for column in batch.columns for buffer in column.buffers() if buffer is not None and buffer.size]
+    return all(ends[0] <= buffer.address and buffer.address + buffer.size <= ends[1] for buffer in buffers)
 
 
-def _check_label_lists(store: Store) -> None:
-    """Lists of labels that are lists, of labels that there are, none twice; and what stands for each row."""
-    assert store.manifest.label_index is not None
-    path = store.path / store.manifest.label_index.name
-    offsets, ids = store.label_offsets, store.label_ids
+def check_label_lists(path: Path, offsets: np.ndarray, ids: np.ndarray, manifest: Manifest) -> None:
+    """
+    Raises:
+        StoreError: lists of labels that are none, or of labels that there are not.
+    """
     sizes = np.diff(offsets)
     if len(sizes) and int(sizes.min()) < 0:
         raise StoreError(f"{path}: damaged: a list of labels ends before it begins")
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < store.num_labels:
-        raise StoreError(f"{path}: damaged: a label outside the {store.num_labels} there are")
-    first = np.zeros(len(ids) + 1, bool)
-    first[offsets[:-1]] = True
-    if len(ids) > 1 and not (first[1:-1] | (np.diff(ids) > 0)).all():
-        raise StoreError(f"{path}: damaged: a row's labels are not in order")
-    if np.bincount(ids, minlength=store.num_labels).tolist() != store.manifest.label_counts:
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(manifest.label_names):
+        raise StoreError(f"{path}: damaged: a label outside the {len(manifest.label_names)} there are")
+    if np.bincount(ids, minlength=len(manifest.label_names)).tolist() != manifest.label_counts:
         raise StoreError(f"{path}: damaged: its labels are not as many as the manifest says")
-
-
-def _check_tokenizer(store: Store) -> None:
-    from penstock.engine.data.pair_tokenizing import text_tokenizer
-
-    manifest = store.manifest
-    tokenizer = text_tokenizer(store.tokenizer(), manifest.max_length, manifest.truncation, manifest.is_pair)
-    if tokenizer.probes() != store.manifest.tokenizer.probes:
-        raise StoreError(
-            f"{store.path}: the installed tokenizers library gives other tokens than the one that prepared the store; "
-            "prepare it again, or install that version"
-        )

@@ -4,23 +4,26 @@ import json
 import os
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from penstock.engine.data.manifest import digest
-from penstock.engine.errors import TokenizerError
+from penstock.engine.data.manifest import MAX_VOCABULARY, Truncation, digest
+from penstock.engine.data.own_code import NONE_IS_RUN, code_of_tokenizer
+from penstock.engine.errors import PenstockError, TokenizerError
 
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-TRUNCATIONS = ("head", "tail", "head+tail")
+TRUNCATIONS = get_args(Truncation)
 
 TEMPLATE_PROBES = ("a", "the cat sat", "1 2 3")
 
@@ -69,8 +72,9 @@ class TextTokenizer:
         if self.room < 1:
             special = len(self.prefix) + len(self.suffix)
             raise TokenizerError(f"max_length {max_length} leaves no room for text beside {special} special tokens")
-        ids = self._backend.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = max(ids, default=-1) + 1
+        self.vocab_size = check_ids(self._backend, tokenizer.name_or_path)
+        if max([*self.prefix, *self.suffix], default=-1) >= self.vocab_size:
+            raise TokenizerError(f"{tokenizer.name_or_path}: its special tokens are not in its vocabulary")
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -80,7 +84,8 @@ class TextTokenizer:
 
     def encode(self, texts: list[Any]) -> Encoded:
         """Token ids of `texts`; the library's threads do the work and the GIL is released meanwhile."""
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        with tokenizer_errors(self.tokenizer.name_or_path):
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
         flat = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.uint32, int(lengths.sum()))
         kept = np.minimum(lengths, self.room)
@@ -130,8 +135,9 @@ class TextTokenizer:
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         found: tuple[list[int], list[int]] | None = None
         for text in TEMPLATE_PROBES:
-            bare = self._backend.encode(text, add_special_tokens=False).ids
-            whole = self._backend.encode(text, add_special_tokens=True).ids
+            with tokenizer_errors(self.tokenizer.name_or_path):
+                bare = self._backend.encode(text, add_special_tokens=False).ids
+                whole = self._backend.encode(text, add_special_tokens=True).ids
             place = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None)
             if place is None or not bare:
                 raise TokenizerError(f"{self.tokenizer.name_or_path}: its special tokens do not stand around the text")
@@ -143,11 +149,30 @@ class TextTokenizer:
         return found
 
 
+@contextmanager
+def tokenizer_errors(name: str) -> Iterator[None]:
+    """Turns what the library raises over a tokenizer that contradicts itself into a TokenizerError."""
+    try:
+        yield
+    except BaseException as error:
+        if not _of_library(error) or isinstance(error, PenstockError | OSError):
+            raise
+        raise TokenizerError(f"tokenizer {name}: cannot be used: {_first_line(error)}") from error
+
+
+def _of_library(error: BaseException) -> bool:
+    """Rust's panics are not among Python's Exceptions; memory that runs out is nobody's mistake."""
+    is_error = isinstance(error, Exception) and not isinstance(error, MemoryError)
+    return is_error or type(error).__name__ == "PanicException"
+
+
 def copy_backend(tokenizer: "PreTrainedTokenizerFast") -> "tokenizers.Tokenizer":
     """The Rust tokenizer without truncation and padding; a copy, for calling a tokenizer changes its own."""
     from tokenizers import Tokenizer
 
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    check_ids(tokenizer.backend_tokenizer, tokenizer.name_or_path)
+    with tokenizer_errors(tokenizer.name_or_path):
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
     # Not in the Rust tokenizer's file: transformers sets it at every call.
@@ -241,14 +266,19 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     Raises:
         TokenizerError: there is none, or it is not a fast one.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     path = Path(name).expanduser()
     try:
         if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
-    except Exception as error:  # whatever the library may raise for a name that is none
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        else:
+            tokenizer = load_with_transformers(str(path) if path.is_dir() else name)
+    except TokenizerError:
+        raise
+    except BaseException as error:  # whatever the library may raise for a name that is none
+        if not _of_library(error):
+            raise
         if path.exists():
             reason = f"no tokenizer can be loaded from it: {_first_line(error)}"
         elif name.startswith(("/", ".", "~")):
@@ -260,7 +290,40 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
         raise TokenizerError(f"tokenizer {name}: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TokenizerError(f"tokenizer {name}: has no fast tokenizer (tokenizer.json); penstock needs one")
+    check_ids(tokenizer.backend_tokenizer, name)
     return tokenizer
+
+
+def check_ids(backend: "tokenizers.Tokenizer", name: str) -> int:
+    """The number of ids: one more than the greatest.
+
+    Raises:
+        TokenizerError: they are more than a model can have embeddings of. The library, which goes through all numbers
+            up to the greatest id when it writes a tokenizer down, would take hours.
+    """
+    token, greatest = max(backend.get_vocab(with_added_tokens=True).items(), key=lambda one: one[1], default=("", -1))
+    if greatest >= MAX_VOCABULARY:
+        raise TokenizerError(
+            f"tokenizer {name}: token {token!r} has the id {greatest:,}; ids up to {MAX_VOCABULARY - 1:,} can be used"
+        )
+    return greatest + 1
+
+
+def load_with_transformers(name: str) -> Any:
+    """A tokenizer as the transformers library finds it, with whatever that raises where it finds none.
+
+    Raises:
+        TokenizerError: it brings code of its own.
+    """
+    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    if (code := code_of_tokenizer(get_tokenizer_config(name))) is not None:
+        raise TokenizerError(
+            f"tokenizer {name}: its tokenizer_config.json asks for code of its own ({code}), {NONE_IS_RUN}; use one "
+            "of a class that the transformers library has"
+        )
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
@@ -272,7 +335,7 @@ def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int, truncation: str) -> dict[str, bytes]:
     """The files of a tokenizer as transformers saves them, by name; where texts are cut is the store's."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tokenizer_errors(tokenizer.name_or_path):
         tokenizer.model_max_length = max_length
         side = "left" if truncation == "tail" else "right"
         if tokenizer.truncation_side != side or "truncation_side" in tokenizer.init_kwargs:

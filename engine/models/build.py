@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 
+from penstock.engine.data.tokenizers import load_with_transformers
 from penstock.engine.errors import ModelError
 from penstock.engine.models.architectures import architecture_of
 from penstock.engine.models.bag import BagClassifier
@@ -81,10 +82,10 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | 
     config = load_config(folder)
     if isinstance(config, LSTMClassifierConfig):
         with quiet(), as_model_error(folder):
-            return LSTMClassifier.from_pretrained(folder, dtype=torch.float32)
+            return LSTMClassifier.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     if isinstance(config, BagClassifierConfig):
         with quiet(), as_model_error(folder):
-            return BagClassifier.from_pretrained(folder, dtype=torch.float32)
+            return BagClassifier.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     return EncoderClassifier.from_pretrained(folder)
 
 
@@ -177,8 +178,9 @@ def _build_bag(
 
 
 def _token_embeddings(name: str) -> torch.Tensor:
+    config = load_config(name)
     with quiet(), as_model_error(name):
-        encoder = AutoModel.from_pretrained(name, dtype=torch.float32)
+        encoder = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, trust_remote_code=False)
     return encoder.get_input_embeddings().weight.detach()
 
 
@@ -214,7 +216,7 @@ def _check_tokenizer(encoder: str, vocab_size: int, tokenizer: PreTrainedTokeniz
     rows = load_config(encoder).vocab_size
     remedy = f"prepare it with --tokenizer {encoder}"
     try:
-        own = None if tokenizer is None else AutoTokenizer.from_pretrained(encoder)
+        own = None if tokenizer is None else load_with_transformers(encoder)
     except (OSError, ValueError):
         own = None  # a checkpoint without a tokenizer: the number of ids is all there is to compare
     if vocab_size > rows:

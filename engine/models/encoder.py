@@ -85,7 +85,12 @@ class EncoderClassifier(nn.Module):
             setattr(loaded, key, value)
         with quiet(), as_model_error(name):
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, config=loaded, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+                name,
+                config=loaded,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
         head = (model.base_model_prefix + ".pooler.",)
         lacking = [

@@ -1,4 +1,4 @@
-"""Loading from the transformers library: quietly, and with errors of one line."""
+"""Loading from the transformers library: quietly, with errors of one line, and without code that a model brings."""
 
 import contextlib
 import os
@@ -7,28 +7,41 @@ from collections.abc import Iterator
 import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
-from penstock.engine.errors import ModelError
+from penstock.engine.data.own_code import NONE_IS_RUN, code_of_model
+from penstock.engine.errors import ModelError, PenstockError
 
 
 def load_config(name: str | os.PathLike) -> PreTrainedConfig:
-    """The configuration of a model by name or path; ModelError if there is none."""
+    """The configuration of a model by name or path. Every model is loaded through here.
+
+    Raises:
+        ModelError: there is none, or the model brings code of its own.
+    """
     with as_model_error(name):
-        return AutoConfig.from_pretrained(name)
+        content, _ = PreTrainedConfig.get_config_dict(name)
+        if (code := code_of_model(content)) is not None:
+            raise ModelError(
+                f"cannot load model {str(name)!r}: its config.json asks for code of its own ({code}), {NONE_IS_RUN}; "
+                "use one of an architecture that the transformers library has"
+            )
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 @contextlib.contextmanager
 def as_model_error(name: str | os.PathLike) -> Iterator[None]:
-    """Turns what transformers raises when it finds nothing to load into one line."""
+    """Turns what transformers raises into one line: where it finds nothing to load, or something that is no model."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (PenstockError, MemoryError):
+        raise
+    except Exception as error:  # of any type, where a configuration holds values of other types
         if os.path.isdir(name):
             where = "its folder is incomplete or damaged"
         elif str(name).startswith(("/", ".", "~")):
             raise ModelError(f"cannot load model {str(name)!r}: there is no such folder") from error
         else:
             where = "there is no such folder, and the hub does not have it or is out of reach"
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise ModelError(f"cannot load model {str(name)!r}: {where} ({reason})") from error
 
 

@@ -1,6 +1,7 @@
 """What can be found wrong with a study before its data is read: settings, paths, columns. Needs neither torch nor
 transformers, which take seconds to import."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from penstock.engine.data.clusters import read_clusters
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.manifest import MANIFEST_NAME
+from penstock.engine.data.own_code import NONE_IS_RUN, code_of_model
 from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TRUNCATIONS
@@ -76,8 +78,15 @@ def check_encoder(name: str) -> None:
         ModelError: there is no such folder, or it holds no model, or the hub cannot have such a name.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"encoder {name}: the folder holds no config.json, so no model")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"encoder {name}: the folder holds no config.json, so no model")
+        try:
+            code = code_of_model(json.loads((folder / "config.json").read_bytes()))
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise ModelError(f"encoder {name}: its config.json cannot be read: {error}") from None
+        if code is not None:
+            raise ModelError(f"encoder {name}: its config.json asks for code of its own ({code}), {NONE_IS_RUN}")
     if reason := why_missing(name):
         raise ModelError(f"encoder {name}: {reason}")
 

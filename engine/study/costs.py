@@ -1,18 +1,16 @@
 """What a model costs to keep and to ask: parameters, bytes on the disk and in memory, latency, texts a second."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.engine.errors import RunError
 from penstock.engine.files import write_json
 from penstock.engine.machine import is_busy
+from penstock.engine.records import read_json, read_record
 from penstock.engine.study.fingerprints import MadeFrom
 
 BATCH_SIZES = (1, 32)
-_BY_BATCH = ("latency_ms", "latency_p95_ms", "latency_p99_ms", "runs")
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,6 @@ def read_cost(path: Path) -> Cost:
         RunError: the file does not hold a cost.
     """
     try:
-        return cost_of(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return read_record(Cost, read_json(path))
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: not a measurement of costs ({error}); remove it to measure again") from None
-
-
-def cost_of(document: Mapping) -> Cost:
-    """A cost as JSON gives it back. Raises ValueError, TypeError, KeyError or AttributeError: it is none."""
-    read = dict(document)
-    for key in _BY_BATCH:
-        if key in read or key in ("latency_ms", "runs"):
-            read[key] = {int(batch): value for batch, value in read[key].items()}
-    if read.get("made_from"):
-        read["made_from"] = MadeFrom(**read["made_from"])
-    return Cost(**read)

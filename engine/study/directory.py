@@ -1,16 +1,33 @@
 """The directory of a study: whose it is, and the lock on it."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.data.overlap import Overlap
 from penstock.engine.errors import RunError
-from penstock.engine.files import FolderLock, disk_errors, write_json
+from penstock.engine.files import FolderLock, disk_errors, temporary_files, write_json
+from penstock.engine.records import check_entries, read_json
 from penstock.engine.training.run_record import in_use
 
 STUDY_NAME = "study.json"
 _OLD_TRIALS = "cells"  # what an earlier penstock called them
+
+
+_ENTRIES: dict[str, Any] = {
+    "identity": dict,
+    "families": list[str],
+    "trials": list[str],
+    _OLD_TRIALS: list[str],
+    "labels": list[str],
+    "train": dict[str, int | str],
+    "test": dict[str, int | str],
+    "max_length": int,
+    "cluster": str | None,
+    "encoders": dict[str, str],
+    "overlap": Overlap,
+    "machine": dict,
+}
 
 
 def read_study(folder: Path | str) -> dict[str, Any]:
@@ -21,13 +38,17 @@ def read_study(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(folder) / STUDY_NAME
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
     except FileNotFoundError:
         raise RunError(f"{folder} holds no study: there is no {STUDY_NAME}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict) or document.get("format") != 1:
         raise RunError(f"{path} was written by another version of penstock")
+    try:
+        check_entries(document, _ENTRIES, ("identity",))
+    except ValueError as error:
+        raise RunError(f"{path}: damaged: {error}") from None
     return document
 
 
@@ -63,8 +84,11 @@ def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
                     )
         else:
             write_study(folder, {"identity": identity})
-        for path in (folder / "data", folder / "costs", trials_folder(folder), folder / "runs"):
+        folders = [folder / "data", folder / "costs", trials_folder(folder), folder / "runs"]
+        for path in folders:
             path.mkdir(exist_ok=True)  # whoever removes one has it made again
+        for path in (left for one in (folder, *folders) for left in temporary_files(one)):
+            path.unlink(missing_ok=True)  # what a killed study was writing
     except BaseException:
         lock.close()
         raise

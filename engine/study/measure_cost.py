@@ -23,7 +23,8 @@ import numpy as np
 
 from penstock.engine.errors import RunError
 from penstock.engine.machine import Others, processor
-from penstock.engine.study.costs import BATCH_SIZES, Cost, cost_of
+from penstock.engine.records import parse_json, read_record
+from penstock.engine.study.costs import BATCH_SIZES, Cost
 from penstock.engine.study.subsets import subset
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def measure_cost(
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         how = f"it was killed by signal {-done.returncode}" if done.returncode < 0 else lines[-1] if lines else "?"
         raise RunError(f"the costs of {family} cannot be measured: {how}")
-    return cost_of(json.loads(done.stdout.decode().strip().splitlines()[-1]))
+    return read_record(Cost, parse_json(done.stdout.decode().strip().splitlines()[-1]))
 
 
 def subject_of(settings: "Settings | BaselineSettings", train: "Store") -> Subject:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from penstock.engine.data.clusters import read_cluster_file
-from penstock.engine.errors import RunError
+from penstock.engine.errors import RunError, StoreError
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import Discordant, holm, mcnemar
 from penstock.engine.statistics.resample import Drawn, Series, draw_groups
@@ -83,6 +83,10 @@ class Paired:
         column, groups = None, Clusters.single(len(kept.first.rows))
         if clusters is not None:
             column, codes = read_cluster_file(clusters, kept.first.test)
+            if len(codes) != kept.first.test_rows:
+                raise StoreError(
+                    f"{clusters}: damaged: {len(codes):,} rows, the test data has {kept.first.test_rows:,}"
+                )
             groups = Clusters.of(codes[kept.first.rows])
         whole = {key: own for key, own in seeds.items() if kept.has(key, own)}
         both = {key: own for key, own in shared.items() if own and kept.has(key, own)}

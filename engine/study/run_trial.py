@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from penstock.engine.errors import NonFiniteError, PenstockError, RunError
+from penstock.engine.errors import NonFiniteError, OutOfMemoryError, PenstockError, RunError
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
 from penstock.engine.study.predictions import PredictionsRecorder
@@ -66,6 +66,8 @@ def run_trial(task: TrialTask) -> TrialResult:
         result = _train_and_evaluate(task)
     except NonFiniteError as error:
         result = TrialResult(task.trial, "diverged", error=_one_line(error))
+    except OutOfMemoryError as error:
+        return TrialResult(task.trial, "failed", error=_one_line(error))
     except PenstockError:
         raise
     except Exception as error:

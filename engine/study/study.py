@@ -25,6 +25,7 @@ from penstock.engine.data.overlap import Overlap, find_overlap
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
+from penstock.engine.data.verify import check_files
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
 from penstock.engine.files import write_committed
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
@@ -93,6 +94,8 @@ def run_study(
         test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
         existing.check_data("test", test)
         _check_alike(train, test)
+        for store in (train, test):
+            check_files(store)
         if settings.cluster is not None:
             _keep_clusters(settings, settings.cluster, cluster_file(folder / "data" / "test"), test)
         if settings.max_test is not None and settings.max_test > test.num_examples:
@@ -342,7 +345,9 @@ def _run(
         finished[result.trial] = result
         progress.finished(result, time.monotonic() - started)
         started = time.monotonic()
-    if tasks and all(finished[task.trial].status == "failed" for task in tasks):
+    if tasks and all(finished[task.trial].status != "done" for task in tasks):
         first = finished[tasks[0].trial]
-        raise RunError(f"every trial failed; the first one, {first.trial.name}: {first.error}")
+        kinds = {finished[task.trial].status for task in tasks}
+        what = kinds.pop() if len(kinds) == 1 else "diverged or failed"
+        raise RunError(f"every trial {what}; the first one, {first.trial.name}: {first.error}")
     return [finished[task.trial] for task in tasks]

@@ -2,7 +2,6 @@
 predictions."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,12 @@ from typing import Any, Literal
 
 from penstock.engine.errors import RunError
 from penstock.engine.files import write_json
+from penstock.engine.records import check_range, read_json, read_record
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom
-from penstock.engine.study.predictions import PredictionsEntry
+from penstock.engine.study.predictions import PredictionsEntry, predictions_path
+
+_MANY = (1 << 63) - 1  # of anything that is counted
 
 
 @dataclass(frozen=True, order=True)
@@ -106,15 +108,46 @@ def read_result(path: Path) -> TrialResult:
         RunError: the file is not a trial's result.
     """
     try:
-        document = json.loads(path.read_text())
-        made_from = MadeFrom(**document["made_from"]) if document.get("made_from") else None
-        predictions = PredictionsEntry(**document["predictions"]) if document.get("predictions") else None
-        trial = document.pop("cell" if "cell" in document else "trial")  # an earlier penstock wrote cells
-        notes = tuple(document.get("notes", ()))
-        read = {"trial": Trial(**trial), "made_from": made_from, "predictions": predictions, "notes": notes}
-        return TrialResult(**{**document, **read})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        document = read_json(path)
+        if isinstance(document, dict) and "cell" in document:  # what an earlier penstock called them
+            document = {**document, "trial": document["cell"]}
+            del document["cell"]
+        result = read_record(TrialResult, document)
+        check_result(result, path.stem)
+        return result
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: not a trial's result ({error}); remove it to run the trial again") from None
+
+
+def check_result(result: TrialResult, name: str) -> None:
+    """What a trial measured can have been measured, by the trial that the file is named after.
+
+    Raises:
+        ValueError: it says what cannot be.
+    """
+    trial = result.trial
+    check_range("trial.size", trial.size, 1, _MANY)
+    check_range("trial.seed", trial.seed, 0, _MANY)
+    if trial.name != name:
+        raise ValueError(f"it is of the trial {trial.name}, the file's name is of {name}")
+    for share in ("accuracy", "macro_f1", "validation_accuracy"):
+        if (value := getattr(result, share)) is not None:
+            check_range(share, value, 0, 1)
+    for amount in ("train_examples", "validation_examples", "test_examples", "steps", "epochs", "train_seconds"):
+        check_range(amount, getattr(result, amount), 0, _MANY)
+    check_range("tokens_per_second", result.tokens_per_second, 0, _MANY)
+    check_range(
+        "train_examples + validation_examples", result.train_examples + result.validation_examples, 0, trial.size
+    )
+    if result.loss is not None:
+        check_range("loss", result.loss, 0, _MANY)
+    if result.status == "done" and None in (result.accuracy, result.macro_f1, result.loss):
+        raise ValueError("it is done and lacks accuracy, macro_f1 or loss")
+    if (entry := result.predictions) is not None:
+        if entry.name != predictions_path(Path(), name).name:
+            raise ValueError(f"predictions.name is {entry.name!r}, not {predictions_path(Path(), name).name!r}")
+        check_range("predictions.bytes", entry.bytes, 0, _MANY)
+        check_range("predictions.crc32", entry.crc32, 0, (1 << 32) - 1)
 
 
 def read_results(folder: Path) -> list[TrialResult]:

@@ -1,13 +1,15 @@
 """Trials one after the other in this process, or several at a time in processes of their own."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import SpawnContext, SpawnProcess
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from penstock.engine.errors import PenstockError, RunError
@@ -18,58 +20,135 @@ RunTrial = Callable[[TrialTask], TrialResult]
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass(frozen=True)
+class Death:
+    """How a worker's process ended while it had a trial."""
+
+    exit_code: int
+
+    def __str__(self) -> str:
+        if self.exit_code >= 0:
+            return f"ended with exit code {self.exit_code}"
+        signum = -self.exit_code
+        name = signal.Signals(signum).name if signum in set(signal.Signals) else f"signal {signum}"
+        return f"was killed by {name}" + (" (out of memory?)" if signum == signal.SIGKILL else "")
+
+
 def run_trials(tasks: Sequence[TrialTask], jobs: int, run_trial: RunTrial) -> Iterator[TrialResult]:
     """Yields results as they come: in the order of the tasks with one job, large trials first with several.
 
+    A trial whose process dies is run again when all others are over, then with the machine to itself: what is missing
+    is mostly memory. Dying there too, it has failed.
+
     Raises:
         PenstockError: of the first trial that cannot be run; the others are checkpointed and stopped.
-        RunError: a process was killed.
+        RunError: a worker was stopped by a signal.
     """
     if jobs == 1:
         yield from map(run_trial, tasks)
         return
     # the largest trial last would leave the other processes idle
     tasks = sorted(tasks, key=lambda task: task.trial.size, reverse=True)
-    children = _Children()
-    executor = ProcessPoolExecutor(
-        max_workers=min(jobs, len(tasks)),
-        mp_context=children,
-        initializer=_prepare_worker,
-        initargs=(max(1, (os.cpu_count() or 1) // jobs),),
-    )
-    previous = signal.signal(signal.SIGTERM, _exit_on_signal)
+    threads = max(1, (os.cpu_count() or 1) // jobs)  # the same in both rounds: a result depends on it
+    died = []
+    for task, outcome in _in_workers(tasks, jobs, threads, run_trial):
+        if isinstance(outcome, Death):
+            died.append((task, outcome))
+        else:
+            yield outcome
+    first = {task.trial: death for task, death in died}
+    for task, outcome in _in_workers([task for task, _ in died], 1, threads, run_trial):
+        if isinstance(outcome, Death):
+            error = f"its process {first[task.trial]}; run again with nothing beside it, it {outcome}"
+            yield TrialResult(task.trial, "failed", error=error)
+        else:
+            yield outcome
+
+
+def _in_workers(
+    tasks: Sequence[TrialTask], jobs: int, threads: int, run_trial: RunTrial
+) -> Iterator[tuple[TrialTask, TrialResult | Death]]:
+    waiting = deque(tasks)
+    workers: list[_Worker] = []
+    previous = {signum: signal.signal(signum, _exit_on_signal) for signum in _stopping_signals()}
     try:
-        futures: dict[Future[TrialResult], TrialTask] = {
-            executor.submit(_in_worker, run_trial, task): task for task in tasks
-        }
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                raise RunError(
-                    f"a process was killed while it ran {futures[future].trial.name} or beside it (out of memory?): "
-                    "the same command resumes; try fewer --jobs"
-                ) from None
+        while waiting or any(worker.task is not None for worker in workers):
+            while waiting and sum(worker.task is not None for worker in workers) < jobs:
+                worker = next((one for one in workers if one.task is None), None)
+                if worker is None:
+                    worker = _Worker(run_trial, threads)
+                    workers.append(worker)
+                worker.give(waiting.popleft())
+            ready = set(wait([worker.connection for worker in workers if worker.task is not None]))
+            for worker in [one for one in workers if one.connection in ready]:
+                task, outcome = worker.take()
+                if isinstance(outcome, Death):
+                    workers.remove(worker)
+                if isinstance(outcome, PenstockError):
+                    raise outcome
+                yield task, outcome
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
         # terminated workers write a checkpoint first
-        for process in children.made:
-            if process.is_alive():
-                process.terminate()
-        executor.shutdown(wait=True, cancel_futures=True)
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join()
 
 
-class _Children(SpawnContext):
-    """Knows the processes that it has made: the caller may have others, which are none of our business."""
+class _Worker:
+    """A process that runs one trial after the other."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[SpawnProcess] = []
+    def __init__(self, run_trial: RunTrial, threads: int) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.task: TrialTask | None = None
+        self.process = context.Process(target=_work, args=(theirs, run_trial, threads))
+        self.process.start()
+        theirs.close()  # so that its end is seen here
 
-    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]
-        process = SpawnProcess(*args, **options)
-        self.made.append(process)
-        return process
+    def give(self, task: TrialTask) -> None:
+        self.task = task
+        with contextlib.suppress(BrokenPipeError):  # it has died, which `take` finds
+            self.connection.send(task)
+
+    def take(self) -> tuple[TrialTask, TrialResult | PenstockError | Death]:
+        """The task that it was given, and what became of it.
+
+        Raises:
+            RunError: it was stopped by a signal.
+        """
+        task, self.task = self.task, None
+        assert task is not None
+        try:
+            return task, self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+        code = self.process.exitcode or 0
+        if code > 128:
+            name = signal.Signals(code - 128).name
+            raise RunError(f"the process of {task.trial.name} was stopped by {name}: the same command resumes")
+        return task, Death(code)
+
+
+def _work(connection: Connection, run_trial: RunTrial, threads: int) -> None:
+    _prepare_worker(threads)
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        outcome: Any
+        try:
+            outcome = run_trial(task)
+        except PenstockError as error:
+            if error.exit_code > 128:
+                os._exit(error.exit_code)
+            # only what a message and an exit code carry survives the way to the parent
+            outcome = error.with_traceback(None)
+            outcome.__cause__ = outcome.__context__ = None
+        connection.send(outcome)
 
 
 def _prepare_worker(threads: int) -> None:
@@ -79,20 +158,16 @@ def _prepare_worker(threads: int) -> None:
 
     torch.set_num_threads(threads)
     keep_freed_memory()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for signum in (*_stopping_signals(), signal.SIGINT):
+        signal.signal(signum, signal.SIG_DFL)
     if sys.platform == "linux":
         # a parent that is killed outright cannot stop its workers
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _in_worker(run_trial: RunTrial, task: TrialTask) -> TrialResult:
-    try:
-        return run_trial(task)
-    except PenstockError as error:
-        # only what a message and an exit code carry survives the way to the parent
-        if error.exit_code > 128:
-            os._exit(error.exit_code)
-        raise error from None
+def _stopping_signals() -> list[signal.Signals]:
+    """But those that this process was told to ignore."""
+    return [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
 
 
 def _exit_on_signal(signum: int, frame: object) -> None:

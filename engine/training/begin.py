@@ -200,7 +200,7 @@ def _encoder_sizes(model: ModelSettings) -> tuple[int, int]:
 
 
 def _check_tokenizer(store: Store, run: str) -> None:
-    data = read_record(run)["data"]
+    data = read_record(run, described=True)["data"]
     if store.manifest.tokenizer.fingerprint != data["tokenizer"]:
         raise StoreError(
             f"{store.path} was prepared with another tokenizer than the data of {run}, whose weights are to be the "

@@ -58,7 +58,7 @@ def read_command(
         return TrainCommand(settings, Store.open(train), Store.open(test) if test is not None else None)
     if not (out / "run.json").exists():
         raise ConfigError(f"there is no run in {out} to resume: give --train STORE for a new one")
-    record = read_record(out)
+    record = read_record(out, described=True)
     store = _stored(out, record["data"]["store"], "training", record["identity"].get("training data"))
     if test is None and record["identity"].get("test data") is not None:
         if "test" not in record["data"]:

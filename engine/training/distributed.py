@@ -14,6 +14,10 @@ from penstock.engine.errors import ConfigError
 T = TypeVar("T")
 
 
+class Stopped(BaseException):
+    """A signal ends what is under way, see `signals`. Not an Exception: no library takes it for an error of its own."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among `size` processes, and its device."""
@@ -48,6 +52,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any(self, vote: bool) -> bool:
+        """Whether any process votes yes."""
+        return vote if self.size == 1 else bool(self.sum(torch.tensor(int(vote), device=self.device)).item())
+
     def on_main(self, action: Callable[[], T]) -> T:
         """Runs `action` on rank 0; every process gets its result, or its exception."""
         if self.size == 1:
@@ -56,10 +64,10 @@ class World:
         if self.is_main:
             try:
                 outcome[0] = action()
-            except Exception as error:
+            except (Exception, Stopped) as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome, src=0)
-        if isinstance(outcome[1], Exception):
+        if isinstance(outcome[1], BaseException):
             raise outcome[1]
         return outcome[0]  # type: ignore[return-value]
 

@@ -17,6 +17,7 @@ from penstock.engine.training.metrics import Metrics, confusion_counts
 from penstock.engine.training.multi_label import MultiLabelMetrics, thresholds_of
 from penstock.engine.training.multi_label_evaluation import MultiLabelCounter
 from penstock.engine.training.precision import autocast, resolve_precision
+from penstock.engine.training.step import batch_memory
 
 
 def evaluate(
@@ -27,6 +28,7 @@ def evaluate(
     tokens_per_batch: int = 8192,
     precision: str = "auto",
     world: World | None = None,
+    watch: Callable[[Iterable[Batch], World], Iterable[Batch]] = lambda batches, world: batches,
 ) -> Metrics:
     """The metrics of a model on a store's rows; under several processes each takes its share.
 
@@ -38,9 +40,10 @@ def evaluate(
     Args:
         model: on its device; called with ragged batches of token ids.
         rows: int64, the rows to evaluate; all by default.
+        watch: passes the batches on, and may end the evaluation, see `StopSignal.watch`.
     """
     world = world or _alone(model)
-    batches = store_batches(store, rows, tokens_per_batch, world)
+    batches = watch(store_batches(store, rows, tokens_per_batch, world), world)
     return evaluate_batches(model, batches, store.label_names, precision, world)
 
 
@@ -129,7 +132,7 @@ def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> 
     try:
         for batch in batches:
             batch = batch.to(device)
-            with autocast(precision, device):
+            with batch_memory(batch, "evaluating"), autocast(precision, device):
                 logits = model(batch.tokens, **batch.types()).logits
             yield batch, logits.float()
     finally:

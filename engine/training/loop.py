@@ -25,7 +25,7 @@ from penstock.engine.models.start import Say, start_model
 from penstock.engine.training.calibrate import Calibration, fit_temperature
 from penstock.engine.training.checkpoint import read_state, write_checkpoint
 from penstock.engine.training.class_weights import resolve_class_weights, resolve_positive_weights
-from penstock.engine.training.distributed import World
+from penstock.engine.training.distributed import Stopped, World
 from penstock.engine.training.evaluate import class_probabilities, evaluate, run, store_batches
 from penstock.engine.training.flops import peak_flops, training_flops_per_token
 from penstock.engine.training.metrics import Metrics
@@ -52,6 +52,8 @@ class Counters:
         best: figures of the best model so far, found at `best_step`; `since_best` evaluations ago.
         stopped_by: why the run is over: "epochs", "max_steps", "patience"; empty while it is not.
         interval_*: of the steps since the last line of metrics.jsonl.
+        unfinished: a signal came while the model was evaluated after the last step: what else that step has to log. The
+            run goes on with that evaluation.
     """
 
     epoch: int = 0
@@ -66,6 +68,7 @@ class Counters:
     interval_loss: float = 0.0
     interval_correct: int = 0
     interval_examples: int = 0
+    unfinished: dict[str, float] | None = None
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Counters":
@@ -125,7 +128,7 @@ class Loop:
             rank=world.rank,
             world_size=world.size,
         )
-        if state is not None and not self.counters.stopped_by:
+        if state is not None and not self.is_over:
             if "stepper" not in state:
                 raise RunError(
                     f"{directory.path} was finished by a version of penstock that kept no optimizer state: it cannot "
@@ -183,6 +186,11 @@ class Loop:
         """As the plan of the present one has it; others differ by a few."""
         return self._loader.plan().num_steps
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to train or evaluate."""
+        return bool(self.counters.stopped_by) and self.counters.unfinished is None
+
     def next_learning_rate(self) -> float:
         return self._learning_rate(0)
 
@@ -192,8 +200,9 @@ class Loop:
         Raises:
             NonFiniteError, DiskError, Interrupted: see `train`.
         """
-        if self.counters.stopped_by:
+        if self.is_over:
             return
+        self._stop = stop
         main = self.world.is_main
         self._log = MetricsLog(self.directory.path / "metrics.jsonl", self._log_offset) if main else None
         self._display = open_display(progress if main else "none")
@@ -211,6 +220,14 @@ class Loop:
     def _loop(self, stop: StopSignal) -> None:
         counters, training = self.counters, self.settings.training
         interval = _Interval()
+        if (left := counters.unfinished) is not None:
+            counters.unfinished = None
+            stop.step = counters.step
+            report = StepReport(loss_sum=0.0, correct=0, grad_norm=left["grad_norm"], votes=(False, False))
+            self._finish_step(report, left["learning_rate"], interval, evaluation_due=True, save=False)
+            interval = _Interval()
+            if counters.stopped_by:
+                return
         saved = time.monotonic()
         for timed in self._steps():
             step = timed.step
@@ -227,20 +244,40 @@ class Loop:
             stopping, save_by_time = report.votes
             self._count(timed, report, interval)
 
+            stop.step = counters.step
             evaluation_due = _due(counters.step, training.evaluate_every_steps, otherwise=timed.ends_epoch)
-            best = bool(evaluation_due or counters.stopped_by) and self._evaluate()
-            if counters.step % training.log_every_steps == 0 or counters.stopped_by:
-                self._log_step(report, rate, interval)
-                interval = _Interval()
             resumable = stopping or _due(counters.step, training.checkpoint_every_steps, otherwise=save_by_time)
-            if best or resumable or counters.stopped_by:
-                self._checkpoint(best=best, last=resumable or bool(counters.stopped_by))
+            if self._finish_step(report, rate, interval, evaluation_due=evaluation_due, save=resumable):
+                interval = _Interval()
             if resumable:
                 saved = time.monotonic()
             if counters.stopped_by:
                 return
             if stopping:
                 raise Interrupted(stop.received, self.directory.path, counters.step)
+
+    def _finish_step(
+        self, report: StepReport, rate: float, interval: "_Interval", *, evaluation_due: bool, save: bool
+    ) -> bool:
+        """What follows a step: evaluation, log and checkpoint. Returns whether a line of the log was written.
+
+        Raises:
+            Interrupted: a signal ended the evaluation; the checkpoint says that it is still to be made.
+        """
+        counters, best = self.counters, False
+        try:
+            if evaluation_due or counters.stopped_by:
+                best = self._evaluate()
+        except Stopped:
+            counters.unfinished = {"grad_norm": float(report.grad_norm), "learning_rate": rate}
+            self._checkpoint(best=False, last=True)
+            raise Interrupted(self._stop.received, self.directory.path, counters.step) from None
+        logs = counters.step % self.settings.training.log_every_steps == 0 or bool(counters.stopped_by)
+        if logs:
+            self._log_step(report, rate, interval)
+        if best or save or counters.stopped_by:
+            self._checkpoint(best=best, last=save or bool(counters.stopped_by))
+        return logs
 
     def _steps(self) -> Iterator["_TimedStep"]:
         """The steps left, epoch after epoch."""
@@ -304,6 +341,7 @@ class Loop:
             tokens_per_batch=self.tokens_per_batch,
             precision=self._precision,
             world=self.world,
+            watch=self._stop.watch,
         )
         best = metrics.better_than(counters.best, training.metric)
         if best:
@@ -370,24 +408,24 @@ class Loop:
         path, step = self.directory.path, self.counters.best_step
         write_checkpoint(path, step, lambda folder: self._save(model, folder), None, ["best"])
 
-    def fit_temperature(self, model: Any) -> Calibration:
+    def fit_temperature(self, model: Any, stop: StopSignal) -> Calibration:
         """By the validation rows."""
-        return fit_temperature(*self._validation_logits(model))
+        return fit_temperature(*self._validation_logits(model, stop))
 
-    def choose_thresholds(self, model: Any) -> Thresholds:
+    def choose_thresholds(self, model: Any, stop: StopSignal) -> Thresholds:
         """By the validation rows."""
-        logits, targets = self._validation_logits(model)
+        logits, targets = self._validation_logits(model, stop)
         return choose_thresholds(class_probabilities(model, torch.from_numpy(logits)).numpy(), targets)
 
     @property
     def chooses_thresholds(self) -> bool:
         return self._store.multi_label and len(self._validation_rows) > 0
 
-    def _validation_logits(self, model: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _validation_logits(self, model: Any, stop: StopSignal) -> tuple[np.ndarray, np.ndarray]:
         """(float32 (rows, num_labels); the rows' labels)"""
         model.to(self.world.device)
         alone = World(0, 1, self.world.device)
-        batches = store_batches(self._store, self._validation_rows, self.tokens_per_batch, alone)
+        batches = stop.watch(store_batches(self._store, self._validation_rows, self.tokens_per_batch, alone), alone)
         logits, labels = [], []
         for batch, scores in run(model, batches, self._precision):
             logits.append(scores.cpu().numpy())

@@ -18,7 +18,9 @@ from penstock.engine.errors import RunError
 from penstock.engine.files import (
     FolderLock,
     disk_errors,
+    flush,
     remove_tree,
+    settle_pointer,
     sync_folder,
     temporary_files,
     write_committed,
@@ -54,6 +56,8 @@ class RunDirectory:
         if (self.path / "run.json").exists():
             with disk_errors(self.path):
                 self._lock = _lock(self.path)
+                for name in ("last", "best"):
+                    settle_pointer(self.path / name)
             self.record = read_record(self.path)
         return self.record
 
@@ -135,7 +139,7 @@ class MetricsLog:
     def sync(self) -> int:
         """Forces the lines to the disk and returns their size in bytes."""
         with disk_errors(self._path):
-            os.fsync(self._file.fileno())
+            flush(self._file.fileno(), self._path)
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:

@@ -1,6 +1,5 @@
 """What a run's folder says of itself, read without torch: so that mistakes show at once."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,27 +8,53 @@ from typing import Any
 import numpy as np
 
 from penstock.engine.data.job import JOB_NAME
-from penstock.engine.data.manifest import MANIFEST_NAME
+from penstock.engine.data.manifest import MANIFEST_NAME, Truncation
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError, SourceError, StoreError
+from penstock.engine.records import check_entries, check_range, read_json
+
+_ENTRIES: dict[str, Any] = {"status": str, "identity": dict, "data": dict, "versions": dict, "result": dict | None}
+_DATA: dict[str, Any] = {
+    "store": str,
+    "tokenizer": str,
+    "label_names": list[str],
+    "max_length": int,
+    "truncation": Truncation,
+    "text": str,
+    "label": str,
+    "multi_label": bool,
+    "label_separator": str | None,
+    "is_pair": bool,
+    "test": str,
+}
+_ALWAYS = ("store", "tokenizer", "label_names", "max_length", "truncation", "text", "label")
 
 
-def read_record(path: Path | str) -> dict[str, Any]:
+def read_record(path: Path | str, described: bool = False) -> dict[str, Any]:
     """The contents of RUN/run.json.
+
+    Args:
+        described: its data is to be read again, and has to be described in full.
 
     Raises:
         RunError: the path holds no run, or a damaged one.
     """
     file = Path(path) / "run.json"
     try:
-        record = json.loads(file.read_text())
+        record = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} holds no run: there is no run.json") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}") from None
     if not isinstance(record, dict) or record.get("format") != 1:
         raise RunError(f"{file} was written by another version of penstock")
+    try:
+        check_entries(record, _ENTRIES, ("identity", "data"))
+        check_entries(record["data"], _DATA, _ALWAYS if described else (), "data")
+        check_range("data.max_length", record["data"].get("max_length", 1), 1, (1 << 31) - 1)
+    except ValueError as error:
+        raise RunError(f"{file}: damaged: {error}") from None
     return record
 
 
@@ -48,7 +73,7 @@ def read_trained_record(path: Path | str) -> dict[str, Any]:
     Raises:
         RunError: also if it has none yet.
     """
-    record = read_record(path)
+    record = read_record(path, described=True)
     if not (Path(path) / "best").exists():
         raise RunError(f"{path} has no model yet: train it first")
     return record
@@ -104,7 +129,11 @@ def saved_thresholds(path: Path | str, num_labels: int) -> np.ndarray:
     """
     file = Path(path) / "best" / "config.json"
     try:
-        kept = json.loads(file.read_text()).get("thresholds")
+        config = read_json(file)
+        check_entries(config, {"thresholds": list[float] | None})
+        kept = config.get("thresholds")
+        if kept is not None and len(kept) != num_labels:
+            raise ValueError(f"it has {len(kept)} thresholds for {num_labels} labels")
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}") from None
     return np.full(num_labels, 0.5) if kept is None else np.asarray(kept, np.float64)

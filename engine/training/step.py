@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from penstock.engine.data.loader import Batch
-from penstock.engine.errors import NonFiniteError
+from penstock.engine.errors import NonFiniteError, OutOfMemoryError, is_out_of_memory
 from penstock.engine.models.output import is_multi_label, multi_label_loss
 from penstock.engine.training.distributed import World
 from penstock.engine.training.optimizer import build_optimizer
@@ -52,6 +53,29 @@ def _entries(parameter: torch.Tensor) -> torch.Tensor:
         return parameter.grad
     parameter.grad = coalesced(parameter.grad)
     return parameter.grad.values()
+
+
+@contextlib.contextmanager
+def batch_memory(batch: Batch, what: str) -> Iterator[None]:
+    """Names the batch for which the memory did not suffice.
+
+    Args:
+        what: is done with it, for the message.
+
+    Raises:
+        OutOfMemoryError: it did not.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        tokens, longest = batch.num_tokens, batch.tokens.max_seqlen
+        raise OutOfMemoryError(
+            f"out of memory while {what} a batch of {len(batch):,} texts with {tokens:,} tokens, the longest of "
+            f"{longest:,}: set data.tokens_per_batch below {tokens:,} (data.batches_per_step=2 with half of it makes "
+            "the same steps), or prepare the data with a smaller --max-length"
+        ) from error
 
 
 class Stepper:
@@ -131,7 +155,7 @@ class Stepper:
             if not len(batch):
                 self._join(batch, last)
                 continue
-            with self._without_sync() if not last else contextlib.nullcontext():
+            with batch_memory(batch, "training"), self._without_sync() if not last else contextlib.nullcontext():
                 with autocast(self._precision, device):
                     logits = self._model(batch.tokens, **batch.types()).logits
                 loss_sum = self._loss_sum(logits.float(), batch.labels)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from penstock.engine.data.store import Store
+from penstock.engine.data.verify import check_files
 from penstock.engine.errors import ConfigError
 from penstock.engine.models import load_model
 from penstock.engine.models.build import THRESHOLDS
@@ -25,7 +27,7 @@ from penstock.engine.training.begin import (
 )
 from penstock.engine.training.calibrate import Calibration, calibrated
 from penstock.engine.training.checkpoint import export_best
-from penstock.engine.training.distributed import World
+from penstock.engine.training.distributed import Stopped, World
 from penstock.engine.training.evaluate import evaluate
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.metrics import Metrics
@@ -118,7 +120,7 @@ def train(
         StoreError: the test store, or the run to start from, has other labels or another tokenizer.
         NonFiniteError: the loss or the gradients are no longer finite; the last checkpoint stands as it was.
         DiskError: a checkpoint cannot be written; the earlier one stands.
-        Interrupted: SIGTERM or SIGINT came; the run was checkpointed.
+        Interrupted: SIGTERM, SIGINT or SIGHUP came; the run was checkpointed.
     """
     if train_store.max_length != train_store.manifest.max_length:
         raise ConfigError("the training store is cut already: give the whole one, and data.max_length")
@@ -149,7 +151,11 @@ def train(
             directory.check_identity({key: identity[key] for key in identity if key not in settings.flat()})
             if directory.is_complete and _is_same(settings, saved_settings(directory)):
                 return TrainResult.from_json(directory.record["result"])
-        with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []), StopSignal() as stop:
+        for store in (train_store, test_store):
+            if store is not None:
+                world.on_main(partial(check_files, store))
+        devices = [world.device] if world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), StopSignal(directory.path) as stop:
             loop = Loop(settings, train_store, rows, validation_rows, world, directory, say)
             changed = []
             if began:
@@ -167,7 +173,13 @@ def train(
             if changed:
                 say(extension_line(loop, changed))
             loop.run(stop, progress)
-            return _conclude(loop, test_store, say)
+            try:
+                result = _conclude(loop, test_store, stop, say)
+            except Stopped:
+                raise stop.interrupted() from None
+            if world.any(stop.received is not None):
+                raise stop.interrupted()
+            return result
 
 
 def _speaker(progress: Mode, world: World) -> Say:
@@ -222,11 +234,16 @@ def _digest(rows: np.ndarray) -> str:
     return f"{len(rows)} rows, {hashlib.blake2b(rows.astype(np.int64).tobytes(), digest_size=8).hexdigest()}"
 
 
-def _conclude(loop: Loop, test_store: Store | None, say: Say) -> TrainResult:
-    """The best model's files in the run's own folder, the one look at the test set, and run.json."""
+def _conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) -> TrainResult:
+    """The best model's files in the run's own folder, the one look at the test set, and run.json.
+
+    Raises:
+        Stopped: a signal came; the run goes on with this.
+    """
     counters, directory, world = loop.counters, loop.directory, loop.world
-    calibration = world.on_main(lambda: _calibrate(loop, say)) if loop.settings.training.calibrate else None
-    thresholds = world.on_main(lambda: _choose_thresholds(loop, say)) if loop.chooses_thresholds else None
+    stop.step = counters.step
+    calibration = world.on_main(lambda: _calibrate(loop, stop, say)) if loop.settings.training.calibrate else None
+    thresholds = world.on_main(lambda: _choose_thresholds(loop, stop, say)) if loop.chooses_thresholds else None
     world.on_main(lambda: export_best(directory.path))
     test = None
     if test_store is not None:
@@ -237,6 +254,7 @@ def _conclude(loop: Loop, test_store: Store | None, say: Say) -> TrainResult:
             tokens_per_batch=loop.tokens_per_batch,
             precision=loop.settings.training.precision,
             world=world,
+            watch=stop.watch,
         )
     seconds = max(counters.seconds, 1e-9)
     result = TrainResult(
@@ -263,13 +281,13 @@ def _conclude(loop: Loop, test_store: Store | None, say: Say) -> TrainResult:
     return result
 
 
-def _choose_thresholds(loop: Loop, say: Say) -> Thresholds:
+def _choose_thresholds(loop: Loop, stop: StopSignal, say: Say) -> Thresholds:
     """Adds thresholds to the best model's configuration, unless that was done before."""
     directory = loop.directory
     model: Any = load_model(directory.path / "best")
     if getattr(model.config, THRESHOLDS, None) is not None:
         return Thresholds(**directory.record["thresholds"])
-    thresholds = loop.choose_thresholds(model)
+    thresholds = loop.choose_thresholds(model, stop)
     setattr(model.config, THRESHOLDS, list(thresholds.values))
     # noted before the model has them, as in _calibrate
     directory.update(thresholds=thresholds.to_json())
@@ -278,10 +296,10 @@ def _choose_thresholds(loop: Loop, say: Say) -> Thresholds:
     return thresholds
 
 
-def _calibrate(loop: Loop, say: Say) -> Calibration:
+def _calibrate(loop: Loop, stop: StopSignal, say: Say) -> Calibration:
     """Replaces the best model by the same one with calibrated logits, unless that was done before."""
     directory = loop.directory
-    found = calibrated(directory.path / "best", loop.fit_temperature)
+    found = calibrated(directory.path / "best", lambda model: loop.fit_temperature(model, stop))
     if found is None:
         return Calibration(**directory.record["calibration"])
     model, calibration = found

@@ -16,6 +16,7 @@ from penstock.engine.data.sources import Source, open_source
 from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TextTokenizer, load_saved_tokenizer
+from penstock.engine.data.verify import check_files
 from penstock.engine.errors import SourceError
 from penstock.engine.models import load_model
 from penstock.engine.training.distributed import World
@@ -121,7 +122,9 @@ class TrainedRun:
         Raises:
             StoreError: no store, or one with other labels or another tokenizer.
         """
-        store = as_trained(store if isinstance(store, Store) else Store.open(store), self.data)
+        store = store if isinstance(store, Store) else Store.open(store)
+        check_files(store)
+        store = as_trained(store, self.data)
         alone = World(0, 1, next(self.model.parameters()).device)
         batches = store_batches(store, None, self.tokens_per_batch, alone)
         return evaluate_fully(self.model, _counted(batches, advance), self.label_names, self.precision).result()

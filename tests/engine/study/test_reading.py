@@ -12,7 +12,7 @@ from tiny_encoders import POSITIONS, stock_model
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
-from penstock.engine.study import costs
+from penstock.engine.study import costs, measure_cost
 from penstock.engine.study.report import write_report
 from penstock.engine.study.settings import STORED_LENGTH, StudySettings, trial_settings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
@@ -152,12 +152,13 @@ def test_one_store_for_all(plain, tmp_path, capsys):
     assert f"encoder reads {POSITIONS}" in (folder / "report.md").read_text()
 
 
-def test_latency_is_that_of_what_is_read(plain, store, monkeypatch):
+def test_latency_is_that_of_what_is_read(plain, store):
     seen = []
-    monkeypatch.setattr(costs, "_latency", lambda model, test, *_: (seen.append(test.max_length), (1.0, 1))[1])
-    for study in (plain, replace(plain, max_length=12)):
-        costs.measure_cost("encoder", trial_settings(study, Trial(20, 0, "encoder"), store), store, store)
-    assert seen == [POSITIONS, POSITIONS, 12, 12]
+    for family in ("encoder", "frozen"):
+        for study in (plain, replace(plain, max_length=12)):
+            settings = trial_settings(study, Trial(20, 0, family), store)
+            seen.append(measure_cost.subject_of(settings, store).max_length)
+    assert seen == [POSITIONS, 12] * 2
 
 
 def as_an_earlier_penstock_left_it(folder: Path) -> None:

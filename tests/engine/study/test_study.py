@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fabricated_study import result, stand_in
-from spawned import dies
+from spawned import dies_once, is_killed, is_stopped
 from tiny_encoders import stock_model
 
 from penstock.engine.data.prepare import prepare
@@ -277,20 +278,31 @@ def test_latencies_are_of_repeated_runs_after_the_first(monkeypatch):
 
 
 def test_a_study_in_several_processes(study, tmp_path):
-    """Gives the same; goes on after one was killed; and ends its own only: the caller may run something beside it."""
+    """Gives the same; a worker that dies takes its trial with it and nothing else, which is tried once more alone; and
+    only our own are ended: the caller may run something beside it."""
     expected = run(study, tmp_path / "one")
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
     other.start()
     try:
         assert run(study, tmp_path / "two", jobs=2) == expected
-        with pytest.raises(RunError, match="a process was killed"):
-            run(study, tmp_path / "killed", dies, jobs=2)
+        found = run(study, tmp_path / "killed", is_killed, jobs=2)
+        (failed,) = (one for one in found if one.status != "done")
+        assert (failed.status, failed.trial.name) == ("failed", "lstm-100-0")
+        assert re.search(r"was killed by SIGKILL \(out of memory\?\); run again .*, it was killed by", failed.error)
+        assert [one for one in found if one is not failed] == [one for one in expected if one.trial != failed.trial]
+        assert run(study, tmp_path / "killed") == expected
+        assert run(study, tmp_path / "once", dies_once, jobs=2) == expected
         assert other.is_alive()
         assert multiprocessing.active_children() == [other]
     finally:
         other.terminate()
         other.join()
-    assert run(study, tmp_path / "killed") == expected
+
+
+def test_a_worker_that_is_stopped_stops_the_study(study, tmp_path):
+    with pytest.raises(RunError, match="lstm-100-0 was stopped by SIGTERM: the same command resumes"):
+        run(study, tmp_path / "stopped", is_stopped, jobs=2)
+    assert not multiprocessing.active_children()
 
 
 def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
