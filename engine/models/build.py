@@ -14,7 +14,7 @@ from penstock.engine.models.architectures import architecture_of
 from penstock.engine.models.bag import BagClassifier
 from penstock.engine.models.bag_config import BagClassifierConfig
 from penstock.engine.models.encoder import EncoderClassifier
-from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.loading import as_model_error, check_files, check_whole, load_config, quiet
 from penstock.engine.models.lora import add_lora
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
@@ -78,14 +78,17 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | 
         if not (folder / "best" / "config.json").is_file():
             raise ModelError(f"no model in {folder}: neither config.json nor best/config.json is there")
         folder = folder / "best"
+    check_files(folder)
     config = load_config(folder)
-    if isinstance(config, LSTMClassifierConfig):
-        with quiet(), as_model_error(folder):
-            return LSTMClassifier.from_pretrained(folder, dtype=torch.float32)
-    if isinstance(config, BagClassifierConfig):
-        with quiet(), as_model_error(folder):
-            return BagClassifier.from_pretrained(folder, dtype=torch.float32)
-    return EncoderClassifier.from_pretrained(folder)
+    for kind, of in ((LSTMClassifierConfig, LSTMClassifier), (BagClassifierConfig, BagClassifier)):
+        if isinstance(config, kind):
+            with quiet(), as_model_error(folder):
+                model, info = of.from_pretrained(
+                    folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+                )
+            check_whole(folder, info)
+            return model
+    return EncoderClassifier.from_pretrained(folder, whole=True)
 
 
 def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:

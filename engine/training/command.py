@@ -59,6 +59,8 @@ def read_command(
     if not (out / "run.json").exists():
         raise ConfigError(f"there is no run in {out} to resume: give --train STORE for a new one")
     record = read_record(out)
+    if "store" not in record["data"]:
+        raise RunError(f"{out / 'run.json'} does not say where its training data is: give --train STORE")
     store = _stored(out, record["data"]["store"], "training", record["identity"].get("training data"))
     if test is None and record["identity"].get("test data") is not None:
         if "test" not in record["data"]:

@@ -1,6 +1,7 @@
 """What a run's folder says of itself, read without torch: so that mistakes show at once."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.checked import DamageError, crc32_of, without_checksum
 from penstock.engine.data.job import JOB_NAME
 from penstock.engine.data.manifest import MANIFEST_NAME
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
@@ -15,27 +17,82 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError, SourceError, StoreError
 
 
+FORMAT = 2  # of a run: 1 had no checksums
+_REMEDY = "put it back from a copy, or train into another --out"
+
+
 def read_record(path: Path | str) -> dict[str, Any]:
-    """The contents of RUN/run.json.
+    """The contents of RUN/run.json, which belong to the RUN/config.yaml that is there.
 
     Raises:
         RunError: the path holds no run, or a damaged one.
     """
     file = Path(path) / "run.json"
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} holds no run: there is no run.json") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}") from None
-    if not isinstance(record, dict) or record.get("format") != 1:
-        raise RunError(f"{file} was written by another version of penstock")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{file} cannot be read: {error}; {_REMEDY}") from None
+    if not isinstance(record, dict) or record.get("format") not in (1, FORMAT):
+        raise RunError(f"{file} was written by another version of penstock, or is damaged; {_REMEDY}")
+    if record["format"] == FORMAT:
+        try:
+            record = without_checksum(record, str(file))
+        except DamageError as damage:
+            raise RunError(f"{damage}; {_REMEDY}") from None
+    _check_entries(file, record)
+    if "config" in record:
+        _check_config(file.with_name("config.yaml"), record["config"])
     return record
 
 
+# What every run.json has, and of what type; the entries of "data" that there are.
+_ENTRIES: dict[str, type] = {"status": str, "identity": dict, "data": dict}
+_DATA_ENTRIES: dict[str, type] = {
+    "store": str,
+    "tokenizer": str,
+    "label_names": list,
+    "text": str,
+    "label": str,
+    "multi_label": bool,
+    "is_pair": bool,
+}
+
+
+def _check_entries(file: Path, record: dict[str, Any]) -> None:
+    """Raises RunError: an entry is missing or is something else than it should be."""
+    wrong = [key for key, kind in _ENTRIES.items() if not isinstance(record.get(key), kind)]
+    if not wrong:
+        data = record["data"]
+        wrong = [f"data.{key}" for key, kind in _DATA_ENTRIES.items() if not isinstance(data.get(key, kind()), kind)]
+        if record["status"] not in ("running", "complete"):
+            wrong.append("status")
+        if record["status"] == "complete" and not isinstance(record.get("result"), dict):
+            wrong.append("result")
+    if not isinstance(record.get("config", []), list):
+        wrong.append("config")
+    if wrong:
+        raise RunError(f"{file} is damaged: {', '.join(wrong)} is missing or not what penstock writes; {_REMEDY}")
+
+
+def _check_config(file: Path, checksums: list[int]) -> None:
+    try:
+        crc32 = crc32_of(file)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror}; {_REMEDY}") from None
+    if crc32 not in checksums:
+        raise RunError(
+            f"{file} is damaged or was edited: its checksum is not that of what was written. Put it back from a copy "
+            "(settings that may change are given on the command line), or train into another --out"
+        )
+
+
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run has come as far as a checkpoint."""
-    return any((run / name / "config.json").exists() for name in ("last", "best"))
+    """Whether a run has come as far as a checkpoint, which may be damaged by now."""
+    if any(os.path.lexists(run / name) for name in ("last", "best")):
+        return True
+    return any((run / "checkpoints").glob("step-*"))
 
 
 def in_use(path: Path) -> RunError:
@@ -49,8 +106,16 @@ def read_trained_record(path: Path | str) -> dict[str, Any]:
         RunError: also if it has none yet.
     """
     record = read_record(path)
-    if not (Path(path) / "best").exists():
+    best = Path(path) / "best"
+    if not best.is_dir():
+        if os.path.lexists(best):
+            raise RunError(f"{best} leads to no checkpoint: put it back from a copy, or train into another --out")
+        if record["status"] == "complete":
+            raise RunError(f"{best} is missing: put it back from a copy, or train into another --out")
         raise RunError(f"{path} has no model yet: train it first")
+    lacking = [key for key in ("tokenizer", "label_names", "text", "label") if key not in record["data"]]
+    if lacking:
+        raise RunError(f"{Path(path) / 'run.json'} is damaged: data.{lacking[0]} is missing; {_REMEDY}")
     return record
 
 
@@ -92,9 +157,12 @@ def saved_thresholds(path: Path | str, num_labels: int) -> np.ndarray:
     file = Path(path) / "best" / "config.json"
     try:
         kept = json.loads(file.read_text()).get("thresholds")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}") from None
-    return np.full(num_labels, 0.5) if kept is None else np.asarray(kept, np.float64)
+        found = np.full(num_labels, 0.5) if kept is None else np.asarray(kept, np.float64)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{file} cannot be read: {error}; {_REMEDY}") from None
+    if found.shape != (num_labels,):
+        raise RunError(f"{file} is damaged: it has thresholds of shape {found.shape} for {num_labels} labels; {_REMEDY}")
+    return found
 
 
 def is_store(path: str) -> bool:

@@ -81,6 +81,8 @@ class TrainedRun:
         model = load_model(path / "best").to(device).eval()  # type: ignore[arg-type]
         settings = load_saved_settings(path / "config.yaml")
         precision = settings.training.precision
+        if precision == "auto":
+            precision = record.get("precision", precision)
         # trained on a GPU, used on a CPU
         precision = "auto" if (precision, device.type) == ("fp16", "cpu") else precision
         return cls(path, model, record["data"], settings.data.tokens, precision)
