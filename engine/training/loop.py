@@ -22,7 +22,7 @@ from penstock.engine.models.build import check_pair_types
 from penstock.engine.models.loading import quiet
 from penstock.engine.models.start import Say, start_model
 from penstock.engine.training.calibrate import Calibration, fit_temperature
-from penstock.engine.training.checkpoint import read_state, write_checkpoint
+from penstock.engine.training.checkpoint import STATE_NAME, read_state, write_checkpoint
 from penstock.engine.training.class_weights import resolve_class_weights, resolve_positive_weights
 from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluate import class_probabilities, evaluate, run, store_batches
@@ -158,8 +158,11 @@ class Loop:
                     f"go on; start a new run from its weights with --from {directory.path}"
                 )
             with _as_run_error(found):
-                self._stepper.load_state_dict(state["stepper"])
-                self._loader.load_state_dict(checked_loader_state(state.get("loader")))
+                assert found is not None
+                self._stepper.load_state_dict(state["stepper"], found.folder / STATE_NAME)
+                self._loader.load_state_dict(checked_loader_state(state.get("loader"), self.counters))
+                if (step := state["loader"]["step"]) > (steps := self._loader.plan().num_steps):
+                    raise StateError(f"its loader stands at step {step:,} of an epoch of {steps:,}")
 
     def _build(self, last: Path | None, unmerged: dict[str, Any] | None, say: Say) -> Any:
         """The model: new, from an earlier run's weights, or as the last checkpoint has it.

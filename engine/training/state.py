@@ -130,14 +130,16 @@ def check_counters(state: Any, kind: type) -> dict[str, Any]:
     return state
 
 
-def checked_loader_state(state: Any) -> dict[str, Any]:
+def checked_loader_state(state: Any, counters: Any) -> dict[str, Any]:
     """
     Raises:
-        StateError: it is not what `Loader.state_dict` gives.
+        StateError: it is not what `Loader.state_dict` gives, or not where the run's counters are.
     """
-    for key in ("epoch", "step", "examples", "tokens"):
-        if _entry(state, key, int) < 0:
-            raise StateError(f"its loader stands at {key} {state[key]}")
+    if _entry(state, "step", int) < 0:
+        raise StateError(f"its loader stands at step {state['step']}")
+    for key in ("epoch", "examples", "tokens"):
+        if _entry(state, key, int) != (there := getattr(counters, key)):
+            raise StateError(f"its loader counts {state[key]:,} {key}, the run {there:,}")
     _entry(state, "plan", str)
     return state
 

@@ -93,7 +93,7 @@ class Stepper:
         self._scaler = gradient_scaler(precision, world.device)
         self._overflows = 0
         self._layout = optimizer_layout(model, self._optimizer)
-        self._loaded = False  # a state whose use has not been seen yet
+        self._loaded_from: object = None  # of a state that no step has used yet
         if settings.compile:
             model.compile(dynamic=True)
         self._model: nn.Module = model
@@ -143,7 +143,7 @@ class Stepper:
             totals[0] += loss_sum.detach() * (num_examples / normalizer)
             totals[1] += self._right(logits.detach(), batch.labels)
         self._scaler.unscale_(self._optimizer)
-        if self._loaded:
+        if self._loaded_from is not None:
             self._check_loaded()
         gradients = [_entries(parameter) for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
@@ -185,8 +185,11 @@ class Stepper:
             "overflows": self._overflows,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], source: object = "the training state") -> None:
         """
+        Args:
+            source: what the state was read from, for messages.
+
         Raises:
             StateError: it is not the state of this model's optimizer; nothing has been loaded.
         """
@@ -196,17 +199,17 @@ class Stepper:
         self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self._scaler.load_state_dict(state["scaler"])
         self._overflows = state["overflows"]
-        self._loaded = bool(state["optimizer"]["state"])
+        self._loaded_from = source if state["optimizer"]["state"] else None
 
     def _check_loaded(self) -> None:
         """Before the first step with a loaded state: an optimizer begins from zero what it finds nothing of."""
         for parameter, entry in zip(parameters_of(self._optimizer), self._layout, strict=True):
             if parameter.grad is not None and not self._optimizer.state.get(parameter):
                 raise RunError(
-                    f"training_state.pt has no tensors of {entry.name}, which is being trained: the checkpoint is "
-                    "damaged; put it back from a copy, or train into another --out"
+                    f"{self._loaded_from} has no tensors of {entry.name}, which is being trained: put it back from a "
+                    "copy, or train into another --out"
                 )
-        self._loaded = False
+        self._loaded_from = None
 
     def _seed(self, seed: int) -> None:
         # torch.manual_seed asks every kind of device, which takes 70 times as long
