@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,22 +81,24 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | 
         folder = folder / "best"
     check_files(folder)
     config = load_config(folder)
-    for kind, of in ((LSTMClassifierConfig, LSTMClassifier), (BagClassifierConfig, BagClassifier)):
-        if isinstance(config, kind):
-            with quiet(), as_model_error(folder):
-                model, info = of.from_pretrained(
-                    folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-                )
-            check_whole(folder, info)
-            return model
-    return EncoderClassifier.from_pretrained(folder, whole=True)
+    kinds: dict[type, Any] = {LSTMClassifierConfig: LSTMClassifier, BagClassifierConfig: BagClassifier}
+    if (of := kinds.get(type(config))) is None:
+        return EncoderClassifier.from_pretrained(folder, whole=True)
+    with quiet(), as_model_error(folder):
+        model, info = of.from_pretrained(
+            folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    check_whole(folder, info)
+    return model
 
 
 def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
     assert settings.encoder is not None
     architecture = architecture_of(load_config(settings.encoder))
     rates = (settings.encoder_dropout, settings.encoder_attention_dropout, settings.encoder_head_dropout)
-    changed = {name: rate for name, rate in zip(architecture.dropouts, rates, strict=True) if rate is not None}
+    changed: dict[str, Any] = {
+        name: rate for name, rate in zip(architecture.dropouts, rates, strict=True) if rate is not None
+    }
     model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **changed)
     forget_run(model.config)
     adapt(model, settings)

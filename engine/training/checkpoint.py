@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from penstock.engine.checked import DamageError, check_sealed, read_seal, seal
-from penstock.engine.errors import DiskError, RunError
+from penstock.engine.errors import RunError
 from penstock.engine.files import (
     CommittedFile,
     disk_errors,
@@ -161,7 +161,7 @@ def _save_state(state: dict[str, Any], file: Path) -> None:
     """torch reports in words of its own what a file says of a full disk."""
     out = _File(file)
     try:
-        torch.save(state, out)
+        torch.save(state, out)  # type: ignore[arg-type] -- it only writes
         out.commit()
     except BaseException:
         out.abandon()

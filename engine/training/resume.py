@@ -62,6 +62,12 @@ def find_checkpoint(
     Raises:
         RunError: a file is damaged, and there is no earlier checkpoint or the user did not agree.
     """
+    for name in ("last", "best"):
+        if (run / name).is_dir() and not (run / name).is_symlink():
+            raise RunError(
+                f"{run / name} is a folder, where penstock had a link to a checkpoint: move it away; the run then goes on "
+                "from its last checkpoint"
+            )
     newest = _newest(run)
     if newest is None:
         return None

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from penstock.engine.checked import DamageError, crc32_of, without_checksum
+from penstock.engine.checked import SEAL_NAME, DamageError, crc32_of, without_checksum
 from penstock.engine.data.job import JOB_NAME
 from penstock.engine.data.manifest import MANIFEST_NAME
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError, SourceError, StoreError
-
 
 FORMAT = 2  # of a run: 1 had no checksums
 _REMEDY = "put it back from a copy, or train into another --out"
@@ -113,6 +112,8 @@ def read_trained_record(path: Path | str) -> dict[str, Any]:
         if record["status"] == "complete":
             raise RunError(f"{best} is missing: put it back from a copy, or train into another --out")
         raise RunError(f"{path} has no model yet: train it first")
+    if record["format"] == FORMAT and not (best / SEAL_NAME).is_file():
+        raise RunError(f"{best / SEAL_NAME} is missing: {_REMEDY}")
     lacking = [key for key in ("tokenizer", "label_names", "text", "label") if key not in record["data"]]
     if lacking:
         raise RunError(f"{Path(path) / 'run.json'} is damaged: data.{lacking[0]} is missing; {_REMEDY}")
@@ -161,7 +162,9 @@ def saved_thresholds(path: Path | str, num_labels: int) -> np.ndarray:
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{file} cannot be read: {error}; {_REMEDY}") from None
     if found.shape != (num_labels,):
-        raise RunError(f"{file} is damaged: it has thresholds of shape {found.shape} for {num_labels} labels; {_REMEDY}")
+        raise RunError(
+            f"{file} is damaged: it has thresholds of shape {found.shape} for {num_labels} labels; {_REMEDY}"
+        )
     return found
 
 

@@ -204,7 +204,8 @@ def _precision(directory: RunDirectory, settings: Settings, world: World, say: S
     if there != here:
         if (there, world.device.type) == ("fp16", "cpu"):
             raise ConfigError(
-                f"{directory.path} was begun on a GPU, where training.precision=auto is fp16: a CPU cannot go on with it"
+                f"{directory.path} was begun on a GPU, where training.precision=auto is fp16: a CPU cannot go on with "
+                "that"
             )
         say(f"training.precision=auto was {there} where the run began and stays so; here it would be {here}")
     return there
