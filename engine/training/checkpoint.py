@@ -161,7 +161,8 @@ def _save_state(state: dict[str, Any], file: Path) -> None:
     """torch reports in words of its own what a file says of a full disk."""
     out = _File(file)
     try:
-        torch.save(state, out)  # type: ignore[arg-type] -- it only writes
+        file_like: Any = out  # torch only writes to it
+        torch.save(state, file_like)
         out.commit()
     except BaseException:
         out.abandon()

@@ -519,7 +519,8 @@ def _as_run_error(found: Found | None) -> Iterator[None]:
     except StateError as error:
         assert found is not None
         raise RunError(
-            f"{found.folder} is no checkpoint of this run: {error}; put it back from a copy, or train into another --out"
+            f"{found.folder} is no checkpoint of this run: {error}; put it back from a copy, or train into "
+            "another --out"
         ) from error
 
 

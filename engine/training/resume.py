@@ -65,8 +65,8 @@ def find_checkpoint(
     for name in ("last", "best"):
         if (run / name).is_dir() and not (run / name).is_symlink():
             raise RunError(
-                f"{run / name} is a folder, where penstock had a link to a checkpoint: move it away; the run then goes on "
-                "from its last checkpoint"
+                f"{run / name} is a folder, where penstock had a link to a checkpoint: move it away; the run then "
+                "goes on from its last checkpoint"
             )
     newest = _newest(run)
     if newest is None:
@@ -95,7 +95,7 @@ def find_checkpoint(
 
 
 def settle_links(run: Path, found: Found | None) -> None:
-    """Makes the run what it was when the checkpoint was written, or when it had none: its best model is that of then."""
+    """Makes the run what it was when the checkpoint was written, or had none: its best model is that of then."""
     if found is not None and not found.sealed:
         seal_earlier(run, found.folder, log=[found.log_size, found.log_crc32])
         return
