@@ -85,7 +85,10 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
     if task.made_from is not None and (found := difference(task.made_from, now)):
         raise RunError(f"{task.trial.name}: the study's data or encoder changed while it ran: {found}; start it again")
     rows = subset(store.labels, task.trial.size, task.subset_seed)
-    trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+    try:
+        trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+    except RunError as error:
+        raise RunError(f"{task.trial.name}: {error}; or remove {task.run} to train this trial again") from error
     test_rows = None if task.max_test is None else subset(test.labels, task.max_test, 0)
     model: Any = load_model(task.run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

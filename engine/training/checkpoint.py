@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from penstock.engine.checked import DamageError, check_sealed, read_seal, seal
 from penstock.engine.errors import RunError
@@ -158,8 +159,10 @@ def first_line(error: BaseException) -> str:
 
 
 def _save_state(state: dict[str, Any], file: Path) -> None:
-    """torch reports in words of its own what a file says of a full disk."""
+    """torch reports in words of its own what a file says of a full disk, and has checksums, which the seal has too."""
     out = _File(file)
+    computes = get_crc32_options()
+    set_crc32_options(False)
     try:
         file_like: Any = out  # torch only writes to it
         torch.save(state, file_like)
@@ -169,6 +172,8 @@ def _save_state(state: dict[str, Any], file: Path) -> None:
         if out.error is not None:
             raise out.error from None
         raise
+    finally:
+        set_crc32_options(computes)
 
 
 class _File(CommittedFile):

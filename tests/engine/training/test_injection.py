@@ -194,7 +194,7 @@ def test_every_damage_to_a_stopped_run_is_named_or_harmless(template, whole, tmp
             else:
                 after = {file: (run / file).read_bytes() for file in before if (run / file).is_file()}
                 assert after == before, f"{what}: a refusal changed something"
-                in_last = name.startswith(os.readlink(template.stopped / "last") + "/")
+                in_last = f"{name}/".startswith(os.readlink(template.stopped / "last") + "/")
                 if in_last or (name == "last" and damage != "a folder"):
                     assert resumed_or_named(template, run, whole, f"{what}, then previous", "--resume=previous"), what
             shutil.rmtree(run)
