@@ -156,8 +156,8 @@ class MetricsLog:
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
         with disk_errors(path):
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            os.ftruncate(self._file, offset)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._descriptor, offset)
             self.crc32 = crc32_of(path)
             self._size = offset
 
@@ -166,7 +166,7 @@ class MetricsLog:
         with disk_errors(self._path):
             written = 0
             while written < len(line):
-                written += os.write(self._file, line[written:])
+                written += os.write(self._descriptor, line[written:])
         self._size += len(line)
         self.crc32 = zlib.crc32(line, self.crc32)
 
@@ -177,11 +177,11 @@ class MetricsLog:
     def sync(self) -> int:
         """Forces the lines to the disk and returns their size in bytes."""
         with disk_errors(self._path):
-            os.fsync(self._file)
+            os.fsync(self._descriptor)
         return self._size
 
     def close(self) -> None:
-        os.close(self._file)
+        os.close(self._descriptor)
 
 
 def check_out(path: Path) -> None:

@@ -82,7 +82,7 @@ class Template:
     texts: Path
 
     def results(self, run: Path) -> dict[str, bytes | list]:
-        """Of a run that has been brought to its end."""
+        """What a run that was brought to its end has come to."""
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         result = json.loads((run / "run.json").read_text())["result"]
         return {
