@@ -359,7 +359,7 @@ def sealed_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", TENSORS)
-@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("has_checksums", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_checkpoint_that_does_not_fit_the_model_is_refused(template, tmp_path, damage, has_checksums):
     run = tmp_path / "run"
     shutil.copytree(template.stopped, run, symlinks=True)
@@ -398,6 +398,7 @@ def test_another_version_of_the_format(template, tmp_path, content):
         assert_named(finished, f"{name} of format {content!r}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("key", ["status", "identity", "data", "data.label_names", "data.tokenizer", "data.text"])
 @pytest.mark.parametrize("value", ["missing", None, 5, "text", [], {}])

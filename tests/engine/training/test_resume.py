@@ -63,7 +63,8 @@ def test_what_a_write_raises_comes_out_when_it_is_waited_for():
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, store, settings, monkeypatch):
-    train(settings(*OFTEN), store, tmp_path / "plain", progress="none")
+    chosen = settings(*OFTEN, "training.keep_checkpoints=9")
+    train(chosen, store, tmp_path / "plain", progress="none")
     taken, write, seen = threading.Condition(), loop.write_checkpoint, []
     steps = [0]
     take_step = Stepper.__call__
@@ -85,10 +86,18 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, store, setting
 
     monkeypatch.setattr(Stepper, "__call__", counted)
     monkeypatch.setattr(loop, "write_checkpoint", slow)
-    stopped(settings(*OFTEN), store, tmp_path / "slow", 5)
+    stopped(chosen, store, tmp_path / "slow", 5)
     monkeypatch.setattr(loop, "write_checkpoint", write)
     assert any(beside and ahead > 0 for beside, ahead in seen)
-    train(settings(*OFTEN), store, tmp_path / "slow", progress="none")
+    for step in (2, 4, 6):
+        name = f"checkpoints/step-{step:08d}"
+        assert weights(tmp_path / "plain", name) == weights(tmp_path / "slow", name)
+        one, other = (torch.load(tmp_path / run / name / "training_state.pt") for run in ("plain", "slow"))
+        for kept, same in zip(
+            *(state["stepper"]["optimizer"]["state"].values() for state in (one, other)), strict=True
+        ):
+            assert all(torch.equal(kept[key], same[key]) for key in kept)
+    train(chosen, store, tmp_path / "slow", progress="none")
     for name in ("best", "last"):
         assert weights(tmp_path / "plain", name) == weights(tmp_path / "slow", name)
 
