@@ -1,5 +1,6 @@
 """`penstock train`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,10 @@ def _list_settings(wanted: bool) -> None:
 
         typer.echo(describe_settings())
         raise typer.Exit
+
+
+def _ask(question: str) -> bool:
+    return typer.confirm(question, err=True)
 
 
 def train(
@@ -47,6 +52,13 @@ def train(
         typer.Option("--eval", metavar="STORE", help="A test set, read once, at the end, by the best model."),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings as YAML.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|previous",
+            help="previous: where the last checkpoint is damaged, go on from the one before it.  [default: last]",
+        ),
+    ] = None,
     settings: Annotated[
         bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=_list_settings)
     ] = False,
@@ -59,8 +71,11 @@ def train(
 
     Example:  penstock train --train reviews.store --eval held-out.store --out run training.epochs=5
     """
+    from penstock.engine.errors import ConfigError
     from penstock.engine.training.command import read_command
 
+    if resume not in (None, "last", "previous"):
+        raise ConfigError(f"--resume must be last or previous, got {resume!r}")
     options = {"model.kind": model, "model.encoder": encoder, "model.start_from": from_}
     command = read_command(out, train, eval_, config, options, overrides or [])
 
@@ -71,7 +86,14 @@ def train(
 
     keep_freed_memory()
     try:
-        result = run_training(command.settings, command.train, out, test_store=command.test)
+        result = run_training(
+            command.settings,
+            command.train,
+            out,
+            test_store=command.test,
+            resume="previous" if resume == "previous" else "last",
+            confirm=_ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
+        )
         if dist.is_initialized() and dist.get_rank() > 0:
             return
     finally:

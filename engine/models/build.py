@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from penstock.engine.models.architectures import architecture_of
 from penstock.engine.models.bag import BagClassifier
 from penstock.engine.models.bag_config import BagClassifierConfig
 from penstock.engine.models.encoder import EncoderClassifier
-from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.loading import as_model_error, check_files, check_whole, load_config, quiet
 from penstock.engine.models.lora import add_lora
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
@@ -79,21 +80,30 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | 
         if not (folder / "best" / "config.json").is_file():
             raise ModelError(f"no model in {folder}: neither config.json nor best/config.json is there")
         folder = folder / "best"
+    check_files(folder)
     config = load_config(folder)
-    if isinstance(config, LSTMClassifierConfig):
-        with quiet(), as_model_error(folder):
-            return LSTMClassifier.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    if isinstance(config, BagClassifierConfig):
-        with quiet(), as_model_error(folder):
-            return BagClassifier.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    return EncoderClassifier.from_pretrained(folder)
+    kinds: dict[type, Any] = {LSTMClassifierConfig: LSTMClassifier, BagClassifierConfig: BagClassifier}
+    if (of := kinds.get(type(config))) is None:
+        return EncoderClassifier.from_pretrained(folder, whole=True)
+    with quiet(), as_model_error(folder):
+        model, info = of.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    check_whole(folder, info)
+    return model
 
 
 def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
     assert settings.encoder is not None
     architecture = architecture_of(load_config(settings.encoder))
     rates = (settings.encoder_dropout, settings.encoder_attention_dropout, settings.encoder_head_dropout)
-    changed = {name: rate for name, rate in zip(architecture.dropouts, rates, strict=True) if rate is not None}
+    changed: dict[str, Any] = {
+        name: rate for name, rate in zip(architecture.dropouts, rates, strict=True) if rate is not None
+    }
     model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **changed)
     forget_run(model.config)
     adapt(model, settings)

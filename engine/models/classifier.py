@@ -21,6 +21,10 @@ class RaggedClassifier(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings
 
+    def saved_state(self) -> dict[str, Tensor]:
+        """The tensors that `save_pretrained` writes; others of the same names can be given to it, as `state_dict`."""
+        return self.state_dict()
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         with quiet():
             super().save_pretrained(*args, **kwargs)

@@ -20,7 +20,7 @@ from penstock.engine.models.architectures import (
 )
 from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
 from penstock.engine.models.fuse import fuse
-from penstock.engine.models.loading import as_model_error, load_config, quiet
+from penstock.engine.models.loading import as_model_error, check_whole, load_config, quiet
 from penstock.engine.models.lora import has_lora, merged_state
 from penstock.engine.models.output import classifier_output, is_multi_label
 from penstock.engine.models.ragged_input import as_ragged
@@ -70,11 +70,12 @@ class EncoderClassifier(nn.Module):
         fuse(model)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, **config: Any) -> "EncoderClassifier":
+    def from_pretrained(cls, name: str | os.PathLike, *, whole: bool = False, **config: Any) -> "EncoderClassifier":
         """Loads a checkpoint, with a fresh head (drawn from torch's generator) where it has none that fits.
 
         Args:
             name: a model's name on the Hugging Face hub, or the path of its folder.
+            whole: its head has to be there too.
             config: entries of the model's configuration to set, such as id2label and label2id.
         Raises:
             ModelError: there is no such checkpoint, it cannot run unpadded, or it lacks weights of the encoder itself.
@@ -92,6 +93,8 @@ class EncoderClassifier(nn.Module):
                 output_loading_info=True,
                 trust_remote_code=False,
             )
+        if whole:
+            check_whole(name, info)
         head = (model.base_model_prefix + ".pooler.",)
         lacking = [
             key
@@ -142,13 +145,20 @@ class EncoderClassifier(nn.Module):
             depths.update(dict.fromkeys(module.parameters(), depth))
         return depths
 
-    def save_pretrained(self, path: str | os.PathLike) -> None:
+    def saved_state(self) -> dict[str, Tensor]:
+        """The tensors that `save_pretrained` writes; others of the same names can be given to it."""
+        return merged_state(self.model) if has_lora(self.model) else self.model.state_dict()
+
+    def save_pretrained(self, path: str | os.PathLike, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes the stock model: `AutoModelForSequenceClassification.from_pretrained(path)` needs no penstock.
 
         Adapters are added to the weights that they stand beside.
+
+        Args:
+            state_dict: tensors as of `saved_state`, by default those of now.
         """
         with quiet():
-            self.model.save_pretrained(path, state_dict=merged_state(self.model) if has_lora(self.model) else None)
+            self.model.save_pretrained(path, state_dict=self.saved_state() if state_dict is None else state_dict)
 
     def unmerged_state(self) -> dict[str, Tensor] | None:
         """What training goes on from where `save_pretrained` cannot give it back: the weights beside their adapters."""

@@ -2,11 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
+from penstock.engine.checked import DamageError, check_sealed, read_seal
 from penstock.engine.data.own_code import NONE_IS_RUN, code_of_model
 from penstock.engine.errors import ModelError, PenstockError
 
@@ -34,7 +37,7 @@ def as_model_error(name: str | os.PathLike) -> Iterator[None]:
         yield
     except (PenstockError, MemoryError):
         raise
-    except Exception as error:  # of any type, where a configuration holds values of other types
+    except Exception as error:  # of any type: damaged files raise what they lead the library to
         if os.path.isdir(name):
             where = "its folder is incomplete or damaged"
         elif str(name).startswith(("/", ".", "~")):
@@ -43,6 +46,37 @@ def as_model_error(name: str | os.PathLike) -> Iterator[None]:
             where = "there is no such folder, and the hub does not have it or is out of reach"
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise ModelError(f"cannot load model {str(name)!r}: {where} ({reason})") from error
+
+
+def check_files(folder: Path) -> None:
+    """Compares a saved model's files with their checksums, if it has some.
+
+    Raises:
+        ModelError: one is damaged or missing.
+    """
+    try:
+        seal = read_seal(folder)
+        if seal is not None:
+            check_sealed(folder, seal, skip=("training_state.pt",))
+    except DamageError as damage:
+        raise ModelError(f"{folder}: {damage}: put it back from a copy, or train again into another folder") from None
+
+
+def check_whole(name: str | os.PathLike, info: Mapping[str, Any]) -> None:
+    """
+    Args:
+        info: what transformers says of how it loaded the model.
+
+    Raises:
+        ModelError: some of its weights were not in the file, or of another shape.
+    """
+    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
+        names = sorted(str(entry if isinstance(entry, str) else entry[0]) for entry in info[key])
+        if names:
+            raise ModelError(
+                f"cannot load model {str(name)!r}: its file of weights {what} {len(names)} of its tensors, such as "
+                f"{names[0]}"
+            )
 
 
 @contextlib.contextmanager

@@ -134,7 +134,10 @@ def _loop(
     assert isinstance(task.settings, Settings)
     goes_on = task.run.exists()
     started = time.process_time()
-    trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+    try:
+        trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+    except RunError as error:
+        raise RunError(f"{task.trial.name}: {error}; or remove {task.run} to train this trial again") from error
     cpu_seconds = time.process_time() - started
     test = as_trained(test, read_record(task.run)["data"])
     model: Any = load_model(task.run)

@@ -1,20 +1,25 @@
-"""Checkpoints that survive a kill at any instant.
+"""Checkpoints that survive a kill at any instant, and say when they were damaged since.
 
-A checkpoint is one folder, RUN/checkpoints/step-N: the model as the transformers library saves it, and, where the run
-can go on from there, `training_state.pt`. It is written under another name, forced to the disk and renamed; then the
-symbolic link RUN/last (RUN/best) is turned to it in one instant. So `last` always leads to a whole checkpoint.
+A checkpoint is one folder, RUN/checkpoints/step-N: the model as the transformers library saves it, where the run can go
+on from there `training_state.pt`, and, written last, `checkpoint.json`, which seals them (see checked.py). It is
+written under another name, forced to the disk and renamed; then the symbolic link RUN/last (RUN/best) is turned to it
+in one instant. So `last` always leads to a whole checkpoint. The ones before it, and the best models of their time,
+stay as long as `keep` says.
 """
 
 import os
-import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_crc32_options, set_crc32_options
 
+from penstock.engine.checked import DamageError, check_sealed, read_seal, seal
 from penstock.engine.errors import RunError
 from penstock.engine.files import (
+    CommittedFile,
     disk_errors,
     link_or_copy,
     point,
@@ -24,18 +29,28 @@ from penstock.engine.files import (
     sync_tree,
 )
 
-_STATE = "training_state.pt"
+STATE_NAME = "training_state.pt"
+_NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
 def write_checkpoint(
-    run: Path, step: int, save_model: Callable[[Path], None], state: dict[str, Any] | None, links: Sequence[str]
+    run: Path,
+    step: int,
+    save_model: Callable[[Path], None],
+    state: dict[str, Any] | None,
+    links: Sequence[str],
+    *,
+    keep: int = 1,
+    **entries: Any,
 ) -> None:
-    """Writes a checkpoint and turns links to it; what no link holds any more is removed.
+    """Writes a checkpoint and turns links to it; what is older than the last `keep` is removed.
 
     Args:
         links: "last", "best" or both, turned in this order.
         save_model: writes the model's files into a folder.
         state: what the run needs to go on from here; None for a model alone.
+        keep: number of checkpoints to go on from.
+        entries: what else its `checkpoint.json` says.
 
     Raises:
         DiskError: the checkpoint cannot be written; the earlier ones stand.
@@ -46,12 +61,15 @@ def write_checkpoint(
         remove_tree(temporary)
         try:
             temporary.mkdir(parents=True)
-            save_model(temporary)
-            if state is not None:
-                torch.save(state, temporary / _STATE)
+            with disk_errors(temporary, libraries=True):  # while a full disk is still full
+                save_model(temporary)
+                if state is not None:
+                    _save_state(state, temporary / STATE_NAME)
+                checkpoint = _unused(folder, step)
+                best = checkpoint.name if "best" in links else _target(run / "best")
+                seal(temporary, step=step, best=best, **entries)
             settle_modes(temporary)
             sync_tree(temporary)
-            checkpoint = _unused(folder, step)
             os.rename(temporary, checkpoint)
         except BaseException:
             remove_tree(temporary)
@@ -59,32 +77,122 @@ def write_checkpoint(
         sync_folder(folder)
         for name in links:
             point(run / name, checkpoint)
-        _remove_unreferenced(run)
+        _remove_old(run, keep)
 
 
-def read_state(run: Path) -> dict[str, Any] | None:
-    """The training state of RUN/last, tensors on the CPU; None if the run has none.
+def read_state(run: Path, checkpoint: Path | None = None) -> dict[str, Any] | None:
+    """The training state of a checkpoint, by default of RUN/last, tensors on the CPU; None if it has none.
 
     Raises:
         RunError: the file is damaged.
     """
-    file = run / "last" / _STATE
+    file = (checkpoint or run / "last") / STATE_NAME
     if not file.exists():
         return None
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise RunError(f"{file} is damaged ({str(error).splitlines()[0]}): remove {run} and train again") from error
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise whatever they lead the unpickler to
+        raise RunError(f"{file} is damaged ({first_line(error)})") from error
+    if not isinstance(state, dict):
+        raise RunError(f"{file} is damaged: it holds a {type(state).__name__}")
+    return state
 
 
 def export_best(run: Path) -> None:
     """Lays the best model's files into the run's own folder, so that RUN itself loads as a model."""
-    files = [file for file in sorted((run / "best").iterdir()) if file.is_file() and file.name != _STATE]
+    files = [file for file in sorted((run / "best").iterdir()) if file.is_file() and file.name != STATE_NAME]
     with disk_errors(run / "config.json"):
         # config.json last: with it the folder counts as a model
         for file in sorted(files, key=lambda file: file.name == "config.json"):
             link_or_copy(file, run / file.name)
         sync_folder(run)
+
+
+def check_whole(checkpoint: Path) -> dict[str, Any] | None:
+    """The contents of its `checkpoint.json`; None for one of an earlier penstock, which has none.
+
+    Raises:
+        DamageError: a file of it is not as it was written.
+    """
+    found = read_seal(checkpoint)
+    if found is not None:
+        check_sealed(checkpoint, found)
+    return found
+
+
+def seal_earlier(run: Path, checkpoint: Path, **entries: Any) -> None:
+    """Seals a checkpoint of an earlier penstock, which has been gone on from, and its run's best model."""
+    best = _target(run / "best")
+    with disk_errors(checkpoint):
+        if best is not None and read_seal(run / "best") is None:
+            seal(run / "best", step=step_of((run / "best").resolve()), best=best)
+        if read_seal(checkpoint) is None:
+            seal(checkpoint, step=step_of(checkpoint.resolve()), best=best, **entries)
+
+
+def resumable(run: Path) -> list[Path]:
+    """The checkpoints to go on from, oldest first, whole or not."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _place(path) and (path / STATE_NAME).exists()), key=_place)
+
+
+def before(run: Path, checkpoint: Path) -> list[Path]:
+    """The checkpoints to go on from that are older than this one, newest first."""
+    place = _place(checkpoint)
+    return [path for path in reversed(resumable(run)) if not place or _place(path) < place]
+
+
+def is_name(name: Any) -> bool:
+    """Whether a checkpoint could be called so."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def step_of(checkpoint: Path) -> int:
+    place = _place(checkpoint)
+    return place[0] if place else 0
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _save_state(state: dict[str, Any], file: Path) -> None:
+    """torch reports in words of its own what a file says of a full disk, and has checksums, which the seal has too."""
+    out = _File(file)
+    computes = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        file_like: Any = out  # torch only writes to it
+        torch.save(state, file_like)
+        out.commit()
+    except BaseException:
+        out.abandon()
+        if out.error is not None:
+            raise out.error from None
+        raise
+    finally:
+        set_crc32_options(computes)
+
+
+class _File(CommittedFile):
+    """A file that keeps the error that a write to it met."""
+
+    error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _place(checkpoint: Path) -> tuple[int, int]:
+    """Where it stands among the others; empty for what is no checkpoint."""
+    found = _NAME.fullmatch(checkpoint.name)
+    return (int(found[1]), int(found[2] or 0)) if found else ()  # type: ignore[return-value]
 
 
 def _unused(folder: Path, step: int) -> Path:
@@ -97,8 +205,23 @@ def _unused(folder: Path, step: int) -> Path:
     return candidate
 
 
-def _remove_unreferenced(run: Path) -> None:
+def _target(link: Path) -> str | None:
+    """The name of the checkpoint that a link leads to."""
+    return link.resolve().name if link.exists() else None
+
+
+def _remove_old(run: Path, keep: int) -> None:
+    """Keeps what the links hold, the checkpoints before the last, and the best models of their time."""
     held = {(run / name).resolve() for name in ("best", "last")}
+    if (run / "last").exists():
+        held |= {checkpoint.resolve() for checkpoint in before(run, (run / "last").resolve())[: keep - 1]}
+    for checkpoint in list(held):
+        try:
+            best = (read_seal(checkpoint) or {}).get("best")
+        except DamageError:
+            continue
+        if best and (checkpoint / STATE_NAME).exists():
+            held.add((checkpoint.parent / best).resolve())
     for checkpoint in (run / "checkpoints").iterdir():
         if checkpoint.resolve() not in held:
             remove_tree(checkpoint)

@@ -1,5 +1,6 @@
 """The training loop, one for every model."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -17,13 +18,12 @@ from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import save_tokenizer
 from penstock.engine.errors import RunError
-from penstock.engine.files import copy_tree
 from penstock.engine.models import build_model, load_model
 from penstock.engine.models.build import check_pair_types
 from penstock.engine.models.loading import quiet
 from penstock.engine.models.start import Say, start_model
 from penstock.engine.training.calibrate import Calibration, fit_temperature
-from penstock.engine.training.checkpoint import read_state, write_checkpoint
+from penstock.engine.training.checkpoint import STATE_NAME, read_state, write_checkpoint
 from penstock.engine.training.class_weights import resolve_class_weights, resolve_positive_weights
 from penstock.engine.training.distributed import Stopped, World
 from penstock.engine.training.evaluate import class_probabilities, evaluate, run, store_batches
@@ -31,13 +31,21 @@ from penstock.engine.training.flops import peak_flops, training_flops_per_token
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import Thresholds, choose_thresholds, read_metrics
 from penstock.engine.training.optimizer import learning_rate_factor
-from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.progress import Mode, open_display
-from penstock.engine.training.run_directory import MetricsLog, RunDirectory
+from penstock.engine.training.resume import Found
+from penstock.engine.training.run_directory import METRICS_NAME, MetricsLog, RunDirectory
 from penstock.engine.training.settings import Settings, TrainingSettings
 from penstock.engine.training.signals import Interrupted, StopSignal
+from penstock.engine.training.state import (
+    StateError,
+    check_counters,
+    check_stored,
+    check_weights,
+    checked_loader_state,
+)
 from penstock.engine.training.step import Stepper, StepReport, derive_seed
 from penstock.engine.training.trackers import open_trackers
+from penstock.engine.training.writer import HostCopy, Writer
 
 _SECONDS_BETWEEN_CHECKPOINTS = 300.0
 
@@ -51,6 +59,7 @@ class Counters:
         seconds: spent in steps, waiting for data included.
         best: figures of the best model so far, found at `best_step`; `since_best` evaluations ago.
         stopped_by: why the run is over: "epochs", "max_steps", "patience"; empty while it is not.
+        checkpoint_seconds: that training stood still for checkpoints.
         interval_*: of the steps since the last line of metrics.jsonl.
         unfinished: a signal came while the model was evaluated after the last step: what else that step has to log. The
             run goes on with that evaluation.
@@ -65,14 +74,20 @@ class Counters:
     best_step: int = 0
     since_best: int = 0
     stopped_by: str = ""
+    checkpoint_seconds: float = 0.0
     interval_loss: float = 0.0
     interval_correct: int = 0
     interval_examples: int = 0
     unfinished: dict[str, float] | None = None
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Counters":
-        return cls(**{**state, "best": read_metrics(state["best"]) if state["best"] else None})
+    def from_state(cls, state: Any) -> "Counters":
+        """Raises StateError: they are not counters."""
+        state = check_counters(state, cls)
+        try:
+            return cls(**{**state, "best": read_metrics(state["best"]) if state.get("best") else None})
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise StateError(f"its figures of the best model cannot be read ({error})") from None
 
     def over(self, settings: TrainingSettings) -> str:
         """Why a run with these settings is over here; empty if it is not."""
@@ -95,24 +110,36 @@ class Loop:
         world: World,
         directory: RunDirectory,
         say: Say,
+        *,
+        found: Found | None,
+        precision: str,
     ) -> None:
         """
         Args:
             say: prints a line for the user.
+            found: the checkpoint to go on from; None for new weights.
+            precision: "fp32", "bf16" or "fp16".
+
+        Raises:
+            RunError: the checkpoint is not of this model.
         """
         self.settings, self.world, self.directory = settings, world, directory
         self._store, self._validation_rows = store, validation_rows
         self.num_rows = len(rows)
-        self._precision = resolve_precision(settings.training.precision, world.device)
-        state = read_state(directory.path)
-        self.counters = Counters() if state is None else Counters.from_state(state["counters"])
+        self._precision = precision
+        state = None if found is None else read_state(directory.path, found.folder)
+        with _as_run_error(found):
+            self.counters = Counters() if state is None else Counters.from_state(state.get("counters"))
+        self._tokenizer = self._read_tokenizer(found)
+        self._copy, self._writer = HostCopy(), Writer()
         self.counters.stopped_by = self.counters.over(settings.training)
         self._class_weights = self._resolve_weights(rows)
         torch.manual_seed(derive_seed(settings.training.seed, "weights"))
-        last = directory.path / "last" if state is not None else None
-        self.model = self._build(last, state["unmerged"] if state and "unmerged" in state else None, say)
+        with _as_run_error(found):
+            last = None if found is None else found.folder
+            self.model = self._build(last, state["unmerged"] if state and "unmerged" in state else None, say)
         self.model.to(world.device)
-        self._log_offset = 0 if state is None else state["log_offset"]
+        self._log_offset = 0 if found is None else found.log_size
         assert settings.data.mode != "auto"
         weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
         self._stepper = Stepper(self.model, settings.training, self._precision, world, weights)
@@ -134,8 +161,12 @@ class Loop:
                     f"{directory.path} was finished by a version of penstock that kept no optimizer state: it cannot "
                     f"go on; start a new run from its weights with --from {directory.path}"
                 )
-            self._stepper.load_state_dict(state["stepper"])
-            self._loader.load_state_dict(state["loader"])
+            with _as_run_error(found):
+                assert found is not None
+                self._stepper.load_state_dict(state["stepper"], found.folder / STATE_NAME)
+                self._loader.load_state_dict(checked_loader_state(state.get("loader"), self.counters))
+                if (step := state["loader"]["step"]) > (steps := self._loader.plan().num_steps):
+                    raise StateError(f"its loader stands at step {step:,} of an epoch of {steps:,}")
 
     def _build(self, last: Path | None, unmerged: dict[str, Any] | None, say: Say) -> Any:
         """The model: new, from an earlier run's weights, or as the last checkpoint has it.
@@ -160,12 +191,35 @@ class Loop:
                 multi_label=store.multi_label,
             )
             if last is not None and unmerged is None:
-                model.load_state_dict(load_model(last).state_dict())
+                weights = load_model(last).state_dict()
+                check_weights(weights, model.state_dict())
+                model.load_state_dict(weights)
         if store.seconds is not None:
             check_pair_types(model)
         if unmerged is not None:
+            check_weights(unmerged, model.state_dict())
             model.load_state_dict(unmerged)
+        if last is not None:
+            check_stored(last, model.saved_state(), store.label_names)
         return model
+
+    def _read_tokenizer(self, found: Found | None) -> dict[str, bytes]:
+        """{name: content} of the tokenizer's files, once: the store need not be there to the end.
+
+        A run that goes on has those that it began with.
+        """
+        store, manifest = self._store, self._store.manifest
+        names = store.path / TOKENIZER_NAME
+        begun = found is not None and found.sealed
+        folder = found.folder if found is not None and begun else names
+        try:
+            files = {file.name: (folder / file.name).read_bytes() for file in sorted(names.iterdir()) if file.is_file()}
+        except OSError as error:
+            raise RunError(f"the tokenizer in {folder} cannot be read: {error.strerror} ({error.filename})") from None
+        if not begun and (store.max_length, store.truncation) != (manifest.max_length, manifest.truncation):
+            # whoever serves the model without penstock cuts texts as it was trained
+            files |= save_tokenizer(store.tokenizer(), store.max_length, store.truncation)
+        return files
 
     def _resolve_weights(self, rows: np.ndarray) -> np.ndarray | None:
         store, weights = self._store, self.settings.training.class_weights
@@ -204,7 +258,7 @@ class Loop:
             return
         self._stop = stop
         main = self.world.is_main
-        self._log = MetricsLog(self.directory.path / "metrics.jsonl", self._log_offset) if main else None
+        self._log = MetricsLog(self.directory.path / METRICS_NAME, self._log_offset) if main else None
         self._display = open_display(progress if main else "none")
         self._trackers = open_trackers(self.settings, self.directory.path, self.counters.step) if main else []
         self._flops_per_token, self._peak = training_flops_per_token(self.model), peak_flops(self.world.device)
@@ -212,6 +266,7 @@ class Loop:
             self._loop(stop)
         finally:
             self._display.close()
+            self._writer.close()
             if self._log:
                 self._log.close()
             for _, close in self._trackers:
@@ -239,9 +294,11 @@ class Loop:
                 num_examples=step.num_examples,
                 weight=self._weight(step),
                 learning_rate=rate,
-                votes=(stop.received is not None, wants_save),
+                votes=(stop.received is not None, wants_save, self._writer.has_failed),
             )
-            stopping, save_by_time = report.votes
+            stopping, save_by_time, has_failed = report.votes
+            if has_failed:
+                self.world.on_main(self._writer.wait)
             self._count(timed, report, interval)
 
             stop.step = counters.step
@@ -251,6 +308,8 @@ class Loop:
                 interval = _Interval()
             if resumable:
                 saved = time.monotonic()
+            if counters.stopped_by or stopping:
+                self.world.on_main(self._writer.wait)
             if counters.stopped_by:
                 return
             if stopping:
@@ -380,33 +439,57 @@ class Loop:
             log(record)
 
     def _checkpoint(self, *, best: bool, last: bool) -> None:
-        """Saves the model as the best, the last, or both; with what the run needs to go on if it is the last."""
-        counters = self.counters
+        """Saves the model as the best, the last, or both; with what the run needs to go on if it is the last.
+
+        Training waits while it is copied, and for the checkpoint before it if that is still being written.
+        """
+        self.world.on_main(lambda: self._hand_over(best=best, last=last))
+
+    def _hand_over(self, *, best: bool, last: bool) -> None:
+        assert self._log is not None
+        began, counters, log = time.perf_counter(), self.counters, self._log
+        self._writer.wait()
+        tensors: dict[str, Any] = {"model": self.model.saved_state()}
+        if last:
+            # a finished run keeps its optimizer too: it may be extended
+            tensors["state"] = {"stepper": self._stepper.state_dict()}
+            if unmerged := getattr(self.model, "unmerged_state", lambda: None)():
+                tensors["state"]["unmerged"] = unmerged
+        copy = self._copy.of(tensors)
+        stood_still = time.perf_counter() - began
+        counters.checkpoint_seconds += stood_still
+        self._write({"split": "checkpoint", "step": counters.step, "seconds": round(stood_still, 4)})
+        state: dict[str, Any] | None = None
+        if last:
+            state = {"counters": dataclasses.asdict(counters), "loader": self._loader.state_dict(), **copy["state"]}
+            state["log_offset"] = log.mark()[0]
+        step, mark = counters.step, log.mark()
+        links = [name for name, wanted in (("best", best), ("last", last)) if wanted]
 
         def write() -> None:
-            state: dict[str, Any] | None = None
-            if last:
-                assert self._log is not None
-                # a finished run keeps its optimizer too: it may be extended
-                state = {
-                    "counters": dataclasses.asdict(counters),
-                    "log_offset": self._log.sync(),
-                    "stepper": self._stepper.state_dict(),
-                    "loader": self._loader.state_dict(),
-                }
-                if unmerged := getattr(self.model, "unmerged_state", lambda: None)():
-                    state["unmerged"] = unmerged
-            links = [name for name, wanted in (("best", best), ("last", last)) if wanted]
+            log.sync()
             write_checkpoint(
-                self.directory.path, counters.step, lambda folder: self._save(self.model, folder), state, links
+                self.directory.path,
+                step,
+                lambda folder: self._save(self.model, folder, copy["model"]),
+                state,
+                links,
+                keep=self.settings.training.keep_checkpoints,
+                log=list(mark),
             )
 
-        self.world.on_main(write)
+        self._writer.start(write)
 
     def save_best(self, model: Any) -> None:
         """Makes another model the run's best one."""
-        path, step = self.directory.path, self.counters.best_step
-        write_checkpoint(path, step, lambda folder: self._save(model, folder), None, ["best"])
+        write_checkpoint(
+            self.directory.path,
+            self.counters.best_step,
+            lambda folder: self._save(model, folder, model.saved_state()),
+            None,
+            ["best"],
+            keep=self.settings.training.keep_checkpoints,
+        )
 
     def fit_temperature(self, model: Any, stop: StopSignal) -> Calibration:
         """By the validation rows."""
@@ -433,15 +516,11 @@ class Loop:
         model.to("cpu")
         return np.concatenate(logits), np.concatenate(labels)
 
-    def _save(self, model: Any, folder: Path) -> None:
+    def _save(self, model: Any, folder: Path, weights: dict[str, Any]) -> None:
         with quiet():
-            model.save_pretrained(folder)
-        copy_tree(self._store.path / TOKENIZER_NAME, folder)
-        manifest, store = self._store.manifest, self._store
-        if (store.max_length, store.truncation) != (manifest.max_length, manifest.truncation):
-            # whoever serves the model without penstock cuts texts as it was trained
-            for name, content in save_tokenizer(store.tokenizer(), store.max_length, store.truncation).items():
-                (folder / name).write_bytes(content)
+            model.save_pretrained(folder, state_dict=weights)
+        for name, content in self._tokenizer.items():
+            (folder / name).write_bytes(content)
 
 
 @dataclass(frozen=True)
@@ -475,6 +554,19 @@ class _Interval:
             "data_wait": round(self._waited / seconds, 5),
             "mfu": round(tokens_per_second * flops_per_token / (peak * devices), 5) if peak else None,
         }
+
+
+@contextlib.contextmanager
+def _as_run_error(found: Found | None) -> Iterator[None]:
+    """What does not fit in a checkpoint, in one line that names it."""
+    try:
+        yield
+    except StateError as error:
+        assert found is not None
+        raise RunError(
+            f"{found.folder} is no checkpoint of this run: {error}; put it back from a copy, or train into "
+            "another --out"
+        ) from error
 
 
 def _due(step: int, every: int, *, otherwise: bool) -> bool:

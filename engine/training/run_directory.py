@@ -1,8 +1,8 @@
 """The folder of a run: what it is, whether it is done, and its metrics.
 
 config.yaml      the resolved settings
-run.json         identity (settings, data), status, versions, result
-metrics.jsonl    one line per logged step, evaluation or epoch's plan (fill, balance)
+run.json         identity (settings, data), status, versions, result, checksums of itself and of config.yaml
+metrics.jsonl    one line per logged step, evaluation, checkpoint or epoch's plan (fill, balance)
 checkpoints/     see checkpoint.py; best/ and last/ lead into it
 config.json, model.safetensors, tokenizer.json ...   the best model, once the run is complete
 """
@@ -10,10 +10,12 @@ config.json, model.safetensors, tokenizer.json ...   the best model, once the ru
 import json
 import os
 import platform
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.checked import crc32_of, with_checksum
 from penstock.engine.errors import RunError
 from penstock.engine.files import (
     FolderLock,
@@ -26,8 +28,9 @@ from penstock.engine.files import (
     write_committed,
     write_json,
 )
-from penstock.engine.training.run_record import has_checkpoint, in_use, read_record
+from penstock.engine.training.run_record import FORMAT, has_checkpoint, in_use, read_record
 
+METRICS_NAME = "metrics.jsonl"
 _OLD_TEMPORARY = (".config.yaml.tmp", ".run.json.tmp")  # what an earlier penstock wrote under
 
 
@@ -61,12 +64,14 @@ class RunDirectory:
             self.record = read_record(self.path)
         return self.record
 
-    def create(self, identity: Mapping[str, Any], config: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    def create(
+        self, identity: Mapping[str, Any], config: str, data: Mapping[str, Any], **entries: Any
+    ) -> dict[str, Any]:
         """Makes the directory a new run's, in place of one that never came to a checkpoint; returns its record.
 
         Args:
             identity: flat JSON mapping of what decides the run's result.
-            config: the text of config.yaml. data: how the training data was prepared.
+            config: the text of config.yaml. data: how the training data was prepared. entries: others of the record.
 
         Raises:
             RunError: another process has begun to train in it.
@@ -80,10 +85,10 @@ class RunDirectory:
                 if (path / "run.json").exists() and has_checkpoint(path):
                     raise RunError(f"another process has trained in {path} meanwhile: give another --out")
             _remove_beginning(path)
-            self.record = {"format": 1, "status": "running", "identity": dict(identity), "data": dict(data)}
-            self.record["versions"] = _versions()
+            self.record = {"format": FORMAT, "status": "running", "identity": dict(identity), "data": dict(data)}
+            self.record |= {**entries, "versions": _versions(), "config": [zlib.crc32(config.encode())]}
             write_committed(path / "config.yaml", config)
-            write_json(path / "run.json", self.record)
+            self._write()
         return self.record
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
@@ -114,36 +119,73 @@ class RunDirectory:
     def has_checkpoint(self) -> bool:
         return bool(self.record) and has_checkpoint(self.path)
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether all of its checkpoints have checksums; an earlier penstock gave them none."""
+        return self.record.get("format") == FORMAT
+
     def update(self, config: str | None = None, **entries: Any) -> None:
+        """Sets entries of the record and, if it is given, the text of config.yaml."""
         self.record.update(entries)
-        with disk_errors(self.path / "run.json"):
-            write_json(self.path / "run.json", self.record)
+        file = self.path / "config.yaml"
+        with disk_errors(file):
             if config is not None:
-                write_committed(self.path / "config.yaml", config)
+                # both count, so that whichever of the two is there after a kill is the run's
+                self.record["config"] = [zlib.crc32(config.encode()), crc32_of(file)]
+            self._write()
+            if config is not None:
+                write_committed(file, config)
+
+    def upgrade(self, **entries: Any) -> None:
+        """Makes the record of an earlier penstock's run one with a checksum, once its checkpoints have theirs."""
+        with disk_errors(self.path):
+            self.record["config"] = [crc32_of(self.path / "config.yaml")]
+        self.update(format=FORMAT, **entries)
+
+    def _write(self) -> None:
+        record = with_checksum(self.record) if self.is_sealed else self.record
+        write_json(self.path / "run.json", record)
 
 
 class MetricsLog:
-    """metrics.jsonl: appended line by line; `offset` lets a resumed run forget the lines after its checkpoint."""
+    """metrics.jsonl: appended line by line; `offset` lets a resumed run forget the lines after its checkpoint.
+
+    Attributes:
+        crc32: of all its bytes.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
         with disk_errors(path):
-            self._file = open(path, "a")  # noqa: SIM115 -- closed by close()
-            self._file.truncate(offset)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._descriptor, offset)
+            self.crc32 = crc32_of(path)
+            self._size = offset
 
     def write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record).encode() + b"\n"
         with disk_errors(self._path):
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            written = 0
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+        self._size += len(line)
+        self.crc32 = zlib.crc32(line, self.crc32)
+
+    def mark(self) -> tuple[int, int]:
+        """The size in bytes and the CRC-32 of what has been written."""
+        return self._size, self.crc32
 
     def sync(self) -> int:
         """Forces the lines to the disk and returns their size in bytes."""
         with disk_errors(self._path):
-            flush(self._file.fileno(), self._path)
-        return os.fstat(self._file.fileno()).st_size
+            flush(self._descriptor, self._path)
+        return self._size
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)
 
 
 def check_out(path: Path) -> None:

@@ -1,12 +1,14 @@
 """What a run's folder says of itself, read without torch: so that mistakes show at once."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from penstock.engine.checked import SEAL_NAME, DamageError, crc32_of, without_checksum
 from penstock.engine.data.job import JOB_NAME
 from penstock.engine.data.manifest import MANIFEST_NAME, Truncation
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
@@ -14,7 +16,14 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError, SourceError, StoreError
 from penstock.engine.records import check_entries, check_range, read_json
 
-_ENTRIES: dict[str, Any] = {"status": str, "identity": dict, "data": dict, "versions": dict, "result": dict | None}
+_ENTRIES: dict[str, Any] = {
+    "status": Literal["running", "complete"],
+    "identity": dict,
+    "data": dict,
+    "versions": dict,
+    "result": dict | None,
+    "config": list[int],
+}
 _DATA: dict[str, Any] = {
     "store": str,
     "tokenizer": str,
@@ -29,6 +38,9 @@ _DATA: dict[str, Any] = {
     "test": str,
 }
 _ALWAYS = ("store", "tokenizer", "label_names", "max_length", "truncation", "text", "label")
+
+FORMAT = 2  # of a run: 1 had no checksums
+_REMEDY = "put it back from a copy, or train into another --out"
 
 
 def read_record(path: Path | str, described: bool = False) -> dict[str, Any]:
@@ -46,21 +58,44 @@ def read_record(path: Path | str, described: bool = False) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} holds no run: there is no run.json") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}") from None
-    if not isinstance(record, dict) or record.get("format") != 1:
-        raise RunError(f"{file} was written by another version of penstock")
+        raise RunError(f"{file} cannot be read: {error}; {_REMEDY}") from None
+    if not isinstance(record, dict) or record.get("format") not in (1, FORMAT):
+        raise RunError(f"{file} was written by another version of penstock, or is damaged; {_REMEDY}")
+    if "crc32" in record:  # whoever edits the file on purpose takes the entry out
+        try:
+            record = without_checksum(record, str(file))
+        except DamageError as damage:
+            raise RunError(f"{damage}; {_REMEDY}") from None
     try:
-        check_entries(record, _ENTRIES, ("identity", "data"))
+        check_entries(record, _ENTRIES, ("status", "identity", "data"))
         check_entries(record["data"], _DATA, _ALWAYS if described else (), "data")
         check_range("data.max_length", record["data"].get("max_length", 1), 1, (1 << 31) - 1)
+        if record["status"] == "complete" and not isinstance(record.get("result"), dict):
+            raise ValueError("it is complete, and result is missing")
     except ValueError as error:
-        raise RunError(f"{file}: damaged: {error}") from None
+        raise RunError(f"{file} is damaged: {error}; {_REMEDY}") from None
+    if "config" in record:
+        _check_config(file.with_name("config.yaml"), record["config"])
     return record
 
 
+def _check_config(file: Path, checksums: list[int]) -> None:
+    try:
+        crc32 = crc32_of(file)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror}; {_REMEDY}") from None
+    if crc32 not in checksums:
+        raise RunError(
+            f"{file} is damaged or was edited: its checksum is not that of what was written. Put it back from a copy "
+            "(settings that may change are given on the command line), or train into another --out"
+        )
+
+
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run has come as far as a checkpoint."""
-    return any((run / name / "config.json").exists() for name in ("last", "best"))
+    """Whether a run has come as far as a checkpoint, which may be damaged by now."""
+    if any(os.path.lexists(run / name) for name in ("last", "best")):
+        return True
+    return any((run / "checkpoints").glob("step-*"))
 
 
 def in_use(path: Path) -> RunError:
@@ -74,8 +109,15 @@ def read_trained_record(path: Path | str) -> dict[str, Any]:
         RunError: also if it has none yet.
     """
     record = read_record(path, described=True)
-    if not (Path(path) / "best").exists():
+    best = Path(path) / "best"
+    if not best.is_dir():
+        if os.path.lexists(best):
+            raise RunError(f"{best} leads to no checkpoint: put it back from a copy, or train into another --out")
+        if record["status"] == "complete":
+            raise RunError(f"{best} is missing: put it back from a copy, or train into another --out")
         raise RunError(f"{path} has no model yet: train it first")
+    if record["format"] == FORMAT and not (best / SEAL_NAME).is_file():
+        raise RunError(f"{best / SEAL_NAME} is missing: {_REMEDY}")
     return record
 
 
@@ -135,7 +177,7 @@ def saved_thresholds(path: Path | str, num_labels: int) -> np.ndarray:
         if kept is not None and len(kept) != num_labels:
             raise ValueError(f"it has {len(kept)} thresholds for {num_labels} labels")
     except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}") from None
+        raise RunError(f"{file} cannot be read: {error}; {_REMEDY}") from None
     return np.full(num_labels, 0.5) if kept is None else np.asarray(kept, np.float64)
 
 

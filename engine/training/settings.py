@@ -102,6 +102,9 @@ class TrainingSettings:
         None, "evaluations without a better one before stopping; 0: never; null: by the recipe", minimum=0
     )
     checkpoint_every_steps: int = setting(0, "steps between checkpoints; 0: about every five minutes", minimum=0)
+    keep_checkpoints: int = setting(
+        2, "checkpoints to resume from that are kept, the best model beside them", minimum=1
+    )
     log_every_steps: int = setting(10, "steps between lines of metrics.jsonl", minimum=1)
     tensorboard: bool = setting(True, "write TensorBoard events where it is installed")
     wandb_project: str | None = setting(None, "log to this Weights & Biases project")
@@ -112,7 +115,8 @@ class TrainingSettings:
 
 # What does not change the run's result: a run may go on with other values of these.
 FREE_KEYS = frozenset(
-    f"training.{key}" for key in ("checkpoint_every_steps", "log_every_steps", "tensorboard", "wandb_project")
+    f"training.{key}"
+    for key in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "tensorboard", "wandb_project")
 )
 # What says when a run is over: it may go on with larger ones.
 ENDING_KEYS = ("training.epochs", "training.max_steps", "training.patience")

@@ -12,12 +12,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from penstock.engine.data.loader import Batch
-from penstock.engine.errors import NonFiniteError, OutOfMemoryError, is_out_of_memory
+from penstock.engine.errors import NonFiniteError, OutOfMemoryError, RunError, is_out_of_memory
 from penstock.engine.models.output import is_multi_label, multi_label_loss
 from penstock.engine.training.distributed import World
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
 from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.state import check_optimizer_state, optimizer_layout, parameters_of
 from penstock.kernels.bag import coalesced
 
 # A loss scale halves at every overflow: after as many in a row it is not the scale that is wrong.
@@ -115,6 +116,8 @@ class Stepper:
         )
         self._scaler = gradient_scaler(precision, world.device)
         self._overflows = 0
+        self._layout = optimizer_layout(model, self._optimizer)
+        self._loaded_from: object = None  # of a state that no step has used yet
         if settings.compile:
             model.compile(dynamic=True)
         self._model: nn.Module = model
@@ -164,6 +167,8 @@ class Stepper:
             totals[0] += loss_sum.detach() * (num_examples / normalizer)
             totals[1] += self._right(logits.detach(), batch.labels)
         self._scaler.unscale_(self._optimizer)
+        if self._loaded_from is not None:
+            self._check_loaded()
         gradients = [_entries(parameter) for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         world.sum(totals)
@@ -199,14 +204,36 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         return {
             "optimizer": self._optimizer.state_dict(),
+            "parameters": [[entry.name, list(entry.shape), str(entry.dtype)] for entry in self._layout],
             "scaler": self._scaler.state_dict(),
             "overflows": self._overflows,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._optimizer.load_state_dict(state["optimizer"])
+    def load_state_dict(self, state: dict[str, Any], source: object = "the training state") -> None:
+        """
+        Args:
+            source: what the state was read from, for messages.
+
+        Raises:
+            StateError: it is not the state of this model's optimizer; nothing has been loaded.
+        """
+        check_optimizer_state(state, self._layout, self._scaler)
+        # the groups' settings are those of the run's configuration, not the file's
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self._scaler.load_state_dict(state["scaler"])
         self._overflows = state["overflows"]
+        self._loaded_from = source if state["optimizer"]["state"] else None
+
+    def _check_loaded(self) -> None:
+        """Before the first step with a loaded state: an optimizer begins from zero what it finds nothing of."""
+        for parameter, entry in zip(parameters_of(self._optimizer), self._layout, strict=True):
+            if parameter.grad is not None and not self._optimizer.state.get(parameter):
+                raise RunError(
+                    f"{self._loaded_from} has no tensors of {entry.name}, which is being trained: put it back from a "
+                    "copy, or train into another --out"
+                )
+        self._loaded_from = None
 
     def _seed(self, seed: int) -> None:
         # torch.manual_seed asks every kind of device, which takes 70 times as long

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.errors import ConfigError
+from penstock.engine.files import disk_errors
 from penstock.engine.training.settings import Settings
 
 Tracker = Callable[[Mapping[str, Any]], None]
@@ -19,19 +20,26 @@ def open_trackers(settings: Settings, run: Path, step: int) -> list[tuple[Tracke
         step: the one the run goes on from; what was logged after it is dropped.
 
     Raises:
-        ConfigError: a W&B project is set and wandb is not installed.
+        ConfigError: a W&B project is set and wandb is not installed. DiskError: TensorBoard's files cannot be written.
     """
     trackers: list[tuple[Tracker, Callable[[], None]]] = []
     if settings.training.tensorboard and importlib.util.find_spec("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        folder = run / "tensorboard"
+        with disk_errors(folder, libraries=True):
+            writer = SummaryWriter(str(folder), purge_step=step + 1)
 
         def to_tensorboard(record: Mapping[str, Any]) -> None:
-            for name, value in _scalars(record):
-                writer.add_scalar(name, value, record["step"])
+            with disk_errors(folder, libraries=True):
+                for name, value in _scalars(record):
+                    writer.add_scalar(name, value, record["step"])
 
-        trackers.append((to_tensorboard, writer.close))
+        def close_tensorboard() -> None:
+            with disk_errors(folder, libraries=True):
+                writer.close()
+
+        trackers.append((to_tensorboard, close_tensorboard))
     if settings.training.wandb_project:
         if not importlib.util.find_spec("wandb"):
             raise ConfigError(

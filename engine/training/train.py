@@ -13,7 +13,7 @@ import torch
 
 from penstock.engine.data.store import Store
 from penstock.engine.data.verify import check_files
-from penstock.engine.errors import ConfigError
+from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.models import load_model
 from penstock.engine.models.build import THRESHOLDS
 from penstock.engine.models.start import Say
@@ -32,8 +32,10 @@ from penstock.engine.training.evaluate import evaluate
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import Thresholds, read_metrics
+from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.progress import Mode
 from penstock.engine.training.reading import Reading, read_by
+from penstock.engine.training.resume import Confirm, Found, Resume, find_checkpoint, settle_links
 from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.run_record import as_trained
 from penstock.engine.training.settings import FREE_KEYS, Settings
@@ -52,6 +54,7 @@ class TrainResult:
         stopped_by: "epochs", "max_steps" or "patience".
         seconds: time in training steps, waiting for data included, evaluation and checkpoints not.
         parameters: of the model; trainable_parameters: those that were not frozen.
+        checkpoint_seconds: that training stood still for checkpoints, not in `seconds`.
         calibration: the temperature that the best model's logits were divided by, if one was asked for.
         thresholds: of a model for lists of labels, where its validation rows draw the line; `validation` is at 0.5.
     """
@@ -71,6 +74,7 @@ class TrainResult:
     trainable_parameters: int
     calibration: Calibration | None = None
     thresholds: Thresholds | None = None
+    checkpoint_seconds: float = 0.0
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "TrainResult":
@@ -93,6 +97,8 @@ def train(
     test_store: Store | None = None,
     device: torch.device | str | None = None,
     progress: Mode = "auto",
+    resume: Resume = "last",
+    confirm: Confirm | None = None,
 ) -> TrainResult:
     """Trains a model on a store's rows, or resumes where an earlier call stopped.
 
@@ -112,11 +118,13 @@ def train(
         test_store: read once, at the end, by the best model.
         device: by default a GPU if there is one. Under torchrun each process has its own.
         progress: "auto", "live" (a terminal), "plain" (lines) or "none".
+        resume: "previous": where the last checkpoint is damaged, the one before it is taken.
+        confirm: asked whether it may be, instead; it gets the question and returns the answer.
 
     Raises:
         ConfigError: settings that do not fit each other, the data or the number of processes.
         ModelError: the model cannot be built for this data.
-        RunError: the directory holds something else.
+        RunError: the directory holds something else, or something in it is damaged.
         StoreError: the test store, or the run to start from, has other labels or another tokenizer.
         NonFiniteError: the loss or the gradients are no longer finite; the last checkpoint stands as it was.
         DiskError: a checkpoint cannot be written; the earlier one stands.
@@ -150,18 +158,26 @@ def train(
         if began:
             directory.check_identity({key: identity[key] for key in identity if key not in settings.flat()})
             if directory.is_complete and _is_same(settings, saved_settings(directory)):
-                return TrainResult.from_json(directory.record["result"])
+                return _recorded_result(directory)
+        elif resume == "previous":
+            say(f"--resume=previous changes nothing: there is no run in {directory.path} yet")
         for store in (train_store, test_store):
             if store is not None:
                 world.on_main(partial(check_files, store))
+        found = world.on_main(lambda: _find(directory, resume, confirm, say) if began else None)
+        precision = world.on_main(lambda: _precision(directory, settings, world, say))
         devices = [world.device] if world.device.type == "cuda" else []
         with torch.random.fork_rng(devices), StopSignal(directory.path) as stop:
-            loop = Loop(settings, train_store, rows, validation_rows, world, directory, say)
+            loop = Loop(
+                settings, train_store, rows, validation_rows, world, directory, say, found=found, precision=precision
+            )
             changed = []
             if began:
-                changed = world.on_main(lambda: go_on(loop, identity))
+                changed = world.on_main(lambda: _go_on(loop, found, identity))
             else:
-                directory.record = world.on_main(lambda: directory.create(identity, settings.to_yaml(), data))
+                directory.record = world.on_main(
+                    lambda: directory.create(identity, settings.to_yaml(), data, precision=precision)
+                )
             say(opening_line(loop, rows, validation_rows, train_store))
             say(str(reading))
             if train_store.truncation == "head+tail":
@@ -190,6 +206,46 @@ def _speaker(progress: Mode, world: World) -> Say:
             print(line, file=sys.stderr, flush=True)
 
     return say
+
+
+def _find(directory: RunDirectory, resume: Resume, confirm: Confirm | None, say: Say) -> Found | None:
+    found = find_checkpoint(directory.path, sealed=directory.is_sealed, resume=resume, confirm=confirm, say=say)
+    if found is None:
+        say(f"{directory.path} was stopped before its first checkpoint to resume from: it begins again")
+    return found
+
+
+def _precision(directory: RunDirectory, settings: Settings, world: World, say: Say) -> str:
+    """What "auto" was where the run began, whatever it would be here."""
+    asked = settings.training.precision
+    there = directory.record.get("precision") if asked == "auto" else None
+    if there not in ("fp32", "bf16", "fp16"):
+        return resolve_precision(asked, world.device)
+    here = resolve_precision("auto", world.device)
+    if there != here:
+        if (there, world.device.type) == ("fp16", "cpu"):
+            raise ConfigError(
+                f"{directory.path} was begun on a GPU, where training.precision=auto is fp16: a CPU cannot go on with "
+                "that"
+            )
+        say(f"training.precision=auto was {there} where the run began and stays so; here it would be {here}")
+    return there
+
+
+def _go_on(loop: Loop, found: Found | None, identity: dict[str, Any]) -> list[str]:
+    """Makes the run that is there one that goes on from the checkpoint; returns the settings that changed."""
+    directory = loop.directory
+    settle_links(directory.path, found)
+    if not directory.is_sealed:
+        directory.upgrade(precision=loop.precision)
+    return go_on(loop, identity)
+
+
+def _recorded_result(directory: RunDirectory) -> TrainResult:
+    try:
+        return TrainResult.from_json(directory.record["result"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise RunError(f"{directory.path / 'run.json'} is damaged: its result cannot be read ({error})") from None
 
 
 def _is_same(settings: Settings, saved: Settings) -> bool:
@@ -252,7 +308,7 @@ def _conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) 
             model,
             test_store,
             tokens_per_batch=loop.tokens_per_batch,
-            precision=loop.settings.training.precision,
+            precision=loop.precision,
             world=world,
             watch=stop.watch,
         )
@@ -267,6 +323,7 @@ def _conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) 
         examples=counters.examples,
         tokens=counters.tokens,
         seconds=counters.seconds,
+        checkpoint_seconds=counters.checkpoint_seconds,
         tokens_per_second=counters.tokens / seconds,
         examples_per_second=counters.examples / seconds,
         parameters=sum(parameter.numel() for parameter in loop.model.parameters()),

@@ -17,7 +17,7 @@ from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TextTokenizer, load_saved_tokenizer
 from penstock.engine.data.verify import check_files
-from penstock.engine.errors import SourceError
+from penstock.engine.errors import RunError, SourceError
 from penstock.engine.models import load_model
 from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluate import class_probabilities, evaluate_fully, run, store_batches
@@ -84,8 +84,13 @@ class TrainedRun:
         record = read_trained_record(path)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_model(path / "best").to(device).eval()  # type: ignore[arg-type]
+        labels: Any = model.config
+        if [str(labels.id2label[number]) for number in sorted(labels.id2label)] != record["data"]["label_names"]:
+            raise RunError(f"{path / 'run.json'} has other labels than the model: put it back from a copy")
         settings = load_saved_settings(path / "config.yaml")
         precision = settings.training.precision
+        if precision == "auto":
+            precision = record.get("precision", precision)
         # trained on a GPU, used on a CPU
         precision = "auto" if (precision, device.type) == ("fp16", "cpu") else precision
         return cls(path, model, record["data"], settings.data.tokens, precision)

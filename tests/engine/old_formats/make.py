@@ -1,5 +1,6 @@
 """Made the folders beside it, with penstock as of this file's first commit: a store for training and one for tests, a
-run that was stopped between two checkpoints, and a study with two trials over, one under way and one to come.
+run that was stopped between two checkpoints, and a study with two trials over, one under way and one to come. The run
+`run-unsealed` was added by the last penstock whose checkpoints had no checksums.
 
 Run in this folder, it makes them again, in the format of the penstock that is installed: do so only on purpose.
 """
@@ -68,6 +69,12 @@ def main() -> None:
         train(load_settings(None, test_old_formats.RUN), train_store, "run", progress="none")
 
     expect_stop(stopped_run)
+
+    def stopped_unsealed_run() -> None:
+        Stepper.__call__ = stopped_after(3)
+        train(load_settings(None, test_old_formats.UNSEALED), train_store, "run-unsealed", progress="none")
+
+    expect_stop(stopped_unsealed_run)
 
     def stopped_study() -> None:
         def run_third_slowly(task):

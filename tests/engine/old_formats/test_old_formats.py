@@ -5,6 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from stopping import stop_at
 
 from penstock.engine.data.store import Store
 from penstock.engine.study.report import write_report
@@ -12,6 +15,7 @@ from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 from penstock.engine.training.settings import load_settings
+from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.train import train
 from penstock.engine.training.trained import TrainedRun
 
@@ -24,6 +28,13 @@ RUN = (
     "training.epochs=3",
     "training.learning_rate=3e-2",
     "training.seed=1",
+)
+UNSEALED = (
+    *RUN,
+    "training.precision=fp32",
+    "training.log_every_steps=1",
+    "data.batches_per_step=2",
+    "model.embedding_dropout=0.1",
 )
 STUDY = StudySettings(
     train=("train",),
@@ -47,7 +58,7 @@ FINISHED = ("lstm-30-0", "lstm-30-1")
 @pytest.fixture
 def old(tmp_path, monkeypatch) -> Path:
     """A copy of the folders, at the relative paths that they were made with."""
-    for name in ("train", "test", "run", "study"):
+    for name in ("train", "test", "run", "run-unsealed", "study"):
         shutil.copytree(HERE / name, tmp_path / name, symlinks=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -74,6 +85,32 @@ def test_a_stopped_run_goes_on(old):
     assert json.loads(Path("run/run.json").read_text())["status"] == "complete"
 
 
+def test_a_run_without_checksums_goes_on_bit_for_bit(old):
+    """From its last checkpoint, at step 4 of 9, as from the beginning; and stopped once more, now with checksums."""
+    settings, store = load_settings(None, UNSEALED), Store.open("train")
+    shutil.copytree("run-unsealed", "stopped", symlinks=True)
+    before = _timeless("run-unsealed")
+    result = train(settings, store, "run-unsealed", progress="none")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(Interrupted):
+            train(settings, store, "stopped", progress="none")
+    assert train(settings, store, "stopped", progress="none").validation == result.validation
+    train(settings, store, "whole", progress="none")
+    assert result.steps == 9
+    assert _timeless("run-unsealed")[: len(before)] == before
+    runs = ["run-unsealed", "stopped"]
+    # on a machine that computed the steps before the stop otherwise than the one that made the fixture, nearly the same
+    runs += ["whole"] if _timeless("whole")[: len(before)] == before else []
+    for name in ("best", "last"):
+        one, *others = (load_file(f"{run}/{name}/model.safetensors") for run in runs)
+        for other in others:
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one)
+        near = load_file(f"whole/{name}/model.safetensors")
+        assert all(torch.allclose(one[key], near[key], atol=1e-3) for key in one)
+
+
 def test_a_study_goes_on(old):
     results = {path: path.read_bytes() for path in Path("study/cells").iterdir()}
     assert sorted(path.stem for path in results) == sorted(FINISHED)
@@ -93,6 +130,14 @@ def test_the_report_of_a_stopped_study(old):
     assert [(result.accuracy is not None, result.evaluation is not None) for result in findings.table.results] == [
         (True, True)
     ] * 2
+
+
+def _timeless(run: str) -> list[dict]:
+    """The lines of a run's metrics without what a clock measured."""
+    clock = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu")
+    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["split"] != "checkpoint"]
+    return [{key: value for key, value in line.items() if key not in clock} for line in kept]
 
 
 def _lines() -> list[dict]:
