@@ -3,11 +3,11 @@
     python -m penstock.benchmarks.gpu --out results                       everything, within eight minutes
     python -m penstock.benchmarks.gpu --out results --only lstm           one part, after the tests that it needs
     python -m penstock.benchmarks.gpu --out results --only flashrnn --flashrnn ../flashrnn
-    python -m penstock.benchmarks.gpu --out results --rehearse            all of it without a GPU, with faults planted
+    python -m penstock.benchmarks.gpu --out results --rehearse            all of it without a GPU, with planted faults
 
-README.md beside this file says what each part measures. Exit codes: 2 wrong options, 11 no NVIDIA GPU, 12 something gave
-a wrong result (it was switched off, everything else was measured), 13 a part failed or was cut off (the others are in the
-results).
+README.md beside this file says what each part measures. Exit codes: 2 wrong options, 11 no NVIDIA GPU, 12 something
+was wrong, crashed or hung (it was switched off, everything else was measured), 13 a part failed or was cut off (the
+others are in the results).
 """
 
 import argparse

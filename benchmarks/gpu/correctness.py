@@ -5,6 +5,7 @@ anything is timed: one shape for each operation and type. `run`, all of them, co
 been timed, and its figures are marked as worth nothing.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -119,6 +120,7 @@ def _run(context: Context, job: Job, limit: float, tries: int) -> list[Row]:
         before = len(rows)
         if context.left() < 1:
             rows.append(_row(job, job.kernel, "skipped", "not run: the time was up"))
+            emit(**rows[-1])
             break
         for row in _process(context, job, [row["test"] for row in rows], limit):
             emit(**row)
@@ -184,10 +186,8 @@ def _process(context: Context, job: Job, done: list[str], limit: float) -> Itera
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _status(process: "subprocess.Popen[bytes]") -> int:
@@ -200,7 +200,7 @@ def _status(process: "subprocess.Popen[bytes]") -> int:
 
 def _last_line(log: Any) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    fatal = [line for line in lines if line.startswith("Fatal") or "CUDA error" in line]
+    fatal = [line for line in lines if "Fatal" in line or "CUDA error" in line]
     return (fatal or lines or [""])[-1][:200]
 
 

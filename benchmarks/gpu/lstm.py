@@ -64,7 +64,7 @@ def _cell(context: Context, hidden: int, batch: int, seconds: float) -> None:
     peers = _theirs(layer)
     context.at("lstm/the float64 truth")
     truth = dict(layer.packed(torch.float64).results())
-    ours, errors, wrong = checked(context, "lstm", ours, lambda name, contestant: check(name, contestant, truth))
+    ours, errors, wrong = checked(context, "lstm", ours, partial(check, truth=truth))
     why = unfit | wrong
     with contextlib.suppress(RuntimeError):  # a cuDNN that has no bf16: the timing says why
         errors["cudnn packed bf16"] = error(peers["cudnn packed bf16"], truth)

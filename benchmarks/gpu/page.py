@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from penstock.benchmarks.gpu.context import reason
-from penstock.benchmarks.gpu.rows import Row, label, number
+from penstock.benchmarks.gpu.rows import Row, brief, label, number
 from penstock.benchmarks.gpu.targets import fastest, outcomes, verdict, void
 from penstock.engine.page import Block, Bullets, Figure, Heading, Headline, Paragraph, TableBlock, to_html
 

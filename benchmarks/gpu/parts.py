@@ -27,7 +27,7 @@ class Part:
 _ATTENTION, _POOLING = ("varlen_attention",), ("segment_pool",)
 _ROWWISE = ("residual_norm", "bias_gelu", "geglu", "rotary")
 
-# In this order: the quick tests, then what is most wanted, then the rest of the tests, and what no kernel of ours is in.
+# In this order: the quick tests, what is most wanted, the other tests, and last what no kernel of ours takes part in.
 PARTS = {
     "machine": Part("machine", 12),
     "quick": Part("correctness", 55, "quick"),

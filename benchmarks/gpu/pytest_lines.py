@@ -1,14 +1,15 @@
 """A pytest plugin for the GPU benchmark: it selects the tests of one kernel and reports each as it begins and ends.
 
-    pytest -p penstock.benchmarks.gpu.pytest_lines --kernel lstm/cuda --shard 0/2 --lines 5 tests/kernels/test_lstm_gpu.py
+    pytest -p penstock.benchmarks.gpu.pytest_lines --kernel lstm/cuda --shard 0/2 --lines 5 FILE...
 
-A test names its operation by `@pytest.mark.kernel("lstm")`; its backend is the parameter `backend`, or the mark's second
-argument. What has no mark belongs to the kernel "others".
+A test names its operation by `@pytest.mark.kernel("lstm")`; its backend is the parameter `backend`, or the mark's
+second argument. What has no mark belongs to the kernel "others".
 """
 
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     place, count = map(int, config.getoption("--shard").split("/"))
     file = config.getoption("--but")
-    done = open(file).read().splitlines() if file else []
+    done = Path(file).read_text().splitlines() if file else []
     mine = [item for item in items if kernel_of(item) == wanted][place::count]
     chosen = [item for item in mine if item.nodeid not in done]
     kept = set(map(id, chosen))

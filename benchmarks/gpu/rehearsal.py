@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 VARIABLE = "PENSTOCK_REHEARSAL"
 GPU_BACKENDS = ("cuda", "triton")  # kernels of ours that run on a GPU; `torch` is the library's own
 HANG, WRONG, ABORT = "hang", "wrong", "abort"
@@ -82,6 +80,8 @@ class _StandIn:
         return self._spoiled(found)
 
     def _spoiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        from torch import Tensor
+
         def spoiled(*arguments: Any) -> Any:
             if self._fault == HANG:
                 time.sleep(3600)

@@ -61,10 +61,10 @@ class Case:
         return function
 
 
-def cases(context: Context) -> list[Case]:
-    device = context.device
+def cases(context: Context, tokens: int = TOKENS, device: torch.device | None = None) -> list[Case]:
+    device = device or context.device
     width, inner, head_dim, pooled = (8, 12, 4, 8) if context.smoke else (WIDTH, INNER, HEAD_DIM, POOLED)
-    lengths = draw_lengths(8, 60, 24) if context.smoke else draw_lengths(150, TOKENS)
+    lengths = draw_lengths(8, 60, 24) if context.smoke else draw_lengths(150, tokens)
     tokens = sum(lengths)
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     seed = torch.tensor(12345, device=device)

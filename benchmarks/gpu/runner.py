@@ -21,7 +21,7 @@ from penstock.benchmarks.gpu import machine, parts, rehearsal
 from penstock.benchmarks.gpu.context import AT, DONE, FAILED, ROW, WRONG, Context, reason
 from penstock.benchmarks.gpu.results import Results
 from penstock.benchmarks.gpu.rows import brief
-from penstock.benchmarks.gpu.targets import outcomes, tested, verdict, void
+from penstock.benchmarks.gpu.targets import outcomes, proven, verdict, void
 
 _GRACE = 12.0  # seconds that a part may take beyond its share before it is ended
 _TRIES = 5  # of a part, each without another contestant
@@ -56,7 +56,7 @@ def run(
                 deadline=time.monotonic() + parts.limit(name, names[place:], left),
                 scratch=scratch,
                 rates=machine.rates(results.rows("machine")),
-                tested=tested(results.rows("quick") + results.rows("tests")),
+                tested=proven(results.rows("quick") + results.rows("tests")),
                 without=without,
                 checkouts=checkouts,
                 operations=parts.operations(names),

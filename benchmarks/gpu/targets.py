@@ -46,7 +46,7 @@ def verdict(outcome: Outcome) -> Row:
     return {"wanted": target, "measured": outcome.value, "so": words[outcome.reached]}
 
 
-def tested(rows: list[Row]) -> list[str]:
+def proven(rows: list[Row]) -> list[str]:
     """The kernels of which a test has passed and none gone wrong, among finished parts' rows."""
     found = [row for row in rows if row.get("kind") == "kernel"]
     bad = {row["kernel"] for row in found if "off" in row}

@@ -139,7 +139,7 @@ def check(backend: str, dtype: torch.dtype, case: Callable[..., Case], arguments
 def _test(operation: str) -> Callable[..., None]:
     @pytest.mark.kernel(operation)
     @pytest.mark.parametrize(
-        "case, arguments", CASES[operation], ids=lambda value: str(getattr(value, "__name__", value))
+        ("case", "arguments"), CASES[operation], ids=lambda value: str(getattr(value, "__name__", value))
     )
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=lambda dtype: str(dtype)[6:])
     @pytest.mark.parametrize("backend", ["cuda", "triton"] if operation == "lstm" else ["triton"])
