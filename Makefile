@@ -77,7 +77,7 @@ gpu-site:
 	PYTHON=$(CURDIR)/build/gpu/env/bin/python PENSTOCK_CUDA=ON PENSTOCK_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURE) \
 	    sh benchmarks/gpu/run.sh build
 	rm -rf build/gpu/triton
-	TRITON_CACHE_DIR=build/gpu/triton PYTHONPATH=build/gpu/site OMP_NUM_THREADS=1 \
+	TRITON_CACHE_DIR=build/gpu/triton TRITON_STORE_BINARY_ONLY=1 PYTHONPATH=build/gpu/site OMP_NUM_THREADS=1 \
 	    build/gpu/env/bin/python -m penstock.benchmarks.gpu.triton_cache $(GPU_ARCHITECTURE)
 	du -sch build/gpu/site build/gpu/triton
 

@@ -3,7 +3,8 @@
     TRITON_CACHE_DIR=build/gpu/triton python -m penstock.benchmarks.gpu.triton_cache 90        makes it
     TRITON_CACHE_DIR=build/gpu/triton python -m penstock.benchmarks.gpu.triton_cache adopt     where it has been carried
 
-The same Triton and the same Python as there, for the cache's keys are made of both. What the quick tests and the
+The same Triton and the same Python as there, for the cache's keys are made of both; with TRITON_STORE_BINARY_ONLY=1
+it takes less than half of the room. What the quick tests and the
 timed shapes launch is called with tensors on the processor, and compiled instead of launched; so are the launchers,
 Triton's little C modules, which else cost gcc a second each.
 """
@@ -21,10 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from penstock.benchmarks.gpu.context import Context, reason
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,6 +30,8 @@ def main(arguments: list[str]) -> int:
     if arguments == ["adopt"]:
         adopt(folder)
         return 0
+    from penstock.benchmarks.gpu.context import reason
+
     compiled = _Compiler(int(arguments[0]))
     began = time.monotonic()
     for name, call in calls():
@@ -53,7 +52,10 @@ def adopt(folder: Path) -> None:
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     """What launches the kernels: the quick tests' cases, and the parts' problems with few tokens."""
+    import torch
+
     from penstock.benchmarks.gpu import attention, lstm, rowwise
+    from penstock.benchmarks.gpu.context import Context
     from penstock.benchmarks.gpu.lstm_layer import Layer
     from penstock.kernels import use_backend
 
@@ -154,6 +156,8 @@ def _launcher(folder: str) -> Callable[[Any], bool]:
     subprocess.run(["gcc", "-shared", "-o", f"{folder}/libcuda.so.1", str(source)], check=True)
     os.environ["TRITON_LIBCUDA_PATH"] = folder
     from triton.backends.nvidia import driver
+
+    from penstock.benchmarks.gpu.context import reason
 
     def launcher(kernel: Any) -> bool:
         try:
