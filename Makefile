@@ -5,7 +5,7 @@ BIN := .venv/bin
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
 
-.PHONY: install study test test-slow test-newest test-oldest mutate lint types format docs dist clean
+.PHONY: install study test test-slow test-newest test-oldest gpu-site mutate lint types format docs dist clean
 
 install: .venv/installed
 
@@ -64,6 +64,22 @@ test-newest test-oldest: test-%: install
 	build/$*/bin/pip install -q --no-deps --force-reinstall build/wheels/*.whl
 	build/$*/bin/python -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
 	build/$*/bin/pytest -q -n 2 --dist worksteal tests/kernels
+
+# What a GPU machine without network is brought, under build/gpu: site, the extension for its Python, and triton, the
+# kernels compiled for its GPU. With the versions that it has, in an environment that stays; torch is the index's own
+# build, with gigabytes of CUDA. benchmarks/gpu/README.md says how it is carried and run.
+GPU_PYTHON ?= python3.12
+GPU_ENVIRONMENT := torch==2.11.* triton==3.6.* numpy pybind11 pytest
+GPU_ARCHITECTURE ?= 90
+gpu-site:
+	test -x build/gpu/env/bin/python || $(GPU_PYTHON) -m venv build/gpu/env
+	build/gpu/env/bin/pip install -q $(foreach each,$(GPU_ENVIRONMENT),'$(each)')
+	PYTHON=$(CURDIR)/build/gpu/env/bin/python PENSTOCK_CUDA=ON PENSTOCK_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURE) \
+	    sh benchmarks/gpu/run.sh build
+	rm -rf build/gpu/triton
+	TRITON_CACHE_DIR=build/gpu/triton TRITON_STORE_BINARY_ONLY=1 PYTHONPATH=build/gpu/site OMP_NUM_THREADS=1 \
+	    build/gpu/env/bin/python -m penstock.benchmarks.gpu.triton_cache $(GPU_ARCHITECTURE)
+	du -sch build/gpu/site build/gpu/triton
 
 # Plants faults in the sources, one at a time, and says which test finds each: after a change of the tests.
 mutate: install

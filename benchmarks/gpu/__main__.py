@@ -1,11 +1,13 @@
-"""Every claim about a GPU, measured: builds on the kernels' correctness tests, ends in one JSON file and one page.
+"""Every claim about a GPU, measured: one JSON file, one page and a log, whatever fails on the way.
 
-    python -m penstock.benchmarks.gpu --out results                       everything, within ten minutes
+    python -m penstock.benchmarks.gpu --out results                       everything, within eight minutes
     python -m penstock.benchmarks.gpu --out results --only lstm           one part, after the tests that it needs
     python -m penstock.benchmarks.gpu --out results --only flashrnn --flashrnn ../flashrnn
+    python -m penstock.benchmarks.gpu --out results --rehearse            all of it without a GPU, with planted faults
 
-README.md beside this file says what each part measures. Exit codes: 2 wrong options, 11 no NVIDIA GPU, 12 a wrong
-result (nothing after it was timed), 13 a part failed or was cut off (the others are in the results).
+README.md beside this file says what each part measures. Exit codes: 2 wrong options, 11 no NVIDIA GPU, 12 something
+was wrong, crashed or hung (it was switched off, everything else was measured), 13 a part failed or was cut off (the
+others are in the results).
 """
 
 import argparse
@@ -33,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="PART",
         help=f"one of {', '.join(PARTS)}; repeatable",
     )
-    parser.add_argument("--seconds", type=float, default=540.0, help="the whole run's time, shared out (default 540)")
+    parser.add_argument("--seconds", type=float, default=480.0, help="the whole run's time, shared out (default 480)")
     parser.add_argument(
         "--without",
         action="append",
@@ -46,7 +48,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--smoke", action="store_true", help="no GPU: tiny sizes on the CPU, to run every line; no figures"
     )
+    parser.add_argument("--rehearse", action="store_true", help="as --smoke, with faults planted in the backends")
     options = parser.parse_args(arguments)
+    options.smoke = options.smoke or options.rehearse
     for name in options.only:
         needed = PARTS[name].checkout
         if needed and getattr(options, needed) is None:
@@ -65,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.smoke and not torch.cuda.is_available():
         print("penstock.benchmarks.gpu: no NVIDIA GPU here: nothing to measure", file=sys.stderr)
         return NO_GPU
-    from penstock.benchmarks.gpu import runner
+    from penstock.benchmarks.gpu import rehearsal, runner
 
     checkouts = {name: str(path.resolve()) for name in CHECKOUTS if (path := getattr(options, name)) is not None}
     try:
@@ -76,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
             without=options.without,
             checkouts=checkouts,
             smoke=options.smoke,
+            faults=rehearsal.FAULTS if options.rehearse else (),
         )
     except ValueError as error:
         print(f"penstock.benchmarks.gpu: {error}", file=sys.stderr)

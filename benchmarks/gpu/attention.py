@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from penstock.benchmarks.gpu import backends, floors
+from penstock.benchmarks.gpu.cells import checked, each, in_turn
 from penstock.benchmarks.gpu.context import Context, WrongResultError, emit, reason
-from penstock.benchmarks.gpu.timing import Call, compare
+from penstock.benchmarks.gpu.timing import Call
 from penstock.kernels import use_backend, varlen_attention
 
 HEADS, HEAD_DIM, LONGEST, TOKENS = 12, 64, 512, 65_536
@@ -156,21 +158,26 @@ class _Group:
 
 
 def run(context: Context) -> None:
-    cells = [(mean, dropout) for dropout in DROPOUTS for mean in MEANS]
-    for place, (mean, dropout) in enumerate(cells):
-        if context.left() < 3:
-            emit(kind="attention", mean=mean, dropout=dropout, why="not run: the time was up")
-            continue
-        lengths = draw_lengths(4, 24, 16) if context.smoke else draw_lengths(mean, TOKENS)
-        problem = Problem.draw(lengths, dropout, 2 if context.smoke else HEADS, context.device)
-        ours, why = {}, {}
-        for backend, unfit in backends.contestants("varlen_attention", context).items():
-            if unfit:
-                why[f"penstock {backend}"] = {"why": unfit}
-            else:
-                ours[f"penstock {backend}"] = problem.penstock(backend)
-        errors = {name: check(name, problem) for name in ours}
-        measure(context, problem, mean, ours, why, errors, context.share(len(cells) - place))
+    # with dropout first: that is how encoders train
+    grid = [(mean, dropout) for mean in MEANS for dropout in reversed(DROPOUTS)]
+    cells = [{"kind": "attention", "mean": mean, "dropout": dropout} for mean, dropout in grid]
+    each(context, cells, partial(_cell, context))
+
+
+def _cell(context: Context, mean: int, dropout: float, seconds: float) -> None:
+    lengths = draw_lengths(4, 24, 16) if context.smoke else draw_lengths(mean, TOKENS)
+    problem = Problem.draw(lengths, dropout, 2 if context.smoke else HEADS, context.device)
+    fit, unfit = [], {}
+    for backend, reason_ in backends.contestants("varlen_attention", context).items():
+        if reason_:
+            unfit[f"penstock {backend}"] = {"why": reason_}
+        else:
+            fit.append(f"penstock {backend}")
+    right, errors, wrong = checked(
+        context, "varlen_attention", dict.fromkeys(fit), lambda name, _: check(name, problem)
+    )
+    ours = {name: problem.penstock(name.removeprefix("penstock ")) for name in right}
+    measure(context, problem, mean, ours, unfit | wrong, errors, seconds)
 
 
 def peers(problem: Problem) -> tuple[dict[str, dict[str, Call]], dict[str, Any]]:
@@ -205,9 +212,9 @@ def measure(
     heads = problem.grad_out.shape[1]
     for phase in ("inference", "training"):
         calls = {name: each[phase] for name, each in (ours | theirs).items()}
-        timed = compare(context.device, calls, seconds / 2, context.smoke)
+        timed = in_turn(context, "varlen_attention", calls, seconds / 2)
         work = floors.attention(phase, problem.lengths, heads, HEAD_DIM, 2)
-        floor = work.seconds(context.rates["bf16"], context.rates["bytes"])
+        floor = work.seconds(context.rate("bf16"), context.rate("bytes"))
         for name, figures in timed.items():
             if "ms" in figures:
                 figures["tflops"] = work.flops / figures["ms"] / 1e9

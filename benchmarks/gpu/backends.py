@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import penstock.kernels  # noqa: F401  (registers the operations)
-from penstock.benchmarks.gpu.context import Context
+from penstock.benchmarks.gpu.context import Context, key
+from penstock.benchmarks.gpu.rehearsal import GPU_BACKENDS
 from penstock.kernels import dispatch
-
-GPU_BACKENDS = ("cuda", "triton")  # kernels of ours that run on a GPU; `torch` is the library's own
 
 
 def contestants(operation: str, context: Context) -> dict[str, str | None]:
@@ -22,10 +21,12 @@ def contestants(operation: str, context: Context) -> dict[str, str | None]:
 
 
 def untimed(operation: str, name: str, context: Context) -> str | None:
-    """Why a backend that could run is not timed: it was left out, or its tests have not passed in this run."""
+    """Why a backend that could run is not timed: it was left out or switched off, or no test of it has passed."""
     if name in context.without:
         return "left out by --without"
-    if name in GPU_BACKENDS and f"{operation}/{name}" not in context.tested:
+    if key(operation, name) in context.off:
+        return context.off[key(operation, name)]
+    if name in GPU_BACKENDS and key(operation, name) not in context.tested:
         return "none of its correctness tests has passed in this run"
     return None
 
@@ -51,13 +52,14 @@ def trusted(names: tuple[str, ...], context: Context) -> Iterator[None]:
         dispatch._registry.update(before)
 
 
-def model_variants(operation: str, context: Context) -> dict[str, tuple[str, ...]]:
+def model_variants(operations: tuple[str, ...], context: Context) -> dict[str, tuple[str, ...]]:
     """The variants of a whole model to train: {label: GPU backends that it may use}.
 
-    torch's own operations alone, then each GPU backend of `operation` on top of those slower than it.
+    torch's own operations alone, then each GPU backend that serves one of the model's operations, on top of those
+    slower than it.
     """
     out: dict[str, tuple[str, ...]] = {"penstock torch": ()}
-    usable = [name for name, why in contestants(operation, context).items() if name in GPU_BACKENDS and not why]
-    for name in reversed(usable):
-        out[f"penstock {name}"] = GPU_BACKENDS[GPU_BACKENDS.index(name) :]
+    for name in reversed(GPU_BACKENDS):
+        if any(contestants(operation, context).get(name, "none") is None for operation in operations):
+            out[f"penstock {name}"] = GPU_BACKENDS[GPU_BACKENDS.index(name) :]
     return out

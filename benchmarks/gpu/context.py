@@ -1,7 +1,9 @@
 """What a part of the benchmark knows, and how it reports."""
 
 import json
+import math
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,13 +11,24 @@ from typing import Any
 
 import torch
 
-ROW = "@row "  # a child's line that begins so is a row of its part; every other line goes to the log
+# A part's lines: a row of its results; what it is about to call and for how long that may take; a cell that is
+# finished. Every other line goes to the log.
+ROW, AT, DONE = "@row ", "@at ", "@done "
+PATIENCE = 30.0  # seconds for one call, and what it compiles, before it counts as hanging
 
 NO_GPU, WRONG, FAILED = 11, 12, 13  # exit codes; those below are the command line's own
 
 
+_writing = threading.Lock()
+
+
 class WrongResultError(Exception):
     """A kernel's result is not what it must be: nothing of it may be timed."""
+
+
+def key(operation: str, contestant: str) -> str:
+    """By what a contestant of an operation is switched off: "lstm/cuda", "lstm/cudnn packed fp16"."""
+    return f"{operation}/{contestant.removeprefix('penstock ')}"
 
 
 @dataclass
@@ -30,6 +43,9 @@ class Context:
         without: backends that are left out.
         checkouts: where the sources of peers lie that no package brings.
         scratch: a folder for what is built on the way.
+        operations: those that the parts behind the tests call; none for all.
+        off: {key of a contestant: why it is not called any more in this run}.
+        done: the cells that this part has finished before it had to begin again.
     """
 
     smoke: bool
@@ -39,7 +55,9 @@ class Context:
     tested: list[str] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
     checkouts: dict[str, str] = field(default_factory=dict)
-    tests: str = ""
+    operations: list[str] = field(default_factory=list)
+    off: dict[str, str] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -57,6 +75,19 @@ class Context:
         """Seconds for each of the `cells` that are left."""
         return max(0.0, self.left()) / max(1, cells)
 
+    def rate(self, name: str) -> float:
+        """One of `rates`; not a number where it could not be measured, and so is every fraction of it."""
+        return self.rates.get(name, math.nan)
+
+    def at(self, what: str = "", seconds: float = PATIENCE) -> None:
+        """Says what is called next, a `key`: the part is ended, and begun again without it, if it takes longer."""
+        _say(AT, {"what": what, "seconds": 0.5 * seconds if self.smoke else seconds})
+
+    def switch_off(self, what: str, why: str) -> None:
+        """A contestant gave a wrong result: neither this part nor a later one calls it."""
+        self.off[what] = why
+        emit(kind="wrong", off=what, what=why)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
@@ -67,8 +98,18 @@ class Context:
 
 def emit(**row: Any) -> None:
     """Reports one row; from then on a crash cannot lose it."""
-    sys.stdout.write(ROW + json.dumps(row) + "\n")
-    sys.stdout.flush()
+    _say(ROW, row)
+
+
+def finished(cell: str) -> None:
+    """A part that begins again leaves this cell out."""
+    _say(DONE, cell)
+
+
+def _say(prefix: str, content: Any) -> None:
+    with _writing:
+        sys.stdout.write(prefix + json.dumps(content) + "\n")
+        sys.stdout.flush()
 
 
 def reason(error: BaseException) -> str:

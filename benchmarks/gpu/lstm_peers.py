@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from penstock.benchmarks.gpu import backends
+from penstock.benchmarks.gpu.cells import in_turn
 from penstock.benchmarks.gpu.context import Context, emit, reason
 from penstock.benchmarks.gpu.lstm_layer import LONGEST, Contestant, Layer
-from penstock.benchmarks.gpu.timing import compare
 
 GRID = [(256, 32), (512, 32), (1024, 32), (256, 128), (512, 128), (1024, 128)]
 SMOKE_GRID = [(16, 3)]
@@ -99,7 +99,7 @@ def _run(context: Context, name: str, package_name: str, dtype: torch.dtype, bui
                 contestants[f"penstock {backend}"] = layer.penstock(backend, dtype)
         for phase in ("inference", "training"):
             calls = {each: contestant.calls()[phase] for each, contestant in contestants.items()}
-            timed = compare(context.device, calls, context.share(4), context.smoke)
+            timed = in_turn(context, "lstm", calls, context.share(4))
             for figures in timed.values():
                 if "ms" in figures:
                     figures["us_per_step"] = 1e3 * figures["ms"] / steps

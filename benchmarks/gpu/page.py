@@ -10,7 +10,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from penstock.benchmarks.gpu.targets import Outcome, Row, fastest, outcomes
+from penstock.benchmarks.gpu.context import reason
+from penstock.benchmarks.gpu.rows import Row, brief, label, number
+from penstock.benchmarks.gpu.targets import fastest, outcomes, verdict, void
 from penstock.engine.page import Block, Bullets, Figure, Heading, Headline, Paragraph, TableBlock, to_html
 
 SMOKE = "Smoke run, no GPU: every line of the benchmark was executed at tiny sizes; no figure here says anything."
@@ -28,7 +30,9 @@ def write(data: dict[str, Any], folder: Path) -> None:
 
 def contents(data: dict[str, Any], plots: Path) -> list[Block]:
     """The page's blocks; pictures go into the folder `plots`."""
-    blocks: list[Block] = [Headline([SMOKE])] if data["smoke"] else []
+    headlines = [SMOKE] if data["smoke"] else []
+    headlines += [f"No figure of {kernel} counts: {why}" for kernel, why in void(data["parts"]).items()]
+    blocks: list[Block] = [Headline(headlines)] if headlines else []
     machine = {key: value for key, value in data["machine"].items() if value is not None}
     blocks += [Paragraph(f"{data['started']}. " + ", ".join(f"{key} {value}" for key, value in machine.items()))]
     blocks += [Heading("What was to be reached"), _targets(data["parts"])]
@@ -36,62 +40,24 @@ def contents(data: dict[str, Any], plots: Path) -> list[Block]:
         blocks.append(Heading(name))
         note = f"{part['status']}, {part['seconds']:.0f} s" + (f": {part['why']}" if part["why"] else "")
         blocks.append(Paragraph(note))
-        blocks += _SECTIONS.get(name, _others)(part["rows"], plots)
+        try:
+            blocks += _SECTIONS.get(name, _others)(part["rows"], plots)
+        except Exception as failure:  # one part's rows must not cost the others' their page
+            blocks.append(Paragraph(f"Not shown: {reason(failure)}; {DATA} has its rows."))
         missing = sorted({f"{label(row)}: {row['why']}" for row in part["rows"] if row.get("why")})
         blocks += [Bullets(missing)] if missing else []
     return blocks
 
 
-def brief(row: Row) -> str:
-    """A row in one line, for the terminal."""
-    if "contestants" in row:
-        times = ", ".join(
-            f"{name} {figures['ms']:.3f} ms" if "ms" in figures else f"{name} -"
-            for name, figures in row["contestants"].items()
-        )
-        return f"{label(row)}: {times}"
-    figures = {key: value for key, value in row.items() if key not in ("kernels", "command")}
-    return ", ".join(f"{key} {_number(value)}" for key, value in figures.items())
-
-
-def label(row: Row) -> str:
-    """What a row is of."""
-    named = {"hidden": "H", "batch": "B", "mean": "mean", "dropout": "dropout", "directions": "D", "threads": "threads"}
-    parts = [str(row.get("kind", ""))]
-    parts += [f"{short}={row[key]}" for key, short in named.items() if key in row]
-    parts += [
-        str(row[key])
-        for key in ("operation", "backend", "form", "scheme", "model", "contestant", "dtype", "phase")
-        if key in row
-    ]
-    return " ".join(parts)
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
-
-
-def verdict(outcome: Outcome) -> Row:
-    """A target, what was measured and what that comes to, in words."""
-    sign = "<=" if outcome.at_most else ">="
-    words = {None: "not measured", True: "reached", False: "missed"}
-    target = f"{sign} {outcome.target:g} {outcome.unit}"
-    return {"wanted": target, "measured": outcome.value, "so": words[outcome.reached]}
-
-
 def _targets(parts: dict[str, Any]) -> TableBlock:
-    rows = [[outcome.what, *map(_number, verdict(outcome).values())] for outcome in outcomes(parts)]
+    rows = [[outcome.what, *map(number, verdict(outcome).values())] for outcome in outcomes(parts)]
     return TableBlock(["", "target", "measured", ""], rows)
 
 
 def _table(rows: list[Row], columns: dict[str, Callable[[Row], Any]]) -> list[Block]:
     if not rows:
         return []
-    return [TableBlock(list(columns), [[_number(value(row)) for value in columns.values()] for row in rows])]
+    return [TableBlock(list(columns), [[number(value(row)) for value in columns.values()] for row in rows])]
 
 
 def _fields(*names: str) -> dict[str, Callable[[Row], Any]]:
@@ -133,8 +99,10 @@ def _kernels(rows: list[Row]) -> list[Block]:
 
 
 def _tests(rows: list[Row], plots: Path) -> list[Block]:
-    kernels = _table(_of(rows, "kernel"), _fields("operation", "backend", "passed", "failed", "skipped"))
-    return [*_table(_of(rows, "tests"), _fields("passed", "failed", "skipped")), *kernels]
+    outcomes_ = _fields("passed", "skipped", "failed", "hung", "aborted")
+    blocks = [*_table(_of(rows, "tests"), outcomes_), *_table(_of(rows, "kernel"), _fields("kernel") | outcomes_)]
+    bad = [row for row in _of(rows, "test") if row["outcome"] not in ("passed", "skipped")]
+    return blocks + ([Bullets([f"{row['test']} {row['outcome']}: {row['message']}" for row in bad])] if bad else [])
 
 
 def _machine(rows: list[Row], plots: Path) -> list[Block]:
@@ -158,9 +126,10 @@ def _lstm(rows: list[Row], plots: Path) -> list[Block]:
             form: [_ratio(row["contestants"], f"cudnn {form}", "penstock") for row in training]
             for form in ("packed", "padded")
         }
-        _bars(plots / "lstm.png", labels, series, "times faster, forward and backward", one=True)
+        name = f"lstm-{training[0]['hidden']}-{training[0]['batch']}.png"
+        _bars(plots / name, labels, series, "times faster, forward and backward", one=True)
         caption = "The fastest of ours over the better of cuDNN's types, packed and padded, in training."
-        blocks.append(Figure("lstm.png", caption, DATA))
+        blocks.append(Figure(name, caption, DATA))
     graphs = _of(rows, "lstm graph")
     if graphs:
         blocks.append(Paragraph("Inference replayed from a CUDA graph, without the host's time:"))
@@ -176,10 +145,11 @@ def _attention(rows: list[Row], plots: Path) -> list[Block]:
     training = [row for row in rows if row.get("phase") == "training"]
     if training:
         labels = [f"mean {row['mean']}\ndropout {row['dropout']}" for row in training]
-        names = list(dict.fromkeys(name for row in training for name in row["contestants"]))
-        series = {name: [row["contestants"].get(name, {}).get("ms") for row in training] for name in names}
-        _bars(plots / "attention.png", labels, series, "ms, forward and backward")
-        blocks.append(Figure("attention.png", "One training step of attention alone; shorter is better.", DATA))
+        who = list(dict.fromkeys(name for row in training for name in row["contestants"]))
+        series = {name: [row["contestants"].get(name, {}).get("ms") for row in training] for name in who}
+        name = f"{training[0]['kind'].replace(' ', '-')}.png"
+        _bars(plots / name, labels, series, "ms, forward and backward")
+        blocks.append(Figure(name, "One training step of attention alone; shorter is better.", DATA))
     return blocks
 
 
@@ -228,10 +198,12 @@ def _others(rows: list[Row], plots: Path) -> list[Block]:
 
 
 _SECTIONS = {
+    "quick": _tests,
     "tests": _tests,
     "machine": _machine,
     "probes": _probes,
     "lstm": _lstm,
+    "lstm-more": _lstm,
     "attention": _attention,
     "rowwise": _rowwise,
     "train-lstm": _training,

@@ -5,12 +5,13 @@ python -m penstock.benchmarks.gpu.part NAME < context.json
 
 import sys
 
-from penstock.benchmarks.gpu import parts
+from penstock.benchmarks.gpu import parts, rehearsal
 from penstock.benchmarks.gpu.context import WRONG, Context, WrongResultError, emit
 
 
 def main(name: str) -> int:
     context = Context.from_json(sys.stdin.read())
+    rehearsal.begin()
     try:
         parts.call(name, context)
     except WrongResultError as error:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from penstock.benchmarks.gpu import attention
+from penstock.benchmarks.gpu.cells import in_turn
 from penstock.benchmarks.gpu.context import Context, emit, reason
 from penstock.benchmarks.gpu.lstm import HALVES
 from penstock.benchmarks.gpu.lstm_layer import LONGEST, Layer, draw_lengths
-from penstock.benchmarks.gpu.timing import compare, kernels_of
+from penstock.benchmarks.gpu.timing import kernels_of
 
 FOLDER = Path(__file__).with_name("probes")
 # program: the least compute capability that it is for
@@ -59,7 +60,7 @@ def cudnn(context: Context, share: float) -> None:
             for name, contestant in contestants.items()
             for phase in ("inference", "training")
         }
-        timed = compare(context.device, calls, seconds, context.smoke)
+        timed = in_turn(context, "cudnn", calls, seconds)
         for figures in timed.values():
             if "ms" in figures:
                 figures["us_per_step"] = 1e3 * figures["ms"] / max(layer.lengths)

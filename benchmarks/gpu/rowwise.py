@@ -15,8 +15,9 @@ from torch import Tensor
 
 from penstock.benchmarks.gpu import backends, floors
 from penstock.benchmarks.gpu.attention import draw_lengths
-from penstock.benchmarks.gpu.context import Context, WrongResultError, emit, reason
-from penstock.benchmarks.gpu.timing import Call, compare
+from penstock.benchmarks.gpu.cells import COMPILING, checked, each, in_turn, survive
+from penstock.benchmarks.gpu.context import PATIENCE, Context, WrongResultError, emit, key, reason
+from penstock.benchmarks.gpu.timing import Call
 from penstock.kernels import bias_gelu, geglu, residual_norm, rotary, segment_pool, use_backend
 
 WIDTH, INNER, HEAD_DIM, POOLED, TOKENS, DROPOUT = 768, 3072, 64, 512, 65_536, 0.1
@@ -60,10 +61,10 @@ class Case:
         return function
 
 
-def cases(context: Context) -> list[Case]:
-    device = context.device
+def cases(context: Context, tokens: int = TOKENS, device: torch.device | None = None) -> list[Case]:
+    device = device or context.device
     width, inner, head_dim, pooled = (8, 12, 4, 8) if context.smoke else (WIDTH, INNER, HEAD_DIM, POOLED)
-    lengths = draw_lengths(8, 60, 24) if context.smoke else draw_lengths(150, TOKENS)
+    lengths = draw_lengths(8, 60, 24) if context.smoke else draw_lengths(150, tokens)
     tokens = sum(lengths)
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     seed = torch.tensor(12345, device=device)
@@ -111,24 +112,28 @@ def cases(context: Context) -> list[Case]:
 
 
 def run(context: Context) -> None:
-    problems = cases(context)
-    for place, case in enumerate(problems):
-        if context.left() < 3:
-            emit(kind="rowwise", operation=case.operation, why="not run: the time was up")
-            continue
-        why: dict[str, Any] = {}
-        functions: dict[str, Callable[..., Tensor]] = {}
-        for backend, unfit in backends.contestants(case.operation, context).items():
-            if unfit:
-                why[f"penstock {backend}"] = {"why": unfit}
-            else:
-                functions[f"penstock {backend}"] = case.penstock(backend)
-        errors = {name: check(name, case) for name in functions}
-        if case.theirs is not None:
-            functions["torch"] = case.theirs
-            if not context.smoke:
-                functions["torch.compile"] = torch.compile(case.theirs)
-        _time(context, case, functions, why, errors, context.share(len(problems) - place))
+    problems = {case.operation: case for case in cases(context)}
+
+    def measure(operation: str, seconds: float) -> None:
+        _case(context, problems[operation], seconds)
+
+    each(context, [{"kind": "rowwise", "operation": operation} for operation in problems], measure)
+
+
+def _case(context: Context, case: Case, seconds: float) -> None:
+    why: dict[str, Any] = {}
+    functions: dict[str, Callable[..., Tensor]] = {}
+    for backend, unfit in backends.contestants(case.operation, context).items():
+        if unfit:
+            why[f"penstock {backend}"] = {"why": unfit}
+        else:
+            functions[f"penstock {backend}"] = case.penstock(backend)
+    functions, errors, wrong = checked(context, case.operation, functions, lambda name, _: check(name, case))
+    if case.theirs is not None:
+        functions["torch"] = case.theirs
+        if not context.smoke:
+            functions["torch.compile"] = torch.compile(case.theirs)
+    _time(context, case, functions, why | wrong, errors, seconds)
 
 
 def _time(
@@ -141,14 +146,16 @@ def _time(
 ) -> None:
     calls = {}
     for name, function in functions.items():
+        context.at(key(case.operation, name), COMPILING if "compile" in name else PATIENCE)
         try:
             calls[name] = case.calls(function)
         except Exception as failure:  # torch.compile needs a compiler and more
             why[name] = {"why": reason(failure)}
+            survive(context)
     for phase, tensors in zip(("inference", "training"), case.tensors, strict=True):
-        timed = compare(context.device, {name: each[phase] for name, each in calls.items()}, seconds / 2, context.smoke)
+        timed = in_turn(context, case.operation, {name: both[phase] for name, both in calls.items()}, seconds / 2)
         size = case.inputs[0].numel() * case.inputs[0].element_size()
-        floor = floors.Work(0.0, float(tensors * size)).seconds(context.rates["bf16"], context.rates["bytes"])
+        floor = floors.Work(0.0, float(tensors * size)).seconds(context.rate("bf16"), context.rate("bytes"))
         for name, figures in timed.items():
             if "ms" in figures:
                 figures["of_floor"] = 1e3 * floor / figures["ms"]

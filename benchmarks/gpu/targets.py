@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-Row = dict[str, Any]
+from penstock.benchmarks.gpu.rows import Row
 
 # One bidirectional layer, (H, B): times the better of cuDNN's types packed, and padded; microseconds of a forward step.
 LAYER = {
@@ -38,13 +38,40 @@ class Outcome:
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
+def verdict(outcome: Outcome) -> Row:
+    """A target, what was measured and what that comes to, in words."""
+    sign = "<=" if outcome.at_most else ">="
+    words = {None: "not measured", True: "reached", False: "missed"}
+    target = f"{sign} {outcome.target:g} {outcome.unit}"
+    return {"wanted": target, "measured": outcome.value, "so": words[outcome.reached]}
+
+
+def proven(rows: list[Row]) -> list[str]:
+    """The kernels of which a test has passed and none gone wrong, among finished parts' rows."""
+    found = [row for row in rows if row.get("kind") == "kernel"]
+    bad = {row["kernel"] for row in found if "off" in row}
+    return sorted({row["kernel"] for row in found if row["passed"]} - bad)
+
+
+def void(parts: dict[str, Any]) -> dict[str, str]:
+    """{kernel: why} of what the tests behind the timing found wrong: "lstm/cuda", say."""
+    found = [row for row in parts.get("tests", {}).get("rows", []) if row.get("kind") == "kernel"]
+    return {row["kernel"]: row["what"] for row in found if "off" in row}
+
+
 def outcomes(parts: dict[str, Any]) -> list[Outcome]:
     """Every target beside what `results.json`'s parts say."""
-    layer = parts.get("lstm", {}).get("rows", [])
+    layer = [row for part in ("lstm", "lstm-more") for row in parts.get(part, {}).get("rows", [])]
     training = [row for row in parts.get("train-lstm", {}).get("rows", []) if "tokens_per_second" in row]
+    wrong = {f"penstock {kernel.removeprefix('lstm/')}" for kernel in void(parts) if kernel.startswith("lstm/")}
+    training = [row for row in training if row["contestant"] not in wrong]
     out = []
     for (hidden, batch), (packed, padded, step) in LAYER.items():
-        cell = {row["phase"]: row["contestants"] for row in layer if is_cell(row, hidden, batch)}
+        cell = {
+            row["phase"]: {name: figures for name, figures in row["contestants"].items() if name not in wrong}
+            for row in layer
+            if is_cell(row, hidden, batch)
+        }
         where, timed = f"H={hidden} B={batch}", cell.get("training", {})
         for form, target in (("packed", packed), ("padded", padded)):
             ratio = divided(fastest(timed, f"cudnn {form}"), fastest(timed, "penstock"))

@@ -17,7 +17,13 @@ _MOST_CALLS = 50
 Call = Callable[[], object]
 
 
-def compare(device: torch.device, calls: Mapping[str, Call], seconds: float, smoke: bool = False) -> dict[str, Any]:
+def compare(
+    device: torch.device,
+    calls: Mapping[str, Call],
+    seconds: float,
+    smoke: bool = False,
+    watch: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
     """{name: its figures, or {"why": the reason that there are none}}.
 
     Figures, in milliseconds of one call: `ms` (the median over the rounds), `low_ms` and `high_ms` (quartiles),
@@ -26,10 +32,12 @@ def compare(device: torch.device, calls: Mapping[str, Call], seconds: float, smo
 
     Args:
         seconds: about how long all of it may take, first calls not counted; three rounds are made in any case.
+        watch: told the name of each contestant before its turn.
     """
     runs = {name: _Run(device, call) for name, call in calls.items()}
     out: dict[str, Any] = {}
     for name, run in runs.items():
+        watch(name)
         try:
             run.prepare(smoke)
         except WrongResultError:
@@ -43,7 +51,8 @@ def compare(device: torch.device, calls: Mapping[str, Call], seconds: float, smo
     round_seconds = sum(run.estimate * run.calls for run in chosen.values())
     rounds = 2 if smoke else int(min(ROUNDS, max(_FEWEST_ROUNDS, seconds / max(round_seconds, 1e-9))))
     for _ in range(rounds):
-        for run in chosen.values():
+        for name, run in chosen.items():
+            watch(name)
             run.sample()
     return {name: out.get(name) or runs[name].figures() for name in calls}
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from penstock.benchmarks.gpu import backends, floors
 from penstock.benchmarks.gpu.attention import draw_lengths
-from penstock.benchmarks.gpu.context import Context, emit, reason
+from penstock.benchmarks.gpu.context import Context, emit, key, reason
 from penstock.benchmarks.gpu.training_lstm import report, train_variants
 from penstock.benchmarks.random_store import word_tokenizer, write_store
 from penstock.engine.data.store import Store
 
 MODEL, TOKENS_PER_BATCH, MEAN, PAD = "roberta-base", 32_768, 150, 1
+OPERATIONS = ("varlen_attention", "residual_norm", "bias_gelu", "geglu", "rotary")
 _WARM_UP = 15  # steps, of which no time is taken
 _COMPILE_SECONDS = 60  # compiling alone takes about so long
 
@@ -38,16 +39,22 @@ def run(context: Context) -> None:
         f"model.encoder={folder}",
         f"data.tokens_per_batch={200 if context.smoke else TOKENS_PER_BATCH}",
     ]
-    variants = backends.model_variants("varlen_attention", context)
+    variants = backends.model_variants(OPERATIONS, context)
     peers = {"HF Trainer": False, "HF Trainer, torch.compile": True}
     train_variants(context, store, settings, MODEL, variants, flops, len(variants) + 1)
     for label, compiled in peers.items():
+        if label in context.done:
+            continue
         needed = _COMPILE_SECONDS if compiled else 3
         if context.left() < needed or (compiled and context.smoke):
             why = f"not run: it needs {needed} s and {max(0, context.left()):.0f} s were left"
             emit(kind="training", model=MODEL, contestant=label, why=why)
             continue
         seconds = math.inf if context.smoke else context.left() if compiled else context.share(1)
+        if (what := key(MODEL, label)) in context.off:
+            report(MODEL, label, {"why": context.off[what]}, flops, context)
+            continue
+        context.at(what, 2 * _COMPILE_SECONDS if context.smoke else context.left() + _COMPILE_SECONDS)
         try:
             figures = trainer(context, folder, store, compiled, seconds)
         except (RuntimeError, ValueError, TypeError, ImportError) as failure:

@@ -1,5 +1,6 @@
 """The GPU benchmark, without a GPU: its arithmetic, its bookkeeping, and every line of it in smoke runs."""
 
+import importlib.util
 import json
 import math
 import shutil
@@ -13,13 +14,26 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from penstock.benchmarks.gpu import attention, backends, correctness, floors, lstm, machine, page, parts, probes, runner
+from penstock.benchmarks.gpu import (
+    attention,
+    backends,
+    cells,
+    correctness,
+    floors,
+    lstm,
+    machine,
+    page,
+    parts,
+    probes,
+    rehearsal,
+    runner,
+)
 from penstock.benchmarks.gpu import part as child
 from penstock.benchmarks.gpu.__main__ import main
 from penstock.benchmarks.gpu.context import FAILED, NO_GPU, ROW, WRONG, Context, WrongResultError
 from penstock.benchmarks.gpu.lstm_layer import Layer
 from penstock.benchmarks.gpu.results import Results
-from penstock.benchmarks.gpu.targets import outcomes
+from penstock.benchmarks.gpu.targets import outcomes, proven, verdict
 from penstock.benchmarks.gpu.timing import compare
 from penstock.benchmarks.gpu.training_lstm import collated
 from penstock.benchmarks.random_store import word_tokenizer, write_store
@@ -78,14 +92,17 @@ def test_floors_of_whole_models():
 
 def test_parts_bring_what_they_need():
     everything = parts.plan([], {})
-    assert everything == ["machine", "probes", "tests", "lstm", "attention", "rowwise", "train-lstm", "train-encoder"]
+    first = ["machine", "quick", "lstm", "attention", "train-lstm", "train-encoder", "rowwise", "lstm-more"]
+    assert everything == [*first, "tests", "probes"]
     assert parts.plan([], {"haste": "x"})[-1] == "haste"
-    assert parts.plan(["lstm"], {}) == ["machine", "tests", "lstm"]
+    assert parts.plan(["lstm"], {}) == ["machine", "quick", "lstm"]
     assert parts.plan(["probes"], {}) == ["machine", "probes"]
     assert parts.plan(["tests"], {}) == ["tests"]
-    assert parts.test_expression(["machine", "tests", "lstm"]) == "lstm or cell"
-    assert parts.test_expression(everything) == ""
-    assert parts.test_expression(["tests"]) == ""
+    assert parts.operations(["machine", "quick", "lstm"]) == ["lstm", "lstm_cell"]
+    assert parts.operations(everything) == parts.operations(["quick"]) == []
+    # whatever is left out, what a part times has been tested
+    for name, part in parts.PARTS.items():
+        assert bool(part.times) == ("quick" in parts.plan([name], {}) and name != "quick")
 
 
 def test_time_that_a_part_leaves_goes_to_the_others():
@@ -95,29 +112,50 @@ def test_time_that_a_part_leaves_goes_to_the_others():
     assert parts.limit(names[-1], names[-1:], 77) == 77
 
 
-def test_only_kernels_whose_tests_passed_are_timed(tmp_path):
-    report = tmp_path / "tests.xml"
-    report.write_text(
-        """<testsuites><testsuite>
-        <testcase classname="tests.kernels.test_lstm_gpu" name="test_values[triton-H7]"/>
-        <testcase classname="tests.kernels.test_lstm_cuda_gpu" name="test_values[H7]">
-          <failure message="assert 0.5 &lt;= 0.01&#10;more">trace</failure></testcase>
-        <testcase classname="tests.kernels.test_attention_gpu" name="test_out[triton]"><skipped/></testcase>
-        </testsuite></testsuites>"""
-    )
-    cases = correctness.read(report)
-    assert [case["outcome"] for case in cases] == ["passed", "failed", "skipped"]
-    assert cases[1]["message"] == "assert 0.5 <= 0.01"
-    assert correctness.count(cases, "lstm", "triton") == {"passed": 1, "failed": 0, "skipped": 0}
-    kinds = [("lstm", "triton"), ("lstm", "cuda"), ("varlen_attention", "triton")]
-    rows = [{"kind": "kernel", "operation": o, "backend": b, **correctness.count(cases, o, b)} for o, b in kinds]
-    assert correctness.tested(rows) == ["lstm/triton"]
-    assert correctness.read(tmp_path / "none.xml") == []
-
+def test_what_is_off_is_not_called(tmp_path):
     context = smoke(tmp_path, tested=["lstm/triton"])
     assert backends.untimed("lstm", "triton", context) is None
     assert "has passed" in backends.untimed("lstm", "cuda", context)
     assert "--without" in backends.untimed("lstm", "triton", smoke(tmp_path, without=["triton"]))
+    context = smoke(tmp_path, tested=["lstm/triton"], off={"lstm/triton": "it hung", "lstm/peer": "it died"})
+    assert backends.untimed("lstm", "triton", context) == "it hung"
+    timed = cells.in_turn(context, "lstm", {"peer": time.sleep, "other": list}, 0.1)
+    assert timed["peer"] == {"why": "it died"}
+    assert "ms" in timed["other"]
+
+
+def test_one_cell_costs_the_others_nothing(tmp_path, capsys):
+    context = smoke(tmp_path, done=["kind=cell n=0"])
+    seen = []
+
+    def measure(n, seconds):
+        seen.append(n)
+        if n == 1:
+            raise RuntimeError("out of memory")
+
+    cells.each(context, [{"kind": "cell", "n": n} for n in range(3)], measure)
+    assert seen == [1, 2]
+    said = capsys.readouterr().out.splitlines()
+    assert '@row {"kind": "cell", "n": 1, "why": "RuntimeError: out of memory"}' in said
+    assert [line for line in said if line.startswith("@done")] == ['@done "kind=cell n=1"', '@done "kind=cell n=2"']
+
+
+def test_a_wrong_result_switches_off_one_contestant(tmp_path, capsys):
+    def check(name, contestant):
+        if contestant == "bad":
+            raise WrongResultError("y has an error of 0.5")
+        if contestant == "unfit":
+            raise RuntimeError("it has no float64")
+        return {"y": 0.0}
+
+    context = smoke(tmp_path)
+    given = {"penstock cuda": "bad", "penstock triton": "good", "penstock cpu": "unfit"}
+    right, errors, why = cells.checked(context, "lstm", given, check)
+    assert right == {"penstock triton": "good"}
+    assert errors == {"penstock triton": {"y": 0.0}}
+    assert why["penstock cpu"] == {"why": "RuntimeError: it has no float64"}
+    assert context.off == {"lstm/cuda": "wrong result: y has an error of 0.5"}
+    assert '"off": "lstm/cuda"' in capsys.readouterr().out
 
 
 def test_a_whole_model_uses_the_trusted_backends_alone(tmp_path):
@@ -277,11 +315,28 @@ def test_targets_are_read_off_the_rows():
     assert found["H=512 B=128 over cuDNN packed"].reached is None
     assert found["lstm-4-256 training"].value == 5
     assert found["lstm-4-256 over the plain script"].reached is False
-    assert page.verdict(found["H=256 B=128 forward"]) == {
+    assert verdict(found["H=256 B=128 forward"]) == {
         "wanted": "<= 1.5 us a step",
         "measured": 1.4,
         "so": "reached",
     }
+
+
+def test_what_fails_its_tests_after_it_was_timed_counts_for_nothing(tmp_path):
+    contestants = {"penstock cuda": {"ms": 1.0}, "penstock triton": {"ms": 2.0}, "cudnn packed fp16": {"ms": 8.0}}
+    row = {"kind": "lstm", "hidden": 256, "batch": 128, "phase": "training", "contestants": contestants}
+    kernel = {"kind": "kernel", "kernel": "lstm/cuda", "off": "lstm/cuda", "what": "test_x failed: 0.5"}
+    training = [{"kind": "training", "contestant": f"penstock {name}", "tokens_per_second": 5e6} for name in ("cuda",)]
+
+    def part(*rows):
+        return {"status": "done", "why": "", "seconds": 1.0, "rows": list(rows)}
+
+    found = {"lstm": part(row), "train-lstm": part(*training), "tests": part(kernel)}
+    reached = {o.what: o.value for o in outcomes(found)}
+    assert reached["H=256 B=128 over cuDNN packed"] == 4
+    assert reached["lstm-4-256 training"] is None
+    page.write({"smoke": False, "started": "now", "machine": {}, "parts": found}, tmp_path)
+    assert "No figure of lstm/cuda counts: test_x failed: 0.5" in (tmp_path / "report.html").read_text()
 
 
 def test_page_says_what_did_not_run(tmp_path):
@@ -340,7 +395,7 @@ PRETENDED = {
 
 
 @pytest.mark.parametrize("code", PRETENDED)
-def test_exit_codes_of_a_run(monkeypatch, tmp_path, capsys, code):
+def test_exit_codes_of_a_run(monkeypatch, tmp_path, code):
     """With a program in the place of each part's process."""
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\ncat >/dev/null\n{PRETENDED[code]}\n")
@@ -352,9 +407,8 @@ def test_exit_codes_of_a_run(monkeypatch, tmp_path, capsys, code):
     results = json.loads((out / "results.json").read_text())
     assert results["smoke"] is True
     if code == WRONG:
-        assert list(results["parts"]) == ["machine"]  # nothing after a wrong result
+        assert {part["status"] for part in results["parts"].values()} == {"wrong result"}  # and nothing is left out
         assert results["parts"]["machine"]["why"] == "too large an error"
-        assert "WRONG RESULT" in capsys.readouterr().out
     elif code == FAILED:
         assert {part["status"] for part in results["parts"].values()} == {"failed"}
         assert results["parts"]["machine"]["rows"] == [{"kind": "copy", "rate": 1e12}]
@@ -372,6 +426,145 @@ def test_a_part_that_hangs_is_cut_off_and_keeps_its_rows(monkeypatch, tmp_path):
     part = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]["machine"]
     assert part["status"] == "cut off"
     assert len(part["rows"]) == 1
+
+
+# A part whose process hangs, or dies, at what it calls, unless the context that it is given has that switched off.
+CALLS = """#!{python}
+import json, os, sys, time
+context = json.load(sys.stdin)
+print('half a line @row ' + json.dumps({{"kind": "lstm", "hidden": 1, "why": len(context["off"])}}), flush=True)
+print('@done "first"', flush=True)
+for name in ("a/hang", "b/die", "c/peer"):
+    if name not in context["off"]:
+        print('@at ' + json.dumps({{"what": name, "seconds": 1}}), flush=True)
+        if name == "a/hang":
+            time.sleep(1000)
+        if name == "b/die":
+            os.abort()
+print('@at ' + json.dumps({{"what": "", "seconds": 1}}), flush=True)
+print('@row ' + json.dumps({{"kind": "seen", "done": context["done"]}}), flush=True)
+"""
+
+
+def test_a_part_begins_again_without_what_hung_or_died(monkeypatch, tmp_path):
+    program = tmp_path / "python"
+    program.write_text(CALLS.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(runner.sys, "executable", str(program))
+    assert runner.run(["machine"], tmp_path / "out", 60, without=[], checkouts={}, smoke=True) == WRONG
+    part = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]["machine"]
+    assert part["status"] == "done"
+    rows = {row["kind"]: row for row in part["rows"]}
+    assert [row["off"] for row in part["rows"] if "off" in row] == ["a/hang", "b/die"]
+    assert rows["lstm"]["why"] == 2  # measured once more, in the place of what was there
+    assert len([row for row in part["rows"] if row["kind"] == "lstm"]) == 1
+    assert rows["seen"]["done"] == ["first", "first"]
+    assert "half a line" in (tmp_path / "out" / "log.txt").read_text()
+
+
+TESTS = """
+import os, time
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.kernel("lstm")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("n", range(3))
+def test_lstm(backend, n):
+    if backend == "cuda" and n == 1:
+        time.sleep(1000)
+
+
+@pytest.mark.kernel("geglu", "triton")
+@pytest.mark.parametrize("n", range(3))
+def test_geglu(n):
+    if n == 1:
+        os.abort()
+
+
+@pytest.mark.kernel("rotary", "triton")
+def test_rotary():
+    assert 0.5 < 0.1
+
+
+def test_of_nothing():
+    pytest.skip("not here")
+"""
+
+
+def test_each_kernel_is_tested_by_itself(tmp_path, capsys):
+    """One that hangs, one that ends its process and one that is wrong, and all other tests have their line."""
+    (tmp_path / "test_planted.py").write_text(TESTS)
+    files = (str(tmp_path / "test_planted.py"),)
+    kernels = ["lstm/cuda", "lstm/triton", "geglu/triton", "rotary/triton", "others"]
+    jobs = [correctness.Job(kernel, files) for kernel in kernels]
+    correctness._all(smoke(tmp_path, deadline=time.monotonic() + 300), jobs, 4.0, tries=3)
+    rows = [json.loads(line.removeprefix(ROW)) for line in capsys.readouterr().out.splitlines()]
+    lines = {row["test"].rpartition("::")[2]: row for row in rows if row["kind"] == "test"}
+    assert {name: row["outcome"] for name, row in lines.items()} == {
+        **{f"test_lstm[{n}-cuda]": "passed" for n in (0, 2)},
+        "test_lstm[1-cuda]": "hung",
+        **{f"test_lstm[{n}-triton]": "passed" for n in range(3)},
+        "test_geglu[0]": "passed",
+        "test_geglu[1]": "aborted",
+        "test_geglu[2]": "passed",
+        "test_rotary": "failed",
+        "test_of_nothing": "skipped",
+    }
+    assert "Aborted" in lines["test_geglu[1]"]["message"]
+    assert "0.5 < 0.1" in lines["test_rotary"]["message"]
+    off = {row["kernel"]: row["what"] for row in rows if row["kind"] == "kernel" and "off" in row}
+    assert list(off) == ["lstm/cuda", "geglu/triton", "rotary/triton"]
+    assert proven(rows) == ["lstm/triton"]
+
+
+def test_no_time_for_a_test_is_no_failure(tmp_path, capsys):
+    job = correctness.Job("lstm/cuda", (str(tmp_path / "none.py"),))
+    correctness._all(smoke(tmp_path, deadline=time.monotonic()), [job], 5.0, tries=1)
+    rows = [json.loads(line.removeprefix(ROW)) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0]["message"] == "not run: the time was up"
+    assert proven(rows) == []
+    assert not any("off" in row for row in rows)
+
+
+def gpu_tests():
+    """(file, test, its kernel mark, its backends) of every GPU test of the kernels."""
+    for file in sorted((Path(__file__).parents[1] / "kernels").glob("test_*_gpu.py")):
+        spec = importlib.util.spec_from_file_location(f"marks_of_{file.stem}", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for name, test in vars(module).items():
+            if name.startswith("test_"):
+                marks = {mark.name: mark for mark in test.pytestmark}
+                given = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+                yield file.name, name, marks.get("kernel"), backends_of(given)
+
+
+def backends_of(marks):
+    for mark in marks:
+        names = mark.args[0].split(", ") if isinstance(mark.args[0], str) else list(mark.args[0])
+        if "backend" in names:
+            place = names.index("backend")
+            return {
+                value[place] if len(names) > 1 else value if isinstance(value, str) else value[0]
+                for value in mark.args[1]
+            }
+    return set()
+
+
+def test_every_gpu_test_names_its_kernel_and_every_kernel_has_a_quick_one():
+    quick = set()
+    for file, name, mark, found in gpu_tests():
+        assert mark is not None, f"{file}: {name} has no mark `kernel`"
+        operation, *backend = mark.args
+        pairs = {(operation, each) for each in backend or found}
+        assert pairs, f"{file}: {name} names no backend"
+        assert all(each in dispatch._registry[operation] for _, each in pairs), f"{file}: {name}"
+        quick |= pairs if file == "test_quick_gpu.py" else set()
+    registered = {(o, b) for o, found in dispatch._registry.items() for b in found if b in rehearsal.GPU_BACKENDS}
+    assert quick == registered
 
 
 FLASHRNN = '''
@@ -417,7 +610,7 @@ def test_every_line_runs_in_smoke(tmp_path):
         (tmp_path / "peers" / name / "__init__.py").write_text(source)
     peers = str(tmp_path / "peers")
     out = tmp_path / "out"
-    code = main(["--smoke", "--out", str(out), "--flashrnn", peers, "--haste", peers, "--seconds", "1500"])
+    code = main(["--smoke", "--out", str(out), "--flashrnn", peers, "--haste", peers, "--seconds", "3000"])
     results = json.loads((out / "results.json").read_text())
     states = {name: (part["status"], part["why"]) for name, part in results["parts"].items()}
     assert code == 0, f"{states}\n{(out / 'log.txt').read_text()[-3000:]}"
@@ -427,11 +620,24 @@ def test_every_line_runs_in_smoke(tmp_path):
         return [row for row in results["parts"][name]["rows"] if row["kind"] == kind]
 
     assert rows("tests", "tests")[0]["passed"] > 5
+    assert {row["kernel"] for row in rows("quick", "kernel") if row["passed"]} == {
+        f"{operation}/{backend}"
+        for operation, found in dispatch._registry.items()
+        for backend in rehearsal.GPU_BACKENDS
+        if backend in found
+    }
     assert set(machine.rates(results["parts"]["machine"]["rows"])) == {"bytes", "bf16", "fp16", "tf32"}
     assert {row["phase"] for row in rows("lstm", "lstm")} == set(floors.PHASES)
-    for row in rows("lstm", "lstm"):
+    for row in rows("lstm", "lstm") + rows("lstm-more", "lstm"):
         timed = row["contestants"]
-        assert {"penstock cpu", "penstock torch", "cudnn packed bf16", "cudnn padded fp16"} <= set(timed)
+        assert {
+            "penstock cuda",
+            "penstock triton",
+            "penstock cpu",
+            "penstock torch",
+            "cudnn packed bf16",
+            "cudnn padded fp16",
+        } <= set(timed)
         assert timed["penstock cpu"]["ms"] > 0
         assert timed["penstock cpu"]["us_per_step"] == pytest.approx(1e3 * timed["penstock cpu"]["ms"] / row["steps"])
         assert math.isfinite(timed["penstock cpu"]["error"]["dx"])
@@ -442,12 +648,38 @@ def test_every_line_runs_in_smoke(tmp_path):
     for name, peer in {"train-lstm": "nn.LSTM packed bf16", "train-encoder": "HF Trainer"}.items():
         speeds = {row["contestant"]: row.get("tokens_per_second", 0) for row in rows(name, "training")}
         assert speeds["penstock torch"] > 0
+        assert speeds["penstock triton"] > 0
         assert speeds[peer] > 0
     assert "ms" in rows("flashrnn", "flashrnn")[0]["contestants"]["flashrnn"]
     assert "differs from cuDNN" in rows("haste", "haste")[0]["why"]
     html = (out / "report.html").read_text()
     assert page.SMOKE in html
     assert html.count("<img") >= 4
+
+
+@pytest.mark.slow
+def test_a_rehearsal_loses_nothing_but_what_was_planted(tmp_path):
+    """The whole command, with backends that hang, abort or are wrong: in the first tests, while timed, in the last."""
+    out = tmp_path / "out"
+    assert main(["--rehearse", "--out", str(out), "--seconds", "3000"]) == WRONG
+    results = json.loads((out / "results.json").read_text())
+    found = results["parts"]
+    assert list(found) == parts.plan([], {})
+    log = (out / "log.txt").read_text()[-3000:]
+    assert {name: part["status"] for name, part in found.items()} == dict.fromkeys(found, "done"), log
+    off = {(name, row["off"]) for name, part in found.items() for row in part["rows"] if "off" in row}
+    assert off == {(fault.part, f"{fault.operation}/{fault.backend}") for fault in rehearsal.FAULTS}
+    gone: set[str] = set()
+    for name, part in found.items():
+        gone |= {what for where, what in off if where == name}
+        for row in part["rows"]:
+            operation = row.get("operation", {"lstm": "lstm", "attention": "varlen_attention"}.get(row.get("kind")))
+            for contestant, figures in row.get("contestants", {}).items():
+                backend = contestant.removeprefix("penstock ")
+                if backend in rehearsal.GPU_BACKENDS:
+                    assert ("ms" in figures) == (f"{operation}/{backend}" not in gone), (name, row)
+    timed = {row["contestant"] for row in found["train-encoder"]["rows"] if "tokens_per_second" in row}
+    assert timed >= {"penstock torch", "penstock triton", "HF Trainer"}
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def make(heads, kv_heads, head_dim, dtype):
     return inputs, grad_out
 
 
+@pytest.mark.kernel("varlen_attention")
 @pairwise(
     {
         "backend, dtype": [(backend, dtype) for backend in BACKENDS for dtype in BOUNDS],
@@ -58,6 +59,7 @@ def test_attention_equals_float64_twice_alike(backend, variant, shape, dtype):
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
+@pytest.mark.kernel("varlen_attention")
 @pairwise({"backend": BACKENDS})
 def test_a_sequence_is_bitwise_independent_of_the_others_values(backend):
     inputs, grad_out = make(4, 4, 64, torch.bfloat16)
@@ -70,6 +72,7 @@ def test_a_sequence_is_bitwise_independent_of_the_others_values(backend):
         assert all(torch.equal(x, y) for index, (x, y) in enumerate(parts) if index != 4)
 
 
+@pytest.mark.kernel("varlen_attention")
 @pairwise({"backend": BACKENDS})
 def test_bad_bounds_on_the_device_stay_within_the_tokens(backend):
     inputs, _ = make(2, 2, 64, torch.bfloat16)
@@ -83,6 +86,7 @@ def test_bad_bounds_on_the_device_stay_within_the_tokens(backend):
     torch.cuda.synchronize()
 
 
+@pytest.mark.kernel("segment_pool", "torch")
 @pairwise({"dtype": list(BOUNDS), "mode": list(MODES)})
 def test_pooling_equals_float64_twice_alike(mode, dtype):
     generator = torch.Generator().manual_seed(0)

@@ -39,6 +39,7 @@ def run(backend: str, inputs: LayerInputs, grads: list[torch.Tensor]) -> list[to
 OPTIONS = [{}, {"states": False, "bias": False, "directions": 1}, {"resets": True}]
 
 
+@pytest.mark.kernel("lstm")
 @pairwise({"backend": BACKENDS, "dtype": DTYPES, "shape": SHAPES, "options": OPTIONS})
 def test_values_and_gradients(backend: str, dtype: torch.dtype, shape: tuple, options: dict) -> None:
     inputs = cases.layer(*shape, dtype=dtype, **options)
@@ -51,6 +52,7 @@ def test_values_and_gradients(backend: str, dtype: torch.dtype, shape: tuple, op
     assert all(error <= of_gradients for error in errors[3:])
 
 
+@pytest.mark.kernel("lstm")
 @pairwise({"backend": BACKENDS, "hidden": [64, 300]})
 def test_same_bits_and_no_leak_between_sequences(backend: str, hidden: int) -> None:
     inputs = cases.layer([40, 0, 90, 7] * 30, 20, hidden, dtype=torch.bfloat16)
@@ -83,6 +85,7 @@ CUDA_LENGTHS = [
 ]
 
 
+@pytest.mark.kernel("lstm", "cuda")
 @pairwise({"hidden": cuda.HIDDEN_SIZES, "lengths": CUDA_LENGTHS, "options": OPTIONS})
 def test_cuda_values_and_gradients(hidden: int, lengths: list[int], options: dict) -> None:
     needs_cuda(hidden)
@@ -100,6 +103,7 @@ def test_cuda_values_and_gradients(hidden: int, lengths: list[int], options: dic
     assert all(error <= of_gradients for error in errors[3:])
 
 
+@pytest.mark.kernel("lstm", "cuda")
 @pairwise(
     {
         "hidden": cuda.HIDDEN_SIZES,
@@ -129,6 +133,7 @@ def test_cuda_embeddings_and_pooling(
     assert all(error <= of_gradients for error in errors[3:])
 
 
+@pytest.mark.kernel("lstm", "cuda")
 @pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
 def test_cuda_same_bits_and_no_leak_between_sequences(hidden: int) -> None:
     needs_cuda(hidden)
@@ -146,6 +151,7 @@ def test_cuda_same_bits_and_no_leak_between_sequences(hidden: int) -> None:
         assert torch.equal(first[place][130:], other[place][130:])
 
 
+@pytest.mark.kernel("lstm", "cuda")
 @pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
 def test_cuda_fills_whatever_it_returns(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_cuda(hidden)
@@ -155,6 +161,7 @@ def test_cuda_fills_whatever_it_returns(hidden: int, monkeypatch: pytest.MonkeyP
     assert all(tensor.isfinite().all() for tensor in found)
 
 
+@pytest.mark.kernel("lstm", "cuda")
 @pytest.mark.parametrize("hidden", cuda.HIDDEN_SIZES)
 @pytest.mark.parametrize("bounds", [[0, 5, 3, 9], [-7, 4, 2**31 - 1, 12], [12, 0, 0, 0]], ids=str)
 def test_cuda_malformed_bounds_stay_within_the_tokens(
@@ -171,6 +178,7 @@ def test_cuda_malformed_bounds_stay_within_the_tokens(
     assert all((guard == emulated_cuda.GUARD).all() for guard in guards)
 
 
+@pytest.mark.kernel("lstm")
 @pairwise({"backend, hidden": [("triton", 64), ("triton", 300), ("cuda", 256), ("cuda", 1024)]})
 def test_never_waits_and_replays_in_a_graph(backend: str, hidden: int) -> None:
     if backend == "cuda":
@@ -208,6 +216,7 @@ def test_never_waits_and_replays_in_a_graph(backend: str, hidden: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
+@pytest.mark.kernel("lstm", "cuda")
 @pytest.mark.parametrize("vocabulary", [30, 1000])
 @pytest.mark.parametrize("pooling", ["max", "mean"])
 def test_cuda_embeddings_and_pooling_never_wait(pooling: str, vocabulary: int) -> None:
@@ -230,6 +239,7 @@ def test_cuda_embeddings_and_pooling_never_wait(pooling: str, vocabulary: int) -
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.kernel("lstm_cell", "triton")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_triton_cell(dtype: torch.dtype) -> None:
     gates = torch.randn(1000, 4 * 70, device="cuda").to(dtype).requires_grad_()
@@ -242,6 +252,7 @@ def test_triton_cell(dtype: torch.dtype) -> None:
     assert max(cases.errors(*results)) <= cases.BOUNDS[dtype][1]
 
 
+@pytest.mark.kernel("lstm", "torch")
 def test_module_is_nn_lstm() -> None:
     torch.manual_seed(0)
     theirs = nn.LSTM(20, 40, 2, bidirectional=True, device="cuda")
@@ -253,12 +264,13 @@ def test_module_is_nn_lstm() -> None:
     torch.testing.assert_close(found[1], expected[1], atol=1e-4, rtol=1e-3)
 
 
-def test_autocast_stays_in_bfloat16() -> None:
+@pytest.mark.kernel("lstm")
+@pairwise({"backend": BACKENDS})
+def test_autocast_stays_in_bfloat16(backend: str) -> None:
     module = LSTM(20, 40, 2, bidirectional=True, device="cuda", dropout=0.1)
     batch = Ragged.from_lengths(torch.randn(9, 20), [4, 5]).to("cuda")
-    for backend in BACKENDS:
-        with torch.autocast("cuda", torch.bfloat16), use_backend(backend):
-            y = module(batch)[0].values
-        assert y.dtype == torch.bfloat16
-        y.float().sum().backward()
-        assert module.weight_hh_l0.grad.dtype == torch.float32
+    with torch.autocast("cuda", torch.bfloat16), use_backend(backend):
+        y = module(batch)[0].values
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert module.weight_hh_l0.grad.dtype == torch.float32

@@ -46,6 +46,7 @@ def normal(*shapes):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
+@pytest.mark.kernel("residual_norm")
 @pairwise(
     {
         "backend, dtype": [(backend, dtype) for backend in BACKENDS for dtype in DTYPES],
@@ -63,16 +64,19 @@ def test_residual_norm(backend, width, prenorm, wide, p, dtype):
     check(backend, operation, normal((TOKENS, width), (TOKENS, width), width, width, width), dtype)
 
 
+@pytest.mark.kernel("bias_gelu")
 @pairwise({"backend": BACKENDS, "dtype": DTYPES, "width": [7, 384, 3072]})
 def test_bias_gelu(backend, width, dtype):
     check(backend, lambda x, bias, device: bias_gelu(x, bias), normal((TOKENS, width), width), dtype)
 
 
+@pytest.mark.kernel("geglu")
 @pairwise({"backend": BACKENDS, "dtype": DTYPES, "width": [14, 1152]})
 def test_geglu(backend, width, dtype):
     check(backend, lambda x, bias, device: geglu(x, bias), normal((TOKENS, width), width), dtype)
 
 
+@pytest.mark.kernel("rotary")
 @pairwise(
     {
         "backend": BACKENDS,
@@ -88,6 +92,7 @@ def test_rotary(backend, q_heads, k_heads, head_dim, dtype):
     check(backend, operation, normal((TOKENS, q_heads + k_heads, head_dim)), dtype)
 
 
+@pytest.mark.kernel("segment_pool")
 @pairwise({"backend": BACKENDS, "dtype": DTYPES, "mode": list(MODES), "width": [14, 512]})
 def test_pooling(backend, width, mode, dtype):
     def operation(values, scores=None, device="cpu"):
