@@ -114,9 +114,9 @@ def _baseline(settings: "BaselineSettings", train: "Store") -> Subject:
 def _of_the_loop(settings: "Settings", train: "Store") -> Subject:
     import torch
 
-    from penstock.engine.data.tokenizers import TRUNCATIONS
     from penstock.engine.models import build_model
     from penstock.engine.training.precision import autocast, resolve_precision
+    from penstock.engine.training.reading import read_by
     from penstock.kernels import Ragged
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,8 +127,7 @@ def _of_the_loop(settings: "Settings", train: "Store") -> Subject:
         label_names=train.label_names,
         tokenizer=train.tokenizer(),
     )
-    model = model.to(device).eval()
-    max_length, truncation = (getattr(settings.data, key, None) for key in ("max_length", "truncation"))
+    model, train = model.to(device).eval(), read_by(settings, train)
     precision = resolve_precision(settings.training.precision, device)
 
     def predict(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
@@ -141,8 +140,8 @@ def _of_the_loop(settings: "Settings", train: "Store") -> Subject:
         embedding_parameters=model.get_input_embeddings().weight.numel(),
         save=model.save_pretrained,
         predict=predict,
-        max_length=max_length if isinstance(max_length, int) else train.max_length,
-        truncation=truncation if truncation in TRUNCATIONS else train.manifest.truncation,
+        max_length=train.max_length,
+        truncation=train.truncation,
     )
 
 

@@ -278,10 +278,11 @@ class Loop:
         if (left := counters.unfinished) is not None:
             counters.unfinished = None
             stop.step = counters.step
-            report = StepReport(loss_sum=0.0, correct=0, grad_norm=left["grad_norm"], votes=(False, False))
+            report = StepReport(loss_sum=0.0, correct=0, grad_norm=left["grad_norm"], votes=())
             self._finish_step(report, left["learning_rate"], interval, evaluation_due=True, save=False)
             interval = _Interval()
             if counters.stopped_by:
+                self.world.on_main(self._writer.wait)
                 return
         saved = time.monotonic()
         for timed in self._steps():
@@ -330,6 +331,7 @@ class Loop:
         except Stopped:
             counters.unfinished = {"grad_norm": float(report.grad_norm), "learning_rate": rate}
             self._checkpoint(best=False, last=True)
+            self.world.on_main(self._writer.wait)
             raise Interrupted(self._stop.received, self.directory.path, counters.step) from None
         logs = counters.step % self.settings.training.log_every_steps == 0 or bool(counters.stopped_by)
         if logs:
