@@ -12,7 +12,7 @@ Features = Any  # float32 (rows, features): an array, or a csr_matrix
 GRID = tuple(4.0**power for power in range(-1, 7))  # of C: a quarter to 4,096
 _PATIENCE = 2  # values of C that are no better, after which the larger ones are not tried
 _MAX_ITERATIONS = 300
-_TOLERANCE = (1e-5, 1e-3)  # of the gradient of the mean loss, least and most; see `_tolerance`
+_TOLERANCE = (1e-4, 1e-3)  # of the gradient of the mean loss, least and most; see `_tolerance`
 
 
 @dataclass(frozen=True)
