@@ -12,7 +12,7 @@ Features = Any  # float32 (rows, features): an array, or a csr_matrix
 GRID = tuple(4.0**power for power in range(-1, 7))  # of C: a quarter to 4,096
 _PATIENCE = 2  # values of C that are no better, after which the larger ones are not tried
 _MAX_ITERATIONS = 300
-_TOLERANCE = 1e-3  # of the gradient: a closer solution takes four times as long and is no better on other rows
+_TOLERANCE = (1e-4, 1e-3)  # of the gradient of the mean loss, least and most; see `_tolerance`
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def fit_logistic(
         for value in values:
             yield value, Logistic.untrained(features.shape[1], labels, num_labels)
         return
-    solver: Any = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE)
+    solver: Any = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_tolerance(len(labels)))
     for value in values:
         with warnings.catch_warnings(), threadpool_limits(threads):
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -97,6 +97,15 @@ def fit_logistic(
         weights = np.ascontiguousarray(solver.coef_.T, np.float32)
         unfinished = int(solver.n_iter_.max()) >= _MAX_ITERATIONS
         yield value, Logistic(weights, solver.intercept_.astype(np.float32), solver.classes_, num_labels, unfinished)
+
+
+def _tolerance(rows: int) -> float:
+    """What a rare feature contributes to the gradient of the mean loss falls with the number of rows.
+
+    Measured: on thousands of rows 1e-3 is as good on other rows as 1e-4, in a quarter of the time; on 100,000 court
+    turns it costs two points of accuracy.
+    """
+    return min(max(10 / rows, _TOLERANCE[0]), _TOLERANCE[1])
 
 
 def choose_c(models: Iterable[tuple[float, Logistic]], features: Features, labels: np.ndarray, name: str) -> Choice:
