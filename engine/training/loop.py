@@ -37,6 +37,7 @@ from penstock.engine.training.settings import Settings, TrainingSettings
 from penstock.engine.training.signals import Interrupted, StopSignal
 from penstock.engine.training.step import Stepper, StepReport, derive_seed
 from penstock.engine.training.trackers import open_trackers
+from penstock.kernels.philox import DROPOUT_RULE
 
 _SECONDS_BETWEEN_CHECKPOINTS = 300.0
 
@@ -132,6 +133,11 @@ class Loop:
                 )
             self._stepper.load_state_dict(state["stepper"])
             self._loader.load_state_dict(state["loader"])
+            if (rule := state.get("dropout_rule", 1)) != DROPOUT_RULE:
+                say(
+                    f"note: {directory.path} drew its dropout by rule {rule}, this version of penstock draws by rule "
+                    f"{DROPOUT_RULE}: the run goes on, but not to the same bits as one that was never interrupted"
+                )
 
     def _build(self, last: Path | None, unmerged: dict[str, Any] | None, say: Say) -> Any:
         """The model: new, from an earlier run's weights, or as the last checkpoint has it.
@@ -354,6 +360,7 @@ class Loop:
                     "log_offset": self._log.sync(),
                     "stepper": self._stepper.state_dict(),
                     "loader": self._loader.state_dict(),
+                    "dropout_rule": DROPOUT_RULE,
                 }
                 if unmerged := getattr(self.model, "unmerged_state", lambda: None)():
                     state["unmerged"] = unmerged

@@ -17,6 +17,7 @@ from penstock.engine.errors import ConfigError, ModelError, PenstockError, RunEr
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.train import train
+from penstock.kernels.philox import DROPOUT_RULE
 
 TINY = ["model.hidden_size=8", "model.embedding_size=8", "training.tensorboard=false", "training.log_every_steps=1"]
 
@@ -214,6 +215,25 @@ def test_an_earlier_versions_run_is_resumed_as_it_was(tmp_path, store, settings)
     result = train(load_settings(), store, run, progress="none")
     assert result.steps == 4
     assert "tokens_per_batch: 8192" in (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(("rule", "noted"), [(None, "by rule 1"), (7, "by rule 7"), (DROPOUT_RULE, None)])
+def test_a_run_that_drew_its_dropout_by_another_rule_goes_on_with_a_note(
+    tmp_path, store, settings, capsys, rule, noted
+):
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            train(settings(), store, run, progress="none")
+    state = torch.load(run / "last" / "training_state.pt", weights_only=True)
+    assert state.pop("dropout_rule") == DROPOUT_RULE
+    torch.save({**state, **({} if rule is None else {"dropout_rule": rule})}, run / "last" / "training_state.pt")
+    capsys.readouterr()
+    assert train(settings(), store, run, progress="plain").steps > 3
+    said = capsys.readouterr().err
+    assert ("drew its dropout" in said) == (noted is not None)
+    assert noted is None or noted in said
 
 
 @pytest.mark.parametrize(
