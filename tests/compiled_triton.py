@@ -42,14 +42,30 @@ class _Driver:
         return 0
 
 
+class _Elsewhere:
+    """A tensor at an address that nothing divides."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype = tensor.dtype
+
+    def data_ptr(self) -> int:
+        return 1
+
+
 @contextlib.contextmanager
-def compiled_for(capability: int) -> Iterator[list[tuple[str, Any]]]:
-    """Within, launches compile only; gives the list of (kernel's name, compiled kernel) that they are added to."""
+def compiled_for(capability: int, aligned: bool = True) -> Iterator[list[tuple[str, Any]]]:
+    """Within, launches compile only; gives the list of (kernel's name, compiled kernel) that they are added to.
+
+    Args:
+        aligned: with tensors where they are, as torch's allocator aligns them; else anywhere.
+    """
     found: list[tuple[str, Any]] = []
     run, active = JITFunction.run, driver._active
 
     @functools.wraps(run)
     def compile_only(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        if not aligned:
+            args = tuple(_Elsewhere(x) if isinstance(x, Tensor) else x for x in args)
         found.append((kernel.__name__, run(kernel, *args, warmup=True, **options)))
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
@@ -285,9 +301,9 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-def compile_case(name: str, capability: int) -> dict[str, Any]:
+def compile_case(name: str, capability: int, aligned: bool = True) -> dict[str, Any]:
     """The kernels that one of CASES launches, by name."""
-    with compiled_for(capability) as found:
+    with compiled_for(capability, aligned) as found:
         CASES[name]()
     return dict(found)
 
