@@ -61,6 +61,21 @@ void bind_philox(py::module_& module) {
       "The 16 random bits of each of the first `units` units at one position of one example: the rule as C++ applies "
       "it.");
   module.def(
+      "weight_bits",
+      [](uint64_t seed, int64_t example_id, uint32_t head, uint32_t query, uint32_t keys) {
+        py::array_t<uint16_t> out(keys);
+        auto bits = out.mutable_unchecked<1>();
+        const HeadKey head_key(seed, example_id, head);
+        const auto pair = [](uint32_t i) { return i / 16 * 8 + i % 8; };
+        for (uint32_t key = 0; key < keys; ++key) {
+          const auto words = philox2x32({head_key.of_query ^ pair(query), head_key.of_key ^ pair(key)}, head_key.key);
+          bits(key) = uint16_t(words[query / 8 % 2] >> (key / 8 % 2 * 16));
+        }
+        return out;
+      },
+      py::arg("seed"), py::arg("example_id"), py::arg("head"), py::arg("query"), py::arg("keys"),
+      "The 16 random bits of one query's attention weights for the first `keys` keys, likewise.");
+  module.def(
       "keep_mask",
       [](const py::kwargs& given) {
         Arguments a("keep_mask", given);

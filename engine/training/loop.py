@@ -46,6 +46,7 @@ from penstock.engine.training.state import (
 from penstock.engine.training.step import Stepper, StepReport, derive_seed
 from penstock.engine.training.trackers import open_trackers
 from penstock.engine.training.writer import HostCopy, Writer
+from penstock.kernels.philox import DROPOUT_RULE
 
 _SECONDS_BETWEEN_CHECKPOINTS = 300.0
 
@@ -167,6 +168,13 @@ class Loop:
                 self._loader.load_state_dict(checked_loader_state(state.get("loader"), self.counters))
                 if (step := state["loader"]["step"]) > (steps := self._loader.plan().num_steps):
                     raise StateError(f"its loader stands at step {step:,} of an epoch of {steps:,}")
+            rule = state.get("dropout_rule", 1)
+            if settings.model.kind == "encoder" and rule != DROPOUT_RULE:
+                say(
+                    f"note: {directory.path} drew the dropout of attention by rule {rule}, this version of penstock "
+                    f"draws by rule {DROPOUT_RULE}: the run goes on, but not to the same bits as one that was never "
+                    "interrupted"
+                )
 
     def _build(self, last: Path | None, unmerged: dict[str, Any] | None, say: Say) -> Any:
         """The model: new, from an earlier run's weights, or as the last checkpoint has it.
@@ -464,7 +472,7 @@ class Loop:
         state: dict[str, Any] | None = None
         if last:
             state = {"counters": dataclasses.asdict(counters), "loader": self._loader.state_dict(), **copy["state"]}
-            state["log_offset"] = log.mark()[0]
+            state |= {"log_offset": log.mark()[0], "dropout_rule": DROPOUT_RULE}
         step, mark = counters.step, log.mark()
         links = [name for name, wanted in (("best", best), ("last", last)) if wanted]
 

@@ -29,8 +29,8 @@ class Problem(NamedTuple):
             i + shift - window_left to i + shift + window_right; -1 is unbounded. Causal is window_right = 0.
         dropout_p: probability of dropping an attention weight; 0 whenever it rounds to nothing.
         seed: int64 scalar, ids: int64, (batch,), on the device of q; both present exactly if dropout_p > 0.
-            Head h drops the weight of key j for query i of example b by the rule of `philox.py` with
-            example id = ids[b], stream = h, position = i, unit = j (i and j count from their sequence's start).
+            Head h drops the weight of key j for query i of example b by the rule of `philox.py` for attention weights,
+            with example id = ids[b] (i and j count from their sequence's start).
     """
 
     q: Rows

@@ -26,12 +26,10 @@ def dropout_factor(
     """What multiplies the attention weights of one sequence: 0 or the inverse keep probability; (heads, q, k)."""
     assert problem.seed is not None
     assert problem.ids is not None
-    device = like.device
-    positions = torch.arange(length_q, device=device).repeat(heads)
-    streams = torch.arange(heads, device=device).repeat_interleave(length_q)
-    example_id = problem.ids[example].expand(heads * length_q)
-    keep = philox.keep_mask(problem.seed, example_id, positions, streams, length_k, problem.dropout_p)
-    return keep.view(heads, length_q, length_k).to(like.dtype) * philox.scale(problem.dropout_p)
+    of_heads = torch.arange(heads, device=like.device)
+    example_id = problem.ids[example].expand(heads)
+    keep = philox.keep_weights(problem.seed, example_id, of_heads, range(length_q), length_k, problem.dropout_p)
+    return keep.to(like.dtype) * philox.scale(problem.dropout_p)
 
 
 def _sequences(problem: Problem | Backward) -> list[tuple[int, slice, slice]]:

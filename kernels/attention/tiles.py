@@ -29,7 +29,7 @@ class _Tile(NamedTuple):
     valid_q: Tensor | None  # bool, (n, q); None if all are
     valid_k: Tensor | None
     hidden: Tensor | None  # bool, (n, 1, q, k), or (n, 1, 1, k) if only padding is hidden; None if nothing is
-    positions: Tensor  # int64, (q,): places of the queries in their sequences
+    positions: range  # places of the queries in their sequences
 
 
 def _plan(lengths: list[tuple[int, int]], heads: int, limit: int) -> list[tuple[list[int], int, int, int]]:
@@ -65,8 +65,7 @@ def _tiles(problem: Problem | Backward, heads: int) -> Iterator[_Tile]:
     windowed = problem.window_left >= 0 or problem.window_right >= 0
     for members, start, stop, most_k in _plan(lengths, heads, _TILE.get(device.type, _TILE["cuda"])):
         sequences = torch.tensor(members, device=device)
-        positions = torch.arange(start, stop, device=device)
-        keys = torch.arange(most_k, device=device)
+        positions, keys = torch.arange(start, stop, device=device), torch.arange(most_k, device=device)
         length_q, length_k = all_q[sequences, None], all_k[sequences, None]
         rows_q = starts_q[sequences, None] + torch.minimum(positions, length_q - 1)
         rows_k = starts_k[sequences, None] + torch.minimum(keys, length_k - 1)
@@ -81,7 +80,7 @@ def _tiles(problem: Problem | Backward, heads: int) -> Iterator[_Tile]:
             if problem.window_right >= 0:
                 outside = keys > shifted + problem.window_right
                 hidden = outside if hidden is None else hidden | outside
-        yield _Tile(sequences, rows_q, rows_k, valid_q, valid_k, hidden, positions)
+        yield _Tile(sequences, rows_q, rows_k, valid_q, valid_k, hidden, range(start, stop))
 
 
 def _gather(x: Tensor, rows: Tensor, valid: Tensor | None, heads: int) -> Tensor:
@@ -124,13 +123,11 @@ def _keep(tile: _Tile, heads: int, problem: Problem | Backward) -> Tensor:
     """Which attention weights survive dropout; bool, (n, heads, q, k)."""
     assert problem.seed is not None
     assert problem.ids is not None
-    n, length_q, length_k = tile.sequences.shape[0], tile.positions.shape[0], tile.rows_k.shape[1]
-    shape = (n, heads, length_q)
-    example_id = problem.ids[tile.sequences][:, None, None].expand(shape).flatten()
-    position = tile.positions.expand(shape).flatten()
-    stream = torch.arange(heads, device=position.device)[None, :, None].expand(shape).flatten()
-    keep = philox.keep_mask(problem.seed, example_id, position, stream, length_k, problem.dropout_p)
-    return keep.view(n, heads, length_q, length_k)
+    n, device = tile.sequences.shape[0], tile.sequences.device
+    example_id = problem.ids[tile.sequences].repeat_interleave(heads)
+    of_heads = torch.arange(heads, device=device).repeat(n)
+    drawn = problem.seed, example_id, of_heads, tile.positions, tile.rows_k.shape[1], problem.dropout_p
+    return philox.keep_weights(*drawn).unflatten(0, (n, heads))
 
 
 def _blind(tile: _Tile) -> Tensor | None:
@@ -145,7 +142,7 @@ def _flash_mask(tile: _Tile, dtype: torch.dtype) -> Tensor | None:
     blind = _blind(tile)
     hidden = tile.hidden if blind is None else tile.hidden & ~blind[..., None]
     mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-    return mask.expand(-1, -1, tile.positions.shape[0], -1)
+    return mask.expand(-1, -1, len(tile.positions), -1)
 
 
 def _scores(q: Tensor, k: Tensor, tile: _Tile, scale: float) -> Tensor:

@@ -9,7 +9,7 @@ device; blocks behind the end of their sequence return at once. A block of rows 
 import triton
 import triton.language as tl
 
-from penstock.kernels.philox_triton import dropout_bits
+from penstock.kernels.philox_triton import head_key, keep_weights
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -83,12 +83,14 @@ def _attend(
     left,
     right,
     scale_log2,
-    seed,
-    example_id,
-    head,
+    first_query,
+    of_query,
+    of_key,
+    key,
     threshold,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     MASKED: tl.constexpr,
     HAS_LEFT: tl.constexpr,
@@ -112,8 +114,8 @@ def _attend(
         total = total * correction + tl.sum(weights, 1)
         acc = acc * correction[:, None]
         if DROPOUT:
-            bits = dropout_bits(seed, example_id, queries, head, start // 8 + tl.arange(0, BLOCK_K // 8))
-            weights = tl.where(bits >= threshold, weights, 0.0)
+            keep = keep_weights(of_query, of_key, key, first_query, start, threshold, BLOCK_Q, BLOCK_K)
+            weights = tl.where(keep, weights, 0.0)
         v = _load_rows(v_base, stride_vt, keys, keys < length_k, HEAD_DIM, BLOCK_D)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
         maximum = new_maximum
@@ -171,9 +173,9 @@ def forward_kernel(
     v_base = v + start_k.to(tl.int64) * stride_vt + kv_head * stride_vh
     q_base = q + start_q.to(tl.int64) * stride_qt + head.to(tl.int64) * stride_qh
     q_block = _load_rows(q_base, stride_qt, queries, valid, HEAD_DIM, BLOCK_D)
-    seed_value, example_id = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
+    of_query, of_key, key = tl.cast(0, tl.uint32), tl.cast(0, tl.uint32), tl.cast(0, tl.uint32)
     if DROPOUT:
-        seed_value, example_id = tl.load(seed), tl.load(ids + sequence)
+        of_query, of_key, key = head_key(tl.load(seed), tl.load(ids + sequence), head)
 
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     maximum = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -186,13 +188,13 @@ def forward_kernel(
         low = length_k // BLOCK_K * BLOCK_K
         acc, maximum, total = _attend(
             acc, maximum, total, q_block, k_base, v_base, stride_kt, stride_vt, 0, low, queries, shift,
-            length_k, left, right, scale_log2, seed_value, example_id, head, threshold,
-            HEAD_DIM, BLOCK_D, BLOCK_K, False, HAS_LEFT, HAS_RIGHT, DROPOUT, PRECISION,
+            length_k, left, right, scale_log2, first, of_query, of_key, key, threshold,
+            HEAD_DIM, BLOCK_D, BLOCK_Q, BLOCK_K, False, HAS_LEFT, HAS_RIGHT, DROPOUT, PRECISION,
         )  # fmt: skip
     acc, maximum, total = _attend(
         acc, maximum, total, q_block, k_base, v_base, stride_kt, stride_vt, low, high, queries, shift,
-        length_k, left, right, scale_log2, seed_value, example_id, head, threshold,
-        HEAD_DIM, BLOCK_D, BLOCK_K, True, HAS_LEFT, HAS_RIGHT, DROPOUT, PRECISION,
+        length_k, left, right, scale_log2, first, of_query, of_key, key, threshold,
+        HEAD_DIM, BLOCK_D, BLOCK_Q, BLOCK_K, True, HAS_LEFT, HAS_RIGHT, DROPOUT, PRECISION,
     )  # fmt: skip
 
     blind = total == 0.0
@@ -284,9 +286,9 @@ def dq_kernel(
     statistics = head.to(tl.int64) * tokens_q + start_q + queries
     lse_log2 = tl.load(lse + statistics, mask=valid, other=float("inf")) * LOG2E
     delta_block = tl.load(delta + statistics, mask=valid, other=0.0)
-    seed_value, example_id = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
+    of_query, of_key, key = tl.cast(0, tl.uint32), tl.cast(0, tl.uint32), tl.cast(0, tl.uint32)
     if DROPOUT:
-        seed_value, example_id = tl.load(seed), tl.load(ids + sequence)
+        of_query, of_key, key = head_key(tl.load(seed), tl.load(ids + sequence), head)
 
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     last = tl.minimum(first + BLOCK_Q, length_q) - 1
@@ -301,8 +303,8 @@ def dq_kernel(
         weights = tl.where(_visible(queries + shift, keys, length_k, left, right, HAS_LEFT, HAS_RIGHT), weights, 0.0)
         d_weights = tl.dot(do, tl.trans(v_block), input_precision=PRECISION)
         if DROPOUT:
-            bits = dropout_bits(seed_value, example_id, queries, head, start // 8 + tl.arange(0, BLOCK_K // 8))
-            d_weights = tl.where(bits >= threshold, d_weights * dropout_scale, 0.0)
+            keep = keep_weights(of_query, of_key, key, first, start, threshold, BLOCK_Q, BLOCK_K)
+            d_weights = tl.where(keep, d_weights * dropout_scale, 0.0)
         d_scores = weights * (d_weights - delta_block[:, None])
         acc = tl.dot(d_scores.to(k_block.dtype), k_block, acc, input_precision=PRECISION)
     _store_rows(dq + offset, row_stride, queries, valid, acc * scale, HEAD_DIM, BLOCK_D)
@@ -361,9 +363,7 @@ def dkdv_kernel(
     v_base = v + start_k.to(tl.int64) * stride_vt + kv_head.to(tl.int64) * stride_vh
     k_block = _load_rows(k_base, stride_kt, keys, valid, HEAD_DIM, BLOCK_D)
     v_block = _load_rows(v_base, stride_vt, keys, valid, HEAD_DIM, BLOCK_D)
-    seed_value, example_id = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
-    if DROPOUT:
-        seed_value, example_id = tl.load(seed), tl.load(ids + sequence)
+    of_query, of_key, key = tl.cast(0, tl.uint32), tl.cast(0, tl.uint32), tl.cast(0, tl.uint32)
 
     # the queries that see one of these keys
     low, high = 0, length_q
@@ -380,6 +380,8 @@ def dkdv_kernel(
         q_base = q + start_q.to(tl.int64) * stride_qt + head.to(tl.int64) * stride_qh
         do_base = grad_out + start_q.to(tl.int64) * row_stride + head * HEAD_DIM
         statistics = head.to(tl.int64) * tokens_q + start_q
+        if DROPOUT:
+            of_query, of_key, key = head_key(tl.load(seed), tl.load(ids + sequence), head)
         for start in range(low, high, BLOCK_Q):
             queries = start + tl.arange(0, BLOCK_Q)
             present = queries < length_q
@@ -396,8 +398,7 @@ def dkdv_kernel(
             d_weights = tl.dot(v_block, tl.trans(do), input_precision=PRECISION)
             dropped = weights
             if DROPOUT:
-                bits = dropout_bits(seed_value, example_id, queries, head, first // 8 + tl.arange(0, BLOCK_K // 8))
-                keep = tl.trans(bits >= threshold)
+                keep = tl.trans(keep_weights(of_query, of_key, key, start, first, threshold, BLOCK_Q, BLOCK_K))
                 dropped = tl.where(keep, weights * dropout_scale, 0.0)
                 d_weights = tl.where(keep, d_weights * dropout_scale, 0.0)
             dv_acc = tl.dot(dropped.to(do.dtype), do, dv_acc, input_precision=PRECISION)

@@ -9,6 +9,7 @@ from penstock.kernels.gelu import Geglu, GegluBackward, Gelu, GeluBackward, Gelu
 from penstock.kernels.triton_support import on_device
 
 BLOCK, BLOCK_ROWS, BLOCK_COLUMNS = 1024, 16, 128
+GEGLU_ROWS = 8  # two gradients take twice the registers
 _PROGRAMS = 64  # along the rows of backward, each with sums of its own
 
 
@@ -20,11 +21,11 @@ def _shares(rows: int) -> tuple[int, int]:
 
 def bias_gelu(problem: Gelu) -> GeluResults:
     x, bias, made = problem.x, problem.bias, problem.empty()
-    count = x.numel()
+    rows, count = x.shape[0], x.numel()
     if count:
         with on_device(x):
             forward_kernel[(-(-count // BLOCK),)](
-                *(x, bias, *made, count),
+                *(x, bias, *made, rows),
                 WIDTH=x.shape[1],
                 BLOCK=BLOCK,
                 HAS_BIAS=bias is not None,
@@ -52,11 +53,11 @@ def bias_gelu_backward(problem: GeluBackward) -> Gradients:
 
 def geglu(problem: Geglu) -> Tensor:
     x, bias, out = problem.x, problem.bias, problem.empty()
-    count = out.numel()
+    rows, count = x.shape[0], out.numel()
     if count:
         with on_device(x):
             geglu_forward_kernel[(-(-count // BLOCK),)](
-                *(x, bias, out, count), WIDTH=out.shape[1], BLOCK=BLOCK, HAS_BIAS=bias is not None
+                *(x, bias, out, rows), WIDTH=out.shape[1], BLOCK=BLOCK, HAS_BIAS=bias is not None
             )
     return out
 
@@ -71,7 +72,7 @@ def geglu_backward(problem: GegluBackward) -> Gradients:
             geglu_backward_kernel[programs, -(-width // BLOCK_COLUMNS)](
                 *(grad_out, problem.x, bias, x, sums, rows, each),
                 WIDTH=width,
-                BLOCK_ROWS=BLOCK_ROWS,
+                BLOCK_ROWS=GEGLU_ROWS,
                 BLOCK_COLUMNS=BLOCK_COLUMNS,
                 HAS_BIAS=bias is not None,
             )
@@ -86,20 +87,20 @@ def _gelu(v):
     return v * phi, phi + v * bell
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["rows"])
 def forward_kernel(
     x,  # (rows, WIDTH), as out and derivative
     bias,  # (WIDTH,)
     out,
     derivative,
-    count,  # rows * WIDTH
+    rows,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
+    inside = at < tl.cast(rows, tl.int64) * WIDTH  # multiplied here, the compiler knows what divides it: wide accesses
     v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         v += tl.load(bias + at % WIDTH, mask=inside, other=0.0)
@@ -125,7 +126,9 @@ def backward_kernel(
     first = tl.program_id(0) * rows_per_program
     last = tl.minimum(first + rows_per_program, rows)
     columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    total = tl.zeros(
+        (BLOCK_ROWS, BLOCK_COLUMNS), tl.float32
+    )  # summed over rows once, at the end: the loop has no barrier
     for start in range(first, last, BLOCK_ROWS):
         block = start + tl.arange(0, BLOCK_ROWS)
         inside = (block < last)[:, None] & (columns < WIDTH)[None, :]
@@ -133,25 +136,25 @@ def backward_kernel(
         dx = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
         dx *= tl.load(derivative + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(grad_x + at, dx.to(grad_x.dtype.element_ty), mask=inside)
-        total += tl.sum(dx, 0)
+        total += dx
     if HAS_BIAS:
-        tl.store(sums + tl.program_id(0).to(tl.int64) * WIDTH + columns, total, mask=columns < WIDTH)
+        tl.store(sums + tl.program_id(0).to(tl.int64) * WIDTH + columns, tl.sum(total, 0), mask=columns < WIDTH)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["rows"])
 def geglu_forward_kernel(
     x,  # (rows, 2 WIDTH)
     bias,  # (2 WIDTH,)
     out,  # (rows, WIDTH)
-    count,  # rows * WIDTH
+    rows,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
+    inside = at < tl.cast(rows, tl.int64) * WIDTH  # multiplied here, the compiler knows what divides it: wide accesses
     column = at % WIDTH
-    of_gate = x + (at - column) * 2 + column
+    of_gate = x + at // WIDTH * (2 * WIDTH) + column
     gate = tl.load(of_gate, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(of_gate + WIDTH, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
@@ -179,8 +182,11 @@ def geglu_backward_kernel(
     last = tl.minimum(first + rows_per_program, rows)
     columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     in_row = columns < WIDTH
-    gate_total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
-    value_total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    gate_total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    value_total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    if HAS_BIAS:
+        gate_bias = tl.load(bias + columns, mask=in_row, other=0.0)[None, :]
+        value_bias = tl.load(bias + WIDTH + columns, mask=in_row, other=0.0)[None, :]
     for start in range(first, last, BLOCK_ROWS):
         block = start + tl.arange(0, BLOCK_ROWS)
         inside = (block < last)[:, None] & in_row[None, :]
@@ -190,15 +196,15 @@ def geglu_backward_kernel(
         gate = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         value = tl.load(x + at + WIDTH, mask=inside, other=0.0).to(tl.float32)
         if HAS_BIAS:
-            gate += tl.load(bias + columns, mask=in_row, other=0.0)[None, :]
-            value += tl.load(bias + WIDTH + columns, mask=in_row, other=0.0)[None, :]
+            gate += gate_bias
+            value += value_bias
         activated, derivative = _gelu(gate)
         d_gate, d_value = dy * value * derivative, dy * activated
         tl.store(grad_x + at, d_gate.to(grad_x.dtype.element_ty), mask=inside)
         tl.store(grad_x + at + WIDTH, d_value.to(grad_x.dtype.element_ty), mask=inside)
-        gate_total += tl.sum(d_gate, 0)
-        value_total += tl.sum(d_value, 0)
+        gate_total += d_gate
+        value_total += d_value
     if HAS_BIAS:
         of_program = sums + tl.program_id(0).to(tl.int64) * (2 * WIDTH) + columns
-        tl.store(of_program, gate_total, mask=in_row)
-        tl.store(of_program + WIDTH, value_total, mask=in_row)
+        tl.store(of_program, tl.sum(gate_total, 0), mask=in_row)
+        tl.store(of_program + WIDTH, tl.sum(value_total, 0), mask=in_row)

@@ -34,6 +34,7 @@ from penstock.kernels.triton_support import on_device
 _RESIDENT_BYTES = 128 * 1024
 _PERSISTENT_ROWS = 16  # sequences per program: the least a tensor core's tile takes
 _STEP_TILE = {"BLOCK_B": 32, "BLOCK_H": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
+_STEP_TILE_32 = {**_STEP_TILE, "BLOCK_K": 32, "num_warps": 8}  # of float32
 _CELL_BLOCK = 1024
 _RUNTIME_SIZES = ["tokens", "batch"]
 
@@ -68,10 +69,10 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs
                     *first, c0, y, cells, h_n, c_n, tokens, batch, HAS_C0=inputs.c0 is not None, **shared, **options
                 )
             else:
-                grid = _step_grid(inputs)
+                grid, options = _step_launch(inputs)
                 for step in range(inputs.max_seqlen):
                     step_forward[grid](
-                        *first, y, cells, h_n, c_n, step, tokens, batch, FIRST=step == 0, **shared, **_STEP_TILE
+                        *first, y, cells, h_n, c_n, step, tokens, batch, FIRST=step == 0, **shared, **options
                     )
     saved = [gates, cells] if save else []
     returned = cells.clone() if save else cells  # an operation's results must not share memory
@@ -106,11 +107,11 @@ def backward(
                 launch, options = _persistent_launch(inputs)
                 persistent_backward[launch](*first, dh, dc, tokens, batch, **shared, **options)
             else:
-                grid = _step_grid(inputs)
+                grid, options = _step_launch(inputs)
                 for step in reversed(range(inputs.max_seqlen)):
                     step_backward[grid](
                         *first, dh, dc, step, tokens, batch,
-                        FIRST=step == 0, HAS_DH_N=grads.h_n is not None, **shared, **_STEP_TILE,
+                        FIRST=step == 0, HAS_DH_N=grads.h_n is not None, **shared, **options,
                     )  # fmt: skip
 
     dx = dgates @ torch.cat(weights.w_ih) if need_x else None
@@ -140,7 +141,7 @@ class Cell:
         if c.numel():
             grid = (triton.cdiv(c.numel(), _CELL_BLOCK),)
             with on_device(c):
-                fused_cell_forward[grid](gates, c, h, c_next, c.numel(), H=c.shape[1], BLOCK=_CELL_BLOCK)
+                fused_cell_forward[grid](gates, c, h, c_next, c.shape[0], H=c.shape[1], BLOCK=_CELL_BLOCK)
         return h, c_next
 
     @staticmethod
@@ -152,15 +153,17 @@ class Cell:
             dh_at, dc_at = (c if grad is None else grad.contiguous() for grad in (dh, dc_next))
             with on_device(c):
                 fused_cell_backward[grid](
-                    dh_at, dc_at, gates, c, dgates, dc, c.numel(),
+                    dh_at, dc_at, gates, c, dgates, dc, c.shape[0],
                     H=c.shape[1], HAS_DH=dh is not None, HAS_DC=dc_next is not None, BLOCK=_CELL_BLOCK,
                 )  # fmt: skip
         return dgates, dc
 
 
 def _precision(dtype: torch.dtype) -> str:
+    # three products of tf32 parts are as exact as float32, and run on the tensor cores; "ieee" takes thousands of
+    # instructions a step, and some versions of Triton cannot compile them
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    return "tf32" if tf32 else "tf32x3"
 
 
 def _padded(hidden: int) -> int:
@@ -173,19 +176,16 @@ def _persistent(weights: LayerWeights) -> bool:
 
 def _persistent_launch(inputs: LayerInputs) -> tuple[tuple[int, int], dict[str, int]]:
     grid = triton.cdiv(inputs.batch_size, _PERSISTENT_ROWS), inputs.weights.directions
-    return grid, _persistent_tile(_padded(inputs.weights.hidden_size))
-
-
-def _persistent_tile(padded: int) -> dict[str, int]:
+    padded = _padded(inputs.weights.hidden_size)
     # W_hh fills the shared memory: the compiler must not buffer loads there ahead of time (num_stages)
-    warps = 4 if padded <= 64 else 8
-    return {"BLOCK_B": _PERSISTENT_ROWS, "BLOCK_H": padded, "num_warps": warps, "num_stages": 1}
+    warps = 4 if padded * inputs.dtype.itemsize <= 128 else 8
+    return grid, {"BLOCK_B": _PERSISTENT_ROWS, "BLOCK_H": padded, "num_warps": warps, "num_stages": 1}
 
 
-def _step_grid(inputs: LayerInputs) -> tuple[int, int, int]:
-    rows, units = _STEP_TILE["BLOCK_B"], _STEP_TILE["BLOCK_H"]
-    weights = inputs.weights
-    return triton.cdiv(inputs.batch_size, rows), triton.cdiv(weights.hidden_size, units), weights.directions
+def _step_launch(inputs: LayerInputs) -> tuple[tuple[int, int, int], dict[str, int]]:
+    tile, weights = _STEP_TILE if inputs.dtype.itemsize == 2 else _STEP_TILE_32, inputs.weights
+    blocks = triton.cdiv(inputs.batch_size, tile["BLOCK_B"]), triton.cdiv(weights.hidden_size, tile["BLOCK_H"])
+    return (*blocks, weights.directions), tile
 
 
 def _longest_first(inputs: LayerInputs) -> Tensor:
@@ -484,11 +484,11 @@ def step_backward(
         tl.store(dc + state_at, dc_now, mask=mask)
 
 
-@triton.jit(do_not_specialize=["count"])
-def fused_cell_forward(gates, c, h, c_next, count, H: tl.constexpr, BLOCK: tl.constexpr):
-    """gates (N, 4H), c and c_next (N, H) float32, h (N, H); count = N * H."""
+@triton.jit(do_not_specialize=["batch"])
+def fused_cell_forward(gates, c, h, c_next, batch, H: tl.constexpr, BLOCK: tl.constexpr):
+    """gates (N, 4H), c and c_next (N, H) float32, h (N, H); batch = N."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < count
+    mask = at < tl.cast(batch, tl.int64) * H  # multiplied here, the compiler knows what divides it: wide accesses
     gates_at = gates + at // H * (4 * H) + at % H
     i, f, g, o = load_gates(gates_at, H, mask)
     h_new, c_new = cell_forward(i, f, g, o, tl.load(c + at, mask=mask, other=0.0))
@@ -496,13 +496,13 @@ def fused_cell_forward(gates, c, h, c_next, count, H: tl.constexpr, BLOCK: tl.co
     tl.store(c_next + at, c_new, mask=mask)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["batch"])
 def fused_cell_backward(
-    dh, dc_next, gates, c, dgates, dc, count,
+    dh, dc_next, gates, c, dgates, dc, batch,
     H: tl.constexpr, HAS_DH: tl.constexpr, HAS_DC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < count
+    mask = at < tl.cast(batch, tl.int64) * H  # multiplied here, the compiler knows what divides it: wide accesses
     gates_at = at // H * (4 * H) + at % H
     i, f, g, o = load_gates(gates + gates_at, H, mask)
     before = tl.load(c + at, mask=mask, other=0.0)

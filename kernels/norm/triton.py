@@ -14,7 +14,9 @@ from penstock.kernels.norm import Backward, Gradients, Problem, Results
 from penstock.kernels.philox_triton import dropout_bits
 from penstock.kernels.triton_support import on_device
 
-_PROGRAMS = 256  # of backward, each with sums of its own; not by the device, so that results do not depend on it
+# Of backward, each with sums of its own: eight for each multiprocessor of a large GPU, and enough rows for each to
+# outweigh its sums. Not by the device, so that results do not depend on it.
+_PROGRAMS, _ROWS = 1024, 8
 
 
 def block(width: int) -> int:
@@ -56,7 +58,7 @@ def residual_norm(problem: Problem) -> Results:
 def residual_norm_backward(problem: Backward) -> Gradients:
     rows, width = problem.grad_out.shape
     residual, own_x = problem.empty_rows()
-    programs = min(rows, _PROGRAMS)
+    programs = min(-(-rows // _ROWS), _PROGRAMS)
     sums = problem.weight.new_empty(programs, 3, width)
     tensors, bisection, drop = _dropout(problem)
     if rows:

@@ -10,7 +10,7 @@ from penstock.kernels import dispatch, philox, use_backend
 from penstock.kernels.attention import Backward, Problem
 from penstock.kernels.attention import plain as reference
 from penstock.kernels.attention import triton as backend
-from penstock.kernels.philox_triton import dropout_bits
+from penstock.kernels.philox_triton import dropout_bits, head_key, keep_weights
 
 LENGTHS_Q = [5, 0, 1, 70, 2]
 LENGTHS_K = [3, 3, 1, 66, 0]
@@ -71,6 +71,22 @@ def test_dropout_bits_follow_the_rule():
         bits_kernel[1,](out, seed, example_id, 5, M=8, N=64)
         expected = philox.dropout_bits(seed[0], example_id.expand(8), torch.arange(1000, 1008), 5, 24 + 64)[:, 24:]
         assert torch.equal(out, expected)
+
+
+@triton.jit
+def weights_kernel(out, seed, example_id, head, threshold, M: tl.constexpr, N: tl.constexpr):
+    of_query, of_key, key = head_key(tl.load(seed), tl.load(example_id), head)
+    keep = keep_weights(of_query, of_key, key, 48, 32, threshold, M, N)
+    tl.store(out + tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :], keep)
+
+
+@pytest.mark.parametrize("p", [2**-16, 0.3, 1.0])
+@pytest.mark.parametrize(("seed", "example_id"), [(0, 0), (2**63 - 1, 7), (-(2**60) - 3, 2**45 + 11)])
+def test_attention_weights_follow_the_rule(seed, example_id, p):
+    seed, example_id, out = torch.tensor([seed]), torch.tensor([example_id]), torch.empty(32, 64, dtype=torch.bool)
+    weights_kernel[1,](out, seed, example_id, 5, philox.threshold(p), M=32, N=64)
+    expected = philox.keep_weights(seed[0], example_id, torch.tensor([5]), range(48, 80), 96, p)[0, :, 32:]
+    assert torch.equal(out, expected)
 
 
 def test_is_chosen_on_request_only():

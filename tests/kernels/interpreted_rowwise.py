@@ -77,14 +77,20 @@ def test_rotary(q_heads, k_heads, head_dim, dtype):
     check(operation, [torch.randn(13, q_heads + k_heads, head_dim, generator=generator)], dtype)
 
 
-@pairwise({"mode": ["max", "mean", "last", "attention"], "dtype": DTYPES})
-def test_pooling(mode, dtype):
+@pairwise(
+    {
+        "mode": ["max", "mean", "last", "attention"],
+        "dtype": DTYPES,
+        "lengths": [LENGTHS, (16, 0, 17, 37)],  # within one block of tokens, and more than one
+    }
+)
+def test_pooling(mode, dtype, lengths):
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(sum(LENGTHS), 130, generator=generator)
-    scores = [torch.randn(sum(LENGTHS), generator=generator)] if mode == "attention" else []
+    values = torch.randn(sum(lengths), 130, generator=generator)
+    scores = [torch.randn(sum(lengths), generator=generator)] if mode == "attention" else []
 
     def operation(values, scores=None):
-        return segment_pool(values, bounds(LENGTHS), mode, scores, bidirectional=mode == "last")
+        return segment_pool(values, bounds(lengths), mode, scores, bidirectional=mode == "last")
 
     check(operation, [values, *scores], dtype)
 
@@ -98,6 +104,22 @@ def test_the_first_maximum_and_the_first_nan():
     torch.testing.assert_close(out, torch.tensor([[7.0, 5.0], [4.0, nan], [nan, 1.0]]), equal_nan=True)
     out.sum().backward()
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, 1], [1, 0], [0, 0], [0, 1], [1, 0], [0, 1], [1, 0]]))
+
+
+@pytest.mark.parametrize("odd", [7.0, float("nan")])
+@pytest.mark.parametrize("rows", [(3, 4), (3, 19), (20, 35), (5, 21, 37)])
+def test_the_first_of_equals_in_any_block_of_tokens(odd, rows):
+    values = torch.zeros(40, 3)
+    values[:, 2] = -float("inf")
+    values[list(rows), :2] = odd
+    values[rows[0], 1] = 8.0
+    values.requires_grad_()
+    with use_backend("triton"):
+        out = segment_pool(values, bounds((40,)), "max")
+    first = [rows[0], rows[1] if odd != odd else rows[0], 0]
+    torch.testing.assert_close(out[0], torch.tensor([odd, odd if odd != odd else 8.0, -float("inf")]), equal_nan=True)
+    out.sum().backward()
+    assert values.grad.nonzero().tolist() == sorted([row, column] for column, row in enumerate(first))
 
 
 @pytest.mark.parametrize("lengths", [(), (0, 0), (1,)])

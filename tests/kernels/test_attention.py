@@ -54,7 +54,8 @@ def naive(q, k, v, causal=False, window=(-1, -1), softmax_scale=None, dropout_p=
             continue
         weights = torch.softmax(torch.stack([q[i, h] @ k[j, kv_head] * scale for j in keys]), 0)
         if dropout_p:
-            keep = philox.keep_mask(seed, torch.tensor([example]), torch.tensor([i]), h, length_k, dropout_p)[0, keys]
+            names = seed, torch.tensor([example]), torch.tensor([h])
+            keep = philox.keep_weights(*names, range(i, i + 1), length_k, dropout_p)[0, 0, keys]
             weights = weights * keep * philox.scale(dropout_p)
         out.append(weights @ v[keys, kv_head])
     return torch.stack(out).view(q.shape)
@@ -165,10 +166,8 @@ def test_dropout_depends_on_the_example_and_not_on_its_batch(backend):
     batch = dropped_weights([13, 40, 5], ids, backend)
     alone = dropped_weights([40], ids[1:2], backend)
     torch.testing.assert_close(batch[1], alone[0])
-    position = torch.arange(40).repeat_interleave(2)
-    stream = torch.arange(2).repeat(40)
-    keep = philox.keep_mask(SEED, ids[1].expand(80), position, stream, 40, 0.3).view(40, 2, 40)
-    assert torch.equal(batch[1] != 0, keep)
+    keep = philox.keep_weights(SEED, ids[1].expand(2), torch.arange(2), range(40), 40, 0.3)
+    assert torch.equal(batch[1] != 0, keep.transpose(0, 1))
     assert not torch.equal(dropped_weights([13, 40, 5], torch.arange(3), backend)[0] != 0, batch[0] != 0)
 
 

@@ -97,7 +97,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
   float *scores = scratch.take<float>(kStrip * kTileRow), *grad_weights = scratch.take<float>(kStrip * kTileRow);
   SavedQuery saved[kQueryBlock];
   const int64_t block_size = part_size(s.length_q, kQueryBlock, 2);
-  uint64_t words[2][kTileKeys / 64];
+  KeptKeys<kTileKeys> kept;
 
   for (int64_t block = 0; block < s.length_k; block += kKeyBlock) {
     const int64_t left = s.length_k - block, count = left < kKeyBlock ? left : kKeyBlock;
@@ -114,7 +114,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
 
     for (int64_t member = 0; member < group; ++member) {
       const int64_t head = item.head * group + member;
-      const KeepRule rule = keep_rule(p, item.sequence, head);
+      const KeepWeights rule = keep_rule(p, item.sequence, head);
       for (int64_t first = 0; first < s.length_q; first += block_size) {
         const int64_t rows = s.length_q - first < block_size ? s.length_q - first : block_size;
         const int64_t even_rows = round_up(rows, 2), strip_size = part_size(even_rows, kStrip, 2);
@@ -138,6 +138,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
         for (int64_t tile = from; tile < to; tile += kTileKeys) {
           const int64_t length = to - tile < kTileKeys ? to - tile : kTileKeys;
           const int64_t vectors = round_up(length, kLanes) / kLanes;
+          kept.start(block + tile, length);
           for (int64_t strip = 0; strip < even_rows; strip += strip_size) {
             const int64_t strip_rows = even_rows - strip < strip_size ? even_rows - strip : strip_size;
             multiply<false>(Left<Unit>{queries + strip * shape.row, shape.row, 1}, Right<Unit>{keys + tile, key_row},
@@ -148,8 +149,9 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
               const int64_t query = first + strip + i, offset = block + tile;
               const Range even = visible_keys(p, s, query), odd = visible_keys(p, s, query + 1);
               const Range range[2]{{even.begin - offset, even.end - offset}, {odd.begin - offset, odd.end - offset}};
+              const uint64_t* words[2]{};
               if (dropout)
-                for (int j = 0; j < 2; ++j) rule.fill(uint32_t(query + j), uint32_t(offset), length, words[j]);
+                for (int j = 0; j < 2; ++j) words[j] = kept.of(p, s, rule, query + j);
               const Range both{range[0].begin > range[1].begin ? range[0].begin : range[1].begin,
                                range[0].end < range[1].end ? range[0].end : range[1].end};
               const auto compute = [&](int64_t c, auto whole) __attribute__((always_inline)) {

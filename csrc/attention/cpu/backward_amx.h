@@ -107,7 +107,7 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
 
     for (int64_t member = 0; member < group; ++member) {
       const int64_t head = item.head * group + member;
-      const KeepRule rule = keep_rule(p, item.sequence, head);
+      const KeepWeights rule = keep_rule(p, item.sequence, head);
       for (int64_t first = 0; first < s.length_q; first += block_size) {
         const int64_t rows = s.length_q - first < block_size ? s.length_q - first : block_size;
         const int64_t columns = round_up(rows, kColumns);

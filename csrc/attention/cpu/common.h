@@ -19,10 +19,44 @@ static Element* rows_of(const Tensor& tensor, int64_t token, int64_t head) {
 }
 
 // Dropout of one query head; drops nothing where there is none.
-static inline KeepRule keep_rule(const Problem& p, int64_t sequence, int64_t head) {
+static inline KeepWeights keep_rule(const Problem& p, int64_t sequence, int64_t head) {
   const int64_t id = p.dropout_threshold > 0 ? p.ids[sequence] : 0;
-  return KeepRule(DropoutKey(p.seed, id, uint32_t(head)), p.dropout_threshold);
+  return KeepWeights(HeadKey(p.seed, id, uint32_t(head)), p.dropout_threshold);
 }
+
+// Which of up to kKeys keys the queries of a strip keep. They are drawn for sixteen queries at a time, and no strip
+// meets more than two such groups.
+template <int64_t kKeys>
+class KeptKeys {
+ public:
+  // From here on the keys are those from `first` on, a multiple of 64.
+  void start(int64_t first, int64_t count) {
+    keys_ = {first, first + count};
+    groups_[0] = groups_[1] = -1;
+  }
+
+  // Bit k % 64 of word k / 64 says whether `query` keeps key first + k, which it must see.
+  const uint64_t* of(const Problem& p, const Spans& s, const KeepWeights& rule, int64_t query) {
+    constexpr int64_t kQueries = KeepWeights::kQueries;
+    const int64_t group = query / kQueries, slot = group % 2;
+    if (groups_[slot] != group) {
+      groups_[slot] = group;
+      const int64_t first = group * kQueries;
+      const Range seen = visible_keys(p, s, first, first + kQueries - 1).within(keys_.begin, keys_.end);
+      const int64_t from = (seen.begin - keys_.begin) / 64 * 64;
+      if (!seen.empty())
+        rule.fill(first, keys_.begin + from, seen.end - keys_.begin - from, words_[slot][0] + from / 64, kRow);
+    }
+    return words_[slot][query % kQueries];
+  }
+
+ private:
+  static constexpr int64_t kRow = (kKeys + 63) / 64;
+
+  Range keys_{};
+  int64_t groups_[2]{-1, -1};
+  uint64_t words_[2][KeepWeights::kQueries][kRow]{};
+};
 
 // The sizes of one head's operands.
 template <class Unit>

@@ -50,10 +50,11 @@ PENSTOCK_INLINE void for_pairs_of_keys(const Problem& p, const Spans& s, int64_t
 struct Kept {
   uint16_t lanes[kGroup][2];
 
-  // Only the first `queries` of them matter.
-  void fill(const KeepRule& rule, int64_t first_query, int64_t queries, int64_t first_key) {
+  // Only the first `queries` of them matter; first_query is a multiple of 16.
+  void fill(const KeepWeights& rule, int64_t first_query, int64_t queries, int64_t first_key) {
     uint64_t words[kColumns]{};
-    for (int64_t i = 0; i < queries; ++i) rule.fill(uint32_t(first_query + i), uint32_t(first_key), kGroup, words + i);
+    for (int64_t i = 0; i < queries; i += KeepWeights::kQueries)
+      rule.fill(first_query + i, first_key, kGroup, words + i, 1);
     // Bytes first: 16 queries' for a group of eight keys lie together, even groups in one vector and odd in another.
     const __m512i two_queries =
         _mm512_broadcast_i32x4(_mm_set_epi8(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0));

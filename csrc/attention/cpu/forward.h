@@ -48,7 +48,7 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   const int64_t rows = item.last - item.first, kv_head = item.head / p.group();
   const float scale = p.scale * kLog2E;
   const bool dropout = p.dropout_threshold > 0;
-  const KeepRule rule = keep_rule(p, item.sequence, item.head);
+  const KeepWeights rule = keep_rule(p, item.sequence, item.head);
 
   Unit* queries = scratch.take<Unit>(rows * shape.row);
   copy_rows(rows_of<Element>(p.q, s.first_q + item.first, item.head), p.q.token_stride, rows, p.head_dim, queries,
@@ -68,7 +68,7 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   Unit* paired = scratch.take<Unit>(most / 2 * shape.width);
   float* scores = scratch.take<float>(kStrip * key_row);
   Unit* weights = scratch.take<Unit>(kStrip * key_row);
-  uint64_t words[kKeyBlock / 64 + 1];
+  KeptKeys<kKeyBlock> kept;
   const int64_t strip_size = part_size(rows, kStrip, 1);
 
   for (int64_t block = start; block < all.end; block += kKeyBlock) {
@@ -79,6 +79,7 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
     copy_rows(rows_of<Element>(p.v, s.first_k + block, kv_head), p.v.token_stride, count, p.head_dim, copied, shape.row,
               padded);
     const Unit* values = summed_over_rows(copied, shape, padded, paired);
+    kept.start(block, count);
 
     for (int64_t strip = 0; strip < rows; strip += strip_size) {
       const int64_t strip_rows = rows - strip < strip_size ? rows - strip : strip_size, first = item.first + strip;
@@ -90,11 +91,11 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
       for (int64_t i = 0; i < strip_rows; ++i) {
         Range range = visible_keys(p, s, first + i).within(block + from, block + from + length);
         range = range.empty() ? Range{0, 0} : Range{range.begin - block - from, range.end - block - from};
-        if (dropout) rule.fill(uint32_t(first + i), uint32_t(block + from), length, words);
-        const float rescale =
-            range.empty() ? (fill_zero(reinterpret_cast<float*>(weights + i * key_row), key_row), 1.0f)
-                          : softmax_row(scores + i * key_row, scale, range, dropout ? words : nullptr,
-                                        states[strip + i], reinterpret_cast<Target*>(weights + i * key_row), length);
+        const uint64_t* words = dropout ? kept.of(p, s, rule, first + i) + from / 64 : nullptr;
+        const float rescale = range.empty()
+                                  ? (fill_zero(reinterpret_cast<float*>(weights + i * key_row), key_row), 1.0f)
+                                  : softmax_row(scores + i * key_row, scale, range, words, states[strip + i],
+                                                reinterpret_cast<Target*>(weights + i * key_row), length);
         if (rescale != 1.0f)
           for (int64_t d = 0; d < shape.width; d += kLanes) {
             float* result = results + (strip + i) * shape.width + d;

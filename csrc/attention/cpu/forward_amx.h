@@ -82,7 +82,7 @@ static void forward_item(const Problem& p, const Item& item, Scratch& scratch) {
   const int64_t rows = item.last - item.first, kv_head = item.head / p.group();
   const int64_t strips = (rows + kColumns - 1) / kColumns;
   const bool dropout = p.dropout_threshold > 0;
-  const KeepRule rule = keep_rule(p, item.sequence, item.head);
+  const KeepWeights rule = keep_rule(p, item.sequence, item.head);
 
   const Range all = visible_keys(p, s, item.first, item.last - 1);
   const int64_t start = all.begin / kGroup * kGroup;

@@ -11,6 +11,7 @@ import pytest
 import torch
 from earlier_runs import as_before_checksums
 from stopping import stop_at
+from tiny_encoders import stock_model
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
@@ -18,6 +19,7 @@ from penstock.engine.errors import ConfigError, ModelError, PenstockError, RunEr
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.train import train
+from penstock.kernels.philox import DROPOUT_RULE
 
 TINY = ["model.hidden_size=8", "model.embedding_size=8", "training.tensorboard=false", "training.log_every_steps=1"]
 
@@ -218,6 +220,37 @@ def test_an_earlier_versions_run_is_resumed_as_it_was(tmp_path, store, settings)
     result = train(load_settings(), store, run, progress="none")
     assert result.steps == 4
     assert "tokens_per_batch: 8192" in (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "noted"),
+    [
+        ("encoder", None, "by rule 1"),
+        ("encoder", 7, "by rule 7"),
+        ("encoder", DROPOUT_RULE, None),
+        ("lstm", None, None),
+    ],
+)
+def test_an_encoder_that_drew_its_dropout_by_another_rule_goes_on_with_a_note(
+    tmp_path, store, settings, capsys, kind, rule, noted
+):
+    run, wanted = tmp_path / "run", settings()
+    if kind == "encoder":
+        stock_model("bert", vocab_size=store.vocab_size).save_pretrained(tmp_path / "encoder")
+        wanted = settings("model.kind=encoder", f"model.encoder={tmp_path / 'encoder'}", "training.epochs=1")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            train(wanted, store, run, progress="none")
+    as_before_checksums(run)
+    state = torch.load(run / "last" / "training_state.pt", weights_only=True)
+    assert state.pop("dropout_rule") == DROPOUT_RULE
+    torch.save({**state, **({} if rule is None else {"dropout_rule": rule})}, run / "last" / "training_state.pt")
+    capsys.readouterr()
+    assert train(wanted, store, run, progress="plain").steps > 3
+    said = capsys.readouterr().err
+    assert ("drew the dropout of attention" in said) == (noted is not None)
+    assert noted is None or noted in said
 
 
 @pytest.mark.parametrize(
