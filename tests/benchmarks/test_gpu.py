@@ -690,7 +690,7 @@ def test_a_rehearsal_loses_nothing_but_what_was_planted(tmp_path):
     log = (out / "log.txt").read_text()[-3000:]
     assert {name: part["status"] for name, part in found.items()} == dict.fromkeys(found, "done"), log
     off = {(name, row["off"]) for name, part in found.items() for row in part["rows"] if "off" in row}
-    assert off == {(fault.part, f"{fault.operation}/{fault.backend}") for fault in rehearsal.FAULTS}
+    assert off == {(fault.part, fault.switches_off) for fault in rehearsal.FAULTS}
     gone: set[str] = set()
     for name, part in found.items():
         gone |= {what for where, what in off if where == name}
