@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from penstock.benchmarks.gpu import backends, floors
 from penstock.benchmarks.gpu.attention import draw_lengths
 from penstock.benchmarks.gpu.context import Context, emit, key, reason
-from penstock.benchmarks.gpu.training_lstm import report, train_variants
-from penstock.benchmarks.random_store import word_tokenizer, write_store
+from penstock.benchmarks.gpu.training_lstm import random_store, report, train_variants
+from penstock.benchmarks.random_store import word_tokenizer
 from penstock.engine.data.store import Store
 
 MODEL, TOKENS_PER_BATCH, MEAN, PAD = "roberta-base", 32_768, 150, 1
@@ -31,7 +31,7 @@ def run(context: Context) -> None:
     tokens, longest = (600, 24) if context.smoke else (6_000_000, 512)
     lengths = np.array(draw_lengths(8 if context.smoke else MEAN, tokens, longest), np.int32)
     folder, config = write_encoder(context.folder / "encoder", context.smoke)
-    store = write_store(context.folder / "encoder-store", lengths, config.vocab_size)
+    store = random_store(context.folder / "encoder-store", lengths, config.vocab_size)
     size = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     flops = floors.encoder(lengths.tolist(), *size) / int(lengths.sum())
     settings = [

@@ -6,6 +6,7 @@ collated and pinned beforehand, for free, in like lengths, packed or padded, in 
 
 import itertools
 import json
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -35,7 +36,7 @@ _SAME_LOSS = 2e-2  # relative: between backends, of the mean loss over the first
 def run(context: Context) -> None:
     rows, longest = (60, 12) if context.smoke else (300_000, 256)
     lengths = np.random.default_rng(0).integers(min(32, longest // 3), longest + 1, rows).astype(np.int32)
-    store = write_store(context.folder / "lstm-store", lengths, 100 if context.smoke else VOCAB)
+    store = random_store(context.folder / "lstm-store", lengths, 100 if context.smoke else VOCAB)
     size = (2, 8) if context.smoke else (LAYERS, WIDTH)
     flops = floors.lstm_classifier(lengths.tolist(), size[1], size[1], size[0]) / int(lengths.sum())
     settings = [
@@ -71,6 +72,14 @@ def run(context: Context) -> None:
         survive(context)
 
 
+def random_store(folder: Path, lengths: np.ndarray, vocab_size: int) -> Store:
+    """`write_store`, or what an earlier try of this part has written to its end."""
+    if (folder / "manifest.json").is_file():
+        return Store.open(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return write_store(folder, lengths, vocab_size)
+
+
 def train_variants(
     context: Context,
     store: Store,
@@ -84,9 +93,11 @@ def train_variants(
 
     Args:
         flops: of a token, for the floor. left: variants and peers that share the time.
+
     One whose training goes another way than that of torch's own operations has no figures but a reason.
     """
-    first_loss = None
+    known = context.folder / f"{model}-first-loss"  # outlives this process
+    first_loss = float(known.read_text()) if known.exists() else None
     for place, (label, names) in enumerate(variants.items()):
         if label in context.done:
             continue
@@ -105,7 +116,9 @@ def train_variants(
             except Exception as failure:
                 figures = {"why": reason(failure)}
         loss = figures.get("first_loss")
-        first_loss = loss if first_loss is None else first_loss
+        if first_loss is None and loss is not None:
+            first_loss = loss
+            known.write_text(str(loss))
         if loss is not None and first_loss is not None and not abs(loss - first_loss) <= _SAME_LOSS * first_loss:
             words = f"first losses {loss:.4f}, with torch's operations {first_loss:.4f}"
             context.switch_off(what, f"wrong result: {words}")

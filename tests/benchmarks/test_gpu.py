@@ -567,6 +567,28 @@ def test_every_gpu_test_names_its_kernel_and_every_kernel_has_a_quick_one():
     assert quick == registered
 
 
+def printed(module, *arguments):
+    """What a command prints in a process of its own: it stands in for kernels, which operations remember."""
+    command = [sys.executable, "-m", f"penstock.benchmarks.gpu.{module}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    return done.stdout.splitlines()
+
+
+def test_host_cost_is_measured_for_every_operation():
+    lines = [line for line in printed("host_cost", "2") if line.startswith("| `")]
+    found = {line.split("|")[1].strip(" `"): [float(each) for each in line.split("|")[2:5]] for line in lines}
+    assert {name for name, backends in dispatch._registry.items() if "triton" in backends} < set(found)
+    assert all(0 < each < 10_000 for times in found.values() for each in times)
+
+
+def test_a_layer_launches_no_more_kernels_than_it_did():
+    """Its products and our operations are 25; the rest are casts, seeds and copies of weights."""
+    most = {"roberta forward": 20, "roberta backward": 24, "modernbert forward": 15, "modernbert backward": 21}
+    found = {line.partition(":")[0]: int(line.split()[2]) for line in printed("launches") if "kernels:" in line}
+    assert set(found) == set(most)
+    assert {name: count for name, count in found.items() if count > most[name]} == {}
+
+
 FLASHRNN = '''
 import torch
 
@@ -668,7 +690,7 @@ def test_a_rehearsal_loses_nothing_but_what_was_planted(tmp_path):
     log = (out / "log.txt").read_text()[-3000:]
     assert {name: part["status"] for name, part in found.items()} == dict.fromkeys(found, "done"), log
     off = {(name, row["off"]) for name, part in found.items() for row in part["rows"] if "off" in row}
-    assert off == {(fault.part, f"{fault.operation}/{fault.backend}") for fault in rehearsal.FAULTS}
+    assert off == {(fault.part, fault.switches_off) for fault in rehearsal.FAULTS}
     gone: set[str] = set()
     for name, part in found.items():
         gone |= {what for where, what in off if where == name}
