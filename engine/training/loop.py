@@ -169,9 +169,9 @@ class Loop:
                 if (step := state["loader"]["step"]) > (steps := self._loader.plan().num_steps):
                     raise StateError(f"its loader stands at step {step:,} of an epoch of {steps:,}")
             rule = state.get("dropout_rule", 1)
-            if settings.model.kind == "encoder" and rule != DROPOUT_RULE:
+            if settings.model.kind != "bag" and rule != DROPOUT_RULE:
                 say(
-                    f"note: {directory.path} drew the dropout of attention by rule {rule}, this version of penstock "
+                    f"note: {directory.path} drew its dropout by rule {rule}, this version of penstock "
                     f"draws by rule {DROPOUT_RULE}: the run goes on, but not to the same bits as one that was never "
                     "interrupted"
                 )

@@ -27,8 +27,8 @@ class Tiles(NamedTuple):
 
 
 # By bytes per element, then by head_dim up to. Two blocks of 8 warps with 128 registers share a multiprocessor. With
-# dropout, the 16-bit kernels spill 32 bytes a thread at most on sm_90, and all fit the 99 KiB of shared memory of sm_86
-# when built for sm_80. Not yet timed.
+# dropout, the 16-bit kernels spill 32 bytes a thread at most on sm_90 (104 with a window), and all fit the 99 KiB of
+# shared memory of sm_86 when built for sm_80. Not yet timed.
 _TILES = {
     2: {
         32: Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),

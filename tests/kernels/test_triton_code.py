@@ -17,7 +17,7 @@ from triton.runtime.jit import JITFunction
 from penstock import kernels
 
 # dropout may not bring back what its rule is made for: random bits that cross shared memory, blocks that are alone
-ATTENTION = {"forward_kernel": (630, 3), "dq_kernel": (630, 4), "dkdv_kernel": (450, 4)}
+ATTENTION = {"forward_kernel": (630, 3), "dq_kernel": (630, 4), "dkdv_kernel": (500, 4)}
 WIDE = {
     "bias_gelu bf16": {"forward_kernel": "ld st", "backward_kernel": "ld"},
     "geglu bf16": {"geglu_forward_kernel": "ld st"},
@@ -54,9 +54,14 @@ def test_every_kernel_has_a_case() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "aligned"), [*((each, True) for each in compiled.SHARED_BYTES), (90, False)])
-@pytest.mark.parametrize("case", compiled.CASES)
-def test_compiles(case: str, capability: int, aligned: bool) -> None:
+@pytest.mark.parametrize(
+    ("capability", "case", "aligned"),
+    [
+        *((capability, case, True) for capability in compiled.SHARED_BYTES for case in compiled.CASES),
+        *((90, case, False) for case in compiled.CASES if "lstm" in case),
+    ],
+)
+def test_compiles(capability: int, case: str, aligned: bool) -> None:
     for kernel in compiled.compile_case(case, capability, aligned).values():
         assert kernel.asm["cubin"]
         # the LSTM's W_hh fills what sm_80 has; all else runs on sm_86 too
