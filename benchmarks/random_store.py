@@ -7,7 +7,7 @@ import numpy as np
 from penstock.engine.data.job import Job, Receipt, ShardRows, finish_job, start_job, write_shard, write_tokenizer
 from penstock.engine.data.manifest import SourceEntry, TokenizerEntry
 from penstock.engine.data.store import Store
-from penstock.engine.data.tokenizers import save_tokenizer
+from penstock.engine.data.tokenizers import crc32_of_files, save_tokenizer
 
 FIRST_TOKEN = 4  # ids below are left to padding and the like
 
@@ -16,10 +16,10 @@ def write_store(folder: Path, lengths: np.ndarray, vocab_size: int = 30_000) -> 
     """Two labels in turn; tokens drawn evenly."""
     folder.mkdir(parents=True)
     rows = len(lengths)
-    files = save_tokenizer(word_tokenizer(vocab_size), int(lengths.max()), "head")
+    files = save_tokenizer(word_tokenizer(vocab_size), max(1, int(lengths.max())), "head")
     job = Job(
         preparation="benchmark",
-        max_length=int(lengths.max()),
+        max_length=max(1, int(lengths.max())),
         truncation="head",
         dtype="uint16",
         vocab_size=vocab_size,
@@ -29,7 +29,7 @@ def write_store(folder: Path, lengths: np.ndarray, vocab_size: int = 30_000) -> 
         source_contents=["random"],
         rows_per_shard=131_072,
         sources=[SourceEntry("random", "text", "label", "row", rows, 0)],
-        tokenizer=TokenizerEntry("none", "none", "none", {}),
+        tokenizer=TokenizerEntry("none", "none", "none", crc32_of_files(files)),
     )
     start_job(folder, job, shared=False)
     write_tokenizer(folder, files)

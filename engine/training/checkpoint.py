@@ -3,8 +3,8 @@
 A checkpoint is one folder, RUN/checkpoints/step-N: the model as the transformers library saves it, where the run can go
 on from there `training_state.pt`, and, written last, `checkpoint.json`, which seals them (see checked.py). It is
 written under another name, forced to the disk and renamed; then the symbolic link RUN/last (RUN/best) is turned to it
-in one instant. So `last` always leads to a whole checkpoint. The ones before it, and the best models of their time,
-stay as long as `keep` says.
+in one instant; a file system without links has copies there, which say whose they are. So `last` always leads to a
+whole checkpoint. The ones before it, and the best models of their time, stay as long as `keep` says.
 """
 
 import os
@@ -66,8 +66,8 @@ def write_checkpoint(
                 if state is not None:
                     _save_state(state, temporary / STATE_NAME)
                 checkpoint = _unused(folder, step)
-                best = checkpoint.name if "best" in links else _target(run / "best")
-                seal(temporary, step=step, best=best, **entries)
+                best = checkpoint.name if "best" in links else name_of(run / "best")
+                seal(temporary, step=step, name=checkpoint.name, best=best, **entries)
             settle_modes(temporary)
             sync_tree(temporary)
             os.rename(temporary, checkpoint)
@@ -122,12 +122,12 @@ def check_whole(checkpoint: Path) -> dict[str, Any] | None:
 
 def seal_earlier(run: Path, checkpoint: Path, **entries: Any) -> None:
     """Seals a checkpoint of an earlier penstock, which has been gone on from, and its run's best model."""
-    best = _target(run / "best")
+    best = name_of(run / "best")
     with disk_errors(checkpoint):
         if best is not None and read_seal(run / "best") is None:
-            seal(run / "best", step=step_of((run / "best").resolve()), best=best)
+            seal(run / "best", step=step_of((run / "best").resolve()), name=best, best=best)
         if read_seal(checkpoint) is None:
-            seal(checkpoint, step=step_of(checkpoint.resolve()), best=best, **entries)
+            seal(checkpoint, step=step_of(checkpoint.resolve()), name=checkpoint.resolve().name, best=best, **entries)
 
 
 def resumable(run: Path) -> list[Path]:
@@ -205,16 +205,25 @@ def _unused(folder: Path, step: int) -> Path:
     return candidate
 
 
-def _target(link: Path) -> str | None:
-    """The name of the checkpoint that a link leads to."""
-    return link.resolve().name if link.exists() else None
+def name_of(link: Path) -> str | None:
+    """The name of the checkpoint that RUN/last or RUN/best is: a link to it or, on a file system without links, a copy,
+    which says whose; None where there is neither."""
+    if link.is_symlink():
+        return Path(os.readlink(link)).name if link.exists() else None
+    try:
+        found = (read_seal(link) or {}).get("name") if link.is_dir() else None
+    except DamageError:
+        return None
+    return found if is_name(found) else None
 
 
 def _remove_old(run: Path, keep: int) -> None:
     """Keeps what the links hold, the checkpoints before the last, and the best models of their time."""
-    held = {(run / name).resolve() for name in ("best", "last")}
-    if (run / "last").exists():
-        held |= {checkpoint.resolve() for checkpoint in before(run, (run / "last").resolve())[: keep - 1]}
+    folder = run / "checkpoints"
+    names = {link: name_of(run / link) for link in ("best", "last")}
+    held = {(folder / name).resolve() for name in names.values() if name is not None}
+    if names["last"] is not None:
+        held |= {checkpoint.resolve() for checkpoint in before(run, folder / names["last"])[: keep - 1]}
     for checkpoint in list(held):
         try:
             best = (read_seal(checkpoint) or {}).get("best")
@@ -222,6 +231,6 @@ def _remove_old(run: Path, keep: int) -> None:
             continue
         if best and (checkpoint / STATE_NAME).exists():
             held.add((checkpoint.parent / best).resolve())
-    for checkpoint in (run / "checkpoints").iterdir():
+    for checkpoint in folder.iterdir():
         if checkpoint.resolve() not in held:
             remove_tree(checkpoint)

@@ -15,6 +15,7 @@ from penstock.engine.training.checkpoint import (
     before,
     check_whole,
     is_name,
+    name_of,
     read_state,
     resumable,
     seal_earlier,
@@ -63,7 +64,7 @@ def find_checkpoint(
         RunError: a file is damaged, and there is no earlier checkpoint or the user did not agree.
     """
     for name in ("last", "best"):
-        if (run / name).is_dir() and not (run / name).is_symlink():
+        if (run / name).is_dir() and not (run / name).is_symlink() and name_of(run / name) is None:
             raise RunError(
                 f"{run / name} is a folder, where penstock had a link to a checkpoint: move it away; the run then "
                 "goes on from its last checkpoint"
@@ -103,14 +104,16 @@ def settle_links(run: Path, found: Found | None) -> None:
     if found is None or found.best is None:
         if os.path.lexists(link):
             remove_committed(link)
-    elif not link.exists() or link.resolve().name != found.best:
+    elif not link.exists() or name_of(link) != found.best:
         point(link, run / "checkpoints" / found.best)
 
 
 def _newest(run: Path) -> Path | None:
     link = run / "last"
     if os.path.lexists(link):
-        return run / os.readlink(link) if link.is_symlink() else link
+        if link.is_symlink():
+            return run / os.readlink(link)
+        return link if (name := name_of(link)) is None else run / "checkpoints" / name
     # killed before the first link, or the link was lost
     checkpoints = resumable(run)
     return checkpoints[-1] if checkpoints else None

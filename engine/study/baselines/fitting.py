@@ -138,7 +138,13 @@ def read_chunks(
         labels = np.empty(len(part), np.int64)
         try:
             store.shards.gather(
-                part, store.labels, values.ctypes.data, values.size, bounds.ctypes.data, labels.ctypes.data
+                part,
+                store.labels,
+                values.ctypes.data,
+                values.size,
+                bounds.ctypes.data,
+                labels.ctypes.data,
+                None if store.cut is None else (store.cut.head, store.cut.tail),
             )
         except RuntimeError as error:
             raise StoreError(f"{store.path}: {error}") from None

@@ -16,13 +16,14 @@ from penstock.engine.errors import ConfigError
 from penstock.engine.setting import setting
 from penstock.engine.study.baselines.encoding import EncodedTexts
 from penstock.engine.study.baselines.fitting import FitTask, Fitted, read_chunks
-from penstock.engine.study.baselines.logistic import GRID, Logistic, choose_c, fit_logistic, settled_notes
+from penstock.engine.study.baselines.logistic import Logistic, choose_c, fit_logistic, settled_notes
 
 if TYPE_CHECKING:
     pass
 
 VERSION = 1
 REQUIRES = ("sklearn.linear_model", "threadpoolctl", "penstock.engine.models.encoder")
+_GRID = tuple(4.0**power for power in range(-8, 5))  # of C: hundreds of features of variance 1
 _BATCH_TOKENS = 8_192
 _SORTED_TOKENS = 1 << 18  # read at a time, and sorted by length into batches
 
@@ -178,8 +179,8 @@ def fit(task: FitTask) -> Frozen:
         validation = task.validation("frozen.C")
         held_out = np.isin(task.rows, validation)
         mean, scale, features = _standardised(encoded.vectors[~held_out])
-        models = fit_logistic(features, labels[rows[~held_out]], num_labels, GRID, task.threads)
-        choice = choose_c(models, (encoded.vectors[held_out] - mean) / scale, labels[validation], "frozen.C")
+        models = fit_logistic(features, labels[rows[~held_out]], num_labels, _GRID, task.threads)
+        choice = choose_c(models, (encoded.vectors[held_out] - mean) / scale, labels[validation], "frozen.C", _GRID)
     if choice is not None and not task.options.refit:
         model = choice.model
     else:

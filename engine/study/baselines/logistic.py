@@ -9,7 +9,7 @@ import numpy as np
 
 Features = Any  # float32 (rows, features): an array, or a csr_matrix
 
-GRID = tuple(4.0**power for power in range(-1, 7))  # of C: a quarter to 4,096
+GRID = tuple(4.0**power for power in range(-3, 7))  # of C for TF-IDF: 1/64 to 4,096
 _PATIENCE = 2  # values of C that are no better, after which the larger ones are not tried
 _MAX_ITERATIONS = 300
 _TOLERANCE = (1e-4, 1e-3)  # of the gradient of the mean loss, least and most; see `_tolerance`
@@ -108,10 +108,17 @@ def _tolerance(rows: int) -> float:
     return min(max(10 / rows, _TOLERANCE[0]), _TOLERANCE[1])
 
 
-def choose_c(models: Iterable[tuple[float, Logistic]], features: Features, labels: np.ndarray, name: str) -> Choice:
+def choose_c(
+    models: Iterable[tuple[float, Logistic]],
+    features: Features,
+    labels: np.ndarray,
+    name: str,
+    grid: Sequence[float] = GRID,
+) -> Choice:
     """
     Args:
-        models: by ascending C. features, labels: of the validation rows. name: of the setting, for the note.
+        models: by ascending C, those of `grid`. features, labels: of the validation rows. name: of the setting, for the
+            note.
     """
     best: tuple[float, float] | None = None
     chosen: tuple[float, Logistic] | None = None
@@ -128,8 +135,8 @@ def choose_c(models: Iterable[tuple[float, Logistic]], features: Features, label
             break
     assert best is not None
     assert chosen is not None
-    at_end = chosen[0] in (GRID[0], GRID[-1])
-    note = f"{name}={chosen[0]:g} is at the end of the range that was tried ({GRID[0]:g} to {GRID[-1]:g})"
+    at_end = chosen[0] in (grid[0], grid[-1])
+    note = f"{name}={chosen[0]:g} is at the end of the range that was tried ({grid[0]:g} to {grid[-1]:g})"
     return Choice(chosen[0], best[0], chosen[1], note if at_end else "")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from transformers import AutoTokenizer
 
 from penstock.engine.data.loader import Loader
 from penstock.engine.data.manifest import FileEntry, Manifest
@@ -49,13 +50,22 @@ def originals(tmp_path_factory) -> dict[str, Path]:
         prepare(
             str(source),
             folder / kind,
-            tokenizer="train:wordpiece:100",
+            tokenizer="train:wordpiece:100" if kind != "pairs" else str(_with_types(folder)),
             text="text,second" if kind == "pairs" else "text",
             max_length=32,
             rows_per_shard=12,
             progress=False,
         )
     return {kind: folder / kind for kind in KINDS}
+
+
+def _with_types(folder: Path) -> Path:
+    """The tokenizer of single texts, which gives its model token types."""
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    AutoTokenizer.from_pretrained(folder / "single" / "tokenizer", model_input_names=inputs).save_pretrained(
+        folder / "tokenizer"
+    )
+    return folder / "tokenizer"
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import penstock
+from earlier_runs import as_before_checksums
 from tiny_encoders import stock_model
 
 from penstock.engine.data.tokenizers import load_tokenizer
@@ -119,6 +120,7 @@ def test_the_commands_say_so_in_one_line(folder: Path, tmp_path: Path) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (8, 1), done.stderr
         assert "asks for code of its own (own.Config)" in done.stderr
     assert penstock("train", "--model", "lstm", *small).returncode == 0
+    as_before_checksums(trained)  # which would name the file first
     edit(trained / "best" / "config.json", **MAPS["known architecture"])
     done = penstock("predict", trained, texts, "--out", tmp_path / "predictions.csv", stdin=b"yes\n" * 100)
     assert done.returncode == 8, done.stderr

@@ -86,7 +86,8 @@ def test_a_stopped_run_goes_on(old):
 
 
 def test_a_run_without_checksums_goes_on_bit_for_bit(old):
-    """From its last checkpoint, at step 4 of 9, as from the beginning; and stopped once more, now with checksums."""
+    """From its last checkpoint, at step 4 of 9; and stopped once more, now with checksums. Its first steps drew dropout
+    by an earlier rule, so no run of today is the same from the beginning."""
     settings, store = load_settings(None, UNSEALED), Store.open("train")
     shutil.copytree("run-unsealed", "stopped", symlinks=True)
     before = _timeless("run-unsealed")
@@ -96,19 +97,12 @@ def test_a_run_without_checksums_goes_on_bit_for_bit(old):
         with pytest.raises(Interrupted):
             train(settings, store, "stopped", progress="none")
     assert train(settings, store, "stopped", progress="none").validation == result.validation
-    train(settings, store, "whole", progress="none")
     assert result.steps == 9
     assert _timeless("run-unsealed")[: len(before)] == before
-    runs = ["run-unsealed", "stopped"]
-    # on a machine that computed the steps before the stop otherwise than the one that made the fixture, nearly the same
-    runs += ["whole"] if _timeless("whole")[: len(before)] == before else []
     for name in ("best", "last"):
-        one, *others = (load_file(f"{run}/{name}/model.safetensors") for run in runs)
-        for other in others:
-            assert one.keys() == other.keys()
-            assert all(torch.equal(one[key], other[key]) for key in one)
-        near = load_file(f"whole/{name}/model.safetensors")
-        assert all(torch.allclose(one[key], near[key], atol=1e-3) for key in one)
+        one, other = (load_file(f"{run}/{name}/model.safetensors") for run in ("run-unsealed", "stopped"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_study_goes_on(old):

@@ -377,7 +377,7 @@ def test_the_frozen_encoder_encodes_each_text_once(small_encoder, study, tmp_pat
     assert [found.status for found in first] == ["done"] * 3
     assert len(encoded) < 60 + 60 + 200 + 100  # the sizes nest, and the test rows are the same
     assert all(found.made_from.encoder for found in first)
-    assert first[0].notes[0].startswith("read 24 tokens of a text: ")
+    assert first[0].made_from.settings["data.max_length"] == 24  # its positions
     assert first[2].train_cpu_seconds > 0
     encoded.clear()
     (tmp_path / "a" / "trials" / "frozen-200-0.json").unlink()

@@ -29,6 +29,7 @@ from penstock.engine.study.settings import StudySettings, overrides_for, subset_
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
 from penstock.engine.study.study import open_or_prepare, run_study
 from penstock.engine.study.trials import Trial, TrialResult
+from penstock.engine.training.reading import read_by
 from penstock.engine.training.recipe import TrainingSet, recipe
 
 FAMILIES = ("lstm", "lstm-embeddings", "encoder")
@@ -204,10 +205,11 @@ def test_overrides_for_all_and_for_one_family():
 def test_a_trial_is_trained_by_the_recipe_of_train(study, stores):
     store = Store.open(stores["train"][0])
     for family in ("lstm", "encoder"):
-        chosen = trial_settings(study, Trial(100, 0, family), store).flat()
-        data = TrainingSet(100, store.num_tokens / store.num_examples, store.max_length, 384)
+        settings = trial_settings(study, Trial(100, 0, family), store)
+        read = read_by(settings, store)
+        data = TrainingSet(100, read.num_tokens / read.num_examples, read.max_length, 384)
         for key, value in recipe(family, data).items():
-            assert chosen[key] == value, key
+            assert settings.flat()[key] == value, key
 
 
 def test_an_override_for_all_families_goes_to_those_that_use_it(study, stores):

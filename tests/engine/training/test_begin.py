@@ -237,6 +237,7 @@ def test_a_run_that_drew_its_dropout_by_another_rule_goes_on_with_a_note(
     run, wanted = tmp_path / "run", settings()
     if kind == "encoder":
         stock_model("bert", vocab_size=store.vocab_size).save_pretrained(tmp_path / "encoder")
+        store.tokenizer().save_pretrained(tmp_path / "encoder")
         wanted = settings("model.kind=encoder", f"model.encoder={tmp_path / 'encoder'}", "training.epochs=1")
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 2)

@@ -10,7 +10,7 @@ from stopping import stop_at
 
 from penstock.engine.checked import check_sealed, read_seal
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, DiskError, RunError
+from penstock.engine.errors import ConfigError, DiskError, RunError, StoreError
 from penstock.engine.training import loop
 from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.step import Stepper
@@ -239,11 +239,10 @@ def test_a_store_that_disappears_while_its_run_trains(tmp_path, store, settings,
         ).read_bytes()
 
 
-def test_a_resumed_run_keeps_the_tokenizer_that_it_began_with(tmp_path, store, settings):
+def test_a_run_does_not_go_on_with_another_tokenizer(tmp_path, store, settings):
     shutil.copytree(store.path, tmp_path / "store")
     stopped(settings(*OFTEN), Store.open(tmp_path / "store"), tmp_path / "run", 5)
     with open(tmp_path / "store" / "tokenizer" / "tokenizer_config.json", "a") as file:
         file.write("\n\n")
-    train(settings(*OFTEN), Store.open(tmp_path / "store"), tmp_path / "run", progress="none")
-    there = (store.path / "tokenizer" / "tokenizer_config.json").read_bytes()
-    assert (tmp_path / "run" / "last" / "tokenizer_config.json").read_bytes() == there
+    with pytest.raises(StoreError, match=r"tokenizer_config\.json: damaged"):
+        train(settings(*OFTEN), Store.open(tmp_path / "store"), tmp_path / "run", progress="none")
