@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,32 +23,45 @@ FORMS = (
 )
 
 
-class SyntheticReviews(Source):
-    """`synthetic:reviews?n=4000&seed=0`: generated English reviews."""
+# kind -> (options and their defaults, module, function)
+_SYNTHETIC: dict[str, tuple[dict[str, int], str, str]] = {
+    "reviews": ({"n": 4000, "seed": 0}, "penstock.engine.data.reviews", "generate_reviews"),
+    "titles": ({"n": 4000, "seed": 0, "classes": 2500}, "penstock.engine.data.titles", "generate_titles"),
+}
+
+
+def _form_of_synthetic(kind: str) -> str:
+    return f"synthetic:{kind}?" + "&".join(f"{key}={key[0].upper()}" for key in _SYNTHETIC[kind][0])
+
+
+_FORMS_OF_SYNTHETIC = [_form_of_synthetic(kind) for kind in _SYNTHETIC]
+
+
+class SyntheticSource(Source):
+    """What is made, not read: `synthetic:reviews?n=4000&seed=0`, English reviews with stars, or
+    `synthetic:titles?n=4000&seed=0&classes=2500`, short texts in many classes."""
 
     named_columns = False
 
     def __init__(self, name: str, need_label: bool) -> None:
         super().__init__(name)
         parts = urlsplit(name)
-        if parts.path != "reviews":
-            raise SourceError(f"{name}: only synthetic:reviews?n=N&seed=S is known")
-        options = {"n": "4000", "seed": "0"}
+        if parts.path not in _SYNTHETIC:
+            raise SourceError(f"{name}: only {' and '.join(_FORMS_OF_SYNTHETIC)} are known")
+        defaults, self._module, self._generate = _SYNTHETIC[parts.path]
         given = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if not given.keys() <= options.keys() or not all(value.isdecimal() for value in given.values()):
-            raise SourceError(f"{name}: expected synthetic:reviews?n=N&seed=S with whole numbers")
-        options |= given
-        self._n, self._seed = int(options["n"]), int(options["seed"])
-        if self._n == 0:
-            raise SourceError(f"{name}: n must be 1 at least")
+        if not given.keys() <= defaults.keys() or not all(value.isdecimal() for value in given.values()):
+            raise SourceError(f"{name}: expected {_form_of_synthetic(parts.path)} with whole numbers")
+        self._options = defaults | {key: int(value) for key, value in given.items()}
+        for key in self._options.keys() - {"seed"}:
+            if self._options[key] == 0:
+                raise SourceError(f"{name}: {key} must be 1 at least")
         self.label = "label" if need_label else None
 
     def read(self) -> Iterator[RawRows]:
-        from penstock.engine.data.reviews import generate_reviews
-
-        position = 1
-        reviews = iter(generate_reviews(self._n, self._seed))
-        while batch := list(islice(reviews, BATCH_ROWS)):
+        generate = getattr(import_module(self._module), self._generate)
+        position, rows = 1, iter(generate(**self._options))
+        while batch := list(islice(rows, BATCH_ROWS)):
             texts, labels = zip(*batch, strict=True)
             positions = range(position, position + len(texts))
             yield RawRows(list(texts), list(labels), positions, carried=self._carry_from(batch))
@@ -200,7 +214,7 @@ def _open_named(name: str, text: str | None, label: str | None, need_label: bool
     if name.startswith("hf:"):
         return HubSource(name, text, label, need_label)
     if name.startswith("synthetic:"):
-        return SyntheticReviews(name, need_label)
+        return SyntheticSource(name, need_label)
     if name.startswith("memory:"):
         raise SourceError(f"{name}: was in the memory of the process that began; write it to a file to share the work")
     path = Path(name).expanduser()

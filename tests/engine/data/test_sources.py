@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import zstandard
 
 from penstock.engine.data.sources import Rows, open_source
 from penstock.engine.data.sources.labels import merged_spellings, sort_labels, spelling
+from penstock.engine.data.titles import _own_words, _word
 from penstock.engine.errors import SourceError
 
 TEXTS = ["plain", "", "two\nlines", 'quotes " and, commas', "tab\there", "Ünïcode 電影 🎬", " blanks "]
@@ -147,6 +149,22 @@ def test_hub_folder_of_files(tmp_path):
     (tmp_path / "data" / "train.csv").write_text("text,label\na,x\nb,y\n")
     rows = read(open_source(f"hf:{tmp_path}/data"))
     assert (rows.texts, rows.labels) == (["a", "b"], ["x", "y"])
+
+
+def test_synthetic_titles():
+    rows = read(open_source("synthetic:titles?n=400&seed=3&classes=40"))
+    assert len(rows.texts) == 400
+    labels = [int(label) for label in rows.labels]
+    assert set(labels) <= set(range(40))
+    counts = [labels.count(label) for label in range(40)]
+    assert counts[0] > 2 * counts[3] > 0, "the first classes are the frequent ones"
+    assert read(open_source("synthetic:titles?n=50&seed=3&classes=40")).texts == rows.texts[:50]
+    assert read(open_source("synthetic:titles?n=50&seed=4&classes=40")).texts != rows.texts[:50]
+    words = {_word(number) for number in range(30_000)}
+    assert len(words) == 30_000
+    of_first = [text for text, label in zip(rows.texts, labels, strict=True) if label == 0]
+    of_most_frequent = Counter(" ".join(of_first).split())
+    assert sum(of_most_frequent[word] for word in _own_words(0)) > 0.15 * of_most_frequent.total()
 
 
 def test_synthetic_reviews():
@@ -304,7 +322,16 @@ def test_text_column_of_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["nowhere.csv", "synthetic:poems", "synthetic:reviews?n=x", "synthetic:reviews?m=1", "hf:", "hf:a:b:c:d"]
+    "name",
+    [
+        "nowhere.csv",
+        "synthetic:poems",
+        "synthetic:reviews?n=x",
+        "synthetic:reviews?m=1",
+        "synthetic:titles?classes=0",
+        "hf:",
+        "hf:a:b:c:d",
+    ],
 )
 def test_no_such_source(name):
     with pytest.raises(SourceError):
