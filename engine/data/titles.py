@@ -51,7 +51,7 @@ def _own_words(label: int) -> list[str]:
 
 @cache
 def _word(number: int) -> str:
-    """Of two syllables for the frequent ones, of three for the others; no two numbers have the same."""
+    """Two syllables for the frequent ones, three for the others; no two numbers have the same."""
     count = len(_SYLLABLES)
     if number < count * count:
         return _SYLLABLES[number // count] + _SYLLABLES[number % count]

@@ -77,7 +77,7 @@ void loader(int limit) {
     const int64_t rows[]{1, 0};
     int32_t tokens[3], bounds[3];
     int64_t gathered[2];
-    auto task = std::make_shared<Task>(Task{rows, 2, labels, tokens, 3, bounds, gathered});
+    auto task = std::make_shared<Task>(Task{rows, 2, labels, Cut{}, tokens, 3, bounds, gathered});
     prefetcher.submit(task);
     prefetcher.wait(*task);
     check(!task->error && tokens[0] == 8 && tokens[2] == 7 && gathered[0] == 0, "another batch");
