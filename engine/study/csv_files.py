@@ -91,7 +91,7 @@ def csv_files(findings: Findings) -> dict[str, str]:
         ),
         "curves.csv": _csv(
             [
-                *("family", "scale", "exponent", "floor", "unit"),
+                *("family", "form", "scale", "exponent", "floor", "unit"),
                 *("exponent_low", "exponent_high", "floor_low", "floor_high", "note"),
             ],
             (_curve(family, curve) for family, curve in findings.curves.items()),
@@ -140,16 +140,12 @@ def _external_lines(each: ExternalFigures) -> list[list[Any]]:
 
 def _curve(family: str, curve: Curve | str) -> list[Any]:
     if isinstance(curve, str):
-        return [family, *[None] * 8, curve]
-    fit = curve.fit
+        return [family, *[None] * 9, curve]
+    values = curve.fit.values
+    ends = [curve.interval(name) if name in values else (None, None) for name in ("exponent", "floor")]
     return [
-        family,
-        fit.scale,
-        fit.exponent,
-        fit.floor,
-        fit.unit,
-        *curve.exponent_interval,
-        *curve.floor_interval,
+        *(family, curve.fit.form.name, *(values.get(name) for name in ("scale", "exponent", "floor")), curve.fit.unit),
+        *(end for interval in ends for end in interval),
         curve.reason,
     ]
 

@@ -118,11 +118,11 @@ def _interval(found: tuple[float, float | None, float | None] | None) -> dict[st
 def _curve(curve: Curve | str) -> dict[str, Any]:
     if isinstance(curve, str):
         return {"note": curve}
-    fit = curve.fit
+    values = curve.fit.values
     return {
-        **{"scale": fit.scale, "exponent": fit.exponent, "floor": fit.floor, "unit": fit.unit},
-        "exponent_interval": list(curve.exponent_interval),
-        "floor_interval": list(curve.floor_interval),
+        **{"form": curve.fit.form.name, **values, "unit": curve.fit.unit},
+        **{f"{name}_interval": list(curve.interval(name)) for name in values},
+        "losses": curve.losses,
         "note": curve.reason,
     }
 

@@ -122,14 +122,14 @@ def curve_blocks(findings: Findings) -> list[Block]:
         if curve.held_out is not None:
             size, predicted, measured = curve.held_out
             held_out = f"{100 * (1 - predicted):.1f} for {100 * (1 - measured):.1f} at {size:,}"
-        rows.append(
-            [
-                title_of(family),
-                "{:.2f} [{:.2f}; {:.2f}]".format(curve.fit.exponent, *curve.exponent_interval),
-                "{:.1%} [{:.1%}; {:.1%}]".format(curve.fit.floor, *curve.floor_interval),
-                held_out,
-            ]
-        )
+        values = curve.fit.values
+        exponent = "{:.2f} [{:.2f}; {:.2f}]".format(values["exponent"], *curve.interval("exponent"))
+        if "then" in values:
+            exponent += f", from {rounded(values['break'])} examples {values['then']:.2f}"
+        floor = "–"
+        if "floor" in values:
+            floor = "{:.1%} [{:.1%}; {:.1%}]".format(values["floor"], *curve.interval("floor"))
+        rows.append([title_of(family), curve.fit.form.name, exponent, floor, held_out])
         if not curve.identified:
             notes.append(f"{title_of(family)}: not to be extrapolated: {curve.reason}.")
     if not rows:
@@ -137,10 +137,14 @@ def curve_blocks(findings: Findings) -> list[Block]:
     return [
         Heading("Learning curves"),
         Paragraph(
-            "error(n) = scale · n^−exponent + floor, weighted by the variance over seeds; brackets: 95% intervals "
-            "by bootstrap over seeds and sizes. The last column predicts the largest size from the others."
+            "Each family's curve has the form that best predicts the larger sizes from the smaller ones: a power law, "
+            "error(n) = scale · n^−exponent + floor, or one with a break, or M4, which also levels off where a model "
+            "has learned nothing. Weighted by the variance over seeds; brackets: 95% intervals by bootstrap over seeds "
+            "and sizes. The last column predicts the largest size from the others."
         ),
-        TableBlock(["", "exponent", "floor (error)", "held out: predicted for measured, %"], rows, "curves.csv"),
+        TableBlock(
+            ["", "form", "exponent", "floor (error)", "held out: predicted for measured, %"], rows, "curves.csv"
+        ),
         *([Bullets(notes)] if notes else []),
     ]
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from penstock.engine.statistics.learning_curves import FORMS, POWER_LAW, choose, fit
 from penstock.engine.study.break_even import break_even, crossing, equivalent_size
-from penstock.engine.study.curves import fit_curve, fit_power_law
+from penstock.engine.study.curves import fit_curve
 from penstock.engine.study.intervals import t_interval
 
 SIZES = (100, 300, 1000, 3000, 10000, 30000)
@@ -41,40 +42,84 @@ def test_t_intervals_cover_the_truth_as_often_as_they_say():
 @pytest.mark.parametrize(("scale", "exponent", "floor"), [(0.4, 0.35, 0.2), (0.5, 0.15, 0.0), (0.3, 1.2, 0.1)])
 def test_the_fit_recovers_an_exact_curve(scale, exponent, floor):
     sizes = np.array(SIZES, dtype=float)
-    fit = fit_power_law(sizes, scale * (sizes / 100) ** -exponent + floor, np.full(len(sizes), 1e-6))
-    assert (fit.scale, fit.exponent, fit.floor) == pytest.approx((scale, exponent, floor), rel=1e-3, abs=1e-3)
-    assert fit.error(1e6) == pytest.approx(scale * 1e4**-exponent + floor, abs=1e-3)
+    found = fit(POWER_LAW, sizes, scale * (sizes / 100) ** -exponent + floor, np.full(len(sizes), 1e-6))
+    assert tuple(found.values.values()) == pytest.approx((scale, exponent, floor), rel=1e-3, abs=1e-3)
+    assert found.error(1e6) == pytest.approx(scale * 1e4**-exponent + floor, abs=1e-3)
 
 
 def test_the_fit_is_the_least_squares_optimum():
     sizes, random = np.array(SIZES, dtype=float), np.random.default_rng(1)
     errors = 0.4 * (sizes / 100) ** -0.4 + 0.15 + random.normal(0, 0.02, len(sizes))
     variances = random.uniform(1e-5, 1e-3, len(sizes))
-    fit = fit_power_law(sizes, errors, variances)
+    found = fit(POWER_LAW, sizes, errors, variances)
     weights = variances.min() / variances
 
     def loss(scale, exponent, floor):
         return float(((scale * (sizes / 100) ** -exponent + floor - errors) ** 2 * weights).sum())
 
-    assert loss(fit.scale, fit.exponent, fit.floor) == pytest.approx(fit.loss)
+    assert loss(**found.values) == pytest.approx(found.loss)
     for step in (0.99, 1.01):
-        assert fit.loss <= loss(fit.scale * step, fit.exponent, fit.floor)
-        assert fit.loss <= loss(fit.scale, fit.exponent * step, fit.floor)
-        assert fit.loss <= loss(fit.scale, fit.exponent, fit.floor * step)
+        for name, value in found.values.items():
+            assert found.loss <= loss(**{**found.values, name: value * step})
 
 
 def test_a_floor_below_zero_is_not_fitted():
     sizes = np.array(SIZES, dtype=float)
-    fit = fit_power_law(sizes, 0.9 - 0.1 * np.log10(sizes), np.ones(len(sizes)))
-    assert fit.floor >= 0
-    assert fit.scale >= 0
+    found = fit(POWER_LAW, sizes, 0.9 - 0.1 * np.log10(sizes), np.ones(len(sizes)))
+    assert found.values["floor"] >= 0
+    assert found.values["scale"] >= 0
+
+
+MADE = {
+    "power law": np.array([0.5, 0.3, 0.1]),
+    "broken power law": np.array([np.log(0.7), 0.05, np.log(12.0), 0.5]),
+    "M4": np.array([0.1, 0.7, np.log(4.0), 0.6, 0.8]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_each_form_is_recovered_and_chosen_where_it_is_the_truth(form):
+    sizes = np.array([100, 200, 400, 800, 1600, 3200, 6400, 12800], dtype=float)
+    truth, variances = form.error(MADE[form.name], sizes / 100), np.full(len(sizes), 1e-8)
+    found = fit(form, sizes, truth, variances)
+    assert found.error(sizes) == pytest.approx(truth, abs=2e-3)
+    assert found.error(51_200) == pytest.approx(form.error(MADE[form.name], np.array(512.0)), abs=0.01)
+    again = fit(form, sizes, truth + 1e-4, variances, start=found)
+    assert again.error(sizes) == pytest.approx(truth, abs=3e-3)
+    chosen, losses = choose(sizes, truth, variances)
+    assert losses.keys() == {form.name for form in FORMS}
+    assert losses[chosen.name] <= losses[form.name]
+    assert chosen.error(fit(chosen, sizes, truth, variances).theta, np.array(512.0)) == pytest.approx(
+        form.error(MADE[form.name], np.array(512.0)), abs=0.02
+    )
+
+
+def test_a_form_with_more_parameters_than_the_sizes_can_judge_is_not_tried():
+    sizes = np.array(SIZES[:5], dtype=float)
+    _, losses = choose(sizes, 0.4 * (sizes / 100) ** -0.3 + 0.1, np.full(5, 1e-6))
+    assert losses.keys() == {"power law"}
+
+
+def test_a_curve_that_levels_off_at_both_ends_is_no_power_law():
+    sizes = (100, 200, 400, 800, 1600, 3200, 6400, 12800)
+    form = next(form for form in FORMS if form.name == "M4")
+    truth = form.error(np.array([0.1, 0.6, np.log(0.5), 1.5, 1.0]), np.array(sizes) / 800)
+    random = np.random.default_rng(0)
+    curve = fit_curve(
+        {n: {s: e + random.normal(0, 0.002) for s in range(3)} for n, e in zip(sizes, truth, strict=True)}
+    )
+    assert curve.fit.form.name != "power law"
+    assert curve.fit.error(sizes[-1]) == pytest.approx(truth[-1], abs=0.01)
+    low, high = curve.error_interval(sizes[-1])
+    assert low <= float(curve.fit.error(sizes[-1])) <= high
 
 
 def test_noisy_curves_are_identified_and_their_intervals_hold_the_truth():
     curve = fit_curve(errors_of(0.4, 0.4, 0.2))
     assert curve.identified, curve.reason
-    assert curve.exponent_interval[0] < 0.4 < curve.exponent_interval[1]
-    assert curve.floor_interval[0] < 0.2 < curve.floor_interval[1]
+    assert curve.fit.form is POWER_LAW
+    assert curve.interval("exponent")[0] < 0.4 < curve.interval("exponent")[1]
+    assert curve.interval("floor")[0] < 0.2 < curve.interval("floor")[1]
     low, high = curve.error_interval(100_000)
     assert low < 0.4 * 1000**-0.4 + 0.2 < high
     size, predicted, measured = curve.held_out
