@@ -100,6 +100,14 @@ def study(
     price_label: PriceLabel = None,
     price_hour: PriceHour = None,
     predictions: Predictions = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Run what narrows the answer most in this time, such as 3h or 30m, of the grid that --sizes and "
+            "--seeds allow.",
+        ),
+    ] = None,
     plan: Annotated[
         bool,
         typer.Option(
@@ -118,10 +126,11 @@ def study(
     Example:  penstock study --train reviews.parquet --test held-out.parquet --text text --label stars --out answer
     --sizes 500,2k,8k,32k --seeds 3,32k:1 --max-size encoder=8k
 
-    Before it:  the same with --plan, which takes about a minute
+    Before it, in about a minute, what it would take:  the same with --plan. Within three hours:  with --budget 3h
     """
     from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
+    from penstock.engine.study.budget import parse_budget
     from penstock.engine.study.external import parse_externals
     from penstock.engine.study.money import Prices
     from penstock.engine.study.settings import StudySettings, check_families, packaged_encoder
@@ -132,6 +141,7 @@ def study(
     if bool(train) != bool(test):
         raise ConfigError("give both --train and --test, or neither for the generated reviews")
     Prices.of(price_label, price_hour, predictions)  # says what is wrong with them before anything is trained
+    seconds = None if budget is None else parse_budget(budget)
     chosen = check_families([name.strip() for name in families.split(",") if name.strip()])
     settings = StudySettings(
         train=tuple(train or [SYNTHETIC_TRAIN]),
@@ -155,13 +165,13 @@ def study(
     )
     keep_freed_memory()
     if plan:
-        show_plan(settings, out, jobs, keep_runs)
+        show_plan(settings, out, jobs, keep_runs, seconds)
         return
-    run_study(settings, out, jobs=jobs, keep_runs=keep_runs)
+    run_study(settings, out, jobs=jobs, keep_runs=keep_runs, budget=seconds)
     report(out, price_label, price_hour, predictions)
 
 
-def show_plan(settings: "StudySettings", out: Path, jobs: int, keep_runs: bool) -> None:
+def show_plan(settings: "StudySettings", out: Path, jobs: int, keep_runs: bool, budget: float | None) -> None:
     """Prints what the study would do; the figures go to OUT/plan.json."""
     from rich.console import Console
 
@@ -172,7 +182,7 @@ def show_plan(settings: "StudySettings", out: Path, jobs: int, keep_runs: bool) 
     plan = plan_study(settings, out, jobs=jobs, keep_runs=keep_runs)
     console = Console()
     console.print(plan_table(plan))
-    for line in plan_lines(plan):
+    for line in plan_lines(plan, budget):
         console.print(line, highlight=False, markup=False)
     print(f"plan: {out / PLAN_NAME}; the same command without --plan runs the study")
 

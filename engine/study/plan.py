@@ -106,3 +106,12 @@ def expected_and_taken(plan: Plan, results: Iterable[TrialResult]) -> tuple[floa
         if result.trial.name in to_do and result.status == "done" and result.wall_seconds is not None
     ]
     return (sum(one for one, _ in both), sum(other for _, other in both)) if both else None
+
+
+def duration(seconds: float) -> str:
+    """In the unit that says enough: a plan is no measurement."""
+    if seconds < 1:
+        return "<1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

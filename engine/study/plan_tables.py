@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from penstock.engine.machine import is_busy
 from penstock.engine.study.families import FAMILIES
-from penstock.engine.study.plan import Plan
+from penstock.engine.study.plan import Plan, duration, in_parallel
 from penstock.engine.study.resolution import resolution_lines
 from penstock.engine.study.trials import Trial, trial_named
 
@@ -52,8 +52,12 @@ def _cell(names: Sequence[str], plan: Plan, done: set[str]) -> str:
     return f"{finished} done, {text}" if finished else text
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """What the table does not say, in sentences."""
+def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
+    """What the table does not say, in sentences.
+
+    Args:
+        budget: seconds that the study may take; None for no limit.
+    """
     to_do = plan.to_do
     if to_do:
         how = f" with --jobs {plan.jobs}" if plan.jobs > 1 else ""
@@ -63,7 +67,27 @@ def plan_lines(plan: Plan) -> list[str]:
         first += " Early stopping may end trials sooner; measuring costs takes about half a minute a family more."
     else:
         first = f"All {len(plan.done):,} trials are done."
-    return [first, *_sources(plan), _disk_line(plan), *resolution_lines(plan.resolution, plan.clusters, plan.column)]
+    return [
+        first,
+        *_within(plan, budget),
+        *_sources(plan),
+        _disk_line(plan),
+        *resolution_lines(plan.resolution, plan.clusters, plan.column),
+    ]
+
+
+def _within(plan: Plan, budget: float | None) -> list[str]:
+    """What the budget goes to: first seeds, then those that decide something."""
+    if budget is None or 3600 * plan.hours <= budget:
+        return [] if budget is None else [f"All of it fits into a budget of {duration(budget)}."]
+    trials = [trial for name in plan.to_do if (trial := trial_named(name)) is not None]
+    first = in_parallel([plan.seconds[trial.name] for trial in trials if trial.seed == 0], plan.jobs)
+    if first > budget:
+        return [f"A budget of {duration(budget)} does not suffice for all first seeds, which take {duration(first)}."]
+    return [
+        f"Of a budget of {duration(budget)}, first seeds take {duration(first)}; what is left goes to further seeds "
+        "where the gap to the encoder is undecided."
+    ]
 
 
 def _sources(plan: Plan) -> list[str]:
@@ -109,12 +133,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}" if count < 10 * size else f"{count / size:,.0f} {unit}"
     return f"{count / 1e3:.0f} kB"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that says enough: a plan is no measurement."""
-    if seconds < 1:
-        return "<1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -17,7 +17,7 @@ from penstock.engine.study.estimate import Estimates, Loads, Speed, tells_speed
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.measure_speed import measure_speed
 from penstock.engine.study.opened import OpenedStudy, opened
-from penstock.engine.study.plan import Disk, Plan, write_plan
+from penstock.engine.study.plan import Disk, Plan, read_plan, write_plan
 from penstock.engine.study.predictions import EVERY_CLASS, MOST_PROBABLE
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.resolution import assumed, measured
@@ -51,6 +51,22 @@ def plan_study(
         plan = make_plan(study, folder, jobs, keep_runs, shown, measure)
         write_plan(folder, plan)
         return plan
+
+
+def estimates_for(
+    study: OpenedStudy,
+    folder: Path,
+    jobs: int,
+    keep_runs: bool,
+    shown: StudyProgress,
+    measure: MeasureSpeed = measure_speed,
+) -> Estimates:
+    """How long the study's trials take, by its plan where that has all of them, or by one that is made now."""
+    plan = read_plan(folder)
+    if plan is None or plan.jobs != jobs or any(task.trial.name not in plan.seconds for task in study.tasks):
+        plan = make_plan(study, folder, jobs, keep_runs, shown, measure)
+        write_plan(folder, plan)
+    return Estimates(study.tasks, Loads(study.train, study.test), plan.speeds)
 
 
 def make_plan(

@@ -15,22 +15,32 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.data.clusters import cluster_file
 from penstock.engine.data.overlap import Overlap, find_overlap
 from penstock.engine.data.store import Store
-from penstock.engine.errors import RunError
+from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.study.budget import Scheduler
 from penstock.engine.study.costs import read_cost, write_cost
 from penstock.engine.study.directory import trials_folder, write_study
 from penstock.engine.study.families import FAMILIES, learns
 from penstock.engine.study.fingerprints import MadeFrom
+from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.measure_cost import device_name, measure_cost
+from penstock.engine.study.measure_speed import SECONDS
+from penstock.engine.study.measure_speed import measure_speed as measure_speed_here
 from penstock.engine.study.opened import opened
+from penstock.engine.study.paired import Key, Paired
+from penstock.engine.study.plan import read_plan
+from penstock.engine.study.planning import MeasureSpeed, estimates_for
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings
+from penstock.engine.study.table import Table
 from penstock.engine.study.trials import Trial, TrialResult, write_result
 from penstock.engine.study.workers import RunTrial, run_trials
 from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, WHOLE, Reading, read_by
@@ -45,8 +55,12 @@ def run_study(
     progress: bool = True,
     run_trial: RunTrial = run_trial,
     measure: Callable | None = None,
+    budget: float | None = None,
+    measure_speed: MeasureSpeed | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[TrialResult]:
-    """Runs what is missing of a study and returns the results of all its trials.
+    """Runs what is missing of a study and returns the results of its trials: of all of them, or with a budget of those
+    that it sufficed for.
 
     A study may be continued with more sizes, seeds or families. Trials that failed are tried again; those that diverged
     are not: they would again.
@@ -59,15 +73,18 @@ def run_study(
         jobs: trials run at a time, each in a process of its own if there are several.
         keep_runs: keep the trials' run directories, with the trained models.
         run_trial, measure: what runs a trial and measures a family's cost; None: `measure_cost`.
+        budget: seconds of `clock` that all of this may take, see `penstock.engine.study.budget`; None for no limit. A
+            trial that was begun is ended.
+        measure_speed: tells how long trials take, for the budget; None: `measure_speed`.
 
     Raises:
-        ConfigError: sizes, seeds or overrides do not fit the data or each other.
+        ConfigError: sizes, seeds or overrides do not fit the data or each other, or no trial fits into the budget.
         RunError: `out` belongs to another study or holds what was made from something else, or another process works in
             it.
         StoreError: the two stores have other labels or tokenizers.
         PenstockError: of the sources, the encoder, the disk.
     """
-    folder, shown = Path(out), StudyProgress(progress)
+    began, folder, shown = clock(), Path(out), StudyProgress(progress)
     with opened(settings, folder, jobs=jobs, keep_runs=keep_runs, progress=progress, shown=shown) as study:
         settings, train, test, tasks, existing = study.settings, study.train, study.test, study.tasks, study.existing
         overlap = _overlap(existing.study, train, test)
@@ -79,7 +96,15 @@ def run_study(
             shown.note(f"{family} {reading}")
         _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads)
         _measure(folder / "costs", settings, existing.study, tasks, train, test, measure or measure_cost, shown)
-        return _run(tasks, existing.results, trials_folder(folder), jobs, run_trial, shown)
+        finished = {task.trial: existing.results[task.trial] for task in tasks if task.trial in existing.results}
+        scheduler = None
+        if budget is not None:
+            quickly = measure_speed or partial(measure_speed_here, seconds=min(max(budget / 100, 0.2), SECONDS))
+            estimates = estimates_for(study, folder, jobs, keep_runs, shown, quickly)
+            gaps = partial(_gaps, folder, settings.cluster)
+            scheduler = Scheduler(tasks, finished, estimates, gaps, budget - (clock() - began), clock)
+        plan = read_plan(folder)
+        return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.seconds)
 
 
 def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
@@ -174,28 +199,45 @@ def _versions() -> dict[str, str]:
     return packages | {"python": platform.python_version()}
 
 
+def _gaps(folder: Path, cluster: str | None, results: Iterable[TrialResult]) -> dict[Key, Estimate]:
+    """The encoder's lead over each family at each size, as the report has it."""
+    results = list(results)
+    clusters = None if cluster is None else cluster_file(folder / "data" / "test")
+    table = Table(results, Paired.of(trials_folder(folder), results, clusters))
+    points = [point for family in table.families for point in table.points(family)]
+    return {(point.family, point.size): point.gap for point in points if point.gap is not None}
+
+
 def _run(
     tasks: Sequence[TrialTask],
-    existing: Mapping[Trial, TrialResult],
+    finished: dict[Trial, TrialResult],
     folder: Path,
     jobs: int,
     run_trial: RunTrial,
     progress: StudyProgress,
+    scheduler: Scheduler | None,
+    expected: Mapping[str, float],
 ) -> list[TrialResult]:
-    finished = {task.trial: existing[task.trial] for task in tasks if task.trial in existing}
     sources = {task.trial: task.made_from for task in tasks}
     left = [task for task in tasks if task.trial not in finished]
-    progress.start([task.trial for task in tasks], finished, jobs)
+    progress.start(
+        [task.trial for task in tasks], finished, jobs, expected, None if scheduler is None else scheduler.left
+    )
     started = time.monotonic()
-    for result in run_trials(left, jobs, run_trial) if left else ():
+    for result in run_trials(scheduler or left, jobs, run_trial) if left else ():
         result = dataclasses.replace(result, made_from=sources[result.trial])
-        write_result(folder, result)
+        write_result(trials_folder(folder), result)
         finished[result.trial] = result
         progress.finished(result, time.monotonic() - started)
         started = time.monotonic()
-    if tasks and all(finished[task.trial].status != "done" for task in tasks):
-        first = finished[tasks[0].trial]
-        kinds = {finished[task.trial].status for task in tasks}
+    if scheduler is not None:
+        for line in scheduler.lines():
+            progress.note(line)
+        if not finished:
+            raise ConfigError(scheduler.too_short())
+    results = [finished[task.trial] for task in tasks if task.trial in finished]
+    if results and all(result.status != "done" for result in results):
+        kinds = {result.status for result in results}
         what = kinds.pop() if len(kinds) == 1 else "diverged or failed"
-        raise RunError(f"every trial {what}; the first one, {first.trial.name}: {first.error}")
-    return [finished[task.trial] for task in tasks]
+        raise RunError(f"every trial {what}; the first one, {results[0].trial.name}: {results[0].error}")
+    return results
