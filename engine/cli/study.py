@@ -104,8 +104,8 @@ def study(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Run what narrows the answer most in this time, such as 3h or 30m, of the grid that --sizes and "
-            "--seeds allow.",
+            help="Run those trials of the grid that narrow the answer most in this time, such as 3h or 30m. "
+            "Preparation and measurements come before it.",
         ),
     ] = None,
     plan: Annotated[

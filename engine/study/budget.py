@@ -148,7 +148,7 @@ class Scheduler:
         tasks: of the whole grid.
         finished: {trial: its result}; whoever runs the trials adds to it.
         gaps: the gaps by these results.
-        left: seconds of the budget from now on.
+        budget: seconds from now on.
         clock: seconds that pass.
     """
 
@@ -158,12 +158,12 @@ class Scheduler:
         finished: Mapping[Trial, TrialResult],
         estimates: Estimates,
         gaps: Callable[[Iterable[TrialResult]], Mapping[Key, Estimate]],
-        left: float,
+        budget: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tasks = {task.trial: task for task in tasks}
         self._finished, self._estimates, self._gaps = finished, estimates, gaps
-        self._clock, self._end = clock, clock() + left
+        self._budget, self._clock, self._end = budget, clock, clock() + budget
         self._begun: set[Trial] = set()
         self._known: tuple[int, Mapping[Key, Estimate]] = (-1, {})
 
@@ -189,8 +189,8 @@ class Scheduler:
         state = self._state()
         trial = min(state.waiting, key=lambda trial: state.seconds[trial])
         return (
-            f"--budget: {duration(max(state.left, 0.0))} were left for trials, and the shortest, {trial.name}, takes "
-            f"about {duration(state.seconds[trial])}: give more"
+            f"--budget: the shortest trial, {trial.name}, takes about {duration(state.seconds[trial])}, longer than "
+            f"{duration(self._budget)}: give more"
         )
 
     def _state(self) -> State:

@@ -124,7 +124,7 @@ class Estimates:
         return found
 
     def seconds(self, finished: Mapping[Trial, TrialResult]) -> dict[Trial, float]:
-        """Of every trial, the finished ones too.
+        """{trial: its seconds}, of the finished ones too.
 
         Raises:
             KeyError: a family has neither a finished trial nor a measurement.

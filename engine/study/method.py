@@ -116,7 +116,7 @@ def _method(findings: Findings) -> list[str]:
         items.append(_machine(machine, table))
     if findings.plan is not None and (compared := expected_and_taken(findings.plan, table.results)) is not None:
         expected, taken = map(duration, compared)
-        items.append(f"Trials that penstock study --plan put at {expected} at most, one after the other, took {taken}.")
+        items.append(f"Trials that penstock study --plan put at {expected}, one after the other, took {taken}.")
     return items
 
 

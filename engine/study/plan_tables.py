@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from penstock.engine.machine import is_busy
-from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.plan import Plan, duration, in_parallel
 from penstock.engine.study.resolution import resolution_lines
 from penstock.engine.study.trials import Trial, trial_named
@@ -62,9 +62,11 @@ def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
     if to_do:
         how = f" with --jobs {plan.jobs}" if plan.jobs > 1 else ""
         first = (
-            f"{len(to_do):,} trials to do, {len(plan.done):,} done: about {duration(3600 * plan.hours)}{how}, at most."
+            f"{len(to_do):,} {'trial' if len(to_do) == 1 else 'trials'} to do, {len(plan.done):,} done: about "
+            f"{duration(3600 * plan.hours)}{how}, less where early stopping ends trials sooner."
         )
-        first += " Early stopping may end trials sooner; measuring costs takes about half a minute a family more."
+        if not plan.done:
+            first += " Measuring costs takes about half a minute a family more."
     else:
         first = f"All {len(plan.done):,} trials are done."
     return [
@@ -84,9 +86,11 @@ def _within(plan: Plan, budget: float | None) -> list[str]:
     first = in_parallel([plan.seconds[trial.name] for trial in trials if trial.seed == 0], plan.jobs)
     if first > budget:
         return [f"A budget of {duration(budget)} does not suffice for all first seeds, which take {duration(first)}."]
+    compared = any(name.startswith(f"{REFERENCE}-") for name in plan.seconds)
+    where = "where the gap to the encoder is undecided" if compared else "one after the other"
     return [
-        f"Of a budget of {duration(budget)}, first seeds take {duration(first)}; what is left goes to further seeds "
-        "where the gap to the encoder is undecided."
+        f"Of a budget of {duration(budget)}, first seeds take {duration(first)}; what is left goes to further seeds, "
+        f"{where}."
     ]
 
 

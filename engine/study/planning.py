@@ -151,7 +151,7 @@ def _known_parameters(folder: Path, family: str) -> int:
 
 
 def _encoded(study: OpenedStudy, test_rows: int) -> int:
-    """Of each text once: a seed's subsets nest, those of other seeds share rows with it by chance."""
+    """Bytes, each text once: a seed's subsets nest, those of other seeds share rows with it by chance."""
     tasks = [task for task in study.tasks if FAMILIES[task.trial.family].reads_encoder]
     if not tasks:
         return 0

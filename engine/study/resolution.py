@@ -53,7 +53,7 @@ def assumed(rows: int) -> list[Resolution]:
 
 
 def discordant_share(accuracy: float, correlation: float = CORRELATION) -> float:
-    """Of the rows, those that exactly one of two models with this accuracy has right."""
+    """The share of rows that exactly one of two models with this accuracy has right."""
     return 2 * accuracy * (1 - accuracy) * (1 - correlation)
 
 

@@ -73,8 +73,8 @@ def run_study(
         jobs: trials run at a time, each in a process of its own if there are several.
         keep_runs: keep the trials' run directories, with the trained models.
         run_trial, measure: what runs a trial and measures a family's cost; None: `measure_cost`.
-        budget: seconds of `clock` that all of this may take, see `penstock.engine.study.budget`; None for no limit. A
-            trial that was begun is ended.
+        budget: seconds of `clock` that the trials may take, see `penstock.engine.study.budget`; None for no limit. What
+            comes before the first trial is not part of it, and one that was begun is ended.
         measure_speed: tells how long trials take, for the budget; None: `measure_speed`.
 
     Raises:
@@ -84,7 +84,7 @@ def run_study(
         StoreError: the two stores have other labels or tokenizers.
         PenstockError: of the sources, the encoder, the disk.
     """
-    began, folder, shown = clock(), Path(out), StudyProgress(progress)
+    folder, shown = Path(out), StudyProgress(progress)
     with opened(settings, folder, jobs=jobs, keep_runs=keep_runs, progress=progress, shown=shown) as study:
         settings, train, test, tasks, existing = study.settings, study.train, study.test, study.tasks, study.existing
         overlap = _overlap(existing.study, train, test)
@@ -102,7 +102,7 @@ def run_study(
             quickly = measure_speed or partial(measure_speed_here, seconds=min(max(budget / 100, 0.2), SECONDS))
             estimates = estimates_for(study, folder, jobs, keep_runs, shown, quickly)
             gaps = partial(_gaps, folder, settings.cluster)
-            scheduler = Scheduler(tasks, finished, estimates, gaps, budget - (clock() - began), clock)
+            scheduler = Scheduler(tasks, finished, estimates, gaps, budget, clock)
         plan = read_plan(folder)
         return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.seconds)
 

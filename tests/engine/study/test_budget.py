@@ -314,9 +314,7 @@ def test_a_budget_is_kept_and_a_new_one_goes_on(settings, tmp_path, capsys):
 
 
 def test_a_budget_for_no_trial(settings, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"--budget: 5 s were left for trials, and the shortest, .*-50-0, takes about 10 s"
-    ):
+    with pytest.raises(ConfigError, match=r"--budget: the shortest trial, .*-50-.*, takes about 10 s, longer than 5 s"):
         run(settings, tmp_path / "study", 5.0)
 
 

@@ -252,6 +252,23 @@ def test_disk(settings, tmp_path):
     assert encoded == (200 + 50) * (8 + 2 * width)
 
 
+@pytest.mark.parametrize(
+    ("budget", "line"),
+    [
+        (None, None),
+        (1000.0, "All of it fits into a budget of 17 min."),
+        (60.0, "Of a budget of 60 s, first seeds take 45 s; what is left goes to further seeds, where the gap to"),
+        (30.0, "A budget of 30 s does not suffice for all first seeds, which take 45 s."),
+    ],
+)
+def test_a_plan_within_a_budget(settings, tmp_path, budget, line):
+    made = plan(settings, tmp_path / "study", at(5.0, 0.0, 0.0))  # nine first seeds, five second ones
+    lines = plan_lines(made, budget)
+    assert lines[0].startswith("14 trials to do, 0 done: about 70 s, less where early stopping")
+    assert len(lines) == len(plan_lines(made)) + (line is not None)
+    assert line is None or lines[1].startswith(line)
+
+
 def test_threads_are_those_of_the_trials(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("penstock.engine.study.planning.os.cpu_count", lambda: 8)
     measure = at(1.0, 0.0, 0.0)
@@ -281,7 +298,7 @@ def test_the_report_compares_the_plan_with_what_was(settings, tmp_path):
     assert expected_and_taken(made, results) == (14 * 5.0, 14 * 2.0)
     assert expected_and_taken(replace(made, done=list(made.seconds)), results) is None
     text = str(method_blocks(Findings.of(tmp_path / "study")))
-    assert "Trials that penstock study --plan put at 70 s at most, one after the other, took 28 s." in text
+    assert "Trials that penstock study --plan put at 70 s, one after the other, took 28 s." in text
 
 
 def test_a_plan_from_the_command_line(settings, tmp_path):
