@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from penstock.engine.data.store import Store
     from penstock.engine.study.run_trial import TrialTask
 
+FAR = 8  # times as large: a small trial's speed, with its small batches and first calls, says little of such a one
 _FORWARD = 1 / 3  # of a training step's time, of trials that did not note how long all of them took
 
 
@@ -102,10 +103,11 @@ class Loads:
 class Estimates:
     """The seconds of each trial by the clock, with the machine as it was when the speeds were measured.
 
-    Where trials of the family and size are finished, the longest of them is the estimate.
+    Where trials of the family and size are finished, the longest of them is the estimate; else the family's largest
+    finished trial tells, but of trials that are far larger the measurement does, if there is one.
 
     Args:
-        tasks: of all trials. measured: {family: its speed here}, of those without a finished trial.
+        tasks: of all trials. measured: {family: its speed here}.
     """
 
     def __init__(self, tasks: Iterable["TrialTask"], loads: Loads, measured: Mapping[str, Speed]) -> None:
@@ -113,15 +115,7 @@ class Estimates:
 
     def speeds(self, finished: Mapping[Trial, TrialResult]) -> dict[str, Speed]:
         """By the largest finished trial of each family, or as measured."""
-        found = dict(self._measured)
-        for result in sorted(finished.values(), key=lambda one: one.trial):
-            task = self._tasks.get(result.trial)
-            if task is None or not tells_speed(result):
-                continue
-            load = self._loads.of_result(task, result)
-            measured = self._measured.get(result.trial.family)
-            found[result.trial.family] = speed_of(result, load, None if measured is None else measured.parameters)
-        return found
+        return {**self._measured, **{family: speed for family, (_, speed) in self._told(finished).items()}}
 
     def seconds(self, finished: Mapping[Trial, TrialResult]) -> dict[Trial, float]:
         """{trial: its seconds}, of the finished ones too.
@@ -129,16 +123,36 @@ class Estimates:
         Raises:
             KeyError: a family has neither a finished trial nor a measurement.
         """
-        speeds = self.speeds(finished)
+        told = self._told(finished)
         longest: dict[tuple[str, int], float] = {}
         for trial, result in finished.items():
             if result.status == "done" and result.wall_seconds is not None:
                 key = trial.family, trial.size
                 longest[key] = max(longest.get(key, 0.0), result.wall_seconds)
+
+        def speed(trial: Trial) -> Speed:
+            measured = self._measured.get(trial.family)
+            if trial.family not in told or (measured is not None and trial.size > FAR * told[trial.family][0]):
+                return self._measured[trial.family]
+            return told[trial.family][1]
+
         return {
-            trial: longest.get((trial.family, trial.size)) or speeds[trial.family].seconds(self._loads(task))
+            trial: longest.get((trial.family, trial.size)) or speed(trial).seconds(self._loads(task))
             for trial, task in self._tasks.items()
         }
+
+    def _told(self, finished: Mapping[Trial, TrialResult]) -> dict[str, tuple[int, Speed]]:
+        """{family: (the size of its largest finished trial, the speed of that)}"""
+        told = {}
+        for result in sorted(finished.values(), key=lambda one: one.trial):
+            task = self._tasks.get(result.trial)
+            if task is None or not tells_speed(result):
+                continue
+            measured = self._measured.get(result.trial.family)
+            parameters = None if measured is None else measured.parameters
+            speed = speed_of(result, self._loads.of_result(task, result), parameters)
+            told[result.trial.family] = result.trial.size, speed
+        return told
 
 
 def tells_speed(result: TrialResult) -> bool:

@@ -13,7 +13,7 @@ from penstock.engine.data.clusters import cluster_file, read_cluster_file
 from penstock.engine.machine import Others
 from penstock.engine.study.costs import read_cost
 from penstock.engine.study.directory import trials_folder
-from penstock.engine.study.estimate import Estimates, Loads, Speed, tells_speed
+from penstock.engine.study.estimate import FAR, Estimates, Loads, Speed, tells_speed
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.measure_speed import measure_speed
 from penstock.engine.study.opened import OpenedStudy, opened
@@ -21,6 +21,7 @@ from penstock.engine.study.plan import Disk, Plan, read_plan, write_plan
 from penstock.engine.study.predictions import EVERY_CLASS, MOST_PROBABLE
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.resolution import assumed, measured
+from penstock.engine.study.run_trial import TrialTask
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.subsets import subset
 
@@ -84,7 +85,7 @@ def make_plan(
     speeds, others = measure_speeds(study, folder, jobs, shown, measure)
     estimates = Estimates(study.tasks, Loads(study.train, study.test), speeds)
     seconds = estimates.seconds(finished)
-    speeds = estimates.speeds(finished)
+    speeds = {**estimates.speeds(finished), **speeds}
     test_rows = study.settings.max_test or study.test.num_examples
     column, clusters = study.settings.cluster, None
     if column is not None:
@@ -109,15 +110,17 @@ def make_plan(
 def measure_speeds(
     study: OpenedStudy, folder: Path, jobs: int, shown: StudyProgress, measure: MeasureSpeed
 ) -> tuple[dict[str, Speed], float | None]:
-    """({family: its speed, of those that no finished trial tells}, how busy others kept the machine meanwhile)"""
+    """({family: its speed, of those whose largest size no finished trial tells}, how busy others were meanwhile)"""
     import torch
 
     results = study.existing.results
-    told = {task.trial.family for task in study.tasks if task.trial in results and tells_speed(results[task.trial])}
-    largest = {
-        task.trial.family: task for task in sorted(study.tasks, key=lambda task: (task.trial.size, -task.trial.seed))
-    }
-    left = {family: task for family, task in largest.items() if family not in told}
+    largest: dict[str, TrialTask] = {}
+    told: dict[str, int] = {}
+    for task in sorted(study.tasks, key=lambda task: (task.trial.size, -task.trial.seed)):
+        largest[task.trial.family] = task
+        if task.trial in results and tells_speed(results[task.trial]):
+            told[task.trial.family] = task.trial.size
+    left = {family: task for family, task in largest.items() if task.trial.size > FAR * told.get(family, 0)}
     if not left:
         return {}, None
     threads = torch.get_num_threads() if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)

@@ -123,6 +123,18 @@ def test_finished_trials_take_the_place_of_a_measurement(settings, tmp_path):
     assert "By finished trials of this study: bag (bag-40-1), lstm (lstm-40-1)." in lines
 
 
+def test_a_small_finished_trial_tells_nothing_of_a_far_larger_one(settings, tmp_path):
+    grown = replace(settings, sizes=parse_sizes("20,40,200"), families=("lstm",), max_sizes={}, seeds=parse_seeds("1"))
+    small = replace(grown, sizes=parse_sizes("20"))
+    run_study(small, tmp_path / "study", progress=False, run_trial=quick, measure=no_cost)
+    measure = at(7.0, 0.0, 0.0)
+    made = plan(grown, tmp_path / "study", measure)
+    assert [name for name, _ in measure.asked] == ["lstm-200-0"]
+    assert (made.seconds["lstm-20-0"], made.seconds["lstm-200-0"]) == (2.0, 7.0)
+    assert made.seconds["lstm-40-0"] not in (2.0, 7.0), "by its speed"
+    assert made.speeds["lstm"] == Speed(7.0, 0.0, 0.0, 1_000), "for a budget to go by"
+
+
 def test_a_grid_without_the_finished_trials_is_measured(settings, tmp_path):
     small = replace(settings, sizes=parse_sizes("40"), families=("lstm",), max_sizes={})
     run_study(small, tmp_path / "study", progress=False, run_trial=quick, measure=no_cost)
