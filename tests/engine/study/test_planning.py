@@ -281,6 +281,26 @@ def test_a_plan_within_a_budget(settings, tmp_path, budget, line):
     assert line is None or lines[1].startswith(line)
 
 
+def test_a_plan_knows_the_groups_of_test_rows(settings, tmp_path):
+    rows = "".join(f"{'good' if row % 2 else 'bad'} film {row},{row % 2},{row // 10}\n" for row in range(60))
+    (tmp_path / "test.csv").write_text("text,label,film\n" + rows)
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"film {row},{row % 2}\n" for row in range(60)))
+    sources = {"train": (str(tmp_path / "train.csv"),), "test": (str(tmp_path / "test.csv"),)}
+    small = replace(
+        settings,
+        **sources,
+        cluster="film",
+        max_test=None,
+        families=("majority",),
+        max_sizes={},
+        sizes=parse_sizes("40"),
+    )
+    made = plan(small, tmp_path / "study")
+    assert (made.test_rows, made.clusters, made.column) == (60, 6, "film")
+    assert made.disk.stores > 0
+    assert "The rows belong to 6 groups by 'film'" in " ".join(plan_lines(made))
+
+
 def test_threads_are_those_of_the_trials(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("penstock.engine.study.planning.os.cpu_count", lambda: 8)
     measure = at(1.0, 0.0, 0.0)
