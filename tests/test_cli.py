@@ -138,6 +138,8 @@ MISTAKES = [
     ("study --train a.csv --test a.csv --max-size gru=5", 6, "gru"),
     ("study --train a.csv --test a.csv --truncation middle", 6, "head+tail"),
     ("study --train a.csv --test a.csv --bad-rows drop", 6, "quarantine"),
+    ("study --train a.csv --test a.csv --budget soon", 6, "--budget 'soon'"),
+    ("study --train a.csv --test a.csv --sizes 1x --plan", 6, "1x"),
     ("study --train a.csv", 6, "--test"),
     ("study --train a.csv --test nope.csv", 3, "nope.csv"),
     ("study --train nope.csv --test a.csv", 3, "nope.csv"),

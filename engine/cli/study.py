@@ -1,12 +1,15 @@
 """`penstock study` and `penstock report`: the question of how many examples, from the data to the answer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
 from penstock.engine.study.families import USUAL_FAMILIES
+
+if TYPE_CHECKING:
+    from penstock.engine.study.settings import StudySettings
 
 SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
 SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"
@@ -97,6 +100,22 @@ def study(
     price_label: PriceLabel = None,
     price_hour: PriceHour = None,
     predictions: Predictions = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Run those trials of the grid that narrow the answer most in this time, such as 3h or 30m. "
+            "Preparation and measurements come before it.",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Train nothing: say how long the study would take here, what disk it needs and which difference its "
+            "test rows can settle.",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="The study's directory; given again, the study resumes.")] = Path("study"),
 ) -> None:
     """Train every model family on growing subsets and report accuracy, gap, break-even size and costs.
@@ -106,9 +125,12 @@ def study(
 
     Example:  penstock study --train reviews.parquet --test held-out.parquet --text text --label stars --out answer
     --sizes 500,2k,8k,32k --seeds 3,32k:1 --max-size encoder=8k
+
+    Before it, in about a minute, what it would take:  the same with --plan. Within three hours:  with --budget 3h
     """
     from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
+    from penstock.engine.study.budget import parse_budget
     from penstock.engine.study.external import parse_externals
     from penstock.engine.study.money import Prices
     from penstock.engine.study.settings import StudySettings, check_families, packaged_encoder
@@ -119,6 +141,7 @@ def study(
     if bool(train) != bool(test):
         raise ConfigError("give both --train and --test, or neither for the generated reviews")
     Prices.of(price_label, price_hour, predictions)  # says what is wrong with them before anything is trained
+    seconds = None if budget is None else parse_budget(budget)
     chosen = check_families([name.strip() for name in families.split(",") if name.strip()])
     settings = StudySettings(
         train=tuple(train or [SYNTHETIC_TRAIN]),
@@ -141,8 +164,27 @@ def study(
         external=parse_externals(external or []),
     )
     keep_freed_memory()
-    run_study(settings, out, jobs=jobs, keep_runs=keep_runs)
+    if plan:
+        show_plan(settings, out, jobs, keep_runs, seconds)
+        return
+    run_study(settings, out, jobs=jobs, keep_runs=keep_runs, budget=seconds)
     report(out, price_label, price_hour, predictions)
+
+
+def show_plan(settings: "StudySettings", out: Path, jobs: int, keep_runs: bool, budget: float | None) -> None:
+    """Prints what the study would do; the figures go to OUT/plan.json."""
+    from rich.console import Console
+
+    from penstock.engine.study.plan import PLAN_NAME
+    from penstock.engine.study.plan_tables import plan_lines, plan_table
+    from penstock.engine.study.planning import plan_study
+
+    plan = plan_study(settings, out, jobs=jobs, keep_runs=keep_runs)
+    console = Console()
+    console.print(plan_table(plan))
+    for line in plan_lines(plan, budget):
+        console.print(line, highlight=False, markup=False)
+    print(f"plan: {out / PLAN_NAME}; the same command without --plan runs the study")
 
 
 def report(

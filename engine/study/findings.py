@@ -21,6 +21,7 @@ from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.money import Bill, Exchange, Prices, bills, exchanges
 from penstock.engine.study.names import encoder_name
 from penstock.engine.study.paired import Key, Paired
+from penstock.engine.study.plan import Plan, read_plan
 from penstock.engine.study.reading import find_test_store, share_cut
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import read_results
@@ -40,6 +41,7 @@ class Findings:
         test: the test data; None where it is no longer there.
         prices: None where none was given; then there are no bills and exchanges either.
         externals: predictions from elsewhere.
+        plan: what the study was expected to take; None if it was not planned.
     """
 
     study: dict[str, Any]
@@ -56,6 +58,7 @@ class Findings:
     exchanges: list[Exchange]
     test: Store | None
     externals: list[ExternalFigures] = field(default_factory=list)
+    plan: Plan | None = None
 
     def share_cut(self, tokens: int) -> float | None:
         """The share of test texts that are longer; None where the test data is no longer there."""
@@ -130,6 +133,7 @@ class Findings:
                 study.get("test", {}).get("fingerprint"),
                 clusters,
             ),
+            plan=read_plan(folder),
         )
 
 

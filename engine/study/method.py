@@ -11,6 +11,7 @@ from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
 from penstock.engine.study.families import learns
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.names import encoder_title, title_of
+from penstock.engine.study.plan import expected_and_taken
 from penstock.engine.study.report_costs import duration
 from penstock.engine.study.table import Point, Table
 from penstock.engine.study.trials import TrialResult
@@ -113,6 +114,9 @@ def _method(findings: Findings) -> list[str]:
         items.append(f"Settings other than the defaults: {', '.join(identity['overrides'])}.")
     if machine:
         items.append(_machine(machine, table))
+    if findings.plan is not None and (compared := expected_and_taken(findings.plan, table.results)) is not None:
+        expected, taken = map(duration, compared)
+        items.append(f"Trials that penstock study --plan put at {expected}, one after the other, took {taken}.")
     return items
 
 

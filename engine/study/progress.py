@@ -1,7 +1,7 @@
 """A line on stderr for each trial that ends, with the time that is left."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.trials import Trial, TrialResult
@@ -18,9 +18,24 @@ class StudyProgress:
         self._total = 0
         self._jobs = 1
         self._seconds: dict[str, tuple[float, int]] = {}  # family -> (seconds, work) of its longest finished trial
+        self._expected: Mapping[str, float] = {}
+        self._budget: Callable[[], float] | None = None
 
-    def start(self, trials: Sequence[Trial], finished: Mapping[Trial, TrialResult], jobs: int) -> None:
+    def start(
+        self,
+        trials: Sequence[Trial],
+        finished: Mapping[Trial, TrialResult],
+        jobs: int,
+        expected: Mapping[str, float] | None = None,
+        budget: Callable[[], float] | None = None,
+    ) -> None:
+        """
+        Args:
+            expected: {trial: seconds} by the study's plan, which count until the family has a finished trial.
+            budget: the seconds that are left, where not all trials need be run.
+        """
         self._total, self._left, self._jobs = len(trials), set(trials) - set(finished), jobs
+        self._expected, self._budget = expected or {}, budget
         if finished:
             self._print(f"{len(finished)} of {len(trials)} trials are done already")
 
@@ -40,10 +55,18 @@ class StudyProgress:
         )
 
     def _remaining(self) -> str:
-        if not self._left or any(trial.family not in self._seconds for trial in self._left):
+        if self._budget is not None:
+            return f"; {_duration(max(self._budget(), 0.0))} of the budget left"
+        known = [self._seconds_of(trial) for trial in self._left]
+        if not known or None in known:
             return ""
-        rates = {family: seconds / work for family, (seconds, work) in self._seconds.items()}
-        return f"; about {_duration(sum(rates[trial.family] * _work(trial) for trial in self._left) / self._jobs)} left"
+        return f"; about {_duration(sum(filter(None, known)) / self._jobs)} left"
+
+    def _seconds_of(self, trial: Trial) -> float | None:
+        if trial.family not in self._seconds:
+            return self._expected.get(trial.name)
+        seconds, work = self._seconds[trial.family]
+        return seconds / work * _work(trial)
 
     def note(self, line: str) -> None:
         """What the user should know besides the trials."""

@@ -62,6 +62,7 @@ def run_trial(task: TrialTask) -> TrialResult:
     Raises:
         PenstockError: the study cannot go on like this (settings, data, disk), or the run was interrupted.
     """
+    began = time.monotonic()
     try:
         result = _train_and_evaluate(task)
     except NonFiniteError as error:
@@ -76,7 +77,9 @@ def run_trial(task: TrialTask) -> TrialResult:
         return TrialResult(task.trial, "failed", error=f"{type(error).__name__}: {_one_line(error)}")
     if not task.keep_run:
         shutil.rmtree(task.run, ignore_errors=True)
-    return result
+    if result.train_cpu_seconds is None:
+        return result  # it went on with an interrupted one
+    return replace(result, wall_seconds=time.monotonic() - began)
 
 
 def _train_and_evaluate(task: TrialTask) -> TrialResult:

@@ -10,42 +10,40 @@ runs/            a trial in progress, or all of them on request
 report.*, *.csv, *.png
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.clusters import cluster_file, read_cluster_file, read_clusters, write_cluster_file
+from penstock.engine.data.clusters import cluster_file
 from penstock.engine.data.overlap import Overlap, find_overlap
-from penstock.engine.data.prepare import prepare
-from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
-from penstock.engine.data.verify import check_files
-from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
-from penstock.engine.files import write_committed
-from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
+from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.study.budget import Scheduler
 from penstock.engine.study.costs import read_cost, write_cost
-from penstock.engine.study.directory import STUDY_NAME, claim, read_study, trials_folder, write_study
-from penstock.engine.study.existing import Existing, remains
-from penstock.engine.study.external import keep_external
+from penstock.engine.study.directory import trials_folder, write_study
 from penstock.engine.study.families import FAMILIES, learns
-from penstock.engine.study.fingerprints import MadeFrom, made_from
+from penstock.engine.study.fingerprints import MadeFrom
+from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.measure_cost import device_name, measure_cost
-from penstock.engine.study.predictions import predictions_path
+from penstock.engine.study.measure_speed import SECONDS
+from penstock.engine.study.measure_speed import measure_speed as measure_speed_here
+from penstock.engine.study.opened import opened
+from penstock.engine.study.paired import Key, Paired
+from penstock.engine.study.plan import read_plan
+from penstock.engine.study.planning import MeasureSpeed, estimates_for
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask, run_trial
-from penstock.engine.study.settings import StudySettings, subset_seed, trial_settings
-from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
-from penstock.engine.study.trials import Trial, TrialResult, plan_trials, write_result
+from penstock.engine.study.settings import StudySettings
+from penstock.engine.study.table import Table
+from penstock.engine.study.trials import Trial, TrialResult, write_result
 from penstock.engine.study.workers import RunTrial, run_trials
 from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, WHOLE, Reading, read_by
-
-_LONG_TRIAL = 20_000  # examples from which a trial shows its own progress
 
 
 def run_study(
@@ -57,8 +55,12 @@ def run_study(
     progress: bool = True,
     run_trial: RunTrial = run_trial,
     measure: Callable | None = None,
+    budget: float | None = None,
+    measure_speed: MeasureSpeed | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[TrialResult]:
-    """Runs what is missing of a study and returns the results of all its trials.
+    """Runs what is missing of a study and returns the results of its trials: of all of them, or with a budget of those
+    that it sufficed for.
 
     A study may be continued with more sizes, seeds or families. Trials that failed are tried again; those that diverged
     are not: they would again.
@@ -71,47 +73,20 @@ def run_study(
         jobs: trials run at a time, each in a process of its own if there are several.
         keep_runs: keep the trials' run directories, with the trained models.
         run_trial, measure: what runs a trial and measures a family's cost; None: `measure_cost`.
+        budget: seconds of `clock` that the trials may take, see `penstock.engine.study.budget`; None for no limit. What
+            comes before the first trial is not part of it, and one that was begun is ended.
+        measure_speed: tells how long trials take, for the budget; None: `measure_speed`.
 
     Raises:
-        ConfigError: sizes, seeds or overrides do not fit the data or each other.
+        ConfigError: sizes, seeds or overrides do not fit the data or each other, or no trial fits into the budget.
         RunError: `out` belongs to another study or holds what was made from something else, or another process works in
             it.
         StoreError: the two stores have other labels or tokenizers.
         PenstockError: of the sources, the encoder, the disk.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs must be 1 at least, got {jobs}")
     folder, shown = Path(out), StudyProgress(progress)
-    if (folder / STUDY_NAME).exists():
-        settings = settings.as_begun(read_study(folder).get("identity", {}))
-    for note in check_plan(settings):
-        shown.note(note)
-    with claim(folder, settings.identity()):
-        existing = Existing(folder)
-        train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress)
-        existing.check_data("train", train)
-        trials = planned_trials(settings, train)
-        test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
-        existing.check_data("test", test)
-        _check_alike(train, test)
-        for store in (train, test):
-            check_files(store)
-        if settings.cluster is not None:
-            _keep_clusters(settings, settings.cluster, cluster_file(folder / "data" / "test"), test)
-        if settings.max_test is not None and settings.max_test > test.num_examples:
-            raise ConfigError(f"--max-test {settings.max_test:,}: the test data has {test.num_examples:,} examples")
-
-        for name, file in settings.external.items():
-            keep_external(folder / "external", name, file, test, settings.max_test)
-
-        def from_now(trial: Trial) -> MadeFrom:
-            own = trial_settings(settings, trial, train)
-            return made_from(own, train.fingerprint, test.fingerprint, settings.max_test)
-
-        tasks = [_task(settings, trial, folder, train, test, keep_runs, jobs, from_now(trial)) for trial in trials]
-        existing.check_trials(from_now)
-        if existing.old:
-            shown.note(_about_old(existing))
+    with opened(settings, folder, jobs=jobs, keep_runs=keep_runs, progress=progress, shown=shown) as study:
+        settings, train, test, tasks, existing = study.settings, study.train, study.test, study.tasks, study.existing
         overlap = _overlap(existing.study, train, test)
         shown.note(f"train and test: {overlap}")
         reads = {
@@ -121,91 +96,15 @@ def run_study(
             shown.note(f"{family} {reading}")
         _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads)
         _measure(folder / "costs", settings, existing.study, tasks, train, test, measure or measure_cost, shown)
-        return _run(tasks, existing.results, trials_folder(folder), jobs, run_trial, shown)
-
-
-def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
-    """
-    Raises:
-        ConfigError: a size does not fit the data, or a family has none.
-    """
-    sizes = resolve_sizes(settings.sizes, train.num_examples, len(train.label_names))
-    seeds = settings.seeds.resolve(sizes, train.num_examples)
-    own = {family: sizes_up_to(sizes, settings.max_sizes, family, train.num_examples) for family in settings.families}
-    for family, kept in own.items():
-        if not kept:
-            raise ConfigError(f"--max-size leaves no size for {family}: the smallest is {sizes[0]:,}")
-    return plan_trials(own, seeds)
-
-
-def open_or_prepare(
-    sources: Sequence[str], folder: Path, settings: StudySettings, like: Store | None, progress: bool
-) -> Store:
-    """The store that the one source is, or one prepared from the sources with the encoder's tokenizer.
-
-    Raises:
-        RunError: `folder` holds a store of something else than the sources hold now.
-        StoreError, SourceError, TokenizerError, DiskError: as `prepare` and `Store.open`.
-    """
-    if is_store(sources):
-        return Store.open(sources[0])
-    choices: dict[str, Any] = {
-        "text": settings.text,
-        "label": settings.label,
-        "bad_rows": settings.bad_rows,
-        "reading": settings.reading,
-    }
-    if like is None:
-        choices |= {
-            "tokenizer": settings.encoder,
-            "max_length": settings.stored_length,
-            "truncation": settings.truncation,
-        }
-    else:
-        choices["like"] = like.path
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return prepare(list(sources), folder, progress=progress, **choices)
-    except OtherDataError:
-        raise RunError(
-            f"{folder} was prepared from other data or settings than {', '.join(sources)} gives now. Put back what was "
-            f"there, give another --out, or remove {remains(folder.parent.parent)} to train all trials again"
-        ) from None
-
-
-def _keep_clusters(settings: StudySettings, column: str, path: Path, test: Store) -> None:
-    """Puts the test rows' clusters where the report looks for them, unless they are there already."""
-    if path.exists():
-        with contextlib.suppress(StoreError):
-            if read_cluster_file(path, test.fingerprint)[0] == column:
-                return
-    if is_store(settings.test):
-        read_clusters(test, column)
-        write_committed(path, cluster_file(test.path).read_bytes())
-        return
-    sources = open_sources(list(settings.test), text=settings.text, label=settings.label, reading=settings.reading)
-    write_cluster_file(path, test, sources, column)
-
-
-def _check_alike(train: Store, test: Store) -> None:
-    for store in (train, test):
-        if store.multi_label:
-            raise StoreError(f"{store.path} {HAS_LISTS}")
-    for what, here, there in (
-        ("another tokenizer", test.manifest.tokenizer.fingerprint, train.manifest.tokenizer.fingerprint),
-        ("other labels", test.label_names, train.label_names),
-    ):
-        if here != there:
-            raise StoreError(f"{test.path} has {what} than {train.path}: prepare it with --like {train.path}")
-
-
-def _about_old(existing: Existing) -> str:
-    known = "train" in existing.study and "test" in existing.study
-    checked = "their data is what it was at the last start" if known else "study.json does not know their data either"
-    return (
-        f"{len(existing.old)} trials of an earlier penstock do not say what they were made from (the first is "
-        f"{existing.old[0]}): {checked}; settings and encoder cannot be compared"
-    )
+        finished = {task.trial: existing.results[task.trial] for task in tasks if task.trial in existing.results}
+        scheduler = None
+        if budget is not None:
+            quickly = measure_speed or partial(measure_speed_here, seconds=min(max(budget / 100, 0.2), SECONDS))
+            estimates = estimates_for(study, folder, jobs, keep_runs, shown, quickly)
+            gaps = partial(_gaps, folder, settings.cluster)
+            scheduler = Scheduler(tasks, finished, estimates, gaps, budget, clock)
+        plan = read_plan(folder)
+        return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.seconds)
 
 
 def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
@@ -300,54 +199,45 @@ def _versions() -> dict[str, str]:
     return packages | {"python": platform.python_version()}
 
 
-def _task(
-    settings: StudySettings,
-    trial: Trial,
-    folder: Path,
-    train: Store,
-    test: Store,
-    keep_runs: bool,
-    jobs: int,
-    made_from: MadeFrom,
-) -> TrialTask:
-    return TrialTask(
-        trial=trial,
-        settings=trial_settings(settings, trial, train),
-        train_store=train.path,
-        test_store=test.path,
-        subset_seed=subset_seed(settings.seed, trial.seed),
-        max_test=settings.max_test,
-        run=folder / "runs" / trial.name,
-        keep_run=keep_runs,
-        cache=folder / "encoded",
-        progress="auto" if jobs == 1 and trial.size >= _LONG_TRIAL else "none",
-        made_from=made_from,
-        predictions=predictions_path(trials_folder(folder), trial.name),
-    )
+def _gaps(folder: Path, cluster: str | None, results: Iterable[TrialResult]) -> dict[Key, Estimate]:
+    """The encoder's lead over each family at each size, as the report has it."""
+    results = list(results)
+    clusters = None if cluster is None else cluster_file(folder / "data" / "test")
+    table = Table(results, Paired.of(trials_folder(folder), results, clusters))
+    points = [point for family in table.families for point in table.points(family)]
+    return {(point.family, point.size): point.gap for point in points if point.gap is not None}
 
 
 def _run(
     tasks: Sequence[TrialTask],
-    existing: Mapping[Trial, TrialResult],
+    finished: dict[Trial, TrialResult],
     folder: Path,
     jobs: int,
     run_trial: RunTrial,
     progress: StudyProgress,
+    scheduler: Scheduler | None,
+    expected: Mapping[str, float],
 ) -> list[TrialResult]:
-    finished = {task.trial: existing[task.trial] for task in tasks if task.trial in existing}
     sources = {task.trial: task.made_from for task in tasks}
     left = [task for task in tasks if task.trial not in finished]
-    progress.start([task.trial for task in tasks], finished, jobs)
+    progress.start(
+        [task.trial for task in tasks], finished, jobs, expected, None if scheduler is None else scheduler.left
+    )
     started = time.monotonic()
-    for result in run_trials(left, jobs, run_trial) if left else ():
+    for result in run_trials(scheduler or left, jobs, run_trial) if left else ():
         result = dataclasses.replace(result, made_from=sources[result.trial])
-        write_result(folder, result)
+        write_result(trials_folder(folder), result)
         finished[result.trial] = result
         progress.finished(result, time.monotonic() - started)
         started = time.monotonic()
-    if tasks and all(finished[task.trial].status != "done" for task in tasks):
-        first = finished[tasks[0].trial]
-        kinds = {finished[task.trial].status for task in tasks}
+    if scheduler is not None:
+        for line in scheduler.lines():
+            progress.note(line)
+        if not finished:
+            raise ConfigError(scheduler.too_short())
+    results = [finished[task.trial] for task in tasks if task.trial in finished]
+    if results and all(result.status != "done" for result in results):
+        kinds = {result.status for result in results}
         what = kinds.pop() if len(kinds) == 1 else "diverged or failed"
-        raise RunError(f"every trial {what}; the first one, {first.trial.name}: {first.error}")
-    return [finished[task.trial] for task in tasks]
+        raise RunError(f"every trial {what}; the first one, {results[0].trial.name}: {results[0].error}")
+    return results

@@ -48,6 +48,8 @@ class TrialResult:
         predictions: the file beside it with what it predicted of each test row; None in trials of an earlier penstock.
         train_cpu_seconds: of all threads, in training and validation: what a busy machine does not change. None in
             trials of an earlier penstock, and where the training was interrupted.
+        wall_seconds: of the whole trial by the clock: training, validation, the evaluation of the test rows and the
+            model's way to the disk and back. None where `train_cpu_seconds` is.
         chosen: {setting: value} that a baseline chose by validation.
         notes: lines that a reader of its figures should know: limits that were met, choices at the end of their range.
     """
@@ -72,6 +74,7 @@ class TrialResult:
     train_cpu_seconds: float | None = None
     chosen: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
+    wall_seconds: float | None = None
 
 
 def plan_trials(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Trial]:
@@ -135,6 +138,8 @@ def check_result(result: TrialResult, name: str) -> None:
             check_range(share, value, 0, 1)
     for amount in ("train_examples", "validation_examples", "test_examples", "steps", "epochs", "train_seconds"):
         check_range(amount, getattr(result, amount), 0, _MANY)
+    if result.wall_seconds is not None:
+        check_range("wall_seconds", result.wall_seconds, 0, _MANY)
     check_range("tokens_per_second", result.tokens_per_second, 0, _MANY)
     check_range(
         "train_examples + validation_examples", result.train_examples + result.validation_examples, 0, trial.size

@@ -5,7 +5,6 @@ import ctypes
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -17,6 +16,7 @@ from penstock.engine.study.run_trial import TrialTask
 from penstock.engine.study.trials import TrialResult
 
 RunTrial = Callable[[TrialTask], TrialResult]
+NextTask = Callable[[], TrialTask | None]
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,21 +34,28 @@ class Death:
         return f"was killed by {name}" + (" (out of memory?)" if signum == signal.SIGKILL else "")
 
 
-def run_trials(tasks: Sequence[TrialTask], jobs: int, run_trial: RunTrial) -> Iterator[TrialResult]:
+def run_trials(tasks: Sequence[TrialTask] | NextTask, jobs: int, run_trial: RunTrial) -> Iterator[TrialResult]:
     """Yields results as they come: in the order of the tasks with one job, large trials first with several.
 
     A trial whose process dies is run again when all others are over, then with the machine to itself: what is missing
     is mostly memory. Dying there too, it has failed.
+
+    Args:
+        tasks: or what gives the next one, asked whenever a process is free: None for none as things stand. It is asked
+            again after each result, which whoever iterates has seen by then.
 
     Raises:
         PenstockError: of the first trial that cannot be run; the others are checkpointed and stopped.
         RunError: a worker was stopped by a signal.
     """
     if jobs == 1:
-        yield from map(run_trial, tasks)
+        next_task = tasks if callable(tasks) else _in_order(tasks)
+        while (task := next_task()) is not None:
+            yield run_trial(task)
         return
-    # the largest trial last would leave the other processes idle
-    tasks = sorted(tasks, key=lambda task: task.trial.size, reverse=True)
+    if not callable(tasks):
+        # the largest trial last would leave the other processes idle
+        tasks = _in_order(sorted(tasks, key=lambda task: task.trial.size, reverse=True))
     threads = max(1, (os.cpu_count() or 1) // jobs)  # the same in both rounds: a result depends on it
     died = []
     for task, outcome in _in_workers(tasks, jobs, threads, run_trial):
@@ -57,7 +64,7 @@ def run_trials(tasks: Sequence[TrialTask], jobs: int, run_trial: RunTrial) -> It
         else:
             yield outcome
     first = {task.trial: death for task, death in died}
-    for task, outcome in _in_workers([task for task, _ in died], 1, threads, run_trial):
+    for task, outcome in _in_workers(_in_order([task for task, _ in died]), 1, threads, run_trial):
         if isinstance(outcome, Death):
             error = f"its process {first[task.trial]}; run again with nothing beside it, it {outcome}"
             yield TrialResult(task.trial, "failed", error=error)
@@ -65,20 +72,26 @@ def run_trials(tasks: Sequence[TrialTask], jobs: int, run_trial: RunTrial) -> It
             yield outcome
 
 
+def _in_order(tasks: Sequence[TrialTask]) -> NextTask:
+    left = iter(tasks)
+    return lambda: next(left, None)
+
+
 def _in_workers(
-    tasks: Sequence[TrialTask], jobs: int, threads: int, run_trial: RunTrial
+    next_task: NextTask, jobs: int, threads: int, run_trial: RunTrial
 ) -> Iterator[tuple[TrialTask, TrialResult | Death]]:
-    waiting = deque(tasks)
     workers: list[_Worker] = []
     previous = {signum: signal.signal(signum, _exit_on_signal) for signum in _stopping_signals()}
     try:
-        while waiting or any(worker.task is not None for worker in workers):
-            while waiting and sum(worker.task is not None for worker in workers) < jobs:
+        while True:
+            while sum(worker.task is not None for worker in workers) < jobs and (task := next_task()) is not None:
                 worker = next((one for one in workers if one.task is None), None)
                 if worker is None:
                     worker = _Worker(run_trial, threads)
                     workers.append(worker)
-                worker.give(waiting.popleft())
+                worker.give(task)
+            if all(worker.task is None for worker in workers):
+                break
             ready = set(wait([worker.connection for worker in workers if worker.task is not None]))
             for worker in [one for one in workers if one.connection in ready]:
                 task, outcome = worker.take()

@@ -61,7 +61,8 @@ def task(store: Store, name: str, rows: int = 200, **options) -> FitTask:
 
 def what_was_found(results: list[TrialResult]) -> list[TrialResult]:
     """Without times."""
-    return [replace(each, train_seconds=0, tokens_per_second=0, train_cpu_seconds=None) for each in results]
+    times = {"train_seconds": 0, "tokens_per_second": 0, "train_cpu_seconds": None, "wall_seconds": None}
+    return [replace(each, **times) for each in results]
 
 
 def test_each_family_from_the_command_line_to_the_report(study, tmp_path):
@@ -72,6 +73,7 @@ def test_each_family_from_the_command_line_to_the_report(study, tmp_path):
         assert (found.status, found.test_examples) == ("done", 100)
         assert found.evaluation["accuracy"] == found.accuracy
         assert found.train_cpu_seconds > 0
+        assert found.wall_seconds > found.train_seconds
         assert found.predictions is not None
         assert found.made_from.encoder is None
     findings = write_report(tmp_path / "study")
@@ -101,7 +103,7 @@ def test_a_study_of_before_goes_on_with_the_baselines(study, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "study" / "trials").iterdir()}
     for path in (tmp_path / "study" / "trials").glob("*.json"):  # as an earlier penstock wrote it
         document = json.loads(path.read_text())
-        for later in ("train_cpu_seconds", "chosen", "notes"):
+        for later in ("train_cpu_seconds", "chosen", "notes", "wall_seconds"):
             del document[later]
         path.write_text(json.dumps(document))
     assert len(run_study(study, tmp_path / "study", progress=False)) == 8

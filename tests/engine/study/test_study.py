@@ -24,10 +24,11 @@ from penstock.engine.study import run_trial as run_trial_module
 from penstock.engine.study.check import check_plan
 from penstock.engine.study.costs import Cost
 from penstock.engine.study.directory import claim
+from penstock.engine.study.opened import open_or_prepare
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings, overrides_for, subset_seed, trial_settings
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
-from penstock.engine.study.study import open_or_prepare, run_study
+from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import Trial, TrialResult
 from penstock.engine.training.reading import read_by
 from penstock.engine.training.recipe import TrainingSet, recipe

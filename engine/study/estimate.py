@@ -1,0 +1,174 @@
+"""How long a trial takes: what it has to read, by how fast its family reads here.
+
+An upper bound, where a training may stop before its last epoch.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.trials import Trial, TrialResult
+
+if TYPE_CHECKING:
+    from penstock.engine.data.store import Store
+    from penstock.engine.study.run_trial import TrialTask
+
+FAR = 8  # times as large: a small trial's speed, with its small batches and first calls, says little of such a one
+_FORWARD = 1 / 3  # of a training step's time, of trials that did not note how long all of them took
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a trial reads.
+
+    Attributes:
+        trained: tokens of its training rows, each as often as there are epochs at most.
+        predicted: tokens of the validation rows, for each evaluation, and of the test rows.
+    """
+
+    trained: float
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a family is.
+
+    Attributes:
+        start: seconds of a trial whatever its size.
+        train, predict: seconds for each token that is trained on or predicted.
+        parameters: of the model that was measured; None where that is not known.
+        finished: the finished trial that it is taken from; None where it was measured.
+    """
+
+    start: float
+    train: float
+    predict: float
+    parameters: int | None = None
+    finished: str | None = None
+
+    def seconds(self, load: Load) -> float:
+        return self.start + load.trained * self.train + load.predicted * self.predict
+
+
+class Loads:
+    """The loads of a study's trials, by its stores."""
+
+    def __init__(self, train: "Store", test: "Store") -> None:
+        self._stores = train, test
+        self._mean_lengths: dict[tuple, tuple[float, float]] = {}
+
+    def __call__(self, task: "TrialTask") -> Load:
+        from penstock.engine.training.settings import Settings
+
+        mean, test_tokens = self._lengths(task)
+        size, settings = task.trial.size, task.settings
+        if not isinstance(settings, Settings):
+            return Load(size * mean, test_tokens)
+        data, training = settings.data, settings.training
+        assert data.validation_fraction is not None
+        validation = min(round(data.validation_fraction * size), data.validation_max)
+        epoch = max((size - validation) * mean, 1.0)
+        step = min(data.tokens * data.batches_per_step, epoch)
+        limits = [] if training.epochs is None else [training.epochs * epoch]
+        limits += [] if training.max_steps is None else [training.max_steps * step]
+        trained = min(limits)
+        every = training.evaluate_every_steps * step or epoch
+        return Load(trained, math.ceil(trained / every - 1e-9) * validation * mean + test_tokens)
+
+    def of_result(self, task: "TrialTask", result: TrialResult) -> Load:
+        """What a finished trial did read."""
+        planned = self(task)
+        mean, test_tokens = self._lengths(task)
+        if FAMILIES[task.trial.family].baseline is not None:
+            return planned
+        trained = result.tokens_per_second * result.train_seconds
+        return Load(trained, math.ceil(result.epochs) * result.validation_examples * mean + test_tokens)
+
+    def _lengths(self, task: "TrialTask") -> tuple[float, float]:
+        """Tokens that are read of a training text on average, and of all the test rows."""
+        from penstock.engine.training.reading import read_by
+
+        key = task.settings.reading
+        if key not in self._mean_lengths:
+            read = [read_by(task.settings, store) for store in self._stores]
+            train, test = (store.num_tokens / max(store.num_examples, 1) for store in read)
+            self._mean_lengths[key] = train, test
+        train, test = self._mean_lengths[key]
+        return train, test * (task.max_test or self._stores[1].num_examples)
+
+
+class Estimates:
+    """The seconds of each trial by the clock, with the machine as it was when the speeds were measured.
+
+    Where trials of the family and size are finished, the longest of them is the estimate; else the family's largest
+    finished trial tells, but of trials that are far larger the measurement does, if there is one.
+
+    Args:
+        tasks: of all trials. measured: {family: its speed here}.
+    """
+
+    def __init__(self, tasks: Iterable["TrialTask"], loads: Loads, measured: Mapping[str, Speed]) -> None:
+        self._tasks, self._loads, self._measured = {task.trial: task for task in tasks}, loads, measured
+
+    def speeds(self, finished: Mapping[Trial, TrialResult]) -> dict[str, Speed]:
+        """By the largest finished trial of each family, or as measured."""
+        return {**self._measured, **{family: speed for family, (_, speed) in self._told(finished).items()}}
+
+    def seconds(self, finished: Mapping[Trial, TrialResult]) -> dict[Trial, float]:
+        """{trial: its seconds}, of the finished ones too.
+
+        Raises:
+            KeyError: a family has neither a finished trial nor a measurement.
+        """
+        told = self._told(finished)
+        longest: dict[tuple[str, int], float] = {}
+        for trial, result in finished.items():
+            if result.status == "done" and result.wall_seconds is not None:
+                key = trial.family, trial.size
+                longest[key] = max(longest.get(key, 0.0), result.wall_seconds)
+
+        def speed(trial: Trial) -> Speed:
+            measured = self._measured.get(trial.family)
+            if trial.family not in told or (measured is not None and trial.size > FAR * told[trial.family][0]):
+                return self._measured[trial.family]
+            return told[trial.family][1]
+
+        return {
+            trial: longest.get((trial.family, trial.size)) or speed(trial).seconds(self._loads(task))
+            for trial, task in self._tasks.items()
+        }
+
+    def _told(self, finished: Mapping[Trial, TrialResult]) -> dict[str, tuple[int, Speed]]:
+        """{family: (the size of its largest finished trial, the speed of that)}"""
+        told = {}
+        for result in sorted(finished.values(), key=lambda one: one.trial):
+            task = self._tasks.get(result.trial)
+            if task is None or not tells_speed(result):
+                continue
+            measured = self._measured.get(result.trial.family)
+            parameters = None if measured is None else measured.parameters
+            speed = speed_of(result, self._loads.of_result(task, result), parameters)
+            told[result.trial.family] = result.trial.size, speed
+        return told
+
+
+def tells_speed(result: TrialResult) -> bool:
+    """Whether a trial says how fast its family is."""
+    return result.status == "done" and result.train_seconds > 0 and result.tokens_per_second > 0
+
+
+def speed_of(result: TrialResult, load: Load, parameters: int | None = None) -> Speed:
+    """The speed that a finished trial had.
+
+    Args:
+        load: what it did read.
+    """
+    train = result.train_seconds / max(load.trained, 1.0)
+    if result.wall_seconds is None:
+        predict = train * _FORWARD
+    else:
+        predict = max(result.wall_seconds - result.train_seconds, 0.0) / max(load.predicted, 1.0)
+    return Speed(0.0, train, predict, parameters, result.trial.name)

@@ -1,0 +1,198 @@
+"""A study's stores, trials and what is there of them, checked: all that comes before the first training."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.data.clusters import cluster_file, read_cluster_file, read_clusters, write_cluster_file
+from penstock.engine.data.prepare import prepare
+from penstock.engine.data.sources import open_sources
+from penstock.engine.data.store import Store
+from penstock.engine.data.verify import check_files
+from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
+from penstock.engine.files import write_committed
+from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
+from penstock.engine.study.directory import STUDY_NAME, claim, read_study, trials_folder
+from penstock.engine.study.existing import Existing, remains
+from penstock.engine.study.external import keep_external
+from penstock.engine.study.fingerprints import MadeFrom, made_from
+from penstock.engine.study.predictions import predictions_path
+from penstock.engine.study.progress import StudyProgress
+from penstock.engine.study.run_trial import TrialTask
+from penstock.engine.study.settings import StudySettings, subset_seed, trial_settings
+from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
+from penstock.engine.study.trials import Trial, plan_trials
+
+_LONG_TRIAL = 20_000  # examples from which a trial shows its own progress
+
+
+@dataclass(frozen=True)
+class OpenedStudy:
+    """
+    Attributes:
+        settings: those of the study as it was begun.
+        train, test: the stores.
+        tasks: of all trials of the grid.
+        existing: what earlier starts have left.
+    """
+
+    settings: StudySettings
+    train: Store
+    test: Store
+    tasks: list[TrialTask]
+    existing: Existing
+
+
+@contextlib.contextmanager
+def opened(
+    settings: StudySettings, folder: Path, *, jobs: int, keep_runs: bool, progress: bool, shown: StudyProgress
+) -> Iterator[OpenedStudy]:
+    """The study in its folder, which is locked meanwhile. Stores are prepared where they are not there.
+
+    Raises: as `run_study`, of all that is wrong before a trial is run.
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs must be 1 at least, got {jobs}")
+    if (folder / STUDY_NAME).exists():
+        settings = settings.as_begun(read_study(folder).get("identity", {}))
+    for note in check_plan(settings):
+        shown.note(note)
+    with claim(folder, settings.identity()):
+        existing = Existing(folder)
+        train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress)
+        existing.check_data("train", train)
+        trials = planned_trials(settings, train)
+        test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
+        existing.check_data("test", test)
+        _check_alike(train, test)
+        for store in (train, test):
+            check_files(store)
+        if settings.cluster is not None:
+            _keep_clusters(settings, settings.cluster, cluster_file(folder / "data" / "test"), test)
+        if settings.max_test is not None and settings.max_test > test.num_examples:
+            raise ConfigError(f"--max-test {settings.max_test:,}: the test data has {test.num_examples:,} examples")
+
+        for name, file in settings.external.items():
+            keep_external(folder / "external", name, file, test, settings.max_test)
+
+        def from_now(trial: Trial) -> MadeFrom:
+            own = trial_settings(settings, trial, train)
+            return made_from(own, train.fingerprint, test.fingerprint, settings.max_test)
+
+        tasks = [_task(settings, trial, folder, train, test, keep_runs, jobs, from_now(trial)) for trial in trials]
+        existing.check_trials(from_now)
+        if existing.old:
+            shown.note(_about_old(existing))
+        yield OpenedStudy(settings, train, test, tasks, existing)
+
+
+def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
+    """
+    Raises:
+        ConfigError: a size does not fit the data, or a family has none.
+    """
+    sizes = resolve_sizes(settings.sizes, train.num_examples, len(train.label_names))
+    seeds = settings.seeds.resolve(sizes, train.num_examples)
+    own = {family: sizes_up_to(sizes, settings.max_sizes, family, train.num_examples) for family in settings.families}
+    for family, kept in own.items():
+        if not kept:
+            raise ConfigError(f"--max-size leaves no size for {family}: the smallest is {sizes[0]:,}")
+    return plan_trials(own, seeds)
+
+
+def open_or_prepare(
+    sources: Sequence[str], folder: Path, settings: StudySettings, like: Store | None, progress: bool
+) -> Store:
+    """The store that the one source is, or one prepared from the sources with the encoder's tokenizer.
+
+    Raises:
+        RunError: `folder` holds a store of something else than the sources hold now.
+        StoreError, SourceError, TokenizerError, DiskError: as `prepare` and `Store.open`.
+    """
+    if is_store(sources):
+        return Store.open(sources[0])
+    choices: dict[str, Any] = {
+        "text": settings.text,
+        "label": settings.label,
+        "bad_rows": settings.bad_rows,
+        "reading": settings.reading,
+    }
+    if like is None:
+        choices |= {
+            "tokenizer": settings.encoder,
+            "max_length": settings.stored_length,
+            "truncation": settings.truncation,
+        }
+    else:
+        choices["like"] = like.path
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return prepare(list(sources), folder, progress=progress, **choices)
+    except OtherDataError:
+        raise RunError(
+            f"{folder} was prepared from other data or settings than {', '.join(sources)} gives now. Put back what was "
+            f"there, give another --out, or remove {remains(folder.parent.parent)} to train all trials again"
+        ) from None
+
+
+def _keep_clusters(settings: StudySettings, column: str, path: Path, test: Store) -> None:
+    """Puts the test rows' clusters where the report looks for them, unless they are there already."""
+    if path.exists():
+        with contextlib.suppress(StoreError):
+            if read_cluster_file(path, test.fingerprint)[0] == column:
+                return
+    if is_store(settings.test):
+        read_clusters(test, column)
+        write_committed(path, cluster_file(test.path).read_bytes())
+        return
+    sources = open_sources(list(settings.test), text=settings.text, label=settings.label, reading=settings.reading)
+    write_cluster_file(path, test, sources, column)
+
+
+def _check_alike(train: Store, test: Store) -> None:
+    for store in (train, test):
+        if store.multi_label:
+            raise StoreError(f"{store.path} {HAS_LISTS}")
+    for what, here, there in (
+        ("another tokenizer", test.manifest.tokenizer.fingerprint, train.manifest.tokenizer.fingerprint),
+        ("other labels", test.label_names, train.label_names),
+    ):
+        if here != there:
+            raise StoreError(f"{test.path} has {what} than {train.path}: prepare it with --like {train.path}")
+
+
+def _about_old(existing: Existing) -> str:
+    known = "train" in existing.study and "test" in existing.study
+    checked = "their data is what it was at the last start" if known else "study.json does not know their data either"
+    return (
+        f"{len(existing.old)} trials of an earlier penstock do not say what they were made from (the first is "
+        f"{existing.old[0]}): {checked}; settings and encoder cannot be compared"
+    )
+
+
+def _task(
+    settings: StudySettings,
+    trial: Trial,
+    folder: Path,
+    train: Store,
+    test: Store,
+    keep_runs: bool,
+    jobs: int,
+    made_from: MadeFrom,
+) -> TrialTask:
+    return TrialTask(
+        trial=trial,
+        settings=trial_settings(settings, trial, train),
+        train_store=train.path,
+        test_store=test.path,
+        subset_seed=subset_seed(settings.seed, trial.seed),
+        max_test=settings.max_test,
+        run=folder / "runs" / trial.name,
+        keep_run=keep_runs,
+        cache=folder / "encoded",
+        progress="auto" if jobs == 1 and trial.size >= _LONG_TRIAL else "none",
+        made_from=made_from,
+        predictions=predictions_path(trials_folder(folder), trial.name),
+    )

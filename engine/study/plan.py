@@ -1,0 +1,117 @@
+"""What a study was expected to take: OUT/plan.json."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.engine.errors import RunError
+from penstock.engine.files import write_json
+from penstock.engine.records import read_json, read_record
+from penstock.engine.study.estimate import Speed
+from penstock.engine.study.resolution import Resolution
+from penstock.engine.study.trials import TrialResult
+
+PLAN_NAME = "plan.json"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that the study's folder takes, about.
+
+    Attributes:
+        stores: prepared by the study; they are there already. encoded: texts as vectors of the frozen encoder.
+        predictions: of all trials. runs: of the trials in progress, or of all with --keep-runs.
+    """
+
+    stores: int
+    encoded: int
+    predictions: int
+    runs: int
+
+    @property
+    def total(self) -> int:
+        return self.stores + self.encoded + self.predictions + self.runs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study was expected to do; also the contents of OUT/plan.json.
+
+    Attributes:
+        seconds: {trial: seconds by the clock, at most}, of all trials of the grid.
+        done: those of them that were finished already.
+        speeds: of each family.
+        jobs: trials at a time. keep_runs: whether the trained models are kept.
+        test_rows: that each trial predicts. clusters: groups that they belong to by `column`, if one was given.
+        others: cores that other processes kept busy while speeds were measured; None where that is not known.
+    """
+
+    seconds: dict[str, float]
+    done: list[str]
+    speeds: dict[str, Speed]
+    jobs: int
+    keep_runs: bool
+    disk: Disk
+    resolution: list[Resolution]
+    test_rows: int
+    clusters: int | None = None
+    column: str | None = None
+    others: float | None = None
+
+    @property
+    def to_do(self) -> list[str]:
+        return [name for name in self.seconds if name not in set(self.done)]
+
+    @property
+    def hours(self) -> float:
+        """Until all that is to do is done, by the clock, with the jobs side by side."""
+        return in_parallel([self.seconds[name] for name in self.to_do], self.jobs) / 3600
+
+
+def in_parallel(seconds: Sequence[float], jobs: int) -> float:
+    """The seconds that these take by the clock, about: shared out evenly, but none in parts."""
+    return max([sum(seconds) / jobs, *seconds], default=0.0)
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    write_json(folder / PLAN_NAME, {"format": 1, **dataclasses.asdict(plan)})
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan that was made last; None if there is none.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    path = folder / PLAN_NAME
+    try:
+        document = read_json(path)
+        if not isinstance(document, dict) or document.pop("format", None) != 1:
+            raise ValueError("of another version of penstock")
+        return read_record(Plan, document)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: not a study's plan ({error}); remove it") from None
+
+
+def expected_and_taken(plan: Plan, results: Iterable[TrialResult]) -> tuple[float, float] | None:
+    """(seconds that the plan put the trials at which are done since, seconds that they took); None if there are
+    none."""
+    to_do = set(plan.to_do)
+    both = [
+        (plan.seconds[result.trial.name], result.wall_seconds)
+        for result in results
+        if result.trial.name in to_do and result.status == "done" and result.wall_seconds is not None
+    ]
+    return (sum(one for one, _ in both), sum(other for _, other in both)) if both else None
+
+
+def duration(seconds: float) -> str:
+    """In the unit that says enough: a plan is no measurement."""
+    if seconds < 1:
+        return "<1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,139 @@
+"""A study's plan for the terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from penstock.engine.machine import is_busy
+from penstock.engine.study.families import FAMILIES, REFERENCE
+from penstock.engine.study.plan import Plan, duration, in_parallel
+from penstock.engine.study.resolution import resolution_lines
+from penstock.engine.study.trials import Trial, trial_named
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+
+def plan_table(plan: Plan) -> "RichTable":
+    """Families by sizes: trials, and how long each takes; what is to do in the last column and row."""
+    from rich.table import Table as RichTable
+
+    done = set(plan.done)
+    trials = [trial for name in plan.seconds if (trial := trial_named(name)) is not None]
+    sizes = sorted({trial.size for trial in trials})
+    families = [family for family in FAMILIES if any(trial.family == family for trial in trials)]
+    table = RichTable(title="Trials, and how long each takes at most", title_justify="left")
+    for place, name in enumerate(["training examples", *(f"{size:,}" for size in sizes), "to do"]):
+        table.add_column(name, justify="right" if place else "left")
+
+    def to_do(own: Sequence[Trial]) -> str:
+        left = [plan.seconds[trial.name] for trial in own if trial.name not in done]
+        return duration(sum(left)) if left else "done"
+
+    for family in families:
+        cells = []
+        for size in sizes:
+            own = [trial for trial in trials if (trial.family, trial.size) == (family, size)]
+            cells.append(_cell([trial.name for trial in own], plan, done))
+        table.add_row(family, *cells, to_do([trial for trial in trials if trial.family == family]))
+    table.add_section()
+    totals = [to_do([trial for trial in trials if trial.size == size]) for size in sizes]
+    table.add_row("one after the other", *totals, to_do(trials))
+    return table
+
+
+def _cell(names: Sequence[str], plan: Plan, done: set[str]) -> str:
+    if not names:
+        return "–"
+    left = [name for name in names if name not in done]
+    finished = len(names) - len(left)
+    if not left:
+        return f"{finished} done"
+    text = f"{len(left)} × {duration(max(plan.seconds[name] for name in left))}"
+    return f"{finished} done, {text}" if finished else text
+
+
+def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
+    """What the table does not say, in sentences.
+
+    Args:
+        budget: seconds that the study may take; None for no limit.
+    """
+    to_do = plan.to_do
+    if to_do:
+        how = f" with --jobs {plan.jobs}" if plan.jobs > 1 else ""
+        first = (
+            f"{len(to_do):,} {'trial' if len(to_do) == 1 else 'trials'} to do, {len(plan.done):,} done: about "
+            f"{duration(3600 * plan.hours)}{how}, less where early stopping ends trials sooner."
+        )
+        if not plan.done:
+            first += " Measuring costs takes about half a minute a family more."
+    else:
+        first = f"All {len(plan.done):,} trials are done."
+    return [
+        first,
+        *_within(plan, budget),
+        *_sources(plan),
+        _disk_line(plan),
+        *resolution_lines(plan.resolution, plan.clusters, plan.column),
+    ]
+
+
+def _within(plan: Plan, budget: float | None) -> list[str]:
+    """What the budget goes to: first seeds, then those that decide something."""
+    if budget is None or 3600 * plan.hours <= budget:
+        return [] if budget is None else [f"All of it fits into a budget of {duration(budget)}."]
+    trials = [trial for name in plan.to_do if (trial := trial_named(name)) is not None]
+    first = in_parallel([plan.seconds[trial.name] for trial in trials if trial.seed == 0], plan.jobs)
+    if first > budget:
+        return [f"A budget of {duration(budget)} does not suffice for all first seeds, which take {duration(first)}."]
+    compared = any(name.startswith(f"{REFERENCE}-") for name in plan.seconds)
+    where = "where the gap to the encoder is undecided" if compared else "one after the other"
+    return [
+        f"Of a budget of {duration(budget)}, first seeds take {duration(first)}; what is left goes to further seeds, "
+        f"{where}."
+    ]
+
+
+def _sources(plan: Plan) -> list[str]:
+    """How the estimates were made."""
+    steps, fits, finished = [], [], []
+    for family, speed in plan.speeds.items():
+        rate = f"{family} {1 / speed.train:,.0f} tokens/s" if speed.train > 0 else family
+        if speed.finished is not None:
+            finished.append(f"{family} ({speed.finished})")
+        elif FAMILIES[family].baseline is None:
+            steps.append(rate)
+        else:
+            fits.append(family)
+    lines = []
+    if steps:
+        lines.append(
+            f"Measured here by a few steps with the settings of the largest size: {', '.join(steps)}. Small sizes "
+            "have smaller batches and may be slower."
+        )
+    if fits:
+        lines.append(f"Measured by fitting small subsets, scaled with their tokens: {', '.join(fits)}.")
+    if finished:
+        lines.append(f"By finished trials of this study: {', '.join(finished)}.")
+    if is_busy(plan.others):
+        lines.append(f"Other processes kept {plan.others:.1f} cores busy meanwhile: on a quiet machine it is faster.")
+    return lines
+
+
+def _disk_line(plan: Plan) -> str:
+    disk = plan.disk
+    parts = [
+        (disk.stores, "stores, which are there already"),
+        (disk.encoded, "encoded texts"),
+        (disk.predictions, "predictions"),
+        (disk.runs, "trained models (--keep-runs)" if plan.keep_runs else "trials in progress, removed when they end"),
+    ]
+    named = "; ".join(f"{_bytes(size)} {what}" for size, what in parts if size)
+    return f"Disk: about {_bytes(disk.total)} ({named})."
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}" if count < 10 * size else f"{count / size:,.0f} {unit}"
+    return f"{count / 1e3:.0f} kB"
