@@ -14,7 +14,7 @@ import torch
 from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.loader import Loader, Step
 from penstock.engine.data.manifest import TOKENIZER_NAME
-from penstock.engine.data.plan import PlanParameters
+from penstock.engine.data.plan import Plan, PlanParameters
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import save_tokenizer
 from penstock.engine.errors import RunError
@@ -149,21 +149,10 @@ class Loop:
             self.model = self._build(last, state["unmerged"] if state and "unmerged" in state else None, say)
         self.model.to(world.device)
         self._log_offset = 0 if found is None else found.log_size
-        assert settings.data.mode != "auto"
         weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
         self._stepper = Stepper(self.model, settings.training, self._precision, world, weights, self.timers)
-        self._loader = Loader(
-            store,
-            seed=derive_seed(settings.training.seed, "order"),
-            parameters=PlanParameters(
-                tokens_per_batch=self.tokens_per_batch,
-                batches_per_step=settings.data.batches_per_step,
-                mode=settings.data.mode,
-            ),
-            rows=rows,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        self._rows = rows
+        self.plan_with(settings.data.tokens)
         if state is not None and not self.is_over:
             if "stepper" not in state:
                 raise RunError(
@@ -183,6 +172,21 @@ class Loop:
                     f"draws by rule {DROPOUT_RULE}: the run goes on, but not to the same bits as one that was never "
                     "interrupted"
                 )
+
+    def plan_with(self, tokens_per_batch: int) -> None:
+        """Begins from the first step, with batches of so many tokens."""
+        data = self.settings.data
+        assert data.mode != "auto"
+        self._loader = Loader(
+            self._store,
+            seed=derive_seed(self.settings.training.seed, "order"),
+            parameters=PlanParameters(
+                tokens_per_batch=tokens_per_batch, batches_per_step=data.batches_per_step, mode=data.mode
+            ),
+            rows=self._rows,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
 
     def _build(self, last: Path | None, unmerged: dict[str, Any] | None, say: Say) -> Any:
         """The model: new, from an earlier run's weights, or as the last checkpoint has it.
@@ -251,6 +255,29 @@ class Loop:
     @property
     def precision(self) -> str:
         return self._precision
+
+    @property
+    def plan(self) -> Plan:
+        """Of the present epoch."""
+        return self._loader.plan()
+
+    def rehearse_step(self, index: int) -> None:
+        """Takes a step of the first epoch at a learning rate of 0 and counts nothing.
+
+        Raises:
+            OutOfMemoryError, NonFiniteError: as a step of the run would.
+        """
+        self._loader.seek(0, index)
+        step = next(iter(self._loader))
+        weight = self._weight(step)
+        self._stepper(step.batches, step=1, num_examples=step.num_examples, weight=weight, learning_rate=0.0)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+
+    def rehearse_checkpoint(self) -> None:
+        """Makes the copy of all tensors that is made for a checkpoint, and keeps it as a run does."""
+        if self.world.is_main:
+            self._copy.of({"model": self.model.saved_state(), "state": {"stepper": self._stepper.state_dict()}})
 
     def steps_of_an_epoch(self) -> int:
         """As the plan of the present one has it; others differ by a few."""

@@ -23,8 +23,10 @@ OVERRIDE_FORM = "section.key=value, such as training.epochs=3"
 
 @dataclass(frozen=True)
 class DataSettings:
-    tokens_per_batch: int | None = setting(
-        None, "tokens in one batch at most, padding never counts; null: by the recipe", minimum=1
+    tokens_per_batch: int | Literal["auto"] | None = setting(
+        None,
+        "tokens in one batch at most, padding never counts; null: by the recipe; auto: as many as memory has room for",
+        minimum=1,
     )
     batches_per_step: int = setting(1, "batches in one optimizer step: ranks x accumulation", minimum=1)
     mode: Literal["auto", "pack", "bucket"] = setting(
@@ -55,7 +57,7 @@ class DataSettings:
     @property
     def tokens(self) -> int:
         """`tokens_per_batch`, once resolved."""
-        assert self.tokens_per_batch is not None
+        assert isinstance(self.tokens_per_batch, int)
         return self.tokens_per_batch
 
 

@@ -43,8 +43,9 @@ from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.run_record import as_trained
 from penstock.engine.training.settings import FREE_KEYS, Settings
 from penstock.engine.training.signals import StopSignal
-from penstock.engine.training.split import split_validation
+from penstock.engine.training.split import split_rows
 from penstock.engine.training.timers import timers_for
+from penstock.engine.training.token_budget import AUTO, with_measured_budget
 from penstock.engine.training.trained import describe_data
 
 
@@ -161,7 +162,10 @@ def train(
         world.check_divides(settings.data.batches_per_step)
         if settings.model.kind == "bag" and world.size > 1:
             raise ConfigError("model.kind=bag trains in one process: start it without torchrun")
-        rows, validation_rows = _split(settings, train_store, rows, validation_rows)
+        rows, validation_rows = split_rows(settings, train_store, rows, validation_rows)
+        if not began and asked.data.tokens_per_batch == AUTO:
+            measure = partial(with_measured_budget, settings, train_store, rows, validation_rows, world.device)
+            settings = world.on_main(lambda: measure(directory, say))
         identity = _identity(settings, train_store, rows, validation_rows, test_store)
         data = describe_data(train_store)
         reading = Reading.of(train_store, np.concatenate([rows, validation_rows]))
@@ -295,25 +299,6 @@ def _is_same(settings: Settings, saved: Settings) -> bool:
     """Whether two runs with these settings come to the same result."""
     here, there = settings.flat(), saved.flat()
     return all(here[key] == there[key] for key in here if key not in FREE_KEYS)
-
-
-def _split(
-    settings: Settings, store: Store, rows: np.ndarray | None, validation_rows: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.arange(store.num_examples, dtype=np.int64) if rows is None else np.sort(rows)
-    if not len(rows):
-        raise ConfigError("there are no training rows")
-    if validation_rows is not None:
-        return rows, np.sort(validation_rows)
-    data = settings.data
-    assert data.validation_fraction is not None
-    return split_validation(
-        store.labels,
-        rows,
-        fraction=data.validation_fraction,
-        maximum=data.validation_max,
-        seed=settings.training.seed,
-    )
 
 
 def _identity(
