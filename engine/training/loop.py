@@ -174,7 +174,7 @@ class Loop:
                 )
 
     def plan_with(self, tokens_per_batch: int) -> None:
-        """Begins from the first step, with batches of so many tokens."""
+        """Begins from the first step, with batches of this many tokens."""
         data = self.settings.data
         assert data.mode != "auto"
         self._loader = Loader(
@@ -258,7 +258,7 @@ class Loop:
 
     @property
     def plan(self) -> Plan:
-        """Of the present epoch."""
+        """The present epoch's."""
         return self._loader.plan()
 
     def rehearse_step(self, index: int) -> None:

@@ -70,7 +70,7 @@ def _free_of_the_machine(file: Path = Path("/proc/meminfo")) -> Iterator[int]:
 def _free_of_the_control_groups(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[int]:
-    """Of this process's group and each one around it that has a limit. Pages of files count as free, as they are."""
+    """What this process's group leaves, and each one around it that has a limit. Pages of files count as free."""
     with contextlib.suppress(OSError):
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)

@@ -112,7 +112,7 @@ def describe_step(record: Mapping[str, Any]) -> str:
 
 
 def _shares(seconds: Mapping[str, float]) -> Iterator[str]:
-    """Of the time since the last line, what counts; data has a word of its own already."""
+    """The phases that took a hundredth or more of the time since the last line; data has a word of its own already."""
     total = sum(seconds.values())
     for phase, spent in seconds.items():
         if phase != "data" and spent >= 0.01 * total > 0:

@@ -92,7 +92,7 @@ def _cuda_event() -> _Event:
 
 
 class DeviceTimers(Timers):
-    """Of a GPU, which works behind the host: the host's time in a step is divided as the device's was.
+    """Those of a GPU, which works behind the host: the host's time in a step is divided as the device's was.
 
     Events in the device's queue mark the phases. They are read only when the host has waited for the device anyway.
     """
