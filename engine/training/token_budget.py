@@ -116,7 +116,7 @@ def measured_budget(loop: Loop) -> tuple[int, str]:
 
 
 def _needed(loop: Loop, budget: int) -> int | None:
-    """Bytes at most, of the heaviest steps with batches of so many tokens; None if memory ran out."""
+    """Bytes at most, of the heaviest steps with batches of this many tokens; None if memory ran out."""
     device = loop.world.device
     loop.plan_with(budget)
     reset_peak(device)

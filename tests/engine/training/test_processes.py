@@ -27,6 +27,8 @@ TINY = [
     "training.tensorboard=false",
 ]
 
+STEP = ("data", "forward", "backward", "optimizer", "communication")  # the phases that `seconds` has
+
 
 def command(store, run, *overrides, launcher=()):
     arguments = [*launcher, "-m", "penstock.engine.cli", "train", "--train", str(store.path), "--out", str(run)]
@@ -117,6 +119,11 @@ def test_two_processes_train_as_one(store, tmp_path):
         assert a.keys() == b.keys()
         for key in a:
             assert a[key] == (pytest.approx(b[key], rel=1e-3, abs=1e-6) if isinstance(a[key], float) else b[key]), key
+    # waiting for each other is known for what it is, and the phases still add up
+    alone, shared = (json.loads((tmp_path / run / "run.json").read_text())["result"] for run in ("one", "two"))
+    assert alone["time"]["communication"] == 0 < shared["time"]["communication"]
+    for result in (alone, shared):
+        assert sum(result["time"][phase] for phase in STEP) == pytest.approx(result["seconds"], rel=0.1, abs=0.05)
 
 
 def test_processes_that_do_not_divide_a_step(store, tmp_path):
