@@ -155,7 +155,7 @@ def test_a_run_accounts_for_its_time(store, test_store, settings, tmp_path, monk
     slower(loop_module.HostCopy, "of", "checkpoint")
     result, wall, lines = run_of(store, settings, tmp_path / "run", test_store=test_store)
     assert tuple(result.time) == PHASES
-    assert sum(result.time.values()) == pytest.approx(wall, rel=0.03)
+    assert sum(result.time.values()) == pytest.approx(wall, rel=0.03, abs=0.1)
     counts = {"data": result.steps, "optimizer": result.steps, "evaluation": 4, "checkpoint": 1}
     for phase, seconds in slow.items():
         assert result.time[phase] >= counts[phase] * seconds, phase
