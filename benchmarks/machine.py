@@ -69,24 +69,6 @@ def busy_line(cores: float | None) -> str:
     )
 
 
-def flops_probe(dtype: str) -> Callable[[], float] | None:
-    """Operations per second that all threads reach on registers alone."""
-    import torch
-
-    from penstock.kernels import compiled
-
-    if compiled.available() is not None:
-        return None
-    from penstock import _native
-
-    def probe() -> float:
-        start = time.perf_counter()
-        operations = _native.lstm_cpu.multiply_in_registers(compiled.isa(), dtype, torch.get_num_threads(), 50_000)
-        return operations / (time.perf_counter() - start)
-
-    return probe
-
-
 def bytes_probe(moved: float | None = None) -> Callable[[], float]:
     """Bytes per second, read and written, of a copy that moves as many; None: more than a cache holds.
 

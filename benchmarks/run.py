@@ -16,6 +16,7 @@ from penstock.benchmarks.rounds import measure
 from penstock.benchmarks.suite import DTYPES, SUITES, Options, Suite
 from penstock.benchmarks.table import Shown
 from penstock.engine.errors import ConfigError, PenstockError
+from penstock.engine.machine import flops_probe
 
 FAILED = 13  # a case failed; the others are in the results
 SLOWER = 14  # --against found something slower
@@ -185,7 +186,7 @@ def _of_module(suite: Suite, options: Options, shown: Shown) -> Generator[Row, N
         # what a cache holds comes from it, in the probe as in the case
         key = case.dtype if case.unit == "FLOP" else int(case.work or 0)
         if key not in probes:
-            probes[key] = machine.flops_probe(case.dtype) if case.unit == "FLOP" else machine.bytes_probe(case.work)
+            probes[key] = flops_probe(case.dtype) if case.unit == "FLOP" else machine.bytes_probe(case.work)
         shown.now(case.name)
         try:
             yield measure(case, options, probes[key])

@@ -70,6 +70,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 
+class RankError(PenstockError):
+    """Another process of the same run did not answer, or is gone; the last good checkpoint stands."""
+
+    exit_code = 12
+
+
 class NonFiniteError(PenstockError):
     """The loss or the gradients are no longer finite; the last good checkpoint stands."""
 

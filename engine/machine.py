@@ -1,7 +1,9 @@
-"""The machine that figures are of: its processor, and how busy others keep it meanwhile."""
+"""The machine that figures are of: its processor, what it does at most, and how busy others keep it meanwhile."""
 
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 BUSY = 0.05  # of all cores: from here on figures say so
@@ -20,6 +22,31 @@ def processor() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def flops_probe(dtype: str) -> Callable[[], float] | None:
+    """Measures, in a millisecond or less, the operations per second that all threads reach on registers alone.
+
+    Args:
+        dtype: "float32" or "bfloat16".
+
+    Returns:
+        The measurement; None where the compiled kernels are out of use.
+    """
+    import torch
+
+    from penstock.kernels import compiled
+
+    if compiled.available() is not None:
+        return None
+    from penstock import _native
+
+    def probe() -> float:
+        start = time.perf_counter()
+        operations = _native.lstm_cpu.multiply_in_registers(compiled.isa(), dtype, torch.get_num_threads(), 50_000)
+        return operations / (time.perf_counter() - start)
+
+    return probe
 
 
 class Others:

@@ -1,10 +1,15 @@
 """`penstock train`."""
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from penstock.engine.data.store import Store
+    from penstock.engine.training.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +26,19 @@ def _list_settings(wanted: bool) -> None:
 
 def _ask(question: str) -> bool:
     return typer.confirm(question, err=True)
+
+
+def _try_out(settings: "Settings", store: "Store", out: Path) -> None:
+    from penstock.engine.errors import ConfigError
+    from penstock.engine.training.dry_run import dry_run
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "--dry-run tries one process: start it without torchrun; each of several needs as much memory"
+        )
+    _, lines = dry_run(settings, store, out, say=lambda line: typer.echo(line, err=True))
+    for line in lines:
+        typer.echo(line)
 
 
 def train(
@@ -59,6 +77,10 @@ def train(
             help="previous: where the last checkpoint is damaged, go on from the one before it.  [default: last]",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Try the heaviest batches, say what memory and time it takes; write nothing."),
+    ] = False,
     settings: Annotated[
         bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=_list_settings)
     ] = False,
@@ -76,6 +98,8 @@ def train(
 
     if resume not in (None, "last", "previous"):
         raise ConfigError(f"--resume must be last or previous, got {resume!r}")
+    if resume is not None and dry_run:
+        raise ConfigError("--dry-run begins with new weights whatever is there: leave --resume out")
     options = {"model.kind": model, "model.encoder": encoder, "model.start_from": from_}
     command = read_command(out, train, eval_, config, options, overrides or [])
 
@@ -85,6 +109,9 @@ def train(
     from penstock.engine.training.train import train as run_training
 
     keep_freed_memory()
+    if dry_run:
+        _try_out(command.settings, command.train, out)
+        return
     try:
         result = run_training(
             command.settings,

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from penstock._native import Shards
 from penstock.engine.data.cut import Cut
+from penstock.engine.data.file_systems import file_system_of, is_remote
 from penstock.engine.data.label_lists import NO_LABEL, multi_hot
 from penstock.engine.data.manifest import (
     INDEX_SCHEMA,
@@ -30,8 +31,8 @@ from penstock.engine.errors import ConfigError, StoreError, TokenizerError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Reader = Literal["mmap", "pread"]
-READERS = ("mmap", "pread")
+Reader = Literal["auto", "mmap", "pread"]
+READERS = ("auto", "mmap", "pread")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Store:
     Attributes:
         path: the folder.
         manifest: what its manifest.json says.
+        reader: "mmap" or "pread".
         lengths: int32, (num_examples,): tokens that are read of each row, special tokens included.
         stored_lengths: int32, (num_examples,): the same of the rows as they are stored.
         max_length, truncation: tokens of a row at most, and what is kept of a longer text.
@@ -86,7 +88,7 @@ class Store:
     def __init__(self, path: Path, manifest: Manifest, reader: Reader) -> None:
         self.path = path
         self.manifest = manifest
-        self.reader = reader
+        self.reader: Reader = reader
         self._lengths, self._labels = self._open_index()
         self.max_length, self.truncation, self.cut = manifest.max_length, manifest.truncation, None
         self.num_tokens = manifest.num_tokens
@@ -96,13 +98,13 @@ class Store:
         self.shards = self._open_shards()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], reader: Reader = "mmap") -> "Store":
+    def open(cls, path: str | os.PathLike[str], reader: Reader = "auto") -> "Store":
         """
         Args:
             path: the folder that `prepare` wrote.
             reader: "mmap" maps the shards. "pread" reads them with ordinary system calls, for file systems (networks,
                 FUSE) where a map is slow or where a file that shrinks under it would kill the process; the index is
-                then held in memory, 12 bytes a row.
+                then held in memory, 12 bytes a row. "auto": pread there, mmap on a disk of this machine.
 
         Raises:
             StoreError: no store, an incomplete one, or a shard that is not what the manifest says: it is named.
@@ -110,7 +112,20 @@ class Store:
         if reader not in READERS:
             raise ValueError(f"reader must be one of {', '.join(READERS)}, got {reader!r}")
         folder = Path(path)
-        return cls(folder, Manifest.read(folder), reader)
+        manifest = Manifest.read(folder)
+        if reader == "auto":
+            reader = "pread" if is_remote(file_system_of(folder)) else "mmap"
+        return cls(folder, manifest, reader)
+
+    def read_with(self, reader: Reader) -> "Store":
+        """The same store, its files read in another way, as `open` has it; "auto" changes nothing.
+
+        Raises:
+            StoreError: as `open`.
+        """
+        if reader in ("auto", self.reader):
+            return self
+        return Store.open(self.path, reader).cut_to(self.max_length, self.truncation)
 
     @cached_property
     def stored_lengths(self) -> np.ndarray:

@@ -4,7 +4,6 @@ The process is `python -m penstock.engine.study.measure_cost`: it reads a pickle
 stdout.
 """
 
-import contextlib
 import ctypes
 import dataclasses
 import json
@@ -26,6 +25,7 @@ from penstock.engine.machine import Others, processor
 from penstock.engine.records import parse_json, read_record
 from penstock.engine.study.costs import BATCH_SIZES, Cost
 from penstock.engine.study.subsets import subset
+from penstock.engine.training.memory import peak_memory, reset_peak_memory
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
@@ -241,26 +241,6 @@ def _end_to_end(subject: Subject, encoder: "TextTokenizer", texts: list[str], se
 
 def _percentile(values: np.ndarray, share: float) -> float:
     return float(np.percentile(values, share))
-
-
-def reset_peak_memory() -> None:
-    """Begins a new peak, where the system can: Linux."""
-    with contextlib.suppress(OSError):  # then the peak is of the whole process, model building included
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int | None:
-    """Bytes of memory that this process has held at most since `reset_peak_memory`."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def device_name() -> str:

@@ -193,6 +193,11 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
     values |= {} if stated is None else {LENGTH: stated}
     values |= {} if study.truncation is None or study.whole else {TRUNCATION: study.truncation}
     used = _used(study, overrides_for(study.overrides, name), name)
+    if used.get("data.tokens_per_batch") == "auto":
+        raise ConfigError(
+            "data.tokens_per_batch=auto is measured for each run, on its machine, and what a study compares has the "
+            "same batches everywhere: state a number, or leave it out"
+        )
     if family.baseline is None:
         encoder = {"model.encoder": study.encoder} if family.needs_encoder else {}
         return settings_from(values | encoder | used)

@@ -1,15 +1,17 @@
 """One process or many under torchrun: who we are, and what all must agree on."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from penstock.engine.errors import ConfigError
+from penstock.engine.errors import ConfigError, RankError
 
 T = TypeVar("T")
 
@@ -27,8 +29,15 @@ class World:
     device: torch.device
 
     @classmethod
-    def join(cls, device: torch.device | str | None = None) -> "World":
-        """Reads torchrun's environment and starts the process group it asks for: NCCL on GPUs, gloo on CPUs."""
+    def join(cls, device: torch.device | str | None = None, timeout: float = 600.0) -> "World":
+        """Reads torchrun's environment and starts the process group it asks for: NCCL on GPUs, gloo on CPUs.
+
+        Args:
+            timeout: seconds that a process waits for another one.
+
+        Raises:
+            RankError: one of the processes did not come.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if device is None:
             local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -39,8 +48,15 @@ class World:
         if size == 1:
             return cls(0, 1, device)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            with answering(timeout):
+                backend = "nccl" if device.type == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return cls(dist.get_rank(), size, device)
+
+    def wait_at_most(self, timeout: float) -> None:
+        """Sets for how many seconds a process waits for another one from here on."""
+        if self.size > 1:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout))
 
     @property
     def is_main(self) -> bool:
@@ -78,3 +94,41 @@ class World:
                 f"data.batches_per_step={batches_per_step} cannot be shared by {self.size} processes: "
                 f"set it to a multiple of {self.size}"
             )
+
+
+@contextlib.contextmanager
+def answering(timeout: float) -> Iterator[None]:
+    """Around what several processes do together.
+
+    Raises:
+        RankError: one of them did not answer in `timeout` seconds, or is gone: in one line, where the library has a
+            message of its own for each of its ways to wait.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch's own errors of processes are such ones
+        said = str(error).lower()
+        again = "the same command goes on from the last checkpoint"
+        if any(words in said for words in _NO_ANSWER):
+            raise RankError(
+                f"another process did not answer within {timeout:g} s (training.rank_timeout): it hangs, or is slower "
+                f"than that; look at its machine, or raise training.rank_timeout; {again}"
+            ) from error
+        if any(words in said for words in _GONE):
+            raise RankError(f"another process of this run has ended: its own message says why; {again}") from error
+        raise
+
+
+# What gloo, NCCL and the store where processes meet say.
+_NO_ANSWER = ("timed out", "timeout")
+_GONE = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "recvvalue failed",
+    "failed to recv",
+    "sendbytes failed",
+    "connection was likely closed",
+    "remote process exited",
+)

@@ -1,9 +1,12 @@
 """Model FLOPs utilisation: arithmetic done against what the device could do."""
 
+import functools
 import re
 
 import torch
 from torch import nn
+
+from penstock.engine.machine import flops_probe
 
 # Dense bf16/fp16 tensor-core peaks in TFLOP/s, from NVIDIA's data sheets, by the words of a GPU's name.
 _PEAK_TFLOPS = {
@@ -27,11 +30,28 @@ _PEAK_TFLOPS = {
 _BESIDE_THE_CHIP = re.compile(r"NVIDIA|Tesla|GeForce|GPU|SXM\d?|PCIe|HBM\d\w?|\d+GB", re.IGNORECASE)
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s of the device in 16-bit arithmetic; None where it is not known."""
+_PROBES = 5  # of a millisecond or less each: the fastest counts, others may have had the cores in between
+
+
+def peak_flops(device: torch.device, precision: str = "fp32") -> float | None:
+    """FLOP/s of the device: of a GPU in 16-bit arithmetic by its data sheet, of a CPU as all of torch's threads reach
+    it on registers alone, in bfloat16 or in float32 as training does. None where it is not known.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+    """
+    if device.type == "cpu":
+        return _probed("bfloat16" if precision == "bf16" else "float32", torch.get_num_threads())
     if device.type != "cuda":
         return None
     return _peak_flops_named(torch.cuda.get_device_name(device))
+
+
+@functools.cache
+def _probed(dtype: str, threads: int) -> float | None:
+    """Measured once per process and number of threads."""
+    probe = flops_probe(dtype)
+    return None if probe is None else max(probe() for _ in range(_PROBES))
 
 
 def _peak_flops_named(name: str) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.loader import Loader, Step
 from penstock.engine.data.manifest import TOKENIZER_NAME
-from penstock.engine.data.plan import PlanParameters
+from penstock.engine.data.plan import Plan, PlanParameters
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import save_tokenizer
 from penstock.engine.errors import RunError
@@ -44,6 +44,7 @@ from penstock.engine.training.state import (
     checked_loader_state,
 )
 from penstock.engine.training.step import Stepper, StepReport, derive_seed
+from penstock.engine.training.timers import Timers, read_times, timers_for
 from penstock.engine.training.trackers import open_trackers
 from penstock.engine.training.writer import HostCopy, Writer
 from penstock.kernels.philox import DROPOUT_RULE
@@ -64,6 +65,7 @@ class Counters:
         interval_*: of the steps since the last line of metrics.jsonl.
         unfinished: a signal came while the model was evaluated after the last step: what else that step has to log. The
             run goes on with that evaluation.
+        time: seconds of all that the run did, by phase, see `timers`.
     """
 
     epoch: int = 0
@@ -80,13 +82,15 @@ class Counters:
     interval_correct: int = 0
     interval_examples: int = 0
     unfinished: dict[str, float] | None = None
+    time: dict[str, float] | None = None
 
     @classmethod
     def from_state(cls, state: Any) -> "Counters":
         """Raises StateError: they are not counters."""
         state = check_counters(state, cls)
         try:
-            return cls(**{**state, "best": read_metrics(state["best"]) if state.get("best") else None})
+            best = read_metrics(state["best"]) if state.get("best") else None
+            return cls(**{**state, "best": best, "time": read_times(state.get("time"))})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise StateError(f"its figures of the best model cannot be read ({error})") from None
 
@@ -114,16 +118,19 @@ class Loop:
         *,
         found: Found | None,
         precision: str,
+        timers: Timers | None = None,
     ) -> None:
         """
         Args:
             say: prints a line for the user.
             found: the checkpoint to go on from; None for new weights.
             precision: "fp32", "bf16" or "fp16".
+            timers: those of the whole run; by default they begin here.
 
         Raises:
             RunError: the checkpoint is not of this model.
         """
+        self.timers = timers or timers_for(world.device)
         self.settings, self.world, self.directory = settings, world, directory
         self._store, self._validation_rows = store, validation_rows
         self.num_rows = len(rows)
@@ -131,6 +138,7 @@ class Loop:
         state = None if found is None else read_state(directory.path, found.folder)
         with _as_run_error(found):
             self.counters = Counters() if state is None else Counters.from_state(state.get("counters"))
+        self.timers.go_on_from(self.counters.time or {})
         self._tokenizer = self._read_tokenizer(found)
         self._copy, self._writer = HostCopy(), Writer()
         self.counters.stopped_by = self.counters.over(settings.training)
@@ -141,21 +149,10 @@ class Loop:
             self.model = self._build(last, state["unmerged"] if state and "unmerged" in state else None, say)
         self.model.to(world.device)
         self._log_offset = 0 if found is None else found.log_size
-        assert settings.data.mode != "auto"
         weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
-        self._stepper = Stepper(self.model, settings.training, self._precision, world, weights)
-        self._loader = Loader(
-            store,
-            seed=derive_seed(settings.training.seed, "order"),
-            parameters=PlanParameters(
-                tokens_per_batch=self.tokens_per_batch,
-                batches_per_step=settings.data.batches_per_step,
-                mode=settings.data.mode,
-            ),
-            rows=rows,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        self._stepper = Stepper(self.model, settings.training, self._precision, world, weights, self.timers)
+        self._rows = rows
+        self.plan_with(settings.data.tokens)
         if state is not None and not self.is_over:
             if "stepper" not in state:
                 raise RunError(
@@ -175,6 +172,21 @@ class Loop:
                     f"draws by rule {DROPOUT_RULE}: the run goes on, but not to the same bits as one that was never "
                     "interrupted"
                 )
+
+    def plan_with(self, tokens_per_batch: int) -> None:
+        """Begins from the first step, with batches of this many tokens."""
+        data = self.settings.data
+        assert data.mode != "auto"
+        self._loader = Loader(
+            self._store,
+            seed=derive_seed(self.settings.training.seed, "order"),
+            parameters=PlanParameters(
+                tokens_per_batch=tokens_per_batch, batches_per_step=data.batches_per_step, mode=data.mode
+            ),
+            rows=self._rows,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
 
     def _build(self, last: Path | None, unmerged: dict[str, Any] | None, say: Say) -> Any:
         """The model: new, from an earlier run's weights, or as the last checkpoint has it.
@@ -244,6 +256,29 @@ class Loop:
     def precision(self) -> str:
         return self._precision
 
+    @property
+    def plan(self) -> Plan:
+        """The present epoch's."""
+        return self._loader.plan()
+
+    def rehearse_step(self, index: int) -> None:
+        """Takes a step of the first epoch at a learning rate of 0 and counts nothing.
+
+        Raises:
+            OutOfMemoryError, NonFiniteError: as a step of the run would.
+        """
+        self._loader.seek(0, index)
+        step = next(iter(self._loader))
+        weight = self._weight(step)
+        self._stepper(step.batches, step=1, num_examples=step.num_examples, weight=weight, learning_rate=0.0)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+
+    def rehearse_checkpoint(self) -> None:
+        """Makes the copy of all tensors that is made for a checkpoint, and keeps it as a run does."""
+        if self.world.is_main:
+            self._copy.of({"model": self.model.saved_state(), "state": {"stepper": self._stepper.state_dict()}})
+
     def steps_of_an_epoch(self) -> int:
         """As the plan of the present one has it; others differ by a few."""
         return self._loader.plan().num_steps
@@ -269,7 +304,8 @@ class Loop:
         self._log = MetricsLog(self.directory.path / METRICS_NAME, self._log_offset) if main else None
         self._display = open_display(progress if main else "none")
         self._trackers = open_trackers(self.settings, self.directory.path, self.counters.step) if main else []
-        self._flops_per_token, self._peak = training_flops_per_token(self.model), peak_flops(self.world.device)
+        self._flops_per_token = training_flops_per_token(self.model)
+        self._peak = peak_flops(self.world.device, self._precision) if main else None
         try:
             self._loop(stop)
         finally:
@@ -290,7 +326,7 @@ class Loop:
             self._finish_step(report, left["learning_rate"], interval, evaluation_due=True, save=False)
             interval = _Interval()
             if counters.stopped_by:
-                self.world.on_main(self._writer.wait)
+                self._wait_for_writer()
                 return
         saved = time.monotonic()
         for timed in self._steps():
@@ -307,7 +343,7 @@ class Loop:
             )
             stopping, save_by_time, has_failed = report.votes
             if has_failed:
-                self.world.on_main(self._writer.wait)
+                self._wait_for_writer()
             self._count(timed, report, interval)
 
             stop.step = counters.step
@@ -318,7 +354,7 @@ class Loop:
             if resumable:
                 saved = time.monotonic()
             if counters.stopped_by or stopping:
-                self.world.on_main(self._writer.wait)
+                self._wait_for_writer()
             if counters.stopped_by:
                 return
             if stopping:
@@ -339,7 +375,7 @@ class Loop:
         except Stopped:
             counters.unfinished = {"grad_norm": float(report.grad_norm), "learning_rate": rate}
             self._checkpoint(best=False, last=True)
-            self.world.on_main(self._writer.wait)
+            self._wait_for_writer()
             raise Interrupted(self._stop.received, self.directory.path, counters.step) from None
         logs = counters.step % self.settings.training.log_every_steps == 0 or bool(counters.stopped_by)
         if logs:
@@ -352,13 +388,17 @@ class Loop:
         """The steps left, epoch after epoch."""
         while True:
             began = time.perf_counter()
+            before = self.timers.to("data")
             plan = self._loader.plan()
             if self._loader.state_dict()["step"] == 0:
                 record = {"split": "plan", "step": self.counters.step, "epoch": plan.epoch, **plan.statistics()}
                 self._write(record)
             for step in self._loader:
+                self.timers.to(before)
                 yield _TimedStep(step, began, time.perf_counter() - began, self._loader.epoch > step.epoch)
                 began = time.perf_counter()
+                self.timers.to("data")
+            self.timers.to(before)
 
     def _weight(self, step: Step) -> float | None:
         """The sum of the class weights of a step's examples, over all processes; those of labels have none."""
@@ -403,15 +443,16 @@ class Loop:
         if not len(self._validation_rows):
             counters.best_step = counters.step
             return bool(counters.stopped_by)
-        metrics = evaluate(
-            self.model,
-            self._store,
-            rows=self._validation_rows,
-            tokens_per_batch=self.tokens_per_batch,
-            precision=self._precision,
-            world=self.world,
-            watch=self._stop.watch,
-        )
+        with self.timers.during("evaluation"):
+            metrics = evaluate(
+                self.model,
+                self._store,
+                rows=self._validation_rows,
+                tokens_per_batch=self.tokens_per_batch,
+                precision=self._precision,
+                world=self.world,
+                watch=self._stop.watch,
+            )
         best = metrics.better_than(counters.best, training.metric)
         if best:
             counters.best, counters.best_step, counters.since_best = metrics, counters.step, 0
@@ -437,6 +478,7 @@ class Loop:
             "tokens": counters.tokens,
             "seconds": round(counters.seconds, 3),
             **interval.speed(self._flops_per_token, self._peak, self.world.size),
+            "time": {phase: round(seconds, 5) for phase, seconds in self.timers.lap().items()},
         }
         counters.interval_loss, counters.interval_correct, counters.interval_examples = 0.0, 0, 0
         self._write(record)
@@ -453,7 +495,13 @@ class Loop:
 
         Training waits while it is copied, and for the checkpoint before it if that is still being written.
         """
-        self.world.on_main(lambda: self._hand_over(best=best, last=last))
+        with self.timers.during("checkpoint"):
+            self.world.on_main(lambda: self._hand_over(best=best, last=last))
+
+    def _wait_for_writer(self) -> None:
+        """Until the checkpoint under way is written, in all processes."""
+        with self.timers.during("checkpoint"):
+            self.world.on_main(self._writer.wait)
 
     def _hand_over(self, *, best: bool, last: bool) -> None:
         assert self._log is not None
@@ -471,6 +519,7 @@ class Loop:
         self._write({"split": "checkpoint", "step": counters.step, "seconds": round(stood_still, 4)})
         state: dict[str, Any] | None = None
         if last:
+            counters.time = self.timers.read()
             state = {"counters": dataclasses.asdict(counters), "loader": self._loader.state_dict(), **copy["state"]}
             state |= {"log_offset": log.mark()[0], "dropout_rule": DROPOUT_RULE}
         step, mark = counters.step, log.mark()

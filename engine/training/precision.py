@@ -1,6 +1,7 @@
 """Mixed precision: which type, and the contexts that apply it."""
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -31,6 +32,20 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+@contextlib.contextmanager
+def tf32(wanted: bool | None) -> Iterator[None]:
+    """Whether a GPU multiplies float32 matrices in TF32 meanwhile; None leaves it as torch is set."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    if wanted is not None:
+        matmul.allow_tf32 = cudnn.allow_tf32 = wanted
+    try:
+        yield
+    finally:
+        if wanted is not None:
+            matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

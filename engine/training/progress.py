@@ -108,7 +108,15 @@ def describe_step(record: Mapping[str, Any]) -> str:
     ]
     if record.get("mfu") is not None:
         parts.append(f"MFU {record['mfu']:.1%}")
-    return "  ".join(parts)
+    return "  ".join(parts + list(_shares(record.get("time", {}))))
+
+
+def _shares(seconds: Mapping[str, float]) -> Iterator[str]:
+    """The phases that took a hundredth or more of the time since the last line; data has a word of its own already."""
+    total = sum(seconds.values())
+    for phase, spent in seconds.items():
+        if phase != "data" and spent >= 0.01 * total > 0:
+            yield f"{phase} {spent / total:.0%}"
 
 
 def describe_evaluation(record: Mapping[str, Any]) -> str:

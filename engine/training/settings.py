@@ -23,8 +23,10 @@ OVERRIDE_FORM = "section.key=value, such as training.epochs=3"
 
 @dataclass(frozen=True)
 class DataSettings:
-    tokens_per_batch: int | None = setting(
-        None, "tokens in one batch at most, padding never counts; null: by the recipe", minimum=1
+    tokens_per_batch: int | Literal["auto"] | None = setting(
+        None,
+        "tokens in one batch at most, padding never counts; null: by the recipe; auto: as many as memory has room for",
+        minimum=1,
     )
     batches_per_step: int = setting(1, "batches in one optimizer step: ranks x accumulation", minimum=1)
     mode: Literal["auto", "pack", "bucket"] = setting(
@@ -45,6 +47,9 @@ class DataSettings:
     truncation: Literal["auto", "head", "tail", "head+tail"] = setting(
         "auto", "what is read of a longer text; auto: as the store was prepared"
     )
+    reader: Literal["auto", "mmap", "pread"] = setting(
+        "auto", "how stores are read: mapped, or with system calls; auto: pread on network and FUSE file systems"
+    )
 
     def __post_init__(self) -> None:
         check_section(self, "data")
@@ -52,7 +57,7 @@ class DataSettings:
     @property
     def tokens(self) -> int:
         """`tokens_per_batch`, once resolved."""
-        assert self.tokens_per_batch is not None
+        assert isinstance(self.tokens_per_batch, int)
         return self.tokens_per_batch
 
 
@@ -90,6 +95,9 @@ class TrainingSettings:
         "auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU; a bag computes in fp32",
         used_by=("lstm", "encoder"),
     )
+    tf32: bool | None = setting(
+        None, "multiply float32 matrices in TF32, on GPUs; null: as torch is set", used_by=("lstm", "encoder")
+    )
     compile: bool = setting(False, "run the model through torch.compile", used_by=("lstm", "encoder"))
     seed: int = setting(
         0, "seeds the initial weights, the order, dropout and the validation split", minimum=0, maximum=2**63 - 1
@@ -106,6 +114,9 @@ class TrainingSettings:
         2, "checkpoints to resume from that are kept, the best model beside them", minimum=1
     )
     log_every_steps: int = setting(10, "steps between lines of metrics.jsonl", minimum=1)
+    rank_timeout: float = setting(
+        600.0, "seconds that a process waits for another one before the run ends", minimum=1.0, maximum=1e6
+    )
     tensorboard: bool = setting(True, "write TensorBoard events where it is installed")
     wandb_project: str | None = setting(None, "log to this Weights & Biases project")
 
@@ -115,8 +126,15 @@ class TrainingSettings:
 
 # What does not change the run's result: a run may go on with other values of these.
 FREE_KEYS = frozenset(
-    f"training.{key}"
-    for key in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "tensorboard", "wandb_project")
+    (
+        "data.reader",
+        "training.checkpoint_every_steps",
+        "training.keep_checkpoints",
+        "training.log_every_steps",
+        "training.rank_timeout",
+        "training.tensorboard",
+        "training.wandb_project",
+    )
 )
 # What says when a run is over: it may go on with larger ones.
 ENDING_KEYS = ("training.epochs", "training.max_steps", "training.patience")

@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError
+from penstock.engine.training.settings import Settings
 
 
 def split_validation(
@@ -38,6 +40,34 @@ def split_validation(
     for start, number in zip(starts, take, strict=True):
         chosen[order[start : start + number]] = True
     return np.sort(shuffled[~chosen]), np.sort(shuffled[chosen])
+
+
+def split_rows(
+    settings: Settings, store: Store, rows: np.ndarray | None, validation_rows: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A run's (training, validation) rows.
+
+    Args:
+        settings: resolved.
+        rows: those to train on; None for all. validation_rows: those of the user; None to carve them from `rows`.
+
+    Raises:
+        ConfigError: there are none, or too few for both.
+    """
+    rows = np.arange(store.num_examples, dtype=np.int64) if rows is None else np.sort(rows)
+    if not len(rows):
+        raise ConfigError("there are no training rows")
+    if validation_rows is not None:
+        return rows, np.sort(validation_rows)
+    data = settings.data
+    assert data.validation_fraction is not None
+    return split_validation(
+        store.labels,
+        rows,
+        fraction=data.validation_fraction,
+        maximum=data.validation_max,
+        seed=settings.training.seed,
+    )
 
 
 def _proportional(counts: np.ndarray, available: np.ndarray, wanted: int) -> np.ndarray:

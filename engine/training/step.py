@@ -19,6 +19,7 @@ from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
 from penstock.engine.training.settings import TrainingSettings
 from penstock.engine.training.state import check_optimizer_state, optimizer_layout, parameters_of
+from penstock.engine.training.timers import Timers, timers_for
 from penstock.kernels.bag import coalesced
 
 # A loss scale halves at every overflow: after as many in a row it is not the scale that is wrong.
@@ -96,16 +97,20 @@ class Stepper:
         precision: str,
         world: World,
         class_weights: torch.Tensor | None = None,
+        timers: Timers | None = None,
     ) -> None:
         """
         Args:
             class_weights: float, (num_labels,); None for none. With lists of labels, of the positives of each.
+            timers: are told when forward, backward, the optimizer and the wait for other processes begin.
         """
         self._settings = settings
         self._multi_label = is_multi_label(model)
         self._class_weights = None if class_weights is None else class_weights.to(world.device, torch.float32)
         self._precision = precision
         self._world = world
+        self._timers = timers or timers_for(world.device)
+        self._gradient_at = 0.0  # when backward, in this process, had the last gradient ready
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         assert settings.learning_rate is not None
         self._optimizer = build_optimizer(
@@ -125,6 +130,8 @@ class Stepper:
             self._model = DistributedDataParallel(
                 model, device_ids=[world.device] if world.device.type == "cuda" else None, broadcast_buffers=False
             )
+            for parameter in self._parameters:
+                parameter.register_post_accumulate_grad_hook(self._note_gradient)
 
     def __call__(
         self,
@@ -147,11 +154,13 @@ class Stepper:
         Raises:
             NonFiniteError: the loss or the gradients are not finite; the weights are as before the step.
         """
-        world, device = self._world, self._world.device
+        world, device, timers = self._world, self._world.device, self._timers
         normalizer = num_examples if weight is None else weight
+        before = timers.to("forward")
         totals = torch.tensor([0.0, 0.0, *votes], dtype=torch.float64, device=device)
         self._model.train()
         for index, batch in enumerate(batches):
+            timers.to("forward")
             self._seed(derive_seed(self._settings.seed, "step", step, index * world.size + world.rank))
             batch = batch.to(device)
             last = index == len(batches) - 1
@@ -162,17 +171,26 @@ class Stepper:
                 with autocast(self._precision, device):
                     logits = self._model(batch.tokens, **batch.types()).logits
                 loss_sum = self._loss_sum(logits.float(), batch.labels)
+                timers.to("backward")
                 # DistributedDataParallel averages the gradients over the processes: the factor makes it a sum
                 self._scaler.scale(loss_sum * (world.size / normalizer)).backward()
+            if last and world.size > 1:
+                # what backward still did then was to wait for the gradients of the others
+                timers.to("communication", at=self._gradient_at)
+            timers.to("forward")
             totals[0] += loss_sum.detach() * (num_examples / normalizer)
             totals[1] += self._right(logits.detach(), batch.labels)
+        timers.to("optimizer")
         self._scaler.unscale_(self._optimizer)
         if self._loaded_from is not None:
             self._check_loaded()
         gradients = [_entries(parameter) for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        world.sum(totals)
+        if world.size > 1:
+            with timers.during("communication"):
+                world.sum(totals)
         loss_total, correct, *votes_yes, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
+        timers.synced()
         self._check_finite(loss_total / num_examples, grad_norm, step)
         # known here on the host, so that gradients that are short enough are not gone over
         if 0 < self._settings.max_grad_norm < grad_norm < float("inf"):
@@ -182,6 +200,7 @@ class Stepper:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+        timers.to(before)
         return StepReport(loss_total, int(correct), grad_norm, tuple(yes > 0 for yes in votes_yes))
 
     def _loss_sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -246,6 +265,9 @@ class Stepper:
         if last and isinstance(self._model, DistributedDataParallel):
             self._model(batch.tokens, **batch.types())
             torch.stack([parameter.sum() for parameter in self._parameters]).sum().mul(0.0).backward()
+
+    def _note_gradient(self, parameter: torch.Tensor) -> None:
+        self._gradient_at = self._timers.clock()
 
     def _without_sync(self) -> contextlib.AbstractContextManager:
         if isinstance(self._model, DistributedDataParallel):

@@ -61,8 +61,9 @@ def open_trackers(settings: Settings, run: Path, step: int) -> list[tuple[Tracke
 
 
 def _scalars(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    times = {f"time/{phase}": seconds for phase, seconds in record.get("time", {}).items()}
     return [
         (f"{record['split']}/{name}", float(value))
-        for name, value in record.items()
+        for name, value in {**record, **times}.items()
         if name not in ("split", "step", "best") and isinstance(value, (int, float))
     ]

@@ -1,8 +1,10 @@
 """From settings and a store to a trained model in a run directory."""
 
+import contextlib
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from penstock.engine.data.file_systems import file_system_of
 from penstock.engine.data.store import Store
 from penstock.engine.data.verify import check_files
 from penstock.engine.errors import ConfigError, RunError
@@ -27,12 +30,12 @@ from penstock.engine.training.begin import (
 )
 from penstock.engine.training.calibrate import Calibration, calibrated
 from penstock.engine.training.checkpoint import export_best
-from penstock.engine.training.distributed import Stopped, World
+from penstock.engine.training.distributed import Stopped, World, answering
 from penstock.engine.training.evaluate import evaluate
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import Thresholds, read_metrics
-from penstock.engine.training.precision import resolve_precision
+from penstock.engine.training.precision import resolve_precision, tf32
 from penstock.engine.training.progress import Mode
 from penstock.engine.training.reading import Reading, read_by
 from penstock.engine.training.resume import Confirm, Found, Resume, find_checkpoint, settle_links
@@ -40,7 +43,9 @@ from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.run_record import as_trained
 from penstock.engine.training.settings import FREE_KEYS, Settings
 from penstock.engine.training.signals import StopSignal
-from penstock.engine.training.split import split_validation
+from penstock.engine.training.split import split_rows
+from penstock.engine.training.timers import timers_for
+from penstock.engine.training.token_budget import AUTO, with_measured_budget
 from penstock.engine.training.trained import describe_data
 
 
@@ -57,6 +62,9 @@ class TrainResult:
         checkpoint_seconds: that training stood still for checkpoints, not in `seconds`.
         calibration: the temperature that the best model's logits were divided by, if one was asked for.
         thresholds: of a model for lists of labels, where its validation rows draw the line; `validation` is at 0.5.
+        time: seconds of the whole run by phase: data, forward, backward, optimizer, communication, checkpoint,
+            evaluation, other. They add up to the time from its beginning to its end; of a run that was interrupted,
+            without what was done after the checkpoint that it went on from. None of an earlier version's run.
     """
 
     validation: Metrics | None
@@ -75,6 +83,7 @@ class TrainResult:
     calibration: Calibration | None = None
     thresholds: Thresholds | None = None
     checkpoint_seconds: float = 0.0
+    time: dict[str, float] | None = None
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "TrainResult":
@@ -128,13 +137,16 @@ def train(
         StoreError: the test store, or the run to start from, has other labels or another tokenizer.
         NonFiniteError: the loss or the gradients are no longer finite; the last checkpoint stands as it was.
         DiskError: a checkpoint cannot be written; the earlier one stands.
+        RankError: another process of the run did not answer for `training.rank_timeout`, or is gone.
         Interrupted: SIGTERM, SIGINT or SIGHUP came; the run was checkpointed.
     """
     if train_store.max_length != train_store.manifest.max_length:
         raise ConfigError("the training store is cut already: give the whole one, and data.max_length")
-    world = World.join(device)
+    timeout = settings.training.rank_timeout
+    world = World.join(device, timeout)
+    timers = timers_for(world.device)
     say = _speaker(progress, world)
-    with RunDirectory(Path(out_dir)) as directory:
+    with _answering(world, timeout), RunDirectory(Path(out_dir)) as directory:
         # rank 0 alone reads, creates and locks it
         directory.record = world.on_main(directory.open)
         began = world.on_main(lambda: directory.has_checkpoint)
@@ -143,11 +155,17 @@ def train(
             settings = world.on_main(lambda: settings_as_begun(directory, asked, train_store))
         else:
             settings = world.on_main(lambda: new_settings(asked, train_store, rows, validation_rows))
-        train_store = read_by(settings, train_store)
+        world.wait_at_most(settings.training.rank_timeout)
+        train_store = read_by(settings, train_store.read_with(settings.data.reader))
+        if test_store is not None:
+            test_store = test_store.read_with(settings.data.reader)
         world.check_divides(settings.data.batches_per_step)
         if settings.model.kind == "bag" and world.size > 1:
             raise ConfigError("model.kind=bag trains in one process: start it without torchrun")
-        rows, validation_rows = _split(settings, train_store, rows, validation_rows)
+        rows, validation_rows = split_rows(settings, train_store, rows, validation_rows)
+        if not began and asked.data.tokens_per_batch == AUTO:
+            measure = partial(with_measured_budget, settings, train_store, rows, validation_rows, world.device)
+            settings = world.on_main(lambda: measure(directory, say))
         identity = _identity(settings, train_store, rows, validation_rows, test_store)
         data = describe_data(train_store)
         reading = Reading.of(train_store, np.concatenate([rows, validation_rows]))
@@ -167,9 +185,23 @@ def train(
         found = world.on_main(lambda: _find(directory, resume, confirm, say) if began else None)
         precision = world.on_main(lambda: _precision(directory, settings, world, say))
         devices = [world.device] if world.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), StopSignal(directory.path) as stop:
+        with (
+            _answering(world, settings.training.rank_timeout),
+            torch.random.fork_rng(devices),
+            tf32(settings.training.tf32 if devices else None),
+            StopSignal(directory.path) as stop,
+        ):
             loop = Loop(
-                settings, train_store, rows, validation_rows, world, directory, say, found=found, precision=precision
+                settings,
+                train_store,
+                rows,
+                validation_rows,
+                world,
+                directory,
+                say,
+                found=found,
+                precision=precision,
+                timers=timers,
             )
             changed = []
             if began:
@@ -180,6 +212,8 @@ def train(
                 )
             say(opening_line(loop, rows, validation_rows, train_store))
             say(str(reading))
+            for line in _notes(settings, train_store, world):
+                say(line)
             if train_store.truncation == "head+tail":
                 say(
                     f"note: texts longer than {train_store.max_length:,} tokens keep their beginning and end "
@@ -206,6 +240,19 @@ def _speaker(progress: Mode, world: World) -> Say:
             print(line, file=sys.stderr, flush=True)
 
     return say
+
+
+def _answering(world: World, timeout: float) -> contextlib.AbstractContextManager[None]:
+    return answering(timeout) if world.size > 1 else contextlib.nullcontext()
+
+
+def _notes(settings: Settings, store: Store, world: World) -> Iterator[str]:
+    """What a setting does not do here, or does of its own accord."""
+    if settings.training.tf32 is not None and world.device.type != "cuda":
+        yield f"note: training.tf32={str(settings.training.tf32).lower()} changes nothing here: only GPUs have TF32"
+    if settings.data.reader == "auto" and store.reader == "pread":
+        kind = file_system_of(store.path)
+        yield f"note: {store.path} lies on {kind or 'an unknown file system'}: it is read with pread (data.reader)"
 
 
 def _find(directory: RunDirectory, resume: Resume, confirm: Confirm | None, say: Say) -> Found | None:
@@ -254,25 +301,6 @@ def _is_same(settings: Settings, saved: Settings) -> bool:
     return all(here[key] == there[key] for key in here if key not in FREE_KEYS)
 
 
-def _split(
-    settings: Settings, store: Store, rows: np.ndarray | None, validation_rows: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.arange(store.num_examples, dtype=np.int64) if rows is None else np.sort(rows)
-    if not len(rows):
-        raise ConfigError("there are no training rows")
-    if validation_rows is not None:
-        return rows, np.sort(validation_rows)
-    data = settings.data
-    assert data.validation_fraction is not None
-    return split_validation(
-        store.labels,
-        rows,
-        fraction=data.validation_fraction,
-        maximum=data.validation_max,
-        seed=settings.training.seed,
-    )
-
-
 def _identity(
     settings: Settings, store: Store, rows: np.ndarray, validation_rows: np.ndarray, test_store: Store | None
 ) -> dict[str, Any]:
@@ -304,14 +332,15 @@ def _conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) 
     test = None
     if test_store is not None:
         model = load_model(directory.path).to(world.device)  # type: ignore[arg-type]
-        test = evaluate(
-            model,
-            test_store,
-            tokens_per_batch=loop.tokens_per_batch,
-            precision=loop.precision,
-            world=world,
-            watch=stop.watch,
-        )
+        with loop.timers.during("evaluation"):
+            test = evaluate(
+                model,
+                test_store,
+                tokens_per_batch=loop.tokens_per_batch,
+                precision=loop.precision,
+                world=world,
+                watch=stop.watch,
+            )
     seconds = max(counters.seconds, 1e-9)
     result = TrainResult(
         validation=counters.best,
@@ -330,6 +359,7 @@ def _conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) 
         trainable_parameters=sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad),
         calibration=calibration,
         thresholds=thresholds,
+        time={phase: round(spent, 3) for phase, spent in loop.timers.read().items()},
     )
     record = dataclasses.asdict(result)
     if thresholds is None:

@@ -128,7 +128,7 @@ def test_the_report_of_a_stopped_study(old):
 
 def _timeless(run: str) -> list[dict]:
     """The lines of a run's metrics without what a clock measured."""
-    clock = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu")
+    clock = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time")
     lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line["split"] != "checkpoint"]
     return [{key: value for key, value in line.items() if key not in clock} for line in kept]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from penstock.engine.training import flops
 from penstock.engine.training.flops import _PEAK_TFLOPS, peak_flops
 
 
@@ -51,5 +52,19 @@ def test_other_gpus_have_no_peak(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert named(name, monkeypatch) is None
 
 
-def test_no_peak_without_a_gpu() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_cpus_peak_is_measured_once(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    peak = peak_flops(cpu, precision)
+    assert peak is not None
+    assert peak > 1e8
+    monkeypatch.setattr(flops, "flops_probe", lambda dtype: pytest.fail("measured again"))
+    assert peak_flops(cpu, precision) == peak
+
+
+def test_no_peak_where_nothing_measures_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "flops_probe", lambda dtype: None)
+    flops._probed.cache_clear()
     assert peak_flops(torch.device("cpu")) is None
+    flops._probed.cache_clear()
+    assert peak_flops(torch.device("meta")) is None

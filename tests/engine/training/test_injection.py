@@ -21,7 +21,7 @@ from stopping import stop_at
 from penstock.engine.checked import SEAL_NAME, read_seal, seal, with_checksum
 from penstock.engine.training.train import train
 
-CLOCK = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu")
+CLOCK = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time")
 STATE = "training_state.pt"
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ TINY = [
     "training.tensorboard=false",
 ]
 
+STEP = ("data", "forward", "backward", "optimizer", "communication")  # the phases that `seconds` has
+
 
 def command(store, run, *overrides, launcher=()):
     arguments = [*launcher, "-m", "penstock.engine.cli", "train", "--train", str(store.path), "--out", str(run)]
@@ -45,7 +48,7 @@ def finish(arguments):
 
 
 def lines(run):
-    timeless = ("seconds", "tokens_per_second", "examples_per_second", "data_wait")
+    timeless = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in timeless} for record in records]
 
@@ -116,6 +119,11 @@ def test_two_processes_train_as_one(store, tmp_path):
         assert a.keys() == b.keys()
         for key in a:
             assert a[key] == (pytest.approx(b[key], rel=1e-3, abs=1e-6) if isinstance(a[key], float) else b[key]), key
+    # waiting for each other is known for what it is, and the phases still add up
+    alone, shared = (json.loads((tmp_path / run / "run.json").read_text())["result"] for run in ("one", "two"))
+    assert alone["time"]["communication"] == 0 < shared["time"]["communication"]
+    for result in (alone, shared):
+        assert sum(result["time"][phase] for phase in STEP) == pytest.approx(result["seconds"], rel=0.1, abs=0.05)
 
 
 def test_processes_that_do_not_divide_a_step(store, tmp_path):
@@ -124,3 +132,44 @@ def test_processes_that_do_not_divide_a_step(store, tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "data.batches_per_step=3 cannot be shared by 2 processes: set it to a multiple of 2" in err
+
+
+def together(store, run, *overrides):
+    """The two processes of a run, without a launcher that would end the one when the other does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in place.items():
+            patch.setenv(name, value)
+        for rank in ("0", "1"):
+            patch.setenv("RANK", rank)
+            patch.setenv("LOCAL_RANK", rank)
+            yield start(command(store, run, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("blow", "words"),
+    [
+        (signal.SIGSTOP, "another process did not answer within 6 s (training.rank_timeout)"),
+        (signal.SIGKILL, "another process of this run has ended: its own message says why"),
+    ],
+)
+@pytest.mark.parametrize("struck", [0, 1])
+def test_a_process_that_hangs_or_is_gone_ends_the_others(store, tmp_path, blow, words, struck):
+    processes = list(together(store, tmp_path / "run", "training.epochs=100000", "training.rank_timeout=6"))
+    other = processes[1 - struck]
+    try:
+        while not progress_of(tmp_path / "run"):
+            time.sleep(0.05)
+            assert all(process.poll() is None for process in processes)
+        processes[struck].send_signal(blow)
+        _, err = other.communicate(timeout=120)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert other.returncode == 12, err
+    assert words in err.splitlines()[-1]
+    assert "Traceback" not in err

@@ -69,7 +69,7 @@ def timeless(run: Path) -> list[str]:
     import json
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    times = ("seconds", "tokens_per_second", "examples_per_second", "data_wait")
+    times = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time")
     lines = [line for line in lines if line["split"] != "checkpoint"]  # one more where a signal came
     return [str({key: value for key, value in line.items() if key not in times}) for line in lines]
 

@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_bitwise_as_an_uninterrupted_one(tmp_path, store
     assert again.validation == result.validation
     assert records(parts, "plan") == records(whole, "plan")
     assert (again.steps, again.examples, again.tokens) == (result.steps, result.examples, result.tokens)
-    timeless = ("seconds", "tokens_per_second", "examples_per_second", "data_wait")
+    timeless = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time")
     for split in ("train", "validation"):
         one, other = (
             [{k: v for k, v in r.items() if k not in timeless} for r in records(run, split)] for run in (whole, parts)

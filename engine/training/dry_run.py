@@ -1,0 +1,65 @@
+"""`penstock train --dry-run`: what a run will need, with nothing written."""
+
+from pathlib import Path
+
+import torch
+
+from penstock.engine.data.store import Store
+from penstock.engine.models.start import Say
+from penstock.engine.training.begin import new_settings, opening_line, settings_as_begun
+from penstock.engine.training.distributed import World
+from penstock.engine.training.loop import Loop
+from penstock.engine.training.precision import resolve_precision, tf32
+from penstock.engine.training.reading import read_by
+from penstock.engine.training.rehearsal import Rehearsal, rehearse
+from penstock.engine.training.run_directory import RunDirectory
+from penstock.engine.training.run_record import has_checkpoint
+from penstock.engine.training.settings import Settings
+from penstock.engine.training.split import split_rows
+from penstock.engine.training.token_budget import AUTO, with_measured_budget
+
+
+def dry_run(
+    settings: Settings,
+    store: Store,
+    out_dir: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    say: Say = lambda line: None,
+) -> tuple[Rehearsal, list[str]]:
+    """Builds the model, takes the heaviest steps of the first epoch, and measures. In one process.
+
+    Example:
+        >>> from penstock.engine import Store, load_settings
+        >>> from penstock.engine.training.dry_run import dry_run
+        >>> settings = load_settings(None, ["model.hidden_size=4", "training.epochs=1"])
+        >>> found, lines = dry_run(settings, Store.open("train"), "never-written")
+        >>> found.fits
+        True
+
+    Args:
+        out_dir: as for `train`. A run that is there is measured as it goes on; it is neither locked nor touched.
+        say: prints a line for the user.
+
+    Returns:
+        What was measured; the same in lines for the user.
+
+    Raises:
+        ConfigError, ModelError, RunError, StoreError: as `train`.
+        OutOfMemoryError: a batch does not fit.
+    """
+    world, directory = World.join(device), RunDirectory(Path(out_dir))
+    goes_on = has_checkpoint(directory.path)
+    asked = settings
+    settings = settings_as_begun(directory, asked, store) if goes_on else new_settings(asked, store, None, None)
+    store = read_by(settings, store.read_with(settings.data.reader))
+    rows, validation_rows = split_rows(settings, store, None, None)
+    if not goes_on and asked.data.tokens_per_batch == AUTO:
+        settings = with_measured_budget(settings, store, rows, validation_rows, world.device, directory, say)
+    devices = [world.device] if world.device.type == "cuda" else []
+    precision = resolve_precision(settings.training.precision, world.device)
+    with torch.random.fork_rng(devices), tf32(settings.training.tf32 if devices else None):
+        loop = Loop(settings, store, rows, validation_rows, world, directory, say, found=None, precision=precision)
+        say(opening_line(loop, rows, validation_rows, store))
+        found = rehearse(loop)
+    return found, list(found.lines(loop))

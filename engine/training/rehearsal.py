@@ -1,0 +1,157 @@
+"""What a run will need, tried out on its heaviest steps: memory and time. Nothing of it is written anywhere."""
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from penstock.engine.data.plan import Plan
+from penstock.engine.training.loop import Loop
+from penstock.engine.training.memory import memory_limit, peak_memory, reset_peak_memory, return_freed_memory
+
+_TYPICAL_STEPS = 6  # timed for the epoch's time, from all over it
+
+
+@dataclass(frozen=True)
+class Heaviest:
+    """The batch of an epoch with the most tokens: texts, tokens, the greatest length."""
+
+    texts: int
+    tokens: int
+    longest: int
+
+    def __str__(self) -> str:
+        return f"{self.texts:,} texts with {self.tokens:,} tokens, the longest of {self.longest:,}"
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was measured.
+
+    Attributes:
+        heaviest: of the batches tried.
+        peak: bytes that the process held at most, with the copy that a checkpoint makes; on a GPU, of its memory.
+            None where the system does not tell.
+        limit: bytes that it may hold; None where the system does not tell.
+        worst_seconds: of the slowest step of the heaviest ones.
+        seconds: of a step in the mean over the epoch. steps: of an epoch.
+    """
+
+    heaviest: Heaviest
+    peak: int | None
+    limit: int | None
+    worst_seconds: float
+    seconds: float
+    steps: int
+
+    @property
+    def fits(self) -> bool:
+        return self.peak is None or self.limit is None or self.peak <= self.limit
+
+    def lines(self, loop: Loop) -> Iterator[str]:
+        """For the user."""
+        training = loop.settings.training
+        yield f"dry run: nothing is written; the heaviest batch has {self.heaviest}"
+        if self.peak is None:
+            yield "peak memory: this system does not tell"
+        else:
+            room = "" if self.limit is None else f" of {gib(self.limit)} that there are"
+            yield f"peak memory: {gib(self.peak)}{room} ({_where(loop.world.device)})"
+        if not self.fits:
+            tokens = loop.tokens_per_batch
+            yield (
+                f"that is more than there is: set data.tokens_per_batch below {tokens:,} (data.batches_per_step=2 with "
+                "half of it makes the same steps)"
+            )
+        epoch_hours = self.seconds * self.steps / 3600
+        yield (
+            f"time: {_seconds(self.seconds)} a step ({_seconds(self.worst_seconds)} the slowest tried), "
+            f"{self.steps:,} steps and about {_hours(epoch_hours)} an epoch; evaluations and checkpoints not counted"
+        )
+        steps = [training.epochs * self.steps] if training.epochs is not None else []
+        steps += [training.max_steps] if training.max_steps is not None else []
+        yield f"the run: at most {min(steps):,} steps, about {_hours(min(steps) * self.seconds / 3600)}"
+
+
+def rehearse(loop: Loop) -> Rehearsal:
+    """Takes the heaviest steps of the first epoch, and some of its others, with weights that stay as they are.
+
+    Args:
+        loop: new, and of no use afterwards but for this.
+
+    Raises:
+        OutOfMemoryError: a batch does not fit.
+    """
+    device, plan = loop.world.device, loop.plan
+    heaviest = heaviest_steps(plan)
+    reset_peak(device)
+    for index in heaviest:  # the first time, the optimizer makes its state
+        loop.rehearse_step(index)
+    loop.rehearse_checkpoint()
+    worst = max(_timed(loop, index) for index in heaviest)
+    peak = peak_of(device)
+    others = np.linspace(0, plan.num_steps - 1, min(_TYPICAL_STEPS, plan.num_steps)).round().astype(int).tolist()
+    tokens = sum(plan.step_tokens(index) for index in others)
+    rate = max(tokens, 1) / max(sum(_timed(loop, index) for index in others), 1e-9)
+    seconds = int(plan.tokens.sum()) / rate / plan.num_steps
+    return Rehearsal(heaviest_batch(plan), peak, limit_of(device), worst, seconds, plan.num_steps)
+
+
+def heaviest_steps(plan: Plan) -> list[int]:
+    """The steps with the most tokens in a batch, with the greatest sum of squared lengths, and with the longest row."""
+    width = plan.parameters.batches_per_step
+    return sorted({int(values.argmax()) // width for values in (plan.tokens, plan.squares, plan.longest)})
+
+
+def heaviest_batch(plan: Plan) -> Heaviest:
+    batch = int(plan.tokens.argmax())
+    return Heaviest(len(plan.rows(batch)), int(plan.tokens[batch]), int(plan.longest[batch]))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begins a new peak of the memory that matters on a device."""
+    gc.collect()
+    return_freed_memory()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_peak_memory()
+
+
+def peak_of(device: torch.device) -> int | None:
+    """Bytes since `reset_peak`."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory()
+
+
+def limit_of(device: torch.device) -> int | None:
+    """Bytes that this process may hold on a device, one of those of its machine that share what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return memory_limit(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _timed(loop: Loop, index: int) -> float:
+    began = time.perf_counter()
+    loop.rehearse_step(index)
+    return time.perf_counter() - began
+
+
+def _where(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this process, on the CPU"
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g} hours" if hours >= 0.095 else f"{hours * 60:.2g} minutes"
