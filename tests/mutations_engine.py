@@ -98,8 +98,8 @@ FAULTS = [
     Fault(
         "batches hold twice the tokens that were asked for",
         "engine",
-        "tokens_per_batch=self.tokens_per_batch,\n                batches",
-        "tokens_per_batch=2 * self.tokens_per_batch,\n                batches",
+        "tokens_per_batch=tokens_per_batch, batches_per_step=data.batches_per_step",
+        "tokens_per_batch=2 * tokens_per_batch, batches_per_step=data.batches_per_step",
         "test_train.py",
     ),
     Fault(

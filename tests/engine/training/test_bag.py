@@ -169,7 +169,8 @@ def test_several_processes_are_refused(tmp_path, store, monkeypatch):
     from penstock.engine.training import train as module
     from penstock.engine.training.distributed import World
 
-    monkeypatch.setattr(module.World, "join", lambda device: World(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(module.World, "join", lambda device, *_: World(0, 2, torch.device("cpu")))
     monkeypatch.setattr(module.World, "on_main", lambda self, action: action())
+    monkeypatch.setattr(module.World, "wait_at_most", lambda self, seconds: None)
     with pytest.raises(ConfigError, match=r"model\.kind=bag trains in one process"):
         train(bag("data.batches_per_step=2"), store, tmp_path, progress="none")

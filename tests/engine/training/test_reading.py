@@ -141,7 +141,7 @@ def test_a_run_is_that_of_a_store_prepared_so(tmp_path, long_store, encoder, set
     stated = [*QUICK, *own, "data.max_length=17", f"data.truncation={truncation}"]
     cut = train(plain(*stated), long_store, tmp_path / "cut", test_store=test, progress="none")
     whole = train(plain(*QUICK, *own), prepared, tmp_path / "whole", test_store=test, progress="none")
-    clock = {"seconds": 0, "tokens_per_second": 0, "examples_per_second": 0, "checkpoint_seconds": 0}
+    clock = {"seconds": 0, "tokens_per_second": 0, "examples_per_second": 0, "checkpoint_seconds": 0, "time": None}
     assert replace(cut, **clock) == replace(whole, **clock)
     runs = [TrainedRun.open(tmp_path / name) for name in ("cut", "whole")]
     texts = [text for text, _ in rows_of(20, 70)]

@@ -74,6 +74,15 @@ def timeless(run: Path) -> list[str]:
     return [str({key: value for key, value in line.items() if key not in times}) for line in lines]
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """Whoever starts the tests may ignore a signal (nohup does), and what is ignored stays so."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS if signum != signal.SIGINT}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.fixture(scope="module")
 def overrides() -> tuple[str, ...]:
     return ("training.log_every_steps=3", "training.calibrate=true", "data.validation_fraction=0.3")
