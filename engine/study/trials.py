@@ -14,6 +14,7 @@ from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom
 from penstock.engine.study.predictions import PredictionsEntry, predictions_path
 
+AT_THE_END = "is at the end of the range that was tried"  # in notes of a choice: a better value may lie beyond
 _MANY = (1 << 63) - 1  # of anything that is counted
 
 
