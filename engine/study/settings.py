@@ -148,7 +148,7 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
     families at one size and seed: they also share the validation split.
 
     Raises:
-        ConfigError: an override names no setting or has a wrong value.
+        ConfigError: an override names no setting or has a wrong value, or the family does not read pairs of texts.
         ModelError: there is no such encoder.
     """
     from penstock.engine.training.reading import LENGTH, TRUNCATION, read_by, settle_reading
