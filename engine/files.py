@@ -136,9 +136,16 @@ def temporary_files(folder: Path) -> list[Path]:
 
 
 def remove_committed(path: Path) -> None:
-    """Removes a file so that it stays removed after a crash."""
+    """Removes a file, or what `point` has made, so that it stays removed after a crash."""
     with disk_errors(path):
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():  # a copied folder: gone in one instant, never in parts
+            aside = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+            _remove_any(_old(path))  # `settle_pointer` would put it back
+            _remove_any(aside)
+            os.replace(path, aside)
+            _remove_any(aside)
+        else:
+            path.unlink(missing_ok=True)
         sync_folder(path.parent)
 
 

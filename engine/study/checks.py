@@ -19,6 +19,7 @@ from penstock.engine.study.costs import Cost
 from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.names import name_of
 from penstock.engine.study.table import Point, Table
+from penstock.engine.study.trials import AT_THE_END
 
 CHEAP = ("majority", "linear", "bag")  # that a well trained encoder is not worse than
 _LEVEL = 0.05
@@ -168,7 +169,9 @@ def _at_the_edge(table: Table) -> Iterator[Check]:
         yield Check(
             "PS005",
             f"{note} ({_listed(names)})",
-            "a better value may lie outside of what was tried: widen the range, or set it",
+            "a better value may lie outside of what was tried: widen the range, or set it"
+            if AT_THE_END in note
+            else "its figures there are those of what it could do, not of all the data: compare with that in mind",
         )
 
 

@@ -4,7 +4,6 @@ external/NAME.json names the file; external/NAME.parquet holds the classes as a 
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from penstock.engine.data.sources.labels import LabelNames
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError, SourceError
 from penstock.engine.files import write_json
+from penstock.engine.records import read_json, read_record
 from penstock.engine.setting import split_key_value
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar
@@ -137,9 +137,10 @@ def read_externals(folder: Path, test: str | None) -> list[tuple[External, Predi
     for path in sorted(folder.glob("*.json")):
         again = f"remove it, or give --external {path.stem}=FILE again"
         try:
-            document = json.loads(path.read_text())
-            external = External(**{**document, "predictions": PredictionsEntry(**document["predictions"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            external = read_record(External, read_json(path))
+            if (external.name, external.predictions.name) != (path.stem, f"{path.stem}.parquet"):
+                raise ValueError(f"it is of {external.name} in {external.predictions.name}")
+        except (OSError, ValueError) as error:
             raise RunError(f"{path}: damaged ({error}); {again}") from None
         predictions = read_predictions(folder, external.predictions)
         if test is not None and predictions.test != test:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from penstock.engine.errors import ConfigError
+from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.records import check_range, read_record
 from penstock.engine.study.costs import Cost
 from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.table import Table
@@ -44,9 +45,21 @@ class Prices:
 
     @classmethod
     def in_study(cls, study: Mapping[str, Any]) -> "Prices | None":
-        """As study.json keeps them."""
+        """As study.json keeps them.
+
+        Raises:
+            RunError: it keeps something else.
+        """
         kept = study.get("prices")
-        return cls(**kept) if kept else None
+        if not kept:
+            return None
+        try:
+            prices = read_record(cls, kept, "prices")
+            for name, value in asdict(prices).items():
+                check_range(f"prices.{name}", value, 0, math.inf)
+            return prices
+        except ValueError as error:
+            raise RunError(f"study.json is damaged: {error}; give the prices again, or take the entry out") from None
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)

@@ -78,7 +78,7 @@ def keep_prices(folder: Path, prices: Prices) -> None:
         DiskError: it cannot be written.
     """
     study = read_study(folder)
-    if Prices.in_study(study) != prices:
+    if study.get("prices") != prices.to_json():
         with disk_errors(folder):
             write_study(folder, study | {"prices": prices.to_json()})
 

@@ -14,10 +14,12 @@ from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.classes import class_rows
 from penstock.engine.study.costs import Cost
 from penstock.engine.study.curves import Curve
+from penstock.engine.study.external import ExternalFigures
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.money import Bill, Exchange
 from penstock.engine.study.names import title_of
+from penstock.engine.study.paired import GapTest
 from penstock.engine.study.table import Point
 
 FORMAT = 1  # higher when a reader of the older one would misread it
@@ -60,6 +62,7 @@ def report_json(findings: Findings, title: str) -> dict[str, Any]:
             for family, own in findings.equivalents.items()
             for size, needed in own.items()
         ],
+        "externals": [_external(external) for external in findings.externals],
         "curves": {family: _curve(curve) for family, curve in findings.curves.items()},
         "classes": [asdict(row) for row in class_rows(table)],
         "costs": {family: _cost(cost) for family, cost in findings.costs.items()},
@@ -73,7 +76,6 @@ def report_json(findings: Findings, title: str) -> dict[str, Any]:
 
 
 def _point(point: Point) -> dict[str, Any]:
-    test = point.test
     return {
         "family": point.family,
         "size": point.size,
@@ -82,18 +84,32 @@ def _point(point: Point) -> dict[str, Any]:
         "macro_f1": _estimate(point.macro_f1),
         "gaps": {str(seed): value for seed, value in point.gaps.items()},
         "gap": _estimate(point.gap),
-        "test": None
-        if test is None
-        else {
-            "p_value": test.p_value,
-            "p_adjusted": test.adjusted,
-            "only_encoder_right": test.pairs.first,
-            "only_family_right": test.pairs.second,
-            "pairs": test.pairs.pairs,
-            "mcnemar_p_value": test.pairs.p_value,
-            "mcnemar_p_adjusted": test.mcnemar_adjusted,
-        },
+        "test": None if point.test is None else _test(point.test, "family"),
         "not_done": point.unfinished,
+    }
+
+
+def _external(external: ExternalFigures) -> dict[str, Any]:
+    return {
+        "name": external.name,
+        "source": external.source,
+        "accuracy": _estimate(external.accuracy),
+        "gaps": [
+            {"encoder_size": size, "gap": _estimate(gap), "test": _test(external.tests[size], "external")}
+            for size, gap in external.gaps.items()
+        ],
+    }
+
+
+def _test(test: GapTest, other: str) -> dict[str, Any]:
+    return {
+        "p_value": test.p_value,
+        "p_adjusted": test.adjusted,
+        "only_encoder_right": test.pairs.first,
+        f"only_{other}_right": test.pairs.second,
+        "pairs": test.pairs.pairs,
+        "mcnemar_p_value": test.pairs.p_value,
+        "mcnemar_p_adjusted": test.mcnemar_adjusted,
     }
 
 

@@ -148,7 +148,7 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
     families at one size and seed: they also share the validation split.
 
     Raises:
-        ConfigError: an override names no setting or has a wrong value.
+        ConfigError: an override names no setting or has a wrong value, or the family does not read pairs of texts.
         ModelError: there is no such encoder.
     """
     from penstock.engine.training.reading import LENGTH, TRUNCATION, read_by, settle_reading
@@ -161,6 +161,8 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
         width, positions = _encoder_sizes(str(settings.model.encoder))
     elif family.baseline is not None and family.needs_encoder:
         positions = _encoder_sizes(study.encoder)[1]
+        if store.is_pair:
+            raise ConfigError(f"the family {trial.family} reads single texts: leave it out with --families")
     its_own = any(override.startswith(f"{trial.family}.{TRUNCATION}=") for override in study.overrides)
     try:
         settings = settle_reading(settings, store, positions, strict=its_own)

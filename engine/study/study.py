@@ -136,7 +136,7 @@ def _measure(
         if path.exists():
             then = read_cost(path).made_from
             last = (study.get("train", {}).get("fingerprint"), study.get("test", {}).get("fingerprint"))
-            if then == now or (then is None and last == (now.train, now.test)):
+            if (then is not None and _same_cost(then, now)) or (then is None and last == (now.train, now.test)):
                 continue
             progress.note(f"{path} was measured with other data or weights: measured again")
         write_cost(path, dataclasses.replace(measure(family, task.settings, train, test), made_from=now))
@@ -150,6 +150,17 @@ def _of_cost(trial: MadeFrom | None) -> MadeFrom:
     model = {key: value for key, value in trial.settings.items() if key.startswith("model.") and key != "model.encoder"}
     model |= {key: value for key in (LENGTH, TRUNCATION) if (value := trial.settings[key]) not in (WHOLE, OWN)}
     return dataclasses.replace(trial, settings=model, max_test=None)
+
+
+def _same_cost(then: MadeFrom, now: MadeFrom) -> bool:
+    """A setting of the model that an earlier penstock did not have was at its default."""
+    from penstock.engine.training.settings import Settings
+
+    added = {}
+    if "model.kind" in then.settings:
+        usual = Settings().flat()
+        added = {key: usual[key] for key in now.settings.keys() - then.settings.keys() if key.startswith("model.")}
+    return dataclasses.replace(then, settings=then.settings | added) == now
 
 
 def _describe(

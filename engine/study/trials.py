@@ -14,6 +14,7 @@ from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom
 from penstock.engine.study.predictions import PredictionsEntry, predictions_path
 
+AT_THE_END = "is at the end of the range that was tried"  # in notes of a choice: a better value may lie beyond
 _MANY = (1 << 63) - 1  # of anything that is counted
 
 
@@ -138,8 +139,9 @@ def check_result(result: TrialResult, name: str) -> None:
             check_range(share, value, 0, 1)
     for amount in ("train_examples", "validation_examples", "test_examples", "steps", "epochs", "train_seconds"):
         check_range(amount, getattr(result, amount), 0, _MANY)
-    if result.wall_seconds is not None:
-        check_range("wall_seconds", result.wall_seconds, 0, _MANY)
+    for amount in ("wall_seconds", "train_cpu_seconds"):
+        if (value := getattr(result, amount)) is not None:
+            check_range(amount, value, 0, _MANY)
     check_range("tokens_per_second", result.tokens_per_second, 0, _MANY)
     check_range(
         "train_examples + validation_examples", result.train_examples + result.validation_examples, 0, trial.size

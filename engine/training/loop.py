@@ -88,9 +88,14 @@ class Counters:
     def from_state(cls, state: Any) -> "Counters":
         """Raises StateError: they are not counters."""
         state = check_counters(state, cls)
+        if (left := state.get("unfinished")) is not None:
+            numbers = {key: value for key, value in left.items() if type(value) in (int, float)}
+            if left.keys() != {"grad_norm", "learning_rate"} or numbers.keys() != left.keys():
+                raise StateError(f"what its last step has to log is {left!r:.60}")
+        spent = read_times(state.get("time"))
         try:
             best = read_metrics(state["best"]) if state.get("best") else None
-            return cls(**{**state, "best": best, "time": read_times(state.get("time"))})
+            return cls(**{**state, "best": best, "time": spent})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise StateError(f"its figures of the best model cannot be read ({error})") from None
 

@@ -76,7 +76,7 @@ def batch_memory(batch: Batch, what: str) -> Iterator[None]:
         raise OutOfMemoryError(
             f"out of memory while {what} a batch of {len(batch):,} texts with {tokens:,} tokens, the longest of "
             f"{longest:,}: set data.tokens_per_batch below {tokens:,} (data.batches_per_step=2 with half of it makes "
-            "the same steps), or prepare the data with a smaller --max-length"
+            "the same steps), or read fewer tokens of a text with data.max_length"
         ) from error
 
 

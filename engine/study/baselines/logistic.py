@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.study.trials import AT_THE_END
+
 Features = Any  # float32 (rows, features): an array, or a csr_matrix
 
 GRID = tuple(4.0**power for power in range(-3, 7))  # of C for TF-IDF: 1/64 to 4,096
@@ -136,7 +138,7 @@ def choose_c(
     assert best is not None
     assert chosen is not None
     at_end = chosen[0] in (grid[0], grid[-1])
-    note = f"{name}={chosen[0]:g} is at the end of the range that was tried ({grid[0]:g} to {grid[-1]:g})"
+    note = f"{name}={chosen[0]:g} {AT_THE_END} ({grid[0]:g} to {grid[-1]:g})"
     return Choice(chosen[0], best[0], chosen[1], note if at_end else "")
 
 

@@ -351,6 +351,20 @@ def test_the_registry_says_what_trains_each_family():
             assert baseline(family.baseline).VERSION >= 1
 
 
+def test_the_frozen_encoder_refuses_pairs_before_anything_is_trained(minilm, study, tmp_path):
+    lines = [f"{number} one,{number} two,{number % 2}" for number in range(40)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["a,b,label", *lines]) + "\n")
+    source = (str(tmp_path / "pairs.csv"),)
+    pairs = replace(study, train=source, test=source, text="a,b", families=("majority", "frozen"), overrides=())
+    pairs = replace(pairs, sizes=parse_sizes("20"), seeds=parse_seeds("1"), max_sizes={})
+
+    def never(*_):
+        raise AssertionError("measured or trained")
+
+    with pytest.raises(ConfigError, match="the family frozen reads single texts: leave it out with --families"):
+        run_study(pairs, tmp_path / "study", progress=False, run_trial=never, measure=never)
+
+
 @pytest.fixture
 def small_encoder(minilm: str, tmp_path) -> str:
     """A random BERT with 24 positions and MiniLM's tokenizer."""

@@ -12,7 +12,7 @@ from penstock.engine.study.checks import Check, run_checks
 from penstock.engine.study.costs import Cost
 from penstock.engine.study.paired import Paired
 from penstock.engine.study.table import Table
-from penstock.engine.study.trials import Trial, TrialResult
+from penstock.engine.study.trials import AT_THE_END, Trial, TrialResult
 
 ROOT = Path(__file__).resolve().parents[3]
 SOUND = {"linear": {500: 0.55, 2000: 0.62, 8000: 0.68}, "encoder": {500: 0.75, 2000: 0.79, 8000: 0.82}}
@@ -109,9 +109,20 @@ def test_too_few_test_rows(tmp_path, rows, small):
 
 def test_a_choice_at_the_edge_of_its_range(tmp_path):
     results = study(tmp_path)
-    note = "C=100 is the largest that was tried"
+    note = f"C=100 {AT_THE_END} (1 to 100)"
     results[0] = dataclasses.replace(results[0], notes=(note,))
-    assert f"{note} (linear-500-0)" in checks(tmp_path, results)["PS005"].found
+    found = checks(tmp_path, results)["PS005"]
+    assert f"{note} (linear-500-0)" in found.found
+    assert "widen the range" in found.advice
+
+
+def test_a_limit_that_was_met_is_no_choice_at_an_edge(tmp_path):
+    results = study(tmp_path)
+    note = "trained on 100 of 500 rows: its limit of memory and time is 1,000 tokens"
+    results[0] = dataclasses.replace(results[0], notes=(note,))
+    found = checks(tmp_path, results)["PS005"]
+    assert note in found.found
+    assert "range" not in found.advice
 
 
 def test_a_class_that_is_never_predicted(tmp_path):

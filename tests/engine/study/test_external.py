@@ -1,5 +1,6 @@
 """Predictions that were made elsewhere, as a line of a study's report."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -143,8 +144,28 @@ def test_a_finished_study_takes_one_without_training(stores, minilm, test_store,
     page = (out / "report.md").read_text()
     assert "| gpt | 75.0 [" in page
     assert (out / "external.csv").read_text().count("\ngpt,0.75,") == 2
+    (kept,) = json.loads((out / "report.json").read_text())["externals"]
+    assert (kept["name"], kept["source"], kept["accuracy"]["mean"]) == ("gpt", file, 0.75)
+    assert [own["encoder_size"] for own in kept["gaps"]] == [20, 40]
+    assert kept["gaps"][1]["gap"]["mean"] == found.gaps[40].mean
+    assert kept["gaps"][1]["test"]["only_external_right"] == found.tests[40].pairs.second
     run_study(study, out, run_trial=never, **options)  # without the option it stays
     assert len(write_report(out).externals) == 1
+    entry = out / "external" / "gpt.json"
+    sound = json.loads(entry.read_text())
+    for damaged in (
+        {**sound, "later": 1},
+        {**sound, "name": "other"},
+        {**sound, "source": 5},
+        {**sound, "predictions": {**sound["predictions"], "name": 5}},
+        {**sound, "predictions": {**sound["predictions"], "name": "../trials/encoder-20-0.parquet"}},
+        {**sound, "predictions": {**sound["predictions"], "bytes": "many"}},
+        [],
+    ):
+        entry.write_text(json.dumps(damaged))
+        with pytest.raises(RunError, match=r"gpt\.json: damaged"):
+            write_report(out)
+    entry.write_text(json.dumps(sound))
     (out / "external" / "gpt.parquet").write_bytes(b"")
     with pytest.raises(RunError, match=r"gpt\.parquet"):
         write_report(out)

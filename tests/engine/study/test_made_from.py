@@ -27,6 +27,7 @@ from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import read_results
+from penstock.engine.training.settings import Settings
 
 WORDS = ["red", "green", "blue", "amber", "violet", "ivory"]
 
@@ -366,6 +367,19 @@ def test_a_setting_that_is_new_was_at_its_default():
     assert changed_setting(then, {"model.kind": "lstm", **defaults}) is None
     assert changed_setting(then, {"model.kind": "lstm", "training.weight_decay": 0.1}) is not None
     assert changed_setting({**then, "training.gone": 1}, {"model.kind": "lstm"}) is None
+
+
+def test_costs_of_an_earlier_penstock_with_fewer_settings_stand():
+    usual = Settings().flat()
+    model = {key: value for key, value in usual.items() if key.startswith("model.") and key != "model.encoder"}
+    now = MadeFrom("a", "b", model | {"model.kind": "lstm"}, None, None)
+    old = {key: value for key, value in now.settings.items() if key not in ("model.ngrams", "model.buckets")}
+    then = replace(now, settings=old)
+    assert study_module._same_cost(then, now)
+    assert not study_module._same_cost(then, replace(now, settings=now.settings | {"model.ngrams": 5}))
+    assert not study_module._same_cost(then, replace(now, settings=now.settings | {"data.max_length": 9}))
+    assert not study_module._same_cost(replace(then, settings=old | {"data.max_length": 9}), now)
+    assert not study_module._same_cost(replace(then, train="c"), now)
 
 
 def test_an_encoder_of_the_hub_is_known_by_its_revision(tmp_path: Path):

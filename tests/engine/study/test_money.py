@@ -9,11 +9,11 @@ import pytest
 from command_line import penstock
 from fabricated_study import fabricate, result
 
-from penstock.engine.errors import ConfigError
+from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.costs import Cost
 from penstock.engine.study.families import REFERENCE
 from penstock.engine.study.money import Prices, bills, exchanges, training_seconds
-from penstock.engine.study.report import write_report
+from penstock.engine.study.report import keep_prices, write_report
 from penstock.engine.study.report_costs import exchange_line
 from penstock.engine.study.table import Table
 
@@ -124,3 +124,18 @@ def test_a_wrong_price_is_one_line(tmp_path):
     assert shown.returncode != 0
     assert "--price-label must be a number, 0 at least, got -1.0" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("kept", [{"label": -1}, {"label": "0.05"}, {"lable": 0.05}, {"hour": True}, [1], "free"])
+def test_damaged_prices_are_one_line(kept):
+    with pytest.raises(RunError, match=r"study\.json is damaged: .*give the prices again") as error:
+        Prices.in_study({"prices": kept})
+    assert "\n" not in str(error.value)
+
+
+def test_prices_given_again_replace_damaged_ones(tmp_path):
+    folder = fabricate(tmp_path / "study")
+    study = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps({**study, "prices": {"lable": 1}}))
+    keep_prices(folder, Prices(0.05))
+    assert Prices.in_study(json.loads((folder / "study.json").read_text())) == Prices(0.05)

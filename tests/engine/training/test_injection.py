@@ -313,6 +313,11 @@ TENSORS |= {
     "a counter more": edited_state(lambda state: put(state["counters"], "more", 1)),
     "a negative counter": edited_state(lambda state: put(state["counters"], "step", -5)),
     "a counter of text": edited_state(lambda state: put(state["counters"], "examples", "5")),
+    "what a step has to log": edited_state(lambda state: put(state["counters"], "unfinished", {"x": 1})),
+    "a number to log of text": edited_state(
+        lambda state: put(state["counters"], "unfinished", {"grad_norm": "1", "learning_rate": 0.1})
+    ),
+    "a phase": edited_state(lambda state: put(state["counters"], "time", {"sleep": 1.0})),
     "figures": edited_state(lambda state: put(state["counters"], "best", {"x": 1})),
     "no loader": edited_state(lambda state: state.pop("loader")),
     "the loader's plan": edited_state(lambda state: put(state["loader"], "plan", "another")),

@@ -1,6 +1,8 @@
 """Checkpoints beside the training, several at a time, and what a run that goes on has kept from its beginning."""
 
+import errno
 import json
+import os
 import shutil
 import threading
 
@@ -11,7 +13,10 @@ from stopping import stop_at
 from penstock.engine.checked import check_sealed, read_seal
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, DiskError, RunError, StoreError
+from penstock.engine.files import settle_pointer
 from penstock.engine.training import loop
+from penstock.engine.training.checkpoint import write_checkpoint
+from penstock.engine.training.resume import settle_links
 from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.step import Stepper
 from penstock.engine.training.train import train
@@ -246,3 +251,20 @@ def test_a_run_does_not_go_on_with_another_tokenizer(tmp_path, store, settings):
         file.write("\n\n")
     with pytest.raises(StoreError, match=r"tokenizer_config\.json: damaged"):
         train(settings(*OFTEN), Store.open(tmp_path / "store"), tmp_path / "run", progress="none")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_best_model_of_a_run_that_has_nothing_to_go_on_from_is_taken_back(tmp_path, monkeypatch, links):
+    """Killed between its first best model and its first checkpoint, on file systems with links and without."""
+    if not links:
+
+        def refuse(*_, **__):
+            raise OSError(errno.EPERM, "no links")
+
+        monkeypatch.setattr(os, "symlink", refuse)
+    for _ in range(2):
+        write_checkpoint(tmp_path, 1, lambda folder: (folder / "config.json").write_text("{}"), None, ["best"])
+        assert (tmp_path / "best").is_symlink() == links
+        settle_links(tmp_path, None)
+        settle_pointer(tmp_path / "best")
+        assert sorted(os.listdir(tmp_path)) == ["checkpoints"]
