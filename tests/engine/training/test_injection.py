@@ -4,6 +4,7 @@ Named: one line on stderr, an exit code of its own, no traceback, and the folder
 checkpoint before it where the damage lies in the last one. Without effect: the same result to the last bit.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import torch
 from command_line import penstock
 from earlier_runs import as_before_checksums
 from safetensors.torch import load_file, save_file
+from sampling import sampled
 from stopping import stop_at
 
 from penstock.engine.checked import SEAL_NAME, read_seal, seal, with_checksum
@@ -181,24 +183,24 @@ def test_every_damage_to_a_stopped_run_is_named_or_harmless(template, whole, tmp
     assert {"run.json", "config.yaml", "metrics.jsonl", "last", "best", "checkpoints"} <= set(names)
     harmless = set()
     count = 0
-    for name in names[share::4]:
-        for damage, inflict in damages(template.stopped, name):
-            what = f"{role(template.stopped, name)}, {damage}"
-            run = tmp_path / f"run-{count}"
-            count += 1
-            shutil.copytree(template.stopped, run, symlinks=True)
-            inflict(run / name)
-            before = {file: (run / file).read_bytes() for file in files_of(run) if (run / file).is_file()}
-            if resumed_or_named(template, run, whole, what):
-                harmless.add(what)
-            else:
-                after = {file: (run / file).read_bytes() for file in before if (run / file).is_file()}
-                assert after == before, f"{what}: a refusal changed something"
-                in_last = f"{name}/".startswith(os.readlink(template.stopped / "last") + "/")
-                if in_last or (name == "last" and damage != "a folder"):
-                    assert resumed_or_named(template, run, whole, f"{what}, then previous", "--resume=previous"), what
-            shutil.rmtree(run)
-    assert count > 40
+    cases = [(name, *case) for name in names for case in damages(template.stopped, name)]
+    for name, damage, inflict in sampled(cases, 5)[share::4]:
+        what = f"{role(template.stopped, name)}, {damage}"
+        run = tmp_path / f"run-{count}"
+        count += 1
+        shutil.copytree(template.stopped, run, symlinks=True)
+        inflict(run / name)
+        before = {file: (run / file).read_bytes() for file in files_of(run) if (run / file).is_file()}
+        if resumed_or_named(template, run, whole, what):
+            harmless.add(what)
+        else:
+            after = {file: (run / file).read_bytes() for file in before if (run / file).is_file()}
+            assert after == before, f"{what}: a refusal changed something"
+            in_last = f"{name}/".startswith(os.readlink(template.stopped / "last") + "/")
+            if in_last or (name == "last" and damage != "a folder"):
+                assert resumed_or_named(template, run, whole, f"{what}, then previous", "--resume=previous"), what
+        shutil.rmtree(run)
+    assert count > 5
     # what decides nothing; the checkpoint before the last one is not read as long as that is whole
     for what in harmless:
         assert not is_read(what), f"{what}: no effect, and not a word"
@@ -211,21 +213,19 @@ def test_every_damage_to_a_finished_run_is_named_or_harmless_to_predictions(temp
 
     expected = predicted(template.finished)
     assert expected.returncode == 0, expected.stderr
-    count = 0
-    for name in files_of(template.finished):
-        for damage, inflict in damages(template.finished, name):
-            what = f"{role(template.finished, name)}, {damage}"
-            run = tmp_path / f"run-{count}"
-            count += 1
-            shutil.copytree(template.finished, run, symlinks=True)
-            inflict(run / name)
-            finished = predicted(run)
-            if finished.returncode:
-                assert_named(finished, what)
-            else:
-                assert finished.raw == expected.raw, f"{what}: other predictions"
-                assert not is_read(what) or what.startswith("<last>") or STATE in what, what
-            shutil.rmtree(run)
+    cases = [(name, *case) for name in files_of(template.finished) for case in damages(template.finished, name)]
+    for count, (name, damage, inflict) in enumerate(sampled(cases, 5)):
+        what = f"{role(template.finished, name)}, {damage}"
+        run = tmp_path / f"run-{count}"
+        shutil.copytree(template.finished, run, symlinks=True)
+        inflict(run / name)
+        finished = predicted(run)
+        if finished.returncode:
+            assert_named(finished, what)
+        else:
+            assert finished.raw == expected.raw, f"{what}: other predictions"
+            assert not is_read(what) or what.startswith("<last>") or STATE in what, what
+        shutil.rmtree(run)
 
 
 def test_the_models_in_the_runs_own_folder_are_checked(template, tmp_path):
@@ -363,8 +363,13 @@ def sealed_again(folder: Path) -> None:
     seal(folder, **kept)
 
 
-@pytest.mark.parametrize("damage", TENSORS)
-@pytest.mark.parametrize("has_checksums", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("damage", "has_checksums"),
+    [
+        *((damage, True) for damage in TENSORS),
+        *(pytest.param(damage, False, marks=pytest.mark.slow) for damage in sampled(TENSORS, 5)),
+    ],
+)
 def test_a_checkpoint_that_does_not_fit_the_model_is_refused(template, tmp_path, damage, has_checksums):
     run = tmp_path / "run"
     shutil.copytree(template.stopped, run, symlinks=True)
@@ -404,9 +409,17 @@ def test_another_version_of_the_format(template, tmp_path, content):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("earlier", [False, True])
-@pytest.mark.parametrize("key", ["status", "identity", "data", "data.label_names", "data.tokenizer", "data.text"])
-@pytest.mark.parametrize("value", ["missing", None, 5, "text", [], {}])
+@pytest.mark.parametrize(
+    ("value", "key", "earlier"),
+    sampled(
+        itertools.product(
+            ["missing", None, 5, "text", [], {}],
+            ["status", "identity", "data", "data.label_names", "data.tokenizer", "data.text"],
+            [False, True],
+        ),
+        5,
+    ),
+)
 def test_a_record_without_an_entry(template, tmp_path, key, value, earlier):
     run = tmp_path / "run"
     shutil.copytree(template.stopped, run, symlinks=True)
