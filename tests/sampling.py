@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+WHOLE = bool(os.environ.get("PENSTOCK_WHOLE_TABLES"))
 
 
 def sampled(cases: Iterable[T], every: int) -> list[T]:
     """One case of each `every`, the first among them; all of them where the environment asks for that."""
-    return list(cases)[:: 1 if os.environ.get("PENSTOCK_WHOLE_TABLES") else every]
+    return list(cases)[:: 1 if WHOLE else every]

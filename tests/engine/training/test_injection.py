@@ -86,6 +86,8 @@ class Template:
     def results(self, run: Path) -> dict[str, bytes | list]:
         """What a run that was brought to its end has come to."""
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        # where checkpoints were written depends on where the run was stopped
+        lines = [line for line in lines if line["split"] != "checkpoint"]
         result = json.loads((run / "run.json").read_text())["result"]
         return {
             **{name: (run / name / "model.safetensors").read_bytes() for name in ("best", "last")},
@@ -184,7 +186,7 @@ def test_every_damage_to_a_stopped_run_is_named_or_harmless(template, whole, tmp
     harmless = set()
     count = 0
     cases = [(name, *case) for name in names for case in damages(template.stopped, name)]
-    for name, damage, inflict in sampled(cases, 5)[share::4]:
+    for name, damage, inflict in sampled(cases, 2)[share::4]:
         what = f"{role(template.stopped, name)}, {damage}"
         run = tmp_path / f"run-{count}"
         count += 1
@@ -200,7 +202,7 @@ def test_every_damage_to_a_stopped_run_is_named_or_harmless(template, whole, tmp
             if in_last or (name == "last" and damage != "a folder"):
                 assert resumed_or_named(template, run, whole, f"{what}, then previous", "--resume=previous"), what
         shutil.rmtree(run)
-    assert count > 5
+    assert count > 15
     # what decides nothing; the checkpoint before the last one is not read as long as that is whole
     for what in harmless:
         assert not is_read(what), f"{what}: no effect, and not a word"
@@ -214,7 +216,7 @@ def test_every_damage_to_a_finished_run_is_named_or_harmless_to_predictions(temp
     expected = predicted(template.finished)
     assert expected.returncode == 0, expected.stderr
     cases = [(name, *case) for name in files_of(template.finished) for case in damages(template.finished, name)]
-    for count, (name, damage, inflict) in enumerate(sampled(cases, 5)):
+    for count, (name, damage, inflict) in enumerate(sampled(cases, 2)):
         what = f"{role(template.finished, name)}, {damage}"
         run = tmp_path / f"run-{count}"
         shutil.copytree(template.finished, run, symlinks=True)
@@ -367,7 +369,7 @@ def sealed_again(folder: Path) -> None:
     ("damage", "has_checksums"),
     [
         *((damage, True) for damage in TENSORS),
-        *(pytest.param(damage, False, marks=pytest.mark.slow) for damage in sampled(TENSORS, 5)),
+        *(pytest.param(damage, False, marks=pytest.mark.slow) for damage in sampled(TENSORS, 2)),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_the_model_is_refused(template, tmp_path, damage, has_checksums):
@@ -417,7 +419,7 @@ def test_another_version_of_the_format(template, tmp_path, content):
             ["status", "identity", "data", "data.label_names", "data.tokenizer", "data.text"],
             [False, True],
         ),
-        5,
+        2,
     ),
 )
 def test_a_record_without_an_entry(template, tmp_path, key, value, earlier):
