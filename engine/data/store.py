@@ -301,9 +301,19 @@ class Store:
 
     def tokens(self, row: int) -> np.ndarray:
         """int32, (lengths[row],): the token ids of one row. For looking at data; batches come from a Loader."""
-        rows = np.array([range(self.num_examples)[row]])
-        values = np.empty(int(self.lengths[rows[0]]), np.int32)
-        cu_seqlens, label = np.empty(2, np.int32), np.empty(1, np.int64)
+        return self.gather(np.array([range(self.num_examples)[row]]))[0]
+
+    def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The token ids of rows end to end, as they are cut, and their bounds: int32 (tokens,), int32 (rows + 1,).
+
+        Args:
+            rows: int64, contiguous.
+
+        Raises:
+            StoreError: the store is damaged.
+        """
+        values = np.empty(int(self.lengths[rows].sum(dtype=np.int64)), np.int32)
+        cu_seqlens, labels = np.empty(len(rows) + 1, np.int32), np.empty(len(rows), np.int64)
         try:
             self.shards.gather(
                 rows,
@@ -311,12 +321,12 @@ class Store:
                 values.ctypes.data,
                 values.size,
                 cu_seqlens.ctypes.data,
-                label.ctypes.data,
+                labels.ctypes.data,
                 None if self.cut is None else (self.cut.head, self.cut.tail),
             )
         except RuntimeError as error:
             raise StoreError(f"{self.path}: {error}") from None
-        return values
+        return values, cu_seqlens
 
     def source_of(self, row: int) -> tuple[str, int]:
         """The input of one row and its line or row in it, from 1."""

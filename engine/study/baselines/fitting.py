@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, StoreError
+from penstock.engine.errors import ConfigError
 from penstock.engine.training.split import split_validation
 
 if TYPE_CHECKING:
@@ -134,18 +134,5 @@ def read_chunks(
         end = max(begin + 1, int(np.searchsorted(ends, before + tokens, "right")))
         part = np.ascontiguousarray(rows[begin : min(end, begin + _CHUNK_ROWS)])
         begin += len(part)
-        values, bounds = np.empty(int(ends[begin - 1]) - before, np.int32), np.empty(len(part) + 1, np.int32)
-        labels = np.empty(len(part), np.int64)
-        try:
-            store.shards.gather(
-                part,
-                store.labels,
-                values.ctypes.data,
-                values.size,
-                bounds.ctypes.data,
-                labels.ctypes.data,
-                None if store.cut is None else (store.cut.head, store.cut.tail),
-            )
-        except RuntimeError as error:
-            raise StoreError(f"{store.path}: {error}") from None
+        values, bounds = store.gather(part)
         yield part, values, bounds.astype(np.int64)
