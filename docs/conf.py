@@ -37,6 +37,7 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 napoleon_use_rtype = False
 napoleon_use_param = False  # arguments that share a line keep it
+napoleon_use_ivar = True  # the attributes a class lists, some of which are properties with a docstring too
 
 html_theme = "pydata_sphinx_theme"
 html_title = "penstock"
