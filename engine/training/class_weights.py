@@ -5,9 +5,26 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from penstock.engine.data.label_lists import counts_of
+from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError
 
 _SHOWN = 10  # labels named in a message
+
+
+def class_weights(weights: str | Mapping[str, float] | None, store: Store, rows: np.ndarray) -> np.ndarray | None:
+    """float64 (num_labels,): what a run's setting means for its training rows; None for no weights.
+
+    Args:
+        weights: the setting. rows: int64, those that are trained on.
+
+    Raises:
+        ConfigError: there is no such label.
+    """
+    if not store.multi_label:
+        return resolve_class_weights(weights, store.label_names, store.labels[rows])
+    counts = counts_of(store.label_offsets, store.label_ids, rows, store.num_labels)
+    return resolve_positive_weights(weights, store.label_names, counts, len(rows))
 
 
 def resolve_class_weights(

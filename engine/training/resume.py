@@ -1,7 +1,8 @@
 """From which checkpoint a run goes on, once every file that it goes on from has been found whole."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from penstock.engine.training.checkpoint import (
     step_of,
 )
 from penstock.engine.training.run_directory import METRICS_NAME
+from penstock.engine.training.state import StateError
 
 Resume = Literal["last", "previous"]
 Confirm = Callable[[str], bool]
@@ -47,6 +49,19 @@ class Found:
     @property
     def step(self) -> int:
         return step_of(self.folder.resolve())
+
+
+@contextlib.contextmanager
+def as_run_error(found: Found | None) -> Iterator[None]:
+    """What does not fit in a checkpoint, in one line that names it."""
+    try:
+        yield
+    except StateError as error:
+        assert found is not None
+        raise RunError(
+            f"{found.folder} is no checkpoint of this run: {error}; put it back from a copy, or train into "
+            "another --out"
+        ) from error
 
 
 def find_checkpoint(

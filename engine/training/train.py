@@ -1,11 +1,9 @@
 """From settings and a store to a trained model in a run directory."""
 
 import contextlib
-import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,7 @@ import torch
 from penstock.engine.data.file_systems import file_system_of
 from penstock.engine.data.store import Store
 from penstock.engine.data.verify import check_files
-from penstock.engine.errors import ConfigError, RunError
-from penstock.engine.models import load_model
-from penstock.engine.models.build import THRESHOLDS
+from penstock.engine.errors import ConfigError
 from penstock.engine.models.start import Say
 from penstock.engine.training.begin import (
     extension_line,
@@ -28,16 +24,13 @@ from penstock.engine.training.begin import (
     saved_settings,
     settings_as_begun,
 )
-from penstock.engine.training.calibrate import Calibration, calibrated
-from penstock.engine.training.checkpoint import export_best
+from penstock.engine.training.conclude import conclude
 from penstock.engine.training.distributed import Stopped, World, answering
-from penstock.engine.training.evaluate import evaluate
 from penstock.engine.training.loop import Loop
-from penstock.engine.training.metrics import Metrics
-from penstock.engine.training.multi_label import Thresholds, read_metrics
 from penstock.engine.training.precision import resolve_precision, tf32
 from penstock.engine.training.progress import Mode
 from penstock.engine.training.reading import Reading, read_by
+from penstock.engine.training.result import TrainResult, recorded_result
 from penstock.engine.training.resume import Confirm, Found, Resume, find_checkpoint, settle_links
 from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.run_record import as_trained
@@ -47,53 +40,6 @@ from penstock.engine.training.split import split_rows
 from penstock.engine.training.timers import timers_for
 from penstock.engine.training.token_budget import AUTO, with_measured_budget
 from penstock.engine.training.trained import describe_data
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The outcome of a run; also the entry `result` of run.json.
-
-    Attributes:
-        validation: figures of the best model, found at `best_step`; None without a validation split.
-        test: figures of the best model on the test store, if one was given.
-        stopped_by: "epochs", "max_steps" or "patience".
-        seconds: time in training steps, waiting for data included, evaluation and checkpoints not.
-        parameters: of the model; trainable_parameters: those that were not frozen.
-        checkpoint_seconds: that training stood still for checkpoints, not in `seconds`.
-        calibration: the temperature that the best model's logits were divided by, if one was asked for.
-        thresholds: of a model for lists of labels, where its validation rows draw the line; `validation` is at 0.5.
-        time: seconds of the whole run by phase: data, forward, backward, optimizer, communication, checkpoint,
-            evaluation, other. They add up to the time from its beginning to its end; of a run that was interrupted,
-            without what was done after the checkpoint that it went on from. None of an earlier version's run.
-    """
-
-    validation: Metrics | None
-    test: Metrics | None
-    best_step: int
-    stopped_by: str
-    steps: int
-    epochs: float
-    examples: int
-    tokens: int
-    seconds: float
-    tokens_per_second: float
-    examples_per_second: float
-    parameters: int
-    trainable_parameters: int
-    calibration: Calibration | None = None
-    thresholds: Thresholds | None = None
-    checkpoint_seconds: float = 0.0
-    time: dict[str, float] | None = None
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "TrainResult":
-        kinds = {
-            "validation": read_metrics,
-            "test": read_metrics,
-            "calibration": lambda found: Calibration(**found),
-            "thresholds": lambda found: Thresholds(**found),
-        }
-        return cls(**{**record, **{key: read(record[key]) for key, read in kinds.items() if record.get(key)}})
 
 
 def train(
@@ -176,7 +122,7 @@ def train(
         if began:
             directory.check_identity({key: identity[key] for key in identity if key not in settings.flat()})
             if directory.is_complete and _is_same(settings, saved_settings(directory)):
-                return _recorded_result(directory)
+                return recorded_result(directory)
         elif resume == "previous":
             say(f"--resume=previous changes nothing: there is no run in {directory.path} yet")
         for store in (train_store, test_store):
@@ -224,7 +170,7 @@ def train(
                 say(extension_line(loop, changed))
             loop.run(stop, progress)
             try:
-                result = _conclude(loop, test_store, stop, say)
+                result = conclude(loop, test_store, stop, say)
             except Stopped:
                 raise stop.interrupted() from None
             if world.any(stop.received is not None):
@@ -288,13 +234,6 @@ def _go_on(loop: Loop, found: Found | None, identity: dict[str, Any]) -> list[st
     return go_on(loop, identity)
 
 
-def _recorded_result(directory: RunDirectory) -> TrainResult:
-    try:
-        return TrainResult.from_json(directory.record["result"])
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise RunError(f"{directory.path / 'run.json'} is damaged: its result cannot be read ({error})") from None
-
-
 def _is_same(settings: Settings, saved: Settings) -> bool:
     """Whether two runs with these settings come to the same result."""
     here, there = settings.flat(), saved.flat()
@@ -316,86 +255,3 @@ def _identity(
 
 def _digest(rows: np.ndarray) -> str:
     return f"{len(rows)} rows, {hashlib.blake2b(rows.astype(np.int64).tobytes(), digest_size=8).hexdigest()}"
-
-
-def _conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) -> TrainResult:
-    """The best model's files in the run's own folder, the one look at the test set, and run.json.
-
-    Raises:
-        Stopped: a signal came; the run goes on with this.
-    """
-    counters, directory, world = loop.counters, loop.directory, loop.world
-    stop.step = counters.step
-    calibration = world.on_main(lambda: _calibrate(loop, stop, say)) if loop.settings.training.calibrate else None
-    thresholds = world.on_main(lambda: _choose_thresholds(loop, stop, say)) if loop.chooses_thresholds else None
-    world.on_main(lambda: export_best(directory.path))
-    test = None
-    if test_store is not None:
-        model = load_model(directory.path).to(world.device)  # type: ignore[arg-type]
-        with loop.timers.during("evaluation"):
-            test = evaluate(
-                model,
-                test_store,
-                tokens_per_batch=loop.tokens_per_batch,
-                precision=loop.precision,
-                world=world,
-                watch=stop.watch,
-            )
-    seconds = max(counters.seconds, 1e-9)
-    result = TrainResult(
-        validation=counters.best,
-        test=test,
-        best_step=counters.best_step,
-        stopped_by=counters.stopped_by,
-        steps=counters.step,
-        epochs=counters.examples / loop.num_rows,
-        examples=counters.examples,
-        tokens=counters.tokens,
-        seconds=counters.seconds,
-        checkpoint_seconds=counters.checkpoint_seconds,
-        tokens_per_second=counters.tokens / seconds,
-        examples_per_second=counters.examples / seconds,
-        parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
-        trainable_parameters=sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad),
-        calibration=calibration,
-        thresholds=thresholds,
-        time={phase: round(spent, 3) for phase, spent in loop.timers.read().items()},
-    )
-    record = dataclasses.asdict(result)
-    if thresholds is None:
-        del record["thresholds"]
-    world.on_main(lambda: directory.update(status="complete", result=record))
-    return result
-
-
-def _choose_thresholds(loop: Loop, stop: StopSignal, say: Say) -> Thresholds:
-    """Adds thresholds to the best model's configuration, unless that was done before."""
-    directory = loop.directory
-    model: Any = load_model(directory.path / "best")
-    if getattr(model.config, THRESHOLDS, None) is not None:
-        return Thresholds(**directory.record["thresholds"])
-    thresholds = loop.choose_thresholds(model, stop)
-    setattr(model.config, THRESHOLDS, list(thresholds.values))
-    # noted before the model has them, as in _calibrate
-    directory.update(thresholds=thresholds.to_json())
-    loop.save_best(model)
-    say(thresholds.describe())
-    return thresholds
-
-
-def _calibrate(loop: Loop, stop: StopSignal, say: Say) -> Calibration:
-    """Replaces the best model by the same one with calibrated logits, unless that was done before."""
-    directory = loop.directory
-    found = calibrated(directory.path / "best", lambda model: loop.fit_temperature(model, stop))
-    if found is None:
-        return Calibration(**directory.record["calibration"])
-    model, calibration = found
-    # noted before the model counts as the best one: what is calibrated is never without its record
-    directory.update(calibration=dataclasses.asdict(calibration))
-    loop.save_best(model)
-    say(
-        f"calibrated: temperature {calibration.temperature:.3f}; on the validation rows the expected calibration error "
-        f"goes from {calibration.error_before:.4f} to {calibration.error_after:.4f}, "
-        f"the loss from {calibration.loss_before:.4f} to {calibration.loss_after:.4f}"
-    )
-    return calibration

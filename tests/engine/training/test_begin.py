@@ -68,7 +68,7 @@ def unstarted(store, tmp_path_factory):
 
     run = tmp_path_factory.mktemp("unstarted") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penstock.engine.training.loop.write_checkpoint", dies)
+        patch.setattr("penstock.engine.training.saver.write_checkpoint", dies)
         with pytest.raises(Killed):
             train(load_settings(None, [*TINY, "training.max_steps=2"]), store, run, progress="none")
     assert (run / "metrics.jsonl").exists()

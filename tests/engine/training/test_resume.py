@@ -14,7 +14,7 @@ from penstock.engine.checked import check_sealed, read_seal
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, DiskError, RunError, StoreError
 from penstock.engine.files import settle_pointer
-from penstock.engine.training import loop
+from penstock.engine.training import saver
 from penstock.engine.training.checkpoint import write_checkpoint
 from penstock.engine.training.resume import settle_links
 from penstock.engine.training.signals import Interrupted
@@ -70,7 +70,7 @@ def test_what_a_write_raises_comes_out_when_it_is_waited_for():
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, store, settings, monkeypatch):
     chosen = settings(*OFTEN, "training.keep_checkpoints=9")
     train(chosen, store, tmp_path / "plain", progress="none")
-    taken, write, seen = threading.Condition(), loop.write_checkpoint, []
+    taken, write, seen = threading.Condition(), saver.write_checkpoint, []
     steps = [0]
     take_step = Stepper.__call__
 
@@ -90,9 +90,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, store, setting
         write(run, step, *args, **kwargs)
 
     monkeypatch.setattr(Stepper, "__call__", counted)
-    monkeypatch.setattr(loop, "write_checkpoint", slow)
+    monkeypatch.setattr(saver, "write_checkpoint", slow)
     stopped(chosen, store, tmp_path / "slow", 5)
-    monkeypatch.setattr(loop, "write_checkpoint", write)
+    monkeypatch.setattr(saver, "write_checkpoint", write)
     assert any(beside and ahead > 0 for beside, ahead in seen)
     for step in (2, 4, 6):
         name = f"checkpoints/step-{step:08d}"
@@ -144,17 +144,17 @@ def test_as_many_are_kept_as_the_settings_say(tmp_path, store, settings, keep):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(tmp_path, store, settings, monkeypatch):
-    write = loop.write_checkpoint
+    write = saver.write_checkpoint
 
     def full(run, step, *args, **kwargs):
         if step == 6:
             raise DiskError("cannot write: the disk is full")
         write(run, step, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "write_checkpoint", full)
+    monkeypatch.setattr(saver, "write_checkpoint", full)
     with pytest.raises(DiskError, match="the disk is full"):
         train(settings(*OFTEN), store, tmp_path / "run", progress="none")
-    monkeypatch.setattr(loop, "write_checkpoint", write)
+    monkeypatch.setattr(saver, "write_checkpoint", write)
     assert read_seal(tmp_path / "run" / "last")["step"] == 4
     train(settings(*OFTEN), store, tmp_path / "run", progress="none")
     train(settings(*OFTEN), store, tmp_path / "whole", progress="none")

@@ -14,8 +14,7 @@ from penstock.engine.errors import DiskError, NonFiniteError, PenstockError
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.trials import Trial
-from penstock.engine.training import loop as loop_module
-from penstock.engine.training import train as train_module
+from penstock.engine.training import conclude, saver
 from penstock.engine.training.distributed import World
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.run_directory import RunDirectory
@@ -57,10 +56,10 @@ MOMENTS: dict[str, Callable[[pytest.MonkeyPatch, int], None]] = {
     "first batch of a validation": lambda patch, signum: in_evaluation(patch, signum, 1),
     "second batch of a validation": lambda patch, signum: in_evaluation(patch, signum, 2),
     "last validation": lambda patch, signum: signal_in(patch, Loop, "_evaluate", 4, signum),
-    "last checkpoint": lambda patch, signum: signal_in(patch, loop_module, "write_checkpoint", 5, signum),
-    "calibration": lambda patch, signum: signal_in(patch, train_module, "_calibrate", 1, signum),
-    "export": lambda patch, signum: signal_in(patch, train_module, "export_best", 1, signum),
-    "test": lambda patch, signum: signal_in(patch, train_module, "evaluate", 1, signum),
+    "last checkpoint": lambda patch, signum: signal_in(patch, saver, "write_checkpoint", 5, signum),
+    "calibration": lambda patch, signum: signal_in(patch, conclude, "_calibrate", 1, signum),
+    "export": lambda patch, signum: signal_in(patch, conclude, "export_best", 1, signum),
+    "test": lambda patch, signum: signal_in(patch, conclude, "evaluate", 1, signum),
     "the record": lambda patch, signum: signal_in(patch, RunDirectory, "update", 1, signum),
 }
 

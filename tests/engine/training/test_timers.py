@@ -16,6 +16,7 @@ from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.state import StateError
 from penstock.engine.training.timers import PHASES, DeviceTimers, Timers
 from penstock.engine.training.train import train
+from penstock.engine.training.writer import HostCopy
 
 
 class Clock:
@@ -152,7 +153,7 @@ def test_a_run_accounts_for_its_time(store, test_store, settings, tmp_path, monk
     slower(loop_module.Loader, "_pop", "data")
     slower(torch.optim.AdamW, "step", "optimizer")
     slower(loop_module, "evaluate", "evaluation")
-    slower(loop_module.HostCopy, "of", "checkpoint")
+    slower(HostCopy, "of", "checkpoint")
     result, wall, lines = run_of(store, settings, tmp_path / "run", test_store=test_store)
     assert tuple(result.time) == PHASES
     assert sum(result.time.values()) == pytest.approx(wall, rel=0.03, abs=0.1)
