@@ -89,7 +89,7 @@ def _print(found: "Comparison", first: str, second: str, cluster: str | None) ->
     rows = f"{len(found.rows):,} test rows"
     if cluster is not None:
         rows += f" in {found.difference.clusters:,} groups by {cluster!r}, resampled whole"
-    typer.echo(f"{rows}; 95% intervals over them, of these two as they are: not of others trained alike")
+    typer.echo(f"{rows}; the 95% intervals cover the choice of rows, not what training A and B again would change")
     for letter, name, accuracy in (("A", first, found.first), ("B", second, found.second)):
         low, high = accuracy.interval
         typer.echo(

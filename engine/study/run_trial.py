@@ -3,9 +3,10 @@
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from penstock.engine.study.subsets import subset
 from penstock.engine.study.trials import Trial, TrialResult
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from penstock.engine.data.store import Store
+    from penstock.engine.study.baselines.fitting import Fitted
     from penstock.engine.study.baselines.settings import BaselineSettings
-    from penstock.engine.training.evaluation import Evaluation
     from penstock.engine.training.settings import Settings
 
 
@@ -82,8 +85,25 @@ def run_trial(task: TrialTask) -> TrialResult:
     return replace(result, wall_seconds=time.monotonic() - began)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Some test rows, and what a trial's model makes of them.
+
+    Attributes:
+        rows, labels: int64 (rows,), of the test store. probabilities: float32 (rows, num_labels).
+        loss_sum: summed cross-entropy, nats.
+    """
+
+    rows: "Tensor"
+    labels: "Tensor"
+    probabilities: "Tensor"
+    loss_sum: float
+
+
 def _train_and_evaluate(task: TrialTask) -> TrialResult:
+    """The one way of a trial: a family differs in how it is trained, and in how its model gives probabilities."""
     from penstock.engine.data.store import Store
+    from penstock.engine.training.evaluation import EvaluationCounter
 
     store, test = Store.open(task.train_store), Store.open(task.test_store)
     now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test)
@@ -92,9 +112,14 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
     rows = subset(store.labels, task.trial.size, task.subset_seed)
     test_rows = np.arange(test.num_examples) if task.max_test is None else subset(test.labels, task.max_test, 0)
     recorder = PredictionsRecorder(test_rows, test.num_labels) if task.predictions is not None else None
-    of_family = _loop if FAMILIES[task.trial.family].baseline is None else _baseline
-    result, evaluation = of_family(task, store, test, rows, test_rows, recorder)
-    metrics = evaluation.metrics
+    train_family = _train_by_loop if FAMILIES[task.trial.family].baseline is None else _fit_baseline
+    result, parts = train_family(task, store, rows, test, test_rows)
+    counter = EvaluationCounter(test.label_names)  # lists of labels are refused when a study begins
+    for part in parts:
+        counter.add(part.labels, part.probabilities, part.loss_sum)
+        if recorder is not None:
+            recorder.add(part.rows, part.labels, part.probabilities)
+    evaluation = counter.result()
     predictions = None
     if recorder is not None and task.predictions is not None:
         predictions = recorder.write(
@@ -106,31 +131,19 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
         )
     return replace(
         result,
-        accuracy=metrics.accuracy,
-        macro_f1=metrics.macro_f1,
-        loss=metrics.loss,
-        test_examples=metrics.num_examples,
+        accuracy=evaluation.metrics.accuracy,
+        macro_f1=evaluation.metrics.macro_f1,
+        loss=evaluation.metrics.loss,
+        test_examples=evaluation.metrics.num_examples,
         evaluation=evaluation.to_json(),
         predictions=predictions,
     )
 
 
-def _loop(
-    task: TrialTask,
-    store: "Store",
-    test: "Store",
-    rows: np.ndarray,
-    test_rows: np.ndarray,
-    recorder: PredictionsRecorder | None,
-) -> tuple[TrialResult, "Evaluation"]:
-    """What the training loop trained, and what its best model makes of the test rows."""
-    import torch
-
-    from penstock.engine.models import load_model
-    from penstock.engine.training.distributed import World
-    from penstock.engine.training.evaluate import evaluate_fully, store_batches
-    from penstock.engine.training.evaluation import Evaluation
-    from penstock.engine.training.run_record import as_trained, read_record
+def _train_by_loop(
+    task: TrialTask, store: "Store", rows: np.ndarray, test: "Store", test_rows: np.ndarray
+) -> tuple[TrialResult, Iterator[_Part]]:
+    """What training came to, and the best model's parts of the test rows."""
     from penstock.engine.training.settings import Settings
     from penstock.engine.training.train import train
 
@@ -142,15 +155,6 @@ def _loop(
     except RunError as error:
         raise RunError(f"{task.trial.name}: {error}; or remove {task.run} to train this trial again") from error
     cpu_seconds = time.process_time() - started
-    test = as_trained(test, read_record(task.run)["data"])
-    model: Any = load_model(task.run)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    alone = World(0, 1, next(model.parameters()).device)
-    batches = store_batches(test, test_rows, task.settings.data.tokens, alone)
-    precision = task.settings.training.precision
-    observe = None if recorder is None else recorder.add
-    evaluation = evaluate_fully(model, batches, test.label_names, precision, observe).result()
-    assert isinstance(evaluation, Evaluation)  # lists of labels are refused when a study begins
     validation = trained.validation.num_examples if trained.validation else 0
     result = TrialResult(
         task.trial,
@@ -164,41 +168,43 @@ def _loop(
         tokens_per_second=trained.tokens_per_second,
         train_cpu_seconds=None if goes_on else cpu_seconds,
     )
-    return result, evaluation
+    return result, _parts_of_run(task.run, test, test_rows)
 
 
-def _baseline(
-    task: TrialTask,
-    store: "Store",
-    test: "Store",
-    rows: np.ndarray,
-    test_rows: np.ndarray,
-    recorder: PredictionsRecorder | None,
-) -> tuple[TrialResult, "Evaluation"]:
-    """What a baseline learned, and what it makes of the test rows."""
+def _parts_of_run(run: Path, test: "Store", test_rows: np.ndarray) -> Iterator[_Part]:
+    """The run's best model reads the test rows as it was trained: as much of each text, in the same precision."""
+    from penstock.engine.training.distributed import World
+    from penstock.engine.training.evaluate import judged, store_batches
+    from penstock.engine.training.run_record import as_trained
+    from penstock.engine.training.trained import TrainedRun
+
+    trained = TrainedRun.open(run)
+    alone = World(0, 1, next(trained.model.parameters()).device)
+    batches = store_batches(as_trained(test, trained.data), test_rows, trained.tokens_per_batch, alone)
+    for batch, probabilities, loss_sum in judged(trained.model, batches, trained.precision):
+        assert batch.tokens.ids is not None
+        yield _Part(batch.tokens.ids, batch.labels, probabilities, loss_sum)
+
+
+def _fit_baseline(
+    task: TrialTask, store: "Store", rows: np.ndarray, test: "Store", test_rows: np.ndarray
+) -> tuple[TrialResult, Iterator[_Part]]:
+    """What a baseline's training came to, and its parts of the test rows."""
     import torch
 
     from penstock.engine.study.baselines import baseline, import_required
     from penstock.engine.study.baselines.fitting import FitTask
     from penstock.engine.study.baselines.settings import BaselineSettings
-    from penstock.engine.training.evaluation import EvaluationCounter
     from penstock.engine.training.reading import read_by
 
     assert isinstance(task.settings, BaselineSettings)
     import_required(task.settings.name)
-    store, test = read_by(task.settings, store), read_by(task.settings, test)
+    store = read_by(task.settings, store)
     fit = FitTask(task.settings, store, rows, torch.get_num_threads(), task.cache)
     started, cpu_started = time.perf_counter(), time.process_time()
     fitted = baseline(task.settings.name).fit(fit)
     seconds = time.perf_counter() - started + fitted.earlier_seconds
     cpu_seconds = time.process_time() - cpu_started + fitted.earlier_cpu_seconds
-    counter = EvaluationCounter(test.label_names)
-    for part, probabilities in fitted.predict(test, test_rows):
-        labels, scores = torch.from_numpy(test.labels[part]), torch.from_numpy(probabilities)
-        of_truth = probabilities[np.arange(len(part)), test.labels[part]].astype(np.float64)
-        counter.add(labels, scores, float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).sum()))
-        if recorder is not None:
-            recorder.add(torch.from_numpy(part), labels, scores)
     result = TrialResult(
         task.trial,
         "done",
@@ -211,7 +217,17 @@ def _baseline(
         chosen=fitted.chosen or None,
         notes=fitted.notes,
     )
-    return result, counter.result()
+    return result, _parts_of_baseline(fitted, read_by(task.settings, test), test_rows)
+
+
+def _parts_of_baseline(fitted: "Fitted", test: "Store", test_rows: np.ndarray) -> Iterator[_Part]:
+    import torch
+
+    for rows, probabilities in fitted.predict(test, test_rows):
+        labels = test.labels[rows]
+        of_truth = probabilities[np.arange(len(rows)), labels].astype(np.float64)
+        loss_sum = float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).sum())
+        yield _Part(torch.from_numpy(rows), torch.from_numpy(labels), torch.from_numpy(probabilities), loss_sum)
 
 
 def _one_line(error: Exception) -> str:

@@ -40,8 +40,6 @@ def resolve_class_weights(
     Raises:
         ConfigError: there is no such label.
     """
-    if weights is None:
-        return None
     if not isinstance(weights, str):
         return _by_label(weights, label_names)
     counts = np.bincount(labels, minlength=len(label_names))
@@ -62,15 +60,15 @@ def resolve_positive_weights(
     Raises:
         ConfigError: there is no such label.
     """
-    if weights is None:
-        return None
     if not isinstance(weights, str):
         return _by_label(weights, label_names)
     # a label that no row has, or every row, has nothing to balance
     return np.divide(rows - counts, counts, out=np.ones(len(counts)), where=(counts > 0) & (counts < rows))
 
 
-def _by_label(weights: Mapping[str, float], label_names: Sequence[str]) -> np.ndarray:
+def _by_label(weights: Mapping[str, float] | None, label_names: Sequence[str]) -> np.ndarray | None:
+    if weights is None:
+        return None
     numbers = {name: index for index, name in enumerate(label_names)}
     result = np.ones(len(label_names))
     for name, weight in weights.items():

@@ -92,29 +92,27 @@ def evaluate_fully(
     batches: Iterable[Batch],
     label_names: Sequence[str],
     precision: str = "auto",
-    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> EvaluationCounter | MultiLabelCounter:
-    """As `evaluate_batches`, class by class and with what depends on the probabilities; in one process.
-
-    Args:
-        observe: told of each batch: its rows, int64 (batch,), its labels, and the probabilities, float32 (batch,
-            num_labels).
-    """
-    several = is_multi_label(model)
+    """As `evaluate_batches`, class by class and with what depends on the probabilities; in one process."""
     counter: EvaluationCounter | MultiLabelCounter = EvaluationCounter(label_names)
-    if several:
+    if is_multi_label(model):
         counter = MultiLabelCounter(label_names, thresholds_of(getattr(model, "config", None), len(label_names)))
+    for batch, probabilities, loss_sum in judged(model, batches, precision):
+        counter.add(batch.labels, probabilities, loss_sum)
+    return counter
+
+
+def judged(
+    model: nn.Module, batches: Iterable[Batch], precision: str = "auto"
+) -> Iterator[tuple[Batch, Tensor, float]]:
+    """The batches, their probabilities, float32 (batch, num_labels), and their summed losses, nats."""
+    several = is_multi_label(model)
     for batch, logits in run(model, batches, precision):
         if several:
             loss = multi_label_loss(logits, batch.labels, "sum")
         else:
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-        probabilities = class_probabilities(model, logits)
-        counter.add(batch.labels, probabilities, loss.item())
-        if observe is not None:
-            assert batch.tokens.ids is not None
-            observe(batch.tokens.ids, batch.labels, probabilities)
-    return counter
+        yield batch, class_probabilities(model, logits), loss.item()
 
 
 def class_probabilities(model: nn.Module, logits: Tensor) -> Tensor:
