@@ -28,7 +28,7 @@ def _ask(question: str) -> bool:
     return typer.confirm(question, err=True)
 
 
-def _try_out(settings: "Settings", store: "Store", out: Path) -> None:
+def _try_out(settings: "Settings", store: "Store", test: "Store | None", out: Path) -> None:
     from penstock.engine.errors import ConfigError
     from penstock.engine.training.dry_run import dry_run
 
@@ -36,7 +36,7 @@ def _try_out(settings: "Settings", store: "Store", out: Path) -> None:
         raise ConfigError(
             "--dry-run tries one process: start it without torchrun; each of several needs as much memory"
         )
-    _, lines = dry_run(settings, store, out, say=lambda line: typer.echo(line, err=True))
+    _, lines = dry_run(settings, store, out, test_store=test, say=lambda line: typer.echo(line, err=True))
     for line in lines:
         typer.echo(line)
 
@@ -110,7 +110,7 @@ def train(
 
     keep_freed_memory()
     if dry_run:
-        _try_out(command.settings, command.train, out)
+        _try_out(command.settings, command.train, command.test, out)
         return
     try:
         result = run_training(

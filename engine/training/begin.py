@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.store import Store
@@ -12,7 +13,9 @@ from penstock.engine.errors import ConfigError, StoreError
 from penstock.engine.models.architectures import max_length
 from penstock.engine.models.loading import load_config
 from penstock.engine.models.settings import ModelSettings
+from penstock.engine.models.start import Say
 from penstock.engine.training.loop import Loop
+from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, as_settled, read_by, settle_reading
 from penstock.engine.training.recipe import TrainingSet
 from penstock.engine.training.run_directory import RunDirectory, another_run
@@ -125,9 +128,30 @@ def go_on(loop: Loop, identity: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def opening_line(loop: Loop, rows: np.ndarray, validation_rows: np.ndarray, store: Store) -> str:
+def precision_of(directory: RunDirectory, settings: Settings, device: torch.device, say: Say) -> str:
+    """A run's precision: "fp32", "bf16" or "fp16". "auto" is what it was where the run began, whatever it is here.
+
+    Raises:
+        ConfigError: the device cannot train in it.
+    """
+    asked = settings.training.precision
+    there = directory.record.get("precision") if asked == "auto" else None
+    if there not in ("fp32", "bf16", "fp16"):
+        return resolve_precision(asked, device)
+    here = resolve_precision("auto", device)
+    if there != here:
+        if (there, device.type) == ("fp16", "cpu"):
+            raise ConfigError(
+                f"{directory.path} was begun on a GPU, where training.precision=auto is fp16: a CPU cannot go on with "
+                "that"
+            )
+        say(f"training.precision=auto was {there} where the run began and stays so; here it would be {here}")
+    return there
+
+
+def opening_line(loop: Loop) -> str:
     """What is trained, its size, from what weights, on what, for how long, and how."""
-    settings, counters = loop.settings, loop.counters
+    settings, counters, store, rows = loop.settings, loop.counters, loop.data.train, loop.data.rows
     data, training = settings.data, settings.training
     parameters = sum(parameter.numel() for parameter in loop.model.parameters())
     trainable = sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad)
@@ -139,7 +163,7 @@ def opening_line(loop: Loop, rows: np.ndarray, validation_rows: np.ndarray, stor
         counts = np.bincount(store.labels[rows], minlength=store.num_labels)
         majority = f"{counts.max() / len(rows):.1%} {store.label_names[int(counts.argmax())]!r}"
         classes = f" in {store.num_labels} classes ({majority})"
-    held = f", {len(validation_rows):,} more for validation" if len(validation_rows) else ", none for validation"
+    held = f"{len(loop.data.validation_rows):,} more" if len(loop.data.validation_rows) else "none"
     steps = _total_steps(loop)
     done = f"resumes after step {counters.step:,} of" if counters.step else "in"
     epochs = f"{training.epochs} epochs" if training.epochs is not None else "any number of epochs"
@@ -157,7 +181,7 @@ def opening_line(loop: Loop, rows: np.ndarray, validation_rows: np.ndarray, stor
         recipe.append(f"label smoothing {training.label_smoothing:g}")
     return (
         f"{settings.model.describe()}, {size}, {_origin(settings.model)}; "
-        f"{len(rows):,} examples{classes}{held}; "
+        f"{len(rows):,} examples{classes}, {held} for validation; "
         f"{done} {steps}; {', '.join(recipe)}"
     )
 

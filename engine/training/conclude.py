@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from penstock.engine.data.store import Store
 from penstock.engine.models import load_model
 from penstock.engine.models.build import THRESHOLDS
 from penstock.engine.models.start import Say
@@ -20,7 +19,7 @@ from penstock.engine.training.result import TrainResult
 from penstock.engine.training.signals import StopSignal
 
 
-def conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) -> TrainResult:
+def conclude(loop: Loop, stop: StopSignal, say: Say) -> TrainResult:
     """The best model's files in the run's own folder, the one look at the test set, and run.json.
 
     Raises:
@@ -29,16 +28,16 @@ def conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) -
     counters, directory, world = loop.counters, loop.directory, loop.world
     stop.step = counters.step
     calibration = world.on_main(lambda: _calibrate(loop, stop, say)) if loop.settings.training.calibrate else None
-    chooses = loop.store.multi_label and len(loop.validation_rows) > 0
+    chooses = loop.data.train.multi_label and len(loop.data.validation_rows) > 0
     thresholds = world.on_main(lambda: _choose_thresholds(loop, stop, say)) if chooses else None
     world.on_main(lambda: export_best(directory.path))
     test = None
-    if test_store is not None:
+    if loop.data.test is not None:
         model = load_model(directory.path).to(world.device)  # type: ignore[arg-type]
         with loop.timers.during("evaluation"):
             test = evaluate(
                 model,
-                test_store,
+                loop.data.test,
                 tokens_per_batch=loop.tokens_per_batch,
                 precision=loop.precision,
                 world=world,
@@ -109,7 +108,7 @@ def _validation_logits(loop: Loop, model: Any, stop: StopSignal) -> tuple[np.nda
     """(float32 (rows, num_labels); the rows' labels)"""
     model.to(loop.world.device)
     alone = World(0, 1, loop.world.device)
-    batches = stop.watch(store_batches(loop.store, loop.validation_rows, loop.tokens_per_batch, alone), alone)
+    batches = stop.watch(store_batches(loop.data.train, loop.data.validation_rows, loop.tokens_per_batch, alone), alone)
     logits, labels = [], []
     for batch, scores in run(model, batches, loop.precision):
         logits.append(scores.cpu().numpy())

@@ -5,17 +5,17 @@ from pathlib import Path
 import torch
 
 from penstock.engine.data.store import Store
+from penstock.engine.data.verify import check_files
 from penstock.engine.models.start import Say
-from penstock.engine.training.begin import new_settings, opening_line, settings_as_begun
+from penstock.engine.training.begin import new_settings, opening_line, precision_of, settings_as_begun
 from penstock.engine.training.distributed import World
 from penstock.engine.training.loop import Loop
-from penstock.engine.training.precision import resolve_precision, tf32
-from penstock.engine.training.reading import read_by
+from penstock.engine.training.precision import tf32
 from penstock.engine.training.rehearsal import Rehearsal, rehearse
+from penstock.engine.training.run_data import RunData
 from penstock.engine.training.run_directory import RunDirectory
-from penstock.engine.training.run_record import has_checkpoint
+from penstock.engine.training.run_record import has_checkpoint, read_record
 from penstock.engine.training.settings import Settings
-from penstock.engine.training.split import split_rows
 from penstock.engine.training.token_budget import AUTO, with_measured_budget
 
 
@@ -24,10 +24,12 @@ def dry_run(
     store: Store,
     out_dir: Path | str,
     *,
+    test_store: Store | None = None,
     device: torch.device | str | None = None,
     say: Say = lambda line: None,
 ) -> tuple[Rehearsal, list[str]]:
-    """Builds the model, takes the heaviest steps of the first epoch, and measures. In one process.
+    """Builds the model, takes the heaviest steps of the first epoch, evaluates the heaviest batches, and measures. In
+    one process.
 
     Example:
         >>> from penstock.engine import Store, load_settings
@@ -39,6 +41,7 @@ def dry_run(
 
     Args:
         out_dir: as for `train`. A run that is there is measured as it goes on; it is neither locked nor touched.
+        test_store: evaluated at the end of the run.
         say: prints a line for the user.
 
     Returns:
@@ -51,15 +54,22 @@ def dry_run(
     world, directory = World.join(device), RunDirectory(Path(out_dir))
     goes_on = has_checkpoint(directory.path)
     asked = settings
-    settings = settings_as_begun(directory, asked, store) if goes_on else new_settings(asked, store, None, None)
-    store = read_by(settings, store.read_with(settings.data.reader))
-    rows, validation_rows = split_rows(settings, store, None, None)
+    if goes_on:
+        directory.record = read_record(directory.path)
+        settings = settings_as_begun(directory, asked, store)
+    else:
+        settings = new_settings(asked, store, None, None)
+    data = RunData.of(settings, store, test_store)
     if not goes_on and asked.data.tokens_per_batch == AUTO:
-        settings = with_measured_budget(settings, store, rows, validation_rows, world.device, directory, say)
+        settings = with_measured_budget(settings, data, world.device, directory, say)
+    if goes_on:
+        directory.check_identity(data.own_identity())
+    for each in data.stores:
+        check_files(each)
+    precision = precision_of(directory, settings, world.device, say)
     devices = [world.device] if world.device.type == "cuda" else []
-    precision = resolve_precision(settings.training.precision, world.device)
     with torch.random.fork_rng(devices), tf32(settings.training.tf32 if devices else None):
-        loop = Loop(settings, store, rows, validation_rows, world, directory, say, found=None, precision=precision)
-        say(opening_line(loop, rows, validation_rows, store))
+        loop = Loop(settings, data, world, directory, say, found=None, precision=precision)
+        say(opening_line(loop))
         found = rehearse(loop)
     return found, list(found.lines(loop))

@@ -138,12 +138,16 @@ def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> 
 
 
 def store_batches(store: Store, rows: np.ndarray | None, tokens_per_batch: int, world: World) -> Iterator[Batch]:
-    """This process's share of the rows, grouped by length: an evaluation has no order, and an LSTM then idles less."""
+    """This process's share of the rows."""
+    yield from evaluation_loader(store, rows, tokens_per_batch, world).batches()
+
+
+def evaluation_loader(store: Store, rows: np.ndarray | None, tokens_per_batch: int, world: World) -> Loader:
+    """The rows grouped by length: an evaluation has no order, and an LSTM then idles less."""
     parameters = PlanParameters(tokens_per_batch=tokens_per_batch, batches_per_step=world.size, mode="bucket")
-    loader = Loader(
+    return Loader(
         store, seed=0, parameters=parameters, rows=rows, rank=world.rank, world_size=world.size, shuffle=False
     )
-    yield from loader.batches()
 
 
 def _alone(model: nn.Module) -> World:

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from penstock.engine.data.loader import Loader, Step
 from penstock.engine.data.plan import Plan, PlanParameters
-from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError
 from penstock.engine.models.start import Say
 from penstock.engine.training.checkpoint import STATE_NAME, read_state
@@ -24,6 +22,7 @@ from penstock.engine.training.journal import Journal
 from penstock.engine.training.optimizer import learning_rate_factor
 from penstock.engine.training.progress import Mode
 from penstock.engine.training.resume import Found, as_run_error
+from penstock.engine.training.run_data import RunData
 from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.run_model import build_run_model, tokenizer_files
 from penstock.engine.training.saver import Saver
@@ -43,9 +42,7 @@ class Loop:
     def __init__(
         self,
         settings: Settings,
-        store: Store,
-        rows: np.ndarray,
-        validation_rows: np.ndarray,
+        data: RunData,
         world: World,
         directory: RunDirectory,
         say: Say,
@@ -66,7 +63,7 @@ class Loop:
         """
         self.timers = timers or timers_for(world.device)
         self.settings, self.world, self.directory, self.precision = settings, world, directory, precision
-        self.store, self._rows, self.validation_rows = store, rows, validation_rows
+        self.data, store, rows = data, data.train, data.rows
         state = None if found is None else read_state(directory.path, found.folder)
         with as_run_error(found):
             self.counters = Counters() if state is None else Counters.from_state(state.get("counters"))
@@ -108,12 +105,12 @@ class Loop:
         data = self.settings.data
         assert data.mode != "auto"
         self._loader = Loader(
-            self.store,
+            self.data.train,
             seed=derive_seed(self.settings.training.seed, "order"),
             parameters=PlanParameters(
                 tokens_per_batch=tokens_per_batch, batches_per_step=data.batches_per_step, mode=data.mode
             ),
-            rows=self._rows,
+            rows=self.data.rows,
             rank=self.world.rank,
             world_size=self.world.size,
         )
@@ -125,7 +122,7 @@ class Loop:
     @property
     def num_rows(self) -> int:
         """Rows that are trained on."""
-        return len(self._rows)
+        return len(self.data.rows)
 
     @property
     def plan(self) -> Plan:
@@ -274,11 +271,11 @@ class Loop:
 
     def _weight(self, step: Step) -> float | None:
         """The sum of the class weights of a step's examples, over all processes; those of labels have none."""
-        if self._class_weights is None or self.store.multi_label:
+        if self._class_weights is None or self.data.train.multi_label:
             return None
         plan, width = self._loader.plan(step.epoch), self.settings.data.batches_per_step
         rows = plan.order[plan.bounds[step.index * width] : plan.bounds[(step.index + 1) * width]]
-        return float(self._class_weights[self.store.labels[rows]].sum())
+        return float(self._class_weights[self.data.train.labels[rows]].sum())
 
     def _count(self, timed: "_TimedStep", report: StepReport, interval: Interval) -> None:
         counters, settings = self.counters, self.settings.training
@@ -317,14 +314,14 @@ class Loop:
     def _evaluate(self) -> bool:
         """Evaluates on the validation rows; whether it is the best so far. Without such rows the last one is."""
         counters, training = self.counters, self.settings.training
-        if not len(self.validation_rows):
+        if not len(self.data.validation_rows):
             counters.best_step = counters.step
             return bool(counters.stopped_by)
         with self.timers.during("evaluation"):
             metrics = evaluate(
                 self.model,
-                self.store,
-                rows=self.validation_rows,
+                self.data.train,
+                rows=self.data.validation_rows,
                 tokens_per_batch=self.tokens_per_batch,
                 precision=self.precision,
                 world=self.world,

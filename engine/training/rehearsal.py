@@ -3,13 +3,15 @@
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from penstock.engine.data.plan import Plan
+from penstock.engine.data.store import Store
+from penstock.engine.training.evaluate import evaluation_loader, run
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.memory import memory_limit, peak_memory, reset_peak_memory, return_freed_memory
 
@@ -33,12 +35,13 @@ class Rehearsal:
     """What was measured.
 
     Attributes:
-        heaviest: of the batches tried.
-        peak: bytes that the process held at most, with the copy that a checkpoint makes; on a GPU, of its memory.
-            None where the system does not tell.
+        heaviest: of the batches that are trained on.
+        peak: bytes that the process held at most, in steps, evaluations and with the copy that a checkpoint makes; on a
+            GPU, of its memory. None where the system does not tell.
         limit: bytes that it may hold; None where the system does not tell.
         worst_seconds: of the slowest step of the heaviest ones.
         seconds: of a step in the mean over the epoch. steps: of an epoch.
+        validation, test: of the evaluation of those rows; None where there are none.
     """
 
     heaviest: Heaviest
@@ -47,6 +50,8 @@ class Rehearsal:
     worst_seconds: float
     seconds: float
     steps: int
+    validation: "EvaluationTime | None" = None
+    test: "EvaluationTime | None" = None
 
     @property
     def fits(self) -> bool:
@@ -70,15 +75,35 @@ class Rehearsal:
         epoch_hours = self.seconds * self.steps / 3600
         yield (
             f"time: {_seconds(self.seconds)} a step ({_seconds(self.worst_seconds)} the slowest tried), "
-            f"{self.steps:,} steps and about {_hours(epoch_hours)} an epoch; evaluations and checkpoints not counted"
+            f"{self.steps:,} steps and about {_hours(epoch_hours)} an epoch; {self._evaluations()}checkpoints not "
+            "counted"
         )
-        steps = [training.epochs * self.steps] if training.epochs is not None else []
-        steps += [training.max_steps] if training.max_steps is not None else []
-        yield f"the run: at most {min(steps):,} steps, about {_hours(min(steps) * self.seconds / 3600)}"
+        limits = [training.epochs * self.steps] if training.epochs is not None else []
+        limits += [training.max_steps] if training.max_steps is not None else []
+        steps = min(limits)
+        seconds = steps * self.seconds + (0 if self.test is None else self.test.seconds)
+        if self.validation is not None:
+            # after the last step there is always one
+            seconds += -(-steps // (training.evaluate_every_steps or self.steps)) * self.validation.seconds
+        yield f"the run: at most {steps:,} steps, about {_hours(seconds / 3600)} with its evaluations"
+
+    def _evaluations(self) -> str:
+        kinds = (("validation", self.validation, ""), ("test", self.test, ", once at the end"))
+        parts = [f"{one.rows:,} {name} rows {_seconds(one.seconds)}{when}" for name, one, when in kinds if one]
+        return f"an evaluation of {', of '.join(parts)}; " if parts else ""
+
+
+@dataclass(frozen=True)
+class EvaluationTime:
+    """How many rows are evaluated, and the seconds that it takes."""
+
+    rows: int
+    seconds: float
 
 
 def rehearse(loop: Loop) -> Rehearsal:
-    """Takes the heaviest steps of the first epoch, and some of its others, with weights that stay as they are.
+    """Takes the heaviest steps of the first epoch, and some of its others, with weights that stay as they are; and
+    evaluates the heaviest batches of the validation and test rows, and some of the others.
 
     Args:
         loop: new, and of no use afterwards but for this.
@@ -92,13 +117,41 @@ def rehearse(loop: Loop) -> Rehearsal:
     for index in heaviest:  # the first time, the optimizer makes its state
         loop.rehearse_step(index)
     loop.rehearse_checkpoint()
-    worst = max(_timed(loop, index) for index in heaviest)
+    worst = max(_timed(lambda: loop.rehearse_step(index)) for index in heaviest)  # noqa: B023 -- called at once
+    validation = _evaluation(loop, loop.data.train, loop.data.validation_rows)
+    test = None
+    if loop.data.test is not None:
+        # the best model is read back beside the one that was trained
+        best = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+        test = _evaluation(loop, loop.data.test, np.arange(loop.data.test.num_examples))
+        del best
     peak = peak_of(device)
-    others = np.linspace(0, plan.num_steps - 1, min(_TYPICAL_STEPS, plan.num_steps)).round().astype(int).tolist()
-    tokens = sum(plan.step_tokens(index) for index in others)
-    rate = max(tokens, 1) / max(sum(_timed(loop, index) for index in others), 1e-9)
-    seconds = int(plan.tokens.sum()) / rate / plan.num_steps
-    return Rehearsal(heaviest_batch(plan), peak, limit_of(device), worst, seconds, plan.num_steps)
+    seconds = _total_seconds(plan, loop.rehearse_step) / plan.num_steps
+    return Rehearsal(heaviest_batch(plan), peak, limit_of(device), worst, seconds, plan.num_steps, validation, test)
+
+
+def _evaluation(loop: Loop, store: Store, rows: np.ndarray) -> EvaluationTime | None:
+    """The memory of the heaviest batches is met, the time of all of them estimated."""
+    if not len(rows):
+        return None
+    loader = evaluation_loader(store, rows, loop.tokens_per_batch, loop.world)
+
+    def evaluate_batch(index: int) -> None:
+        loader.seek(0, index)
+        batch = next(iter(loader)).batches[0]
+        for _, logits in run(loop.model, [batch], loop.precision):
+            logits.cpu()
+
+    for index in heaviest_steps(loader.plan()):
+        evaluate_batch(index)
+    return EvaluationTime(len(rows), _total_seconds(loader.plan(), evaluate_batch))
+
+
+def _total_seconds(plan: Plan, take: Callable[[int], None]) -> float:
+    """Of all of a plan's steps, by the tokens that some of them from all over it go through in a second."""
+    some = np.linspace(0, plan.num_steps - 1, min(_TYPICAL_STEPS, plan.num_steps)).round().astype(int).tolist()
+    spent = sum(_timed(lambda: take(index)) for index in some)  # noqa: B023 -- called at once
+    return int(plan.tokens.sum()) * spent / max(sum(plan.step_tokens(index) for index in some), 1)
 
 
 def heaviest_steps(plan: Plan) -> list[int]:
@@ -135,9 +188,9 @@ def limit_of(device: torch.device) -> int | None:
     return memory_limit(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _timed(loop: Loop, index: int) -> float:
+def _timed(action: Callable[[], None]) -> float:
     began = time.perf_counter()
-    loop.rehearse_step(index)
+    action()
     return time.perf_counter() - began
 
 

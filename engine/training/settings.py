@@ -199,6 +199,11 @@ class Settings:
         return self._with(values)
 
     @property
+    def precision(self) -> str:
+        """`training.precision`."""
+        return self.training.precision
+
+    @property
     def reading(self) -> tuple[int | str | None, str]:
         """What is read of each text: `data.max_length` and `data.truncation`."""
         return self.data.max_length, self.data.truncation

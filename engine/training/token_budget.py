@@ -2,16 +2,15 @@
 
 import time
 
-import numpy as np
 import torch
 
-from penstock.engine.data.store import Store
 from penstock.engine.errors import OutOfMemoryError
 from penstock.engine.models.start import Say
 from penstock.engine.training.distributed import World
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.precision import resolve_precision, tf32
 from penstock.engine.training.rehearsal import gib, heaviest_steps, limit_of, peak_of, reset_peak
+from penstock.engine.training.run_data import RunData
 from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.settings import Settings
 
@@ -24,9 +23,7 @@ _ROUND = 64  # tokens
 
 def with_measured_budget(
     settings: Settings,
-    store: Store,
-    rows: np.ndarray,
-    validation_rows: np.ndarray,
+    data: RunData,
     device: torch.device,
     directory: RunDirectory,
     say: Say,
@@ -45,9 +42,7 @@ def with_measured_budget(
     with torch.random.fork_rng(devices), tf32(training.tf32 if devices else None):
         loop = Loop(
             settings,
-            store,
-            rows,
-            validation_rows,
+            data,
             alone,
             directory,
             lambda line: None,  # what there is to say of the model is said when the run builds it

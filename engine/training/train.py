@@ -1,7 +1,6 @@
 """From settings and a store to a trained model in a run directory."""
 
 import contextlib
-import hashlib
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -21,25 +20,23 @@ from penstock.engine.training.begin import (
     go_on,
     new_settings,
     opening_line,
+    precision_of,
     saved_settings,
     settings_as_begun,
 )
 from penstock.engine.training.conclude import conclude
 from penstock.engine.training.distributed import Stopped, World, answering
 from penstock.engine.training.loop import Loop
-from penstock.engine.training.precision import resolve_precision, tf32
+from penstock.engine.training.precision import tf32
 from penstock.engine.training.progress import Mode
-from penstock.engine.training.reading import Reading, read_by
 from penstock.engine.training.result import TrainResult, recorded_result
 from penstock.engine.training.resume import Confirm, Found, Resume, find_checkpoint, settle_links
+from penstock.engine.training.run_data import RunData
 from penstock.engine.training.run_directory import RunDirectory
-from penstock.engine.training.run_record import as_trained
 from penstock.engine.training.settings import FREE_KEYS, Settings
 from penstock.engine.training.signals import StopSignal
-from penstock.engine.training.split import split_rows
 from penstock.engine.training.timers import timers_for
 from penstock.engine.training.token_budget import AUTO, with_measured_budget
-from penstock.engine.training.trained import describe_data
 
 
 def train(
@@ -102,34 +99,24 @@ def train(
         else:
             settings = world.on_main(lambda: new_settings(asked, train_store, rows, validation_rows))
         world.wait_at_most(settings.training.rank_timeout)
-        train_store = read_by(settings, train_store.read_with(settings.data.reader))
-        if test_store is not None:
-            test_store = test_store.read_with(settings.data.reader)
         world.check_divides(settings.data.batches_per_step)
         if settings.model.kind == "bag" and world.size > 1:
             raise ConfigError("model.kind=bag trains in one process: start it without torchrun")
-        rows, validation_rows = split_rows(settings, train_store, rows, validation_rows)
+        data = RunData.of(settings, train_store, test_store, rows, validation_rows)
         if not began and asked.data.tokens_per_batch == AUTO:
-            measure = partial(with_measured_budget, settings, train_store, rows, validation_rows, world.device)
-            settings = world.on_main(lambda: measure(directory, say))
-        identity = _identity(settings, train_store, rows, validation_rows, test_store)
-        data = describe_data(train_store)
-        reading = Reading.of(train_store, np.concatenate([rows, validation_rows]))
-        data["reads"] = reading.to_json()
-        if test_store is not None:
-            test_store = as_trained(test_store, data)
-            data["test"] = str(test_store.path.resolve())
+            measure = partial(with_measured_budget, settings, data, world.device, directory, say)
+            settings = world.on_main(measure)
+        identity = data.identity(settings)
         if began:
-            directory.check_identity({key: identity[key] for key in identity if key not in settings.flat()})
+            directory.check_identity(data.own_identity())
             if directory.is_complete and _is_same(settings, saved_settings(directory)):
                 return recorded_result(directory)
         elif resume == "previous":
             say(f"--resume=previous changes nothing: there is no run in {directory.path} yet")
-        for store in (train_store, test_store):
-            if store is not None:
-                world.on_main(partial(check_files, store))
+        for store in data.stores:
+            world.on_main(partial(check_files, store))
         found = world.on_main(lambda: _find(directory, resume, confirm, say) if began else None)
-        precision = world.on_main(lambda: _precision(directory, settings, world, say))
+        precision = world.on_main(lambda: precision_of(directory, settings, world.device, say))
         devices = [world.device] if world.device.type == "cuda" else []
         with (
             _answering(world, settings.training.rank_timeout),
@@ -139,9 +126,7 @@ def train(
         ):
             loop = Loop(
                 settings,
-                train_store,
-                rows,
-                validation_rows,
+                data,
                 world,
                 directory,
                 say,
@@ -154,15 +139,15 @@ def train(
                 changed = world.on_main(lambda: _go_on(loop, found, identity))
             else:
                 directory.record = world.on_main(
-                    lambda: directory.create(identity, settings.to_yaml(), data, precision=precision)
+                    lambda: directory.create(identity, settings.to_yaml(), data.description(), precision=precision)
                 )
-            say(opening_line(loop, rows, validation_rows, train_store))
-            say(str(reading))
-            for line in _notes(settings, train_store, world):
+            say(opening_line(loop))
+            say(str(data.reading))
+            for line in _notes(settings, data.train, world):
                 say(line)
-            if train_store.truncation == "head+tail":
+            if data.train.truncation == "head+tail":
                 say(
-                    f"note: texts longer than {train_store.max_length:,} tokens keep their beginning and end "
+                    f"note: texts longer than {data.train.max_length:,} tokens keep their beginning and end "
                     "(head+tail), which transformers cannot: where this run is served by other than penstock, they are "
                     "cut behind"
                 )
@@ -170,7 +155,7 @@ def train(
                 say(extension_line(loop, changed))
             loop.run(stop, progress)
             try:
-                result = conclude(loop, test_store, stop, say)
+                result = conclude(loop, stop, say)
             except Stopped:
                 raise stop.interrupted() from None
             if world.any(stop.received is not None):
@@ -208,23 +193,6 @@ def _find(directory: RunDirectory, resume: Resume, confirm: Confirm | None, say:
     return found
 
 
-def _precision(directory: RunDirectory, settings: Settings, world: World, say: Say) -> str:
-    """What "auto" was where the run began, whatever it would be here."""
-    asked = settings.training.precision
-    there = directory.record.get("precision") if asked == "auto" else None
-    if there not in ("fp32", "bf16", "fp16"):
-        return resolve_precision(asked, world.device)
-    here = resolve_precision("auto", world.device)
-    if there != here:
-        if (there, world.device.type) == ("fp16", "cpu"):
-            raise ConfigError(
-                f"{directory.path} was begun on a GPU, where training.precision=auto is fp16: a CPU cannot go on with "
-                "that"
-            )
-        say(f"training.precision=auto was {there} where the run began and stays so; here it would be {here}")
-    return there
-
-
 def _go_on(loop: Loop, found: Found | None, identity: dict[str, Any]) -> list[str]:
     """Makes the run that is there one that goes on from the checkpoint; returns the settings that changed."""
     directory = loop.directory
@@ -238,20 +206,3 @@ def _is_same(settings: Settings, saved: Settings) -> bool:
     """Whether two runs with these settings come to the same result."""
     here, there = settings.flat(), saved.flat()
     return all(here[key] == there[key] for key in here if key not in FREE_KEYS)
-
-
-def _identity(
-    settings: Settings, store: Store, rows: np.ndarray, validation_rows: np.ndarray, test_store: Store | None
-) -> dict[str, Any]:
-    """All that decides a run's result."""
-    return {
-        **{key: value for key, value in settings.flat().items() if key not in FREE_KEYS},
-        "training data": store.fingerprint,
-        "training rows": _digest(rows),
-        "validation rows": _digest(validation_rows),
-        "test data": test_store.fingerprint if test_store else None,
-    }
-
-
-def _digest(rows: np.ndarray) -> str:
-    return f"{len(rows)} rows, {hashlib.blake2b(rows.astype(np.int64).tobytes(), digest_size=8).hexdigest()}"

@@ -36,27 +36,6 @@ from penstock.engine.training.texts import (
 )
 
 
-def describe_data(store: Store) -> dict[str, Any]:
-    """What run.json keeps of the training data, so that new data can be read the same way.
-
-    Args:
-        store: as the run reads it.
-    """
-    manifest = store.manifest
-    lists = {"multi_label": True, "label_separator": manifest.label_separator} if store.multi_label else {}
-    return {
-        "store": str(store.path.resolve()),
-        "tokenizer": manifest.tokenizer.fingerprint,
-        "label_names": store.label_names,
-        "max_length": store.max_length,
-        "truncation": store.truncation,
-        "text": manifest.sources[0].text,
-        "label": manifest.sources[0].label,
-        **lists,
-        **({"is_pair": True} if manifest.is_pair else {}),
-    }
-
-
 @dataclass
 class TrainedRun:
     """A run's best model on its device, and how to read data for it.

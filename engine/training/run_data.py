@@ -1,0 +1,99 @@
+"""What a run reads: its rows of the stores, cut as its settings say, and what identifies them."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penstock.engine.data.store import Store
+from penstock.engine.training.reading import Reading, read_by
+from penstock.engine.training.run_record import as_trained
+from penstock.engine.training.settings import FREE_KEYS, Settings
+from penstock.engine.training.split import split_rows
+
+
+@dataclass(frozen=True)
+class RunData:
+    """
+    Attributes:
+        train: the training store as it is read, its texts cut. test: the test store likewise; None for none.
+        rows, validation_rows: int64, of the training store.
+        reading: how much of its texts is read.
+    """
+
+    train: Store
+    rows: np.ndarray
+    validation_rows: np.ndarray
+    test: Store | None
+    reading: Reading
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        train: Store,
+        test: Store | None = None,
+        rows: np.ndarray | None = None,
+        validation_rows: np.ndarray | None = None,
+    ) -> "RunData":
+        """
+        Args:
+            settings: resolved. train, test: whole. rows, validation_rows: as `train` takes them.
+
+        Raises:
+            ConfigError: the rows cannot be split, or texts not be cut as the settings say.
+            StoreError: the test store has other labels or another tokenizer than the training store.
+        """
+        train = read_by(settings, train.read_with(settings.data.reader))
+        rows, validation_rows = split_rows(settings, train, rows, validation_rows)
+        if test is not None:
+            test = as_trained(test.read_with(settings.data.reader), describe_data(train))
+        return cls(train, rows, validation_rows, test, Reading.of(train, np.concatenate([rows, validation_rows])))
+
+    @property
+    def stores(self) -> list[Store]:
+        return [self.train] if self.test is None else [self.train, self.test]
+
+    def description(self) -> dict[str, Any]:
+        """The entry `data` of run.json."""
+        place = {} if self.test is None else {"test": str(self.test.path.resolve())}
+        return {**describe_data(self.train), "reads": self.reading.to_json(), **place}
+
+    def identity(self, settings: Settings) -> dict[str, Any]:
+        """All that decides a run's result."""
+        return {key: value for key, value in settings.flat().items() if key not in FREE_KEYS} | self.own_identity()
+
+    def own_identity(self) -> dict[str, Any]:
+        """The part of `identity` that is no setting."""
+        return {
+            "training data": self.train.fingerprint,
+            "training rows": _digest(self.rows),
+            "validation rows": _digest(self.validation_rows),
+            "test data": self.test.fingerprint if self.test else None,
+        }
+
+
+def describe_data(store: Store) -> dict[str, Any]:
+    """What run.json keeps of the training data, so that new data can be read the same way.
+
+    Args:
+        store: as the run reads it.
+    """
+    manifest = store.manifest
+    lists = {"multi_label": True, "label_separator": manifest.label_separator} if store.multi_label else {}
+    return {
+        "store": str(store.path.resolve()),
+        "tokenizer": manifest.tokenizer.fingerprint,
+        "label_names": store.label_names,
+        "max_length": store.max_length,
+        "truncation": store.truncation,
+        "text": manifest.sources[0].text,
+        "label": manifest.sources[0].label,
+        **lists,
+        **({"is_pair": True} if manifest.is_pair else {}),
+    }
+
+
+def _digest(rows: np.ndarray) -> str:
+    return f"{len(rows)} rows, {hashlib.blake2b(rows.astype(np.int64).tobytes(), digest_size=8).hexdigest()}"
