@@ -48,7 +48,11 @@ def study(
     separator: SeparatorOption = None,
     encoding: EncodingOption = None,
     encoder: Annotated[
-        str | None, typer.Option(help="Encoder by hub name or path. Default: the packaged MiniLM.")
+        str | None,
+        typer.Option(
+            help="Encoder by hub name or path, whose tokenizer all families share. Default: the packaged MiniLM; "
+            "without it, where no family needs an encoder, a tokenizer trained on the training texts."
+        ),
     ] = None,
     sizes: Annotated[
         str | None, typer.Option(help=f"Training-set sizes, as counts or percentages. Default: {SIZES}.")
@@ -133,7 +137,7 @@ def study(
     from penstock.engine.study.budget import parse_budget
     from penstock.engine.study.external import parse_externals
     from penstock.engine.study.money import Prices
-    from penstock.engine.study.settings import StudySettings, check_families, packaged_encoder
+    from penstock.engine.study.settings import StudySettings, check_families, usual_encoder
     from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
     from penstock.engine.study.study import run_study
     from penstock.engine.training.memory import keep_freed_memory
@@ -146,7 +150,7 @@ def study(
     settings = StudySettings(
         train=tuple(train or [SYNTHETIC_TRAIN]),
         test=tuple(test or [SYNTHETIC_TEST]),
-        encoder=encoder or packaged_encoder(),
+        encoder=encoder or usual_encoder(chosen),
         sizes=parse_sizes(sizes or (SIZES if train else SYNTHETIC_SIZES)),
         seeds=parse_seeds(seeds or (SEEDS if train else SYNTHETIC_SEEDS)),
         max_sizes=parse_max_sizes(max_size or [], chosen),

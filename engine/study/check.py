@@ -37,7 +37,7 @@ def check_plan(study: StudySettings) -> list[str]:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     encoders = set(_checked_overrides(study))
     prepared = [is_store(sources) for sources in (study.train, study.test)]
-    if not all(prepared):
+    if not all(prepared) and study.encoder is not None:
         encoders.add(study.encoder)  # whose tokenizer it takes
     for encoder in sorted(encoders):
         check_encoder(encoder)
@@ -63,6 +63,11 @@ def check_plan(study: StudySettings) -> list[str]:
         if not Path(file).expanduser().is_file():
             raise SourceError(f"--external {name}={file}: no such file")
     notes = list(_unused(study, *prepared))
+    if study.encoder is None and not prepared[0]:
+        notes.append(
+            f"no family needs an encoder, and none is given: the tokenizer is trained on the training texts "
+            f"({study.tokenizer}); families with an encoder then need a study of their own"
+        )
     families = {override.split(".")[0] for override in study.overrides} & FAMILIES.keys() - set(study.families)
     return notes + [f"settings for {family}, which is not among --families: not used" for family in sorted(families)]
 
@@ -99,7 +104,7 @@ def _checked_overrides(study: StudySettings) -> Iterator[str]:
             check_installed(family.baseline)
         settings = family_settings(study, name)
         if family.baseline is not None and family.needs_encoder:
-            yield study.encoder
+            yield study.encoder_for(name)
         if settings.model.encoder is not None:
             yield settings.model.encoder
 

@@ -6,18 +6,44 @@ folder would otherwise end as trials of two kinds in one table.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.engine.errors import RunError
 from penstock.engine.study.directory import read_study, trials_folder
 from penstock.engine.study.families import FAMILIES
-from penstock.engine.study.fingerprints import MadeFrom, changed, changed_setting, difference
+from penstock.engine.study.fingerprints import MadeFrom, changed, changed_precision, changed_setting, difference
 from penstock.engine.study.predictions import check_predictions
 from penstock.engine.study.trials import Trial, TrialResult, read_results, result_path, trial_named
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a trial in progress was begun with, as far as its run.json can be read: the run itself says what is wrong.
+
+    Attributes:
+        identity: all that decides the run's result; empty where it cannot be read.
+        precision: that it is trained in; None where an earlier penstock began it.
+    """
+
+    identity: Mapping[str, Any]
+    precision: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> "_Begun":
+        try:
+            record = json.loads(path.read_text())
+            identity, precision = record.get("identity", {}), record.get("precision")
+        except (OSError, ValueError, AttributeError):
+            return cls({}, None)
+        return cls(
+            identity if isinstance(identity, dict) else {},
+            precision if isinstance(precision, str) else None,
+        )
 
 
 class Existing:
@@ -38,7 +64,7 @@ class Existing:
                 check_predictions(trials_folder(folder), result.predictions)
         self.old = [result.trial.name for result in self.results.values() if result.made_from is None]
         self.study = read_study(folder)
-        self._runs = {path.parent.name: _identity(path) for path in (folder / "runs").glob("*/run.json")}
+        self._runs = {path.parent.name: _Begun.read(path) for path in (folder / "runs").glob("*/run.json")}
 
     def check_data(self, part: Literal["train", "test"], store: "Store") -> None:
         """
@@ -54,8 +80,8 @@ class Existing:
                     result_path(trials_folder(self.folder), trial), changed(what, then, store.fingerprint)
                 )
         if part == "train":
-            for name, identity in self._runs.items():
-                then = identity.get("training data", store.fingerprint)
+            for name, run in self._runs.items():
+                then = run.identity.get("training data", store.fingerprint)
                 if then != store.fingerprint:
                     raise self._refusal(self.folder / "runs" / name, changed(what, then, store.fingerprint))
 
@@ -74,14 +100,14 @@ class Existing:
             found = self._encoder_then(now) if result.made_from is None else difference(result.made_from, now)
             if found:
                 raise self._refusal(result_path(trials_folder(self.folder), trial), found)
-        for name, identity in self._runs.items():
+        for name, run in self._runs.items():
             begun = trial_named(name)
             if begun is None or begun in self.results:
                 continue
             now = expected(begun)
-            settings = {key: value for key, value in identity.items() if "." in key}
+            settings = {key: value for key, value in run.identity.items() if "." in key}
             found = self._encoder_then(now) or (changed_setting(settings, now.settings) if settings else None)
-            if found:
+            if found := found or changed_precision(run.precision, now.precision):
                 raise self._refusal(self.folder / "runs" / name, found)
 
     def _encoder_then(self, now: MadeFrom) -> str | None:
@@ -123,11 +149,3 @@ def check_one_kind(folder: Path, study: Mapping[str, Any], results: Sequence[Tri
 def remains(folder: Path) -> str:
     """What to remove of a study so that all of it is made again."""
     return f"{trials_folder(folder).name}, costs, data and runs in {folder}"
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    try:
-        identity = json.loads(path.read_text()).get("identity", {})
-    except (OSError, ValueError, AttributeError):
-        return {}  # the run itself will say what is wrong with it
-    return identity if isinstance(identity, dict) else {}

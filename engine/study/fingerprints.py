@@ -26,6 +26,8 @@ class MadeFrom:
         settings: {"section.key": value}, resolved, of all settings that change a run's result.
         encoder: fingerprint of the encoder's configuration and weights; None for a model that reads none.
         max_test: number of test rows that were read; None for all.
+        precision: what the model computes in, "auto" resolved on the machine; None for a model that has no choice, and
+            in trials of an earlier penstock.
     """
 
     train: str
@@ -34,6 +36,7 @@ class MadeFrom:
     encoder: str | None
     max_test: int | None
     format: int = FORMAT
+    precision: str | None = None
 
 
 def made_from(settings: "Settings | BaselineSettings", train: str, test: str, max_test: int | None) -> MadeFrom:
@@ -43,11 +46,32 @@ def made_from(settings: "Settings | BaselineSettings", train: str, test: str, ma
 
     Raises:
         ModelError: the encoder cannot be found or read.
+        ConfigError: this machine cannot compute in the precision asked for.
     """
     encoder = settings.flat().get("model.encoder")
     return MadeFrom(
-        train, test, result_settings(settings), None if encoder is None else encoder_fingerprint(encoder), max_test
+        train,
+        test,
+        result_settings(settings),
+        None if encoder is None else encoder_fingerprint(encoder),
+        max_test,
+        precision=precision_here(settings.precision),
     )
+
+
+def precision_here(precision: str | None) -> str | None:
+    """What a precision means on this machine; None of a model that has none.
+
+    Raises:
+        ConfigError: the machine cannot compute in it.
+    """
+    import torch
+
+    from penstock.engine.training.precision import resolve_precision
+
+    if precision is None:
+        return None
+    return resolve_precision(precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def result_settings(settings: "Settings | BaselineSettings") -> dict[str, Any]:
@@ -69,7 +93,14 @@ def difference(then: MadeFrom, now: MadeFrom) -> str | None:
     ):
         if a != b:
             return changed(what, a, b)
-    return changed_setting(then.settings, now.settings)
+    return changed_setting(then.settings, now.settings) or changed_precision(then.precision, now.precision)
+
+
+def changed_precision(then: str | None, now: str | None) -> str | None:
+    """As `difference`; what an earlier penstock did not record is not compared."""
+    if None in (then, now) or then == now:
+        return None
+    return changed("the precision that this machine computes in", then, now)
 
 
 def changed_setting(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

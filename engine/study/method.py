@@ -84,7 +84,9 @@ def _method(findings: Findings) -> list[str]:
         f"Training data: {_names(identity['train'])}{_examples(study.get('train'))}. "
         f"Test data: {_names(identity['test'])}{_examples(study.get('test'))}. "
         f"{len(study.get('labels', []))} classes; texts were kept up to {max_length:,} tokens.",
-        f"Encoder: {encoder_title(identity['encoder'])}; all families share its tokenizer.",
+        f"Encoder: {encoder_title(identity['encoder'])}; all families share its tokenizer."
+        if identity["encoder"] is not None
+        else "No family needs an encoder; all share the tokenizer of the training data.",
         "Subsets are stratified by class and nested: a seed's smaller subsets lie inside its larger ones, and all "
         "families train on the same ones. A validation split carved from each subset chooses the model and stops the "
         "training; the number of examples includes it. The test set is read once for each trial.",

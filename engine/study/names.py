@@ -26,8 +26,10 @@ def title_of(family: str) -> str:
     return FAMILIES[family].title if family in FAMILIES else family
 
 
-def encoder_name(encoder: str) -> str:
-    """An encoder, given by name or path, in a sentence."""
+def encoder_name(encoder: str | None) -> str:
+    """An encoder, given by name or path, in a sentence; of a study without one, any."""
+    if encoder is None:
+        return "encoder"
     if PACKAGED_ENCODER in Path(encoder).parts:
         return "MiniLM-L6"
     return Path(encoder).name if Path(encoder).is_dir() else encoder

@@ -105,7 +105,7 @@ def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
 def open_or_prepare(
     sources: Sequence[str], folder: Path, settings: StudySettings, like: Store | None, progress: bool
 ) -> Store:
-    """The store that the one source is, or one prepared from the sources with the encoder's tokenizer.
+    """The store that the one source is, or one prepared from the sources with the study's tokenizer.
 
     Raises:
         RunError: `folder` holds a store of something else than the sources hold now.
@@ -121,7 +121,7 @@ def open_or_prepare(
     }
     if like is None:
         choices |= {
-            "tokenizer": settings.encoder,
+            "tokenizer": settings.tokenizer,
             "max_length": settings.stored_length,
             "truncation": settings.truncation,
         }

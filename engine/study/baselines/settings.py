@@ -43,6 +43,11 @@ class BaselineSettings:
     encoder: str | None = None
 
     @property
+    def precision(self) -> str | None:
+        """As `Settings.precision`: an encoder's; other baselines have none."""
+        return None if self.encoder is None else "auto"
+
+    @property
     def reading(self) -> tuple[int | str, str]:
         """As `Settings.reading`."""
         return self.max_length, self.truncation
