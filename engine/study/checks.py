@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.data.clusters import ClusterOverlap
 from penstock.engine.data.overlap import Overlap
 from penstock.engine.statistics.mcnemar import holm
 from penstock.engine.statistics.verdict import kind_of
@@ -23,6 +24,7 @@ from penstock.engine.study.trials import AT_THE_END
 
 CHEAP = ("majority", "linear", "bag")  # that a well trained encoder is not worse than
 _LEVEL = 0.05
+_FEW_CLUSTERS = 30  # below which percentiles of resampled clusters say little
 _NAMED = 3  # at most, of what there are many of
 
 
@@ -62,6 +64,8 @@ def run_checks(study: Mapping[str, Any], table: Table, costs: Mapping[str, Cost]
         *_busy(study, costs),
         *_one_seed(table),
         *_no_better_than_guessing(table),
+        *_shared_clusters(study),
+        *_few_clusters(table),
     ]
     return sorted(found, key=lambda check: check.code)
 
@@ -132,6 +136,30 @@ def _overlap(study: Mapping[str, Any]) -> Iterator[Check]:
             "among the training data",
             "whoever learns by heart is rewarded; remove them from one of the two (penstock inspect TRAIN --against "
             "TEST shows them)",
+        )
+
+
+def _shared_clusters(study: Mapping[str, Any]) -> Iterator[Check]:
+    if "cluster_overlap" not in study:
+        return
+    found = ClusterOverlap(**study["cluster_overlap"])
+    if found.shared:
+        yield Check(
+            "PS011",
+            str(found),
+            "what holds for groups seen in training need not hold for new ones: split train and test by that column, "
+            "or take the accuracies for those of known groups",
+        )
+
+
+def _few_clusters(table: Table) -> Iterator[Check]:
+    paired = table.paired
+    if paired.column is not None and paired.clusters < _FEW_CLUSTERS:
+        yield Check(
+            "PS012",
+            f"the test rows belong to {paired.clusters:,} groups by {paired.column!r}",
+            f"intervals that rest on fewer than {_FEW_CLUSTERS} groups are rough, most of them too narrow: give test "
+            "rows of more groups",
         )
 
 

@@ -89,7 +89,7 @@ def make_plan(
     test_rows = study.settings.max_test or study.test.num_examples
     column, clusters = study.settings.cluster, None
     if column is not None:
-        codes = read_cluster_file(cluster_file(folder / "data" / "test"), study.test.fingerprint)[1]
+        codes = read_cluster_file(cluster_file(folder / "data" / "test"), study.test.fingerprint).keys
         rows = subset(study.test.labels, test_rows, 0) if study.settings.max_test else np.arange(test_rows)
         clusters = len(np.unique(codes[rows]))
     return Plan(
