@@ -30,8 +30,9 @@ def csv_files(findings: Findings) -> dict[str, str]:
 
     Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
     empty; a size beyond all measured ones is inf, one below them 0. A curve's parameters are named as in
-    statistics/learning_curves.py; those that its form has not are empty. The p-values of gap.csv: from the draws behind the
-    interval, and McNemar's exact one of the trained models; each also adjusted by Holm over the family's sizes.
+    statistics/learning_curves.py; those that its form has not are empty. The p-values of gap.csv: from the draws
+    behind the interval, and McNemar's exact one of the trained models; each also adjusted by Holm over the family's
+    sizes.
     """
     table = findings.table
     points = [point for family in table.families for point in table.points(family)]

@@ -104,7 +104,7 @@ def run_study(
             gaps = partial(_gaps, folder, settings.cluster)
             scheduler = Scheduler(tasks, finished, estimates, gaps, budget, clock)
         plan = read_plan(folder)
-        return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.seconds)
+        return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.likely)
 
 
 def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
