@@ -174,7 +174,7 @@ def start_job(folder: Path, job: Job, shared: bool) -> None:
 
 
 def digest_of_keys(keys: np.ndarray) -> str:
-    """Of the rows' clusters, int64 (rows,)."""
+    """The rows' clusters, int64 (rows,), in one line of text."""
     return hashlib.sha256(np.ascontiguousarray(keys, "<i8").tobytes()).hexdigest()
 
 

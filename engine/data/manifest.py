@@ -35,7 +35,7 @@ SECONDS_SCHEMA = pa.schema([pa.field("second", pa.int32(), False)])
 
 
 def clusters_schema(column: str, preparation: str) -> pa.Schema:
-    """Of the clusters' file: a key for each row, see `clusters.cluster_keys`; the metadata says whose it is."""
+    """The clusters' file has a key for each row, see `clusters.ClusterKeys`; the metadata says whose it is."""
     metadata = {"penstock.clusters": "1", "penstock.column": column, "penstock.preparation": preparation}
     return pa.schema([pa.field("cluster", pa.int64(), False)], metadata=metadata)
 

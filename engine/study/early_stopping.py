@@ -67,7 +67,7 @@ class Stoppings:
                 self._ran.setdefault(task.trial.family, {}).setdefault(task.trial.size, []).append(share)
 
     def of(self, task: "TrialTask") -> Stopping:
-        """Of a trial: as those of its family at the nearest size did on average."""
+        """A trial ends as those of its family at the nearest size did on average."""
         limits = self._loads.limits(task)
         if limits is None or not 0 < limits.patience < limits.evaluations:
             return NEVER
