@@ -111,19 +111,6 @@ def check_several(keys: np.ndarray, column: str, what: str) -> None:
         )
 
 
-def source_keys(sources: Sequence[Source], column: str) -> np.ndarray:
-    """int64: the keys of all good rows, in the order of the sources.
-
-    Raises:
-        SourceError: there is no such column, a row has no value in it, or all have the same.
-    """
-    keys, parts = ClusterKeys(column), [np.empty(0, np.int64)]
-    for source in sources:
-        source.carry([column])
-        parts += [keys.of_rows(source, rows) for rows in source.rows()]
-    return np.concatenate(parts)
-
-
 def cluster_file(store: Path) -> Path:
     """Where a study keeps the clusters of its own store's rows."""
     return store.with_name(f"{store.name}.clusters.parquet")
