@@ -521,7 +521,7 @@ def _add_clusters(folder: Path, column: str, keys: np.ndarray) -> None:
     """
     store = Store.open(folder)
     there = store.manifest.clusters
-    if there is None:
+    if there is None or store.clusters is None:
         entry = write_clusters(folder, store.manifest.preparation, column, keys)
         write_committed(folder / MANIFEST_NAME, replace(store.manifest, clusters=entry).to_json())
     elif there.column != column or not np.array_equal(store.clusters, keys):

@@ -161,8 +161,9 @@ def survey(
     digest, counts = ContentHash(multi_label), Counter[str]()
     entries, hashes = [], []
     keys, of_rows = ClusterKeys(cluster or ""), [np.empty(0, np.int64)]
-    for source in sources if cluster is not None else ():
-        source.carry([cluster])  # before any is read, which may take hours
+    if cluster is not None:
+        for source in sources:
+            source.carry([cluster])  # before any is read, which may take hours
     with nullcontext() if quarantine is None else committed(quarantine) as file:
         for source in sources:
             of_source, good, bad = ContentHash(multi_label), 0, 0
