@@ -12,12 +12,11 @@ from penstock.engine.data.clusters import (
     check_several,
     cluster_file,
     keep_clusters,
-    kept_clusters,
     read_cluster_file,
     read_clusters,
     write_cluster_file,
 )
-from penstock.engine.data.sources import Source, open_sources
+from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.errors import SourceError, StoreError
 from penstock.engine.study.check import is_store
@@ -25,11 +24,11 @@ from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.subsets import subset
 
 
-def settle_clusters(settings: StudySettings, folder: Path, train: Store, test: Store) -> ClusterOverlap | None:
+def settle_clusters(settings: StudySettings, folder: Path, train: Store, test: Store) -> ClusterOverlap | str:
     """Keeps the test rows' clusters where the report looks for them, in the study's folder.
 
     Returns:
-        how many of them the training data has rows of too; None where it keeps no such column.
+        how many of them the training data has rows of too, or why that is not known.
 
     Raises:
         SourceError: the test data has no such column, a row has no value in it, or all test rows have the same.
@@ -40,21 +39,20 @@ def settle_clusters(settings: StudySettings, folder: Path, train: Store, test: S
     assert column is not None
     data = folder / "data"
     found = _kept(settings.test, data / "test", test, column, settings)
-    assert found is not None
     rows = np.arange(test.num_examples)
     if settings.max_test is not None:
         rows = subset(test.labels, settings.max_test, 0)
     check_several(found.keys[rows], column, "the test data")
-    of_train = _kept(settings.train, data / "train", train, column, settings, needed=False)
-    if of_train is None:
-        return None
-    return ClusterOverlap.of(of_train, KeptClusters(column, found.keys[rows], found.comparable))
+    try:
+        of_train = _kept(settings.train, data / "train", train, column, settings)
+    except (SourceError, StoreError) as error:
+        return str(error)
+    both = ClusterOverlap.of(of_train, KeptClusters(column, found.keys[rows], found.comparable))
+    return both or "an earlier penstock kept the groups, whose numbers cannot be compared"
 
 
-def _kept(
-    sources: Sequence[str], beside: Path, store: Store, column: str, settings: StudySettings, needed: bool = True
-) -> KeptClusters | None:
-    """The clusters of the store, kept beside `beside`; None where there are none and none are needed."""
+def _kept(sources: Sequence[str], beside: Path, store: Store, column: str, settings: StudySettings) -> KeptClusters:
+    """The clusters of the store, which are then kept beside `beside`."""
     path = cluster_file(beside)
     if path.exists():
         with contextlib.suppress(StoreError):  # of another column, store or penstock: they are made again
@@ -62,20 +60,8 @@ def _kept(
             if there.column == column and there.comparable:
                 return there
     if is_store(sources):
-        if not needed and ((found := kept_clusters(store)) is None or found.column != column):
-            return None
         keep_clusters(path, store, read_clusters(store, column))
         return read_cluster_file(path, store.fingerprint)
     opened = open_sources(list(sources), text=settings.text, label=settings.label, reading=settings.reading)
-    if not needed and not all(_has(source, column) for source in opened):
-        return None
     write_cluster_file(path, store, opened, column)
     return read_cluster_file(path, store.fingerprint)
-
-
-def _has(source: Source, column: str) -> bool:
-    try:
-        source.carry([column])  # which looks for it in all of a file whose rows differ
-    except SourceError:
-        return False
-    return True

@@ -74,8 +74,10 @@ def opened(
             raise ConfigError(f"--max-test {settings.max_test:,}: the test data has {test.num_examples:,} examples")
         clusters = None
         if settings.cluster is not None:
-            clusters = settle_clusters(settings, folder, train, test)
-            shown.note(_about_clusters(settings.cluster, clusters))
+            found = settle_clusters(settings, folder, train, test)
+            clusters = None if isinstance(found, str) else found
+            unknown = f"whether the training data shares groups with the test data is not known: {found}"
+            shown.note(f"--cluster {settings.cluster}: {unknown if clusters is None else found}")
         for name, file in settings.external.items():
             keep_external(folder / "external", name, file, test, settings.max_test)
 
@@ -149,12 +151,6 @@ def _check_alike(train: Store, test: Store) -> None:
     ):
         if here != there:
             raise StoreError(f"{test.path} has {what} than {train.path}: prepare it with --like {train.path}")
-
-
-def _about_clusters(column: str, found: ClusterOverlap | None) -> str:
-    if found is None:
-        return f"--cluster {column}: the training data keeps no such column, so whether it shares groups is not known"
-    return f"--cluster {column}: {found}"
 
 
 def _about_old(existing: Existing) -> str:

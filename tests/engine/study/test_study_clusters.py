@@ -88,12 +88,27 @@ def test_a_study_knows_which_groups_training_has_too(settings, stores, tmp_path,
     assert (kept.column, kept.count) == ("film", 13)
 
 
-def test_training_data_without_the_column_is_said_and_no_error(settings, tmp_path):
-    bare = tmp_path / "bare.csv"
-    with open(bare, "w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *generate_reviews(TRAIN, 0)])
-    document = run(dataclasses.replace(settings, train=(str(bare),)), tmp_path / "study")
+@pytest.mark.parametrize("kind", ["no column", "a row without a film", "a bare store"])
+def test_training_data_without_groups_is_said_and_no_error(settings, stores, minilm, tmp_path, capfd, kind):
+    source = str(tmp_path / "train.csv")
+    if kind == "a row without a film":
+        write(Path(source), TRAIN, 0, lambda row: "" if row == 7 else row)
+        expected = "column 'film' is empty"
+    else:
+        with open(source, "w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *generate_reviews(TRAIN, 0)])
+        expected = "no column 'film'"
+    own = dataclasses.replace(settings, train=(source,))
+    if kind == "a bare store":
+        bare = prepare(source, tmp_path / "bare", tokenizer=minilm, progress=False)
+        own, expected = dataclasses.replace(given(settings, (bare, stores[1]))), "keeps no column 'film'"
+    out = tmp_path / "study"
+    cost = Cost("lstm", 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
+    run_study(own, out, progress=True, run_trial=stand_in, measure=lambda *_: cost)
+    document = json.loads((out / "study.json").read_text())
+    assert document["cluster"] == "film"
     assert "cluster_overlap" not in document
+    assert expected in " ".join(capfd.readouterr().err.split())
 
 
 def test_what_an_earlier_penstock_kept_is_made_again(settings, tmp_path):
