@@ -41,6 +41,14 @@ def prepare(
     truncation: Annotated[
         str | None, typer.Option(help="head, tail or head+tail: what is kept of them.  [default: the tokenizer's own]")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Keep which rows have the same value in this column (a film, a case): study and compare --cluster "
+            "resample them whole.",
+        ),
+    ] = None,
     like: Annotated[Path | None, typer.Option(help="Take tokenizer, labels and lengths from this store.")] = None,
     bad_rows: Annotated[str, typer.Option(help="fail, or quarantine: set them aside in OUT.bad-rows.jsonl.")] = "fail",
     rows_per_shard: Annotated[int | None, typer.Option(help="Rows of each file of the store.", hidden=True)] = None,
@@ -74,6 +82,7 @@ def prepare(
         "like": like,
         "bad_rows": bad_rows,
         "rows_per_shard": rows_per_shard,
+        "cluster": cluster,
         "reading": Reading(separator, encoding, label_separator),
     }
     if shard is not None:
@@ -112,10 +121,15 @@ def register(app: typer.Typer) -> None:
 
 
 def _say_overlap(like: Path, store: Any) -> None:
+    from penstock.engine.data.clusters import ClusterOverlap, kept_clusters
     from penstock.engine.data.overlap import find_overlap
     from penstock.engine.data.store import Store
 
-    print(f"overlap with {like}: {find_overlap(Store.open(like), store)}")
+    other = Store.open(like)
+    print(f"overlap with {like}: {find_overlap(other, store)}")
+    theirs, ours = kept_clusters(other), kept_clusters(store)
+    if theirs is not None and ours is not None and (both := ClusterOverlap.of(theirs, ours)) is not None:
+        print(f"groups: {both}")
 
 
 def _describe_lengths(store: Any) -> None:
@@ -141,5 +155,7 @@ def _describe(store) -> None:
         f"labels: {several if manifest.multi_label else ''}{labels}"
         + (" ..." if len(manifest.label_names) > 20 else "")
     )
+    if manifest.clusters is not None:
+        print(f"groups by {manifest.clusters.column!r}: {manifest.clusters.count:,}")
     print(f"empty texts: {manifest.empty_texts:,}; bad rows set aside: {manifest.bad_rows:,}")
     _describe_lengths(store)

@@ -1,25 +1,118 @@
-"""Which test rows belong together: the column of the sources that says it, kept beside a store.
+"""Which rows belong together: the values of a column of the sources, as `prepare --cluster` keeps them in a store.
 
-A store holds tokens and labels only. `NAME.clusters.parquet` beside the store `NAME` has one int32 column, `cluster`,
-with a number for each row of the store; rows with the same number had the same value in the column that the file's
-metadata names, which also has the store's fingerprint.
+A row has a key, 64 bits of a hash of its value: rows of one store and of two belong together where their keys are
+equal, whoever made them. `clusters.arrow` in a store has one int64 column, `cluster`. A study of other sources keeps
+the same beside its own store `NAME`, in `NAME.clusters.parquet` with the store's fingerprint; an earlier penstock
+numbered the values there, which says nothing of another store's rows.
 """
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from penstock.engine.data.sources import Source
+from penstock.engine.data.sources import Rows, Source
+from penstock.engine.data.sources.labels import spelling
 from penstock.engine.data.store import Store
 from penstock.engine.errors import SourceError, StoreError
 from penstock.engine.files import committed
 
-FORMAT = "1"
+FORMAT = "2"
+_NUMBERED = "1"  # of the format that has numbers in place of keys
+_REMEMBERED = 1 << 18  # values whose keys are kept at hand
+
+
+@dataclass(frozen=True)
+class KeptClusters:
+    """
+    Attributes:
+        column: of the sources. keys: int, (rows,), equal for rows that belong together.
+        comparable: whether they are keys, so that those of another store's rows may be equal to them.
+    """
+
+    column: str
+    keys: np.ndarray
+    comparable: bool = True
+
+    @property
+    def count(self) -> int:
+        return len(np.unique(self.keys))
+
+
+class ClusterKeys:
+    """Keys of a column's values."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._keys: dict[Any, int] = {}
+
+    def of(self, value: object, source: Source, position: int) -> int:
+        """
+        Args:
+            source, position: of the row, for the message.
+
+        Raises:
+            SourceError: there is no value, or it is a list or an object.
+        """
+        known = (type(value), value)
+        try:
+            return self._keys[known]
+        except (KeyError, TypeError):  # not seen yet, or a list
+            pass
+        try:
+            whole = isinstance(value, float) and value.is_integer()
+            name = spelling(int(value) if whole else value, self._column)  # type: ignore[call-overload]
+        except ValueError as error:
+            place = source.position(position)
+            raise SourceError(f"{place}: column {error}: --cluster needs a single value in every row") from None
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        if len(self._keys) >= _REMEMBERED:
+            self._keys.clear()
+        key = self._keys[known] = int.from_bytes(digest, "little", signed=True)
+        return key
+
+    def of_rows(self, source: Source, rows: Rows, wanted: np.ndarray | None = None) -> np.ndarray:
+        """int64: the keys of the good rows of a batch whose source carries the column.
+
+        Args:
+            wanted: bool, which of them; None for all.
+
+        Raises:
+            SourceError: as `of`.
+        """
+        good = np.asarray(rows.positions, np.int64)
+        everything = np.sort(np.concatenate([good, np.array([row.position for row in rows.bad], np.int64)]))
+        good = good if wanted is None else good[wanted]
+        values = carried_values(rows.carried, self._column, len(everything))
+        places = zip(np.searchsorted(everything, good).tolist(), good.tolist(), strict=True)
+        keys = (self.of(values[place], source, position) for place, position in places)
+        return np.fromiter(keys, np.int64, len(good))
+
+
+def carried_values(carried: object, column: str, rows: int) -> list[object]:
+    """A carried column's value in each of the rows that were read, good or bad."""
+    if isinstance(carried, list):
+        return [None if row is None else row.get(column) for row in carried]
+    return carried.column(column).to_pylist() if carried is not None else [None] * rows  # type: ignore[attr-defined]
+
+
+def check_several(keys: np.ndarray, column: str, what: str) -> None:
+    """
+    Raises:
+        SourceError: all rows belong together, so that nothing can be resampled.
+    """
+    if len(keys) and (keys == keys[0]).all():
+        raise SourceError(
+            f"{what}: column {column!r} has the same value in all {len(keys):,} rows: --cluster resamples groups of "
+            "rows, and one group says nothing of another; name another column, or leave it out"
+        )
 
 
 def cluster_file(store: Path) -> Path:
-    """Where the clusters of a store's rows are kept."""
+    """Where a study keeps the clusters of its own store's rows."""
     return store.with_name(f"{store.name}.clusters.parquet")
 
 
@@ -31,26 +124,35 @@ def write_cluster_file(path: Path, store: Store, sources: Sequence[Source], colu
         StoreError: the store was prepared from other sources.
         DiskError: the disk is full or cannot be written.
     """
+    found = KeptClusters(column, _keys(store, sources, column))
+    keep_clusters(path, store, found)
+    return found.count
+
+
+def keep_clusters(path: Path, store: Store, clusters: KeptClusters) -> None:
+    """Writes the file of a store's clusters.
+
+    Raises:
+        DiskError: the disk is full or cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    codes = _codes(store, sources, column)
     metadata = {
-        "penstock.clusters": FORMAT,
-        "penstock.column": column,
+        "penstock.clusters": FORMAT if clusters.comparable else _NUMBERED,
+        "penstock.column": clusters.column,
         "penstock.store": store.fingerprint,
     }
-    table = pa.table({"cluster": codes}).replace_schema_metadata(metadata)
+    table = pa.table({"cluster": clusters.keys}).replace_schema_metadata(metadata)
     with committed(path) as file:
         pq.write_table(table, pa.PythonFile(file, "w"), compression="zstd", write_page_checksum=True)
-    return int(codes.max(initial=-1)) + 1
 
 
-def read_cluster_file(path: Path, fingerprint: str) -> tuple[str, np.ndarray]:
-    """The column's name and int32 (rows,), the cluster of each row of the store with that fingerprint.
+def read_cluster_file(path: Path, fingerprint: str) -> KeptClusters:
+    """The clusters of the store with that fingerprint.
 
     Raises:
-        StoreError: it is missing, damaged, or of another store.
+        StoreError: the file is missing, damaged, or of another store.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -58,9 +160,10 @@ def read_cluster_file(path: Path, fingerprint: str) -> tuple[str, np.ndarray]:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         metadata = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
-        if metadata["penstock.clusters"] != FORMAT:
+        version = metadata["penstock.clusters"]
+        if version not in (FORMAT, _NUMBERED):
             raise StoreError(f"{path}: of another version of penstock")
-        codes = file.read()["cluster"].to_numpy()
+        keys = file.read()["cluster"].to_numpy()
         column, store = metadata["penstock.column"], metadata["penstock.store"]
     except FileNotFoundError:
         raise StoreError(f"{path}: missing: give the test data as a source with --cluster COLUMN") from None
@@ -68,82 +171,103 @@ def read_cluster_file(path: Path, fingerprint: str) -> tuple[str, np.ndarray]:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; remove it, and run again") from None
     if store != fingerprint:
         raise StoreError(f"{path}: of another store than the test data; remove it, and run again")
-    if codes.dtype.kind != "i" or not len(codes) or int(codes.min()) < 0:
+    if keys.dtype.kind != "i" or not len(keys) or (version == _NUMBERED and int(keys.min()) < 0):
         raise StoreError(f"{path}: damaged: its clusters are no numbers of clusters; remove it, and run again")
-    return column, codes
+    return KeptClusters(column, keys, version != _NUMBERED)
 
 
-def read_clusters(store: Store, column: str) -> np.ndarray:
-    """int32 (rows,): the clusters kept beside a store.
+def kept_clusters(store: Store) -> KeptClusters | None:
+    """Those that are kept in the store, or beside it; None where none are.
+
+    Raises:
+        StoreError: they are damaged.
+    """
+    if store.manifest.clusters is not None:
+        assert store.clusters is not None
+        return KeptClusters(store.manifest.clusters.column, store.clusters)
+    path = cluster_file(store.path)
+    if not path.exists():
+        return None
+    found = read_cluster_file(path, store.fingerprint)
+    if len(found.keys) != store.num_examples:
+        raise StoreError(f"{path}: damaged: {len(found.keys):,} rows, the store has {store.num_examples:,}; remove it")
+    return found
+
+
+def read_clusters(store: Store, column: str) -> KeptClusters:
+    """The clusters kept in a store, or beside it.
 
     Raises:
         StoreError: none are, or those of another column.
     """
-    path = cluster_file(store.path)
-    if not path.exists():
+    found = kept_clusters(store)
+    if found is None:
         raise StoreError(
-            f"{store.path}: a store keeps no column {column!r}, and there is no {path.name} beside it: give the "
-            "source that it was prepared from"
+            f"{store.path}: a store keeps no column {column!r} unless it is prepared with --cluster {column}: prepare "
+            "it so, or give the source that it was prepared from"
         )
-    there, codes = read_cluster_file(path, store.fingerprint)
-    if there != column:
-        raise StoreError(f"{path} has the clusters of column {there!r}, not {column!r}")
-    if len(codes) != store.num_examples:
-        raise StoreError(f"{path}: damaged: {len(codes):,} rows, the store has {store.num_examples:,}; remove it")
-    return codes
+    if found.column != column:
+        raise StoreError(f"{store.path} has the clusters of column {found.column!r}, not {column!r}")
+    return found
 
 
-class ClusterCodes:
-    """Numbers for values, equal ones for equal values."""
+@dataclass(frozen=True)
+class ClusterOverlap:
+    """
+    Attributes:
+        column: of the sources. clusters, rows: of the test data.
+        shared, shared_rows: those of which the training data has rows too.
+    """
 
-    def __init__(self, column: str) -> None:
-        self._column = column
-        self._codes: dict[str, int] = {}
+    column: str
+    clusters: int
+    rows: int
+    shared: int
+    shared_rows: int
 
-    def of(self, value: object, place: str) -> int:
-        """
-        Raises:
-            SourceError: there is no value, or it is a list or an object.
-        """
-        if value is None or value != value or value == "":
-            raise SourceError(f"{place}: column {self._column!r} is empty: --cluster needs a value in every row")
-        if isinstance(value, list | dict):
-            raise SourceError(
-                f"{place}: column {self._column!r} holds lists or objects: --cluster takes a single value"
-            )
-        return self._codes.setdefault(str(value), len(self._codes))
+    @classmethod
+    def of(cls, train: KeptClusters, test: KeptClusters) -> "ClusterOverlap | None":
+        """None where they cannot be compared."""
+        if not (train.comparable and test.comparable and train.column == test.column):
+            return None
+        keys, counts = np.unique(test.keys, return_counts=True)
+        shared = np.isin(keys, train.keys)
+        return cls(test.column, len(keys), len(test.keys), int(shared.sum()), int(counts[shared].sum()))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if not self.shared:
+            return f"none of the {self.clusters:,} groups of test rows by {self.column!r} has rows in the training data"
+        has = "has" if self.shared == 1 else "have"
+        return (
+            f"{self.shared:,} of {self.clusters:,} groups of test rows by {self.column!r} ({self.shared_rows:,} of "
+            f"{self.rows:,} rows) {has} rows in the training data too"
+        )
 
 
-def carried_values(carried: object, column: str, rows: int) -> list[object]:
-    """A carried column's value in each of the rows that were read, good or bad."""
-    if isinstance(carried, list):
-        return [None if row is None else row.get(column) for row in carried]
-    return carried.column(column).to_pylist() if carried is not None else [None] * rows  # type: ignore[attr-defined]
-
-
-def _codes(store: Store, sources: Sequence[Source], column: str) -> np.ndarray:
+def _keys(store: Store, sources: Sequence[Source], column: str) -> np.ndarray:
     shards = [store.map_shard(number).batch for number in range(len(store.manifest.shards))]
     numbers = np.concatenate([shard["source"].to_numpy() for shard in shards])
     positions = np.concatenate([shard["source_row"].to_numpy() for shard in shards])
     if len(sources) != len(store.manifest.sources):
         raise StoreError(f"{store.path}: prepared from {len(store.manifest.sources)} sources, not {len(sources)}")
-    codes, found = ClusterCodes(column), np.full(store.num_examples, -1, np.int32)
+    keys, found = ClusterKeys(column), np.zeros(store.num_examples, np.int64)
+    missing = 0
     for number, source in enumerate(sources):
         wanted = np.flatnonzero(numbers == number)
         ours, begin = positions[wanted], 0  # ascending, as the source's are
         source.carry([column])
         for rows in source.rows():
             good = np.asarray(rows.positions, np.int64)
-            everything = np.sort(np.concatenate([good, np.array([bad.position for bad in rows.bad], np.int64)]))
-            if not len(everything):
+            if not len(good):
                 continue
-            values = carried_values(rows.carried, column, len(everything))
-            end = int(np.searchsorted(ours, everything[-1], "right"))
-            for row, position in zip(wanted[begin:end], ours[begin:end], strict=True):
-                place = int(np.searchsorted(everything, position))
-                if everything[place] == position:
-                    found[row] = codes.of(values[place], source.position(int(position)))
-            begin = end
-    if (found < 0).any():
-        raise StoreError(f"{store.path}: {(found < 0).sum():,} of its rows are not in the sources: they have changed")
+            kept = np.isin(good, ours[begin : int(np.searchsorted(ours, good[-1], "right"))])
+            count = int(kept.sum())
+            found[wanted[begin : begin + count]] = keys.of_rows(source, rows, kept)
+            begin += count
+        missing += len(wanted) - begin
+    if missing:
+        raise StoreError(f"{store.path}: {missing:,} of its rows are not in the sources: they have changed")
     return found

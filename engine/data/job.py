@@ -1,6 +1,7 @@
 """A preparation under way: what its folder holds until the manifest makes a store of it.
 
     preparing.json      what is prepared, from what; written first
+    clusters.arrow      which rows belong together, where that was asked for: the survey knows it
     tokenizer/          the tokenizer's files
     shard-00000.arrow   a finished shard, and
     shard-00000.json    its receipt: size, checksum and counts; written after it
@@ -9,6 +10,7 @@ Shard k holds the usable rows k * rows_per_shard and on, in the order of the sou
 bytes are the same. So an interrupted preparation can be resumed, and several machines can share one.
 """
 
+import hashlib
 import json
 import zlib
 from collections.abc import Collection, Iterable, Sequence
@@ -20,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.engine.data.manifest import (
+    CLUSTERS_NAME,
     INDEX_NAME,
     INDEX_SCHEMA,
     LABELS_NAME,
@@ -29,12 +32,14 @@ from penstock.engine.data.manifest import (
     SECONDS_NAME,
     SECONDS_SCHEMA,
     TOKENIZER_NAME,
+    ClusterEntry,
     FileEntry,
     Manifest,
     SourceEntry,
     TokenizerEntry,
     Truncation,
     canonical_json,
+    clusters_schema,
     is_tokenizer_file,
     shard_name,
     shard_schema,
@@ -76,6 +81,8 @@ class Job:
     like: str | None = None  # the store whose tokenizer and labels were taken
     is_pair: bool = False  # whether a row has two texts,
     token_types: bool = False  # and their tokens types
+    cluster: str | None = None  # the column of rows that belong together, and
+    cluster_content: str | None = None  # a digest of their keys
 
     @property
     def rows(self) -> int:
@@ -166,6 +173,39 @@ def start_job(folder: Path, job: Job, shared: bool) -> None:
         _remove([*_data_files(folder, without=of_job), *_leftovers(folder)])
 
 
+def digest_of_keys(keys: np.ndarray) -> str:
+    """The rows' clusters, int64 (rows,), in one line of text."""
+    return hashlib.sha256(np.ascontiguousarray(keys, "<i8").tobytes()).hexdigest()
+
+
+def write_clusters(folder: Path, preparation: str, column: str, keys: np.ndarray) -> ClusterEntry:
+    """Keeps which rows belong together; keys, int64 (rows,), as `clusters.ClusterKeys` gives them."""
+    batch = pa.record_batch([pa.array(keys)], schema=clusters_schema(column, preparation))
+    with committed(folder / CLUSTERS_NAME) as file:
+        write_batch(file, batch)
+    entry = FileEntry(CLUSTERS_NAME, file.size, file.crc32, len(keys), 0)
+    return ClusterEntry(column, len(np.unique(keys)), entry)
+
+
+def _cluster_entry(folder: Path, job: Job) -> ClusterEntry | None:
+    """
+    Raises:
+        StoreError: the clusters are not there, or not those that the survey found.
+    """
+    if job.cluster is None:
+        return None
+    path = folder / CLUSTERS_NAME
+    try:
+        content = path.read_bytes()
+        keys = np.asarray(pa.ipc.open_file(pa.BufferReader(content)).get_batch(0)["cluster"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: missing or damaged ({error}): begin the preparation again") from None
+    if len(keys) != job.rows or digest_of_keys(keys) != job.cluster_content:
+        raise StoreError(f"{path}: damaged: not the clusters that were found; begin the preparation again")
+    entry = FileEntry(CLUSTERS_NAME, len(content), zlib.crc32(content), job.rows, 0)
+    return ClusterEntry(job.cluster, len(np.unique(keys)), entry)
+
+
 def write_tokenizer(folder: Path, files: dict[str, bytes]) -> None:
     with disk_errors(folder / TOKENIZER_NAME):
         (folder / TOKENIZER_NAME).mkdir(exist_ok=True)
@@ -235,7 +275,12 @@ def check_tokens(job: Job, receipts: Sequence[Receipt]) -> None:
 
 
 def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
-    """Writes the index, then the manifest, and removes what is no longer needed."""
+    """Writes the index, then the manifest, and removes what is no longer needed.
+
+    Raises:
+        StoreError: the rows' clusters are damaged.
+    """
+    clusters = _cluster_entry(folder, job)
     lengths, labels = np.empty(job.rows, np.int32), np.empty(job.rows, np.int64)
     sizes = np.zeros(job.rows + 1, np.int64)  # of the rows' lists of labels
     ids: list[np.ndarray] = []
@@ -293,6 +338,7 @@ def finish_job(folder: Path, job: Job, receipts: list[Receipt]) -> Manifest:
         label_index=label_index,
         is_pair=job.is_pair,
         seconds=seconds_entry,
+        clusters=clusters,
     )
     write_committed(folder / MANIFEST_NAME, manifest.to_json())
     remove_leftovers(folder)
@@ -331,6 +377,7 @@ def _data_files(folder: Path, without: Collection[Path] = ()) -> list[Path]:
         *folder.glob(INDEX_NAME),
         *folder.glob(LABELS_NAME),
         *folder.glob(SECONDS_NAME),
+        *folder.glob(CLUSTERS_NAME),
     ]
     return [path for path in found if path not in without]
 

@@ -18,6 +18,7 @@ MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.arrow"
 LABELS_NAME = "labels.arrow"
 SECONDS_NAME = "seconds.arrow"
+CLUSTERS_NAME = "clusters.arrow"
 TOKENIZER_NAME = "tokenizer"
 MAX_VOCABULARY = 1 << 24  # ids of a tokenizer: tens of times the largest there is, and a table of them still fits
 
@@ -31,6 +32,12 @@ _LABEL_LIST = pa.large_list(pa.field("item", pa.int32(), False))
 LABELS_SCHEMA = pa.schema([pa.field("labels", _LABEL_LIST, False)])
 
 SECONDS_SCHEMA = pa.schema([pa.field("second", pa.int32(), False)])
+
+
+def clusters_schema(column: str, preparation: str) -> pa.Schema:
+    """The clusters' file has a key for each row, see `clusters.ClusterKeys`; the metadata says whose it is."""
+    metadata = {"penstock.clusters": "1", "penstock.column": column, "penstock.preparation": preparation}
+    return pa.schema([pa.field("cluster", pa.int64(), False)], metadata=metadata)
 
 
 def shard_name(number: int) -> str:
@@ -106,12 +113,22 @@ class TokenizerEntry:
 
 
 @dataclass(frozen=True)
+class ClusterEntry:
+    """Which rows belong together: those with the same value in `column` of the sources, in `count` clusters."""
+
+    column: str
+    count: int
+    file: FileEntry
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that is known of a store besides its tokens.
 
     Those with a default are not in older stores. `multi_label`: a row has a list of labels, all of which `label_index`
     holds, and `label_counts` counts the rows that have each; `label_separator` stood between them in the sources.
-    `is_pair`: a row has two texts; `seconds` is there where its tokens have types.
+    `is_pair`: a row has two texts; `seconds` is there where its tokens have types. `clusters`: see `ClusterEntry`; no
+    model sees them, so they are not part of the fingerprint.
     """
 
     preparation: str
@@ -136,6 +153,7 @@ class Manifest:
     label_index: FileEntry | None = None
     is_pair: bool = False
     seconds: FileEntry | None = None
+    clusters: ClusterEntry | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -159,6 +177,8 @@ class Manifest:
         content = {"format": FORMAT, "version": FORMAT_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
         if not self.is_pair:
             del content["is_pair"], content["seconds"]
+        if self.clusters is None:
+            del content["clusters"]
         return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
@@ -247,6 +267,9 @@ def _check_files(manifest: Manifest, rows: int, tokens: int) -> None:
         ("label_index", manifest.label_index, LABELS_NAME),
         ("seconds", manifest.seconds, SECONDS_NAME),
     ]
+    if manifest.clusters is not None:
+        whole.append(("clusters.file", manifest.clusters.file, CLUSTERS_NAME))
+        check_range("clusters.count", manifest.clusters.count, 2, rows)
     for where, entry, name in [*whole, *shards]:
         if entry is None:
             continue

@@ -9,18 +9,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.job import (
     Job,
     Receipt,
     check_tokens,
     clear,
+    digest_of_keys,
     finish_job,
     finished_shard,
     is_ours,
     locked,
     remove_leftovers,
     start_job,
+    write_clusters,
     write_tokenizer,
 )
 from penstock.engine.data.manifest import (
@@ -52,7 +56,7 @@ from penstock.engine.data.tokenizers import (
     save_tokenizer,
 )
 from penstock.engine.errors import ConfigError, OtherDataError, SourceError, StoreError, TokenizerError
-from penstock.engine.files import disk_errors, sync_folder
+from penstock.engine.files import disk_errors, sync_folder, write_committed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -79,6 +83,7 @@ def prepare(
     rows_per_shard: int | None = None,
     progress: bool = True,
     reading: Reading = PLAIN_READING,
+    cluster: str | None = None,
 ) -> Store:
     """Tokenizes labelled texts into a store.
 
@@ -106,6 +111,8 @@ def prepare(
         rows_per_shard: rows of each file; by default as many as bound a shard to 2^26 tokens, at most 2^18.
         progress: show it on stderr.
         reading: separator and encoding of the files of text.
+        cluster: a column of the sources whose equal values mark rows that belong together (films, cases): kept in the
+            store for intervals that resample them whole. A finished store of the same without them gets them.
 
     Raises:
         SourceError: the input cannot be read or used.
@@ -114,7 +121,7 @@ def prepare(
         ConfigError: arguments that contradict each other or are out of range.
         DiskError: the disk is full or cannot be written.
     """
-    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading)
+    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading, cluster)
     preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options)
     if preparation is not None:
         preparation.run()
@@ -136,6 +143,7 @@ def begin(
     rows_per_shard: int | None = None,
     progress: bool = True,
     reading: Reading = PLAIN_READING,
+    cluster: str | None = None,
 ) -> None:
     """`prepare` up to the first shard: surveys the sources and writes the tokenizer and what is to be made.
 
@@ -145,7 +153,7 @@ def begin(
     Raises:
         as `prepare`.
     """
-    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading)
+    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading, cluster)
     preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, shared=True)
     if preparation is not None:
         preparation.begin(shared=False)
@@ -166,6 +174,7 @@ def prepare_part(
     rows_per_shard: int | None = None,
     progress: bool = True,
     reading: Reading = PLAIN_READING,
+    cluster: str | None = None,
 ) -> None:
     """`prepare`, but only the i-th of n shares of the shards, for part = (i, n); `parts.finalize` joins them.
 
@@ -176,7 +185,7 @@ def prepare_part(
     """
     if not 0 <= part[0] < part[1]:
         raise ConfigError(f"shard {part[0]}/{part[1]}: expected i/n with 0 <= i < n")
-    options = _Options(text, label, bad_rows, False, rows_per_shard, progress, reading)
+    options = _Options(text, label, bad_rows, False, rows_per_shard, progress, reading, cluster)
     preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, shared=True)
     if preparation is not None:
         preparation.begin(shared=True)
@@ -192,6 +201,7 @@ class _Options:
     rows_per_shard: int | None
     progress: bool
     reading: Reading
+    cluster: str | None
 
 
 def _survey(
@@ -223,7 +233,13 @@ def _survey(
 
     quarantine = _beside(folder, ".bad-rows.jsonl") if bad_rows == "quarantine" else None
     with RowProgress("reading", shown=progress) as bar:
-        found = survey(opened, quarantine=quarantine, known_labels=settings.label_names, advance=bar.advance)
+        found = survey(
+            opened,
+            quarantine=quarantine,
+            known_labels=settings.label_names,
+            cluster=options.cluster,
+            advance=bar.advance,
+        )
     label_names = settings.label_names or sort_labels(list(found.label_counts))
     for line in notices(opened[0].label or "", found.label_spellings) if settings.label_names is None else ():
         print(line, file=sys.stderr, flush=True)
@@ -252,6 +268,8 @@ def _survey(
             )
         with locked(folder, shared=False):
             remove_leftovers(folder)
+            if options.cluster is not None and found.clusters is not None:
+                _add_clusters(folder, options.cluster, found.clusters)
         return None
     return _Preparation(opened, found, settings, folder, preparation, label_names, rows_per_shard, options)
 
@@ -409,7 +427,7 @@ class _Preparation:
         with disk_errors(self.folder):
             sync_folder(self.folder.parent)
         job = None if self.options.overwrite else Job.read(self.folder)
-        if job is not None and job.preparation != self.preparation:
+        if job is not None and (job.preparation, job.cluster, job.cluster_content) != self._identity:
             raise OtherDataError(
                 f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose "
                 "another folder, or --overwrite it"
@@ -425,12 +443,20 @@ class _Preparation:
             start_job(self.folder, job, shared)
             self.begun = True
             write_tokenizer(self.folder, files)
+        if self.found.clusters is not None:
+            write_clusters(self.folder, self.preparation, self.options.cluster or "", self.found.clusters)
         # As saved: what every later reader uses, and what an interrupted preparation goes on with.
         saved = load_saved_tokenizer(self.folder / TOKENIZER_NAME)
         encoder = self._encoder(saved)
         if self.settings.like is None:
             check_saved(saved, encoder)
         return job, encoder
+
+    @property
+    def _identity(self) -> tuple[str, str | None, str | None]:
+        """What an unfinished preparation has to be, to go on with it. Clusters do not change the shards."""
+        keys = self.found.clusters
+        return self.preparation, self.options.cluster, None if keys is None else digest_of_keys(keys)
 
     def _encoder(self, tokenizer: "PreTrainedTokenizerFast") -> TextTokenizer:
         return text_tokenizer(tokenizer, self.settings.max_length, self.settings.truncation, self.sources[0].is_pair)
@@ -453,6 +479,8 @@ class _Preparation:
             like=None if self.settings.like is None else str(self.settings.like.path.resolve()),
             is_pair=encoder.is_pair,
             token_types=encoder.gives_types,
+            cluster=self._identity[1],
+            cluster_content=self._identity[2],
             tokenizer=TokenizerEntry(
                 self.settings.origin, encoder.fingerprint(), encoder.probes(), crc32_of_files(files)
             ),
@@ -483,6 +511,23 @@ class _Preparation:
         clear(self.folder)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _add_clusters(folder: Path, column: str, keys: np.ndarray) -> None:
+    """Keeps the rows' clusters in a finished store, which has none yet.
+
+    Raises:
+        OtherDataError: it has others.
+    """
+    store = Store.open(folder)
+    there = store.manifest.clusters
+    if there is None or store.clusters is None:
+        entry = write_clusters(folder, store.manifest.preparation, column, keys)
+        write_committed(folder / MANIFEST_NAME, replace(store.manifest, clusters=entry).to_json())
+    elif there.column != column or not np.array_equal(store.clusters, keys):
+        raise OtherDataError(
+            f"{folder}: a store with other groups, by column {there.column!r}; choose another folder, or --overwrite it"
+        )
 
 
 def _beside(folder: Path, ending: str) -> Path:

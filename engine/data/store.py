@@ -16,6 +16,7 @@ from penstock.engine.data.cut import Cut
 from penstock.engine.data.file_systems import file_system_of, is_remote
 from penstock.engine.data.label_lists import NO_LABEL, multi_hot
 from penstock.engine.data.manifest import (
+    CLUSTERS_NAME,
     INDEX_SCHEMA,
     LABELS_NAME,
     LABELS_SCHEMA,
@@ -24,6 +25,7 @@ from penstock.engine.data.manifest import (
     TOKENIZER_NAME,
     FileEntry,
     Manifest,
+    clusters_schema,
     shard_schema,
 )
 from penstock.engine.errors import ConfigError, StoreError, TokenizerError
@@ -74,6 +76,8 @@ class Store:
             label_ids[label_offsets[r]:label_offsets[r + 1]]; otherwise empty.
         seconds: int32, (num_examples,): of pairs of texts, how many tokens of a row stand before the first of type 1;
             None where tokens have no types.
+        clusters: int64, (num_examples,): equal for rows with the same value in the column that `prepare --cluster`
+            named, in any store; None where none was.
         shards: the token buffers, for the loader.
     """
 
@@ -95,6 +99,7 @@ class Store:
         self._cuts: dict[tuple[int, str], Cut] = {}  # those asked for: the tokenizer takes a while to load
         self._label_offsets, self._label_ids = self._open_label_index()
         self._seconds = self._open_seconds()
+        self._clusters = self._open_clusters()
         self.shards = self._open_shards()
 
     @classmethod
@@ -180,6 +185,17 @@ class Store:
         if self._seconds is not None and not ((self._seconds >= 0) & (self._seconds <= self.stored_lengths)).all():
             raise StoreError(f"{self.path / SECONDS_NAME}: damaged: a second text begins outside of its row")
         return self._seconds
+
+    @cached_property
+    def clusters(self) -> np.ndarray | None:
+        """
+        Raises:
+            StoreError: on the first use, they are not as many as the manifest says.
+        """
+        entry = self.manifest.clusters
+        if entry is not None and self._clusters is not None and len(np.unique(self._clusters)) != entry.count:
+            raise StoreError(f"{self.path / CLUSTERS_NAME}: damaged: not the {entry.count:,} clusters of the manifest")
+        return self._clusters
 
     @property
     def num_examples(self) -> int:
@@ -427,6 +443,20 @@ class Store:
             raise StoreError(f"{self.path / entry.name}: damaged: its buffer is shorter than the manifest says")
         seconds = np.frombuffer(buffer, np.int32, rows)
         return seconds if self.reader == "mmap" else seconds.copy()
+
+    def _open_clusters(self) -> np.ndarray | None:
+        entry, manifest = self.manifest.clusters, self.manifest
+        if entry is None:
+            return None
+        schema = clusters_schema(entry.column, manifest.preparation)
+        _, batch = self._map(entry.file, schema)
+        if batch.schema.metadata != schema.metadata:
+            raise StoreError(f"{self.path / CLUSTERS_NAME}: belongs to another store or column; prepare it again")
+        buffer = batch.column(0).buffers()[1]
+        if buffer is None or buffer.size < 8 * self.num_examples:
+            raise StoreError(f"{self.path / CLUSTERS_NAME}: damaged: its buffer is shorter than the manifest says")
+        keys = np.frombuffer(buffer, np.int64, self.num_examples)
+        return keys if self.reader == "mmap" else keys.copy()
 
     def _open_shards(self) -> Shards:
         shards = Shards(np.dtype(self.manifest.dtype).itemsize, self.vocab_size)

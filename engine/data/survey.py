@@ -8,12 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from penstock.engine.data.clusters import ClusterKeys, check_several
 from penstock.engine.data.manifest import SourceEntry
 from penstock.engine.data.sources import BadRow, Rows, Source
 from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings, mostly_single
@@ -96,6 +97,7 @@ class Survey:
         label_spellings: for each class the spellings of its label, with their rows.
         content: digest of the good rows' texts and labels, in order; source_contents: the same of each source.
         positions: digest of their places.
+        clusters: int64: the keys of the good rows' values in the column that was asked for, in order; None if none was.
     """
 
     sources: list[SourceEntry]
@@ -103,6 +105,7 @@ class Survey:
     content: str
     source_contents: list[str]
     positions: str
+    clusters: np.ndarray | None = None
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -139,6 +142,7 @@ def survey(
     *,
     quarantine: Path | None,
     known_labels: Sequence[str] | None = None,
+    cluster: str | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Survey:
     """Reads everything once.
@@ -147,13 +151,19 @@ def survey(
         quarantine: a file for the bad rows, one JSON object each with source, position and reason; None to fail at the
             first.
         known_labels: labels are to be among these.
+        cluster: a column whose equal values mark rows that belong together.
 
     Raises:
-        SourceError: a bad row without a quarantine; no good row; more labels than a classification can have.
+        SourceError: a bad row without a quarantine; no good row; more labels than a classification can have; no such
+            column of clusters, a good row without a value in it, or one value in all rows.
     """
     multi_label = sources[0].multi_label
     digest, counts = ContentHash(multi_label), Counter[str]()
     entries, hashes = [], []
+    keys, of_rows = ClusterKeys(cluster or ""), [np.empty(0, np.int64)]
+    if cluster is not None:
+        for source in sources:
+            source.carry([cluster])  # before any is read, which may take hours
     with nullcontext() if quarantine is None else committed(quarantine) as file:
         for source in sources:
             of_source, good, bad = ContentHash(multi_label), 0, 0
@@ -171,6 +181,8 @@ def survey(
                         file.write(_quarantined(source, row))
                 digest.update(rows)
                 of_source.update(rows)
+                if cluster is not None:
+                    of_rows.append(keys.of_rows(source, rows))
                 counts.update(chain.from_iterable(rows.labels) if multi_label else rows.labels)
                 if len(counts) > MAX_LABELS:
                     raise SourceError(
@@ -196,8 +208,11 @@ def survey(
                     f"{'of them' if multi_label else 'rows'}, more than half, have a class of their own; a class "
                     "needs two examples at least: name the column of the classes with --label"
                 )
+    clusters = None if cluster is None else np.concatenate(of_rows)
+    if cluster is not None and clusters is not None:
+        check_several(clusters, cluster, sources[0].name)
     contents = [of_source.content(kind) for of_source in hashes]
-    return Survey(entries, spellings, digest.content(kind), contents, digest.positions())
+    return Survey(entries, spellings, digest.content(kind), contents, digest.positions(), clusters)
 
 
 class _EncodingCheck:
@@ -233,7 +248,7 @@ def _quarantined(source: Source, row: BadRow) -> bytes:
 def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
     """The rows whose label has a name, with it; the others are bad."""
     if None not in names:
-        return Rows(rows.texts, list(names), rows.positions, rows.bad)
+        return replace(rows, labels=list(names))
     unseen = [
         BadRow(position, f"label {label!r} is not among the labels of the store given by --like")
         for label, position, name in zip(rows.labels, rows.positions, names, strict=True)
@@ -245,7 +260,8 @@ def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
         if name is not None
     ]
     texts, labels, positions = (list(column) for column in zip(*kept, strict=True)) if kept else ([], [], [])
-    return Rows(texts, labels, positions, sorted([*rows.bad, *unseen], key=lambda row: row.position))
+    bad = sorted([*rows.bad, *unseen], key=lambda row: row.position)
+    return Rows(texts, labels, positions, bad, rows.carried)
 
 
 def _named_lists(rows: Rows, named: _Names) -> Rows:
@@ -260,4 +276,5 @@ def _named_lists(rows: Rows, named: _Names) -> Rows:
         texts.append(text)
         labels.append(tuple(dict.fromkeys(names)))
         positions.append(position)
-    return Rows(texts, labels, positions, sorted([*rows.bad, *unseen], key=lambda row: row.position))
+    bad = sorted([*rows.bad, *unseen], key=lambda row: row.position)
+    return Rows(texts, labels, positions, bad, rows.carried)

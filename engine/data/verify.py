@@ -34,6 +34,10 @@ def verify(store: "Store", deep: bool) -> Iterator[str]:
         _check_crc32(store.path, manifest.seconds)
         _ = store.seconds
         yield manifest.seconds.name
+    if manifest.clusters is not None:
+        _check_crc32(store.path, manifest.clusters.file)
+        _ = store.clusters
+        yield manifest.clusters.file.name
     begin = 0
     for number, entry in enumerate(manifest.shards):
         _check_crc32(store.path, entry)
@@ -63,7 +67,8 @@ _checked: set[tuple] = set()
 
 def _states(store: "Store") -> Iterator[tuple[int, ...]]:
     manifest = store.manifest
-    entries = (manifest.index, manifest.label_index, manifest.seconds, *manifest.shards)
+    clusters = None if manifest.clusters is None else manifest.clusters.file
+    entries = (manifest.index, manifest.label_index, manifest.seconds, clusters, *manifest.shards)
     names = [entry.name for entry in entries if entry is not None]
     for name in [*names, *(f"{TOKENIZER_NAME}/{name}" for name in manifest.tokenizer.files)]:
         with contextlib.suppress(OSError):  # which `verify` reports

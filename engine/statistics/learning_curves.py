@@ -5,6 +5,8 @@
 | power law | s n^-b + f | 3 | Hestness et al. (2017), arxiv.org/abs/1712.00409 |
 | broken power law | s n^-b (1 + (n / d)^2)^(-c / 2) | 4 | Caballero et al. (2022), arxiv.org/abs/2210.14891 |
 | M4 | (e - f) / (e0 - e)^a = s n^-b, solved for e | 5 | Alabdulmohsin et al. (2022), arxiv.org/abs/2209.06640 |
+
+By their names (`Fit.values`): s scale, b exponent, f floor, d break (in examples), b + c then, e0 start, a power.
 """
 
 from collections.abc import Callable
@@ -242,3 +244,5 @@ FORMS = (
     Form("broken power law", 4, _broken, _fit_broken, _name_broken),
     Form("M4", 5, _m4, _fit_m4, _name_m4),
 )
+# the names of all parameters, in the order of tables; no form has all of them
+PARAMETERS = ("scale", "exponent", "floor", "break", "then", "start", "power")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.data.clusters import ClusterOverlap
 from penstock.engine.data.overlap import Overlap
 from penstock.engine.statistics.mcnemar import holm
 from penstock.engine.statistics.verdict import kind_of
@@ -16,13 +17,15 @@ from penstock.engine.study.answer import seeds_prevail, settling_rows
 from penstock.engine.study.break_even import THRESHOLD, rounded
 from penstock.engine.study.classes import class_rows
 from penstock.engine.study.costs import Cost
-from penstock.engine.study.families import REFERENCE, learns
+from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.names import name_of
 from penstock.engine.study.table import Point, Table
 from penstock.engine.study.trials import AT_THE_END
 
 CHEAP = ("majority", "linear", "bag")  # that a well trained encoder is not worse than
+COUNTING = ("linear", "bag")  # what there is of n-grams
 _LEVEL = 0.05
+_FEW_CLUSTERS = 30  # below which percentiles of resampled clusters say little
 _NAMED = 3  # at most, of what there are many of
 
 
@@ -62,6 +65,9 @@ def run_checks(study: Mapping[str, Any], table: Table, costs: Mapping[str, Cost]
         *_busy(study, costs),
         *_one_seed(table),
         *_no_better_than_guessing(table),
+        *_shared_clusters(study),
+        *_few_clusters(table),
+        *_counting_is_better(table),
     ]
     return sorted(found, key=lambda check: check.code)
 
@@ -132,6 +138,30 @@ def _overlap(study: Mapping[str, Any]) -> Iterator[Check]:
             "among the training data",
             "whoever learns by heart is rewarded; remove them from one of the two (penstock inspect TRAIN --against "
             "TEST shows them)",
+        )
+
+
+def _shared_clusters(study: Mapping[str, Any]) -> Iterator[Check]:
+    if "cluster_overlap" not in study:
+        return
+    found = ClusterOverlap(**study["cluster_overlap"])
+    if found.shared:
+        yield Check(
+            "PS011",
+            str(found),
+            "what holds for groups seen in training need not hold for new ones: split train and test by that column, "
+            "or take the accuracies for those of known groups",
+        )
+
+
+def _few_clusters(table: Table) -> Iterator[Check]:
+    paired = table.paired
+    if paired.column is not None and paired.clusters < _FEW_CLUSTERS:
+        yield Check(
+            "PS012",
+            f"the test rows belong to {paired.clusters:,} groups by {paired.column!r}",
+            f"intervals that rest on fewer than {_FEW_CLUSTERS} groups are rough, most of them too narrow: give test "
+            "rows of more groups",
         )
 
 
@@ -250,6 +280,43 @@ def _no_better_than_guessing(table: Table) -> Iterator[Check]:
                 f"than always saying the most frequent class ({100 * shares[0]:.1f}%)",
                 "it has learned little: more labels, more epochs, or a look at the labels themselves",
             )
+
+
+def _counting_is_better(table: Table) -> Iterator[Check]:
+    """An LSTM that a model of n-grams beats at the largest size that both have, by more than seeds and test rows
+    explain."""
+    for family in table.families:
+        if FAMILIES[family].kind != "lstm":
+            continue
+        better = []
+        for cheap in COUNTING:
+            sizes = [point.size for point in table.points(cheap) if (family, point.size) in table.paired.accuracies]
+            key = (cheap, max(sizes, default=0))
+            if key not in table.paired.accuracies:
+                continue
+            ours, theirs = table.paired.accuracies[key], table.paired.accuracies[family, key[1]]
+            if (ours.draws - theirs.draws <= 0).mean() < _LEVEL / 2:
+                better.append((ours.mean, theirs.mean, *key))
+        if better:
+            ours_mean, theirs_mean, cheap, size = max(better)
+            yield Check(
+                "PS013",
+                f"{name_of(cheap)} is better than {name_of(family)} with {size:,} labels ({100 * ours_mean:.1f} "
+                f"against {100 * theirs_mean:.1f}%{_cpu_share(table, cheap, family, size)})",
+                f"use {cheap} here: it counts what an LSTM has to learn; with few labels, or short texts in many "
+                "classes, the LSTM does not catch up",
+            )
+
+
+def _cpu_share(table: Table, cheap: str, family: str, size: int) -> str:
+    """How the two compare in processor time, where that is known."""
+    own, theirs = (
+        [result.train_cpu_seconds for result in table.trials(name, size) if result.train_cpu_seconds]
+        for name in (cheap, family)
+    )
+    if not own or not theirs:
+        return ""
+    return f", in {sum(own) / len(own):,.0f} and {sum(theirs) / len(theirs):,.0f} CPU seconds"
 
 
 def _compared(table: Table, family: str) -> list[Point]:

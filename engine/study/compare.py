@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.data.clusters import check_several
 from penstock.engine.errors import SourceError
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import Discordant, mcnemar
@@ -39,7 +40,7 @@ class Truth:
         labels: int64, (rows,), the class of each row.
         label_names: of the classes; those of the two classifiers that occur in no row too.
         clusters: of each row, a number, (rows,); None where all are independent.
-        texts: gives the texts of rows, ascending.
+        texts: gives the texts of rows, ascending. cluster: the column that the clusters are by.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Truth:
     label_names: Sequence[str]
     clusters: np.ndarray | None
     texts: Callable[[np.ndarray], list[str]]
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,11 @@ def compare(truth: Truth, first: Judged, second: Judged, margin: float = MARGIN)
         margin: how much worse still counts as no worse, a share.
 
     Raises:
-        SourceError: the two predicted different rows, or none.
+        SourceError: the two predicted different rows, or none, or all rows belong together.
     """
     rows, notes = _common_rows(truth, first, second)
+    if truth.clusters is not None:
+        check_several(truth.clusters[rows], truth.cluster, truth.name)
     labels = [own.labels if own.rows is not None else own.labels[rows] for own in (first, second)]
     right = [own == truth.labels[rows] for own in labels]
     clusters = Clusters.single(len(rows)) if truth.clusters is None else Clusters.of(truth.clusters[rows])

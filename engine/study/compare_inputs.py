@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from penstock.engine.data.clusters import ClusterCodes, carried_values, read_clusters
+from penstock.engine.data.clusters import ClusterKeys, carried_values, read_clusters
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_source, open_sources
 from penstock.engine.data.sources.labels import LabelNames, merged_spellings, sort_labels, spelling
 from penstock.engine.data.sources.open import form_of
@@ -210,8 +210,10 @@ def _on_store(given: Sequence[Given], data: str, options: Options) -> tuple[Trut
             check_fits(store, each.record["data"])
         if isinstance(each, _Trial) and each.predictions.test != store.fingerprint:
             raise StoreError(f"{each.name}: predictions of another test store than {data}")
-    clusters = None if options.cluster is None else read_clusters(store, options.cluster)
-    truth = Truth(data, store.labels, store.label_names, clusters, lambda rows: _decoded(store, rows))
+    clusters = None if options.cluster is None else read_clusters(store, options.cluster).keys
+    truth = Truth(
+        data, store.labels, store.label_names, clusters, lambda rows: _decoded(store, rows), options.cluster or ""
+    )
     judged = [_judged(each, truth, None) if not isinstance(each, _Run) else None for each in given]
     for place, each in enumerate(given):
         if isinstance(each, _Run):
@@ -250,7 +252,7 @@ def _on_source(given: Sequence[Given], data: str, options: Options) -> tuple[Tru
         names += [name for name in others if own(name) is None and name not in names]
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[known[one]] for one in spelled], np.int64)
-    truth = Truth(data, labels, names, clusters, lambda rows: list(_texts(opened(), rows)))
+    truth = Truth(data, labels, names, clusters, lambda rows: list(_texts(opened(), rows)), options.cluster or "")
     judged = [_judged(each, truth, ids) if not isinstance(each, _Run) else None for each in given]
     for place, each in enumerate(given):
         if isinstance(each, _Run):
@@ -266,10 +268,10 @@ def _read_truth(sources: Sequence[Source], options: Options) -> tuple[list[str],
     """Labels as they are spelled, ids and clusters of all rows."""
     has_ids = all(ID in source.columns for source in sources)
     wanted = options.id or (ID if has_ids else None)
-    codes = ClusterCodes(options.cluster or "")
+    keys = ClusterKeys(options.cluster or "")
     spelled: list[str] = []
     ids: list[str] = []
-    clusters: list[int] = []
+    clusters: list[np.ndarray] = []
     for source in sources:
         if source.multi_label:
             raise SourceError(f"{source.name}: column {source.label!r} has lists of labels; single ones are compared")
@@ -281,11 +283,8 @@ def _read_truth(sources: Sequence[Source], options: Options) -> tuple[list[str],
             if wanted is not None:
                 ids += map(str, carried_values(rows.carried, wanted, len(rows.texts)))
             if options.cluster is not None:
-                values = carried_values(rows.carried, options.cluster, len(rows.texts))
-                clusters += [
-                    codes.of(value, source.position(place)) for value, place in zip(values, rows.positions, strict=True)
-                ]
-    return spelled, ids if wanted else None, np.array(clusters) if options.cluster is not None else None
+                clusters.append(keys.of_rows(source, rows))
+    return spelled, ids if wanted else None, np.concatenate(clusters) if options.cluster is not None else None
 
 
 def _judged(given: _File | _Trial, truth: Truth, ids: Sequence[str] | None) -> Judged:

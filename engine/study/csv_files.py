@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from penstock.engine.statistics.learning_curves import PARAMETERS
 from penstock.engine.study.classes import FIGURES, ClassRow, class_rows
 from penstock.engine.study.costs import BATCH_SIZES
 from penstock.engine.study.curves import Curve
@@ -28,8 +29,10 @@ def csv_files(findings: Findings) -> dict[str, str]:
     costs.csv and, where there are prices, money.csv.
 
     Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
-    empty; a size beyond all measured ones is inf, one below them 0. The p-values of gap.csv: from the draws behind the
-    interval, and McNemar's exact one of the trained models; each also adjusted by Holm over the family's sizes.
+    empty; a size beyond all measured ones is inf, one below them 0. A curve's parameters are named as in
+    statistics/learning_curves.py; those that its form has not are empty. The p-values of gap.csv: from the draws
+    behind the interval, and McNemar's exact one of the trained models; each also adjusted by Holm over the family's
+    sizes.
     """
     table = findings.table
     points = [point for family in table.families for point in table.points(family)]
@@ -91,8 +94,9 @@ def csv_files(findings: Findings) -> dict[str, str]:
         ),
         "curves.csv": _csv(
             [
-                *("family", "form", "scale", "exponent", "floor", "unit"),
-                *("exponent_low", "exponent_high", "floor_low", "floor_high", "note"),
+                *("family", "form", *PARAMETERS, "unit"),
+                *(f"{name}_{end}" for name in PARAMETERS for end in ("low", "high")),
+                "note",
             ],
             (_curve(family, curve) for family, curve in findings.curves.items()),
         ),
@@ -140,11 +144,11 @@ def _external_lines(each: ExternalFigures) -> list[list[Any]]:
 
 def _curve(family: str, curve: Curve | str) -> list[Any]:
     if isinstance(curve, str):
-        return [family, *[None] * 9, curve]
+        return [family, *[None] * (2 + 3 * len(PARAMETERS)), curve]
     values = curve.fit.values
-    ends = [curve.interval(name) if name in values else (None, None) for name in ("exponent", "floor")]
+    ends = [curve.interval(name) if name in values else (None, None) for name in PARAMETERS]
     return [
-        *(family, curve.fit.form.name, *(values.get(name) for name in ("scale", "exponent", "floor")), curve.fit.unit),
+        *(family, curve.fit.form.name, *(values.get(name) for name in PARAMETERS), curve.fit.unit),
         *(end for interval in ends for end in interval),
         curve.reason,
     ]

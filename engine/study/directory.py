@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.data.clusters import ClusterOverlap
 from penstock.engine.data.overlap import Overlap
 from penstock.engine.errors import RunError
 from penstock.engine.files import FolderLock, disk_errors, temporary_files, write_json
@@ -24,6 +25,7 @@ _ENTRIES: dict[str, Any] = {
     "test": dict[str, int | str],
     "max_length": int,
     "cluster": str | None,
+    "cluster_overlap": ClusterOverlap,
     "encoders": dict[str, str],
     "overlap": Overlap,
     "machine": dict,

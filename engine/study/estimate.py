@@ -1,13 +1,14 @@
 """How long a trial takes: what it has to read, by how fast its family reads here.
 
-An upper bound, where a training may stop before its last epoch.
+Where a training may stop before its last epoch there are two figures: at most, and expected (early_stopping.py).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from penstock.engine.study.early_stopping import Stoppings
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.trials import Trial, TrialResult
 
@@ -24,12 +25,32 @@ class Load:
     """What a trial reads.
 
     Attributes:
-        trained: tokens of its training rows, each as often as there are epochs at most.
+        trained: tokens of its training rows, as often as they are read.
         predicted: tokens of the validation rows, for each evaluation, and of the test rows.
     """
 
     trained: float
     predicted: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a training of the loop, in tokens that are trained on.
+
+    Attributes:
+        trained: at most. epoch: in one pass over the training rows. every: from one evaluation to the next.
+        patience: evaluations without a better one before it stops; 0 for never.
+    """
+
+    trained: float
+    epoch: float
+    every: float
+    patience: int
+
+    @property
+    def evaluations(self) -> int:
+        """At most."""
+        return math.ceil(self.trained / self.every - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -60,23 +81,42 @@ class Loads:
         self._stores = train, test
         self._mean_lengths: dict[tuple, tuple[float, float]] = {}
 
-    def __call__(self, task: "TrialTask") -> Load:
+    def __call__(self, task: "TrialTask", share: float = 1.0) -> Load:
+        """
+        Args:
+            share: of what the training may run at most.
+        """
+        mean, test_tokens = self._lengths(task)
+        limits = self.limits(task)
+        if limits is None:
+            return Load(task.trial.size * mean, test_tokens)
+        trained = share * limits.trained
+        evaluations = math.ceil(trained / limits.every - 1e-9)
+        return Load(trained, evaluations * self._validation(task) * mean + test_tokens)
+
+    def limits(self, task: "TrialTask") -> Limits | None:
+        """None of a baseline, which no loop trains."""
         from penstock.engine.training.settings import Settings
 
-        mean, test_tokens = self._lengths(task)
-        size, settings = task.trial.size, task.settings
+        settings = task.settings
         if not isinstance(settings, Settings):
-            return Load(size * mean, test_tokens)
+            return None
         data, training = settings.data, settings.training
-        assert data.validation_fraction is not None
-        validation = min(round(data.validation_fraction * size), data.validation_max)
-        epoch = max((size - validation) * mean, 1.0)
+        epoch = max((task.trial.size - self._validation(task)) * self._lengths(task)[0], 1.0)
         step = min(data.tokens * data.batches_per_step, epoch)
         limits = [] if training.epochs is None else [training.epochs * epoch]
         limits += [] if training.max_steps is None else [training.max_steps * step]
-        trained = min(limits)
         every = training.evaluate_every_steps * step or epoch
-        return Load(trained, math.ceil(trained / every - 1e-9) * validation * mean + test_tokens)
+        return Limits(min(limits), epoch, every, training.patience or 0)
+
+    def _validation(self, task: "TrialTask") -> int:
+        """Rows that are held out of a training of the loop."""
+        from penstock.engine.training.settings import Settings
+
+        assert isinstance(task.settings, Settings)
+        data = task.settings.data
+        assert data.validation_fraction is not None
+        return min(round(data.validation_fraction * task.trial.size), data.validation_max)
 
     def of_result(self, task: "TrialTask", result: TrialResult) -> Load:
         """What a finished trial did read."""
@@ -101,10 +141,11 @@ class Loads:
 
 
 class Estimates:
-    """The seconds of each trial by the clock, with the machine as it was when the speeds were measured.
+    """The seconds of each trial by the clock, with the machine as it was when the speeds were measured: at most, and
+    expected where trainings may stop early.
 
-    Where trials of the family and size are finished, the longest of them is the estimate; else the family's largest
-    finished trial tells, but of trials that are far larger the measurement does, if there is one.
+    Where trials of the family and size are finished, the longest of them is the most, their mean the expected; else
+    the family's largest finished trial tells, but of trials that are far larger the measurement does, if there is one.
 
     Args:
         tasks: of all trials. measured: {family: its speed here}.
@@ -118,17 +159,37 @@ class Estimates:
         return {**self._measured, **{family: speed for family, (_, speed) in self._told(finished).items()}}
 
     def seconds(self, finished: Mapping[Trial, TrialResult]) -> dict[Trial, float]:
-        """{trial: its seconds}, of the finished ones too.
+        """{trial: its seconds at most}, of the finished ones too.
 
         Raises:
             KeyError: a family has neither a finished trial nor a measurement.
         """
+        return self._seconds(finished, max, lambda task: 1.0)
+
+    def expected(self, finished: Mapping[Trial, TrialResult]) -> dict[Trial, float]:
+        """{trial: its seconds, as trainings of its family end}; as `seconds`."""
+        shares = self.stoppings(finished)
+        return self._seconds(finished, lambda own: sum(own) / len(own), lambda task: shares.of(task).share)
+
+    def stoppings(self, finished: Mapping[Trial, TrialResult]) -> Stoppings:
+        """When trainings end."""
+        return Stoppings(self._tasks.values(), self._loads, finished)
+
+    def _seconds(
+        self,
+        finished: Mapping[Trial, TrialResult],
+        of_finished: Callable[[list[float]], float],
+        share: Callable[["TrialTask"], float],
+    ) -> dict[Trial, float]:
+        """
+        Args:
+            of_finished: from the times of finished trials of one family and size. share: of the epochs of a trial.
+        """
         told = self._told(finished)
-        longest: dict[tuple[str, int], float] = {}
+        took: dict[tuple[str, int], list[float]] = {}
         for trial, result in finished.items():
             if result.status == "done" and result.wall_seconds is not None:
-                key = trial.family, trial.size
-                longest[key] = max(longest.get(key, 0.0), result.wall_seconds)
+                took.setdefault((trial.family, trial.size), []).append(result.wall_seconds)
 
         def speed(trial: Trial) -> Speed:
             measured = self._measured.get(trial.family)
@@ -136,10 +197,11 @@ class Estimates:
                 return self._measured[trial.family]
             return told[trial.family][1]
 
-        return {
-            trial: longest.get((trial.family, trial.size)) or speed(trial).seconds(self._loads(task))
-            for trial, task in self._tasks.items()
-        }
+        found = {}
+        for trial, task in self._tasks.items():
+            own = took.get((trial.family, trial.size))
+            found[trial] = of_finished(own) if own else speed(trial).seconds(self._loads(task, share(task)))
+        return found
 
     def _told(self, finished: Mapping[Trial, TrialResult]) -> dict[str, tuple[int, Speed]]:
         """{family: (the size of its largest finished trial, the speed of that)}"""

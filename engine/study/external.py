@@ -194,7 +194,7 @@ def _figures(
 ) -> ExternalFigures:
     groups = Clusters.single(len(found.rows))
     if clusters is not None:
-        groups = Clusters.of(read_cluster_file(clusters, found.test)[1][found.rows])
+        groups = Clusters.of(read_cluster_file(clusters, found.test).keys[found.rows])
     own = found.right.astype(np.float64)
     series: dict[int, Series] = {}
     pairs = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.data.clusters import ClusterOverlap
 from penstock.engine.data.overlap import Overlap
 from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
 from penstock.engine.study.families import learns
@@ -108,6 +109,8 @@ def _method(findings: Findings) -> list[str]:
         )
     if "overlap" in study:
         items.append(f"Overlap of train and test: {Overlap(**study['overlap'])}.")
+    if "cluster_overlap" in study:
+        items.append(f"Groups: {ClusterOverlap(**study['cluster_overlap'])}.")
     old = sum(result.made_from is None for result in table.results)
     if old:
         items.append(f"{old} trials are of an earlier penstock, which did not note what they were made from.")

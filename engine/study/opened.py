@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.clusters import cluster_file, read_cluster_file, read_clusters, write_cluster_file
+from penstock.engine.data.clusters import ClusterOverlap
 from penstock.engine.data.prepare import prepare
-from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.data.verify import check_files
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
-from penstock.engine.files import write_committed
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
+from penstock.engine.study.clusters import settle_clusters
 from penstock.engine.study.directory import STUDY_NAME, claim, read_study, trials_folder
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.external import keep_external
@@ -36,6 +35,7 @@ class OpenedStudy:
         train, test: the stores.
         tasks: of all trials of the grid.
         existing: what earlier starts have left.
+        clusters: the groups of test rows of which the training data has rows too; None where that is not known.
     """
 
     settings: StudySettings
@@ -43,6 +43,7 @@ class OpenedStudy:
     test: Store
     tasks: list[TrialTask]
     existing: Existing
+    clusters: ClusterOverlap | None = None
 
 
 @contextlib.contextmanager
@@ -69,11 +70,14 @@ def opened(
         _check_alike(train, test)
         for store in (train, test):
             check_files(store)
-        if settings.cluster is not None:
-            _keep_clusters(settings, settings.cluster, cluster_file(folder / "data" / "test"), test)
         if settings.max_test is not None and settings.max_test > test.num_examples:
             raise ConfigError(f"--max-test {settings.max_test:,}: the test data has {test.num_examples:,} examples")
-
+        clusters = None
+        if settings.cluster is not None:
+            found = settle_clusters(settings, folder, train, test)
+            clusters = None if isinstance(found, str) else found
+            unknown = f"whether the training data shares groups with the test data is not known: {found}"
+            shown.note(f"--cluster {settings.cluster}: {unknown if clusters is None else found}")
         for name, file in settings.external.items():
             keep_external(folder / "external", name, file, test, settings.max_test)
 
@@ -85,7 +89,7 @@ def opened(
         existing.check_trials(from_now)
         if existing.old:
             shown.note(_about_old(existing))
-        yield OpenedStudy(settings, train, test, tasks, existing)
+        yield OpenedStudy(settings, train, test, tasks, existing, clusters)
 
 
 def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
@@ -135,20 +139,6 @@ def open_or_prepare(
             f"{folder} was prepared from other data or settings than {', '.join(sources)} gives now. Put back what was "
             f"there, give another --out, or remove {remains(folder.parent.parent)} to train all trials again"
         ) from None
-
-
-def _keep_clusters(settings: StudySettings, column: str, path: Path, test: Store) -> None:
-    """Puts the test rows' clusters where the report looks for them, unless they are there already."""
-    if path.exists():
-        with contextlib.suppress(StoreError):
-            if read_cluster_file(path, test.fingerprint)[0] == column:
-                return
-    if is_store(settings.test):
-        read_clusters(test, column)
-        write_committed(path, cluster_file(test.path).read_bytes())
-        return
-    sources = open_sources(list(settings.test), text=settings.text, label=settings.label, reading=settings.reading)
-    write_cluster_file(path, test, sources, column)
 
 
 def _check_alike(train: Store, test: Store) -> None:

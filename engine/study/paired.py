@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from penstock.engine.data.clusters import read_cluster_file
+from penstock.engine.data.clusters import check_several, read_cluster_file
 from penstock.engine.errors import RunError, StoreError
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import Discordant, holm, mcnemar
@@ -64,7 +64,7 @@ class Paired:
 
         Raises:
             RunError: predictions are missing, damaged or of other test rows than the others'.
-            StoreError: the clusters are, or are not of this test data.
+            StoreError: the clusters are, or are not of this test data. SourceError: all rows are in one.
         """
         done = [result for result in results if result.status == "done"]
         kept = _Kept(trials)
@@ -82,12 +82,14 @@ class Paired:
         }
         column, groups = None, Clusters.single(len(kept.first.rows))
         if clusters is not None:
-            column, codes = read_cluster_file(clusters, kept.first.test)
-            if len(codes) != kept.first.test_rows:
+            of_rows = read_cluster_file(clusters, kept.first.test)
+            if len(of_rows.keys) != kept.first.test_rows:
                 raise StoreError(
-                    f"{clusters}: damaged: {len(codes):,} rows, the test data has {kept.first.test_rows:,}"
+                    f"{clusters}: damaged: {len(of_rows.keys):,} rows, the test data has {kept.first.test_rows:,}"
                 )
-            groups = Clusters.of(codes[kept.first.rows])
+            column, keys = of_rows.column, of_rows.keys[kept.first.rows]
+            check_several(keys, column, str(clusters))
+            groups = Clusters.of(keys)
         whole = {key: own for key, own in seeds.items() if kept.has(key, own)}
         both = {key: own for key, own in shared.items() if own and kept.has(key, own)}
         both = {key: own for key, own in both.items() if kept.has((REFERENCE, key[1]), own)}

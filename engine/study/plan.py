@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.engine.errors import RunError
 from penstock.engine.files import write_json
 from penstock.engine.records import read_json, read_record
+from penstock.engine.study.early_stopping import Stopping
 from penstock.engine.study.estimate import Speed
 from penstock.engine.study.resolution import Resolution
 from penstock.engine.study.trials import TrialResult
@@ -39,7 +40,9 @@ class Plan:
     """What a study was expected to do; also the contents of OUT/plan.json.
 
     Attributes:
-        seconds: {trial: seconds by the clock, at most}, of all trials of the grid.
+        seconds: {trial: seconds by the clock, at most}, of all trials of the grid. expected: the same as trainings end
+            that may stop early; empty in the plans of an earlier penstock.
+        stopping: {family: when its trainings end, on average over the trials to do}.
         done: those of them that were finished already.
         speeds: of each family.
         jobs: trials at a time. keep_runs: whether the trained models are kept.
@@ -58,6 +61,13 @@ class Plan:
     clusters: int | None = None
     column: str | None = None
     others: float | None = None
+    expected: dict[str, float] = field(default_factory=dict)
+    stopping: dict[str, Stopping] = field(default_factory=dict)
+
+    @property
+    def likely(self) -> dict[str, float]:
+        """{trial: its seconds as they are expected, where that is known}"""
+        return self.expected or self.seconds
 
     @property
     def to_do(self) -> list[str]:
@@ -65,8 +75,13 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Until all that is to do is done, by the clock, with the jobs side by side."""
+        """Until all that is to do is done, by the clock, with the jobs side by side, at most."""
         return in_parallel([self.seconds[name] for name in self.to_do], self.jobs) / 3600
+
+    @property
+    def likely_hours(self) -> float:
+        """The same as it is expected."""
+        return in_parallel([self.likely[name] for name in self.to_do], self.jobs) / 3600
 
 
 def in_parallel(seconds: Sequence[float], jobs: int) -> float:
@@ -89,7 +104,10 @@ def read_plan(folder: Path) -> Plan | None:
         document = read_json(path)
         if not isinstance(document, dict) or document.pop("format", None) != 1:
             raise ValueError("of another version of penstock")
-        return read_record(Plan, document)
+        plan = read_record(Plan, document)
+        if plan.expected and plan.expected.keys() != plan.seconds.keys():
+            raise ValueError("expected and seconds are not of the same trials")
+        return plan
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -97,11 +115,11 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def expected_and_taken(plan: Plan, results: Iterable[TrialResult]) -> tuple[float, float] | None:
-    """(seconds that the plan put the trials at which are done since, seconds that they took); None if there are
+    """(seconds that the plan expected of the trials which are done since, seconds that they took); None if there are
     none."""
     to_do = set(plan.to_do)
     both = [
-        (plan.seconds[result.trial.name], result.wall_seconds)
+        (plan.likely[result.trial.name], result.wall_seconds)
         for result in results
         if result.trial.name in to_do and result.status == "done" and result.wall_seconds is not None
     ]

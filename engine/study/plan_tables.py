@@ -21,12 +21,12 @@ def plan_table(plan: Plan) -> "RichTable":
     trials = [trial for name in plan.seconds if (trial := trial_named(name)) is not None]
     sizes = sorted({trial.size for trial in trials})
     families = [family for family in FAMILIES if any(trial.family == family for trial in trials)]
-    table = RichTable(title="Trials, and how long each takes at most", title_justify="left")
+    table = RichTable(title="Trials, and how long each takes", title_justify="left")
     for place, name in enumerate(["training examples", *(f"{size:,}" for size in sizes), "to do"]):
         table.add_column(name, justify="right" if place else "left")
 
     def to_do(own: Sequence[Trial]) -> str:
-        left = [plan.seconds[trial.name] for trial in own if trial.name not in done]
+        left = [plan.likely[trial.name] for trial in own if trial.name not in done]
         return duration(sum(left)) if left else "done"
 
     for family in families:
@@ -48,7 +48,7 @@ def _cell(names: Sequence[str], plan: Plan, done: set[str]) -> str:
     finished = len(names) - len(left)
     if not left:
         return f"{finished} done"
-    text = f"{len(left)} × {duration(max(plan.seconds[name] for name in left))}"
+    text = f"{len(left)} × {duration(max(plan.likely[name] for name in left))}"
     return f"{finished} done, {text}" if finished else text
 
 
@@ -63,8 +63,10 @@ def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
         how = f" with --jobs {plan.jobs}" if plan.jobs > 1 else ""
         first = (
             f"{len(to_do):,} {'trial' if len(to_do) == 1 else 'trials'} to do, {len(plan.done):,} done: about "
-            f"{duration(3600 * plan.hours)}{how}, less where early stopping ends trials sooner."
+            f"{duration(3600 * plan.likely_hours)}{how}"
         )
+        most = duration(3600 * plan.hours)
+        first += f", {most} if no training stops early." if most != duration(3600 * plan.likely_hours) else "."
         if not plan.done:
             first += " Measuring costs takes about half a minute a family more."
     else:
@@ -73,6 +75,7 @@ def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
         first,
         *_within(plan, budget),
         *_sources(plan),
+        *_stopping(plan),
         _disk_line(plan),
         *resolution_lines(plan.resolution, plan.clusters, plan.column),
     ]
@@ -80,10 +83,10 @@ def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
 
 def _within(plan: Plan, budget: float | None) -> list[str]:
     """What the budget goes to: first seeds, then those that decide something."""
-    if budget is None or 3600 * plan.hours <= budget:
+    if budget is None or 3600 * plan.likely_hours <= budget:
         return [] if budget is None else [f"All of it fits into a budget of {duration(budget)}."]
     trials = [trial for name in plan.to_do if (trial := trial_named(name)) is not None]
-    first = in_parallel([plan.seconds[trial.name] for trial in trials if trial.seed == 0], plan.jobs)
+    first = in_parallel([plan.likely[trial.name] for trial in trials if trial.seed == 0], plan.jobs)
     if first > budget:
         return [f"A budget of {duration(budget)} does not suffice for all first seeds, which take {duration(first)}."]
     compared = any(name.startswith(f"{REFERENCE}-") for name in plan.seconds)
@@ -117,6 +120,25 @@ def _sources(plan: Plan) -> list[str]:
         lines.append(f"By finished trials of this study: {', '.join(finished)}.")
     if is_busy(plan.others):
         lines.append(f"Other processes kept {plan.others:.1f} cores busy meanwhile: on a quiet machine it is faster.")
+    return lines
+
+
+def _stopping(plan: Plan) -> list[str]:
+    """What is assumed of trainings that may stop early."""
+    by_rule = [f"{family} {own.share:.0%}" for family, own in plan.stopping.items() if not own.trials]
+    by_trials = [
+        f"{family} {own.share:.0%} ({own.trials} {'trial' if own.trials == 1 else 'trials'})"
+        for family, own in plan.stopping.items()
+        if own.trials
+    ]
+    lines = []
+    if by_rule:
+        lines.append(
+            f"Early stopping: expected are {', '.join(by_rule)} of the epochs, on average over the trials to do. No "
+            "finished trial tells: it takes the best evaluation for any of those in the last two thirds of a run."
+        )
+    if by_trials:
+        lines.append(f"Early stopping as in finished trials of the nearest size: {', '.join(by_trials)} of the epochs.")
     return lines
 
 

@@ -13,6 +13,7 @@ from penstock.engine.data.clusters import cluster_file, read_cluster_file
 from penstock.engine.machine import Others
 from penstock.engine.study.costs import read_cost
 from penstock.engine.study.directory import trials_folder
+from penstock.engine.study.early_stopping import NEVER, Stopping, Stoppings
 from penstock.engine.study.estimate import FAR, Estimates, Loads, Speed, tells_speed
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.measure_speed import measure_speed
@@ -24,6 +25,7 @@ from penstock.engine.study.resolution import assumed, measured
 from penstock.engine.study.run_trial import TrialTask
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.subsets import subset
+from penstock.engine.study.trials import Trial, TrialResult
 
 MeasureSpeed = Callable[..., Speed]
 # a run's folder: the best model, and two checkpoints with the weights and the optimizer's two numbers for each
@@ -84,12 +86,12 @@ def make_plan(
     }
     speeds, others = measure_speeds(study, folder, jobs, shown, measure)
     estimates = Estimates(study.tasks, Loads(study.train, study.test), speeds)
-    seconds = estimates.seconds(finished)
+    seconds, expected = estimates.seconds(finished), estimates.expected(finished)
     speeds = {**estimates.speeds(finished), **speeds}
     test_rows = study.settings.max_test or study.test.num_examples
     column, clusters = study.settings.cluster, None
     if column is not None:
-        codes = read_cluster_file(cluster_file(folder / "data" / "test"), study.test.fingerprint)[1]
+        codes = read_cluster_file(cluster_file(folder / "data" / "test"), study.test.fingerprint).keys
         rows = subset(study.test.labels, test_rows, 0) if study.settings.max_test else np.arange(test_rows)
         clusters = len(np.unique(codes[rows]))
     return Plan(
@@ -104,7 +106,22 @@ def make_plan(
         clusters=clusters,
         column=column,
         others=others,
+        expected={trial.name: own for trial, own in expected.items()},
+        stopping=_stopping(study, estimates.stoppings(finished), finished),
     )
+
+
+def _stopping(study: OpenedStudy, stoppings: Stoppings, finished: Mapping[Trial, TrialResult]) -> dict[str, Stopping]:
+    """{family: when its trainings end, on average over the trials to do}, of those that may stop early."""
+    found: dict[str, list[Stopping]] = {}
+    for task in study.tasks:
+        own = stoppings.of(task)
+        if task.trial not in finished and own != NEVER:
+            found.setdefault(task.trial.family, []).append(own)
+    return {
+        family: Stopping(float(np.mean([each.share for each in own])), max(each.trials or 0 for each in own))
+        for family, own in found.items()
+    }
 
 
 def measure_speeds(

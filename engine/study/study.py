@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.clusters import cluster_file
+from penstock.engine.data.clusters import ClusterOverlap, cluster_file
 from penstock.engine.data.overlap import Overlap, find_overlap
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
@@ -94,7 +94,7 @@ def run_study(
         }
         for family, reading in reads.items():
             shown.note(f"{family} {reading}")
-        _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads)
+        _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads, study.clusters)
         _measure(folder / "costs", settings, existing.study, tasks, train, test, measure or measure_cost, shown)
         finished = {task.trial: existing.results[task.trial] for task in tasks if task.trial in existing.results}
         scheduler = None
@@ -104,7 +104,7 @@ def run_study(
             gaps = partial(_gaps, folder, settings.cluster)
             scheduler = Scheduler(tasks, finished, estimates, gaps, budget, clock)
         plan = read_plan(folder)
-        return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.seconds)
+        return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.likely)
 
 
 def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
@@ -173,6 +173,7 @@ def _describe(
     jobs: int,
     overlap: Overlap,
     reads: Mapping[str, Reading],
+    clusters: ClusterOverlap | None,
 ) -> None:
     """What the report says of the study besides its trials, and what the next start compares with what it finds."""
     import torch
@@ -189,6 +190,7 @@ def _describe(
         "max_length": train.max_length,
         "reads": {family: reading.to_json() for family, reading in reads.items()},
         "cluster": settings.cluster,
+        **({} if clusters is None else {"cluster_overlap": clusters.to_json()}),
         "encoders": before.get("encoders", {}) | encoders,
         "overlap": overlap.to_json(),
         "machine": {

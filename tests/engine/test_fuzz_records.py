@@ -262,8 +262,8 @@ def test_cluster_files_changed_at_random(tmp_path):
         path.write_bytes(content)
         found = outcome(lambda: read_cluster_file(path, "x"))
         if not isinstance(found, PenstockError):
-            assert found[1].dtype.kind == "i"
-            assert found[1].min() >= 0
+            assert found.keys.dtype.kind == "i"
+            assert found.keys.min() >= 0
 
 
 def test_the_sound_ones_are_read(folder):

@@ -316,7 +316,8 @@ def test_the_cluster_column_travels_to_the_report(clustered, tmp_path):
 
     run(clustered, tmp_path / "study")
     test = Store.open(tmp_path / "study" / "data" / "test")
-    column, codes = read_cluster_file(cluster_file(test.path), test.fingerprint)
+    kept = read_cluster_file(cluster_file(test.path), test.fingerprint)
+    column, codes = kept.column, kept.keys
     assert column == "film"
     films = [f"film {number * 7 % 13}" for number in range(60)]
     assert len(set(zip(films, codes.tolist(), strict=True))) == len(set(films)) == 13

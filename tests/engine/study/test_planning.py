@@ -276,7 +276,7 @@ def test_disk(settings, tmp_path):
 def test_a_plan_within_a_budget(settings, tmp_path, budget, line):
     made = plan(settings, tmp_path / "study", at(5.0, 0.0, 0.0))  # nine first seeds, five second ones
     lines = plan_lines(made, budget)
-    assert lines[0].startswith("14 trials to do, 0 done: about 70 s, less where early stopping")
+    assert lines[0].startswith("14 trials to do, 0 done: about 70 s.")
     assert len(lines) == len(plan_lines(made)) + (line is not None)
     assert line is None or lines[1].startswith(line)
 
