@@ -35,6 +35,7 @@ from penstock.engine.training.progress import Mode, open_display
 from penstock.engine.training.resume import Found
 from penstock.engine.training.run_directory import METRICS_NAME, MetricsLog, RunDirectory
 from penstock.engine.training.settings import Settings, TrainingSettings
+from penstock.engine.training.shard import is_sharded, place
 from penstock.engine.training.signals import Interrupted, StopSignal
 from penstock.engine.training.state import (
     StateError,
@@ -152,7 +153,7 @@ class Loop:
         with _as_run_error(found):
             last = None if found is None else found.folder
             self.model = self._build(last, state["unmerged"] if state and "unmerged" in state else None, say)
-        self.model.to(world.device)
+        place(self.model, settings.training, world)
         self._log_offset = 0 if found is None else found.log_size
         weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
         self._stepper = Stepper(self.model, settings.training, self._precision, world, weights, self.timers)
@@ -501,24 +502,29 @@ class Loop:
         Training waits while it is copied, and for the checkpoint before it if that is still being written.
         """
         with self.timers.during("checkpoint"):
-            self.world.on_main(lambda: self._hand_over(best=best, last=last))
+            began = time.perf_counter()
+            self.world.on_main(self._writer.wait)
+            copy = self._copied(last) if is_sharded(self.model) else None
+            self.world.on_main(lambda: self._hand_over(copy or self._copied(last), began, best=best, last=last))
 
     def _wait_for_writer(self) -> None:
         """Until the checkpoint under way is written, in all processes."""
         with self.timers.during("checkpoint"):
             self.world.on_main(self._writer.wait)
 
-    def _hand_over(self, *, best: bool, last: bool) -> None:
-        assert self._log is not None
-        began, counters, log = time.perf_counter(), self.counters, self._log
-        self._writer.wait()
+    def _copied(self, last: bool) -> dict[str, Any]:
+        """What a checkpoint has of tensors; under several processes, of the main one alone."""
         tensors: dict[str, Any] = {"model": self.model.saved_state()}
         if last:
             # a finished run keeps its optimizer too: it may be extended
             tensors["state"] = {"stepper": self._stepper.state_dict()}
             if unmerged := getattr(self.model, "unmerged_state", lambda: None)():
                 tensors["state"]["unmerged"] = unmerged
-        copy = self._copy.of(tensors)
+        return self._copy.of(tensors, keep=self.world.is_main)
+
+    def _hand_over(self, copy: dict[str, Any], began: float, *, best: bool, last: bool) -> None:
+        assert self._log is not None
+        counters, log = self.counters, self._log
         stood_still = time.perf_counter() - began
         counters.checkpoint_seconds += stood_still
         self._write({"split": "checkpoint", "step": counters.step, "seconds": round(stood_still, 4)})

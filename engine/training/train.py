@@ -42,6 +42,7 @@ from penstock.engine.training.resume import Confirm, Found, Resume, find_checkpo
 from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.run_record import as_trained
 from penstock.engine.training.settings import FREE_KEYS, Settings
+from penstock.engine.training.shard import check_can_shard, place
 from penstock.engine.training.signals import StopSignal
 from penstock.engine.training.split import split_rows
 from penstock.engine.training.timers import timers_for
@@ -160,6 +161,8 @@ def train(
         if test_store is not None:
             test_store = test_store.read_with(settings.data.reader)
         world.check_divides(settings.data.batches_per_step)
+        if settings.training.shard and world.size > 1:
+            check_can_shard(asked if not began else settings)
         if settings.model.kind == "bag" and world.size > 1:
             raise ConfigError("model.kind=bag trains in one process: start it without torchrun")
         rows, validation_rows = split_rows(settings, train_store, rows, validation_rows)
@@ -250,6 +253,8 @@ def _notes(settings: Settings, store: Store, world: World) -> Iterator[str]:
     """What a setting does not do here, or does of its own accord."""
     if settings.training.tf32 is not None and world.device.type != "cuda":
         yield f"note: training.tf32={str(settings.training.tf32).lower()} changes nothing here: only GPUs have TF32"
+    if settings.training.shard and world.size == 1:
+        yield "note: training.shard=true changes nothing here: one process has no others to share the model with"
     if settings.data.reader == "auto" and store.reader == "pread":
         kind = file_system_of(store.path)
         yield f"note: {store.path} lies on {kind or 'an unknown file system'}: it is read with pread (data.reader)"
@@ -331,7 +336,8 @@ def _conclude(loop: Loop, test_store: Store | None, stop: StopSignal, say: Say) 
     world.on_main(lambda: export_best(directory.path))
     test = None
     if test_store is not None:
-        model = load_model(directory.path).to(world.device)  # type: ignore[arg-type]
+        model = load_model(directory.path)
+        place(model, loop.settings.training, world)
         with loop.timers.during("evaluation"):
             test = evaluate(
                 model,
