@@ -15,7 +15,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["penstock.engine.training.train", "torch.distributed.fsdp", "peft"])
 
 
-def run_ranks(size: int, action: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
+def run_ranks(size: int, action: Callable[..., Any], *arguments: Any, timeout: float = 300.0) -> list[Any]:
     """What `action(*arguments)`, a function of a module, returns in each of `size` ranks joined by gloo.
 
     Raises:
