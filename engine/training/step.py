@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,11 @@ from penstock.kernels.bag import coalesced
 
 # A loss scale halves at every overflow: after as many in a row it is not the scale that is wrong.
 _MAX_OVERFLOWS = 20
+
+# torch 2.13 has a new name for it, and warns of the old one.
+_NEW_NAME = "forward_sync_buffers"
+_KNOWS_IT = _NEW_NAME in inspect.signature(DistributedDataParallel.__init__).parameters
+_LEAVES_BUFFERS: dict[str, Any] = {_NEW_NAME if _KNOWS_IT else "broadcast_buffers": False}
 
 
 def derive_seed(*parts: object) -> int:
@@ -140,9 +146,8 @@ class Stepper:
         self._model: nn.Module = model
         self._sharded = is_sharded(model)
         if world.size > 1 and not self._sharded:
-            self._model = DistributedDataParallel(
-                model, device_ids=[world.device] if world.device.type == "cuda" else None, broadcast_buffers=False
-            )
+            devices = [world.device] if world.device.type == "cuda" else None
+            self._model = DistributedDataParallel(model, device_ids=devices, **_LEAVES_BUFFERS)
             for parameter in self._parameters:
                 parameter.register_post_accumulate_grad_hook(self._note_gradient)
 
