@@ -5,6 +5,7 @@ parametrization, an adapter, another class, another method, takes effect when th
 The answer is asked for at every call of a layer, so it must be quick: a microsecond for a module.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -33,9 +34,20 @@ def _forward_of(cls: type) -> Any:
 _FORWARDS = {cls: _forward_of(cls) for cls in {nn.Embedding} | LINEAR | NORM | DROPOUT | ACTIVATION}
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether torch's `fully_shard` has dealt the module's parameters to several processes."""
+    return _own_class(module) is not type(module)
+
+
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module runs anything before or after its forward, or watches its gradients."""
-    return _has_hooks(module.__dict__) or bool(_has_any_global_hook())
+    """Whether a call of the module runs anything before or after its forward, or watches its gradients.
+
+    The hooks of `fully_shard`, which bring the parameters together and leave what they see as it is, do not count.
+    """
+    if _has_any_global_hook():
+        return True
+    state = module.__dict__
+    return _has_hooks(state) and not (is_sharded(module) and all(map(_shards, _hooks(state))))
 
 
 def has_stock_forward(module: nn.Module) -> bool:
@@ -52,12 +64,13 @@ def is_untouched(module: nn.Module, classes: frozenset[type]) -> bool:
 def is_made_of(layer: nn.Module, parts: Parts, dtypes: set[torch.dtype]) -> bool:
     """Whether all the parts of a layer of the transformers library are untouched, and no others are there.
 
-    Hooks and the instance's forward of the layer itself do not count: they run when it is called, or they ask.
+    Hooks and the instance's forward of the layer itself do not count: they run when it is called, or they ask. Nor does
+    the class that `fully_shard` puts before the layer's own.
 
     Args:
         dtypes: the dtypes of all parameters are put here.
     """
-    file = type(layer).__module__
+    file = _own_class(layer).__module__
     if _has_any_global_hook() or not file.startswith("transformers.models."):
         return False
     return _has_parts(layer, layer.__dict__, parts, file, dtypes)
@@ -67,6 +80,23 @@ def is_lora(module: nn.Module) -> bool:
     """Whether a module is a linear layer with peft's plain low-rank adapters."""
     cls = type(module)
     return cls is not nn.Linear and cls.__name__ == "Linear" and cls.__module__ == "peft.tuners.lora.layer"
+
+
+def _own_class(module: nn.Module) -> type:
+    """A module's class; without the one that `fully_shard` makes of it."""
+    cls = type(module)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # which takes a second to import
+    sharding = None if fsdp is None else getattr(fsdp, "FSDPModule", None)
+    return cls.__bases__[-1] if sharding is not None and issubclass(cls, sharding) else cls
+
+
+def _hooks(state: dict[str, Any]) -> list[Any]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for kind in kinds for hook in state[kind].values()]
+
+
+def _shards(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
 
 
 def _has_hooks(state: dict[str, Any]) -> bool:

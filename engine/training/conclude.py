@@ -16,6 +16,7 @@ from penstock.engine.training.evaluate import class_probabilities, evaluate, run
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.multi_label import Thresholds, choose_thresholds
 from penstock.engine.training.result import TrainResult
+from penstock.engine.training.shard import place
 from penstock.engine.training.signals import StopSignal
 
 
@@ -33,7 +34,8 @@ def conclude(loop: Loop, stop: StopSignal, say: Say) -> TrainResult:
     world.on_main(lambda: export_best(directory.path))
     test = None
     if loop.data.test is not None:
-        model = load_model(directory.path).to(world.device)  # type: ignore[arg-type]
+        model = load_model(directory.path)
+        place(model, loop.settings.training, world)
         with loop.timers.during("evaluation"):
             test = evaluate(
                 model,

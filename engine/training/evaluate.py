@@ -17,7 +17,7 @@ from penstock.engine.training.metrics import Metrics, confusion_counts
 from penstock.engine.training.multi_label import MultiLabelMetrics, thresholds_of
 from penstock.engine.training.multi_label_evaluation import MultiLabelCounter
 from penstock.engine.training.precision import autocast, resolve_precision
-from penstock.engine.training.step import batch_memory
+from penstock.engine.training.step import batch_memory, logits_of
 
 
 def evaluate(
@@ -131,7 +131,7 @@ def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> 
         for batch in batches:
             batch = batch.to(device)
             with batch_memory(batch, "evaluating"), autocast(precision, device):
-                logits = model(batch.tokens, **batch.types()).logits
+                logits = logits_of(model, batch)
             yield batch, logits.float()
     finally:
         model.train(was_training)

@@ -27,6 +27,7 @@ from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.run_model import build_run_model, tokenizer_files
 from penstock.engine.training.saver import Saver
 from penstock.engine.training.settings import Settings
+from penstock.engine.training.shard import is_sharded, place
 from penstock.engine.training.signals import Interrupted, StopSignal
 from penstock.engine.training.state import StateError, checked_loader_state
 from penstock.engine.training.step import Stepper, StepReport, derive_seed
@@ -75,7 +76,7 @@ class Loop:
         with as_run_error(found):
             last, unmerged = None if found is None else found.folder, state and state.get("unmerged")
             self.model = build_run_model(settings.model, store, last, unmerged, say)
-        self.model.to(world.device)
+        place(self.model, settings.training, world)
         self._log_offset = 0 if found is None else found.log_size
         weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
         self._stepper = Stepper(self.model, settings.training, self.precision, world, weights, self.timers)
@@ -362,23 +363,29 @@ class Loop:
         Training waits while it is copied, and for the checkpoint before it if that is still being written.
         """
         with self.timers.during("checkpoint"):
-            self.world.on_main(lambda: self._hand_over(best=best, last=last))
+            began = time.perf_counter()
+            self.world.on_main(self.saver.wait)
+            copy = self._copied(last) if is_sharded(self.model) else None
+            self.world.on_main(lambda: self._hand_over(copy or self._copied(last), began, best=best, last=last))
 
     def _wait_for_writer(self) -> None:
         """Until the checkpoint under way is written, in all processes."""
         with self.timers.during("checkpoint"):
             self.world.on_main(self.saver.wait)
 
-    def _hand_over(self, *, best: bool, last: bool) -> None:
-        began, counters, log = time.perf_counter(), self.counters, self._journal.log
-        assert log is not None
+    def _copied(self, last: bool) -> dict[str, Any]:
+        """What a checkpoint has of tensors; under several processes, of the main one alone."""
         tensors: dict[str, Any] = {"model": self.model.saved_state()}
         if last:
             # a finished run keeps its optimizer too: it may be extended
             tensors["state"] = {"stepper": self._stepper.state_dict()}
             if unmerged := getattr(self.model, "unmerged_state", lambda: None)():
                 tensors["state"]["unmerged"] = unmerged
-        copy = self.saver.copy_of(tensors)
+        return self.saver.copy_of(tensors, keep=self.world.is_main)
+
+    def _hand_over(self, copy: dict[str, Any], began: float, *, best: bool, last: bool) -> None:
+        counters, log = self.counters, self._journal.log
+        assert log is not None
         stood_still = time.perf_counter() - began
         counters.checkpoint_seconds += stood_still
         self._journal.write({"split": "checkpoint", "step": counters.step, "seconds": round(stood_still, 4)})

@@ -28,10 +28,14 @@ class Saver:
         """The checkpoint under way cannot be written; `wait` raises why."""
         return self._writer.has_failed
 
-    def copy_of(self, tensors: Any) -> Any:
-        """A copy in host memory, which the next one overwrites; so the checkpoint under way is waited for."""
+    def copy_of(self, tensors: Any, *, keep: bool = True) -> Any:
+        """A copy in host memory, which the next one overwrites; so the checkpoint under way is waited for.
+
+        Args:
+            keep: see `HostCopy.of`.
+        """
         self._writer.wait()
-        return self._copy.of(tensors)
+        return self._copy.of(tensors, keep=keep)
 
     def start(
         self,

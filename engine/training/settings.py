@@ -117,6 +117,11 @@ class TrainingSettings:
     rank_timeout: float = setting(
         600.0, "seconds that a process waits for another one before the run ends", minimum=1.0, maximum=1e6
     )
+    shard: bool = setting(
+        False,
+        "under torchrun, each process keeps a share of weights, gradients and optimizer (FSDP2) instead of all of them",
+        used_by=("lstm", "encoder"),
+    )
     tensorboard: bool = setting(True, "write TensorBoard events where it is installed")
     wandb_project: str | None = setting(None, "log to this Weights & Biases project")
 
@@ -132,6 +137,7 @@ FREE_KEYS = frozenset(
         "training.keep_checkpoints",
         "training.log_every_steps",
         "training.rank_timeout",
+        "training.shard",
         "training.tensorboard",
         "training.wandb_project",
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,19 @@ from penstock.engine.training.distributed import World
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
 from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.shard import is_sharded, local, share_of
 from penstock.engine.training.state import check_optimizer_state, optimizer_layout, parameters_of
 from penstock.engine.training.timers import Timers, timers_for
+from penstock.kernels import Ragged
 from penstock.kernels.bag import coalesced
 
 # A loss scale halves at every overflow: after as many in a row it is not the scale that is wrong.
 _MAX_OVERFLOWS = 20
+
+# torch 2.13 has a new name for it, and warns of the old one.
+_NEW_NAME = "forward_sync_buffers"
+_KNOWS_IT = _NEW_NAME in inspect.signature(DistributedDataParallel.__init__).parameters
+_LEAVES_BUFFERS: dict[str, Any] = {_NEW_NAME if _KNOWS_IT else "broadcast_buffers": False}
 
 
 def derive_seed(*parts: object) -> int:
@@ -49,10 +57,10 @@ class StepReport:
 
 
 def _entries(parameter: torch.Tensor) -> torch.Tensor:
-    """The gradient, dense, in place; of a sparse one the rows that are there, each once."""
+    """The gradient that is here, dense, in place; of a sparse one the rows that are there, each once."""
     assert parameter.grad is not None
     if not parameter.grad.is_sparse:
-        return parameter.grad
+        return local(parameter.grad)
     parameter.grad = coalesced(parameter.grad)
     return parameter.grad.values()
 
@@ -80,6 +88,15 @@ def batch_memory(batch: Batch, what: str) -> Iterator[None]:
         ) from error
 
 
+def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """(batch, num_labels). A process whose share of a step is empty runs one token, of which nothing is kept: what the
+    processes do together in a model, they all have to."""
+    if len(batch):
+        return model(batch.tokens, **batch.types()).logits
+    filler = Ragged.from_lengths(batch.tokens.values.new_zeros(1), [1])
+    return model(filler).logits[:0]
+
+
 class Stepper:
     """Holds the optimizer and takes steps.
 
@@ -101,6 +118,7 @@ class Stepper:
     ) -> None:
         """
         Args:
+            model: on its device; under several processes as `shard` leaves it, or whole.
             class_weights: float, (num_labels,); None for none. With lists of labels, of the positives of each.
             timers: are told when forward, backward, the optimizer and the wait for other processes begin.
         """
@@ -126,10 +144,10 @@ class Stepper:
         if settings.compile:
             model.compile(dynamic=True)
         self._model: nn.Module = model
-        if world.size > 1:
-            self._model = DistributedDataParallel(
-                model, device_ids=[world.device] if world.device.type == "cuda" else None, broadcast_buffers=False
-            )
+        self._sharded = is_sharded(model)
+        if world.size > 1 and not self._sharded:
+            devices = [world.device] if world.device.type == "cuda" else None
+            self._model = DistributedDataParallel(model, device_ids=devices, **_LEAVES_BUFFERS)
             for parameter in self._parameters:
                 parameter.register_post_accumulate_grad_hook(self._note_gradient)
 
@@ -164,17 +182,16 @@ class Stepper:
             self._seed(derive_seed(self._settings.seed, "step", step, index * world.size + world.rank))
             batch = batch.to(device)
             last = index == len(batches) - 1
-            if not len(batch):
-                self._join(batch, last)
+            if not len(batch) and not self._meets_others(last):
                 continue
             with batch_memory(batch, "training"), self._without_sync() if not last else contextlib.nullcontext():
                 with autocast(self._precision, device):
-                    logits = self._model(batch.tokens, **batch.types()).logits
+                    logits = logits_of(self._model, batch)
                 loss_sum = self._loss_sum(logits.float(), batch.labels)
                 timers.to("backward")
-                # DistributedDataParallel averages the gradients over the processes: the factor makes it a sum
+                # torch averages the gradients over the processes: the factor makes it a sum
                 self._scaler.scale(loss_sum * (world.size / normalizer)).backward()
-            if last and world.size > 1:
+            if last and isinstance(self._model, DistributedDataParallel):
                 # what backward still did then was to wait for the gradients of the others
                 timers.to("communication", at=self._gradient_at)
             timers.to("forward")
@@ -188,7 +205,7 @@ class Stepper:
         norm = nn.utils.get_total_norm(gradients)
         if world.size > 1:
             with timers.during("communication"):
-                world.sum(totals)
+                totals, norm = self._summed(totals, norm)
         loss_total, correct, *votes_yes, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         timers.synced()
         self._check_finite(loss_total / num_examples, grad_norm, step)
@@ -239,7 +256,15 @@ class Stepper:
         check_optimizer_state(state, self._layout, self._scaler)
         # the groups' settings are those of the run's configuration, not the file's
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        parameters = parameters_of(self._optimizer)
+        kept = {
+            number: {
+                name: share_of(tensor, parameters[number]) if tensor.shape == parameters[number].shape else tensor
+                for name, tensor in tensors.items()
+            }
+            for number, tensors in state["optimizer"]["state"].items()
+        }
+        self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
         self._scaler.load_state_dict(state["scaler"])
         self._overflows = state["overflows"]
         self._loaded_from = source if state["optimizer"]["state"] else None
@@ -260,11 +285,16 @@ class Stepper:
         if self._world.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _join(self, batch: Batch, last: bool) -> None:
-        """Takes part in summing the gradients with a batch without examples, which has none of its own."""
-        if last and isinstance(self._model, DistributedDataParallel):
-            self._model(batch.tokens, **batch.types())
-            torch.stack([parameter.sum() for parameter in self._parameters]).sum().mul(0.0).backward()
+    def _meets_others(self, last: bool) -> bool:
+        """Whether the processes do something together in the step's next batch, or in its last one."""
+        return self._sharded or (last and isinstance(self._model, DistributedDataParallel))
+
+    def _summed(self, totals: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The totals of all processes, and the norm of the whole gradient, of which each may have a share."""
+        if not self._sharded:
+            return self._world.sum(totals), norm
+        *_, squares = summed = self._world.sum(torch.cat([totals, norm.double().square().view(1)]))
+        return summed[:-1], squares.sqrt().to(norm.dtype)
 
     def _note_gradient(self, parameter: torch.Tensor) -> None:
         self._gradient_at = self._timers.clock()

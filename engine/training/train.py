@@ -34,6 +34,7 @@ from penstock.engine.training.resume import Confirm, Found, Resume, find_checkpo
 from penstock.engine.training.run_data import RunData
 from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.settings import FREE_KEYS, Settings
+from penstock.engine.training.shard import check_can_shard
 from penstock.engine.training.signals import StopSignal
 from penstock.engine.training.timers import timers_for
 from penstock.engine.training.token_budget import AUTO, with_measured_budget
@@ -100,6 +101,8 @@ def train(
             settings = world.on_main(lambda: new_settings(asked, train_store, rows, validation_rows))
         world.wait_at_most(settings.training.rank_timeout)
         world.check_divides(settings.data.batches_per_step)
+        if settings.training.shard and world.size > 1:
+            check_can_shard(asked if not began else settings)
         if settings.model.kind == "bag" and world.size > 1:
             raise ConfigError("model.kind=bag trains in one process: start it without torchrun")
         data = RunData.of(settings, train_store, test_store, rows, validation_rows)
@@ -181,6 +184,8 @@ def _notes(settings: Settings, store: Store, world: World) -> Iterator[str]:
     """What a setting does not do here, or does of its own accord."""
     if settings.training.tf32 is not None and world.device.type != "cuda":
         yield f"note: training.tf32={str(settings.training.tf32).lower()} changes nothing here: only GPUs have TF32"
+    if settings.training.shard and world.size == 1:
+        yield "note: training.shard=true changes nothing here: one process has no others to share the model with"
     if settings.data.reader == "auto" and store.reader == "pread":
         kind = file_system_of(store.path)
         yield f"note: {store.path} lies on {kind or 'an unknown file system'}: it is read with pread (data.reader)"

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penstock.engine.training.shard import is_share, whole
+
 
 class HostCopy:
     """Copies of trees of tensors in host memory, whose buffers are used again for the next one.
@@ -17,12 +19,18 @@ class HostCopy:
     def __init__(self) -> None:
         self._buffers: dict[tuple, Tensor] = {}
 
-    def of(self, tree: Any) -> Any:
-        """The same dictionaries, lists and tuples with copies of their tensors. It overwrites the copy before it."""
-        with torch.no_grad():
-            return self._copied(tree, (), {})
+    def of(self, tree: Any, *, keep: bool = True) -> Any:
+        """The same dictionaries, lists and tuples with copies of their tensors. It overwrites the copy before it.
 
-    def _copied(self, tree: Any, place: tuple, made: dict[tuple, Tensor]) -> Any:
+        Tensors of which each process has a share are brought together, one after the other; all processes call this.
+
+        Args:
+            keep: False for a process that only helps with that, and gets nothing.
+        """
+        with torch.no_grad():
+            return self._copied(tree, (), {} if keep else None)
+
+    def _copied(self, tree: Any, place: tuple, made: dict[tuple, Tensor] | None) -> Any:
         if isinstance(tree, Tensor):
             return self._tensor(tree, place, made)
         if isinstance(tree, dict):
@@ -31,14 +39,20 @@ class HostCopy:
             return type(tree)(self._copied(value, (*place, index), made) for index, value in enumerate(tree))
         return tree
 
-    def _tensor(self, tensor: Tensor, place: tuple, made: dict[tuple, Tensor]) -> Tensor:
+    def _tensor(self, tensor: Tensor, place: tuple, made: dict[tuple, Tensor] | None) -> Tensor | None:
+        is_of_shares = is_share(tensor)
+        tensor = whole(tensor)
+        if made is None:
+            return None
         memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and memory in made:
             return made[memory]
         buffer = self._buffers.get(place)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = self._buffers[place] = torch.empty(tensor.shape, dtype=tensor.dtype)
-        made[memory] = buffer.copy_(tensor)
+        buffer.copy_(tensor)
+        if not is_of_shares:  # the memory of a tensor brought together is the next one's
+            made[memory] = buffer
         return buffer
 
 
