@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from penstock.engine.checked import read_checked, with_checksum
 from penstock.engine.errors import StoreError
-from penstock.engine.records import check_range, read_json, read_record
+from penstock.engine.records import check_range, read_record
 
 FORMAT = "penstock-store"
 FORMAT_VERSION = 1
@@ -159,7 +160,7 @@ class Manifest:
         content = {"format": FORMAT, "version": FORMAT_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
         if not self.is_pair:
             del content["is_pair"], content["seconds"]
-        return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(with_checksum(content), indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -169,7 +170,7 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            content = read_json(path)
+            content = read_checked(path)
         except FileNotFoundError:
             if not folder.exists():
                 raise StoreError(f"{folder}: no such store") from None
