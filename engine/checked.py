@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.files import write_json
+from penstock.engine.records import read_json
 
 SEAL_NAME = "checkpoint.json"
 _FORMAT = 1
@@ -38,6 +39,31 @@ def without_checksum(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     if record.get("crc32") != _checksum(rest):
         raise DamageError(f"{name} is damaged: its checksum does not fit its content")
     return rest
+
+
+def write_checked(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a JSON record with its checksum.
+
+    Raises:
+        DiskError: the disk is full or cannot be written.
+    """
+    write_json(path, with_checksum(record))
+
+
+def read_checked(path: Path) -> Any:
+    """What `write_checked` wrote, without the checksum. One of an earlier penstock has none, and whoever edits the file
+    on purpose takes it out.
+
+    Raises:
+        ValueError, OSError: as `read_json`; also if the checksum does not fit.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict) or "crc32" not in record:
+        return record
+    try:
+        return without_checksum(record, str(path))
+    except DamageError:
+        raise ValueError("its checksum does not fit its content") from None
 
 
 def crc32_of(file: Path, size: int | None = None) -> int:

@@ -135,15 +135,27 @@ def temporary_files(folder: Path) -> list[Path]:
     return [path for path in folder.glob(f"*{TEMPORARY_SUFFIX}") if re.fullmatch(r".+\.[0-9a-f]{32}\.tmp", path.name)]
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes have left in the folder of what they were writing, linking, copying or removing."""
+    hidden = [path for path in folder.glob(f".*{TEMPORARY_SUFFIX}") if path.name != TEMPORARY_SUFFIX]
+    for path in (*temporary_files(folder), *hidden):
+        _remove_any(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder: it is gone in one instant, and a kill never leaves a part of it under its name."""
+    aside = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    _remove_any(aside)
+    os.replace(path, aside)
+    _remove_any(aside)
+
+
 def remove_committed(path: Path) -> None:
     """Removes a file, or what `point` has made, so that it stays removed after a crash."""
     with disk_errors(path):
-        if path.is_dir() and not path.is_symlink():  # a copied folder: gone in one instant, never in parts
-            aside = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+        if path.is_dir() and not path.is_symlink():  # a copied folder
             _remove_any(_old(path))  # `settle_pointer` would put it back
-            _remove_any(aside)
-            os.replace(path, aside)
-            _remove_any(aside)
+            remove_folder(path)
         else:
             path.unlink(missing_ok=True)
         sync_folder(path.parent)
@@ -223,8 +235,13 @@ def point(link: Path, target: Path) -> None:
 
 
 def settle_pointer(link: Path) -> None:
-    """Puts back what a kill in the middle of `point` has left under another name, where folders are copied."""
-    if not link.exists() and _old(link).exists():
+    """Puts back, or removes, what a kill in the middle of `point` has left under another name, where folders are
+    copied."""
+    if not _old(link).exists():
+        return
+    if link.exists():
+        _remove_any(_old(link))
+    else:
         os.replace(_old(link), link)
 
 

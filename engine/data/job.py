@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from penstock.engine.checked import read_checked, with_checksum
 from penstock.engine.data.manifest import (
     CLUSTERS_NAME,
     INDEX_NAME,
@@ -55,7 +56,7 @@ from penstock.engine.files import (
     temporary_files,
     write_committed,
 )
-from penstock.engine.records import check_range, read_json, read_record
+from penstock.engine.records import check_range, read_record
 
 JOB_NAME = "preparing.json"
 
@@ -99,7 +100,7 @@ class Job:
     def read(cls, folder: Path) -> "Job | None":
         """None when no preparation is under way there."""
         try:
-            job = read_record(cls, read_json(folder / JOB_NAME))
+            job = read_record(cls, read_checked(folder / JOB_NAME))
             check_range("rows_per_shard", job.rows_per_shard, 1, 1 << 40)
             check_range("max_length", job.max_length, 1, (1 << 31) - 1)
             check_range("vocab_size", job.vocab_size, 1, MAX_VOCABULARY)
@@ -125,7 +126,7 @@ class Receipt:
     @classmethod
     def read(cls, folder: Path, shard: int) -> "Receipt | None":
         try:
-            receipt = read_record(cls, read_json(_receipt_path(folder, shard)))
+            receipt = read_record(cls, read_checked(_receipt_path(folder, shard)))
         except (OSError, ValueError):
             return None
         return receipt if receipt.file.name == shard_name(shard) else None
@@ -161,7 +162,8 @@ def start_job(folder: Path, job: Job, shared: bool) -> None:
         shared: other processes may be working on the same job.
     """
     if _read_or_none(folder) != job:
-        write_committed(folder / JOB_NAME, json.dumps(asdict(job), indent=2, ensure_ascii=False).encode())
+        content = json.dumps(with_checksum(asdict(job)), indent=2, ensure_ascii=False)
+        write_committed(folder / JOB_NAME, content.encode())
     if (folder / MANIFEST_NAME).exists():
         remove_committed(folder / MANIFEST_NAME)
     of_job = set()
@@ -232,7 +234,7 @@ def write_shard(folder: Path, job: Job, shard: int, rows: ShardRows) -> None:
         write_batch(file, pa.record_batch(columns, schema=schema))
     entry = FileEntry(path.name, file.size, file.crc32, len(rows.lengths), len(values))
     receipt = Receipt(job.preparation, entry, rows.truncated_texts, rows.empty_texts)
-    write_committed(_receipt_path(folder, shard), canonical_json(asdict(receipt)))
+    write_committed(_receipt_path(folder, shard), canonical_json(with_checksum(asdict(receipt))))
 
 
 def write_batch(file: CommittedFile, batch: pa.RecordBatch) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from penstock.engine.checked import read_checked, with_checksum
 from penstock.engine.errors import StoreError
-from penstock.engine.records import check_range, read_json, read_record
+from penstock.engine.records import check_range, read_record
 
 FORMAT = "penstock-store"
 FORMAT_VERSION = 1
@@ -179,7 +180,7 @@ class Manifest:
             del content["is_pair"], content["seconds"]
         if self.clusters is None:
             del content["clusters"]
-        return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(with_checksum(content), indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -189,7 +190,7 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            content = read_json(path)
+            content = read_checked(path)
         except FileNotFoundError:
             if not folder.exists():
                 raise StoreError(f"{folder}: no such store") from None

@@ -4,10 +4,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.errors import RunError
-from penstock.engine.files import write_json
 from penstock.engine.machine import is_busy
-from penstock.engine.records import read_json, read_record
+from penstock.engine.records import read_record
 from penstock.engine.study.fingerprints import MadeFrom
 
 BATCH_SIZES = (1, 32)
@@ -53,7 +53,7 @@ class Cost:
 
 
 def write_cost(path: Path, cost: Cost) -> None:
-    write_json(path, dataclasses.asdict(cost))
+    write_checked(path, dataclasses.asdict(cost))
 
 
 def read_cost(path: Path) -> Cost:
@@ -62,6 +62,6 @@ def read_cost(path: Path) -> Cost:
         RunError: the file does not hold a cost.
     """
     try:
-        return read_record(Cost, read_json(path))
+        return read_record(Cost, read_checked(path))
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: not a measurement of costs ({error}); remove it to measure again") from None

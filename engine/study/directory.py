@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.data.clusters import ClusterOverlap
 from penstock.engine.data.overlap import Overlap
 from penstock.engine.errors import RunError
-from penstock.engine.files import FolderLock, disk_errors, temporary_files, write_json
-from penstock.engine.records import check_entries, read_json
+from penstock.engine.files import FolderLock, disk_errors, remove_leftovers
+from penstock.engine.records import check_entries
 from penstock.engine.training.run_record import in_use
 
 STUDY_NAME = "study.json"
@@ -40,11 +41,11 @@ def read_study(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(folder) / STUDY_NAME
     try:
-        document = read_json(path)
+        document = read_checked(path)
     except FileNotFoundError:
         raise RunError(f"{folder} holds no study: there is no {STUDY_NAME}") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
+        raise RunError(f"{path} cannot be read: {error}; put it back from a copy, or give another --out") from None
     if not isinstance(document, dict) or document.get("format") != 1:
         raise RunError(f"{path} was written by another version of penstock")
     try:
@@ -89,8 +90,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
         folders = [folder / "data", folder / "costs", trials_folder(folder), folder / "runs"]
         for path in folders:
             path.mkdir(exist_ok=True)  # whoever removes one has it made again
-        for path in (left for one in (folder, *folders) for left in temporary_files(one)):
-            path.unlink(missing_ok=True)  # what a killed study was writing
+        for path in (folder, *folders):
+            remove_leftovers(path)
     except BaseException:
         lock.close()
         raise
@@ -103,4 +104,4 @@ def _is_left_out(key: str, there: dict[str, Any], here: dict[str, Any]) -> bool:
 
 
 def write_study(folder: Path, document: dict[str, Any]) -> None:
-    write_json(folder / STUDY_NAME, {"format": 1, **document})
+    write_checked(folder / STUDY_NAME, {"format": 1, **document})

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.data.clusters import read_cluster_file
 from penstock.engine.data.sources.labels import LabelNames
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError, SourceError
-from penstock.engine.files import write_json
-from penstock.engine.records import read_json, read_record
+from penstock.engine.records import read_record
 from penstock.engine.setting import split_key_value
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar
@@ -121,7 +121,7 @@ def keep_external(folder: Path, name: str, file: str, test: Store, max_test: int
         rows, test.labels[rows], labels, test.fingerprint, max_test, test.num_examples, test.label_names
     )
     entry = write_labels(folder / f"{name}.parquet", about)
-    write_json(folder / f"{name}.json", dataclasses.asdict(External(name, file, entry)))
+    write_checked(folder / f"{name}.json", dataclasses.asdict(External(name, file, entry)))
 
 
 def read_externals(folder: Path, test: str | None) -> list[tuple[External, Predictions]]:
@@ -137,7 +137,7 @@ def read_externals(folder: Path, test: str | None) -> list[tuple[External, Predi
     for path in sorted(folder.glob("*.json")):
         again = f"remove it, or give --external {path.stem}=FILE again"
         try:
-            external = read_record(External, read_json(path))
+            external = read_record(External, read_checked(path))
             if (external.name, external.predictions.name) != (path.stem, f"{path.stem}.parquet"):
                 raise ValueError(f"it is of {external.name} in {external.predictions.name}")
         except (OSError, ValueError) as error:

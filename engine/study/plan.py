@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.errors import RunError
-from penstock.engine.files import write_json
-from penstock.engine.records import read_json, read_record
+from penstock.engine.records import read_record
 from penstock.engine.study.early_stopping import Stopping
 from penstock.engine.study.estimate import Speed
 from penstock.engine.study.resolution import Resolution
@@ -90,7 +90,7 @@ def in_parallel(seconds: Sequence[float], jobs: int) -> float:
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    write_json(folder / PLAN_NAME, {"format": 1, **dataclasses.asdict(plan)})
+    write_checked(folder / PLAN_NAME, {"format": 1, **dataclasses.asdict(plan)})
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -101,7 +101,7 @@ def read_plan(folder: Path) -> Plan | None:
     """
     path = folder / PLAN_NAME
     try:
-        document = read_json(path)
+        document = read_checked(path)
         if not isinstance(document, dict) or document.pop("format", None) != 1:
             raise ValueError("of another version of penstock")
         plan = read_record(Plan, document)

@@ -1,7 +1,6 @@
 """One trial: train on the subset, evaluate once on the test set."""
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from penstock.engine.errors import NonFiniteError, OutOfMemoryError, PenstockError, RunError
+from penstock.engine.files import disk_errors, remove_folder
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
 from penstock.engine.study.predictions import PredictionsRecorder
@@ -79,7 +79,9 @@ def run_trial(task: TrialTask) -> TrialResult:
             raise
         return TrialResult(task.trial, "failed", error=f"{type(error).__name__}: {_one_line(error)}")
     if not task.keep_run:
-        shutil.rmtree(task.run, ignore_errors=True)
+        with disk_errors(task.run):
+            if task.run.exists():  # a baseline has none
+                remove_folder(task.run)
     if result.train_cpu_seconds is None:
         return result  # it went on with an interrupted one
     return replace(result, wall_seconds=time.monotonic() - began)

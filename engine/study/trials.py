@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.errors import RunError
-from penstock.engine.files import write_json
-from penstock.engine.records import check_range, read_json, read_record
+from penstock.engine.records import check_range, read_record
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom
 from penstock.engine.study.predictions import PredictionsEntry, predictions_path
@@ -103,7 +103,7 @@ def write_result(folder: Path, result: TrialResult) -> None:
     Raises:
         DiskError: it cannot be written.
     """
-    write_json(result_path(folder, result.trial), dataclasses.asdict(result))
+    write_checked(result_path(folder, result.trial), dataclasses.asdict(result))
 
 
 def read_result(path: Path) -> TrialResult:
@@ -112,7 +112,7 @@ def read_result(path: Path) -> TrialResult:
         RunError: the file is not a trial's result.
     """
     try:
-        document = read_json(path)
+        document = read_checked(path)
         if isinstance(document, dict) and "cell" in document:  # what an earlier penstock called them
             document = {**document, "trial": document["cell"]}
             del document["cell"]

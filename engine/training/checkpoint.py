@@ -23,6 +23,8 @@ from penstock.engine.files import (
     disk_errors,
     link_or_copy,
     point,
+    remove_folder,
+    remove_leftovers,
     remove_tree,
     settle_modes,
     sync_folder,
@@ -31,6 +33,7 @@ from penstock.engine.files import (
 
 STATE_NAME = "training_state.pt"
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
+_WRITING = ".writing"  # the checkpoint that is not whole yet
 
 
 def write_checkpoint(
@@ -56,7 +59,7 @@ def write_checkpoint(
         DiskError: the checkpoint cannot be written; the earlier ones stand.
     """
     folder = run / "checkpoints"
-    temporary = folder / ".writing"
+    temporary = folder / _WRITING
     with disk_errors(temporary, libraries=True):
         remove_tree(temporary)
         try:
@@ -106,6 +109,26 @@ def export_best(run: Path) -> None:
         for file in sorted(files, key=lambda file: file.name == "config.json"):
             link_or_copy(file, run / file.name)
         sync_folder(run)
+
+
+def clear_leftovers(run: Path, found: Path | None) -> None:
+    """Removes what a killed process was writing, or removing, in a run that now goes on.
+
+    Args:
+        found: the checkpoint that it goes on from. Later ones that no link leads to are made again.
+    """
+    folder = run / "checkpoints"
+    with disk_errors(run):
+        remove_leftovers(run)
+        if not folder.is_dir():
+            return
+        remove_leftovers(folder)
+        remove_tree(folder / _WRITING)
+        linked = {name_of(run / link) for link in ("best", "last")}
+        place = () if found is None else _place(found.resolve())
+        for checkpoint in folder.iterdir():
+            if _place(checkpoint) > place and checkpoint.name not in linked:
+                remove_folder(checkpoint)
 
 
 def check_whole(checkpoint: Path) -> dict[str, Any] | None:
@@ -233,4 +256,4 @@ def _remove_old(run: Path, keep: int) -> None:
             held.add((checkpoint.parent / best).resolve())
     for checkpoint in folder.iterdir():
         if checkpoint.resolve() not in held:
-            remove_tree(checkpoint)
+            remove_folder(checkpoint)

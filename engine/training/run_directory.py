@@ -21,6 +21,7 @@ from penstock.engine.files import (
     FolderLock,
     disk_errors,
     flush,
+    remove_leftovers,
     remove_tree,
     settle_pointer,
     sync_folder,
@@ -218,23 +219,15 @@ def _foreign(path: Path) -> bool:
 
 
 def _remove_beginning(path: Path) -> None:
-    """Removes what a run without a checkpoint has written, run.json last: at any instant it is a run or empty."""
+    """Removes what a run without a checkpoint has written, run.json after the rest: at any instant it is a run, or as
+    good as empty."""
     if (path / "run.json").exists():
         for name in ("checkpoints", "tensorboard", "wandb"):
             remove_tree(path / name)
-        unfinished = [file.name for file in temporary_files(path)]
-        for name in (
-            "metrics.jsonl",
-            "last",
-            "best",
-            ".last.tmp",
-            ".best.tmp",
-            *_OLD_TEMPORARY,
-            *unfinished,
-            "run.json",
-        ):
+        for name in ("metrics.jsonl", "last", "best", "run.json"):
             (path / name).unlink(missing_ok=True)
         sync_folder(path)
+    remove_leftovers(path)
 
 
 def _versions() -> dict[str, str]:

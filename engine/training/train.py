@@ -24,6 +24,7 @@ from penstock.engine.training.begin import (
     saved_settings,
     settings_as_begun,
 )
+from penstock.engine.training.checkpoint import clear_leftovers
 from penstock.engine.training.conclude import conclude
 from penstock.engine.training.distributed import Stopped, World, answering
 from penstock.engine.training.loop import Loop
@@ -202,6 +203,7 @@ def _go_on(loop: Loop, found: Found | None, identity: dict[str, Any]) -> list[st
     """Makes the run that is there one that goes on from the checkpoint; returns the settings that changed."""
     directory = loop.directory
     settle_links(directory.path, found)
+    clear_leftovers(directory.path, None if found is None else found.folder)
     if not directory.is_sealed:
         directory.upgrade(precision=loop.precision)
     return go_on(loop, identity)

@@ -233,21 +233,25 @@ def test_other_settings_are_refused(place: Place):
     # another recipe, under the same command
     path = place.out / "trials" / "lstm-10-0.json"
     document = json.loads(path.read_text())
+    del document["crc32"]  # as whoever edits the file on purpose
     document["made_from"]["settings"]["training.weight_decay"] = 0.5
     path.write_text(json.dumps(document))
     with pytest.raises(RunError, match=r"lstm-10-0\.json .*training\.weight_decay: 0\.5 then, 0\.01 now"):
         place.start()
 
 
+FORGOTTEN = ("encoders", "overlap", "max_length", "crc32")
+
+
 def forget(out: Path) -> None:
     """Makes the study one of an earlier penstock."""
     for path in [*(out / "trials").iterdir(), *(out / "costs").iterdir()]:
         document = json.loads(path.read_text())
-        del document["made_from"]
+        del document["made_from"], document["crc32"]
         path.write_text(json.dumps(document))
     document = json.loads((out / "study.json").read_text())
     path = out / "study.json"
-    path.write_text(json.dumps({k: v for k, v in document.items() if k not in ("encoders", "overlap", "max_length")}))
+    path.write_text(json.dumps({k: v for k, v in document.items() if k not in FORGOTTEN}))
 
 
 def test_trials_of_an_earlier_penstock_go_on_with_a_note(place: Place, capsys):
@@ -330,6 +334,7 @@ def test_the_report_refuses_a_mixture(place: Place):
     for part, value in (("train", "0" * 64), ("test", "1" * 64)):
         document = json.loads(whole)
         document["made_from"][part] = value
+        del document["crc32"]  # as whoever edits the file on purpose
         path.write_text(json.dumps(document))
         with pytest.raises(
             RunError, match=rf"lstm-10-0\.json is not of this study: the {part} data: {value[:12]} then"
@@ -339,6 +344,7 @@ def test_the_report_refuses_a_mixture(place: Place):
     path = place.out / "trials" / "encoder-10-0.json"
     document = json.loads(path.read_text())
     document["made_from"]["encoder"] = "2" * 32
+    del document["crc32"]
     path.write_text(json.dumps(document))
     with pytest.raises(RunError, match="different encoders"):
         write_report(place.out)
