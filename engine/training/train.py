@@ -32,6 +32,7 @@ from penstock.engine.training.calibrate import Calibration, calibrated
 from penstock.engine.training.checkpoint import export_best
 from penstock.engine.training.distributed import Stopped, World, answering
 from penstock.engine.training.evaluate import evaluate
+from penstock.engine.training.graphs import check_graphs
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import Thresholds, read_metrics
@@ -264,6 +265,7 @@ def _find(directory: RunDirectory, resume: Resume, confirm: Confirm | None, say:
 
 def _precision(directory: RunDirectory, settings: Settings, world: World, say: Say) -> str:
     """What "auto" was where the run began, whatever it would be here."""
+    check_graphs(settings.training, world)
     asked = settings.training.precision
     there = directory.record.get("precision") if asked == "auto" else None
     if there not in ("fp32", "bf16", "fp16"):
