@@ -61,8 +61,8 @@ def _is_watched() -> bool:
 def is_seen() -> bool:
     """As `_is_watched`, or somebody sees each call that goes through torch's dispatcher: a mode, a profiler."""
     return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or _is_watched()
+        _is_watched()  # first: a compiler that traces this cannot ask the others
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._autograd._profiler_enabled()
     )
