@@ -112,16 +112,27 @@ class Operation:
         gives = "Tensor" if len(self.made) == 1 else f"({', '.join(f'Tensor {result}' for result in self.made)})"
         full = f"penstock::{name}"
         torch.library.define(full, f"({takes}, str backend) -> {gives}", tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.impl(full, "default")(self._implementation(by, dense=True, check=True))
+        self._direct = self._implementation(by, dense=True, check=True)
+        torch.library.impl(full, "default")(self._direct)
         torch.library.register_fake(full)(self._implementation(lambda _: shapes, dense=True, check=False))
         keep, differentiate = (None, None) if backward is None else self._gradient(backward, twice)
         plain_torch = self._implementation(lambda _: reference, dense=False, check=True)
         self._overload = getattr(torch.ops.penstock, name).default
-        self.call = transforms.register(name, plain_torch, keep, differentiate, asks=self._asks())
+        watched = {"_plain": transforms.PLAIN, "_is_batched": torch._C._functorch.is_legacy_batchedtensor}
+        self._are_plain = self._written_of_tensors(transforms.plain_tensors, watched)
+        self.call = transforms.register(
+            name,
+            plain_torch,
+            keep,
+            differentiate,
+            asks=self._asks(),
+            direct=self._direct,
+            are_plain=self._are_plain,
+        )
 
     def from_backward(self, *arguments: Any) -> Any:
         """The results, named, for a backward: straight from the kernel, unless somebody differentiates once more."""
-        found = transforms.call(self._overload, *arguments)
+        found = transforms.call(self._overload, *arguments, direct=self._direct, are_plain=self._are_plain)
         if self.results is Tensor:
             return found
         return tuple.__new__(self.results, (found,) if len(self.made) == 1 else found)
@@ -152,10 +163,17 @@ class Operation:
 
     def _asks(self) -> Any:
         """(*fields, backend) -> whether a gradient is wanted."""
+
+        def asks(tensors: list[str]) -> str:
+            wanted = " or ".join(f"({field} is not None and {field}.requires_grad)" for field in tensors)
+            return f"_is_grad_enabled() and ({wanted})"
+
+        return self._written_of_tensors(asks, {"_is_grad_enabled": torch.is_grad_enabled})
+
+    def _written_of_tensors(self, expression: Callable[[list[str]], str], names: dict[str, Any]) -> Any:
+        """(*fields, backend) -> the expression of those fields that are tensors."""
         tensors = [field for field, kind in self.fields.items() if kind in _DENSE]
-        asks = " or ".join(f"({field} is not None and {field}.requires_grad)" for field in tensors)
-        names = {"_is_grad_enabled": torch.is_grad_enabled}
-        return _written([*self.fields, "backend"], [f"return _is_grad_enabled() and ({asks})"], names)
+        return _written([*self.fields, "backend"], [f"return {expression(tensors)}"], names)
 
     def _gradient(self, backward: "Operation | Callable[..., Any]", twice: bool) -> tuple[Any, Any]:
         """`setup_context` and `backward` of torch.autograd, by the names of what `backward` takes and gives."""

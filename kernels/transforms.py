@@ -58,6 +58,30 @@ def _is_watched() -> bool:
     )
 
 
+def is_seen() -> bool:
+    """As `_is_watched`, or somebody sees each call that goes through torch's dispatcher: a mode, a profiler."""
+    return (
+        _is_watched()  # first: a compiler that traces this cannot ask the others
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def plain_tensors(names: Iterable[str]) -> str:
+    """Python that says whether the tensors of these names, or None, are torch's own, which no subclass watches.
+
+    Gradients, by their names, may also be several at a time.
+    """
+    names = list(names)
+    each = [f"type({name}) in _plain" for name in names]
+    each += [f"not ({name} is not None and _is_batched({name}))" for name in names if name.startswith("grad_")]
+    return " and ".join(each) or "True"
+
+
+PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
+
+
 def check_readable(name: str, tensor: Tensor) -> None:
     """Plain torch reads sequence bounds on the host, where those of a batch made by vmap, or of a compiler, cannot lie.
 
@@ -88,10 +112,21 @@ def below_autograd(operation: Callable[..., Any], *arguments: Any) -> Any:
         return operation(*arguments)
 
 
-def call(operation: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls an operation from a backward: straight to its kernel, unless somebody differentiates that once more."""
+def call(
+    operation: Callable[..., Any],
+    *arguments: Any,
+    direct: Callable[..., Any] | None = None,
+    are_plain: Callable[..., bool] | None = None,
+) -> Any:
+    """Calls an operation from a backward: straight to its kernel, unless somebody differentiates that once more.
+
+    Args:
+        direct, are_plain: as for `register`.
+    """
     if torch.is_grad_enabled() or _is_watched():
         return operation(*arguments)
+    if direct is not None and are_plain is not None and not is_seen() and are_plain(*arguments):
+        return direct(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operation(*arguments)
 
@@ -103,6 +138,8 @@ def register(
     backward: Callable[..., Any] | None = None,
     record: Callable[..., Any] | None = None,
     asks: Callable[..., bool] | None = None,
+    direct: Callable[..., Any] | None = None,
+    are_plain: Callable[..., bool] | None = None,
 ) -> Callable[..., Any]:
     """Makes an operation differentiable; its schema is defined beforehand.
 
@@ -116,13 +153,16 @@ def register(
             asked for a gradient is plain torch too.
         record: in the place of these two: calls the operation such that it is recorded.
         asks: whether a call asks for a gradient, of its arguments; `wants_gradient`, which looks at each, by default.
+        direct: the operation's kernel. are_plain: whether all tensors of a call are torch's own, of no subclass.
 
     Returns:
-        What the public function calls: the operation, entered from here and not through torch's dispatcher, which takes
-        longer to reach a kernel in Python than a small call takes.
+        What the public function calls: the operation, entered from here and, given `direct`, not through torch's
+        dispatcher, which takes longer to reach a kernel in Python than a small call takes. Where anybody sees what goes
+        through the dispatcher, it does.
     """
     operation = getattr(torch.ops.penstock, name).default
 
+    record_directly: Callable[..., Any] | None = None
     if backward is not None and setup_context is not None:
         differentiate, keep = backward, setup_context
 
@@ -138,7 +178,17 @@ def register(
             def backward(ctx: Any, *gradients: Any) -> Any:
                 return differentiate(ctx, *gradients)
 
+        class Direct(Recorded):
+            @staticmethod
+            def forward(ctx: Any, *arguments: Any) -> Any:
+                assert direct is not None
+                output = direct(*arguments)
+                keep(ctx, arguments, output)
+                return output
+
         record = Recorded.apply
+        # without the frame in Python that unwraps what torch.func has left: nothing of it is active here
+        record_directly = super(torch.autograd.Function, Direct).apply
 
     differentiable, asks = record or plain, asks or (lambda *arguments: wants_gradient(arguments))
 
@@ -152,6 +202,11 @@ def register(
         return plain(*arguments) if has_tangent(*arguments) else recorded(*arguments)
 
     def enter(*arguments: Any) -> Any:
+        if direct is not None and are_plain is not None and not is_seen() and are_plain(*arguments):
+            if not asks(*arguments):
+                return direct(*arguments)
+            if record_directly is not None:
+                return record_directly(*arguments)
         if _is_watched():
             return operation(*arguments)
         if asks(*arguments):

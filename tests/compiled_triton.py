@@ -162,13 +162,17 @@ def _drop(p: float) -> dict[str, Any]:
     return {"dropout_p": p, "seed": torch.tensor(1) if p else None, "ids": torch.arange(len(LENGTHS)) if p else None}
 
 
-def attention(dtype: torch.dtype, head_dim: int = 64, p: float = 0.0, window: tuple[int, int] = (-1, -1)) -> None:
+def attention(
+    dtype: torch.dtype, head_dim: int = 64, p: float = 0.0, window: tuple[int, int] = (-1, -1), copies: int = 1
+) -> None:
+    """With more `copies` of the sequences there are enough of them for one backward kernel."""
     from penstock.kernels.attention import Backward, Problem
     from penstock.kernels.attention import triton as backend
 
-    q, k, v, grad_out = (torch.empty(TOKENS, 12, head_dim, dtype=dtype) for _ in range(4))
-    bounds = _bounds()
-    fields = bounds, bounds, max(LENGTHS), max(LENGTHS), head_dim**-0.5, *window
+    lengths = LENGTHS * copies
+    q, k, v, grad_out = (torch.empty(sum(lengths), 12, head_dim, dtype=dtype) for _ in range(4))
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    fields = bounds, bounds, max(lengths), max(lengths), head_dim**-0.5, *window
     made = backend.varlen_attention(Problem(q, k, v, *fields, **_drop(p)))
     backend.varlen_attention_backward(Backward(grad_out, q, k, v, *made, *fields, **_drop(p)))
 
@@ -271,6 +275,10 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES: dict[str, Callable[[], None]] = {
     "attention bf16": lambda: attention(BF16),
     "attention bf16 dropout": lambda: attention(BF16, p=0.1),
+    "attention bf16 many": lambda: attention(BF16, copies=8),
+    "attention bf16 many dropout": lambda: attention(BF16, p=0.1, copies=8),
+    "attention fp16 many window dropout": lambda: attention(FP16, 64, 0.1, (1, 1), 8),
+    "attention bf16 many head_dim 32 dropout": lambda: attention(BF16, 32, 0.1, copies=8),
     "attention bf16 head_dim 32 dropout": lambda: attention(BF16, 32, 0.1),
     "attention fp16 window dropout": lambda: attention(FP16, 64, 0.1, (1, 1)),
     "attention bf16 head_dim 80 dropout": lambda: attention(BF16, 80, 0.1),

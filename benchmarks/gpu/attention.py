@@ -1,5 +1,6 @@
 """Attention within ragged sequences, head_dim 64, against FlashAttention 2 as torch carries it, and padded SDPA."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from penstock.benchmarks.gpu.cells import checked, each, in_turn
 from penstock.benchmarks.gpu.context import Context, WrongResultError, emit, reason
 from penstock.benchmarks.gpu.timing import Call
 from penstock.kernels import use_backend, varlen_attention
+from penstock.kernels.attention.tiles import deterministic as without_atomics
 
 HEADS, HEAD_DIM, LONGEST, TOKENS = 12, 64, 512, 65_536
 MEANS, DROPOUTS = (150, 400), (0.0, 0.1)
@@ -81,11 +83,30 @@ class Problem:
 
         return self.calls(forward)
 
+    def two_kernels(self) -> dict[str, Call]:
+        """Our Triton's training with seven products in two kernels, where it would take one with five."""
+        from penstock.kernels.attention import triton
+
+        training = self.penstock("triton")["training"]
+
+        def call() -> Any:
+            before, triton._PROGRAMS = triton._PROGRAMS, 1 << 62
+            try:
+                return training()
+            finally:
+                triton._PROGRAMS = before
+
+        return {"training": call}
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, seed: Tensor) -> Tensor:
         return varlen_attention(q, k, v, bounds, bounds, longest, longest, dropout_p=self.dropout, seed=seed)
 
-    def flash(self) -> dict[str, Call]:
-        """FlashAttention 2 by torch's private operators, which alone have dropout with cu_seqlens."""
+    def flash(self, deterministic: bool = False) -> dict[str, Call]:
+        """FlashAttention 2 by torch's private operators, which alone have dropout with cu_seqlens.
+
+        Args:
+            deterministic: without atomics in its backward, as ours is; inference is the same and not measured again.
+        """
         q, k, v = (x.detach() for x in self.inputs)
         where = (self.bounds, self.bounds, self.longest, self.longest, self.dropout, False)
 
@@ -94,9 +115,34 @@ class Problem:
 
         def training() -> tuple[Tensor, ...]:
             out, lse, state, unused, _ = forward()
-            return torch.ops.aten._flash_attention_backward(self.grad_out, q, k, v, out, lse, *where, state, unused)
+            with without_atomics() if deterministic else contextlib.nullcontext():
+                return torch.ops.aten._flash_attention_backward(self.grad_out, q, k, v, out, lse, *where, state, unused)
 
-        return {"inference": forward, "training": training}
+        return {"training": training} if deterministic else {"inference": forward, "training": training}
+
+    def cudnn(self) -> dict[str, Call]:
+        """cuDNN on the ragged batch by torch's private operators, its dropout included.
+
+        Its backward is left out where torch itself does not use it, as neither 2.11 nor 2.13 does: it took head_dim for
+        the longest sequence and wrote behind its memory (pytorch issue 186142), which ends the process.
+        """
+        from torch.nn.attention import varlen
+
+        q, k, v = (x.detach() for x in self.inputs)
+        where = (self.bounds, self.bounds, self.longest, self.longest)
+
+        def forward() -> tuple[Any, ...]:
+            attend = torch.ops.aten._cudnn_attention_forward
+            return attend(q, k, v, None, *where, True, self.dropout, False, False)
+
+        def training() -> tuple[Tensor, ...]:
+            out, lse, _, _, _, _, seed, offset, _ = forward()
+            given = (self.grad_out, q, k, v, out, lse, seed, offset, None, *where, self.dropout, False)
+            return torch.ops.aten._cudnn_attention_backward(*given)
+
+        uses = getattr(varlen, "_should_use_cudnn", lambda index: False)
+        safe = self.bounds.is_cuda and uses(self.bounds.device.index or 0)
+        return {"inference": forward, "training": training} if safe else {"inference": forward}
 
     def varlen(self) -> dict[str, Call]:
         """torch.nn.attention.varlen: no dropout."""
@@ -177,6 +223,8 @@ def _cell(context: Context, mean: int, dropout: float, seconds: float) -> None:
         context, "varlen_attention", dict.fromkeys(fit), lambda name, _: check(name, problem)
     )
     ours = {name: problem.penstock(name.removeprefix("penstock ")) for name in right}
+    if "penstock triton" in ours and not context.smoke:
+        ours["penstock triton, two backward kernels"] = problem.two_kernels()
     measure(context, problem, mean, ours, unfit | wrong, errors, seconds)
 
 
@@ -184,6 +232,8 @@ def peers(problem: Problem) -> tuple[dict[str, dict[str, Call]], dict[str, Any]]
     """{name: its calls} of what torch offers, and {name: {"why": ...}} of what cannot serve such a problem."""
     makers = {
         "flash 2": problem.flash,
+        "flash 2 deterministic": lambda: problem.flash(deterministic=True),
+        "cudnn varlen": problem.cudnn,
         "varlen_attn": problem.varlen,
         "cudnn padded": lambda: problem.padded(SDPBackend.CUDNN_ATTENTION),
         "efficient padded": lambda: problem.padded(SDPBackend.EFFICIENT_ATTENTION),
@@ -211,7 +261,7 @@ def measure(
     theirs, unfit = peers(problem)
     heads = problem.grad_out.shape[1]
     for phase in ("inference", "training"):
-        calls = {name: each[phase] for name, each in (ours | theirs).items()}
+        calls = {name: each[phase] for name, each in (ours | theirs).items() if phase in each}
         timed = in_turn(context, "varlen_attention", calls, seconds / 2)
         work = floors.attention(phase, problem.lengths, heads, HEAD_DIM, 2)
         floor = work.seconds(context.rate("bf16"), context.rate("bytes"))

@@ -10,6 +10,7 @@ Triton's little C modules, which else cost gcc a second each.
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -77,10 +78,12 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         layer = Layer([5, 3], hidden, hidden, 2, cpu)
         for name, call in layer.penstock("triton", torch.bfloat16).calls().items():
             yield f"lstm H={hidden} {name}", call
-    for dropout in attention.DROPOUTS:
-        problem = attention.Problem.draw(attention.draw_lengths(150, 2000), dropout, attention.HEADS, cpu)
-        for name, call in problem.penstock("triton").items():
-            yield f"attention dropout={dropout} {name}", call
+    for mean, dropout in itertools.product(attention.MEANS, attention.DROPOUTS):
+        # as few tokens as take the kernels of the timed shapes, which depend on the number of sequences and their mean
+        lengths = attention.draw_lengths(mean, 15 * mean)
+        problem = attention.Problem.draw(lengths, dropout, attention.HEADS, cpu)
+        for name, call in (problem.penstock("triton") | {"two kernels": problem.two_kernels()["training"]}).items():
+            yield f"attention mean={mean} dropout={dropout} {name}", call
     context = Context(smoke=True, deadline=time.monotonic() + 3600, scratch="")
     for problem in rowwise.cases(replace(context, smoke=False), tokens=300, device=cpu):
         function = problem.penstock("triton")

@@ -23,7 +23,7 @@ from penstock.engine.models.fuse import fuse
 from penstock.engine.models.loading import as_model_error, check_whole, load_config, quiet
 from penstock.engine.models.lora import has_lora, merged_state
 from penstock.engine.models.output import classifier_output, is_multi_label
-from penstock.engine.models.ragged_input import as_ragged
+from penstock.engine.models.ragged_input import as_ragged, filled_up
 from penstock.kernels import Ragged, segment_pool
 
 # oneDNN compiles a matrix product for its very shape and keeps a thousand of them, megabytes for every new number of
@@ -236,14 +236,7 @@ def _rounded(batch: Ragged, longest: int) -> Ragged:
     texts, tokens = batch.batch_size, batch.values.shape[0]
     extra = -tokens % _TOKENS
     more = -(-extra // longest)
-    more += -(texts + more) % _TEXTS
-    ends = (tokens + longest * torch.arange(1, more + 1, dtype=torch.int32)).clamp(max=tokens + extra)
-    return Ragged(
-        F.pad(batch.values, (0, extra)),
-        torch.cat([batch.cu_seqlens, ends]),
-        max(batch.max_seqlen, longest),
-        None if batch.ids is None else F.pad(batch.ids, (0, more)),
-    )
+    return filled_up(batch, tokens + extra, texts + more + -(texts + more) % _TEXTS, longest)
 
 
 def _pool(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:

@@ -1,6 +1,8 @@
 """Padded batches, as transformers passes them, to ragged ones and back."""
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from penstock.kernels import Ragged
 
@@ -38,3 +40,20 @@ def as_ragged(input_ids: Ragged | Tensor, attention_mask: Tensor | None = None) 
         row = int((starts > 1).nonzero()[0, 0])
         raise ValueError(f"attention_mask has a hole in row {row}: the tokens of a row must stand side by side")
     return Ragged.from_lengths(input_ids[mask], mask.sum(1).cpu())
+
+
+def filled_up(batch: Ragged, tokens: int, texts: int, longest: int) -> Ragged:
+    """The batch, followed by filler texts, none longer than `longest`, to these sizes; asks no device for anything.
+
+    Args:
+        batch: of token ids. texts: room enough for it and for the filler texts.
+    """
+    count, used = batch.batch_size, batch.values.shape[0]
+    places = torch.arange(1, texts - count + 1, dtype=torch.int32, device=batch.cu_seqlens.device)
+    ends = (used + longest * places).clamp(max=tokens)
+    return Ragged(
+        F.pad(batch.values, (0, tokens - used)),
+        torch.cat([batch.cu_seqlens, ends]),
+        max(batch.max_seqlen, longest),
+        None if batch.ids is None else F.pad(batch.ids, (0, texts - count)),
+    )

@@ -99,6 +99,11 @@ class TrainingSettings:
         None, "multiply float32 matrices in TF32, on GPUs; null: as torch is set", used_by=("lstm", "encoder")
     )
     compile: bool = setting(False, "run the model through torch.compile", used_by=("lstm", "encoder"))
+    cuda_graphs: bool = setting(
+        False,
+        "on a GPU, replay forward and backward from CUDA graphs, of batches filled up to few shapes",
+        used_by=("lstm", "encoder"),
+    )
     seed: int = setting(
         0, "seeds the initial weights, the order, dropout and the validation split", minimum=0, maximum=2**63 - 1
     )

@@ -16,6 +16,7 @@ from penstock.engine.data.loader import Batch
 from penstock.engine.errors import NonFiniteError, OutOfMemoryError, RunError, is_out_of_memory
 from penstock.engine.models.output import is_multi_label, multi_label_loss
 from penstock.engine.training.distributed import World
+from penstock.engine.training.graphs import StepGraphs, check_graphs, present
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
 from penstock.engine.training.settings import TrainingSettings
@@ -144,6 +145,9 @@ class Stepper:
         if settings.compile:
             model.compile(dynamic=True)
         self._model: nn.Module = model
+        check_graphs(settings, world)
+        limit = getattr(model, "max_length", None)
+        self._graphs = StepGraphs(self._train_on, world.device, limit) if settings.cuda_graphs else None
         self._sharded = is_sharded(model)
         if world.size > 1 and not self._sharded:
             devices = [world.device] if world.device.type == "cuda" else None
@@ -178,25 +182,21 @@ class Stepper:
         totals = torch.tensor([0.0, 0.0, *votes], dtype=torch.float64, device=device)
         self._model.train()
         for index, batch in enumerate(batches):
-            timers.to("forward")
+            timers.to("forward" if self._graphs is None else "backward")  # a graph is both, mostly that
             self._seed(derive_seed(self._settings.seed, "step", step, index * world.size + world.rank))
             batch = batch.to(device)
             last = index == len(batches) - 1
             if not len(batch) and not self._meets_others(last):
                 continue
             with batch_memory(batch, "training"), self._without_sync() if not last else contextlib.nullcontext():
-                with autocast(self._precision, device):
-                    logits = logits_of(self._model, batch)
-                loss_sum = self._loss_sum(logits.float(), batch.labels)
-                timers.to("backward")
                 # torch averages the gradients over the processes: the factor makes it a sum
-                self._scaler.scale(loss_sum * (world.size / normalizer)).backward()
+                loss_sum, right = (self._graphs or self._train_on)(batch, world.size / normalizer)
             if last and isinstance(self._model, DistributedDataParallel):
                 # what backward still did then was to wait for the gradients of the others
                 timers.to("communication", at=self._gradient_at)
             timers.to("forward")
-            totals[0] += loss_sum.detach() * (num_examples / normalizer)
-            totals[1] += self._right(logits.detach(), batch.labels)
+            totals[0] += loss_sum * (num_examples / normalizer)
+            totals[1] += right
         timers.to("optimizer")
         self._scaler.unscale_(self._optimizer)
         if self._loaded_from is not None:
@@ -216,11 +216,24 @@ class Stepper:
             group["lr"] = learning_rate * group.get("share", 1.0)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=self._graphs is None)  # a graph adds to gradients that are there
         timers.to(before)
         return StepReport(loss_total, int(correct), grad_norm, tuple(yes > 0 for yes in votes_yes))
 
+    def _train_on(self, batch: Batch, factor: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the gradient of `factor` times the sum of the losses; returns that sum, and how many are right."""
+        with autocast(self._precision, self._world.device):
+            logits = logits_of(self._model, batch)
+        loss_sum = self._loss_sum(logits.float(), batch.labels)
+        if self._graphs is None:
+            self._timers.to("backward")
+        self._scaler.scale(loss_sum * factor).backward()
+        return loss_sum.detach(), self._right(logits.detach(), batch.labels)
+
     def _loss_sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self._multi_label and self._graphs is not None:
+            each = multi_label_loss(logits, labels, "none", self._class_weights)
+            return each.where(present(labels), 0.0).sum()
         if self._multi_label:
             return multi_label_loss(logits, labels, "sum", self._class_weights)
         return F.cross_entropy(
@@ -234,7 +247,8 @@ class Stepper:
     def _right(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """How many examples are predicted right; of several labels, all of them."""
         if self._multi_label:
-            return ((logits >= 0) == (labels > 0)).all(-1).sum()
+            right = ((logits >= 0) == (labels > 0)).all(-1)
+            return (right if self._graphs is None else right & present(labels)).sum()
         return (logits.argmax(-1) == labels).sum()
 
     def state_dict(self) -> dict[str, Any]:

@@ -49,7 +49,9 @@ class Problem(NamedTuple):
 
     def check(self) -> None:
         check_cu_seqlens("cu_seqlens_q", self.cu_seqlens_q, self.q.shape[0], self.max_seqlen_q)
-        check_cu_seqlens("cu_seqlens_k", self.cu_seqlens_k, self.k.shape[0], self.max_seqlen_k)
+        same = self.max_seqlen_k == self.max_seqlen_q and self.k.shape[0] == self.q.shape[0]
+        if not same or self.cu_seqlens_k is not self.cu_seqlens_q:
+            check_cu_seqlens("cu_seqlens_k", self.cu_seqlens_k, self.k.shape[0], self.max_seqlen_k)
 
     def empty(self) -> "Results":
         tokens, heads, _ = self.q.shape

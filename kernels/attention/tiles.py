@@ -256,7 +256,7 @@ def _flash_forward(problem: Problem) -> Results:
 
 
 @contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     """FlashAttention's backward adds dq with atomics unless torch must be deterministic; a warning is not enough."""
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
@@ -273,6 +273,6 @@ def _flash_backward(problem: Backward) -> Gradients:
     arguments, named = _flash_arguments(problem)
     device = problem.q.device
     random = torch.zeros(2, dtype=torch.uint64, device=device), torch.empty(0, device=device)
-    with _deterministic():
+    with deterministic():
         gradients = torch.ops.aten._flash_attention_backward(*problem[:6], *arguments, *random, **named)
     return Gradients(*(gradient.contiguous() for gradient in gradients))

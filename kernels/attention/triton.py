@@ -1,12 +1,21 @@
-"""Attention over ragged batches in Triton: which tiles, and how the kernels of `triton_kernels.py` are launched."""
+"""Attention over ragged batches in Triton: which tiles, and how the kernels of `triton_kernels.py` and
+`triton_backward.py` are launched."""
 
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from penstock.kernels import philox
 from penstock.kernels.attention import Backward, Gradients, Problem, Results
-from penstock.kernels.attention.triton_kernels import delta_kernel, dkdv_kernel, dq_kernel, forward_kernel
+from penstock.kernels.attention.triton_backward import (
+    backward_kernel,
+    delta_kernel,
+    dkdv_kernel,
+    dq_kernel,
+    sum_kernel,
+)
+from penstock.kernels.attention.triton_kernels import forward_kernel
 from penstock.kernels.triton_support import on_device
 
 
@@ -21,18 +30,20 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
+    """`backward` is the kernel of five products, None where its sums would not stay in registers."""
+
     forward: Tile
     dq: Tile
     dkdv: Tile
+    backward: Tile | None = None
 
 
-# By bytes per element, then by head_dim up to. Two blocks of 8 warps with 128 registers share a multiprocessor. With
-# dropout, the 16-bit kernels spill 32 bytes a thread at most on sm_90 (104 with a window), and all fit the 99 KiB of
-# shared memory of sm_86 when built for sm_80. Not yet timed.
+# By bytes per element, then by head_dim up to. Not yet timed. With dropout, the 16-bit kernels spill 32 bytes a thread
+# at most on sm_90 (104 with a window), and all fit the 99 KiB of shared memory of sm_86 when built for sm_80.
 _TILES = {
     2: {
-        32: Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
-        64: Tiles(Tile(128, 64, 8, 3, 128), Tile(128, 64, 8, 2, 128), Tile(32, 128, 8, 2, 128)),
+        32: Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2)),
+        64: Tiles(Tile(128, 64, 8, 3, 128), Tile(128, 64, 8, 2, 128), Tile(32, 128, 8, 2, 128), Tile(64, 64, 4, 2)),
         128: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
         256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
@@ -44,15 +55,25 @@ _TILES = {
     },
 }
 _SHORT = 64  # up to this max_seqlen no block is longer than this: half of a longer one would be empty
+_MEAN = 256  # below this mean length forward's tiles are half as tall, and as many share a multiprocessor as before
+_PROGRAMS = 256  # fewer of `backward_kernel` would leave a large GPU half empty
+_PART_KEYS, _MOST_PARTS = 256, 4  # a program of it takes that many keys of a long sequence, or a quarter of them
 
 
-def choose_tiles(dtype: torch.dtype, head_dim: int, max_seqlen: int) -> Tiles:
-    """The tiles for a call; they depend on nothing else, so that results do not either."""
+def choose_tiles(dtype: torch.dtype, head_dim: int, max_seqlen: int, mean: int) -> Tiles:
+    """The tiles for a call; they depend on nothing else, so that results do not either.
+
+    Args:
+        max_seqlen: the larger one. mean: length of a sequence of queries, rounded down.
+    """
     table = _TILES[dtype.itemsize]
     tiles = table[next(limit for limit in table if head_dim <= limit)]
-    if max_seqlen > _SHORT:
-        return tiles
-    return Tiles(*(Tile(min(t.block_q, _SHORT), min(t.block_k, _SHORT), *t[2:]) for t in tiles))
+    if max_seqlen <= _SHORT:
+        return Tiles(*(t and Tile(min(t.block_q, _SHORT), min(t.block_k, _SHORT), *t[2:]) for t in tiles))
+    if mean < _MEAN and tiles.forward.block_q == 128:
+        tall = tiles.forward
+        return tiles._replace(forward=tall._replace(block_q=64, num_warps=4))
+    return tiles
 
 
 def block_d(head_dim: int) -> int:
@@ -81,8 +102,8 @@ def _constants(problem: Problem | Backward, tile: Tile) -> dict[str, Any]:
     }
 
 
-def _arguments(problem: Problem | Backward, blocks: int) -> tuple[Any, ...]:
-    """What the kernels take behind their own tensors."""
+def _arguments(problem: Problem | Backward, *division: int) -> tuple[Any, ...]:
+    """What the kernels take behind their own tensors; `division` says how programs divide the sequences."""
     q, k, v = problem.q, problem.k, problem.v
     return (
         problem.cu_seqlens_q,
@@ -94,7 +115,7 @@ def _arguments(problem: Problem | Backward, blocks: int) -> tuple[Any, ...]:
         *v.stride()[:2],
         q.shape[0],
         k.shape[0],
-        blocks,
+        *division,
         problem.window_left,
         problem.window_right,
         problem.scale,
@@ -107,41 +128,84 @@ def _blocks(length: int, block: int) -> int:
     return -(-length // block)
 
 
+def _division(tokens: int, batch: int, max_seqlen: int, block: int) -> tuple[int, int]:
+    """How many programs compute all blocks of all sequences, and `blocks` as `find_block` takes it.
+
+    Whichever are fewer: the longest sequence's blocks for each, or those that are enough for any lengths.
+    """
+    each, any_lengths = _blocks(max_seqlen, block), tokens // block + batch
+    return (batch * each, each) if batch * each <= any_lengths else (any_lengths, 0)
+
+
+def _choose(problem: Problem | Backward) -> Tiles:
+    tokens, batch = problem.q.shape[0], problem.cu_seqlens_q.shape[0] - 1
+    longest = max(problem.max_seqlen_q, problem.max_seqlen_k)
+    return choose_tiles(problem.q.dtype, problem.q.shape[2], longest, tokens // max(batch, 1))
+
+
 def varlen_attention(problem: Problem) -> Results:
-    (tokens, heads, head_dim), batch = problem.q.shape, problem.cu_seqlens_q.shape[0] - 1
-    made = problem.empty()
-    tile = choose_tiles(problem.q.dtype, head_dim, max(problem.max_seqlen_q, problem.max_seqlen_k)).forward
-    blocks = _blocks(problem.max_seqlen_q, tile.block_q)
-    if tokens and blocks:
+    (tokens, heads, _), batch = problem.q.shape, problem.cu_seqlens_q.shape[0] - 1
+    made, tile = problem.empty(), _choose(problem).forward
+    programs, blocks = _division(tokens, batch, problem.max_seqlen_q, tile.block_q)
+    if tokens and programs:
+        windowed = problem.window_left >= 0 or problem.window_right >= 0
         with on_device(problem.q):
-            forward_kernel[batch * blocks, heads](
-                *(*problem[:3], *made, *_arguments(problem, blocks)), **_constants(problem, tile)
+            forward_kernel[programs, heads](
+                *(*problem[:3], *made, *_arguments(problem, batch, blocks)),
+                **_constants(problem, tile),
+                BLOCK_TAIL=tile.block_k if windowed else min(tile.block_k, 32),
             )
     return made
 
 
 def varlen_attention_backward(problem: Backward) -> Gradients:
+    tile, batch = _choose(problem).backward, problem.cu_seqlens_q.shape[0] - 1
+    parts = max(1, min(_MOST_PARTS, _blocks(problem.max_seqlen_k, _PART_KEYS)))
+    with on_device(problem.q):
+        if tile is None or batch * parts * problem.k.shape[1] < _PROGRAMS:
+            return _two_kernels(problem)
+        return _one_kernel(problem, tile, parts)
+
+
+def _one_kernel(problem: Backward, tile: Tile, parts: int) -> Gradients:
     grad_out, q, k, v, out, lse = problem[:6]
-    (tokens_q, heads, head_dim), kv_heads = q.shape, k.shape[1]
+    (tokens, heads, head_dim), batch = q.shape, problem.cu_seqlens_q.shape[0] - 1
+    made, division = (
+        problem.empty(),
+        (parts, _blocks(_blocks(problem.max_seqlen_k, parts), tile.block_k) * tile.block_k),
+    )
+    delta, sums = (torch.empty((parts, *shape), dtype=torch.float32, device=q.device) for shape in (lse.shape, q.shape))
+    backward_kernel[batch * parts, k.shape[1]](
+        *(q, k, v, out, grad_out, lse, delta, sums, *made), *_arguments(problem, *division), **_constants(problem, tile)
+    )
+    if parts > 1:
+        programs, blocks = _division(tokens, batch, problem.max_seqlen_q, rows := 64)
+        bounds: tuple[Tensor, Tensor] = (problem.cu_seqlens_q, problem.cu_seqlens_k)
+        sum_kernel[programs, heads](
+            *(sums, made.q, *bounds, tokens, k.shape[0], batch, blocks, division[1], problem.scale),
+            HEADS=heads,
+            HEAD_DIM=head_dim,
+            BLOCK_D=block_d(head_dim),
+            BLOCK=rows,
+        )
+    return made
+
+
+def _two_kernels(problem: Backward) -> Gradients:
+    grad_out, q, k, v, out, lse = problem[:6]
+    (tokens_q, heads, head_dim), (tokens_k, kv_heads, _) = q.shape, k.shape
     batch, made, delta = problem.cu_seqlens_q.shape[0] - 1, problem.empty(), torch.empty_like(lse)
-    tiles = choose_tiles(q.dtype, head_dim, max(problem.max_seqlen_q, problem.max_seqlen_k))
-    with on_device(q):
-        if tokens_q and problem.max_seqlen_q:
-            rows = 64
-            delta_kernel[_blocks(tokens_q, rows), heads](
-                out, grad_out, delta, tokens_q, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK=rows
-            )
-            blocks = _blocks(problem.max_seqlen_q, tiles.dq.block_q)
-            dq_kernel[batch * blocks, heads](
-                *(q, k, v, grad_out, lse, delta, made.q),
-                *_arguments(problem, blocks),
-                **_constants(problem, tiles.dq),
-            )
-        if k.shape[0] and problem.max_seqlen_k:
-            blocks = _blocks(problem.max_seqlen_k, tiles.dkdv.block_k)
-            dkdv_kernel[batch * blocks, kv_heads](
-                *(q, k, v, grad_out, lse, delta, made.k, made.v),
-                *_arguments(problem, blocks),
-                **_constants(problem, tiles.dkdv),
-            )
+    tiles, given = _choose(problem), (q, k, v, grad_out, lse, delta)
+    if tokens_q and problem.max_seqlen_q:
+        rows = 64
+        delta_kernel[_blocks(tokens_q, rows), heads](
+            out, grad_out, delta, tokens_q, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK=rows
+        )
+        programs, blocks = _division(tokens_q, batch, problem.max_seqlen_q, tiles.dq.block_q)
+        dq_kernel[programs, heads](*given, made.q, *_arguments(problem, batch, blocks), **_constants(problem, tiles.dq))
+    if tokens_k and problem.max_seqlen_k:
+        programs, blocks = _division(tokens_k, batch, problem.max_seqlen_k, tiles.dkdv.block_k)
+        dkdv_kernel[programs, kv_heads](
+            *given, made.k, made.v, *_arguments(problem, batch, blocks), **_constants(problem, tiles.dkdv)
+        )
     return made

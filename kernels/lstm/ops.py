@@ -59,8 +59,22 @@ torch.library.define(
 
 def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Tensor, ...]:
     """Calls the operation: y (or, with pooling, pooled), h_n, c_n, cells, as in LayerOutputs."""
-    y, h_n, c_n, cells, _, pooled = _operation(*_flat(inputs), return_cells, save, backend)
+    if transforms.is_seen() or not _are_plain(inputs):
+        y, h_n, c_n, cells, _, pooled = _operation(*_flat(inputs), return_cells, save, backend)
+    elif transforms.wants_gradient(inputs):
+        y, h_n, c_n, cells, pooled, *_ = _differentiable(inputs, (return_cells, save, backend), None)
+    else:
+        y, h_n, c_n, cells, _, pooled = _compute(inputs, return_cells, save, backend)
     return pooled if inputs.pool else y, h_n, c_n, cells
+
+
+def _are_plain(inputs: LayerInputs) -> bool:
+    """Whether no tensor is of a subclass, which watches what is called with it."""
+    x, cu_seqlens, _, weights, *rest, _ = inputs
+    plain = transforms.PLAIN
+    if type(x) not in plain or type(cu_seqlens) not in plain:
+        return False
+    return all(type(each) in plain for each in rest) and all(type(w) in plain for kind in weights for w in kind)
 
 
 def _flat(inputs: LayerInputs) -> tuple[Any, ...]:
@@ -95,7 +109,10 @@ def _implementation(inputs: LayerInputs, backend: str) -> Implementation:
 @torch.library.impl("penstock::lstm_layer", "default")
 def _forward(*args: Any) -> tuple[Any, ...]:
     *layer, return_cells, save, backend = args
-    inputs = _inputs(*layer)
+    return _compute(_inputs(*layer), return_cells, save, backend)
+
+
+def _compute(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Any, ...]:
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
     with without_autocast(inputs.x.device.type):
         out = _implementation(inputs, backend).forward(inputs, return_cells, save)
@@ -134,7 +151,19 @@ def _plain_forward(*args: Any) -> tuple[Any, ...]:
 @torch.library.impl("penstock::lstm_layer_backward", "default")
 def _backward(dy: Any, dh_n: Any, dc_n: Any, dcells: Any, dpooled: Any, *args: Any) -> InputGrads:
     *layer, y, saved, need_x, need_weights, backend = args
-    inputs, grads = _inputs(*layer), OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
+    grads = OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
+    return _gradients(grads, _inputs(*layer), y, saved, need_x, need_weights, backend)
+
+
+def _gradients(
+    grads: OutputGrads,
+    inputs: LayerInputs,
+    y: Tensor,
+    saved: list[Tensor],
+    need_x: bool,
+    need_weights: bool,
+    backend: str,
+) -> InputGrads:
     with without_autocast(inputs.x.device.type):
         found = _implementation(inputs, backend).backward(grads, inputs, y, saved, need_x, need_weights)
     return _without_none(found, inputs)
@@ -173,7 +202,9 @@ def _without_none(found: InputGrads, inputs: LayerInputs) -> InputGrads:
 
 
 class _Layer(torch.autograd.Function):
-    """The operation with its gradient: of x, h0, c0 and the weights, which it takes once more beside all `args`.
+    """The operation with its gradient: of x, h0, c0 and the weights, which it takes once more beside `inputs`.
+
+    With `args`, all of the operation's arguments, it goes through torch's dispatcher.
 
     torch.library.register_autograd would do, but what it does for lists of tensors takes longer than a small layer.
     """
@@ -181,15 +212,19 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        args: tuple[Any, ...],
         inputs: LayerInputs,
+        options: tuple[bool, bool, str],
+        args: tuple[Any, ...] | None,
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        y, h_n, c_n, cells, saved, pooled = transforms.below_autograd(torch.ops.penstock.lstm_layer.default, *args)
-        ctx.max_seqlen, ctx.pool, ctx.backend = inputs.max_seqlen, inputs.pool, args[-1]
+        if args is None:
+            y, h_n, c_n, cells, saved, pooled = _compute(inputs, *options)
+        else:
+            y, h_n, c_n, cells, saved, pooled = transforms.below_autograd(torch.ops.penstock.lstm_layer.default, *args)
+        ctx.max_seqlen, ctx.pool, ctx.backend = inputs.max_seqlen, inputs.pool, options[-1]
         ctx.set_materialize_grads(False)
         absent = [y if inputs.pool else pooled, *([] if cells.numel() else [cells])]
         ctx.mark_non_differentiable(*saved, *absent)
@@ -204,12 +239,18 @@ class _Layer(torch.autograd.Function):
         each = iter(lists)
         *weights, saved = [list(islice(each, count)) for count in ctx.counts]
         layer = (x, cu_seqlens, ctx.max_seqlen, *weights, h0, c0, zone_h, zone_c, resets, ids, ctx.pool)
-        _, _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
+        _, _, _, need_x, _, _, *need_each_weight = ctx.needs_input_grad
         need_weights = any(need_each_weight)
         grads = OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
         if torch.is_grad_enabled() or transforms.is_batched(*grads):  # to be differentiated again, or is_grads_batched
             with torch.enable_grad():
                 found = reference.differentiate(grads, _inputs(*layer))
+        elif (
+            not transforms.is_seen()
+            and _are_plain(inputs := _inputs(*layer))
+            and transforms.PLAIN.issuperset(map(type, grads))
+        ):
+            found = _gradients(grads, inputs, y, saved, need_x, need_weights, ctx.backend)
         else:
             operation = torch.ops.penstock.lstm_layer_backward.default
             options = need_x, need_weights, ctx.backend
@@ -219,15 +260,20 @@ class _Layer(torch.autograd.Function):
             biases = [*found.bias, *found.bias] if LayerWeights(*weights).b_ih else []
             of_weights = [*found.w_ih, *found.w_hh, *biases, *found.w_hr]
         dx, dh0, dc0 = found.x if need_x else None, found.h0, found.c0
-        return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, *of_weights
+        return None, None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, *of_weights
 
 
 def _record(*args: Any) -> tuple[Any, ...]:
-    *layer, _, _, _ = args
-    inputs = _inputs(*layer)
-    weights = [weight for kind in inputs.weights for weight in kind]
-    y, h_n, c_n, cells, pooled, *saved = _Layer.apply(args, inputs, inputs.x, inputs.h0, inputs.c0, *weights)
+    *layer, return_cells, save, backend = args
+    y, h_n, c_n, cells, pooled, *saved = _differentiable(_inputs(*layer), (return_cells, save, backend), args)
     return y, h_n, c_n, cells, saved, pooled
+
+
+def _differentiable(
+    inputs: LayerInputs, options: tuple[bool, bool, str], args: tuple[Any, ...] | None
+) -> tuple[Tensor, ...]:
+    weights = [weight for kind in inputs.weights for weight in kind]
+    return _Layer.apply(inputs, options, args, inputs.x, inputs.h0, inputs.c0, *weights)
 
 
 _operation = transforms.register("lstm_layer", _plain_forward, record=_record)

@@ -10,6 +10,7 @@ from penstock.kernels import dispatch, philox, use_backend
 from penstock.kernels.attention import Backward, Problem
 from penstock.kernels.attention import plain as reference
 from penstock.kernels.attention import triton as backend
+from penstock.kernels.attention.triton_kernels import find_block
 from penstock.kernels.philox_triton import dropout_bits, head_key, keep_weights
 
 LENGTHS_Q = [5, 0, 1, 70, 2]
@@ -55,6 +56,53 @@ def test_equals_reference(dtype, shape, variant):
     for y, r, limit in zip(found, expected, [bound, *[2 * bound] * 3], strict=True):
         assert y.dtype == dtype
         assert (y.double() - r).norm() <= limit * r.norm()
+
+
+@pytest.mark.parametrize("part_keys", [256, 40])
+@pytest.mark.parametrize(
+    ("shape", "variant"), [((2, 1, 20), "all"), ((1, 1, 64), "full"), ((2, 2, 64), "dropout"), ((1, 1, 32), "window")]
+)
+def test_one_backward_kernel_equals_reference(shape, variant, part_keys, monkeypatch):
+    """Also where the keys of long sequences are shared out to several programs."""
+    monkeypatch.setattr(backend, "_PROGRAMS", 0)
+    monkeypatch.setattr(backend, "_PART_KEYS", part_keys)
+    monkeypatch.setattr(backend, "_two_kernels", None)
+    _, _, *found = compute(backend, torch.float16, *shape, **VARIANTS[variant])
+    _, _, *expected = compute(reference, torch.float16, *shape, **VARIANTS[variant])
+    for y, r in zip(found, expected, strict=True):
+        assert y.dtype == torch.float16
+        assert (y.double() - r).norm() <= 2 * BOUND[torch.float16] * r.norm()
+
+
+@triton.jit
+def blocks_kernel(out, cu_seqlens, batch, blocks, BLOCK: tl.constexpr):
+    sequence, block = find_block(tl.program_id(0), cu_seqlens, batch, blocks, BLOCK)
+    tl.store(out + 2 * tl.program_id(0), sequence)
+    tl.store(out + 2 * tl.program_id(0) + 1, block)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[5], [0], [16, 32, 1], [0, 0, 17, 0], [15, 16, 17, 31, 32, 33], [1] * 700, [100, 0, 1, 64] * 200]
+)
+def test_every_block_is_found_by_one_program(lengths):
+    tokens, batch, bounds = sum(lengths), len(lengths), torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    wanted = {(b, block) for b, length in enumerate(lengths) for block in range(-(-length // 16))}
+    each = max(-(-max(lengths) // 16), 1)
+    for programs, blocks in ((batch * each, each), (tokens // 16 + batch, 0)):
+        out = torch.full((programs, 2), -1)
+        blocks_kernel[programs,](out, bounds, batch, blocks, BLOCK=16)
+        found = [tuple(place) for place in out.tolist()]
+        assert len(set(found)) == programs
+        assert wanted <= set(found)
+        assert all(0 <= b < batch and block >= 0 for b, block in found)
+
+
+@pytest.mark.parametrize("bounds", [[-5, 3, 70], [50, 0, 2**31 - 1], [9, 9, 9], [70, 3, 0]])
+def test_no_bounds_lead_out_of_the_batch(bounds):
+    """Whatever they hold: memory is safe where the sequence is one of the batch."""
+    out = torch.full((20, 2), -1)
+    blocks_kernel[20,](out, torch.tensor(bounds, dtype=torch.int32), 2, 0, BLOCK=16)
+    assert all(0 <= sequence < 2 for sequence, _ in out.tolist())
 
 
 @triton.jit

@@ -42,7 +42,18 @@ SCANNED = sorted(
     file
     for file in KERNELS.rglob("*.py")
     if file.stem
-    in ("triton", "triton_kernels", "cuda", "operation", "dispatch", "autograd", "autocast", "dropout", "__init__")
+    in (
+        "triton",
+        "triton_kernels",
+        "triton_backward",
+        "cuda",
+        "operation",
+        "dispatch",
+        "autograd",
+        "autocast",
+        "dropout",
+        "__init__",
+    )
 )
 
 

@@ -76,7 +76,7 @@ def test_dropout_stays_in_the_layout_of_the_products() -> None:
         code = compiled.code(found[name])
         assert code.registers <= 128, name
         assert code.stack <= 32, name
-        assert code.loops[0] <= instructions, name
+        assert max(code.loops) <= instructions, name
         assert code.barriers <= barriers, name
 
 

@@ -2,6 +2,7 @@
 // shared memory. A step is what a recurrent kernel would do less its arithmetic: take what arrived, hand on, wait.
 //
 //   st_async   16-byte stores that count themselves off on the receiver's mbarrier
+//   st_async_8 the same of 8 bytes, as the LSTM's backward sends
 //   bulk       one asynchronous bulk copy a peer, counted off likewise
 //   barrier    plain 16-byte stores, then the hardware's cluster barrier
 //
@@ -10,7 +11,7 @@
 
 constexpr int THREADS = 256;
 
-enum Scheme { ST_ASYNC, BULK, BARRIER };
+enum Scheme { ST_ASYNC, ST_ASYNC_8, BULK, BARRIER };
 
 __device__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -62,7 +63,8 @@ __global__ void __launch_bounds__(THREADS) exchange(int steps, int share, int cl
     __syncthreads();
     cluster_barrier();
 
-    const uint32_t pieces = share / 16;
+    constexpr uint32_t PIECE = SCHEME == ST_ASYNC_8 ? 8 : 16;
+    const uint32_t pieces = share / PIECE;
     unsigned wrong = 0;
     uint32_t seen = 0;  // what the last step brought: the next one must depend on it
     const long long begin = clock64();
@@ -91,12 +93,18 @@ __global__ void __launch_bounds__(THREADS) exchange(int steps, int share, int cl
         } else {
             for (uint32_t job = threadIdx.x; job < pieces * cluster; job += THREADS) {
                 const uint32_t peer = job / pieces, piece = job % pieces;
-                const uint32_t target = peer_address(at_buffers + half * all + rank * share + 16 * piece, peer);
+                const uint32_t target = peer_address(at_buffers + half * all + rank * share + PIECE * piece, peer);
                 if (SCHEME == ST_ASYNC) {
                     asm volatile(
                         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %1}, [%4];" ::
                             "r"(target),
                         "r"(value), "r"(rank), "r"(piece), "r"(peer_address(barrier, peer))
+                        : "memory");
+                } else if (SCHEME == ST_ASYNC_8) {
+                    asm volatile(
+                        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
+                            target),
+                        "r"(value), "r"(rank << 16 | piece), "r"(peer_address(barrier, peer))
                         : "memory");
                 } else {
                     asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %1};" ::"r"(target), "r"(value),
@@ -112,8 +120,14 @@ __global__ void __launch_bounds__(THREADS) exchange(int steps, int share, int cl
             arrived = wait(barrier, parity);
         }
         for (uint32_t job = threadIdx.x; job < pieces * cluster; job += THREADS) {
-            const uint4 got = reinterpret_cast<const uint4*>(buffers + half * all)[job];
             const uint32_t peer = job / pieces, piece = job % pieces;
+            if (SCHEME == ST_ASYNC_8) {
+                const uint2 got = reinterpret_cast<const uint2*>(buffers + half * all)[job];
+                if (got.x != step + 1 || got.y != (peer << 16 | piece)) ++wrong;
+                seen = got.x;
+                continue;
+            }
+            const uint4 got = reinterpret_cast<const uint4*>(buffers + half * all)[job];
             if (got.x != step + 1 || got.y != peer || got.z != piece || got.w != got.x) ++wrong;
             seen = got.x;
         }
@@ -162,6 +176,7 @@ void measure(const char* name) {
 
 int main() {
     measure<ST_ASYNC>("st_async");
+    measure<ST_ASYNC_8>("st_async_8");
     measure<BULK>("bulk");
     measure<BARRIER>("barrier");
 }
