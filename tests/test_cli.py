@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from command_line import penstock as in_this_process
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine import cli
@@ -110,8 +111,8 @@ def test_an_option_with_one_value_is_given_once(command: str) -> None:
             assert (result.exit_code, name in result.output) == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "meant"),
+@as_subtests(
+    "arguments, meant",
     [
         (["trian"], "train"),
         (["inspekt"], "inspect"),

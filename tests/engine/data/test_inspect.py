@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine import cli
@@ -100,8 +101,8 @@ def test_the_overlap_is_what_dictionaries_find(tmp_path: Path, seed: int, rows: 
         assert normal_form(train[twin][0]) == normal_form(test[row][0])
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
+@as_subtests(
+    "one, other",
     [
         ("Straße", "STRASSE"),
         ("ﬁne  day", "fine day"),

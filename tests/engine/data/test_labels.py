@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.sources import MemorySource, open_source
@@ -138,8 +139,8 @@ def test_label_columns_of_different_names(tmp_path):
         prepare([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")], tmp_path / "s", tokenizer="train:bpe:300")
 
 
-@pytest.mark.parametrize(
-    ("known", "spelled", "name"),
+@as_subtests(
+    "known, spelled, name",
     [
         (["1", "2"], "1.0", "1"),
         (["false", "true"], "TRUE", "true"),

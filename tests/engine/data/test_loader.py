@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from subtested import as_subtests
 
 from penstock._native import Prefetcher, Shards
 from penstock.benchmarks.random_store import write_store
@@ -207,8 +208,8 @@ def test_state_of_another_version(store):
         make(store, start_state={"version": 7})
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@as_subtests(
+    "options, message",
     [
         ({"world_size": 3}, "3 ranks cannot share steps of 4 batches"),
         ({"world_size": 0}, "0 ranks"),

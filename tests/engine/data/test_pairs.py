@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from subtested import as_subtests
 from transformers import AutoTokenizer
 
 from penstock.engine.data.loader import Loader
@@ -45,7 +46,7 @@ COLUMNS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "present", "expected"), COLUMNS, ids=str)
+@as_subtests("given, present, expected", COLUMNS)
 def test_what_columns_are_meant(given, present, expected):
     if expected is None:
         with pytest.raises(NoSuchColumn):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fabricated_study import result, with_predictions
 from sklearn.feature_extraction.text import TfidfTransformer
+from subtested import as_subtests
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
@@ -120,8 +121,8 @@ def test_a_baseline_that_computes_otherwise_is_another(study, tmp_path, monkeypa
         run_study(study, tmp_path / "study", progress=False)
 
 
-@pytest.mark.parametrize(
-    ("families", "override", "message"),
+@as_subtests(
+    "families, override, message",
     [
         (QUICK, "linear.ngram=3", "unknown setting 'linear.ngram': .*linear.ngrams"),
         (QUICK, "majority.share=3", "unknown setting 'majority.share': it has no settings"),
@@ -217,8 +218,7 @@ def _number(gram: tuple[int, ...], silent: np.ndarray) -> int:
     return number
 
 
-@pytest.mark.parametrize("longest", [1, 2, 3])
-@pytest.mark.parametrize("lengths", [[5], [0, 4, 0, 1, 0], [2, 2, 2], [0], [300, 1, 40]])
+@as_subtests("longest, lengths", itertools.product([1, 2, 3], [[5], [0, 4, 0, 1, 0], [2, 2, 2], [0], [300, 1, 40]]))
 def test_ngrams_are_counted_text_by_text(longest, lengths):
     random = np.random.default_rng(len(lengths))
     flat, bounds = random.integers(0, 12, sum(lengths), dtype=np.int32), np.cumsum([0, *lengths])
@@ -328,7 +328,7 @@ def test_the_end_of_the_range_is_noted():
     assert choose_c(first.items(), features, truth, "linear.C").note == ""
 
 
-@pytest.mark.parametrize(("labels", "num_labels"), [([0, 0, 0], 3), ([2, 0, 2], 4), ([1, 3, 0], 4), ([1, 0, 1], 2)])
+@as_subtests("labels, num_labels", [([0, 0, 0], 3), ([2, 0, 2], 4), ([1, 3, 0], 4), ([1, 0, 1], 2)])
 def test_classes_that_no_training_row_has_get_nothing(labels, num_labels):
     features = np.eye(3, dtype=np.float32)
     ((_, model),) = fit_logistic(features, np.array(labels), num_labels, [1e4], 1)

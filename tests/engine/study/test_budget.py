@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from fabricated_study import result, stand_in, with_predictions
+from subtested import as_subtests
 from tiny_encoders import stock_model
 
 from penstock.engine.data.prepare import prepare
@@ -22,14 +23,12 @@ from penstock.engine.study.trials import Trial, TrialResult, trial_named
 from penstock.engine.study.workers import run_trials
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("3h", 10_800), ("30m", 1_800), ("90s", 90), ("1.5h", 5_400), (" 2 H ", 7_200)]
-)
+@as_subtests("text, seconds", [("3h", 10_800), ("30m", 1_800), ("90s", 90), ("1.5h", 5_400), (" 2 H ", 7_200)])
 def test_times(text, seconds):
     assert parse_budget(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "3", "h", "-1h", "0s", "0.0h", "3 days", "1h30m", "nan h", "1e3s", "3d"])
+@as_subtests("text", ["", "3", "h", "-1h", "0s", "0.0h", "3 days", "1h30m", "nan h", "1e3s", "3d"])
 def test_what_is_no_time(text):
     with pytest.raises(ConfigError, match="--budget"):
         parse_budget(text)
@@ -60,8 +59,8 @@ SECOND = tuple(name[:-1] + "1" for name in FIRST)
 WIDE, ABOVE, BELOW = (0.012, -0.03, 0.05), (0.17, 0.12, 0.21), (-0.05, -0.08, -0.03)
 
 
-@pytest.mark.parametrize(
-    ("what", "given", "chosen"),
+@as_subtests(
+    "what, given, chosen",
     [
         ("small ones first, cheap ones first", {}, "lstm-500-0"),
         ("then the dear one of the size", {"over": FIRST[:1]}, "encoder-500-0"),
@@ -187,8 +186,8 @@ def test_without_gaps_seeds_come_one_after_the_other():
     assert order == [f"encoder-{size}-{seed}" for seed in range(3) for size in (500, 2000, 8000)]
 
 
-@pytest.mark.parametrize(
-    ("gap", "expected"),
+@as_subtests(
+    "gap, expected",
     [
         (None, 1.0),
         (Estimate(0.3, None, None, 1), 1.0),

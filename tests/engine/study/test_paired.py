@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fabricated_study import result, stand_in, with_predictions
+from subtested import as_subtests
 
 from penstock.engine.data.clusters import cluster_file, read_cluster_file
 from penstock.engine.data.prepare import prepare
@@ -133,7 +134,7 @@ def test_no_interval_leaves_what_is_possible(tmp_path, kept):
         assert -1 <= float(line["low"]) <= float(line["mean"]) <= float(line["high"]) <= 1
 
 
-@pytest.mark.parametrize(("mean", "half"), [(0.216, 0.375), (0.5, 2.0), (0.99, 0.02), (0.0, 0.1), (1.0, 0.1), (0.6, 0)])
+@as_subtests("mean, half", [(0.216, 0.375), (0.5, 2.0), (0.99, 0.02), (0.0, 0.1), (1.0, 0.1), (0.6, 0)])
 def test_intervals_over_seeds_alone_stay_within_the_range(mean, half):
     estimate = dataclasses.replace(t_interval([mean, mean]), low=mean - half, high=mean + half)
     found = estimate.within(0, 1)
@@ -162,7 +163,7 @@ def test_a_range_that_the_gaps_rule_out_is_not_given(gaps):
     assert str(found) == "not reached within the sizes measured (up to 3,000)"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@as_subtests("seed", range(20))
 def test_over_seeds_alone_no_range_contradicts_a_sizes_own_interval(seed):
     random = np.random.default_rng(seed)
     sizes = [100, 300, 1000, 3000]

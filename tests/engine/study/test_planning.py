@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fabricated_study import result, with_predictions
+from subtested import as_subtests
 from tiny_encoders import stock_model
 from typer.testing import CliRunner
 
@@ -178,8 +179,8 @@ class SimpleTask:
         self.trial = trial
 
 
-@pytest.mark.parametrize(
-    ("points", "expected"),
+@as_subtests(
+    "points, expected",
     [
         ([(100, 2.0)], (0.0, 0.02)),
         ([(100, 2.0), (400, 5.0)], (1.0, 0.01)),
@@ -192,9 +193,7 @@ def test_a_baselines_cost_by_its_last_two_fits(points, expected):
     assert line_through(points) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "jobs", "expected"), [([], 1, 0), ([3, 1, 2], 1, 6), ([3, 1, 2], 2, 3), ([9, 1, 2], 2, 9)]
-)
+@as_subtests("seconds, jobs, expected", [([], 1, 0), ([3, 1, 2], 1, 6), ([3, 1, 2], 2, 3), ([9, 1, 2], 2, 9)])
 def test_trials_side_by_side(seconds, jobs, expected):
     assert in_parallel(seconds, jobs) == expected
 

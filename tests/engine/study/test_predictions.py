@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fabricated_study import result, stand_in, with_predictions
+from subtested import as_subtests
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
@@ -39,7 +40,7 @@ def recorded(folder: Path, classes: int, rows: np.ndarray, seed: int = 0):
     return entry, truth, scores
 
 
-@pytest.mark.parametrize("classes", [1, 2, 5, 64, 65, 300, 70_000])
+@as_subtests("classes", [1, 2, 5, 64, 65, 300, 70_000])
 def test_predictions_survive_the_disk(tmp_path, classes):
     rows = np.array([0, 3, 4, 10, 77, 500, 501, 900])
     entry, truth, scores = recorded(tmp_path, classes, rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fabricated_study import stand_in
+from subtested import as_subtests
 from tiny_encoders import POSITIONS, stock_model
 
 from penstock.engine.data.prepare import prepare
@@ -86,7 +87,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("max_length", "overrides", "expected", "kept"), CASES, ids=str)
+@as_subtests("max_length, overrides, expected, kept", CASES)
 def test_what_a_family_reads(plain, store, max_length, overrides, expected, kept):
     study = replace(plain, max_length=max_length, overrides=plain.overrides + overrides)
     assert study.stored_length == kept

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from subtested import as_subtests
 from tiny_encoders import POSITIONS, stock_model
 from transformers import AutoTokenizer
 
@@ -105,7 +106,7 @@ DECIDED = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "positions", "limit", "pairs", "stated", "expected"), DECIDED, ids=str)
+@as_subtests("kind, positions, limit, pairs, stated, expected", DECIDED)
 def test_what_is_read_is_decided(limited, kind, positions, limit, pairs, stated, expected):
     store = limited(limit, pairs)
     values = [f"model.kind={kind}", *(["model.encoder=e"] if kind == "encoder" else [])]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.errors import DiskError, NonFiniteError, PenstockError
 from penstock.engine.models.lstm import LSTMClassifier
@@ -121,8 +122,8 @@ def test_a_trial_does_not_swallow_a_signal(store, test_store, settings, tmp_path
     assert run_trial(task).status == "done"
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
+@as_subtests(
+    "error, expected",
     [
         (NonFiniteError("x"), Interrupted),  # a study would write that down and go on
         (RuntimeError("x"), Interrupted),
