@@ -70,7 +70,7 @@ def test_help_is_instant_and_shows_an_example(tmp_path: Path) -> None:
         assert command in result.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@as_subtests("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
@@ -100,7 +100,7 @@ def options_of(command: str) -> list[tuple[str, bool, bool]]:
     ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@as_subtests("command", COMMANDS)
 def test_an_option_with_one_value_is_given_once(command: str) -> None:
     """Every option of every command, whoever adds it."""
     for name, multiple, is_flag in options_of(command):

@@ -1,6 +1,7 @@
 """The loader's batches against a plain loop; going on anywhere; independence of ranks; buffers never reused."""
 
 import gc
+import itertools
 import json
 from pathlib import Path
 
@@ -43,7 +44,7 @@ LOOPS = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "reader", "threads", "shuffle"), LOOPS)
+@as_subtests("mode, reader, threads, shuffle", LOOPS)
 def test_equals_a_plain_loop(store, reader, threads, mode, shuffle):
     parameters = PlanParameters(100, 4, mode, 2)
     opened = Store.open(store.path, reader=reader)
@@ -187,7 +188,7 @@ def test_set_epoch_keeps_a_resumed_position(store):
     assert next(iter(loader)).index == 0
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "options",
     [
         {"seed": 4},
@@ -275,7 +276,7 @@ def test_pinned_batches_survive_their_copies(store):
     assert [as_lists(batch) for batch in on_device] == expected
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "lengths",
     [
         [0],
@@ -285,7 +286,6 @@ def test_pinned_batches_survive_their_copies(store):
         [65_536] * 3,
         *([3] * (2**k + d) for k in (6, 9) for d in (-1, 0, 1)),
     ],
-    ids=lambda lengths: f"{len(lengths)} of {lengths[0]}",
 )
 def test_every_example_once_whatever_the_sizes(tmp_path, lengths):
     """Through a store on the disk, with the greatest ids that two bytes hold."""
@@ -357,16 +357,17 @@ def test_native_arguments_are_checked():
         Prefetcher(shards, 1).pop()
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
-    ],
-    ids=["cuda", "cpu", "python"],
+@as_subtests(
+    "error, at",
+    itertools.product(
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+            MemoryError(),
+        ],
+        [0, 4, 9],
+    ),
 )
-@pytest.mark.parametrize("at", [0, 4, 9], ids=["first batch", "later", "batches under way"])
 def test_memory_that_runs_out_is_no_damage_of_the_store(store, monkeypatch, error, at):
     make_tensor, calls = torch.empty, 0
 

@@ -23,7 +23,7 @@ def split(encoded) -> list[list[int]]:
     return [encoded.values[end - length : end].tolist() for end, length in zip(ends, encoded.lengths, strict=True)]
 
 
-@pytest.mark.parametrize("max_length", [3, 8, 9, 4096])
+@as_subtests("max_length", [3, 8, 9, 4096])
 def test_head_equals_the_library(minilm, max_length):
     tokenizer = load_tokenizer(minilm)
     ours = TextTokenizer(tokenizer, max_length).encode(TEXTS)

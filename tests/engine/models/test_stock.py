@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from spawned import serve
+from subtested import as_subtests
 from tiny_encoders import CONFIGS, VOCAB, stock_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -347,8 +348,7 @@ def lstm_classifier(pooling: str = "max") -> LSTMClassifier:
 ON_EMBEDDINGS = [hook, backward_pre_hook, own_forward, subclass, wrapped, parametrized]
 
 
-@pytest.mark.parametrize("pooling", ["max", "mean", "last", "attention"])
-@pytest.mark.parametrize("change", ON_EMBEDDINGS, ids=lambda change: change.__name__)
+@as_subtests("pooling, change", itertools.product(["max", "mean", "last", "attention"], ON_EMBEDDINGS))
 def test_what_stands_on_an_lstms_embeddings_takes_effect(pooling: str, change: Change) -> None:
     model, plain = lstm_classifier(pooling), lstm_classifier(pooling)
     if change is backward_pre_hook:
@@ -368,9 +368,7 @@ def test_what_stands_on_an_lstms_embeddings_takes_effect(pooling: str, change: C
     torch.testing.assert_close(model(BATCH).logits, plain(BATCH).logits)
 
 
-@pytest.mark.parametrize(
-    "setting", [{"padding_idx": 5}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}, {"sparse": True}]
-)
+@as_subtests("setting", [{"padding_idx": 5}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}, {"sparse": True}])
 def test_an_lstms_embeddings_keep_their_settings(setting: dict) -> None:
     model = lstm_classifier()
     table = nn.Embedding(VOCAB, 11, _weight=model.embeddings.weight.detach().clone() * 3, **setting)

@@ -14,7 +14,6 @@ from fabricated_study import result, with_predictions
 from sklearn.feature_extraction.text import TfidfTransformer
 from subtested import as_subtests
 
-from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.baselines import baseline, frozen, linear, majority
@@ -32,14 +31,6 @@ from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import TrialResult, read_results
 
 QUICK = ("majority", "linear", "bag")
-
-
-@pytest.fixture(scope="module")
-def stores(minilm: str, tmp_path_factory) -> dict[str, tuple[str]]:
-    folder = tmp_path_factory.mktemp("stores")
-    train = prepare("synthetic:reviews?n=300&seed=0", folder / "train", tokenizer=minilm, progress=False)
-    test = prepare("synthetic:reviews?n=100&seed=1", folder / "test", like=train.path, progress=False)
-    return {"train": (str(train.path),), "test": (str(test.path),)}
 
 
 @pytest.fixture

@@ -3,14 +3,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fabricated_study import result, stand_in, with_predictions
+from fabricated_study import no_cost, result, stand_in, with_predictions
 from subtested import as_subtests
-from tiny_encoders import stock_model
 
-from penstock.engine.data.prepare import prepare
 from penstock.engine.errors import ConfigError
 from penstock.engine.study.budget import State, choose_next, left_out_lines, parse_budget, undecided
-from penstock.engine.study.costs import Cost
 from penstock.engine.study.estimate import Speed
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.plan import read_plan
@@ -227,26 +224,15 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> StudySettings:
-    folder = tmp_path_factory.mktemp("tiny")
-    train = prepare("synthetic:reviews?n=400&seed=0", folder / "train", tokenizer="train:wordpiece:300", progress=False)
-    test = prepare("synthetic:reviews?n=60&seed=1", folder / "test", like=train.path, progress=False)
-    stock_model("bert", vocab_size=train.vocab_size).save_pretrained(folder / "encoder")
-    train.tokenizer().save_pretrained(folder / "encoder")
+@pytest.fixture
+def settings(tiny) -> StudySettings:
     return StudySettings(
-        train=(str(train.path),),
-        test=(str(test.path),),
-        encoder=str(folder / "encoder"),
+        **tiny,
         sizes=parse_sizes("50,100,400"),
         seeds=parse_seeds("3"),
         families=("lstm", "encoder"),
         max_sizes={},
     )
-
-
-def no_cost(family, settings, train, test) -> Cost:
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 ACCURACY = {("encoder", 50): 0.8, ("lstm", 50): 0.5, ("encoder", 100): 0.8, ("lstm", 100): 0.77}

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import itertools
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine import cli
@@ -119,8 +121,7 @@ def test_no_worse_by_a_margin(source, truth, tmp_path):
     assert run(files[0], files[0], "--data", source, "--margin", 0)[0] == 0, "the same predictions are no worse"
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".jsonl.gz", ".parquet"])
-@pytest.mark.parametrize("kind", [str, int, float])
+@as_subtests("ending, kind", itertools.product([".csv", ".tsv", ".jsonl", ".jsonl.gz", ".parquet"], [str, int, float]))
 def test_every_form_of_predictions_is_read_alike(source, store, truth, tmp_path, ending, kind):
     a, b = predicted(truth, 0.9, 1), predicted(truth, 0.7, 2)
     first = labels(tmp_path / f"a{ending}", [kind(value) for value in a])
@@ -166,7 +167,7 @@ def test_clusters_widen_the_interval(source, store, truth, tmp_path, prepared):
     assert "rows taken as independent" in together
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+@as_subtests("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_flips_are_listed_and_written(source, store, truth, tmp_path, ending):
     a, b = predicted(truth, 0.9, 1), predicted(truth, 0.5, 2)
     files = labels(tmp_path / "a.csv", a), labels(tmp_path / "b.csv", b)

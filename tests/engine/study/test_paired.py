@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated_study import result, stand_in, with_predictions
+from fabricated_study import no_cost, result, stand_in, with_predictions
 from subtested import as_subtests
 
 from penstock.engine.data.clusters import cluster_file, read_cluster_file
@@ -20,7 +20,6 @@ from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar
 from penstock.engine.statistics.resample import Series, draw
 from penstock.engine.study.break_even import break_even, equivalent_size
-from penstock.engine.study.costs import Cost
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import t_interval
 from penstock.engine.study.paired import macro_f1_scores
@@ -276,10 +275,6 @@ def test_macro_f1_moves_as_a_bootstraps_does():
     exact = [macro_f1(truth[sample], labels[sample]) for sample in samples]
     found = draw({"f1": Series(scores[None], 1, (0,))}, Clusters.single(2000), "share")["f1"]
     assert np.diff(found.interval) == pytest.approx(np.diff(np.quantile(exact, [0.025, 0.975])), rel=0.06)
-
-
-def no_cost(family, *_) -> Cost:
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 def trial_with_predictions(task):

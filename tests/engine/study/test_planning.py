@@ -4,13 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fabricated_study import result, with_predictions
+from fabricated_study import no_cost, result, with_predictions
 from subtested import as_subtests
-from tiny_encoders import stock_model
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
-from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.estimate import Load, Loads, Speed, speed_of
@@ -32,18 +30,11 @@ from penstock.engine.study.trials import Trial, TrialResult
 FAMILIES = ("majority", "linear", "bag", "lstm", "encoder")
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> StudySettings:
-    """Five families on reviews, with a small vocabulary and a tiny encoder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    train = prepare("synthetic:reviews?n=200&seed=0", folder / "train", tokenizer="train:wordpiece:300", progress=False)
-    test = prepare("synthetic:reviews?n=60&seed=1", folder / "test", like=train.path, progress=False)
-    stock_model("bert", vocab_size=train.vocab_size).save_pretrained(folder / "encoder")
-    train.tokenizer().save_pretrained(folder / "encoder")
+@pytest.fixture
+def settings(tiny) -> StudySettings:
+    """Five families."""
     return StudySettings(
-        train=(str(train.path),),
-        test=(str(test.path),),
-        encoder=str(folder / "encoder"),
+        **tiny,
         sizes=parse_sizes("40,200"),
         seeds=parse_seeds("2,200:1"),
         families=FAMILIES,
@@ -62,12 +53,6 @@ def at(start: float, train: float, predict: float):
 
     measure.asked = []
     return measure
-
-
-def no_cost(family, settings, train, test):
-    from penstock.engine.study.costs import Cost
-
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 def plan(settings: StudySettings, out: Path, measure=None, **options) -> Plan:

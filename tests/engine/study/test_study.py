@@ -10,11 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fabricated_study import result, stand_in
+from fabricated_study import no_cost, result, stand_in
 from spawned import dies_once, is_killed, is_stopped
-from tiny_encoders import stock_model
 
-from penstock.engine.data.prepare import prepare
 from penstock.engine.data.reviews import generate_reviews
 from penstock.engine.data.sources import Reading
 from penstock.engine.data.store import Store
@@ -22,7 +20,6 @@ from penstock.engine.errors import ConfigError, ModelError, NonFiniteError, RunE
 from penstock.engine.study import costs, measure_cost
 from penstock.engine.study import run_trial as run_trial_module
 from penstock.engine.study.check import check_plan
-from penstock.engine.study.costs import Cost
 from penstock.engine.study.directory import claim
 from penstock.engine.study.opened import open_or_prepare
 from penstock.engine.study.run_trial import TrialTask, run_trial
@@ -36,14 +33,6 @@ from penstock.engine.training.recipe import TrainingSet, recipe
 FAMILIES = ("lstm", "lstm-embeddings", "encoder")
 
 
-@pytest.fixture(scope="module")
-def stores(minilm: str, tmp_path_factory) -> dict[str, tuple[str]]:
-    folder = tmp_path_factory.mktemp("stores")
-    train = prepare("synthetic:reviews?n=400&seed=0", folder / "train", tokenizer=minilm, progress=False)
-    test = prepare("synthetic:reviews?n=100&seed=1", folder / "test", like=train.path, progress=False)
-    return {"train": (str(train.path),), "test": (str(test.path),)}
-
-
 @pytest.fixture
 def study(minilm: str, stores: dict[str, tuple[str]]) -> StudySettings:
     return StudySettings(
@@ -54,10 +43,6 @@ def study(minilm: str, stores: dict[str, tuple[str]]) -> StudySettings:
         seeds=parse_seeds("2,400:1"),
         max_sizes=parse_max_sizes(["encoder=100"], FAMILIES),
     )
-
-
-def no_cost(family, settings, train, test) -> Cost:
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 def run(study: StudySettings, out: Path, run_trial=stand_in, **options) -> list[TrialResult]:
@@ -324,18 +309,11 @@ def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
     assert (store.path / "manifest.json").stat().st_mtime_ns == before
 
 
-@pytest.fixture(scope="module")
-def tiny_study(tmp_path_factory) -> StudySettings:
-    """Two families on reviews, with a small vocabulary and a tiny encoder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    train = prepare("synthetic:reviews?n=100&seed=0", folder / "train", tokenizer="train:wordpiece:300", progress=False)
-    test = prepare("synthetic:reviews?n=60&seed=1", folder / "test", like=train.path, progress=False)
-    stock_model("bert", vocab_size=train.vocab_size).save_pretrained(folder / "encoder")
-    train.tokenizer().save_pretrained(folder / "encoder")
+@pytest.fixture
+def tiny_study(tiny) -> StudySettings:
+    """Two families."""
     return StudySettings(
-        train=(str(train.path),),
-        test=(str(test.path),),
-        encoder=str(folder / "encoder"),
+        **tiny,
         sizes=parse_sizes("40,80"),
         seeds=parse_seeds("1"),
         families=("lstm", "lstm-embeddings"),

@@ -1,5 +1,6 @@
 """Freed memory is used again where that is asked for; memory that runs out is said with its batch."""
 
+import itertools
 import platform
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 import torch
 from command_line import penstock
+from subtested import as_subtests
 
 from penstock.engine.errors import is_out_of_memory
 from penstock.engine.models.lstm import LSTMClassifier
@@ -46,8 +48,7 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("said", SAID)
-@pytest.mark.parametrize("moment", ["training", "evaluating"])
+@as_subtests("said, moment", itertools.product(SAID, ["training", "evaluating"]))
 def test_memory_that_runs_out_names_the_batch(said, moment, store, tmp_path, monkeypatch):
     forward = LSTMClassifier.forward
 

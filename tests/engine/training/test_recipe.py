@@ -63,7 +63,7 @@ def write_tickets(file, rows, share, language, classes, seed):
 @pytest.mark.parametrize(
     ("rows", "share", "language", "classes", "seed"),
     [
-        (400, 0.1, "de", 2, 0),
+        pytest.param(400, 0.1, "de", 2, 0, marks=pytest.mark.slow),
         pytest.param(3000, 0.02, "de", 2, 0, marks=pytest.mark.slow),
         pytest.param(3000, 0.02, "de", 2, 1, marks=pytest.mark.slow),
         pytest.param(3000, 0.01, "en", 2, 0, marks=pytest.mark.slow),
