@@ -50,6 +50,7 @@ def test_doctor_names_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch
     assert "Traceback" not in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_doctor_works_in_the_checkout_beside_the_hubs_kernels(tmp_path: Path) -> None:
     """PyPI's `kernels` owns the bare name; importing it and ours in one process must do no harm."""
     hub = tmp_path / "kernels"

@@ -186,7 +186,10 @@ def test_a_wrong_setting_is_an_error(machine: Machine, given: dict[str, str], me
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 @pytest.mark.parametrize(
     ("output", "reason"),
-    [("k.cu(3): error: no such thing", "k.cu(3): error: no such thing"), ("", "could not build it: ")],
+    [
+        ("k.cu(3): error: no such thing", "k.cu(3): error: no such thing"),
+        pytest.param("", "could not build it: ", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_that_do_not_compile_are_left_out(machine: Machine, output: str, reason: str) -> None:
     """A compiler that passes every test of CMake's and then fails on the sources themselves."""

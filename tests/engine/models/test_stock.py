@@ -214,10 +214,16 @@ def changed(architecture: str, name: str, change: Change) -> EncoderClassifier:
     return model
 
 
+# each change on one architecture in turn; on the others it is slow
 CHANGES = [
-    pytest.param(architecture, change, id=f"{architecture}-{change.__name__}")
-    for architecture in ("bert", "distilbert", "modernbert")
-    for change in (*ON_ANY, *ON_LINEAR)
+    pytest.param(
+        architecture,
+        change,
+        id=f"{architecture}-{change.__name__}",
+        marks=() if (number + turn) % 3 == 0 else pytest.mark.slow,
+    )
+    for turn, architecture in enumerate(("bert", "distilbert", "modernbert"))
+    for number, change in enumerate((*ON_ANY, *ON_LINEAR))
     if (architecture, change) != ("modernbert", no_bias)  # it has no biases to begin with
 ]
 
@@ -444,6 +450,7 @@ def test_a_classifier_is_saved_and_copied_whole(kind: str, copied: Callable) -> 
     assert not torch.allclose(again(BATCH).logits, model(BATCH).logits)
 
 
+@pytest.mark.slow
 def test_classifiers_are_passed_to_a_spawned_process() -> None:
     models = [made(kind).eval() for kind in ("lstm", "bert", "modernbert-mean")]
     context = torch.multiprocessing.get_context("spawn")

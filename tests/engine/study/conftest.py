@@ -18,6 +18,14 @@ def quick_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "measure_cost", quick)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots hold nothing: drawing them is what takes long, and test_report.py looks at them."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"no picture"))
+
+
 @pytest.fixture(scope="session")
 def stores(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str]]:
     """400 reviews to train on and 100 to test on, in MiniLM's vocabulary; to be read only."""

@@ -19,6 +19,8 @@ from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import Trial, TrialResult, trial_named
 from penstock.engine.study.workers import run_trials
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @as_subtests("text, seconds", [("3h", 10_800), ("30m", 1_800), ("90s", 90), ("1.5h", 5_400), (" 2 H ", 7_200)])
 def test_times(text, seconds):

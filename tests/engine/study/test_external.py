@@ -22,6 +22,8 @@ from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def stores(minilm: str, tmp_path_factory) -> dict[str, tuple[str]]:

@@ -18,6 +18,8 @@ from penstock.engine.study.report import keep_prices, write_report
 from penstock.engine.study.report_costs import exchange_line
 from penstock.engine.study.table import Table
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PRICES = Prices(label=0.05, hour=0.4, predictions=1e6)
 SPEEDS = {"lstm": 300.0, REFERENCE: 20.0}
 

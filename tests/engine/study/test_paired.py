@@ -36,12 +36,7 @@ ACCURACIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch) -> None:
-    """Plots hold nothing: drawing them is what takes long, and test_report.py looks at them."""
-    from matplotlib.figure import Figure
-
-    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"no picture"))
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def fabricate(folder: Path, accuracies=ACCURACIES, seeds=lambda size: 3, rows=1000, old=()) -> Path:

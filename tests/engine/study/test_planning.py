@@ -242,10 +242,11 @@ def test_disk(settings, tmp_path):
     assert made.disk.encoded == 0
     assert 0 < made.disk.predictions < 1_000_000
     assert made.disk.stores == 0, "they are not the study's own"
-    frozen = replace(settings, families=("frozen",), max_sizes={})
+    all_rows = {"sizes": parse_sizes("40,400"), "seeds": parse_seeds("2,400:1")}
+    frozen = replace(settings, families=("frozen",), max_sizes={}, **all_rows)
     encoded = plan(frozen, tmp_path / "d").disk.encoded
     width = json.loads((Path(settings.encoder) / "config.json").read_text())["hidden_size"]
-    assert encoded == (200 + 50) * (8 + 2 * width)
+    assert encoded == (400 + 50) * (8 + 2 * width)
 
 
 @pytest.mark.parametrize(

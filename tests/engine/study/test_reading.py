@@ -21,6 +21,8 @@ from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import Trial, read_results
 from penstock.engine.training.trained import TrainedRun
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FAMILIES = ("lstm", "lstm-embeddings", "encoder")
 
 

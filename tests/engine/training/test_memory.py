@@ -31,6 +31,7 @@ for prepare in (lambda: None, keep_freed_memory):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told how to give out memory")
+@pytest.mark.slow
 def test_a_tensor_takes_the_pages_of_the_ones_before(tmp_path) -> None:
     command = [sys.executable, "-P", "-c", _FAULTS_OF_A_TENSOR]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
