@@ -315,7 +315,7 @@ def test_exit_codes_are_no_errors():
 
 @pytest.mark.parametrize("pairs", [100, pytest.param(400, marks=pytest.mark.slow)])
 def test_equal_classifiers_are_rarely_told_apart(pairs):
-    """Of equal accuracy on 300 rows: an alarm in about one of twenty."""
+    """Pairs of equal accuracy on 300 rows: an alarm in about one of twenty."""
     alarms = 0
     for number in range(pairs):
         random = np.random.default_rng(number)

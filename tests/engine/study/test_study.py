@@ -265,11 +265,16 @@ def test_latencies_are_of_repeated_runs_after_the_first(monkeypatch):
     assert found.max() == pytest.approx(20.0), "the first runs warm up"
 
 
+def test_a_worker_that_dies_takes_its_trial_with_it_and_nothing_else(study, tmp_path):
+    """The trial is tried once more, alone."""
+    study = replace(study, families=("lstm",), max_sizes={})
+    assert run(study, tmp_path / "once", dies_once, jobs=2) == run(study, tmp_path / "one")
+
+
 @pytest.mark.slow
 def test_a_study_in_several_processes(study, tmp_path):
-    """Gives the same; a worker that dies takes its trial with it and nothing else, which is tried once more alone; and
-    only our own are ended: the caller may run something beside it. (Two others here and in test_budget.py are quicker.)
-    """
+    """Gives the same, but for a trial whose worker is killed twice; and only our own are ended: the caller may run
+    something beside it."""
     expected = run(study, tmp_path / "one")
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
     other.start()
@@ -280,7 +285,6 @@ def test_a_study_in_several_processes(study, tmp_path):
         assert re.search(r"was killed by SIGKILL \(out of memory\?\); run again .*, it was killed by", failed.error)
         assert [one for one in found if one is not failed] == [one for one in expected if one.trial != failed.trial]
         assert run(study, tmp_path / "killed") == expected
-        assert run(study, tmp_path / "once", dies_once, jobs=2) == expected
         assert other.is_alive()
         assert multiprocessing.active_children() == [other]
     finally:
