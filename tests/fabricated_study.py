@@ -20,6 +20,11 @@ from penstock.engine.study.trials import Trial, TrialResult, write_result
 CURVES = {"lstm": (0.55, 0.35, 0.2), "lstm-embeddings": (0.5, 0.38, 0.2), "encoder": (0.3, 0.25, 0.18)}
 
 
+def no_cost(family: str, *_: Any) -> Cost:
+    """Stands in for the measurement of a family's cost."""
+    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
+
+
 def accuracy(family: str, size: int) -> float:
     scale, exponent, floor = CURVES[family]
     return 1 - (scale * (size / 100) ** -exponent + floor)

@@ -93,6 +93,14 @@ def implementations(
     return found
 
 
+def is_implemented(
+    operation: str, backends: Sequence[str], dtypes: Sequence[torch.dtype] = tuple(BOUND), **facts: Any
+) -> Callable[..., bool]:
+    """Whether parameters `backend` and `dtype` are among `implementations`, for `pairwise`."""
+    known = implementations(operation, backends, dtypes, **facts)
+    return lambda backend, dtype, **_: (backend, dtype) in known
+
+
 def pairs_of(
     parameters: Mapping[str, Sequence[Any]], valid: Callable[..., bool] = lambda **_: True
 ) -> list[dict[str, Any]]:

@@ -102,6 +102,35 @@ FAULTS = [
         "if padding_idx > 0:",
         "test_embedding.py",
     ),
+    # bags
+    Fault(
+        "a text's last n-gram is left out",
+        "kernels/bag",
+        "there = torch.stack([left >= n for n in range(1, ngrams + 1)], 1)",
+        "there = torch.stack([left >= n + (n > 2) for n in range(1, ngrams + 1)], 1)",
+        "test_bag.py",
+    ),
+    Fault(
+        "AVX2 forgets the last lane of a table's row",
+        "csrc/bag",
+        "if (left > 0) done(begin + v * kLanes, left < kLanes ? left : int64_t{kLanes}, sums[v]);",
+        "if (left > 0) done(begin + v * kLanes, left < kLanes ? left - (kLanes == 8) : int64_t{kLanes}, sums[v]);",
+        "test_bag.py",
+    ),
+    Fault(
+        "AVX-512 divides a row's squares by whole registers",
+        "csrc/bag",
+        "horizontal_sum(squares) / float(p.width)",
+        "horizontal_sum(squares) / float(kLanes == 16 ? (p.width + 15) / 16 * 16 : p.width)",
+        "test_bag.py",
+    ),
+    Fault(
+        "rows are sorted by their low bits alone",
+        "csrc/bag",
+        "for (int shift = 0; shift < bits; shift += kDigit) {",
+        "for (int shift = 0; shift < std::min(bits, kDigit); shift += kDigit) {",
+        "test_bag.py",
+    ),
     # pooling
     Fault(
         "a NaN is no maximum",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from command_line import penstock as in_this_process
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine import cli
@@ -49,6 +50,7 @@ def test_doctor_names_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch
     assert "Traceback" not in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_doctor_works_in_the_checkout_beside_the_hubs_kernels(tmp_path: Path) -> None:
     """PyPI's `kernels` owns the bare name; importing it and ours in one process must do no harm."""
     hub = tmp_path / "kernels"
@@ -69,7 +71,7 @@ def test_help_is_instant_and_shows_an_example(tmp_path: Path) -> None:
         assert command in result.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@as_subtests("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
@@ -99,7 +101,7 @@ def options_of(command: str) -> list[tuple[str, bool, bool]]:
     ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@as_subtests("command", COMMANDS)
 def test_an_option_with_one_value_is_given_once(command: str) -> None:
     """Every option of every command, whoever adds it."""
     for name, multiple, is_flag in options_of(command):
@@ -110,8 +112,8 @@ def test_an_option_with_one_value_is_given_once(command: str) -> None:
             assert (result.exit_code, name in result.output) == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "meant"),
+@as_subtests(
+    "arguments, meant",
     [
         (["trian"], "train"),
         (["inspekt"], "inspect"),

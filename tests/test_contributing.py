@@ -18,6 +18,7 @@ print("tried")
 """
 
 
+@pytest.mark.slow
 def test_the_operation_that_it_adds_is_whole(tmp_path: Path) -> None:
     pytest.importorskip("penstock.kernels.operation")
     (code,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)

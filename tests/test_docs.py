@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
@@ -163,12 +164,12 @@ def test_pages_run(page: str, tmp_path: Path) -> None:
             run_in_bash(block, tmp_path)
 
 
-@pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.mark == "not run"], ids=str)
+@as_subtests("block", [block for block in ALL_BLOCKS if block.mark == "not run"])
 def test_not_run(block: Block) -> None:
     pytest.skip(f"{block}: {block.why}")
 
 
-@pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.commands], ids=str)
+@as_subtests("block", [block for block in ALL_BLOCKS if block.commands])
 def test_options_exist(block: Block) -> None:
     """Also of blocks that are not run."""
     for command in block.commands:
@@ -195,7 +196,7 @@ def test_every_fenced_block_is_known() -> None:
         assert len(marks) == sum(block.mark is not None for block in BLOCKS[page]), page
 
 
-@pytest.mark.parametrize("page", [page for page in LINKED if page != "docs/log.md"])
+@as_subtests("page", [page for page in LINKED if page != "docs/log.md"])
 def test_paths_exist(page: str) -> None:
     """What a page names in code as a path of this tree is there; the log names what was there at its time."""
     folders = "engine|kernels|csrc|benchmarks|tests|docs|examples|packaging"
@@ -203,7 +204,7 @@ def test_paths_exist(page: str) -> None:
     assert [path for path in named if not list(ROOT.glob(path))] == []
 
 
-@pytest.mark.parametrize("page", LINKED)
+@as_subtests("page", LINKED)
 def test_links_resolve(page: str) -> None:
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from subtested import as_subtests
 
 ROOT = Path(__file__).resolve().parents[1]
 CMAKE = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
@@ -97,7 +98,7 @@ def without(lines: list[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize(("script", "reason"), BROKEN_NVCC.values(), ids=BROKEN_NVCC)
+@as_subtests("script, reason", BROKEN_NVCC.values())
 def test_a_broken_nvcc_costs_one_line_or_on_request_an_error(machine: Machine, script: str | None, reason: str) -> None:
     machine.add("nvidia-smi", "echo 9.0")
     machine.add("nvcc", script)
@@ -115,7 +116,7 @@ def test_a_broken_nvcc_costs_one_line_or_on_request_an_error(machine: Machine, s
     assert not list(machine.folder.glob("cuda-*")), "what failed is not found by the next try"
 
 
-@pytest.mark.parametrize(("script", "reason"), NVIDIA_SMI.values(), ids=NVIDIA_SMI)
+@as_subtests("script, reason", NVIDIA_SMI.values())
 def test_without_a_gpu_it_is_left_out_before_nvcc_is_asked(machine: Machine, script: str | None, reason: str) -> None:
     machine.add("nvidia-smi", script)
     machine.add("nvcc", f"touch {machine.folder / 'asked'}; exit 1")
@@ -129,7 +130,7 @@ def test_without_a_gpu_it_is_left_out_before_nvcc_is_asked(machine: Machine, scr
     assert "for 80, 90a" in machine.decide(PENSTOCK_CUDA="ON")[1][0]
 
 
-@pytest.mark.parametrize(("script", "architectures"), GPUS.values(), ids=GPUS)
+@as_subtests("script, architectures", GPUS.values())
 def test_it_is_built_for_the_gpus_that_are_there(machine: Machine, script: str, architectures: str) -> None:
     machine.add("nvidia-smi", script)
     machine.add("nvcc", VERSION.format("13.0") + "exit 1")
@@ -149,7 +150,7 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize(("given", "architectures"), GIVEN.items())
+@as_subtests("given, architectures", GIVEN.items())
 def test_it_is_built_for_given_architectures(machine: Machine, given: str, architectures: str) -> None:
     machine.add("nvidia-smi", "echo 8.0")
     machine.add("nvcc", VERSION.format("13.0") + "exit 1")
@@ -158,7 +159,7 @@ def test_it_is_built_for_given_architectures(machine: Machine, given: str, archi
         assert f"building the CUDA kernels for {architectures} with" in said
 
 
-@pytest.mark.parametrize("given", ["off", "OFF", "0", "no", "False"])
+@as_subtests("given", ["off", "OFF", "0", "no", "False"])
 def test_off_asks_nobody(machine: Machine, given: str) -> None:
     machine.add("nvidia-smi", f"touch {machine.folder / 'asked'}; echo 9.0")
     status, lines, _ = machine.decide(PENSTOCK_CUDA=given)
@@ -167,8 +168,8 @@ def test_off_asks_nobody(machine: Machine, given: str) -> None:
     assert not (machine.folder / "asked").exists()
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
+@as_subtests(
+    "given, message",
     [
         ({"PENSTOCK_CUDA": "maybe"}, "PENSTOCK_CUDA is MAYBE: it can be ON, OFF or AUTO"),
         ({"PENSTOCK_CUDA_ARCHITECTURES": "hopper"}, "hopper is not an architecture"),
@@ -185,7 +186,10 @@ def test_a_wrong_setting_is_an_error(machine: Machine, given: dict[str, str], me
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 @pytest.mark.parametrize(
     ("output", "reason"),
-    [("k.cu(3): error: no such thing", "k.cu(3): error: no such thing"), ("", "could not build it: ")],
+    [
+        ("k.cu(3): error: no such thing", "k.cu(3): error: no such thing"),
+        pytest.param("", "could not build it: ", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_that_do_not_compile_are_left_out(machine: Machine, output: str, reason: str) -> None:
     """A compiler that passes every test of CMake's and then fails on the sources themselves."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from command_line import penstock
+from subtested import as_subtests
 
 from penstock.benchmarks import machine, results, run
 from penstock.benchmarks.rounds import measure
@@ -69,8 +70,8 @@ def test_own_type_and_no_peers(tmp_path: Path) -> None:
     assert row["ratio"] == {}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+@as_subtests(
+    "arguments, code, said",
     [
         ("nope", 6, "lstm, attention"),
         ("--quick", 6, "which suite"),

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from subtested import as_subtests
 
 import penstock.engine
 
 OLD = Path(__file__).parent / "old_formats"
 
 
-@pytest.mark.parametrize("name", penstock.engine.__all__)
+@as_subtests("name", penstock.engine.__all__)
 def test_the_example_of_each_export_runs(name, tmp_path, monkeypatch):
     for folder in ("train", "test", "run"):
         shutil.copytree(OLD / folder, tmp_path / folder, symlinks=True)

@@ -42,9 +42,10 @@ def compute(module, dtype, heads, kv_heads, head_dim, **options):
 @pytest.mark.parametrize(
     ("dtype", "shape", "variant"),
     [
-        *((torch.float32, (2, 1, 20), variant) for variant in VARIANTS),
-        (torch.float32, (1, 1, 80), "all"),
-        (torch.float16, (2, 2, 64), "dropout"),
+        *((torch.float32, (2, 1, 20), variant) for variant in ("window", "dropout", "all")),
+        *(pytest.param(torch.float32, (2, 1, 20), variant, marks=pytest.mark.slow) for variant in ("full", "causal")),
+        pytest.param(torch.float32, (1, 1, 80), "all", marks=pytest.mark.slow),
+        pytest.param(torch.float16, (2, 2, 64), "dropout", marks=pytest.mark.slow),
         (torch.float16, (1, 1, 256), "full"),
     ],
 )

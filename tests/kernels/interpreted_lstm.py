@@ -12,7 +12,7 @@ from penstock.kernels.lstm import triton as backend
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # lengths, I, H, and options
 LAYERS = [
-    ([3, 0, 5, 1, 11], 4, 7, {}),
+    ([3, 0, 2, 1, 4], 4, 7, {}),  # each step takes the interpreter a tenth of a second
     ([2, 3], 3, 16, {"directions": 1, "states": False, "bias": False}),
     ([2] * 18, 3, 70, {"resets": True}),
 ]
@@ -62,14 +62,14 @@ def test_bounds_outside_the_tokens_stay_in_memory(persistent: bool, monkeypatch:
 @pytest.mark.parametrize("persistent", [True, False])
 def test_same_bits_and_no_leak_between_sequences(persistent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_RESIDENT_BYTES", 1 << 20 if persistent else 0)
-    inputs = cases.layer([4, 0, 6, 2], 3, 5)
+    inputs = cases.layer([2, 0, 3, 1], 3, 5)
     changed = inputs._replace(x=inputs.x.clone())
-    changed.x[4:10] = float("nan")
+    changed.x[2:5] = float("nan")
     grads = [*cases.cotangents(inputs)[:3], None]
     results = [cases.run("triton", each, torch.float32, grads) for each in (inputs, inputs, changed)]
     (y, *_), (dx, *_) = results[0]
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
-    for rows in (slice(0, 4), slice(10, 12)):
+    for rows in (slice(0, 2), slice(5, 6)):
         assert torch.equal(y[rows], results[2][0][0][rows])
         assert torch.equal(dx[rows], results[2][1][0][rows])
 

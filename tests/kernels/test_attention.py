@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 from kernel_cases import bounds
+from subtested import as_subtests
 
 from penstock.kernels import philox, use_backend, varlen_attention
 from penstock.kernels.attention import Problem, plain, tiles
@@ -243,8 +244,8 @@ def test_autocast():
     assert qkv[0].grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
+@as_subtests(
+    "change, error, message",
     [
         ({"q": torch.zeros(5, 4, 8, dtype=torch.int32)}, TypeError, "q must be"),
         ({"q": torch.zeros(5, 32)}, ValueError, "q must have shape"),

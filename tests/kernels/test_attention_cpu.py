@@ -56,7 +56,10 @@ def check(lengths_q, lengths_k, heads, kv_heads, head_dim, dtype, **options) -> 
     assert max(errors[1:]) < BOUND[dtype][1], errors
 
 
-@pairwise({"isa, dtype": CODES, "head_dim": [16, 32, 37, 64, 80, 256], "dropout_p": [0.0, 0.1]})
+@pairwise(
+    {"isa": ISAS, "dtype": list(BOUND), "head_dim": [16, 32, 37, 64, 80, 256], "dropout_p": [0.0, 0.1]},
+    has_code("attention"),
+)
 def test_matches_reference(isa, dtype, head_dim, dropout_p):
     check(LENGTHS, LENGTHS, 2, 2, head_dim, dtype, dropout_p=dropout_p)
 
@@ -69,10 +72,12 @@ def test_lengths_around_whole_registers(isa, dtype, head_dim):
 
 @pairwise(
     {
-        "isa, dtype": CODES,
+        "isa": ISAS,
+        "dtype": list(BOUND),
         "causal, window": [(True, (-1, -1)), (False, (7, 70)), (True, (33, 0)), (False, (1, 0)), (False, (-1, 3))],
         "lengths_q, lengths_k": [(LENGTHS, LENGTHS), ((5, 1, 0, 200, 3), (130, 67, 9, 70, 0))],
-    }
+    },
+    has_code("attention"),
 )
 def test_windows_and_bounds(isa, dtype, lengths_q, lengths_k, causal, window):
     check(lengths_q, lengths_k, 4, 2, 32, dtype, dropout_p=0.1, causal=causal, window=window)

@@ -4,8 +4,10 @@ import itertools
 
 import pytest
 import torch
+from kernel_cases import bounds, isas, pairwise
+from subtested import as_subtests
 
-from penstock.kernels import adagrad_rows, compiled, ngram_bag, use_backend
+from penstock.kernels import adagrad_rows, ngram_bag, use_backend
 from penstock.kernels.bag import Backward, Problem, cpu, plain
 
 LENGTHS = [
@@ -19,11 +21,7 @@ LENGTHS = [
 ]
 WIDTHS = [1, 3, 8, 16, 17, 40, 64, 67, 130]
 VOCABULARY, BUCKETS = 50, 37
-
-
-@pytest.fixture(params=compiled._ISAS)
-def isa(request, monkeypatch):
-    monkeypatch.setenv("PENSTOCK_ISA", request.param)
+OUTSIDE = [-1, VOCABULARY, 2**31 - 1, -(2**31)]  # no tokens
 
 
 @pytest.fixture
@@ -31,10 +29,6 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-def bounds(lengths):
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
 
 
 def case(lengths, width=5, buckets=BUCKETS, dtype=torch.float32, seed=0):
@@ -79,9 +73,7 @@ def bag(tokens, cu, table, ngrams):
     return ngram_bag(tokens, cu, table, vocabulary=VOCABULARY, ngrams=ngrams)
 
 
-@pytest.mark.parametrize("ngrams", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("lengths", LENGTHS[:-2], ids=str)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pairwise({"backend": ["cpu", "reference"], "lengths": LENGTHS[:-2], "ngrams": [1, 2, 3, 5, 8]})
 def test_values_and_gradients_equal_the_definition(backend, lengths, ngrams):
     dtype = torch.float64 if backend == "reference" else torch.float32
     tokens, cu, table = case(lengths, dtype=dtype)
@@ -103,8 +95,7 @@ def test_values_and_gradients_equal_the_definition(backend, lengths, ngrams):
     assert rows == sorted({row for part in parts for row in rows_of(part, ngrams, BUCKETS)})
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("lengths", LENGTHS[3:], ids=lambda lengths: str(len(lengths)))
+@pairwise({"isa": isas("bag"), "width": WIDTHS, "lengths": LENGTHS[3:]})
 def test_every_instruction_set_agrees_with_the_reference(isa, lengths, width):
     tokens, cu, table = case(lengths, width, buckets=4001)
     exact = table.detach().double()
@@ -184,9 +175,7 @@ def test_buckets_are_used_evenly():
     assert ((counts - 90).square() / 90).sum() < 1000 + 5 * 2000**0.5  # chi-square with 999 degrees of freedom
 
 
-@pytest.mark.parametrize("token", [-1, VOCABULARY, 2**31 - 1, -(2**31)])
-@pytest.mark.parametrize("place", [0, 4, 9])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@as_subtests("backend, token, place", itertools.product(["cpu", "reference"], OUTSIDE, [0, 4, 9]))
 def test_a_token_outside_the_vocabulary_is_an_error_that_names_it(backend, token, place):
     tokens, cu, table = case([5, 0, 5])
     tokens[place] = token
@@ -208,7 +197,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@as_subtests("name", WRONG)
 def test_a_wrong_argument_is_named(name):
     error, message, change = WRONG[name]
     tokens, cu, table, options = change(*case([3, 2]))

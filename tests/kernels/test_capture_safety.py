@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from subtested import as_subtests
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -232,7 +233,7 @@ def to_cpu(call: ast.Call) -> bool:
     return any(isinstance(each, ast.Constant) and each.value == "cpu" for each in given)
 
 
-@pytest.mark.parametrize("file", SCANNED, ids=lambda file: str(file.relative_to(KERNELS)))
+@as_subtests("file", SCANNED)
 def test_no_call_that_waits_is_written(file: Path) -> None:
     """Also of the CUDA backend, whose calls into C++ fake tensors cannot follow."""
     assert waits(file.read_text()) == []

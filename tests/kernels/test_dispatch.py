@@ -1,6 +1,7 @@
 """Which backend serves a call."""
 
 import pytest
+from subtested import as_subtests
 
 from penstock.kernels import dispatch, use_backend
 
@@ -40,7 +41,7 @@ def test_forced(operation: str) -> None:
         assert dispatch.choose("op", size=2) == "cuda"
 
 
-@pytest.mark.parametrize(("name", "reason"), [("torch", "size 3 is odd"), ("triton", "no GPU"), ("cpu", "no 'cpu'")])
+@as_subtests("name, reason", [("torch", "size 3 is odd"), ("triton", "no GPU"), ("cpu", "no 'cpu'")])
 def test_forced_but_unable(operation: str, name: str, reason: str) -> None:
     with use_backend(name), pytest.raises(RuntimeError, match=reason):
         dispatch.choose("op", size=3)

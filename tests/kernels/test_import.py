@@ -96,7 +96,8 @@ print(get_kernel(), kernels.__file__ == {str(package / "__init__.py")!r}, kernel
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not here")
-@pytest.mark.parametrize("first", ["transformers", pytest.param("penstock", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["transformers", "penstock"])
 def test_transformers_beside_the_repository(first: str) -> None:
     ours = "from penstock.kernels import LSTM"
     theirs = "import transformers\nfrom transformers import BertModel, BertConfig"

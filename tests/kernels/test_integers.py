@@ -1,11 +1,13 @@
 """Whatever must be an integer is one: nothing is rounded, True is not 1, and no dtype is read as another."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from subtested import as_subtests
 from torch import Tensor
 
 from penstock.kernels import LSTM, Ragged, lstm, philox, residual_norm, segment_pool, varlen_attention
@@ -94,7 +96,7 @@ TENSORS: dict[str, tuple[Callable[[Tensor], Any], Tensor, set[torch.dtype]]] = {
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64]
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@as_subtests("name", NUMBERS)
 def test_numbers(name: str) -> None:
     call, good = NUMBERS[name]
     call(good)
@@ -108,7 +110,7 @@ def test_numbers(name: str) -> None:
             call(wrong)
 
 
-@pytest.mark.parametrize("name", TENSORS)
+@as_subtests("name", TENSORS)
 def test_tensors(name: str) -> None:
     call, good, dtypes = TENSORS[name]
     for dtype in DTYPES:
@@ -124,7 +126,7 @@ def test_tensors(name: str) -> None:
             call(wrong)
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "lengths",
     [
         [4.7, 6.9],
@@ -142,20 +144,18 @@ def test_tensors(name: str) -> None:
         torch.tensor([True, True]),
         torch.tensor([2 + 0j, 3]),
     ],
-    ids=str,
 )
 def test_lengths_are_not_rounded(lengths: Any) -> None:
     with pytest.raises(TypeError, match="lengths"):
         Ragged.from_lengths(X, lengths)
 
 
-@pytest.mark.parametrize("lengths", [[2, 3], (2, 3), range(2, 4), np.array([2, 3]), [np.int32(2), 3], iter([2, 3])])
+@as_subtests("lengths", [[2, 3], (2, 3), range(2, 4), np.array([2, 3]), [np.int32(2), 3], iter([2, 3])])
 def test_lengths_of_every_integer_kind(lengths: Any) -> None:
     assert Ragged.from_lengths(X, lengths).cu_seqlens.tolist() == [0, 2, 5]
 
 
-@pytest.mark.parametrize("p", [True, "0.5", None, torch.tensor(0.5)])
-@pytest.mark.parametrize("name", ["weight_dropout", "zoneout"])
+@as_subtests("p, name", itertools.product([True, "0.5", None, torch.tensor(0.5)], ["weight_dropout", "zoneout"]))
 def test_probabilities_are_numbers(name: str, p: Any) -> None:
     with pytest.raises(TypeError, match=name):
         LSTM(4, 2, **{name: p})

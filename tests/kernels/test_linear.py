@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
-from kernel_cases import BOUND, implementations, pairwise
+from kernel_cases import BOUND, is_implemented, pairwise
+from subtested import as_subtests
 
 from penstock import _native
 from penstock.kernels import linear, use_backend
@@ -34,7 +35,8 @@ def run(backend, x, weights, biases, grad_out):
 
 
 @pairwise(
-    {"backend, dtype": implementations("linear", BACKENDS), "shape": SHAPES, "with_biases": [True, False]},
+    {"backend": BACKENDS, "dtype": list(BOUND), "shape": SHAPES, "with_biases": [True, False]},
+    is_implemented("linear", BACKENDS),
 )
 def test_values_and_gradients(backend, shape, dtype, with_biases):
     x, weights, biases, grad_out = tensors(shape, dtype, with_biases)
@@ -141,8 +143,8 @@ def test_compiles_to_one_graph_for_every_number_of_tokens():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
+@as_subtests(
+    "change, error, message",
     [
         ({"x": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, "x must be float16"),
         ({"x": torch.zeros(3, 2, 4)}, ValueError, r"x must have shape \(tokens, in_features\), got \(3, 2, 4\)"),

@@ -47,10 +47,10 @@ def test_shapes(backend: str, dtype: torch.dtype, shape: tuple[list[int], int, i
 
 
 def is_served(backend: str, dtype: torch.dtype, options: dict, lengths: list[int]) -> bool:
-    return cases.serves(backend, dtype, options, len(lengths) > 2)
+    return (backend, dtype) in IMPLEMENTATIONS and cases.serves(backend, dtype, options, len(lengths) > 2)
 
 
-@pairwise({"backend, dtype": IMPLEMENTATIONS, "options": OPTIONS, "lengths": [[4, 11, 0, 1, 7], [6, 6]]}, is_served)
+@pairwise({"backend": BACKENDS, "dtype": DTYPES, "options": OPTIONS, "lengths": [[4, 11, 0, 1, 7], [6, 6]]}, is_served)
 def test_options(backend: str, dtype: torch.dtype, options: dict, lengths: list[int]) -> None:
     cases.check(backend, cases.layer(lengths, 6, 10, dtype=dtype, **options), dtype, return_cells=len(lengths) > 2)
 

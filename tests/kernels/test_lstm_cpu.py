@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 import torch
 from kernel_cases import codes, has_code, isas, pairwise
+from subtested import as_subtests
 
 from penstock import _native
 from penstock.kernels import use_backend
@@ -101,7 +102,7 @@ LENGTHS = {
 }
 
 
-@pairwise({"isa, dtype": CODES, "hidden_size": [1, 7, 16, 100, 256], "batch": list(LENGTHS)})
+@pairwise({"isa": ISAS, "dtype": DTYPES, "hidden_size": [1, 7, 16, 100, 256], "batch": list(LENGTHS)}, has_code("lstm"))
 def test_matches_reference(isa, dtype, hidden_size, batch):
     for case, lengths in enumerate(LENGTHS[batch]):
         directions = 1 + (batch + case + hidden_size) % 2
@@ -315,8 +316,8 @@ def test_serves_a_forked_child(monkeypatch):
     assert torch.equal(torch.tensor(found), expected["y"])
 
 
-@pytest.mark.parametrize(
-    ("facts", "reason"),
+@as_subtests(
+    "facts, reason",
     [
         ({"device_type": "cuda"}, "tensors are on cuda"),
         ({"dtype": torch.float16}, "dtype is torch.float16"),

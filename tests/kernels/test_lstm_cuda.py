@@ -16,6 +16,7 @@ import pytest
 import torch
 from emulated_cuda import EmulatedCuda
 from kernel_cases import pairwise
+from subtested import as_subtests
 
 from penstock.kernels import dispatch
 from penstock.kernels.lstm import cuda, ops
@@ -382,8 +383,8 @@ def test_lanes_end_close_together(library: ctypes.CDLL) -> None:
     assert max(totals) <= 1.02 * sum(lengths) / 64
 
 
-@pytest.mark.parametrize(
-    ("batch", "tokens", "longest", "groups", "expected"),
+@as_subtests(
+    "batch, tokens, longest, groups, expected",
     [
         (32, 32 * 144, 256, (33, 33, 33), (8, 4)),  # few sequences: narrow tiles, a lane each
         (128, 128 * 144, 256, (33, 33, 33), (8, 16)),
@@ -418,8 +419,8 @@ def test_is_never_the_default() -> None:
         assert dispatch.choose("lstm", device_type=device, **facts) != "cuda"
 
 
-@pytest.mark.parametrize(
-    ("facts", "reason"),
+@as_subtests(
+    "facts, reason",
     [
         ({"device_type": "cpu"}, "tensors are on cpu"),
         ({"dtype": torch.float32}, "dtype is torch.float32, not bfloat16"),

@@ -4,7 +4,8 @@ import lstm_cases as cases
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import codes, isas, pairwise
+from kernel_cases import has_code, isas, pairwise
+from subtested import as_subtests
 from torch import Tensor
 
 from penstock import _native
@@ -70,10 +71,12 @@ def test_same_as_apart(backend: str, autocast: bool, pooling: str | None, option
 
 @pairwise(
     {
-        "isa, dtype": codes("lstm"),
+        "isa": isas("lstm"),
+        "dtype": [torch.float32, torch.bfloat16],
         "hidden_size": [1, 7, 16, 70],
         "pool": ["", "max", "mean"],
-    }
+    },
+    has_code("lstm"),
 )
 def test_every_instruction_set(isa: str, dtype: torch.dtype, hidden_size: int, pool: str) -> None:
     lengths = [3, 0, 33, 1, 1, 17, 2]
@@ -222,7 +225,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("call", "error", "name"), ERRORS, ids=range(len(ERRORS)))
+@as_subtests("call, error, name", ERRORS)
 def test_errors_name_the_argument(call, error: type[Exception], name: str) -> None:
     with pytest.raises(error, match=name) as caught:
         call(*model())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from subtested import as_subtests
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
@@ -297,7 +298,7 @@ def ragged(bounds: list, max_seqlen: int = 4, dtype: torch.dtype = torch.int32, 
     return LSTM(4, 4)(Ragged(torch.randn(4, 4), torch.tensor(bounds, dtype=dtype), max_seqlen, ids))
 
 
-@pytest.mark.parametrize(("call", "error", "name"), ERRORS, ids=range(len(ERRORS)))
+@as_subtests("call, error, name", ERRORS)
 def test_errors_name_the_argument(call, error: type[Exception], name: str) -> None:
     with pytest.raises(error, match=name) as caught:
         call()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from subtested import as_subtests
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -68,7 +69,7 @@ def test_to_torch(options: dict) -> None:
     assert module.double().to_torch().weight_hh_l0.dtype == torch.float64
 
 
-@pytest.mark.parametrize(("options", "name"), BEYOND)
+@as_subtests("options, name", BEYOND)
 def test_to_torch_refuses_what_torch_has_not(options: dict, name: str) -> None:
     module, x = LSTM(5, 7, **options), torch.randn(4, 2, 5)
     for call in (module.to_torch, lambda: torch.jit.trace(module, (x,), check_trace=False)):

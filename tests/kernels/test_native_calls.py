@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import has_code, isas, pairwise
+from subtested import as_subtests
 from torch import Tensor
 
 from penstock import _native
@@ -98,7 +99,7 @@ def function_named(name: str) -> Any:
     return getattr(_native.lstm_cpu if name in ("forward", "backward") else _native, name)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@as_subtests("function", FUNCTIONS)
 def test_every_name_is_needed_and_no_other(function: str, calls: dict[str, dict[str, Any]]) -> None:
     arguments = calls[function]
     for name in arguments:
@@ -133,7 +134,7 @@ def wrong_types(value: Any) -> list[Any]:
     return ["x", 1.5, True]  # None
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@as_subtests("function", FUNCTIONS)
 def test_types_are_checked(function: str, calls: dict[str, dict[str, Any]]) -> None:
     arguments = calls[function]
     for name, value in arguments.items():

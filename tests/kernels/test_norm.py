@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
-from kernel_cases import BOUND, bounds, cpu_backends, implementations, on_threads, pairwise
+from kernel_cases import BOUND, bounds, cpu_backends, is_implemented, on_threads, pairwise
+from subtested import as_subtests
 from torch import Tensor
 
 from penstock.kernels import philox, residual_norm, use_backend
@@ -17,7 +18,7 @@ SEED = torch.tensor(-(2**61) + 99)
 IDS = torch.arange(len(LENGTHS)) * 7 + 2**40
 NAMES = ("x", "residual", "x_bias", "weight", "bias")
 BACKENDS = cpu_backends("rowwise")
-IMPLEMENTATIONS = implementations("residual_norm", BACKENDS, width=7)
+IS_IMPLEMENTED = is_implemented("residual_norm", BACKENDS, width=7)
 every_backend = pairwise({"backend": BACKENDS})
 
 
@@ -50,10 +51,12 @@ def dropout(p: float) -> dict:
 
 @pairwise(
     {
-        "backend, dtype": IMPLEMENTATIONS,
+        "backend": BACKENDS,
+        "dtype": list(BOUND),
         "width": [7, 64, 101],
         "p, without": [(0.0, ()), (0.1, ()), (0.1, ("x_bias", "bias")), (0.0, ("x_bias",))],
-    }
+    },
+    IS_IMPLEMENTED,
 )
 def test_values_and_gradients(backend, width, dtype, p, without):
     inputs, grad_out = tensors(width, dtype)
@@ -67,15 +70,15 @@ def test_values_and_gradients(backend, width, dtype, p, without):
 
 @pairwise(
     {
-        "backend, dtype, residual_dtype": [
-            (name, dtype, stream)
-            for name, dtype in IMPLEMENTATIONS
-            for stream in sorted({dtype, torch.float32}, key=str)
+        "backend": BACKENDS,
+        "dtype, residual_dtype": [
+            (dtype, stream) for dtype in BOUND for stream in sorted({dtype, torch.float32}, key=str)
         ],
         "width": [7, 101],
         "p, without": [(0.0, ()), (0.1, ()), (0.1, ("x_bias", "bias"))],
         "used": ["both", "out", "z"],
-    }
+    },
+    IS_IMPLEMENTED,
 )
 def test_prenorm_values_and_gradients(backend, width, dtype, residual_dtype, p, without, used, uninitialised_is_nan):
     (x, residual, *parameters), grad_out = tensors(width, dtype)
@@ -295,8 +298,8 @@ def test_compiles_whole_and_once_for_all_batches(prenorm):
     assert compilations.frame_count <= 2
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
+@as_subtests(
+    "change, error, message",
     [
         ({"x": torch.zeros(5)}, ValueError, "x must have shape"),
         ({"x": torch.zeros(5, 2, dtype=torch.int64)}, TypeError, "x must be"),

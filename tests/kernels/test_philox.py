@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from subtested import as_subtests
 
 from penstock import _native
 from penstock.kernels import philox
@@ -24,7 +25,7 @@ def words(text: str) -> tuple[torch.Tensor, ...]:
     return tuple(torch.tensor([int(word, 16)]) for word in text.split())
 
 
-@pytest.mark.parametrize(("rounds", "counter", "key", "expected"), KNOWN)
+@as_subtests("rounds, counter, key, expected", KNOWN)
 def test_known_answers(rounds: int, counter: str, key: str, expected: str) -> None:
     if len(words(counter)) == 4:
         assert philox.philox4x32(words(counter), words(key), rounds) == words(expected)
@@ -58,13 +59,13 @@ def test_attention_weights_follow_the_rule(seed: int, example: int, head: int, q
         assert row == _native.weight_bits(seed % 2**64, example, head, i, keys).tolist()
 
 
-@pytest.mark.parametrize(("p", "bound"), [(0.0, 0), (0.5, 32768), (1.0, 65536), (0.1, 6554)])
+@as_subtests("p, bound", [(0.0, 0), (0.5, 32768), (1.0, 65536), (0.1, 6554)])
 def test_threshold_and_scale(p: float, bound: int) -> None:
     assert philox.threshold(p) == bound
     assert philox.scale(p) == (65536 / (65536 - bound) if bound < 65536 else 0.0)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.1])
+@as_subtests("p", [-0.1, 1.1])
 def test_probability_outside_its_range(p: float) -> None:
     with pytest.raises(ValueError, match="p must lie"):
         philox.threshold(p)
@@ -78,7 +79,7 @@ def test_new_seed_follows_torchs_generator() -> None:
     assert first.dtype == torch.int64
 
 
-@pytest.mark.parametrize("apart", [(0, 1), (0, 8), (0, 16), (1, 0), (8, 0), (16, 0), (1, 1), (8, 8), (7, 9)])
+@as_subtests("apart", [(0, 1), (0, 8), (0, 16), (1, 0), (8, 0), (16, 0), (1, 1), (8, 8), (7, 9)])
 def test_neighbouring_attention_weights_are_independent(apart: tuple[int, int]) -> None:
     """A share of 0.3 dropped, and 0.3^2 of all pairs at a distance, each within five standard errors; whatever shares a
     call of Philox is among them."""
@@ -91,7 +92,7 @@ def test_neighbouring_attention_weights_are_independent(apart: tuple[int, int]) 
     assert abs(float(both.mean()) - 0.09) < 5 * (0.09 * 0.91 / both.numel() * 2) ** 0.5
 
 
-@pytest.mark.parametrize("other", ["seed", "example", "head"])
+@as_subtests("other", ["seed", "example", "head"])
 def test_attention_weights_of_other_names_are_independent(other: str) -> None:
     names = {"seed": torch.tensor(5), "example": torch.tensor([9]), "head": torch.tensor([2])}
     one, two = (

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from kernel_cases import bounds, pairwise
+from subtested import as_subtests
 
 from penstock.kernels import segment_pool, use_backend
 from penstock.kernels.pooling import MODES, Problem, plain
@@ -175,8 +176,8 @@ def test_compiles_whole_and_once_for_all_batches():
     assert compilations.frame_count <= 2
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
+@as_subtests(
+    "change, error, message",
     [
         ({"mode": "median"}, ValueError, "mode"),
         ({"values": torch.zeros(5)}, ValueError, "values"),

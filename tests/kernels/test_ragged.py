@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from subtested import as_subtests
 from torch.utils import _pytree as pytree
 
 from penstock.kernels import Ragged
@@ -20,8 +21,8 @@ def test_from_lengths() -> None:
     assert Ragged.from_lengths(torch.zeros(0, 2), []).max_seqlen == 0
 
 
-@pytest.mark.parametrize(
-    ("lengths", "ids", "message"),
+@as_subtests(
+    "lengths, ids, message",
     [([2, 2], None, "add up"), ([-1, 6], None, "negative"), ([[5]], None, "one-dim"), ([5], torch.zeros(2), "ids")],
 )
 def test_from_lengths_checks(lengths: list, ids: torch.Tensor | None, message: str) -> None:
@@ -41,8 +42,8 @@ def test_is_a_pytree_and_moves() -> None:
     assert torch.equal(copy.deepcopy(batch).values, batch.values)
 
 
-@pytest.mark.parametrize(
-    ("bounds", "message"),
+@as_subtests(
+    "bounds, message",
     [([0, 3, 2, 5], "decrease"), ([0, 4], "number of tokens"), ([1, 5], "from 0"), ([0, 1, 5], "max_seqlen is 3")],
 )
 def test_check_cu_seqlens(bounds: list[int], message: str) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from kernel_cases import cpu_backends, has_code, implementations, isas, on_threads, pairwise
+from subtested import as_subtests
 
 from penstock import _native
 from penstock.kernels import rotary, use_backend
@@ -180,8 +181,8 @@ def test_compiles_to_one_graph_for_every_number_of_tokens():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
+@as_subtests(
+    "change, error, message",
     [
         ({"q": torch.zeros(5, 2, 4, dtype=torch.int64)}, TypeError, "q must be float16"),
         ({"q": torch.zeros(5, 8)}, ValueError, r"q must have shape \(tokens, heads, head_dim\), got \(5, 8\)"),

@@ -3,11 +3,13 @@
 `CASES` names every public function, `RAW` every registered operation: a new one fails here until it has an entry.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from subtested import as_subtests
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -175,8 +177,10 @@ def test_tangents(name: str) -> None:
                     close(torch.zeros_like(true) if tangent is None else tangent.detach(), true)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", [name for name in CASES if name != "LSTM"])  # which has float64 weights
+OF_ANY_DTYPE = [name for name in CASES if name != "LSTM"]  # which has float64 weights
+
+
+@as_subtests("name, dtype", itertools.product(OF_ANY_DTYPE, [torch.float32, torch.bfloat16]))
 def test_tangents_in_the_dtypes_of_the_fast_kernels(name: str, dtype: torch.dtype) -> None:
     function = CASES[name].function
     inputs, directions = ([x.to(dtype) for x in drawn(name, salt)] for salt in (0, 1))

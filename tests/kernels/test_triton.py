@@ -11,12 +11,13 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def test_in_the_interpreter() -> None:
+@pytest.mark.parametrize("cases", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_in_the_interpreter(cases: str) -> None:
     pytest.importorskip("triton")
     files = sorted(map(str, HERE.glob("interpreted_*.py")))
     assert len(files) == 3
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", cases, *files],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

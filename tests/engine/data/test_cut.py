@@ -1,9 +1,11 @@
 """A store of whole texts, cut by the loader, gives token for token what `prepare` stores with that limit."""
 
+import itertools
 import pickle
 
 import numpy as np
 import pytest
+from subtested import as_subtests
 from tokenizers import processors
 
 from penstock._native import Shards
@@ -67,8 +69,7 @@ WHOLE = 100  # more than any text has
 LENGTHS = [1, 2, 5, 23, 24, 59, 60]  # tokens of the text alone: the shortest, near many texts', near the longest's
 
 
-@pytest.mark.parametrize("truncation", TRUNCATIONS)
-@pytest.mark.parametrize("specials", SPECIALS)
+@as_subtests("truncation, specials", itertools.product(TRUNCATIONS, SPECIALS))
 def test_a_cut_is_what_prepare_stores(made, specials, truncation):
     for length in LENGTHS:
         limit = length + sum(SPECIALS[specials])

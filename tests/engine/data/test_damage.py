@@ -1,6 +1,7 @@
 """Every file of a store x what can have happened to it x what is done with the store: the damage is named, in one line,
 or it changes nothing."""
 
+import itertools
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from subtested import as_subtests
 from transformers import AutoTokenizer
 
 from penstock.engine.data.loader import Loader
@@ -354,8 +356,7 @@ def test_a_tokenizer_brings_no_other_files(copy, name):
             Store.open(path).tokenizer()
 
 
-@pytest.mark.parametrize("kind", ["model", "added"])
-@pytest.mark.parametrize("greatest", [1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1])
+@as_subtests("kind, greatest", itertools.product(["model", "added"], [1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]))
 def test_ids_beyond_any_vocabulary(tmp_path, kind, greatest):
     """The library would go through all the numbers up to there."""
     from penstock.engine.data.tokenizers import load_tokenizer

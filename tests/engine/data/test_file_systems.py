@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.data import store as store_module
 from penstock.engine.data.file_systems import file_system_of, is_remote
@@ -12,12 +13,12 @@ LOCAL = ("ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "apfs", "f2fs", "fus
 REMOTE = ("nfs", "nfs4", "cifs", "smb3", "9p", "lustre", "ceph", "glusterfs", "gpfs", "beegfs", "virtiofs", "fuse")
 
 
-@pytest.mark.parametrize("kind", LOCAL)
+@as_subtests("kind", LOCAL)
 def test_local(kind):
     assert not is_remote(kind)
 
 
-@pytest.mark.parametrize("kind", [*REMOTE, "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.juicefs"])
+@as_subtests("kind", [*REMOTE, "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.juicefs"])
 def test_remote(kind):
     assert is_remote(kind)
 
@@ -30,8 +31,8 @@ def mounts(*points: tuple[str, str]) -> str:
     return "\n".join([*lines, "a line of a kind that nobody knows", ""])
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"),
+@as_subtests(
+    "path, kind",
     [
         ("/nowhere", "ext4"),
         ("/nowhere/net", "nfs4"),
@@ -76,8 +77,8 @@ def store(tmp_path) -> Store:
     return prepare(rows, tmp_path / "store", tokenizer="train:bpe:300", progress=False)
 
 
-@pytest.mark.parametrize(
-    ("asked", "kind", "reader"),
+@as_subtests(
+    "asked, kind, reader",
     [
         ("auto", "ext4", "mmap"),
         ("auto", "", "mmap"),

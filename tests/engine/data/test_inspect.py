@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine import cli
@@ -51,7 +52,7 @@ def grouped(rows: list, key) -> dict:
     return found
 
 
-@pytest.mark.parametrize(("seed", "rows"), [(0, 0), (1, 1), (2, 2), (3, 12), (4, 60), (5, 300)])
+@as_subtests("seed, rows", [(0, 0), (1, 1), (2, 2), (3, 12), (4, 60), (5, 300)])
 def test_duplicates_are_those_that_dictionaries_find(tmp_path: Path, seed: int, rows: int):
     data = drawn(seed, rows)
     found = duplicates(looked(write_csv(tmp_path / "a.csv", data)))
@@ -76,7 +77,7 @@ def test_duplicates_are_those_that_dictionaries_find(tmp_path: Path, seed: int, 
         assert all((np.diff(group) > 0).all() for group in groups)
 
 
-@pytest.mark.parametrize(("seed", "rows"), [(10, 0), (11, 1), (12, 20), (13, 200)])
+@as_subtests("seed, rows", [(10, 0), (11, 1), (12, 20), (13, 200)])
 def test_the_overlap_is_what_dictionaries_find(tmp_path: Path, seed: int, rows: int):
     train, test = drawn(seed, 40, 20), drawn(seed + 100, rows, 40)
     found = shared_texts(
@@ -100,8 +101,8 @@ def test_the_overlap_is_what_dictionaries_find(tmp_path: Path, seed: int, rows: 
         assert normal_form(train[twin][0]) == normal_form(test[row][0])
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
+@as_subtests(
+    "one, other",
     [
         ("Straße", "STRASSE"),
         ("ﬁne  day", "fine day"),
@@ -241,7 +242,7 @@ SPELLINGS = [
 ]
 
 
-@pytest.mark.parametrize(("train", "test", "classes", "test_classes"), SPELLINGS, ids=str)
+@as_subtests("train, test, classes, test_classes", SPELLINGS)
 def test_classes_are_those_of_a_preparation(tmp_path: Path, train, test, classes, test_classes):
     for order in (1, -1):
         ours = looked(write_csv(tmp_path / "a.csv", [(f"text {i}", label) for i, label in enumerate(train)][::order]))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
@@ -70,8 +71,8 @@ def lists(store):
     return [store.label_ids[a:b].tolist() for a, b in zip(store.label_offsets, store.label_offsets[1:], strict=False)]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
+@as_subtests(
+    "name, options",
     [
         ("a.jsonl", {}),
         ("list-a.parquet", {}),
@@ -117,8 +118,8 @@ def test_lists_of_one_size_and_narrow_numbers(tmp_path):
     assert (store.label_names, lists(store)) == (["0.1", "2"], [[0, 1], [0]])
 
 
-@pytest.mark.parametrize(
-    ("values", "names", "wanted"),
+@as_subtests(
+    "values, names, wanted",
     [
         ([[1, 2], [1.0], [], [2.5]], ["1", "2", "2.5"], [[0, 1], [0], [], [2]]),
         ([["1", "1.0"], [" 2"], ["1"]], ["1", "2"], [[0], [1], [0]]),
@@ -134,8 +135,8 @@ def test_spellings_are_settled_by_the_whole_column(tmp_path, values, names, want
     assert store.manifest.label_counts == [sum(n in row for row in wanted) for n in range(len(names))]
 
 
-@pytest.mark.parametrize(
-    ("labels", "reason"),
+@as_subtests(
+    "labels, reason",
     [
         ([["a", "b"], "a"], "'label' is a string where other rows have lists of labels"),
         ([["a", "b"], 3], "'label' is a number where other rows have lists of labels"),
@@ -228,7 +229,7 @@ def test_shares_and_interruptions_make_the_same_bytes(tmp_path):
     assert lists(whole) == [[n for n, name in enumerate(NAMES) if name in labels] for _, labels in rows]
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "flipped", "other lists"])
+@as_subtests("fault", ["missing", "cut", "flipped", "other lists"])
 def test_damage_is_named(tmp_path, fault):
     store = prepared(write(tmp_path, "a.jsonl"), tmp_path / "store")
     file = store.path / "labels.arrow"

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.sources import MemorySource, open_source
@@ -29,8 +30,8 @@ def write_forms(folder: Path, labels: list) -> list[str]:
     return [write_csv(folder / "a.csv", list(map(str, labels))), str(folder / "a.jsonl"), str(folder / "a.parquet")]
 
 
-@pytest.mark.parametrize(
-    ("spellings", "classes"),
+@as_subtests(
+    "spellings, classes",
     [
         (["1", "1.0", "1.00", "2"], ["1", "2"]),
         (["1", "1.0", "1.00", "2.10", "2.1", "beta"], ["1", "1.0", "1.00", "2.1", "2.10", "beta"]),
@@ -82,8 +83,8 @@ def test_forms_agree(tmp_path, tokenizer_path, labels, classes):
     assert like.labels.tolist() == stores[0].labels.tolist()
 
 
-@pytest.mark.parametrize(
-    ("kind", "values", "names"),
+@as_subtests(
+    "kind, values, names",
     [
         (pa.float32(), [0.1, 0.25, 3.0], ["0.1", "0.25", "3"]),
         (pa.float16(), [0.5, 2.0, 1.0], ["0.5", "1", "2"]),
@@ -108,14 +109,14 @@ def test_typed_columns(tokenizer_path, tmp_path, kind, values, names):
     assert store.label_names == names
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "NULL", "None", "N/A", "null", "NA", "#N/A", "-", "inf"])
+@as_subtests("word", ["nan", "NaN", "NULL", "None", "N/A", "null", "NA", "#N/A", "-", "inf"])
 def test_words_for_nothing_are_named(tmp_path, tokenizer_path, capsys, word):
     prepare(write_csv(tmp_path / "a.csv", ["1", word, "2"]), tmp_path / "s", tokenizer=tokenizer_path, progress=False)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{word!r} (1 rows)" in line
 
 
-@pytest.mark.parametrize("pair", [("Pos", "pos"), ("a b", "a\u00a0b"), ("caf\u00e9", "cafe\u0301"), ("a", "\u200ba")])
+@as_subtests("pair", [("Pos", "pos"), ("a b", "a\u00a0b"), ("caf\u00e9", "cafe\u0301"), ("a", "\u200ba")])
 def test_lookalikes_are_named(tmp_path, tokenizer_path, capsys, pair):
     store = prepare(write_csv(tmp_path / "a.csv", list(pair)), tmp_path / "s", tokenizer=tokenizer_path, progress=False)
     assert len(store.label_names) == 2
@@ -138,8 +139,8 @@ def test_label_columns_of_different_names(tmp_path):
         prepare([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")], tmp_path / "s", tokenizer="train:bpe:300")
 
 
-@pytest.mark.parametrize(
-    ("known", "spelled", "name"),
+@as_subtests(
+    "known, spelled, name",
     [
         (["1", "2"], "1.0", "1"),
         (["false", "true"], "TRUE", "true"),

@@ -1,12 +1,14 @@
 """The loader's batches against a plain loop; going on anywhere; independence of ranks; buffers never reused."""
 
 import gc
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from subtested import as_subtests
 
 from penstock._native import Prefetcher, Shards
 from penstock.benchmarks.random_store import write_store
@@ -42,7 +44,7 @@ LOOPS = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "reader", "threads", "shuffle"), LOOPS)
+@as_subtests("mode, reader, threads, shuffle", LOOPS)
 def test_equals_a_plain_loop(store, reader, threads, mode, shuffle):
     parameters = PlanParameters(100, 4, mode, 2)
     opened = Store.open(store.path, reader=reader)
@@ -186,7 +188,7 @@ def test_set_epoch_keeps_a_resumed_position(store):
     assert next(iter(loader)).index == 0
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "options",
     [
         {"seed": 4},
@@ -207,8 +209,8 @@ def test_state_of_another_version(store):
         make(store, start_state={"version": 7})
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
+@as_subtests(
+    "options, message",
     [
         ({"world_size": 3}, "3 ranks cannot share steps of 4 batches"),
         ({"world_size": 0}, "0 ranks"),
@@ -274,7 +276,7 @@ def test_pinned_batches_survive_their_copies(store):
     assert [as_lists(batch) for batch in on_device] == expected
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "lengths",
     [
         [0],
@@ -284,7 +286,6 @@ def test_pinned_batches_survive_their_copies(store):
         [65_536] * 3,
         *([3] * (2**k + d) for k in (6, 9) for d in (-1, 0, 1)),
     ],
-    ids=lambda lengths: f"{len(lengths)} of {lengths[0]}",
 )
 def test_every_example_once_whatever_the_sizes(tmp_path, lengths):
     """Through a store on the disk, with the greatest ids that two bytes hold."""
@@ -356,16 +357,17 @@ def test_native_arguments_are_checked():
         Prefetcher(shards, 1).pop()
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
-    ],
-    ids=["cuda", "cpu", "python"],
+@as_subtests(
+    "error, at",
+    itertools.product(
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+            MemoryError(),
+        ],
+        [0, 4, 9],
+    ),
 )
-@pytest.mark.parametrize("at", [0, 4, 9], ids=["first batch", "later", "batches under way"])
 def test_memory_that_runs_out_is_no_damage_of_the_store(store, monkeypatch, error, at):
     make_tensor, calls = torch.empty, 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from subtested import as_subtests
 from transformers import AutoTokenizer
 
 from penstock.engine.data.loader import Loader
@@ -45,7 +46,7 @@ COLUMNS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "present", "expected"), COLUMNS, ids=str)
+@as_subtests("given, present, expected", COLUMNS)
 def test_what_columns_are_meant(given, present, expected):
     if expected is None:
         with pytest.raises(NoSuchColumn):
@@ -91,8 +92,7 @@ def write(path: Path, rows, labels) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "memory"])
-@pytest.mark.parametrize("carries", [False, True])
+@as_subtests("form, carries", itertools.product(["csv", "jsonl", "parquet", "memory"], [False, True]))
 def test_pairs_of_every_form(tmp_path, form, carries):
     labels = [i % 2 for i in range(len(ROWS))]
     if form == "memory":
@@ -206,7 +206,7 @@ CASES = [(name, *case) for name in ("bert", "trained-bpe") for case in SETTINGS]
 CASES += [(name, *case) for name in set(TOKENIZERS) - {"bert", "trained-bpe"} for case in (SETTINGS[0], SETTINGS[3])]
 
 
-@pytest.mark.parametrize(("name", "truncation", "settings"), sorted(CASES, key=str), ids=str)
+@as_subtests("name, truncation, settings", sorted(CASES, key=str))
 def test_tokens_and_types_are_the_saved_tokenizers(tmp_path, base_tokenizers, name, truncation, settings):
     folder = save_with(settings, name, base_tokenizers, tmp_path / "tokenizer")
     rows = [(pair, i % 2) for i, pair in enumerate(PAIRS)]

@@ -1,11 +1,13 @@
 """The batches of an epoch: complete, within the budget, the same everywhere, and unbiased."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subtested import as_subtests
 
 from penstock.engine.data.plan import PLAN_VERSION, PlanParameters, plan_epoch, plan_fingerprint
 from penstock.engine.errors import ConfigError
@@ -175,8 +177,9 @@ def test_properties(lengths, seed, epoch, budget, width, mode, shuffle, data):
     assert again.bounds.tolist() == plan.bounds.tolist()
 
 
-@pytest.mark.parametrize("mode", ["pack", "bucket"])
-@pytest.mark.parametrize("count", [2**k + d for k in (1, 4, 8, 16) for d in (-1, 0, 1)])
+@as_subtests(
+    "mode, count", itertools.product(["pack", "bucket"], [2**k + d for k in (1, 4, 8, 16) for d in (-1, 0, 1)])
+)
 def test_powers_of_two(count, mode):
     plan = plan_epoch(np.full(count, 3, np.int32), "store", 1, 0, PlanParameters(64, 1, mode))
     assert (np.bincount(plan.order, minlength=count) == 1).all()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine.data import parts
@@ -192,8 +193,8 @@ def test_million_characters(tmp_path, tokenizer_path):
     assert made.manifest.truncated_texts == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
+@as_subtests(
+    "options, error, message",
     [
         ({}, ConfigError, "say which tokenizer"),
         ({"tokenizer": "no-such/tokenizer"}, TokenizerError, "no-such/tokenizer"),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from subtested import as_subtests
 
 from penstock.engine.data.sources import Rows, open_source
 from penstock.engine.data.sources.labels import merged_spellings, sort_labels, spelling
@@ -75,7 +76,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@as_subtests("form", FORMS)
 def test_forms(tmp_path, form):
     path = tmp_path / f"reviews.{form}"
     write(path)
@@ -187,8 +188,8 @@ def test_dictionary_and_large_types(tmp_path):
     assert (rows.texts, rows.labels) == (["a", "b", "a"], ["x", "y", "x"])
 
 
-@pytest.mark.parametrize(
-    ("label", "name"),
+@as_subtests(
+    "label, name",
     [(5, "5"), (5.0, "5"), ("5", "5"), ("5.0", "5"), (" 5. ", "5"), ("-0.0", "0"), (4.5, "4.5"), ("007", "007"),
      ("pos ", "pos"), (True, "true"), (-1, "-1")],
 )  # fmt: skip
@@ -196,7 +197,7 @@ def test_label_names(label, name):
     assert list(merged_spellings({spelling(label, "label"): 1})) == [name]
 
 
-@pytest.mark.parametrize("label", [None, float("nan"), float("inf"), "", "  ", [1], {"a": 1}])
+@as_subtests("label", [None, float("nan"), float("inf"), "", "  ", [1], {"a": 1}])
 def test_no_label(label):
     with pytest.raises(ValueError, match="'stars'"):
         spelling(label, "stars")
@@ -282,8 +283,8 @@ def test_bad_parquet_rows(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
+@as_subtests(
+    "name, content, message",
     [
         ("a.csv", b"", "empty"),
         ("a.jsonl", b"", "empty"),
@@ -321,7 +322,7 @@ def test_text_column_of_numbers(tmp_path):
         open_source(str(tmp_path / "a.parquet"))
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "name",
     [
         "nowhere.csv",
@@ -344,8 +345,8 @@ def test_unlabelled(tmp_path):
     assert (rows.texts, rows.labels) == (["x"], [""])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
+@as_subtests(
+    "text, message",
     [
         ("label", "'label' is the label too"),
         ("text,text", "'text' is there twice"),

@@ -1,9 +1,11 @@
 """Separators, encodings, folders and records of different columns: found, or said in one line."""
 
 import codecs
+import itertools
 import json
 
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.sources import Reading, open_source, open_sources
@@ -24,9 +26,10 @@ def texts_of(source) -> list[str]:
     return [text for rows in source.rows() for text in rows.texts]
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv"])
-@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@as_subtests(
+    "ending, separator, encoding",
+    itertools.product(["csv", "tsv"], [",", ";", "\t", "|"], ["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+)
 def test_separator_and_mark_are_found(tmp_path, ending, separator, encoding):
     path = tmp_path / f"a.{ending}"
     path.write_bytes(csv_bytes(separator, encoding))
@@ -34,7 +37,7 @@ def test_separator_and_mark_are_found(tmp_path, ending, separator, encoding):
     assert texts_of(open_source(str(path), text="text", label="id")) == TEXTS
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-be", "utf-16-le", "cp437"])
+@as_subtests("encoding", ["cp1252", "utf-16-be", "utf-16-le", "cp437"])
 def test_encoding_can_be_given(tmp_path, encoding):
     (tmp_path / "a.csv").write_bytes(csv_bytes("^", encoding))
     lines = "".join(json.dumps({"text": text, "label": 1}, ensure_ascii=False) + "\n" for text in TEXTS)
@@ -66,20 +69,17 @@ def test_other_encoding_is_not_set_aside(tmp_path, tokenizer_path, bad_rows, for
     assert "quarantine" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "reading", [{"separator": "ab"}, {"separator": '"'}, {"encoding": "klingon"}, {"encoding": "hex"}]
-)
+@as_subtests("reading", [{"separator": "ab"}, {"separator": '"'}, {"encoding": "klingon"}, {"encoding": "hex"}])
 def test_wrong_reading(reading):
     with pytest.raises(ConfigError, match="--"):
         Reading(**reading)
 
 
-@pytest.mark.parametrize(
-    "first",
-    ['{"text": "a"}', "{}", '{"label": 1}', "null", "[1, 2]", "5", '{"id": 3}', '{"text": null, "label": null}',
-              '{"text": "a", "text": "b", "label": 1}']
-)  # fmt: skip
-@pytest.mark.parametrize("count", [1, 1200])
+FIRST = ['{"text": "a"}', "{}", '{"label": 1}', "null", "[1, 2]", "5", '{"id": 3}', '{"text": null, "label": null}']
+FIRST += ['{"text": "a", "text": "b", "label": 1}']
+
+
+@as_subtests("first, count", itertools.product(FIRST, [1, 1200]))
 def test_first_records_without_the_columns(tmp_path, first, count):
     path = tmp_path / "a.jsonl"
     path.write_text(f"{first}\n" * count + '{"label": 1, "text": "b"}\n')
@@ -121,10 +121,12 @@ def test_out_is_the_current_folder(tmp_path, tokenizer_path, monkeypatch):
     assert (tmp_path / "out.bad-rows.jsonl").is_file()
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t", "|", "^"])
-@pytest.mark.parametrize("first", ["sep={}", '"sep={}"', "SEP={}"])
-@pytest.mark.parametrize(("encoding", "end"), [("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\r\n")])
-def test_a_first_line_names_the_separator(tmp_path, separator, first, encoding, end):
+@as_subtests(
+    "separator, first, encoding",
+    itertools.product([",", ";", "\t", "|", "^"], ["sep={}", '"sep={}"', "SEP={}"], ["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_a_first_line_names_the_separator(tmp_path, separator, first, encoding):
+    end = "\n" if encoding == "utf-8" else "\r\n"
     body = csv_bytes(separator).decode()
     (tmp_path / "a.csv").write_bytes((first.format(separator) + end + body).encode(encoding))
     source = open_source(str(tmp_path / "a.csv"))

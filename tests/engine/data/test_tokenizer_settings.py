@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from subtested import as_subtests
 from transformers import AutoTokenizer
 
 from penstock.engine.data.prepare import prepare
@@ -56,7 +57,7 @@ def learned_tokenizers(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize(("learned", "truncation", "settings"), CASES, ids=str)
+@as_subtests("learned, truncation, settings", CASES)
 def test_ids_are_the_saved_tokenizers(tmp_path: Path, learned_tokenizers, settings, learned, truncation):
     tokenizer = AutoTokenizer.from_pretrained(learned_tokenizers[learned], **settings)
     tokenizer.save_pretrained(tmp_path / "set")

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tokenizers
+from subtested import as_subtests
 from tokenizers import models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +23,7 @@ def split(encoded) -> list[list[int]]:
     return [encoded.values[end - length : end].tolist() for end, length in zip(ends, encoded.lengths, strict=True)]
 
 
-@pytest.mark.parametrize("max_length", [3, 8, 9, 4096])
+@as_subtests("max_length", [3, 8, 9, 4096])
 def test_head_equals_the_library(minilm, max_length):
     tokenizer = load_tokenizer(minilm)
     ours = TextTokenizer(tokenizer, max_length).encode(TEXTS)
@@ -56,8 +57,8 @@ def make(single: str | None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
-@pytest.mark.parametrize(
-    ("single", "ids"),
+@as_subtests(
+    "single, ids",
     [(None, [0, 1]), ("[X] $A", [2, 0, 1]), ("$A [Y]", [0, 1, 3]), ("[X] [Y] $A [Y]", [2, 3, 0, 1, 3])],
 )
 def test_own_templates_are_kept(single, ids):
@@ -128,8 +129,8 @@ def test_probes_differ_between_tokenizers(minilm):
     assert TextTokenizer(load_tokenizer(minilm), 16).probes() != TextTokenizer(make("[X] $A"), 16).probes()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
+@as_subtests(
+    "name, message",
     [
         ("train:bpe", "expected train:bpe:N"),
         ("train:unigram:100", "expected train:bpe:N"),

@@ -134,6 +134,7 @@ def test_saved_models_are_served_by_transformers(saved: dict, tmp_path: Path) ->
         check_served(answer, expected)
 
 
+@pytest.mark.slow
 def test_penstock_may_be_imported_before_transformers(saved: dict, tmp_path: Path) -> None:
     folder, expected = saved["lstm"]
     served, stderr = run(

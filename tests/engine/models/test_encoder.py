@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch._dynamo.utils
 import transformers
+from subtested import as_subtests
 from tiny_encoders import CONFIGS, LABELS, POSITIONS, VOCAB, stock_model
 from torch import Tensor
 
@@ -109,7 +110,7 @@ def test_padded_input_equals_ragged_input(stock: transformers.PreTrainedModel) -
         assert torch.equal(model(left_padded, mask.flip(1)).logits, expected)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@as_subtests("training", [False, True])
 def test_one_sequence_never_sees_another(stock: transformers.PreTrainedModel, training: bool) -> None:
     ragged, _, _ = batch_of(LENGTHS)
     model = ragged_form(stock).train(training)
@@ -307,7 +308,7 @@ def test_attention_without_bounds_is_refused() -> None:
                 model(input_ids=padded[:1], attention_mask=given)
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "config",
     [
         transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2),
@@ -315,7 +316,6 @@ def test_attention_without_bounds_is_refused() -> None:
         transformers.DebertaV2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2),
         transformers.AlbertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2),
     ],
-    ids=["gpt2", "t5", "deberta", "albert"],
 )
 def test_other_architectures_are_refused(config: transformers.PreTrainedConfig) -> None:
     with torch.device("meta"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from subtested import as_subtests
 from tiny_encoders import LABELS, VOCAB, stock_model
 
 from penstock.engine.errors import ConfigError, ModelError
@@ -142,8 +143,8 @@ def test_a_layer_learns_by_its_share_of_the_rate_above_it(encoder: str) -> None:
     assert len(shares) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
+@as_subtests(
+    "overrides, message",
     [
         (["freeze_layers=1"], r"model.freeze_layers=1 has no effect: this model is an lstm"),
         (["lora_rank=8"], r"model.lora_rank=8 has no effect: .*model.kind=encoder"),

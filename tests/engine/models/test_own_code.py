@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import penstock
 from earlier_runs import as_before_checksums
+from subtested import as_subtests
 from tiny_encoders import stock_model
 
 from penstock.engine.data.tokenizers import load_tokenizer
@@ -76,7 +77,7 @@ def test_every_loader_refuses_it() -> None:
         assert given.get("trust_remote_code") == "False", place
 
 
-@pytest.mark.parametrize("kind", MAPS)
+@as_subtests("kind", MAPS)
 def test_a_model_with_code_of_its_own_is_refused(folder: Path, kind: str) -> None:
     edit(folder / "config.json", **MAPS[kind])
     encoder = str(folder)

@@ -1,4 +1,5 @@
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.errors import ConfigError
 from penstock.engine.models import ModelSettings
@@ -19,8 +20,8 @@ def test_an_encoder_means_the_encoder_unless_the_model_says_otherwise() -> None:
     assert ModelSettings(encoder="a/b", kind="lstm").kind == "lstm"
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
+@as_subtests(
+    "values, message",
     [
         ({"kind": "gru"}, r"model.kind must be lstm \| encoder \| bag or null, got 'gru'"),
         ({"preset": "lstm-3-256"}, r"model.preset must be lstm-1-256 \| lstm-4-256 \| lstm-4-512 or null, got"),

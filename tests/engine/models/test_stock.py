@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from spawned import serve
+from subtested import as_subtests
 from tiny_encoders import CONFIGS, VOCAB, stock_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -213,10 +214,16 @@ def changed(architecture: str, name: str, change: Change) -> EncoderClassifier:
     return model
 
 
+# each change on one architecture in turn; on the others it is slow
 CHANGES = [
-    pytest.param(architecture, change, id=f"{architecture}-{change.__name__}")
-    for architecture in ("bert", "distilbert", "modernbert")
-    for change in (*ON_ANY, *ON_LINEAR)
+    pytest.param(
+        architecture,
+        change,
+        id=f"{architecture}-{change.__name__}",
+        marks=() if (number + turn) % 3 == 0 else pytest.mark.slow,
+    )
+    for turn, architecture in enumerate(("bert", "distilbert", "modernbert"))
+    for number, change in enumerate((*ON_ANY, *ON_LINEAR))
     if (architecture, change) != ("modernbert", no_bias)  # it has no biases to begin with
 ]
 
@@ -347,8 +354,7 @@ def lstm_classifier(pooling: str = "max") -> LSTMClassifier:
 ON_EMBEDDINGS = [hook, backward_pre_hook, own_forward, subclass, wrapped, parametrized]
 
 
-@pytest.mark.parametrize("pooling", ["max", "mean", "last", "attention"])
-@pytest.mark.parametrize("change", ON_EMBEDDINGS, ids=lambda change: change.__name__)
+@as_subtests("pooling, change", itertools.product(["max", "mean", "last", "attention"], ON_EMBEDDINGS))
 def test_what_stands_on_an_lstms_embeddings_takes_effect(pooling: str, change: Change) -> None:
     model, plain = lstm_classifier(pooling), lstm_classifier(pooling)
     if change is backward_pre_hook:
@@ -368,9 +374,7 @@ def test_what_stands_on_an_lstms_embeddings_takes_effect(pooling: str, change: C
     torch.testing.assert_close(model(BATCH).logits, plain(BATCH).logits)
 
 
-@pytest.mark.parametrize(
-    "setting", [{"padding_idx": 5}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}, {"sparse": True}]
-)
+@as_subtests("setting", [{"padding_idx": 5}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}, {"sparse": True}])
 def test_an_lstms_embeddings_keep_their_settings(setting: dict) -> None:
     model = lstm_classifier()
     table = nn.Embedding(VOCAB, 11, _weight=model.embeddings.weight.detach().clone() * 3, **setting)
@@ -446,6 +450,7 @@ def test_a_classifier_is_saved_and_copied_whole(kind: str, copied: Callable) -> 
     assert not torch.allclose(again(BATCH).logits, model(BATCH).logits)
 
 
+@pytest.mark.slow
 def test_classifiers_are_passed_to_a_spawned_process() -> None:
     models = [made(kind).eval() for kind in ("lstm", "bert", "modernbert-mean")]
     context = torch.multiprocessing.get_context("spawn")

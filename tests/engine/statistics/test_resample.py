@@ -1,6 +1,9 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
+from subtested import as_subtests
 
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar, resolvable, rows_needed
@@ -56,8 +59,7 @@ def test_series_of_one_draw_are_paired():
     assert (other["a"].draws == drawn["a"].draws).all()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.98, 1.0])
-@pytest.mark.parametrize("seeds", [1, 2, 5])
+@as_subtests("share, seeds", itertools.product([0.0, 0.001, 0.02, 0.98, 1.0], [1, 2, 5]))
 def test_no_draw_leaves_the_range(share, seeds):
     scores = right(share, seeds, 300)
     scores[0] = scores[0] * 0.5 if seeds == 1 else 1 - scores[0]  # seeds that differ as much as can be
@@ -158,8 +160,8 @@ def test_rows_that_settle_one_point(discordant, rows):
     assert resolvable(discordant, rows) == pytest.approx(0.01, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("centre", "spread", "kind"),
+@as_subtests(
+    "centre, spread, kind",
     [(0.03, 0.01, "better"), (-0.03, 0.01, "worse"), (0.0, 0.003, "no worse"), (0.0, 0.02, "cannot tell"),
      (-0.008, 0.01, "cannot tell")],
 )  # fmt: skip

@@ -1,10 +1,12 @@
 """The sentences that a report begins with, for every way that a study can come out."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 from fabricated_study import result
+from subtested import as_subtests
 
 from penstock.engine.statistics.mcnemar import Discordant, rows_needed
 from penstock.engine.statistics.verdict import kind_of
@@ -39,8 +41,8 @@ def case(mean: float, low: float | None, high: float | None, seeds: int = 3, **c
     return replace(BASE, accuracies=(own, 0.55), gap=gap(mean, low, high, seeds), **changed)
 
 
-@pytest.mark.parametrize(
-    ("contest", "kind", "sentences"),
+@as_subtests(
+    "contest, kind, sentences",
     [
         pytest.param(
             BASE,
@@ -141,8 +143,10 @@ def test_what_the_answer_says(contest, kind, sentences):
     assert not {"nan", "inf"} & set(text.split())
 
 
-@pytest.mark.parametrize("mean", [-0.03, -0.01, -0.002, 0.0, 0.004, 0.0099, 0.012, 0.05])
-@pytest.mark.parametrize("half", [0.001, 0.004, 0.012, 0.08])
+@as_subtests(
+    "mean, half",
+    itertools.product([-0.03, -0.01, -0.002, 0.0, 0.004, 0.0099, 0.012, 0.05], [0.001, 0.004, 0.012, 0.08]),
+)
 def test_the_kind_follows_from_the_interval_alone(mean, half):
     kind = case(mean, mean - half, mean + half).kind
     excludes_none, below_a_point = mean - half > 0, mean + half < 0.01
@@ -155,7 +159,7 @@ def test_the_kind_follows_from_the_interval_alone(mean, half):
     assert (kind == "cannot tell") == (kind_of(-mean - half, -mean + half) == "cannot tell")
 
 
-@pytest.mark.parametrize("gap", [-0.02, 0.0, 0.002, 0.006, 0.01, 0.03])
+@as_subtests("gap", [-0.02, 0.0, 0.002, 0.006, 0.01, 0.03])
 def test_rows_that_would_settle_it(gap):
     """Either that the gap is above nothing or that it is below the threshold: the easier of the two."""
     pairs = Discordant(1500, 1500, 12000, 1.0)
@@ -194,8 +198,8 @@ def test_the_rival_is_the_best_at_the_largest_common_size():
     )
 
 
-@pytest.mark.parametrize(
-    ("families", "kind", "said"),
+@as_subtests(
+    "families, kind, said",
     [
         ({"lstm": (500, 2000)}, "no encoder", "With 2,000 labels a BiLSTM from scratch reaches"),
         ({"lstm": (500,), "lstm-embeddings": (2000,)}, "no encoder", "With 2,000 labels a BiLSTM on pretrained"),

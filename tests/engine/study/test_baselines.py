@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from fabricated_study import result, with_predictions
 from sklearn.feature_extraction.text import TfidfTransformer
+from subtested import as_subtests
 
-from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.baselines import baseline, frozen, linear, majority
@@ -30,15 +30,9 @@ from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_size
 from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import TrialResult, read_results
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUICK = ("majority", "linear", "bag")
-
-
-@pytest.fixture(scope="module")
-def stores(minilm: str, tmp_path_factory) -> dict[str, tuple[str]]:
-    folder = tmp_path_factory.mktemp("stores")
-    train = prepare("synthetic:reviews?n=300&seed=0", folder / "train", tokenizer=minilm, progress=False)
-    test = prepare("synthetic:reviews?n=100&seed=1", folder / "test", like=train.path, progress=False)
-    return {"train": (str(train.path),), "test": (str(test.path),)}
 
 
 @pytest.fixture
@@ -88,11 +82,16 @@ def test_each_family_from_the_command_line_to_the_report(study, tmp_path):
     assert all(FAMILIES[family].title in page for family in QUICK)
 
 
-def test_again_and_in_other_processes_it_is_the_same(study, tmp_path):
+@pytest.mark.slow
+def test_in_other_processes_it_is_the_same(small_encoder, study, tmp_path):
+    study = replace(study, families=(*QUICK, "frozen"), encoder=small_encoder)
+    first, second = (run_study(study, tmp_path / str(jobs), progress=False, jobs=jobs) for jobs in (1, 2))
+    assert what_was_found(second) == what_was_found(first)
+
+
+def test_again_it_is_the_same(study, tmp_path):
     first = run_study(study, tmp_path / "a", progress=False)
     assert run_study(study, tmp_path / "a", progress=False) == first  # times too: nothing ran
-    second = run_study(study, tmp_path / "b", progress=False, jobs=2)
-    assert what_was_found(second) == what_was_found(first)
     for name in ("linear-60-1", "majority-200-0"):
         (tmp_path / "a" / "trials" / f"{name}.json").unlink()
     assert what_was_found(run_study(study, tmp_path / "a", progress=False)) == what_was_found(first)
@@ -120,8 +119,8 @@ def test_a_baseline_that_computes_otherwise_is_another(study, tmp_path, monkeypa
         run_study(study, tmp_path / "study", progress=False)
 
 
-@pytest.mark.parametrize(
-    ("families", "override", "message"),
+@as_subtests(
+    "families, override, message",
     [
         (QUICK, "linear.ngram=3", "unknown setting 'linear.ngram': .*linear.ngrams"),
         (QUICK, "majority.share=3", "unknown setting 'majority.share': it has no settings"),
@@ -217,8 +216,7 @@ def _number(gram: tuple[int, ...], silent: np.ndarray) -> int:
     return number
 
 
-@pytest.mark.parametrize("longest", [1, 2, 3])
-@pytest.mark.parametrize("lengths", [[5], [0, 4, 0, 1, 0], [2, 2, 2], [0], [300, 1, 40]])
+@as_subtests("longest, lengths", itertools.product([1, 2, 3], [[5], [0, 4, 0, 1, 0], [2, 2, 2], [0], [300, 1, 40]]))
 def test_ngrams_are_counted_text_by_text(longest, lengths):
     random = np.random.default_rng(len(lengths))
     flat, bounds = random.integers(0, 12, sum(lengths), dtype=np.int32), np.cumsum([0, *lengths])
@@ -328,7 +326,7 @@ def test_the_end_of_the_range_is_noted():
     assert choose_c(first.items(), features, truth, "linear.C").note == ""
 
 
-@pytest.mark.parametrize(("labels", "num_labels"), [([0, 0, 0], 3), ([2, 0, 2], 4), ([1, 3, 0], 4), ([1, 0, 1], 2)])
+@as_subtests("labels, num_labels", [([0, 0, 0], 3), ([2, 0, 2], 4), ([1, 3, 0], 4), ([1, 0, 1], 2)])
 def test_classes_that_no_training_row_has_get_nothing(labels, num_labels):
     features = np.eye(3, dtype=np.float32)
     ((_, model),) = fit_logistic(features, np.array(labels), num_labels, [1e4], 1)
@@ -400,7 +398,6 @@ def test_the_frozen_encoder_encodes_each_text_once(small_encoder, study, tmp_pat
     again = run_study(settings, tmp_path / "a", progress=False)
     assert encoded == []
     assert what_was_found(again) == what_was_found(first)
-    assert what_was_found(run_study(settings, tmp_path / "b", progress=False, jobs=2)) == what_was_found(first)
     findings = write_report(tmp_path / "a")
     assert findings.costs["frozen"].embedding_parameters == 30522 * 32
     part = next((tmp_path / "a" / "encoded").rglob("*.safetensors"))

@@ -3,13 +3,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fabricated_study import result, stand_in, with_predictions
-from tiny_encoders import stock_model
+from fabricated_study import no_cost, result, stand_in, with_predictions
+from subtested import as_subtests
 
-from penstock.engine.data.prepare import prepare
 from penstock.engine.errors import ConfigError
 from penstock.engine.study.budget import State, choose_next, left_out_lines, parse_budget, undecided
-from penstock.engine.study.costs import Cost
 from penstock.engine.study.estimate import Speed
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.plan import read_plan
@@ -21,15 +19,15 @@ from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import Trial, TrialResult, trial_named
 from penstock.engine.study.workers import run_trials
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("3h", 10_800), ("30m", 1_800), ("90s", 90), ("1.5h", 5_400), (" 2 H ", 7_200)]
-)
+
+@as_subtests("text, seconds", [("3h", 10_800), ("30m", 1_800), ("90s", 90), ("1.5h", 5_400), (" 2 H ", 7_200)])
 def test_times(text, seconds):
     assert parse_budget(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "3", "h", "-1h", "0s", "0.0h", "3 days", "1h30m", "nan h", "1e3s", "3d"])
+@as_subtests("text", ["", "3", "h", "-1h", "0s", "0.0h", "3 days", "1h30m", "nan h", "1e3s", "3d"])
 def test_what_is_no_time(text):
     with pytest.raises(ConfigError, match="--budget"):
         parse_budget(text)
@@ -60,8 +58,8 @@ SECOND = tuple(name[:-1] + "1" for name in FIRST)
 WIDE, ABOVE, BELOW = (0.012, -0.03, 0.05), (0.17, 0.12, 0.21), (-0.05, -0.08, -0.03)
 
 
-@pytest.mark.parametrize(
-    ("what", "given", "chosen"),
+@as_subtests(
+    "what, given, chosen",
     [
         ("small ones first, cheap ones first", {}, "lstm-500-0"),
         ("then the dear one of the size", {"over": FIRST[:1]}, "encoder-500-0"),
@@ -187,8 +185,8 @@ def test_without_gaps_seeds_come_one_after_the_other():
     assert order == [f"encoder-{size}-{seed}" for seed in range(3) for size in (500, 2000, 8000)]
 
 
-@pytest.mark.parametrize(
-    ("gap", "expected"),
+@as_subtests(
+    "gap, expected",
     [
         (None, 1.0),
         (Estimate(0.3, None, None, 1), 1.0),
@@ -228,26 +226,15 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> StudySettings:
-    folder = tmp_path_factory.mktemp("tiny")
-    train = prepare("synthetic:reviews?n=400&seed=0", folder / "train", tokenizer="train:wordpiece:300", progress=False)
-    test = prepare("synthetic:reviews?n=60&seed=1", folder / "test", like=train.path, progress=False)
-    stock_model("bert", vocab_size=train.vocab_size).save_pretrained(folder / "encoder")
-    train.tokenizer().save_pretrained(folder / "encoder")
+@pytest.fixture
+def settings(tiny) -> StudySettings:
     return StudySettings(
-        train=(str(train.path),),
-        test=(str(test.path),),
-        encoder=str(folder / "encoder"),
+        **tiny,
         sizes=parse_sizes("50,100,400"),
         seeds=parse_seeds("3"),
         families=("lstm", "encoder"),
         max_sizes={},
     )
-
-
-def no_cost(family, settings, train, test) -> Cost:
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 ACCURACY = {("encoder", 50): 0.8, ("lstm", 50): 0.5, ("encoder", 100): 0.8, ("lstm", 100): 0.77}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fabricated_study import evaluation, result, with_predictions
+from subtested import as_subtests
 
 from penstock.engine.study import costs
 from penstock.engine.study.checks import Check, run_checks
@@ -64,15 +65,18 @@ def test_an_encoder_that_is_worse_than_a_bilstm_is_no_fault(tmp_path):
     assert "PS001" not in checks(tmp_path, study(tmp_path, worse))
 
 
-@pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize(
-    ("own", "ill"),
+@as_subtests(
+    "own, ill, kept",
     [
-        ({500: 0.75, 2000: 0.70, 8000: 0.82}, True),
-        ({500: 0.75, 2000: 0.79, 8000: 0.70}, True),
-        ({500: 0.75, 2000: 0.748, 8000: 0.82}, False),
-        ({500: 0.75, 2000: 0.75, 8000: 0.75}, False),
-        ({500: 0.70, 2000: 0.79, 8000: 0.82}, False),
+        (own, ill, kept)
+        for kept in (True, False)
+        for own, ill in [
+            ({500: 0.75, 2000: 0.70, 8000: 0.82}, True),
+            ({500: 0.75, 2000: 0.79, 8000: 0.70}, True),
+            ({500: 0.75, 2000: 0.748, 8000: 0.82}, False),
+            ({500: 0.75, 2000: 0.75, 8000: 0.75}, False),
+            ({500: 0.70, 2000: 0.79, 8000: 0.82}, False),
+        ]
     ],
 )
 def test_accuracy_that_falls_with_more_labels(tmp_path, own, ill, kept):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fabricated_study import stand_in
+from subtested import as_subtests
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
@@ -20,6 +21,8 @@ from penstock.engine.study.report import write_report
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def spelled(store: Store) -> list[str]:
     return [store.label_names[label] for label in store.labels]
 
 
-@pytest.mark.parametrize("form", ["csv", "rows", "jsonl", "parquet"])
+@as_subtests("form", ["csv", "rows", "jsonl", "parquet"])
 def test_forms_of_a_file(test_store, tmp_path, form):
     names = spelled(test_store)
     rows = np.arange(0, 40, 3)
@@ -61,8 +64,8 @@ def test_forms_of_a_file(test_store, tmp_path, form):
     assert np.array_equal(read_external(file, test_store, rows), test_store.labels[rows])
 
 
-@pytest.mark.parametrize(
-    ("header", "rows", "message"),
+@as_subtests(
+    "header, rows, message",
     [
         ("label", ["1"] * 39, "39 rows, and the test data has 40: each needs a prediction"),
         ("label", ["1"] * 41, "41 rows, and the test data has 40"),
@@ -82,7 +85,7 @@ def test_bad_files(test_store, tmp_path, header, rows, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("item", ["gpt", "=p.csv", "gpt=", "a/b=p.csv", "../x=p.csv", "lstm=p.csv", "majority=p.csv"])
+@as_subtests("item", ["gpt", "=p.csv", "gpt=", "a/b=p.csv", "../x=p.csv", "lstm=p.csv", "majority=p.csv"])
 def test_bad_names(item):
     with pytest.raises(ConfigError, match=r"--external|NAME=FILE"):
         parse_externals([item])

@@ -29,6 +29,8 @@ from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import read_results
 from penstock.engine.training.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WORDS = ["red", "green", "blue", "amber", "violet", "ivory"]
 
 
@@ -388,6 +390,7 @@ def test_costs_of_an_earlier_penstock_with_fewer_settings_stand():
     assert not study_module._same_cost(replace(then, train="c"), now)
 
 
+@pytest.mark.slow
 def test_an_encoder_of_the_hub_is_known_by_its_revision(tmp_path: Path):
     """Read in a process of its own: where the hub's cache lies is settled when its library is imported."""
     folder = tmp_path / "models--some--encoder"

@@ -8,6 +8,7 @@ import re
 import pytest
 from command_line import penstock
 from fabricated_study import fabricate, result
+from subtested import as_subtests
 
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.costs import Cost
@@ -16,6 +17,8 @@ from penstock.engine.study.money import Prices, bills, exchanges, training_secon
 from penstock.engine.study.report import keep_prices, write_report
 from penstock.engine.study.report_costs import exchange_line
 from penstock.engine.study.table import Table
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 PRICES = Prices(label=0.05, hour=0.4, predictions=1e6)
 SPEEDS = {"lstm": 300.0, REFERENCE: 20.0}
@@ -48,8 +51,8 @@ def test_training_between_two_sizes_follows_a_power_law():
     assert training_seconds(made, "lstm", 8000) == pytest.approx(8000 / 900)
 
 
-@pytest.mark.parametrize(
-    ("needed", "costs", "said"),
+@as_subtests(
+    "needed, costs, said",
     [
         ((6000.0, 5000.0, 7000.0), COSTS, r"needs about 6,000 labels for it, 300 \(95% interval 250 to 350\); below"),
         ((6000.0, 0, math.inf), COSTS, r"\(95% interval less than 25\.37 to more than 400\)"),
@@ -77,8 +80,8 @@ def test_at_the_price_between_both_cost_the_same():
     assert fewer.even_at is None, "fewer labels and cheaper hours: cheaper at any price"
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
+@as_subtests(
+    "given, said",
     [
         ((-1.0, None, None), "--price-label must be a number, 0 at least"),
         ((None, math.nan, None), "--price-hour must be a number"),
@@ -126,7 +129,7 @@ def test_a_wrong_price_is_one_line(tmp_path):
     assert "Traceback" not in shown.stderr
 
 
-@pytest.mark.parametrize("kept", [{"label": -1}, {"label": "0.05"}, {"lable": 0.05}, {"hour": True}, [1], "free"])
+@as_subtests("kept", [{"label": -1}, {"label": "0.05"}, {"lable": 0.05}, {"hour": True}, [1], "free"])
 def test_damaged_prices_are_one_line(kept):
     with pytest.raises(RunError, match=r"study\.json is damaged: .*give the prices again") as error:
         Prices.in_study({"prices": kept})

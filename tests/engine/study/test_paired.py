@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated_study import result, stand_in, with_predictions
+from fabricated_study import no_cost, result, stand_in, with_predictions
+from subtested import as_subtests
 
 from penstock.engine.data.clusters import cluster_file, read_cluster_file
 from penstock.engine.data.prepare import prepare
@@ -19,7 +20,6 @@ from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar
 from penstock.engine.statistics.resample import Series, draw
 from penstock.engine.study.break_even import break_even, equivalent_size
-from penstock.engine.study.costs import Cost
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import t_interval
 from penstock.engine.study.paired import macro_f1_scores
@@ -36,12 +36,7 @@ ACCURACIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch) -> None:
-    """Plots hold nothing: drawing them is what takes long, and test_report.py looks at them."""
-    from matplotlib.figure import Figure
-
-    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"no picture"))
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def fabricate(folder: Path, accuracies=ACCURACIES, seeds=lambda size: 3, rows=1000, old=()) -> Path:
@@ -134,7 +129,7 @@ def test_no_interval_leaves_what_is_possible(tmp_path, kept):
         assert -1 <= float(line["low"]) <= float(line["mean"]) <= float(line["high"]) <= 1
 
 
-@pytest.mark.parametrize(("mean", "half"), [(0.216, 0.375), (0.5, 2.0), (0.99, 0.02), (0.0, 0.1), (1.0, 0.1), (0.6, 0)])
+@as_subtests("mean, half", [(0.216, 0.375), (0.5, 2.0), (0.99, 0.02), (0.0, 0.1), (1.0, 0.1), (0.6, 0)])
 def test_intervals_over_seeds_alone_stay_within_the_range(mean, half):
     estimate = dataclasses.replace(t_interval([mean, mean]), low=mean - half, high=mean + half)
     found = estimate.within(0, 1)
@@ -163,7 +158,7 @@ def test_a_range_that_the_gaps_rule_out_is_not_given(gaps):
     assert str(found) == "not reached within the sizes measured (up to 3,000)"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@as_subtests("seed", range(20))
 def test_over_seeds_alone_no_range_contradicts_a_sizes_own_interval(seed):
     random = np.random.default_rng(seed)
     sizes = [100, 300, 1000, 3000]
@@ -276,10 +271,6 @@ def test_macro_f1_moves_as_a_bootstraps_does():
     exact = [macro_f1(truth[sample], labels[sample]) for sample in samples]
     found = draw({"f1": Series(scores[None], 1, (0,))}, Clusters.single(2000), "share")["f1"]
     assert np.diff(found.interval) == pytest.approx(np.diff(np.quantile(exact, [0.025, 0.975])), rel=0.06)
-
-
-def no_cost(family, *_) -> Cost:
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 def trial_with_predictions(task):

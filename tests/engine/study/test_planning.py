@@ -4,12 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fabricated_study import result, with_predictions
-from tiny_encoders import stock_model
+from fabricated_study import no_cost, result, with_predictions
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
-from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.estimate import Load, Loads, Speed, speed_of
@@ -31,18 +30,11 @@ from penstock.engine.study.trials import Trial, TrialResult
 FAMILIES = ("majority", "linear", "bag", "lstm", "encoder")
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> StudySettings:
-    """Five families on reviews, with a small vocabulary and a tiny encoder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    train = prepare("synthetic:reviews?n=200&seed=0", folder / "train", tokenizer="train:wordpiece:300", progress=False)
-    test = prepare("synthetic:reviews?n=60&seed=1", folder / "test", like=train.path, progress=False)
-    stock_model("bert", vocab_size=train.vocab_size).save_pretrained(folder / "encoder")
-    train.tokenizer().save_pretrained(folder / "encoder")
+@pytest.fixture
+def settings(tiny) -> StudySettings:
+    """Five families."""
     return StudySettings(
-        train=(str(train.path),),
-        test=(str(test.path),),
-        encoder=str(folder / "encoder"),
+        **tiny,
         sizes=parse_sizes("40,200"),
         seeds=parse_seeds("2,200:1"),
         families=FAMILIES,
@@ -61,12 +53,6 @@ def at(start: float, train: float, predict: float):
 
     measure.asked = []
     return measure
-
-
-def no_cost(family, settings, train, test):
-    from penstock.engine.study.costs import Cost
-
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 def plan(settings: StudySettings, out: Path, measure=None, **options) -> Plan:
@@ -178,8 +164,8 @@ class SimpleTask:
         self.trial = trial
 
 
-@pytest.mark.parametrize(
-    ("points", "expected"),
+@as_subtests(
+    "points, expected",
     [
         ([(100, 2.0)], (0.0, 0.02)),
         ([(100, 2.0), (400, 5.0)], (1.0, 0.01)),
@@ -192,9 +178,7 @@ def test_a_baselines_cost_by_its_last_two_fits(points, expected):
     assert line_through(points) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "jobs", "expected"), [([], 1, 0), ([3, 1, 2], 1, 6), ([3, 1, 2], 2, 3), ([9, 1, 2], 2, 9)]
-)
+@as_subtests("seconds, jobs, expected", [([], 1, 0), ([3, 1, 2], 1, 6), ([3, 1, 2], 2, 3), ([9, 1, 2], 2, 9)])
 def test_trials_side_by_side(seconds, jobs, expected):
     assert in_parallel(seconds, jobs) == expected
 
@@ -258,10 +242,11 @@ def test_disk(settings, tmp_path):
     assert made.disk.encoded == 0
     assert 0 < made.disk.predictions < 1_000_000
     assert made.disk.stores == 0, "they are not the study's own"
-    frozen = replace(settings, families=("frozen",), max_sizes={})
+    all_rows = {"sizes": parse_sizes("40,400"), "seeds": parse_seeds("2,400:1")}
+    frozen = replace(settings, families=("frozen",), max_sizes={}, **all_rows)
     encoded = plan(frozen, tmp_path / "d").disk.encoded
     width = json.loads((Path(settings.encoder) / "config.json").read_text())["hidden_size"]
-    assert encoded == (200 + 50) * (8 + 2 * width)
+    assert encoded == (400 + 50) * (8 + 2 * width)
 
 
 @pytest.mark.parametrize(

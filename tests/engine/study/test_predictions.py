@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fabricated_study import result, stand_in, with_predictions
+from fabricated_study import no_cost, result, stand_in, with_predictions
+from subtested import as_subtests
 
-from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError
-from penstock.engine.study.costs import Cost
 from penstock.engine.study.predictions import PredictionsRecorder, parse_predictions, predictions_path, read_predictions
 from penstock.engine.study.run_trial import run_trial
 from penstock.engine.study.settings import StudySettings
@@ -39,7 +38,7 @@ def recorded(folder: Path, classes: int, rows: np.ndarray, seed: int = 0):
     return entry, truth, scores
 
 
-@pytest.mark.parametrize("classes", [1, 2, 5, 64, 65, 300, 70_000])
+@as_subtests("classes", [1, 2, 5, 64, 65, 300, 70_000])
 def test_predictions_survive_the_disk(tmp_path, classes):
     rows = np.array([0, 3, 4, 10, 77, 500, 501, 900])
     entry, truth, scores = recorded(tmp_path, classes, rows)
@@ -127,14 +126,10 @@ def test_a_trial_of_an_earlier_penstock_has_none(tmp_path):
     assert read_result(path).predictions is None
 
 
-@pytest.fixture(scope="module")
-def settings(minilm: str, tmp_path_factory) -> StudySettings:
-    folder = tmp_path_factory.mktemp("stores")
-    train = prepare("synthetic:reviews?n=200&seed=0", folder / "train", tokenizer=minilm, progress=False)
-    test = prepare("synthetic:reviews?n=100&seed=1", folder / "test", like=train.path, progress=False)
+@pytest.fixture
+def settings(minilm: str, stores) -> StudySettings:
     return StudySettings(
-        train=(str(train.path),),
-        test=(str(test.path),),
+        **stores,
         encoder=minilm,
         sizes=parse_sizes("40"),
         seeds=parse_seeds("1"),
@@ -142,10 +137,6 @@ def settings(minilm: str, tmp_path_factory) -> StudySettings:
         families=("lstm",),
         overrides=("model.hidden_size=8", "model.num_layers=1", "training.epochs=1"),
     )
-
-
-def no_cost(family, *_) -> Cost:
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 @pytest.mark.parametrize("max_test", [None, 30])

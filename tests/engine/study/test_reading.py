@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fabricated_study import stand_in
+from subtested import as_subtests
 from tiny_encoders import POSITIONS, stock_model
 
 from penstock.engine.data.prepare import prepare
@@ -19,6 +20,8 @@ from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import Trial, read_results
 from penstock.engine.training.trained import TrainedRun
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FAMILIES = ("lstm", "lstm-embeddings", "encoder")
 
@@ -86,7 +89,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("max_length", "overrides", "expected", "kept"), CASES, ids=str)
+@as_subtests("max_length, overrides, expected, kept", CASES)
 def test_what_a_family_reads(plain, store, max_length, overrides, expected, kept):
     study = replace(plain, max_length=max_length, overrides=plain.overrides + overrides)
     assert study.stored_length == kept

@@ -23,14 +23,6 @@ def written(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def undrawn(monkeypatch) -> None:
-    """Plots hold nothing: drawing them is what takes long."""
-    from matplotlib.figure import Figure
-
-    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"no picture"))
-
-
 def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open()))
 

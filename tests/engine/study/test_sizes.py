@@ -1,4 +1,5 @@
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.errors import ConfigError
 from penstock.engine.study.sizes import (
@@ -12,8 +13,8 @@ from penstock.engine.study.sizes import (
 from penstock.engine.study.trials import plan_trials
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
+@as_subtests(
+    "text, count",
     [
         ("500", 500),
         ("2k", 2000),
@@ -33,7 +34,7 @@ def test_sizes_are_ascending_and_each_once():
     assert resolve_sizes(parse_sizes("2k, 50%,500"), 4000, 5) == (500, 2000)
 
 
-@pytest.mark.parametrize("text", ["", ",", "many", "-5", "1.5", "0", "0%", "101%", "2kk", "10 %%", "1e3", "nan"])
+@as_subtests("text", ["", ",", "many", "-5", "1.5", "0", "0%", "101%", "2kk", "10 %%", "1e3", "nan"])
 def test_what_is_no_size_is_named(text):
     with pytest.raises(ConfigError) as error:
         parse_sizes(text)
@@ -62,7 +63,7 @@ def test_seeds_by_size():
     assert parse_seeds("3,1m:1").resolve((500,), 1000) == {500: 3}, "a limit beyond the data never applies"
 
 
-@pytest.mark.parametrize("text", ["", "0", "three", "8k:2", "3,2", "3,8k:0", "3,:2", "3,x:2"])
+@as_subtests("text", ["", "0", "three", "8k:2", "3,2", "3,8k:0", "3,:2", "3,x:2"])
 def test_seeds_that_mean_nothing(text):
     with pytest.raises(ConfigError):
         parse_seeds(text)

@@ -10,11 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fabricated_study import result, stand_in
+from fabricated_study import no_cost, result, stand_in
 from spawned import dies_once, is_killed, is_stopped
-from tiny_encoders import stock_model
 
-from penstock.engine.data.prepare import prepare
 from penstock.engine.data.reviews import generate_reviews
 from penstock.engine.data.sources import Reading
 from penstock.engine.data.store import Store
@@ -22,7 +20,6 @@ from penstock.engine.errors import ConfigError, ModelError, NonFiniteError, RunE
 from penstock.engine.study import costs, measure_cost
 from penstock.engine.study import run_trial as run_trial_module
 from penstock.engine.study.check import check_plan
-from penstock.engine.study.costs import Cost
 from penstock.engine.study.directory import claim
 from penstock.engine.study.opened import open_or_prepare
 from penstock.engine.study.run_trial import TrialTask, run_trial
@@ -36,14 +33,6 @@ from penstock.engine.training.recipe import TrainingSet, recipe
 FAMILIES = ("lstm", "lstm-embeddings", "encoder")
 
 
-@pytest.fixture(scope="module")
-def stores(minilm: str, tmp_path_factory) -> dict[str, tuple[str]]:
-    folder = tmp_path_factory.mktemp("stores")
-    train = prepare("synthetic:reviews?n=400&seed=0", folder / "train", tokenizer=minilm, progress=False)
-    test = prepare("synthetic:reviews?n=100&seed=1", folder / "test", like=train.path, progress=False)
-    return {"train": (str(train.path),), "test": (str(test.path),)}
-
-
 @pytest.fixture
 def study(minilm: str, stores: dict[str, tuple[str]]) -> StudySettings:
     return StudySettings(
@@ -54,10 +43,6 @@ def study(minilm: str, stores: dict[str, tuple[str]]) -> StudySettings:
         seeds=parse_seeds("2,400:1"),
         max_sizes=parse_max_sizes(["encoder=100"], FAMILIES),
     )
-
-
-def no_cost(family, settings, train, test) -> Cost:
-    return Cost(family, 1, 1, 1, {1: 1.0, 32: 1.0}, {1: 1, 32: 1}, "CPU", 1)
 
 
 def run(study: StudySettings, out: Path, run_trial=stand_in, **options) -> list[TrialResult]:
@@ -280,21 +265,26 @@ def test_latencies_are_of_repeated_runs_after_the_first(monkeypatch):
     assert found.max() == pytest.approx(20.0), "the first runs warm up"
 
 
+def test_a_worker_that_dies_takes_its_trial_with_it_and_nothing_else(study, tmp_path):
+    """The trial is tried once more, alone."""
+    study = replace(study, families=("lstm",), max_sizes={})
+    assert run(study, tmp_path / "once", dies_once, jobs=2) == run(study, tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_a_study_in_several_processes(study, tmp_path):
-    """Gives the same; a worker that dies takes its trial with it and nothing else, which is tried once more alone; and
-    only our own are ended: the caller may run something beside it."""
+    """Gives the same, but for a trial whose worker is killed twice; and only our own are ended: the caller may run
+    something beside it."""
     expected = run(study, tmp_path / "one")
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
     other.start()
     try:
-        assert run(study, tmp_path / "two", jobs=2) == expected
         found = run(study, tmp_path / "killed", is_killed, jobs=2)
         (failed,) = (one for one in found if one.status != "done")
         assert (failed.status, failed.trial.name) == ("failed", "lstm-100-0")
         assert re.search(r"was killed by SIGKILL \(out of memory\?\); run again .*, it was killed by", failed.error)
         assert [one for one in found if one is not failed] == [one for one in expected if one.trial != failed.trial]
         assert run(study, tmp_path / "killed") == expected
-        assert run(study, tmp_path / "once", dies_once, jobs=2) == expected
         assert other.is_alive()
         assert multiprocessing.active_children() == [other]
     finally:
@@ -324,18 +314,11 @@ def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
     assert (store.path / "manifest.json").stat().st_mtime_ns == before
 
 
-@pytest.fixture(scope="module")
-def tiny_study(tmp_path_factory) -> StudySettings:
-    """Two families on reviews, with a small vocabulary and a tiny encoder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    train = prepare("synthetic:reviews?n=100&seed=0", folder / "train", tokenizer="train:wordpiece:300", progress=False)
-    test = prepare("synthetic:reviews?n=60&seed=1", folder / "test", like=train.path, progress=False)
-    stock_model("bert", vocab_size=train.vocab_size).save_pretrained(folder / "encoder")
-    train.tokenizer().save_pretrained(folder / "encoder")
+@pytest.fixture
+def tiny_study(tiny) -> StudySettings:
+    """Two families."""
     return StudySettings(
-        train=(str(train.path),),
-        test=(str(test.path),),
-        encoder=str(folder / "encoder"),
+        **tiny,
         sizes=parse_sizes("40,80"),
         seeds=parse_seeds("1"),
         families=("lstm", "lstm-embeddings"),
@@ -357,6 +340,7 @@ def test_trials_train_and_evaluate_for_real(tiny_study, tmp_path):
     assert (tmp_path / "again" / "runs" / "lstm-40-0" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_costs_are_measured(study, tmp_path):
     small = replace(
         study, sizes=parse_sizes("50"), families=("lstm",), max_sizes={}, overrides=("model.hidden_size=8",)
@@ -377,15 +361,14 @@ def test_costs_are_measured(study, tmp_path):
     assert cost.device
 
 
-def test_costs_of_a_baseline_are_those_of_its_largest_trial(study, tmp_path):
+def test_costs_of_a_baseline_are_those_of_its_largest_trial(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_cost, "_MIN_RUNS", {1: 100, 32: 1})  # which tell all percentiles
     small = replace(study, sizes=parse_sizes("50,400"), families=("linear",), max_sizes={}, seeds=parse_seeds("1"))
-    quickly = partial(measure_cost.measure_cost, seconds=0.05)
     run_study(
         small,
         tmp_path / "study",
         progress=False,
         run_trial=lambda task: TrialResult(task.trial, "done", accuracy=0.5),
-        measure=quickly,
     )
     cost = costs.read_cost(tmp_path / "study" / "costs" / "linear.json")
     assert cost.parameters > 1000

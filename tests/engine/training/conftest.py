@@ -44,7 +44,7 @@ def test_store(texts, store) -> Store:
     return prepare(str(texts["test"]), store.path.with_name("test"), like=store.path, progress=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings():
     """A tiny LSTM and quick training; takes overrides."""
 

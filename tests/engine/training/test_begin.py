@@ -11,6 +11,7 @@ import pytest
 import torch
 from earlier_runs import as_before_checksums
 from stopping import stop_at
+from subtested import as_subtests
 from tiny_encoders import stock_model
 from typer.testing import CliRunner
 
@@ -35,8 +36,8 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error"),
+@as_subtests(
+    "wrong, error",
     [
         (["model.encoder=no/such-encoder"], ModelError),
         (["model.kind=lstm", "model.embeddings=encoder", "model.encoder=no/such-encoder"], ModelError),

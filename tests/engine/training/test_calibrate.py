@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny_encoders
 import torch
+from subtested import as_subtests
 
 from penstock.engine.models import EncoderClassifier, load_model
 from penstock.engine.training.calibrate import CONFIG_ENTRY, fit_temperature, scale_logits
@@ -24,7 +25,7 @@ def test_the_temperature_that_made_the_logits_is_found(temperature):
     assert found.error_after < 0.01
 
 
-@pytest.mark.parametrize("name", tiny_encoders.CONFIGS)
+@as_subtests("name", tiny_encoders.CONFIGS)
 def test_every_architectures_saved_logits_are_divided_in_stock_transformers(tmp_path, name):
     from transformers import AutoModelForSequenceClassification
 

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from command_line import penstock as in_a_shell
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
@@ -97,7 +99,7 @@ FORMS += [("csv", out) for out in ("tsv", "jsonl", "parquet", "csv.gz", "jsonl.z
 FORMS += [("jsonl", "jsonl"), ("parquet", "parquet"), ("jsonl", "parquet"), ("parquet", "jsonl"), ("txt", "jsonl.zst")]
 
 
-@pytest.mark.parametrize(("form", "out"), FORMS)
+@as_subtests("form, out", FORMS)
 def test_every_form_in_and_out(run, trained, tmp_path, form, out):
     source, target = write(tmp_path / f"in.{form}", ROWS), tmp_path / f"out.{out}"
     assert penstock("predict", run, source, "--out", target).exit_code == 0
@@ -135,8 +137,7 @@ def bad_sources(folder: Path):
     yield parquet, list(ids)
 
 
-@pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
+@as_subtests("number, out", itertools.product(range(3), ["csv", "jsonl", "parquet"]))
 def test_bad_rows_keep_their_places(run, tmp_path, number, out):
     source, ids = list(bad_sources(tmp_path))[number]
     target = tmp_path / f"out.{out}"
@@ -185,7 +186,7 @@ def _link(path, source, make):
     return path
 
 
-@pytest.mark.parametrize("how", SAME)
+@as_subtests("how", SAME)
 def test_the_source_is_never_overwritten(run, texts, tmp_path, how):
     source = tmp_path / "same.csv"
     source.write_bytes(texts["test"].read_bytes())
@@ -215,8 +216,7 @@ CLASHES = [
 ]
 
 
-@pytest.mark.parametrize(("names", "expected"), CLASHES)
-@pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
+@as_subtests("names, expected, out", [(*case, out) for case in CLASHES for out in ("csv", "jsonl", "parquet")])
 def test_the_predictions_keep_their_names(run, tmp_path, names, expected, out):
     rows = [{"text": "lovely", **{name: f"mine {name}" for name in names}}]
     result = penstock("predict", run, write(tmp_path / "in.jsonl", rows), "--out", tmp_path / f"out.{out}")
@@ -298,7 +298,7 @@ def test_fields_that_differ_from_line_to_line(run, tmp_path):
 PIPES = [("csv", None), ("jsonl", None), ("txt", None), ("parquet", "parquet"), ("tsv", "jsonl")]
 
 
-@pytest.mark.parametrize(("form", "out"), PIPES)
+@as_subtests("form, out", PIPES)
 def test_a_pipe_on_both_sides(run, tmp_path, form, out):
     """Nothing else may stand on stdout."""
     source = write(tmp_path / f"in.{form}", ROWS)
@@ -312,6 +312,7 @@ def test_a_pipe_on_both_sides(run, tmp_path, form, out):
     assert "4 rows" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_pipe_of_a_real_shell(run, tmp_path):
     """And nothing of what is imported writes to stdout."""
     source = write(tmp_path / "in.parquet", ROWS)
@@ -350,7 +351,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), WRONG)
+@as_subtests("arguments, error, message", WRONG)
 def test_mistakes_show_before_the_model_is_loaded(run, texts, store, tmp_path, monkeypatch, arguments, error, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TrainedRun, "open", lambda *_: pytest.fail("the model was loaded"))
@@ -477,7 +478,7 @@ STREAMS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "stdin", "stdout", "code", "message"), STREAMS)
+@as_subtests("arguments, stdin, stdout, code, message", STREAMS)
 def test_streams_and_devices(run, texts, tmp_path, monkeypatch, arguments, stdin, stdout, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "same.csv").write_bytes(texts["test"].read_bytes())

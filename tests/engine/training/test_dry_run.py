@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from command_line import penstock
+from subtested import as_subtests
 
 from penstock.engine.data.loader import Loader
 from penstock.engine.data.plan import PlanParameters
@@ -146,8 +147,8 @@ def group(root, path, most, used, files):
     (folder / "memory.stat").write_text(f"anon 5\ninactive_file {files}\nactive_file 7\n")
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
+@as_subtests(
+    "path, expected",
     [
         ("/", [800]),
         ("/a", [800]),  # no limit of its own

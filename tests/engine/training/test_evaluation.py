@@ -7,6 +7,7 @@ import figures_by_definition as of
 import numpy as np
 import pytest
 import torch
+from subtested import as_subtests
 
 from penstock.engine.training import evaluation as evaluation_module
 from penstock.engine.training.evaluation import EvaluationCounter, binary_auroc
@@ -32,7 +33,7 @@ def evaluate(labels, probabilities, parts=3, names=None):
 CASES = [(400, 2, 0, None), (500, 5, 1, None), (300, 7, 2, [0, 2, 5]), (50, 30, 3, None), (64, 3, 4, [1])]
 
 
-@pytest.mark.parametrize(("examples", "num_labels", "seed", "present"), CASES)
+@as_subtests("examples, num_labels, seed, present", CASES)
 def test_equals_its_definition(examples, num_labels, seed, present):
     labels, probabilities = draw(examples, num_labels, seed, classes_present=present)
     found = evaluate(labels, probabilities)
@@ -139,7 +140,7 @@ def test_figures_of_an_older_run_load_and_read_as_before():
     assert old.summary() == "accuracy 0.5000, macro-F1 0.4000, loss 0.7000 on 10 examples"
 
 
-@pytest.mark.parametrize("num_labels", [2, 12, 13, 40])
+@as_subtests("num_labels", [2, 12, 13, 40])
 def test_the_page_and_the_table_hold_every_number_of_classes(num_labels, capsys):
     labels, probabilities = draw(400, num_labels, 6)
     names = [f"<b>class {number}</b> $x$ [red]" for number in range(num_labels)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from subtested import as_subtests
 
 from penstock.engine.training import flops
 from penstock.engine.training.flops import _PEAK_TFLOPS, peak_flops
@@ -12,8 +13,8 @@ def named(name: str, monkeypatch: pytest.MonkeyPatch) -> float | None:
     return peak_flops(torch.device("cuda"))
 
 
-@pytest.mark.parametrize(
-    ("name", "tflops"),
+@as_subtests(
+    "name, tflops",
     [
         ("NVIDIA H200", 989),
         ("NVIDIA GH200 480GB", 989),
@@ -47,7 +48,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@as_subtests("name", OTHERS)
 def test_other_gpus_have_no_peak(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named(name, monkeypatch) is None
 

@@ -1,5 +1,6 @@
 """Freed memory is used again where that is asked for; memory that runs out is said with its batch."""
 
+import itertools
 import platform
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 import torch
 from command_line import penstock
+from subtested import as_subtests
 
 from penstock.engine.errors import is_out_of_memory
 from penstock.engine.models.lstm import LSTMClassifier
@@ -29,6 +31,7 @@ for prepare in (lambda: None, keep_freed_memory):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told how to give out memory")
+@pytest.mark.slow
 def test_a_tensor_takes_the_pages_of_the_ones_before(tmp_path) -> None:
     command = [sys.executable, "-P", "-c", _FAULTS_OF_A_TENSOR]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -46,8 +49,7 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("said", SAID)
-@pytest.mark.parametrize("moment", ["training", "evaluating"])
+@as_subtests("said, moment", itertools.product(SAID, ["training", "evaluating"]))
 def test_memory_that_runs_out_names_the_batch(said, moment, store, tmp_path, monkeypatch):
     forward = LSTMClassifier.forward
 

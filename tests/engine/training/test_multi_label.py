@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import penstock
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
@@ -417,7 +418,7 @@ def test_average_precision_by_hand():
     assert average_precision(np.zeros(2, bool), np.array([0.5, 0.5])) is None
 
 
-@pytest.mark.parametrize("seed", range(5))
+@as_subtests("seed", range(5))
 def test_the_best_threshold_is_the_best(seed):
     truth, scores, _ = scored(seed, examples=60)
     for label in range(4):

@@ -82,7 +82,13 @@ def ours(trained: TrainedRun, texts) -> torch.Tensor:
     return torch.tensor([table[f"probability_{name}"].to_pylist() for name in trained.label_names]).T
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# of each group of architectures that place pairs alike, one
+OFTEN = ("bert", "roberta", "distilbert", "modernbert")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in CONFIGS]
+)
 def test_stock_transformers_computes_the_same(name, tmp_path, files):
     encoder = encoder_folder(name, tmp_path / "encoder")
     options = {"tokenizer": str(encoder), "text": "title,body", "max_length": 30, "progress": False}

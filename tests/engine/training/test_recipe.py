@@ -1,8 +1,10 @@
 import csv
+import itertools
 import random
 
 import numpy as np
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.training.recipe import TrainingSet, encoder_learning_rate, recipe
@@ -12,8 +14,7 @@ from penstock.engine.training.train import train
 SIZES = (30, 100, 1000, 10_000, 99_999, 100_000, 3_000_000)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "encoder"])
-@pytest.mark.parametrize("length", [12.0, 44.0, 190.0])
+@as_subtests("kind, length", itertools.product(["lstm", "encoder"], [12.0, 44.0, 190.0]))
 def test_small_sets_get_more_epochs_and_smaller_steps(kind, length):
     made = [recipe(kind, TrainingSet(size, length, 256, 384)) for size in SIZES]
     epochs, tokens = zip(*[(r["training.epochs"], r["data.tokens_per_batch"]) for r in made], strict=True)
@@ -62,7 +63,7 @@ def write_tickets(file, rows, share, language, classes, seed):
 @pytest.mark.parametrize(
     ("rows", "share", "language", "classes", "seed"),
     [
-        (400, 0.1, "de", 2, 0),
+        pytest.param(400, 0.1, "de", 2, 0, marks=pytest.mark.slow),
         pytest.param(3000, 0.02, "de", 2, 0, marks=pytest.mark.slow),
         pytest.param(3000, 0.02, "de", 2, 1, marks=pytest.mark.slow),
         pytest.param(3000, 0.01, "en", 2, 0, marks=pytest.mark.slow),

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.errors import RunError
 from penstock.engine.training.run_directory import MetricsLog, RunDirectory
@@ -81,7 +82,7 @@ def test_an_empty_directory_is_taken(tmp_path):
         assert (tmp_path / "run.json").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}'])
+@as_subtests("text", ["", "{", "[]", '{"format": 99}'])
 def test_a_damaged_record(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError, match=r"run\.json (cannot be read|was written by another version)"):

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import yaml
+from subtested import as_subtests
 
 from penstock.engine.errors import ConfigError
 from penstock.engine.training.recipe import TrainingSet
@@ -46,8 +47,8 @@ def test_yaml_round_trip():
     assert again == settings
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
+@as_subtests(
+    "override, message",
     [
         ("training.epoch=3", r"unknown setting 'training.epoch': did you mean 'training.epochs'\?"),
         ("tokens_per_batch=3", r"did you mean 'data.tokens_per_batch'\?"),
@@ -74,8 +75,8 @@ def test_a_wrong_setting_is_one_clear_line(override, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
+@as_subtests(
+    "text, message",
     [
         ("training:\n  epoch: 3\n", r"config.yaml: unknown setting 'training.epoch': did you mean"),
         ("training: 3\n", "'training' must be a section of keys"),
@@ -150,7 +151,7 @@ def test_every_key_of_the_model_is_read_by_one_kind_or_by_all():
     assert keys == ALL.union(*ELSEWHERE.values())
 
 
-@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in KIND for key in ELSEWHERE[kind]])
+@as_subtests("kind, key", [(kind, key) for kind in KIND for key in ELSEWHERE[kind]])
 def test_what_the_model_does_not_use_is_an_error(tmp_path, kind, key):
     value = ELSEWHERE[kind][key]
     with pytest.raises(ConfigError, match=rf"^{key}=.* has no effect: .*set model\.") as caught:
@@ -162,8 +163,8 @@ def test_what_the_model_does_not_use_is_an_error(tmp_path, kind, key):
         load_settings(file, KIND[kind])
 
 
-@pytest.mark.parametrize(
-    ("kind", "key"),
+@as_subtests(
+    "kind, key",
     [
         (kind, key)
         for key in sorted(ELSEWHERE["lstm"] | ELSEWHERE["encoder"])
@@ -185,7 +186,7 @@ def test_dropout_between_the_layers_of_one():
     assert load_settings(None, ["model.dropout=0"]).model.dropout == 0
 
 
-@pytest.mark.parametrize("override", ["weight_decay=0.1", "precision=bf16", "compile=true", "layer_decay=0.9"])
+@as_subtests("override", ["weight_decay=0.1", "precision=bf16", "compile=true", "layer_decay=0.9"])
 def test_what_training_a_bag_does_not_use(override):
     with pytest.raises(ConfigError, match=rf"(?i)training\.{override} has no effect: this model is a bag"):
         load_settings(None, ["model.kind=bag", f"training.{override}"])
@@ -198,7 +199,7 @@ def test_buckets_without_longer_n_grams():
         load_settings(None, ["model.kind=bag", "model.ngrams=1", "model.buckets=64"])
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "override",
     [
         "training.patience=2",
@@ -250,7 +251,7 @@ def test_what_is_given_stands_above_the_recipe():
     assert (settings.training.epochs, settings.training.patience, settings.training.learning_rate) == (9, 1, 1.0)
 
 
-@pytest.mark.parametrize("word", ["yes", "1", "1.0", "null", "true", "spam mail", "0x1f", "2024-01-01"])
+@as_subtests("word", ["yes", "1", "1.0", "null", "true", "spam mail", "0x1f", "2024-01-01"])
 def test_labels_of_class_weights_are_text_as_written(tmp_path, word):
     file = tmp_path / "config.yaml"
     file.write_text(f"training:\n  class_weights:\n    {word}: 3\n    other: 1e-1\n")
@@ -260,16 +261,14 @@ def test_labels_of_class_weights_are_text_as_written(tmp_path, word):
         assert load_saved_settings(file) == settings
 
 
-@pytest.mark.parametrize(
-    "value", ["{a: 0}", "{a: -1}", "{a: x}", "{}", "[1, 2]", "balance", "3", "{a: .nan}", "{a: 1, a: 2}"]
-)
+@as_subtests("value", ["{a: 0}", "{a: -1}", "{a: x}", "{}", "[1, 2]", "balance", "3", "{a: .nan}", "{a: 1, a: 2}"])
 def test_wrong_class_weights(value):
     with pytest.raises(ConfigError, match=r"training\.class_weights must be"):
         load_settings(None, [f"training.class_weights={value}"])
 
 
-@pytest.mark.parametrize(
-    ("words", "meant"),
+@as_subtests(
+    "words, meant",
     [
         ("lr learning-rate --learning_rate LEARNING_RATE base_lr learning_rat", "training.learning_rate"),
         ("batch_size per_device_train_batch_size bs train_batch_size tokens_per_batc", "data.tokens_per_batch"),
@@ -301,9 +300,7 @@ def test_the_words_that_people_bring_along(words, meant):
                 load_settings(None, [f"{key}=1"])
 
 
-@pytest.mark.parametrize(
-    "word", ["xyzzy", "foo", "training.foo", "model.x", "data.", ".", "a.b.c", "", "colour", "beta"]
-)
+@as_subtests("word", ["xyzzy", "foo", "training.foo", "model.x", "data.", ".", "a.b.c", "", "colour", "beta"])
 def test_nothing_near_suggests_nothing(word):
     with pytest.raises(ConfigError, match="unknown setting") as caught:
         load_settings(None, [f"{word}=1"])

@@ -1,5 +1,6 @@
 """A signal at any moment of a run: it is obeyed, said, and the same command then comes to the same result."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from subtested import as_subtests
 
 from penstock.engine.errors import DiskError, NonFiniteError, PenstockError
 from penstock.engine.models.lstm import LSTMClassifier
@@ -19,7 +21,7 @@ from penstock.engine.training.distributed import World
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.signals import SIGNALS, Interrupted, StopSignal
-from penstock.engine.training.train import train
+from penstock.engine.training.train import TrainResult, train
 
 ALONE = World(0, 1, "cpu")  # type: ignore[arg-type]
 
@@ -75,8 +77,9 @@ def timeless(run: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def not_ignored():
-    """Whoever starts the tests may ignore a signal (nohup does), and what is ignored stays so."""
-    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS if signum != signal.SIGINT}
+    """Whoever starts the tests may ignore a signal (nohup does, and `&`), and what is ignored stays so."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    before = {signum: signal.signal(signum, usual.get(signum, signal.SIG_DFL)) for signum in SIGNALS}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
@@ -87,12 +90,19 @@ def overrides() -> tuple[str, ...]:
     return ("training.log_every_steps=3", "training.calibrate=true", "data.validation_fraction=0.3")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("signum", SIGNALS)
-def test_a_signal_at_any_moment(store, test_store, settings, tmp_path, overrides, moment, signum):
-    chosen, whole, run = settings(*overrides), tmp_path / "whole", tmp_path / "run"
+@pytest.fixture(scope="module")
+def whole(store, test_store, settings, overrides, tmp_path_factory) -> tuple[Path, TrainResult]:
+    """The run that no signal comes to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, train(settings(*overrides), store, folder, test_store=test_store, progress="none")
+
+
+# which signal it is decides nothing but the exit code and the word for it: each moment has one of them
+@pytest.mark.parametrize(("moment", "signum"), list(zip(MOMENTS, itertools.cycle(SIGNALS), strict=False)))
+def test_a_signal_at_any_moment(store, test_store, settings, tmp_path, overrides, whole, moment, signum):
+    chosen, run = settings(*overrides), tmp_path / "run"
+    whole, expected = whole
     before = [signal.getsignal(one) for one in SIGNALS]
-    expected = train(chosen, store, whole, test_store=test_store, progress="none")
     with pytest.MonkeyPatch.context() as patch:
         MOMENTS[moment](patch, signum)
         with pytest.raises(Interrupted, match=f"stopped by {signum.name}") as caught:
@@ -120,8 +130,8 @@ def test_a_trial_does_not_swallow_a_signal(store, test_store, settings, tmp_path
     assert run_trial(task).status == "done"
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
+@as_subtests(
+    "error, expected",
     [
         (NonFiniteError("x"), Interrupted),  # a study would write that down and go on
         (RuntimeError("x"), Interrupted),

@@ -1,14 +1,14 @@
 """Batches of raw texts."""
 
 import numpy as np
-import pytest
+from subtested import as_subtests
 
 from penstock.engine.data.sources import MemorySource
 from penstock.engine.data.tokenizers import Encoded
 from penstock.engine.training.texts import Window
 
 
-@pytest.mark.parametrize("budget", [1, 7, 64, 10_000])
+@as_subtests("budget", [1, 7, 64, 10_000])
 def test_every_text_once_in_batches_that_hold_the_budget(budget):
     draw = np.random.default_rng(budget)
     lengths = draw.integers(1, 20, 100).astype(np.int32)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from stopping import stop_at
+from subtested import as_subtests
 
 from penstock.engine.training import loop as loop_module
 from penstock.engine.training.loop import Counters
@@ -197,7 +198,7 @@ def test_timers_change_no_result(store, settings, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize(
+@as_subtests(
     "found", [{"sleep": 1.0}, {"data": -1.0}, {"data": float("nan")}, {"data": "1"}, {"data": float("inf")}, {1: 1.0}]
 )
 def test_times_that_a_checkpoint_cannot_have(found):

@@ -1,5 +1,6 @@
 """`data.tokens_per_batch=auto`: found by trying, within memory at any try, kept by the run."""
 
+import itertools
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from stopping import stop_at
+from subtested import as_subtests
 
 from penstock.engine.data.plan import PlanParameters, plan_epoch
 from penstock.engine.errors import ConfigError, OutOfMemoryError
@@ -56,9 +58,10 @@ LENGTHS = np.random.default_rng(0).integers(5, 500, 60_000).astype(np.int32)
 LEAST, MOST = int(LENGTHS.max()), int(LENGTHS.sum()) // 50
 
 
-@pytest.mark.parametrize("start", [1, 512, 8_192, 100_000, 5_000_000])
-@pytest.mark.parametrize("base", [0, 100 * MIB, 900 * MIB])
-@pytest.mark.parametrize("each", [1_000, 10_000, 100_000])
+@as_subtests(
+    "start, base, each",
+    itertools.product([1, 512, 8_192, 100_000, 5_000_000], [0, 100 * MIB, 900 * MIB], [1_000, 10_000, 100_000]),
+)
 def test_it_fills_memory_and_never_more_at_any_try(monkeypatch, start, base, each):
     limit = 2_000 * MIB
     loop = FakeLoop(LENGTHS, start, base, each)
