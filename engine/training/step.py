@@ -220,7 +220,7 @@ class Stepper:
         return StepReport(loss_total, int(correct), grad_norm, tuple(yes > 0 for yes in votes_yes))
 
     def _norm(self, gradients: list[torch.Tensor], batches: list[Batch]) -> torch.Tensor:
-        """The norm of all gradients, before clipping. Whatever the number of processes, the same sum has the same bits."""
+        """The norm of all gradients, before clipping: the same bits whatever the number of processes."""
         table = self._looked_up() if self._world.device.type == "cpu" and self._looked_up is not None else None
         if table is None or table.grad is None:
             return nn.utils.get_total_norm(gradients)
