@@ -15,6 +15,7 @@ thread". The overhead is the one over the other, minus 1.
 
 import atexit
 import contextlib
+import math
 import shutil
 import tempfile
 import time
@@ -76,7 +77,8 @@ def _measure(model: str, tokens: int, dtype: str, options: Options) -> dict[str,
     fixed = ["data.validation_fraction=0", "training.max_steps=1000000", f"training.precision={DTYPES[dtype]}"]
     settings = load_settings(None, [*MODELS[model], *encoder, *fixed, f"data.tokens_per_batch={tokens}"])
     rounds = options.rounds or (FEWEST if options.quick else USUAL)
-    watch = _Watch(settings, _store(), dtype, rounds, options.seconds)
+    most = math.inf if options.rounds else options.seconds
+    watch = _Watch(settings, _store(), dtype, rounds, most)
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch("penstock.engine.training.loop.Stepper", watch.stepper),
