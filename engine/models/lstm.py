@@ -98,7 +98,7 @@ class LSTMClassifier(RaggedClassifier):
         assert self.scores is not None
         return segment_pool(hidden.values, batch.cu_seqlens, "attention", self.scores(hidden.values))
 
-    def looked_up(self) -> nn.Parameter | None:
+    def looked_up(self) -> Tensor | None:
         """The table that a batch only looks up rows of, those of its token ids: no other row of its gradient is there.
 
         None where that cannot be known, as something stands on the embeddings.
