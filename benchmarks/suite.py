@@ -40,6 +40,8 @@ class Case:
         what: which of the suite's measurements, e.g. "train, ragged". shape: a number for each letter.
         dtype: e.g. "bfloat16". make: draws the problem and returns {name: one unit of work}, penstock first; a peer
             that cannot take part is the reason, a string. work: operations or bytes of a unit, None where unknown.
+        measured: instead of `make`, where the contestants cannot be called one by one: times them in rounds of its own
+            and returns {name: seconds of a unit in each round}, penstock first.
         unit: "FLOP" or "bytes". pause: seconds to wait, and one untimed call, before each contestant is timed (for
             peers whose idle threads spin).
     """
@@ -47,7 +49,8 @@ class Case:
     what: str
     shape: dict[str, int]
     dtype: str
-    make: Callable[[bool], Mapping[str, Contestant | str]]
+    make: Callable[[bool], Mapping[str, Contestant | str]] | None = None
+    measured: Callable[[], dict[str, list[float]]] | None = None
     work: float | None = None
     unit: str = "FLOP"
     pause: float = 0.0
@@ -136,6 +139,13 @@ SUITES = {
             pytest=("training/bench_training.py", "-k", "test_lstm"),
             quick=(),
             honours=_OF_PYTEST,
+        ),
+        Suite(
+            "overhead",
+            "what the engine adds to a step, in CPU seconds; the model's own step",
+            "TOKENS",
+            f"{__package__}.training.overhead",
+            honours=HONOURED - {"peers"},
         ),
         Suite("gpu", "everything on an NVIDIA GPU, after its tests (gpu/README.md)", honours=frozenset({"quick"})),
     )

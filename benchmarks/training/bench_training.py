@@ -1,7 +1,7 @@
 """Whole training steps on a CPU, penstock's and those of people who write their own loop, in turns.
 
-The unit is one real token: each contestant's seconds for it are in `extra_info`. against_plain.py and
-encoder/finetune.py have the same contestants and more to choose.
+The unit is one real token: each contestant's seconds for it are in `extra_info`. encoder/finetune.py has the encoder's
+contestants and more of them.
 
     penstock bench training
     penstock bench encoder

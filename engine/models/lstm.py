@@ -98,6 +98,14 @@ class LSTMClassifier(RaggedClassifier):
         assert self.scores is not None
         return segment_pool(hidden.values, batch.cu_seqlens, "attention", self.scores(hidden.values))
 
+    def looked_up(self) -> Tensor | None:
+        """The table that a batch only looks up rows of, those of its token ids: no other row of its gradient is there.
+
+        None where that cannot be known, as something stands on the embeddings.
+        """
+        weight = self.embeddings.weight
+        return weight if self._embeddings_are_plain() and not weight._backward_hooks else None
+
     def _embeddings_are_plain(self) -> bool:
         table = self.embeddings
         if not is_untouched(table, frozenset({nn.Embedding})) or table.padding_idx is not None:

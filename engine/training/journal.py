@@ -32,14 +32,14 @@ class Journal:
         self._trackers = open_trackers(settings, run, step) if is_main else []
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Of any kind; nothing of it is displayed."""
+        """A record of any kind, which is not displayed."""
         if self.log:
             self.log.write(record)
         for track, _ in self._trackers:
             track(record)
 
     def step(self, record: Mapping[str, Any], done: float) -> None:
-        """Of training; `done` is the finished share of the run, 0 to 1."""
+        """A record of training; `done` is the finished share of the run, 0 to 1."""
         self.write(record)
         self._display.step(record, done)
 

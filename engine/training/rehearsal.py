@@ -148,7 +148,7 @@ def _evaluation(loop: Loop, store: Store, rows: np.ndarray) -> EvaluationTime | 
 
 
 def _total_seconds(plan: Plan, take: Callable[[int], None]) -> float:
-    """Of all of a plan's steps, by the tokens that some of them from all over it go through in a second."""
+    """Seconds of all steps of a plan, by the tokens that some of them from all over it go through in a second."""
     some = np.linspace(0, plan.num_steps - 1, min(_TYPICAL_STEPS, plan.num_steps)).round().astype(int).tolist()
     spent = sum(_timed(lambda: take(index)) for index in some)  # noqa: B023 -- called at once
     return int(plan.tokens.sum()) * spent / max(sum(plan.step_tokens(index) for index in some), 1)

@@ -58,7 +58,7 @@ class TrainResult:
 
 
 def recorded_result(directory: RunDirectory) -> TrainResult:
-    """Of a complete run.
+    """The result of a complete run.
 
     Raises:
         RunError: it cannot be read.

@@ -66,6 +66,17 @@ def _entries(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.grad.values()
 
 
+def _norm_by_row(gradient: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """The norm of a table's gradient, (rows, width): a number that depends on the rows that are not zero alone.
+
+    Args:
+        rows: integers, ascending: no other row has a gradient; None where that is not known. The result is the same,
+            and a large vocabulary's takes a tenth of the time.
+    """
+    norms = torch.linalg.vector_norm(gradient if rows is None else gradient.index_select(0, rows), dim=1)
+    return torch.linalg.vector_norm(norms[norms != 0])
+
+
 @contextlib.contextmanager
 def batch_memory(batch: Batch, what: str) -> Iterator[None]:
     """Names the batch for which the memory did not suffice.
@@ -139,6 +150,11 @@ class Stepper:
             layer_decay=settings.layer_decay,
         )
         self._scaler = gradient_scaler(precision, world.device)
+        # an enabled scaler has a use of its own for the optimizer's grad_scale
+        self._sharded = is_sharded(model)
+        self._divides = isinstance(self._optimizer, torch.optim.AdamW) and not self._scaler.is_enabled()
+        self._divides &= not self._sharded  # whose gradients are shares
+        self._looked_up = None if self._sharded else getattr(model, "looked_up", None)
         self._overflows = 0
         self._layout = optimizer_layout(model, self._optimizer)
         self._loaded_from: object = None  # of a state that no step has used yet
@@ -148,7 +164,6 @@ class Stepper:
         check_graphs(settings, world)
         limit = getattr(model, "max_length", None)
         self._graphs = StepGraphs(self._train_on, world.device, limit) if settings.cuda_graphs else None
-        self._sharded = is_sharded(model)
         if world.size > 1 and not self._sharded:
             devices = [world.device] if world.device.type == "cuda" else None
             self._model = DistributedDataParallel(model, device_ids=devices, **_LEAVES_BUFFERS)
@@ -202,7 +217,7 @@ class Stepper:
         if self._loaded_from is not None:
             self._check_loaded()
         gradients = [_entries(parameter) for parameter in self._parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self._norm(gradients, batches)
         if world.size > 1:
             with timers.during("communication"):
                 totals, norm = self._summed(totals, norm)
@@ -210,11 +225,13 @@ class Stepper:
         timers.synced()
         self._check_finite(loss_total / num_examples, grad_norm, step)
         # known here on the host, so that gradients that are short enough are not gone over
-        if 0 < self._settings.max_grad_norm < grad_norm < float("inf"):
+        clips = 0 < self._settings.max_grad_norm < grad_norm < float("inf")
+        if clips and not self._divides:
             torch._foreach_mul_(gradients, self._settings.max_grad_norm / (norm + 1e-6))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("share", 1.0)
-        self._scaler.step(self._optimizer)
+        with self._dividing((norm + 1e-6) / self._settings.max_grad_norm if clips and self._divides else None):
+            self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=self._graphs is None)  # a graph adds to gradients that are there
         timers.to(before)
@@ -229,6 +246,29 @@ class Stepper:
             self._timers.to("backward")
         self._scaler.scale(loss_sum * factor).backward()
         return loss_sum.detach(), self._right(logits.detach(), batch.labels)
+
+    def _norm(self, gradients: list[torch.Tensor], batches: list[Batch]) -> torch.Tensor:
+        """The norm of all gradients, before clipping: the same bits whatever the number of processes."""
+        table = self._looked_up() if self._world.device.type == "cpu" and self._looked_up is not None else None
+        if table is None or table.grad is None:
+            return nn.utils.get_total_norm(gradients)
+        rows = None  # other processes looked up others
+        if self._world.size == 1:
+            # sorted by counting: `unique` takes four times as long
+            rows = torch.bincount(torch.cat([batch.tokens.values for batch in batches])).nonzero()[:, 0]
+        others = [gradient for gradient in gradients if gradient is not table.grad]
+        return torch.linalg.vector_norm(torch.stack([_norm_by_row(table.grad, rows), *torch._foreach_norm(others)]))
+
+    @contextlib.contextmanager
+    def _dividing(self, divisor: torch.Tensor | None) -> Iterator[None]:
+        """The optimizer divides the gradients by it as it reads them, which spares their way through the memory."""
+        if divisor is not None:
+            self._optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if divisor is not None:
+                del self._optimizer.grad_scale  # type: ignore[attr-defined]
 
     def _loss_sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self._multi_label and self._graphs is not None:

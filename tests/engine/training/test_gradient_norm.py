@@ -1,0 +1,126 @@
+"""The norm of the gradients, and clipping by it: what torch's own functions make of them, in less time."""
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.engine.data.loader import Loader
+from penstock.engine.data.plan import PlanParameters
+from penstock.engine.models import build_model
+from penstock.engine.models.settings import ModelSettings
+from penstock.engine.training.distributed import World
+from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.step import Stepper, _norm_by_row
+
+CPU = torch.device("cpu")
+MODELS = {
+    "plain": {},
+    "embedding dropout": {"embedding_dropout": 0.3},
+    "frozen embeddings": {"frozen": True},
+    "last": {"pooling": "last"},
+    "bag": {"kind": "bag", "buckets": 64},
+}
+
+
+def steps_of(store, width):
+    parameters = PlanParameters(tokens_per_batch=200, batches_per_step=width)
+    return list(Loader(store, seed=0, parameters=parameters, rows=np.arange(60)))
+
+
+def model_of(store, frozen=False, **settings):
+    torch.manual_seed(0)
+    small = {} if settings.get("kind") == "bag" else {"hidden_size": 8}
+    chosen = ModelSettings(embedding_size=8, **small, **settings)
+    model = build_model(chosen, vocab_size=store.vocab_size, num_labels=store.num_labels)
+    model.embeddings.weight.requires_grad_(not frozen)
+    return model
+
+
+def steps(model, taken, limit):
+    stepper = Stepper(
+        model, TrainingSettings(learning_rate=1e-2, max_steps=9, max_grad_norm=limit), "fp32", World(0, 1, CPU)
+    )
+    return [
+        stepper(step.batches, step=number, num_examples=step.num_examples, learning_rate=1e-2)
+        for number, step in enumerate(taken, 1)
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("limit", [0, 1e-3, 1e3])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "bag"])
+def test_it_is_torchs_own(store, monkeypatch, name, limit, width):
+    """Beside a stepper that takes the norm of every gradient whole, and multiplies them."""
+    ours = model_of(store, **MODELS[name])
+    found = steps(ours, steps_of(store, width), limit)
+
+    def plainly(self, model, *args, **rest):
+        own(self, model, *args, **rest)
+        self._looked_up, self._divides = None, False
+
+    own = Stepper.__init__
+    monkeypatch.setattr(Stepper, "__init__", plainly)
+    theirs = model_of(store, **MODELS[name])
+    expected = steps(theirs, steps_of(store, width), limit)
+    assert [one.grad_norm for one in found] == pytest.approx([one.grad_norm for one in expected], rel=1e-5)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    if limit == 1e-3:
+        assert all(one.grad_norm > limit for one in found)  # it was clipped
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_rows_that_are_looked_up_are_read(store, name):
+    model = model_of(store, **MODELS[name])
+    looked_up = getattr(model, "looked_up", lambda: None)()
+    assert (looked_up is None) == (name == "bag")
+    if looked_up is not None:
+        assert looked_up is model.embeddings.weight
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda model: model.embeddings.register_forward_hook(lambda *given: None),
+        lambda model: model.embeddings.weight.register_hook(lambda gradient: gradient + 1),
+        lambda model: torch.nn.utils.parametrizations.weight_norm(model.embeddings),
+    ],
+    ids=["forward hook", "gradient hook", "parametrization"],
+)
+def test_all_rows_are_where_something_stands_on_the_table(store, put):
+    model = model_of(store)
+    put(model)
+    assert model.looked_up() is None
+
+
+def test_a_gradient_in_every_row_counts(store):
+    """One that a hook has put there: the norm is of all of it."""
+    taken = steps_of(store, 1)[:1]
+    plain = model_of(store)
+    (before,) = steps(plain, taken, 0)
+    hooked = model_of(store)
+    hooked.embeddings.weight.register_hook(lambda gradient: gradient + 1)
+    (after,) = steps(hooked, taken, 0)
+    assert after.grad_norm > before.grad_norm + hooked.embeddings.weight.numel() ** 0.5 / 2
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000, 5000])
+@pytest.mark.parametrize("width", [1, 3, 64, 256])
+def test_it_has_the_same_bits_whichever_rows_are_known(rows, width):
+    """Several processes do not know the rows that the others looked up."""
+    torch.manual_seed(rows * width)
+    chosen = torch.randperm(5_000)[:rows].sort().values
+    gradient = torch.zeros(5_000, width)
+    gradient[chosen] = torch.randn(rows, width)
+    more = torch.cat([chosen, torch.tensor([0, 4_999])]).unique()
+    found = _norm_by_row(gradient, None)
+    assert found == _norm_by_row(gradient, chosen) == _norm_by_row(gradient, more)
+    assert found.item() == pytest.approx(gradient.double().norm().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows(bad):
+    gradient = torch.zeros(10, 4)
+    gradient[3, 1] = bad
+    assert not torch.isfinite(_norm_by_row(gradient, torch.tensor([3])))
+    assert not torch.isfinite(_norm_by_row(gradient, None))
