@@ -18,7 +18,9 @@ Made by `table.py` from `results/*.csv`, which `search.py` writes. Every family 
 its recipe and seven changes of it, on the same subsets. All figures are of development rows, which
 no subset holds and which are no test rows. In parentheses the gain over the recipe in points, with
 its 95% interval: over the development rows, paired, or over the seeds, whichever is wider. **Bold**
-lies beyond it; of this many comparisons some do by chance.
+lies beyond it; of this many comparisons some do by chance. Accuracies are means over the seeds that
+a setting has; gains are over the same seeds. Since then a bag of fewer than 5,000 examples has 8
+epochs in place of 4.
 """
 
 

@@ -62,7 +62,8 @@ def recipe(kind: str, data: TrainingSet) -> dict[str, Any]:
 def _bag(data: TrainingSet) -> dict[str, Any]:
     """The recipe of a bag of n-grams.
 
-    Adagrad takes long steps for n-grams that it sees for the first time, so that one or two passes over a large set do.
+    Adagrad takes long steps for n-grams that it sees for the first time, so that one or two passes over a large set do;
+    a small set gains by eight (benchmarks/recipes/RESULTS.md).
     A text's vector needs no more dimensions than there are classes to tell apart, and each costs memory traffic: 16 are
     one line of a processor's cache. There is a bucket for every two n-grams, up to 2^21.
     """
@@ -74,7 +75,7 @@ def _bag(data: TrainingSet) -> dict[str, Any]:
         "data.tokens_per_batch": max(data.max_length, round(batch * data.mean_length)),
         "data.validation_fraction": 0.2 if size < 1_000 else 0.1,
         "data.mode": "pack",
-        "training.epochs": 4 if size < 50_000 else 2 if size < 500_000 else 1,
+        "training.epochs": 8 if size < 5_000 else 4 if size < 50_000 else 2 if size < 500_000 else 1,
         "training.patience": 4,
         "training.learning_rate": 0.2,
         "training.precision": "fp32",

@@ -88,6 +88,10 @@ def test_a_bag_has_room_for_its_n_grams_and_its_classes():
     made = [recipe("bag", TrainingSet(size, 44.0, 256, labels=5)) for size in SIZES]
     buckets = [found["model.buckets"] for found in made]
     assert buckets == sorted(buckets)
+    epochs = [found["training.epochs"] for found in made]
+    assert epochs == sorted(epochs, reverse=True)
+    assert recipe("bag", TrainingSet(4_999, 44.0, 256, labels=5))["training.epochs"] == 8
+    assert recipe("bag", TrainingSet(5_000, 44.0, 256, labels=5))["training.epochs"] == 4
     assert buckets[0] == 1 << 14
     assert buckets[-1] == 1 << 21
     assert all(count >= size * 44 for count, size in zip(buckets[1:4], SIZES[1:4], strict=True))
