@@ -1,4 +1,7 @@
-"""Cases of one optimizer step, and its gradients as ranks find them together: a rank must find this file by its name."""
+"""Cases of one optimizer step, and its gradients as ranks find them together.
+
+A rank must find this file by its name.
+"""
 
 import itertools
 from dataclasses import dataclass

@@ -34,7 +34,8 @@ def _try_out(settings: "Settings", store: "Store", test: "Store | None", out: Pa
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "--dry-run tries one process: start it without torchrun; each of several needs as much memory"
+            "--dry-run tries one process: start it without torchrun; each of several needs as much memory, with "
+            "training.shard=true less"
         )
     _, lines = dry_run(settings, store, out, test_store=test, say=lambda line: typer.echo(line, err=True))
     for line in lines:

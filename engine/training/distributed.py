@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from penstock.engine.errors import ConfigError, RankError
+from penstock.engine.training.meeting import is_under_torchrun, place_of_this_start
 
 T = TypeVar("T")
 
@@ -50,7 +51,8 @@ class World:
         if not dist.is_initialized():
             with answering(timeout):
                 backend = "nccl" if device.type == "cuda" else "gloo"
-                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+                place = place_of_this_start(timeout) if is_under_torchrun() else {}
+                dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **place)
         return cls(dist.get_rank(), size, device)
 
     def wait_at_most(self, timeout: float) -> None:
@@ -109,6 +111,12 @@ def answering(timeout: float) -> Iterator[None]:
     except RuntimeError as error:  # torch's own errors of processes are such ones
         said = str(error).lower()
         again = "the same command goes on from the last checkpoint"
+        if any(words in said for words in _NO_WAY):
+            raise RankError(
+                "another process of this run cannot be reached: it has ended, which its own message explains, or the "
+                "network lets nothing through (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface to use); "
+                f"{again}"
+            ) from error
         if any(words in said for words in _NO_ANSWER):
             raise RankError(
                 f"another process did not answer within {timeout:g} s (training.rank_timeout): it hangs, or is slower "
@@ -120,11 +128,11 @@ def answering(timeout: float) -> Iterator[None]:
 
 
 # What gloo, NCCL and the store where processes meet say.
+_NO_WAY = ("connectfullmesh failed", "timed out connecting", "failed to connect", "connection refused")
 _NO_ANSWER = ("timed out", "timeout")
 _GONE = (
     "connection closed by peer",
     "connection reset by peer",
-    "connection refused",
     "broken pipe",
     "recvvalue failed",
     "failed to recv",

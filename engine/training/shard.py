@@ -1,7 +1,10 @@
-"""`training.shard`: each process keeps a share of the weights, gradients and optimizer (FSDP2), for models that do not fit.
+"""`training.shard`: each process keeps a share of weights, gradients and optimizer (FSDP2), for what does not fit.
 
-A layer's weights are brought together when it runs, forward and again backward, and its gradients are added up and dealt
-out as soon as they are there. What is written down, checkpoints above all, is whole: tensors of all shares.
+A layer's weights are brought together when it runs, forward and again backward; its gradients are added up and dealt
+out as soon as they are there, after each batch of a step. Checkpoints are whole all the same: any number of processes
+goes on from them. They are brought together tensor by tensor, by `HostCopy`, in the numbering of the optimizer's own
+state_dict: torch's helpers for this (torch.distributed.checkpoint.state_dict) name tensors in another way, and take a
+step to find out what an optimizer keeps.
 """
 
 import warnings
@@ -16,7 +19,7 @@ from penstock.engine.models.stock import is_sharded
 from penstock.engine.training.distributed import World
 from penstock.engine.training.settings import Settings, TrainingSettings
 
-__all__ = ["is_share", "is_sharded", "check_can_shard", "local", "place", "shard", "share_of", "whole"]
+__all__ = ["check_can_shard", "is_sharded", "is_share", "local", "place", "shard", "share_of", "whole"]
 
 
 def shard(model: nn.Module, world: World) -> None:
@@ -60,7 +63,7 @@ def place(model: nn.Module, settings: TrainingSettings, world: World) -> None:
 
 
 def share_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a tensor that all processes have whole, dealt as `like` is; itself where that is whole."""
+    """This process's share of a tensor that all have whole, dealt as `like` is; itself where that is whole."""
     if not is_share(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor

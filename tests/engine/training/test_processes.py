@@ -173,3 +173,66 @@ def test_a_process_that_hangs_or_is_gone_ends_the_others(store, tmp_path, blow, 
     assert other.returncode == 12, err
     assert words in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+# The command line, with a SIGKILL in one process of each start but the last: BLOWS has "rank moment number delay" of
+# each; the process dies `delay` seconds after it came to the moment for the `number`-th time since it was started.
+STRUCK = """
+import os, signal, threading
+from penstock.engine.cli import main
+from penstock.engine.training import loop, train
+from penstock.engine.training.step import Stepper
+
+blows = os.environ["BLOWS"].split(",")
+start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+rank, moment, number, delay = (blows[start] if start < len(blows) else "none - 0 0").split()
+where = {"step": (Stepper, "__call__"), "evaluation": (loop, "evaluate"), "checkpoint": (loop, "write_checkpoint"),
+         "end": (train, "export_best"), "-": (loop, "evaluate")}
+owner, name = where[moment]
+action, calls = getattr(owner, name), 0
+
+def counted(*arguments, **options):
+    global calls
+    calls += 1
+    if os.environ["RANK"] == rank and calls == int(number):
+        if float(delay):
+            threading.Timer(float(delay), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return action(*arguments, **options)
+
+setattr(owner, name, counted)
+main()
+"""
+
+
+def under_torchrun(script, store, run, blows, *overrides):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "9"]
+    arguments = ["train", "--train", str(store.path), "--out", str(run), *TINY, *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "BLOWS": ",".join(blows)}
+    command = [sys.executable, *launcher, str(script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_started_again_it_ends_with_the_same_bits(store, tmp_path, shard):
+    script, overrides = tmp_path / "struck.py", ["training.epochs=6", f"training.shard={shard}"]
+    script.write_text(STRUCK)
+    draw = random.Random(shard)
+    blows = [
+        f"1 step {draw.randint(3, 20)} {draw.random() * 0.02:.4f}",
+        f"0 checkpoint {draw.randint(1, 5)} 0",  # its thread has not begun to write
+        f"0 step {draw.randint(3, 9)} {draw.random() * 0.02:.4f}",
+        f"1 evaluation 1 {draw.random() * 0.01:.4f}",
+        "0 end 1 0",
+    ]
+    under_torchrun(script, store, tmp_path / "whole", [], *overrides)
+    said = under_torchrun(script, store, tmp_path / "struck", blows, *overrides)
+    assert said.count("exitcode: -9") == len(blows), said
+    assert said.count("resumes after step") >= len(blows) - 1  # the first may come before any checkpoint
+    assert "Traceback" not in said
+    for name in ("model.safetensors", "best/model.safetensors", "last/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "struck" / name).read_bytes(), name
+    assert lines(tmp_path / "whole") == lines(tmp_path / "struck")

@@ -24,7 +24,7 @@ QUICK = [
 LSTM = ["model.kind=lstm", "model.hidden_size=8", "model.embedding_size=6", "training.learning_rate=1e-2"]
 MODELS = {
     "lstm": LSTM,
-    "lstm, frozen table": [*LSTM, "model.freeze_embeddings=true", "model.pooling=attention"],
+    "lstm, two layers": [*LSTM, "model.num_layers=2", "model.pooling=last", "model.dropout=0.2"],
     "encoder": [],
     "encoder, dropping": ["model.encoder_dropout=0.3", "training.max_grad_norm=0.1"],
     "encoder, frozen layers": ["model.freeze_layers=1"],
@@ -97,13 +97,16 @@ def test_shares_train_as_one_process(start, tmp_path, name):
         for share in shares:
             assert "error" not in share
             assert share["parameters"] == alone["parameters"]
-            assert share["test"] == pytest.approx(alone["test"], rel=2e-2)
+            assert share["test"] == pytest.approx(alone["test"], rel=2e-2, abs=0.03)  # two of 90 texts
             assert "changes nothing" not in share["said"]
             # of every tensor 1/size of its rows, rounded up
             assert share["held"] < 0.7 * alone["held"]
         held = sum(share["held"] for share in shares)
         assert held == pytest.approx(alone["held"], rel=0.02)
-        assert json.loads((run / "config.json").read_text()) == json.loads((tmp_path / "alone/config.json").read_text())
+        one, other = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "alone", run))
+        temperatures = [config.pop("calibration_temperature", 1.0) for config in (one, other)]
+        assert one == other
+        assert temperatures[0] == pytest.approx(temperatures[1], rel=1e-3)
 
 
 TO_OTHERS = [(2, True, 1, False), (1, False, 2, True), (4, True, 2, True), (2, True, 2, False), (2, False, 4, True)]
