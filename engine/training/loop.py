@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from penstock.engine.data.plan import Plan, PlanParameters
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import save_tokenizer
 from penstock.engine.errors import RunError
+from penstock.engine.files import CommittedFile
 from penstock.engine.models import build_model, load_model
 from penstock.engine.models.build import check_pair_types
 from penstock.engine.models.loading import quiet
 from penstock.engine.models.start import Say, start_model
+from penstock.engine.models.tensor_file import own_tensor_files
 from penstock.engine.training.calibrate import Calibration, fit_temperature
 from penstock.engine.training.checkpoint import STATE_NAME, read_state, write_checkpoint
 from penstock.engine.training.class_weights import resolve_class_weights, resolve_positive_weights
@@ -580,11 +582,12 @@ class Loop:
         model.to("cpu")
         return np.concatenate(logits), np.concatenate(labels)
 
-    def _save(self, model: Any, folder: Path, weights: dict[str, Any]) -> None:
-        with quiet():
+    def _save(self, model: Any, folder: Path, weights: dict[str, Any]) -> Mapping[str, CommittedFile]:
+        with quiet(), own_tensor_files() as written:
             model.save_pretrained(folder, state_dict=weights)
         for name, content in self._tokenizer.items():
             (folder / name).write_bytes(content)
+        return written
 
 
 @dataclass(frozen=True)
