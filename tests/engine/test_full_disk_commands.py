@@ -28,6 +28,8 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_texts(folder / "train.csv", 240, 0)
     write_texts(folder / "test.csv", 90, 1)
+    rows = (folder / "train.csv").read_text().splitlines()
+    (folder / "texts.csv").write_text("\n".join(row.rpartition(",")[0] for row in rows))
     made = penstock(
         *("prepare", folder / "train.csv", "--out", folder / "store", "--tokenizer", "train:wordpiece:150"),
         *("--text", "text", "--label", "label", "--max-length", "32"),
@@ -66,8 +68,8 @@ def commands(data: Path) -> dict[str, Callable[[Path], list]]:
             *("prepare", data / "train.csv", "--out", disk / "new", "--tokenizer", "train:bpe:300"),
             *("--text", "text", "--label", "label"),
         ],
-        "predict csv": lambda disk: ["predict", data / "run", data / "train.csv", "--out", disk / "out.csv"],
-        "predict parquet": lambda disk: ["predict", data / "run", data / "train.csv", "--out", disk / "out.parquet"],
+        "predict csv": lambda disk: ["predict", data / "run", data / "texts.csv", "--out", disk / "out.csv"],
+        "predict parquet": lambda disk: ["predict", data / "run", data / "texts.csv", "--out", disk / "out.parquet"],
         "evaluate": lambda disk: ["evaluate", data / "run", "--data", data / "store", "--html", disk / "page.html"],
         "study": lambda disk: ["study", *tables, *encoder, *grid, "--out", disk / "study", "training.max_steps=4"],
     }
