@@ -10,9 +10,10 @@ import stat
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from penstock.engine.files import write_json
+from penstock.engine.files import CommittedFile, write_json
 from penstock.engine.records import read_json
 
 SEAL_NAME = "checkpoint.json"
@@ -76,15 +77,18 @@ def crc32_of(file: Path, size: int | None = None) -> int:
     return crc
 
 
-def seal(folder: Path, **entries: Any) -> None:
+def seal(folder: Path, written: Mapping[str, CommittedFile] = MappingProxyType({}), /, **entries: Any) -> None:
     """Writes `checkpoint.json` over the files that are in the folder now; it has no folders in it.
 
     Args:
+        written: those whose size and checksum are known from when they were written.
         entries: JSON values, to be found in what `read_seal` returns.
     """
     files = {}
     for file in sorted(folder.iterdir()):
-        if file.name != SEAL_NAME:
+        if (known := written.get(file.name)) is not None:
+            files[file.name] = {"size": known.size, "crc32": known.crc32}
+        elif file.name != SEAL_NAME:
             files[file.name] = {"size": file.stat().st_size, "crc32": crc32_of(file)}
     write_json(folder / SEAL_NAME, with_checksum({"format": _FORMAT, **entries, "files": files}))
 

@@ -1,10 +1,17 @@
 """What a user can get wrong, each kind with an exit code of its own. The command line prints the message, one line."""
 
+import re
+
 
 class PenstockError(Exception):
-    """An error that the user can mend: its message says what, where and what to do."""
+    """An error that the user can mend: its message says what, where and what to do. It is one line that can be printed,
+    whatever names a damaged or hostile file brings into it."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        line = re.sub(r"\s*\n\s*", " ", message.strip())
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line))
 
 
 class SourceError(PenstockError):

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import mmap
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ from typing import Any
 from penstock.engine.errors import DiskError, PenstockError
 
 TEMPORARY_SUFFIX = ".tmp"
+_BLOCK = 1 << 20  # bytes; they stay in a processor's cache between their copy, their checksum and the disk
+_DIRECT = getattr(os, "O_DIRECT", 0)
 
 # how systems and drivers say that they cannot do something at all
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF})
@@ -96,6 +99,56 @@ class CommittedFile:
             os.close(self._file)
             self.closed = True
         self._temporary.unlink(missing_ok=True)
+
+
+class BulkFile(CommittedFile):
+    """A committed file of many bytes, which go past the system's cache where the file system can: there they would push
+    out the training data, and each of their pages would be made and cleared first."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._block = mmap.mmap(-1, _BLOCK)  # aligned, as the disk wants it
+        self._filled = 0
+        self._set_direct(True)
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        taken = 0
+        while taken < len(view):
+            part = view[taken : taken + _BLOCK - self._filled]
+            self._block[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            taken += len(part)
+            if self._filled == _BLOCK:
+                self._write_block()
+        return len(view)
+
+    def commit(self) -> None:
+        if self._filled:
+            self._set_direct(False)
+            self._write_block()
+        super().commit()
+
+    def _write_block(self) -> None:
+        view, written = memoryview(self._block)[: self._filled], 0
+        self.crc32 = zlib.crc32(view, self.crc32)
+        while written < len(view):
+            try:
+                written += os.write(self._file, view[written:])
+            except OSError as error:
+                if not self._direct or error.errno != errno.EINVAL:
+                    raise
+                self._set_direct(False)  # it asks for another alignment, also after a write that ended early
+        self.size += len(view)
+        self._filled = 0
+
+    def _set_direct(self, wanted: bool) -> None:
+        flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+        self._direct = wanted and _DIRECT != 0
+        try:
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | _DIRECT if wanted else flags & ~_DIRECT)
+        except OSError:
+            self._direct = False
 
 
 @contextmanager

@@ -12,8 +12,11 @@ imports everything once and trains nothing, so that a copy of it (fork) begins a
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import importlib
+import io
 import itertools
 import json
 import os
@@ -51,6 +54,11 @@ VARIANTS = {
     "ranks": {"plain": [*LSTM, "data.batches_per_step=2"]},
     "study": {"plain": ["model.num_layers=1", "training.epochs=2", "training.checkpoint_every_steps=2"]},
 }
+NEEDED = ["pandas", "pyarrow.pandas_compat", "torch.distributed", "tokenizers.trainers"]
+NEEDED += [f"transformers.models.{name}" for name in ("auto.modeling_auto", "auto.tokenization_auto")]
+NEEDED += ["transformers.models.bert.modeling_bert", "transformers.tokenization_utils_tokenizers"]
+NEEDED += ["penstock.engine.study.study", "penstock.engine.study.report", "penstock.engine.training.predictions"]
+NEEDED += ["penstock.engine.training.train", "penstock.engine.training.command"]
 STUDY = ["--sizes", "60,120", "--seeds", "1", "--jobs", "2", "--families", "linear,lstm,encoder", "--max-test", "50"]
 STUDY += ["lstm.model.hidden_size=8", "encoder.training.checkpoint_every_steps=1"]
 
@@ -546,18 +554,18 @@ def free_port() -> int:
 
 def warm_up() -> None:
     """What a command needs, so that its copies find it there. Nothing may be computed: a copy has one thread alone."""
+    for name in NEEDED:
+        importlib.import_module(name)
     import torch
-    import torch.distributed
-    import transformers.models.auto.modeling_auto
-    import transformers.models.bert.modeling_bert
-    import transformers.models.bert.tokenization_bert  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    import penstock.engine
-    import penstock.engine.cli
-    import penstock.engine.study.study
-    import penstock.engine.training.train  # noqa: F401
+    from penstock.engine import cli
 
     torch.set_num_threads(1)
+    get_checkpoint_conversion_mapping("bert")  # builds them all, once
+    sys.argv = ["penstock", "train", "--settings"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        cli.main()  # what its options need
 
 
 def table(results: list[dict[str, Any]]) -> Iterator[str]:

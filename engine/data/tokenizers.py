@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -291,7 +292,28 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TokenizerError(f"tokenizer {name}: has no fast tokenizer (tokenizer.json); penstock needs one")
     check_ids(tokenizer.backend_tokenizer, name)
+    with tokenizer_errors(name), _unheard():
+        tokenizer.backend_tokenizer.encode("a film")  # a tokenizer that contradicts itself shows it here
     return tokenizer
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keeps from stderr what Rust writes there, before Python hears of it, when it ends in a panic."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_ids(backend: "tokenizers.Tokenizer", name: str) -> int:

@@ -9,7 +9,7 @@ whole checkpoint. The ones before it, and the best models of their time, stay as
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from penstock.engine.checked import DamageError, check_sealed, read_seal, seal
 from penstock.engine.errors import RunError
 from penstock.engine.files import (
+    BulkFile,
     CommittedFile,
     disk_errors,
     link_or_copy,
@@ -39,7 +40,7 @@ _WRITING = ".writing"  # the checkpoint that is not whole yet
 def write_checkpoint(
     run: Path,
     step: int,
-    save_model: Callable[[Path], None],
+    save_model: Callable[[Path], Mapping[str, CommittedFile] | None],
     state: dict[str, Any] | None,
     links: Sequence[str],
     *,
@@ -50,7 +51,7 @@ def write_checkpoint(
 
     Args:
         links: "last", "best" or both, turned in this order.
-        save_model: writes the model's files into a folder.
+        save_model: writes the model's files into a folder; may return, by name, those whose checksums it knows.
         state: what the run needs to go on from here; None for a model alone.
         keep: number of checkpoints to go on from.
         entries: what else its `checkpoint.json` says.
@@ -65,12 +66,12 @@ def write_checkpoint(
         try:
             temporary.mkdir(parents=True)
             with disk_errors(temporary, libraries=True):  # while a full disk is still full
-                save_model(temporary)
+                written = dict(save_model(temporary) or {})
                 if state is not None:
-                    _save_state(state, temporary / STATE_NAME)
+                    written[STATE_NAME] = _save_state(state, temporary / STATE_NAME)
                 checkpoint = _unused(folder, step)
                 best = checkpoint.name if "best" in links else name_of(run / "best")
-                seal(temporary, step=step, name=checkpoint.name, best=best, **entries)
+                seal(temporary, written, step=step, name=checkpoint.name, best=best, **entries)
             settle_modes(temporary)
             sync_tree(temporary)
             os.rename(temporary, checkpoint)
@@ -181,7 +182,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _save_state(state: dict[str, Any], file: Path) -> None:
+def _save_state(state: dict[str, Any], file: Path) -> CommittedFile:
     """torch reports in words of its own what a file says of a full disk, and has checksums, which the seal has too."""
     out = _File(file)
     computes = get_crc32_options()
@@ -197,9 +198,10 @@ def _save_state(state: dict[str, Any], file: Path) -> None:
         raise
     finally:
         set_crc32_options(computes)
+    return out
 
 
-class _File(CommittedFile):
+class _File(BulkFile):
     """A file that keeps the error that a write to it met."""
 
     error: OSError | None = None

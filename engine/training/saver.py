@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.files import CommittedFile
 from penstock.engine.models.loading import quiet
+from penstock.engine.models.tensor_file import own_tensor_files
 from penstock.engine.training.checkpoint import write_checkpoint
 from penstock.engine.training.run_directory import MetricsLog
 from penstock.engine.training.writer import HostCopy, Writer
@@ -89,10 +91,11 @@ class Saver:
         links: Sequence[str],
         **entries: Any,
     ) -> None:
-        def save(folder: Path) -> None:
-            with quiet():
+        def save(folder: Path) -> Mapping[str, CommittedFile]:
+            with quiet(), own_tensor_files() as written:
                 model.save_pretrained(folder, state_dict=weights)
             for name, content in self._tokenizer.items():
                 (folder / name).write_bytes(content)
+            return written
 
         write_checkpoint(self._run, step, save, state, links, keep=self._keep, **entries)

@@ -253,6 +253,10 @@ def test_a_run_does_not_go_on_with_another_tokenizer(tmp_path, store, settings):
         train(settings(*OFTEN), Store.open(tmp_path / "store"), tmp_path / "run", progress="none")
 
 
+def empty_model(folder):
+    (folder / "config.json").write_text("{}")
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_best_model_of_a_run_that_has_nothing_to_go_on_from_is_taken_back(tmp_path, monkeypatch, links):
     """Killed between its first best model and its first checkpoint, on file systems with links and without."""
@@ -263,7 +267,7 @@ def test_a_best_model_of_a_run_that_has_nothing_to_go_on_from_is_taken_back(tmp_
 
         monkeypatch.setattr(os, "symlink", refuse)
     for _ in range(2):
-        write_checkpoint(tmp_path, 1, lambda folder: (folder / "config.json").write_text("{}"), None, ["best"])
+        write_checkpoint(tmp_path, 1, empty_model, None, ["best"])
         assert (tmp_path / "best").is_symlink() == links
         settle_links(tmp_path, None)
         settle_pointer(tmp_path / "best")
