@@ -28,7 +28,7 @@ def rounded(length: int, block: int) -> int:
 
 
 def share(lengths: Sequence[int], block_q: int, block_k: int, tail: int | None = None) -> float:
-    """Of the weights that are computed, those of a query and a key of one sequence.
+    """The weights of a query and a key of one sequence, as a share of all that are computed.
 
     Args:
         tail: keys at a time behind the last full block of them; as many as before by default.
@@ -41,7 +41,7 @@ def share(lengths: Sequence[int], block_q: int, block_k: int, tail: int | None =
 
 
 def shares(lengths: Sequence[int]) -> dict[str, float]:
-    """Of forward, of backward in one kernel, of dq and of dk, dv; in 16 bits, of the benchmark's head_dim."""
+    """`share` for forward, backward in one kernel, dq, and dk and dv; in 16 bits, with the benchmark's head_dim."""
     from penstock.kernels.attention.triton import choose_tiles, tail_of
 
     tiles = choose_tiles(torch.bfloat16, HEAD_DIM, max(lengths), sum(lengths) // len(lengths))
@@ -55,7 +55,7 @@ def shares(lengths: Sequence[int]) -> dict[str, float]:
 
 
 def programs(lengths: Sequence[int]) -> tuple[int, int]:
-    """Of forward, for one head: started ones, and those that have nothing to do."""
+    """How many of forward are started for one head, and how many of them have nothing to do."""
     from penstock.kernels.attention.triton import choose_tiles, division
 
     tokens, batch, longest = sum(lengths), len(lengths), max(lengths)
