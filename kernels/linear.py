@@ -118,7 +118,7 @@ def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         return parts[0].to(dtype)
     rows = [part.shape[0] for part in parts]
     joined = parts[0].new_empty(sum(rows), *parts[0].shape[1:], dtype=dtype)
-    torch._foreach_copy_(joined.split(rows), parts)  # one launch on a GPU
+    torch._foreach_copy_(joined.split(rows), list(parts))  # one launch on a GPU
     return joined
 
 

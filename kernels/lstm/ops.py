@@ -278,7 +278,7 @@ def _differentiable(
 
 
 # without the frame in Python that unwraps what torch.func has left, of which nothing is active then
-_apply_directly = super(torch.autograd.Function, _Layer).apply  # type: ignore[misc]
+_apply_directly = super(torch.autograd.Function, _Layer).apply
 
 
 _operation = transforms.register("lstm_layer", _plain_forward, record=_record)
