@@ -30,11 +30,15 @@ class Reference:
 
 
 class Torch:
-    """Torch's own product, rounded to the dtype of x."""
+    """Torch's own product; on a CPU it is rounded to the dtype of x, where that is one of 16 bits."""
 
     @staticmethod
     def linear_weight_gradient(problem: Problem) -> Tensor:
-        return (problem.grad_out.t() @ problem.x).to(accumulate_dtype(problem.x.dtype))
+        grad_out, x = problem.grad_out.t(), problem.x
+        wide = accumulate_dtype(x.dtype)
+        if x.is_cuda and x.dtype != wide and torch.version.hip is None:
+            return torch.mm(grad_out, x, out_dtype=wide)  # one launch, no rounding on the way
+        return (grad_out @ x).to(wide)
 
 
 def _why_not_cpu(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
@@ -114,8 +118,7 @@ def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         return parts[0].to(dtype)
     rows = [part.shape[0] for part in parts]
     joined = parts[0].new_empty(sum(rows), *parts[0].shape[1:], dtype=dtype)
-    for part, place in zip(parts, joined.split(rows), strict=True):
-        place.copy_(part)
+    torch._foreach_copy_(joined.split(rows), list(parts))  # one launch on a GPU
     return joined
 
 
@@ -151,5 +154,7 @@ class _Linear(torch.autograd.Function):
             gradient = _weight_gradient.from_backward(grad_out, x, ctx.backend)
             gradients[: ctx.count] = _split(gradient, ctx.parts[: ctx.count])
         if any(needed[ctx.count :]):
-            gradients[ctx.count :] = _split(grad_out.sum(0), ctx.parts[ctx.count :])
+            parts = ctx.parts[ctx.count :]
+            widest = max((dtype for _, dtype in parts), key=lambda dtype: dtype.itemsize)
+            gradients[ctx.count :] = _split(grad_out.sum(0, dtype=widest), parts)
         return x_gradient, None, None, *gradients

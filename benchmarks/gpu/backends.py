@@ -31,6 +31,9 @@ def untimed(operation: str, name: str, context: Context) -> str | None:
     return None
 
 
+GRAPHS = ", CUDA graphs"  # ends the name of a variant that is trained with `training.cuda_graphs`
+
+
 @contextlib.contextmanager
 def trusted(names: tuple[str, ...], context: Context) -> Iterator[None]:
     """Inside, every operation takes its fastest backend as usual, and of our GPU kernels all of `names` and no other.
@@ -56,10 +59,13 @@ def model_variants(operations: tuple[str, ...], context: Context) -> dict[str, t
     """The variants of a whole model to train: {label: GPU backends that it may use}.
 
     torch's own operations alone, then each GPU backend that serves one of the model's operations, on top of those
-    slower than it.
+    slower than it, and with all of them from CUDA graphs (GRAPHS).
     """
     out: dict[str, tuple[str, ...]] = {"penstock torch": ()}
     for name in reversed(GPU_BACKENDS):
         if any(contestants(operation, context).get(name, "none") is None for operation in operations):
             out[f"penstock {name}"] = GPU_BACKENDS[GPU_BACKENDS.index(name) :]
+    if len(out) > 1 and not context.smoke:
+        label, names = list(out.items())[-1]
+        out[f"{label}{GRAPHS}"] = names
     return out

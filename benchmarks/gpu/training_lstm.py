@@ -111,8 +111,9 @@ def train_variants(
             seconds = context.share(left - place)
             context.at(what, seconds + _OVERHEAD)
             try:
+                given = [*settings, f"training.cuda_graphs={str(label.endswith(backends.GRAPHS)).lower()}"]
                 with backends.trusted(names, context):
-                    figures = ours(context, store, settings, f"{model} {label}".replace(" ", "-"), seconds)
+                    figures = ours(context, store, given, f"{model} {label}".replace(" ", "-"), seconds)
             except Exception as failure:
                 figures = {"why": reason(failure)}
         loss = figures.get("first_loss")

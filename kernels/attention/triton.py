@@ -76,6 +76,11 @@ def choose_tiles(dtype: torch.dtype, head_dim: int, max_seqlen: int, mean: int) 
     return tiles
 
 
+def tail_of(tile: Tile, windowed: bool) -> int:
+    """How many keys forward takes at a time behind the last full block of them; in a window every block is such."""
+    return tile.block_k if windowed else min(tile.block_k, 32)
+
+
 def block_d(head_dim: int) -> int:
     """The width of a tile's rows: the next power of two, and no less than a matrix instruction takes."""
     return max(16, 1 << (head_dim - 1).bit_length())
@@ -128,7 +133,7 @@ def _blocks(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def _division(tokens: int, batch: int, max_seqlen: int, block: int) -> tuple[int, int]:
+def division(tokens: int, batch: int, max_seqlen: int, block: int) -> tuple[int, int]:
     """How many programs compute all blocks of all sequences, and `blocks` as `find_block` takes it.
 
     Whichever are fewer: the longest sequence's blocks for each, or those that are enough for any lengths.
@@ -146,14 +151,14 @@ def _choose(problem: Problem | Backward) -> Tiles:
 def varlen_attention(problem: Problem) -> Results:
     (tokens, heads, _), batch = problem.q.shape, problem.cu_seqlens_q.shape[0] - 1
     made, tile = problem.empty(), _choose(problem).forward
-    programs, blocks = _division(tokens, batch, problem.max_seqlen_q, tile.block_q)
+    programs, blocks = division(tokens, batch, problem.max_seqlen_q, tile.block_q)
     if tokens and programs:
         windowed = problem.window_left >= 0 or problem.window_right >= 0
         with on_device(problem.q):
             forward_kernel[programs, heads](
                 *(*problem[:3], *made, *_arguments(problem, batch, blocks)),
                 **_constants(problem, tile),
-                BLOCK_TAIL=tile.block_k if windowed else min(tile.block_k, 32),
+                BLOCK_TAIL=tail_of(tile, windowed),
             )
     return made
 
@@ -170,19 +175,19 @@ def varlen_attention_backward(problem: Backward) -> Gradients:
 def _one_kernel(problem: Backward, tile: Tile, parts: int) -> Gradients:
     grad_out, q, k, v, out, lse = problem[:6]
     (tokens, heads, head_dim), batch = q.shape, problem.cu_seqlens_q.shape[0] - 1
-    made, division = (
-        problem.empty(),
-        (parts, _blocks(_blocks(problem.max_seqlen_k, parts), tile.block_k) * tile.block_k),
-    )
+    made = problem.empty()
+    part_keys = _blocks(_blocks(problem.max_seqlen_k, parts), tile.block_k) * tile.block_k
     delta, sums = (torch.empty((parts, *shape), dtype=torch.float32, device=q.device) for shape in (lse.shape, q.shape))
     backward_kernel[batch * parts, k.shape[1]](
-        *(q, k, v, out, grad_out, lse, delta, sums, *made), *_arguments(problem, *division), **_constants(problem, tile)
+        *(q, k, v, out, grad_out, lse, delta, sums, *made),
+        *_arguments(problem, parts, part_keys),
+        **_constants(problem, tile),
     )
     if parts > 1:
-        programs, blocks = _division(tokens, batch, problem.max_seqlen_q, rows := 64)
+        programs, blocks = division(tokens, batch, problem.max_seqlen_q, rows := 64)
         bounds: tuple[Tensor, Tensor] = (problem.cu_seqlens_q, problem.cu_seqlens_k)
         sum_kernel[programs, heads](
-            *(sums, made.q, *bounds, tokens, k.shape[0], batch, blocks, division[1], problem.scale),
+            *(sums, made.q, *bounds, tokens, k.shape[0], batch, blocks, part_keys, problem.scale),
             HEADS=heads,
             HEAD_DIM=head_dim,
             BLOCK_D=block_d(head_dim),
@@ -201,10 +206,10 @@ def _two_kernels(problem: Backward) -> Gradients:
         delta_kernel[_blocks(tokens_q, rows), heads](
             out, grad_out, delta, tokens_q, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK=rows
         )
-        programs, blocks = _division(tokens_q, batch, problem.max_seqlen_q, tiles.dq.block_q)
+        programs, blocks = division(tokens_q, batch, problem.max_seqlen_q, tiles.dq.block_q)
         dq_kernel[programs, heads](*given, made.q, *_arguments(problem, batch, blocks), **_constants(problem, tiles.dq))
     if tokens_k and problem.max_seqlen_k:
-        programs, blocks = _division(tokens_k, batch, problem.max_seqlen_k, tiles.dkdv.block_k)
+        programs, blocks = division(tokens_k, batch, problem.max_seqlen_k, tiles.dkdv.block_k)
         dkdv_kernel[programs, kv_heads](
             *given, made.k, made.v, *_arguments(problem, batch, blocks), **_constants(problem, tiles.dkdv)
         )

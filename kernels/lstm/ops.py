@@ -273,7 +273,12 @@ def _differentiable(
     inputs: LayerInputs, options: tuple[bool, bool, str], args: tuple[Any, ...] | None
 ) -> tuple[Tensor, ...]:
     weights = [weight for kind in inputs.weights for weight in kind]
-    return _Layer.apply(inputs, options, args, inputs.x, inputs.h0, inputs.c0, *weights)
+    apply = _apply_directly if args is None else _Layer.apply
+    return apply(inputs, options, args, inputs.x, inputs.h0, inputs.c0, *weights)
+
+
+# without the frame in Python that unwraps what torch.func has left, of which nothing is active then
+_apply_directly = super(torch.autograd.Function, _Layer).apply
 
 
 _operation = transforms.register("lstm_layer", _plain_forward, record=_record)

@@ -589,7 +589,7 @@ def test_host_cost_is_measured_for_every_operation():
 
 def test_a_layer_launches_no_more_kernels_than_it_did():
     """Its products and our operations are 25; the rest are casts, seeds and copies of weights."""
-    most = {"roberta forward": 20, "roberta backward": 24, "modernbert forward": 15, "modernbert backward": 21}
+    most = {"roberta forward": 16, "roberta backward": 20, "modernbert forward": 15, "modernbert backward": 20}
     found = {line.partition(":")[0]: int(line.split()[2]) for line in printed("launches") if "kernels:" in line}
     assert set(found) == set(most)
     assert {name: count for name, count in found.items() if count > most[name]} == {}
