@@ -104,6 +104,7 @@ def test_bad_input_is_one_line(
     arguments: str, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_ISA", "")  # which --isa sets for the process: put back after each case
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("here first")
     done = penstock("bench", *arguments.split())
