@@ -110,13 +110,6 @@ FAULTS = [
     ),
     # training
     Fault(
-        "pairs are cut where they cannot be",
-        "engine/training",
-        "isinstance(length, int) and store.is_pair and store.longest > length:",
-        "isinstance(length, int) and store.is_pair and store.longest > 2 * length:",
-        "test_reading.py",
-    ),
-    Fault(
         "what is kept of longer texts is stated in vain",
         "engine/training",
         "    elif length == WHOLE:\n        raise ConfigError(",

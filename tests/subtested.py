@@ -14,8 +14,9 @@ ParameterSet = type(pytest.param())
 def as_subtests(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callable], Callable]:
     """As `pytest.mark.parametrize`, but in one test: each case is a subtest, and one that fails is named.
 
-    For cases of microseconds, of which pytest's own work would be the larger part. They share the test's fixtures, but
-    for `monkeypatch`, which is undone after each, and `tmp_path`, which is an empty folder for each.
+    For cases of microseconds, of which pytest's own work would be the larger part. They share the test's fixtures, also
+    those that pytest adds by itself, but for `monkeypatch`, which is undone after each, and `tmp_path`, which is an
+    empty folder for each.
     """
     names = tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else names
     table = list(cases)

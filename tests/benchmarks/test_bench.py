@@ -104,6 +104,7 @@ def test_bad_input_is_one_line(
     arguments: str, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_ISA", "")  # which --isa sets for the process: put back after each case
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("here first")
     done = penstock("bench", *arguments.split())
@@ -207,6 +208,7 @@ sys.exit(run.run(SUITES["linear"], Options(rounds=2), Path(sys.argv[1])))
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
+@pytest.mark.usefixtures("heard_signals")
 def test_a_stop_leaves_what_was_measured(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", STOPPED, str(tmp_path / "o")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -305,6 +307,7 @@ def test_rows_of_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) 
     assert list(results.read(tmp_path / "alone")[1][0]["seconds"]) == [OURS]
 
 
+@pytest.mark.usefixtures("heard_signals")
 def test_a_stop_ends_pytest_too(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
     (tmp_path / "bench_endless.py").write_text(

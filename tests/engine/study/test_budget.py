@@ -318,6 +318,7 @@ def test_a_plan_that_is_there_is_used(settings, tmp_path):
     assert "lstm-50-0" not in run(settings, tmp_path / "other", 1000.0)
 
 
+@pytest.mark.slow
 def test_a_budget_with_several_processes(settings, tmp_path):
     """The next trial is chosen when a process is free, by what is known then."""
     out = tmp_path / "study"
@@ -331,7 +332,7 @@ def test_a_budget_with_several_processes(settings, tmp_path):
     assert all(len((out / "marks" / one.trial.name).read_text().splitlines()) == 1 for one in found)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_tasks_are_asked_for_when_a_process_is_free(tmp_path, jobs):
     """And again after each result, though there were none before."""
     (tmp_path / "runs").mkdir()

@@ -100,6 +100,7 @@ def test_a_form_with_more_parameters_than_the_sizes_can_judge_is_not_tried():
     assert losses.keys() == {"power law"}
 
 
+@pytest.mark.slow
 def test_a_curve_that_levels_off_at_both_ends_is_no_power_law():
     sizes = (100, 200, 400, 800, 1600, 3200, 6400, 12800)
     form = next(form for form in FORMS if form.name == "M4")

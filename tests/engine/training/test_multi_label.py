@@ -135,6 +135,7 @@ def test_an_lstm_learns(run, lists_test_store):
     assert len(result.thresholds.values) == 4
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_and_is_stock(tmp_path, rows, lists_store):
     name = encoder_folder(tmp_path / "encoder", lists_store)
     wanted = bare_settings(

@@ -89,6 +89,22 @@ def test_a_damaged_record(tmp_path, text):
         read_record(tmp_path)
 
 
+def test_a_record_that_was_changed_is_no_record(tmp_path):
+    """Another number is JSON as well; whoever edits it on purpose takes the checksum out."""
+    with claim(tmp_path, seed=1):
+        pass
+    file = tmp_path / "run.json"
+    record = json.loads(file.read_text())
+    assert read_record(tmp_path)["identity"] == {"seed": 1}
+    record["identity"]["seed"] = 3
+    file.write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"run\.json is damaged: its checksum does not fit"):
+        read_record(tmp_path)
+    del record["crc32"]
+    file.write_text(json.dumps(record))
+    assert read_record(tmp_path)["identity"] == {"seed": 3}
+
+
 def test_no_run(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         read_record(tmp_path / "absent")

@@ -23,6 +23,8 @@ from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.signals import SIGNALS, Interrupted, StopSignal
 from penstock.engine.training.train import TrainResult, train
 
+pytestmark = pytest.mark.usefixtures("heard_signals")
+
 ALONE = World(0, 1, "cpu")  # type: ignore[arg-type]
 
 
@@ -73,16 +75,6 @@ def timeless(run: Path) -> list[str]:
     times = ("seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time")
     lines = [line for line in lines if line["split"] != "checkpoint"]  # one more where a signal came
     return [str({key: value for key, value in line.items() if key not in times}) for line in lines]
-
-
-@pytest.fixture(autouse=True)
-def not_ignored():
-    """Whoever starts the tests may ignore a signal (nohup does, and `&`), and what is ignored stays so."""
-    usual = {signal.SIGINT: signal.default_int_handler}
-    before = {signum: signal.signal(signum, usual.get(signum, signal.SIG_DFL)) for signum in SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="module")
