@@ -68,12 +68,16 @@ def choose_tiles(dtype: torch.dtype, head_dim: int, max_seqlen: int, mean: int) 
     """
     table = _TILES[dtype.itemsize]
     tiles = table[next(limit for limit in table if head_dim <= limit)]
-    if max_seqlen <= _SHORT:
-        return Tiles(*(t and Tile(min(t.block_q, _SHORT), min(t.block_k, _SHORT), *t[2:]) for t in tiles))
     if mean < _MEAN and tiles.forward.block_q == 128:
-        tall = tiles.forward
-        return tiles._replace(forward=tall._replace(block_q=64, num_warps=4))
+        tiles = tiles._replace(forward=tiles.forward._replace(block_q=64, num_warps=4))
+    if max_seqlen <= _SHORT:
+        backward = None if tiles.backward is None else _short(tiles.backward)
+        return Tiles(_short(tiles.forward), _short(tiles.dq), _short(tiles.dkdv), backward)
     return tiles
+
+
+def _short(tile: Tile) -> Tile:
+    return tile._replace(block_q=min(tile.block_q, _SHORT), block_k=min(tile.block_k, _SHORT))
 
 
 def tail_of(tile: Tile, windowed: bool) -> int:
