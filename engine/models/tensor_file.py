@@ -55,7 +55,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             if tensors[name].numel():
-                file.write(memoryview(tensors[name].contiguous().view(-1).view(torch.uint8).numpy()))
+                file.write(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
         file.commit()
     except BaseException:
         file.abandon()
