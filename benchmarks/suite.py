@@ -50,10 +50,10 @@ class Case:
     shape: dict[str, int]
     dtype: str
     make: Callable[[bool], Mapping[str, Contestant | str]] | None = None
-    measured: Callable[[], dict[str, list[float]]] | None = None
     work: float | None = None
     unit: str = "FLOP"
     pause: float = 0.0
+    measured: Callable[[], dict[str, list[float]]] | None = None
 
     @property
     def name(self) -> str:

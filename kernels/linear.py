@@ -155,6 +155,8 @@ class _Linear(torch.autograd.Function):
             gradients[: ctx.count] = _split(gradient, ctx.parts[: ctx.count])
         if any(needed[ctx.count :]):
             parts = ctx.parts[ctx.count :]
-            widest = max((dtype for _, dtype in parts), key=lambda dtype: dtype.itemsize)
+            widest = parts[0][1]
+            for _, dtype in parts:  # torch.compile traces no max by a key
+                widest = dtype if dtype.itemsize > widest.itemsize else widest
             gradients[ctx.count :] = _split(grad_out.sum(0, dtype=widest), parts)
         return x_gradient, None, None, *gradients

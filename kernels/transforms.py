@@ -69,14 +69,16 @@ def is_seen() -> bool:
 
 
 def plain_tensors(names: Iterable[str]) -> str:
-    """Python that says whether the tensors of these names, or None, are torch's own, which no subclass watches.
+    """Python that says whether the tensors of these names, or None, are torch's own, which no subclass watches, and
+    the first one's device has memory.
 
     Gradients, by their names, may also be several at a time.
     """
     names = list(names)
     each = [f"type({name}) in _plain" for name in names]
     each += [f"not ({name} is not None and _is_batched({name}))" for name in names if name.startswith("grad_")]
-    return " and ".join(each) or "True"
+    each += [f"not {names[0]}.is_meta"]
+    return " and ".join(each)
 
 
 PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})

@@ -176,7 +176,7 @@ FAULTS = [
     Fault(
         "the optimizer starts afresh where a run goes on",
         "engine",
-        'self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})',
+        'self._optimizer.load_state_dict({"state": kept, "param_groups": groups})',
         "pass",
         "test_train.py",
     ),
@@ -225,8 +225,8 @@ FAULTS = [
     Fault(
         "a checkpoint is no copy: the next step changes it while it is written",
         "engine",
-        "made[memory] = buffer.copy_(tensor)",
-        "made[memory] = buffer = tensor",
+        "        buffer.copy_(tensor)\n",
+        "        buffer = tensor\n",
         "test_resume.py",
     ),
     Fault(

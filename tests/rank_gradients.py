@@ -108,7 +108,7 @@ def normalizer(case: Case, labels: torch.Tensor) -> float | None:
 
 
 def gradients(cases: list[Case], batches_per_step: int, shard: bool) -> list[tuple[dict[str, np.ndarray], list[float]]]:
-    """Of each case, with the step's texts dealt to this many batches: (gradients as the optimizer takes them, float32;
+    """For each case, with the step's texts dealt to this many batches: (gradients as the optimizer takes them, float32;
     loss, number of right ones and norm as reported)."""
     world = World.join("cpu")
     return [_of_case(case, batches_per_step, shard, world) for case in cases]
@@ -125,9 +125,11 @@ def _of_case(case: Case, batches_per_step: int, shard: bool, world: World) -> tu
     stepper = Stepper(model, settings, "fp32", world, case.weights)
     found: dict[str, np.ndarray] = {}
 
-    def note(*_: Any) -> None:
+    def note(optimizer: Any, *_: Any) -> None:
+        divisor = getattr(optimizer, "grad_scale", None)  # by which it divides as it reads them
         for name, parameter in zip(names, model.parameters(), strict=True):
-            found[name] = whole(parameter.grad).numpy().copy()
+            gradient = whole(parameter.grad).numpy()
+            found[name] = gradient.copy() if divisor is None else gradient / float(divisor)
 
     stepper._optimizer.register_step_pre_hook(note)
     mine = batches[world.rank :: world.size]

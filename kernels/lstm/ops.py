@@ -69,10 +69,10 @@ def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str
 
 
 def _are_plain(inputs: LayerInputs) -> bool:
-    """Whether no tensor is of a subclass, which watches what is called with it."""
+    """Whether no tensor is of a subclass, which watches what is called with it, or of a device without memory."""
     x, cu_seqlens, _, weights, *rest, _ = inputs
     plain = transforms.PLAIN
-    if type(x) not in plain or type(cu_seqlens) not in plain:
+    if type(x) not in plain or type(cu_seqlens) not in plain or x.is_meta:
         return False
     return all(type(each) in plain for each in rest) and all(type(w) in plain for kind in weights for w in kind)
 

@@ -1,6 +1,7 @@
 """`prepare` is killed, or refused by the disk, at every single write, fsync and rename."""
 
 import errno
+import faulthandler
 import json
 import os
 import shutil
@@ -123,7 +124,7 @@ def test_order_of_calls(tmp_path, whole):
 def run_killed(run: Callable[[], object], act: Callable[[str, tuple], None], at: int) -> int:
     """The signal that ended a forked copy of this process. A copy can be born with a lock that another thread of this
     one held: it waits for ever, before it has done anything, and is made again."""
-    for _ in range(3):
+    for _ in range(4):
         ended = _run_killed(run, act, at)
         if ended != signal.SIGALRM:
             break
@@ -134,7 +135,8 @@ def _run_killed(run: Callable[[], object], act: Callable[[str, tuple], None], at
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)
+        signal.alarm(20)
+        faulthandler.dump_traceback_later(15)
         files.os = WatchedSystem(act, at)  # type: ignore[attr-defined]
         try:
             run()

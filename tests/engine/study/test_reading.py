@@ -170,11 +170,12 @@ def as_an_earlier_penstock_left_it(folder: Path) -> None:
     for path in [*folder.glob("trials/*.json"), *folder.glob("costs/*.json")]:
         document = json.loads(path.read_text())
         settings = document["made_from"]["settings"]
+        del document["crc32"]
         document["made_from"]["settings"] = {k: v for k, v in settings.items() if k not in NEW}
         path.write_text(json.dumps(document))
     path = folder / "study.json"
     document = json.loads(path.read_text())
-    del document["reads"]
+    del document["reads"], document["crc32"]
     assert "stored_length" not in document["identity"]
     path.write_text(json.dumps(document))
 

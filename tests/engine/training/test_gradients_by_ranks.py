@@ -24,7 +24,7 @@ reference_of = functools.cache(reference)
 
 
 def distance(found, expected):
-    """Of all parameters together, relative."""
+    """The distance of all parameters together, relative."""
     assert found.keys() == expected.keys()
     apart = sum(np.square(found[name].astype(np.float64) - expected[name]).sum() for name in found)
     return np.sqrt(apart / sum(np.square(value.astype(np.float64)).sum() for value in expected.values()))

@@ -67,7 +67,7 @@ def lines(run, *splits):
 
 
 def distance(one, other):
-    """Of two runs' saved models, relative; they have the same tensors."""
+    """The distance of two runs' saved models, relative; they have the same tensors."""
     there, here = (load_file(run / "model.safetensors") for run in (one, other))
     assert {name: (t.shape, t.dtype) for name, t in there.items()} == {n: (t.shape, t.dtype) for n, t in here.items()}
     apart = sum((there[name] - here[name]).double().square().sum() for name in there)
