@@ -241,6 +241,7 @@ def test_a_last_step_with_fewer_examples_than_batches(tmp_path, store, settings)
     assert (result.steps, result.examples) == (4 * 3, 4 * 9)
 
 
+@pytest.mark.usefixtures("heard_signals")
 def test_a_tiny_encoder_learns_and_resumes_bitwise(tmp_path, store, settings):
     import signal
 
