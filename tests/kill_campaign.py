@@ -22,6 +22,7 @@ import json
 import os
 import pickle
 import random
+import re
 import select
 import shutil
 import signal
@@ -148,10 +149,10 @@ def die() -> None:
 def arm(kill: Kill) -> None:
     """Makes this process kill itself at the moment that is asked for."""
     from penstock.engine import files
-    from penstock.engine.training import loop
+    from penstock.engine.training import saver
 
     if kill.write is not None:
-        write, numbers = loop.write_checkpoint, itertools.count(1)
+        write, numbers = saver.write_checkpoint, itertools.count(1)
 
         @functools.wraps(write)
         def watched(*arguments: Any, **options: Any) -> None:
@@ -159,7 +160,7 @@ def arm(kill: Kill) -> None:
                 threading.Timer(kill.after, die).start()
             write(*arguments, **options)
 
-        loop.write_checkpoint = watched
+        saver.write_checkpoint = watched
     if kill.call is not None:
         files.os = Watched(kill.call)  # type: ignore[attr-defined]
 
@@ -443,6 +444,9 @@ def content_of(run: Path) -> dict[str, Any]:
     return found
 
 
+_SPENT = re.compile(r", in [\d,]+ and [\d,]+ CPU seconds")  # of what a check says
+
+
 def content_of_file(path: Path) -> Any:
     if path.name == "training_state.pt":
         import torch
@@ -469,6 +473,8 @@ def timeless(value: Any) -> Any:
         if isinstance(left.get("files"), dict) and "training_state.pt" in left["files"]:
             left["files"]["training_state.pt"] = None
         return left
+    if isinstance(value, str):
+        return _SPENT.sub("", value)
     return [timeless(one) for one in value] if isinstance(value, list) else value
 
 

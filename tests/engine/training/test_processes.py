@@ -96,6 +96,7 @@ def progress_of(run):
     return file.stat().st_size if file.exists() else 0
 
 
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_checkpoints_and_exits(store, tmp_path, signum, code):
     process = start(command(store, tmp_path / "run", "training.checkpoint_every_steps=0", "training.epochs=200"))
@@ -180,14 +181,14 @@ def test_a_process_that_hangs_or_is_gone_ends_the_others(store, tmp_path, blow, 
 STRUCK = """
 import os, signal, threading
 from penstock.engine.cli import main
-from penstock.engine.training import loop, train
+from penstock.engine.training import conclude, loop, saver
 from penstock.engine.training.step import Stepper
 
 blows = os.environ["BLOWS"].split(",")
 start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 rank, moment, number, delay = (blows[start] if start < len(blows) else "none - 0 0").split()
-where = {"step": (Stepper, "__call__"), "evaluation": (loop, "evaluate"), "checkpoint": (loop, "write_checkpoint"),
-         "end": (train, "export_best"), "-": (loop, "evaluate")}
+where = {"step": (Stepper, "__call__"), "evaluation": (loop, "evaluate"), "checkpoint": (saver, "write_checkpoint"),
+         "end": (conclude, "export_best"), "-": (loop, "evaluate")}
 owner, name = where[moment]
 action, calls = getattr(owner, name), 0
 
