@@ -1,4 +1,6 @@
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +29,22 @@ def _few_probes() -> Iterator[None]:
 def all_probes() -> Iterator[None]:
     """For stores that were made, or are read, by another process."""
     yield from _probes(_ALL())
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A function that empties a small disk and gives it a size in bytes, or makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def sized(size: int, grow: bool = False) -> Path:
+        how = "remount," if grow else ""
+        if not grow:
+            subprocess.run(["umount", folder], capture_output=True, check=False)
+        made = ["mount", "-t", "tmpfs", "-o", f"{how}size={max(size, 4096)}", "tmpfs", folder]
+        if subprocess.run(made, capture_output=True, check=False).returncode:
+            pytest.skip("only who may mount file systems can make a small one")
+        return folder
+
+    yield sized
+    subprocess.run(["umount", folder], capture_output=True, check=False)

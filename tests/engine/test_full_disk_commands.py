@@ -4,7 +4,6 @@ The sizes are shares of what the command needs, so that the disk becomes full at
 """
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,25 +75,6 @@ def commands(data: Path) -> dict[str, Callable[[Path], list]]:
 
 
 NAMES = list(commands(Path()))
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A function that empties a small disk and gives it a size in bytes, or makes it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def sized(size: int, grow: bool = False) -> Path:
-        how = "remount," if grow else ""
-        if not grow:
-            subprocess.run(["umount", folder], capture_output=True, check=False)
-        made = ["mount", "-t", "tmpfs", "-o", f"{how}size={max(size, 4096)}", "tmpfs", folder]
-        if subprocess.run(made, capture_output=True, check=False).returncode:
-            pytest.skip("only who may mount file systems can make a small one")
-        return folder
-
-    yield sized
-    subprocess.run(["umount", folder], capture_output=True, check=False)
 
 
 @pytest.fixture(autouse=True)
