@@ -15,6 +15,7 @@ from penstock.kernels.attention.triton_kernels import (
     find_block,
     key_range,
     load_rows,
+    query_range,
     store_rows,
     visible,
 )
@@ -180,13 +181,8 @@ def dkdv_kernel(
     v_block = load_rows(v_base, stride_vt, keys, valid, HEAD_DIM, BLOCK_D)
     of_query, of_key, key = tl.cast(0, tl.uint32), tl.cast(0, tl.uint32), tl.cast(0, tl.uint32)
 
-    # the queries that see one of these keys
-    low, high = 0, length_q
     last = tl.minimum(first + BLOCK_K, length_k) - 1
-    if HAS_RIGHT:
-        low = tl.maximum(first - shift - right, 0) // BLOCK_Q * BLOCK_Q
-    if HAS_LEFT:
-        high = tl.minimum(last - shift + left + 1, length_q)
+    low, high = query_range(first - shift, last - shift, length_q, left, right, HAS_LEFT, HAS_RIGHT)
     dk_acc = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     dv_acc = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     row_stride = HEADS * HEAD_DIM
@@ -197,7 +193,7 @@ def dkdv_kernel(
         statistics = head.to(tl.int64) * tokens_q + start_q
         if DROPOUT:
             of_query, of_key, key = head_key(tl.load(seed), tl.load(ids + sequence), head)
-        for start in range(low, high, BLOCK_Q):
+        for start in range(low // BLOCK_Q * BLOCK_Q, high, BLOCK_Q):
             queries = start + tl.arange(0, BLOCK_Q)
             present = queries < length_q
             q_block = load_rows(q_base, stride_qt, queries, present, HEAD_DIM, BLOCK_D)
@@ -303,12 +299,8 @@ def backward_kernel(
         valid = keys < length_k
         k_block = load_rows(k_base, stride_kt, keys, valid, HEAD_DIM, BLOCK_D)
         v_block = load_rows(v_base, stride_vt, keys, valid, HEAD_DIM, BLOCK_D)
-        low, high = 0, length_q
         last = tl.minimum(first + BLOCK_K, length_k) - 1
-        if HAS_RIGHT:
-            low = tl.maximum(first - shift - right, 0) // BLOCK_Q * BLOCK_Q
-        if HAS_LEFT:
-            high = tl.minimum(last - shift + left + 1, length_q)
+        low, high = query_range(first - shift, last - shift, length_q, left, right, HAS_LEFT, HAS_RIGHT)
         dk_acc = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
         dv_acc = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
         for member in range(GROUP):
@@ -317,7 +309,7 @@ def backward_kernel(
             do_base = grad_out + rows_q + head * HEAD_DIM
             if DROPOUT:
                 of_query, of_key, key = head_key(tl.load(seed), tl.load(ids + sequence), head)
-            for start in range(low, high, BLOCK_Q):
+            for start in range(low // BLOCK_Q * BLOCK_Q, high, BLOCK_Q):
                 queries = start + tl.arange(0, BLOCK_Q)
                 present = queries < length_q
                 q_block = load_rows(q_base, stride_qt, queries, present, HEAD_DIM, BLOCK_D)

@@ -86,6 +86,17 @@ def key_range(first_place, last_place, length_k, left, right, HAS_LEFT: tl.const
 
 
 @triton.jit
+def query_range(first_place, last_place, length_q, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
+    """The queries [low, high) that see the keys between two places among them."""
+    low, high = 0, length_q
+    if HAS_RIGHT:
+        low = tl.maximum(first_place - right, 0)
+    if HAS_LEFT:
+        high = tl.minimum(last_place + left + 1, length_q)
+    return low, high
+
+
+@triton.jit
 def _attend(
     acc,
     maximum,
