@@ -27,7 +27,6 @@ from penstock.engine.training.begin import (
 from penstock.engine.training.checkpoint import clear_leftovers
 from penstock.engine.training.conclude import conclude
 from penstock.engine.training.distributed import Stopped, World, answering
-from penstock.engine.training.graphs import check_graphs
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.precision import tf32
 from penstock.engine.training.progress import Mode
@@ -121,7 +120,6 @@ def train(
         for store in data.stores:
             world.on_main(partial(check_files, store))
         found = world.on_main(lambda: _find(directory, resume, confirm, say) if began else None)
-        check_graphs(settings.training, world)
         precision = world.on_main(lambda: precision_of(directory, settings, world.device, say))
         devices = [world.device] if world.device.type == "cuda" else []
         with (
