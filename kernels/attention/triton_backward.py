@@ -13,9 +13,8 @@ from penstock.kernels.attention.triton_kernels import (
     LOG2E,
     bounds,
     find_block,
-    key_range,
     load_rows,
-    query_range,
+    seen_range,
     store_rows,
     visible,
 )
@@ -107,7 +106,7 @@ def dq_kernel(
 
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     last = tl.minimum(first + BLOCK_Q, length_q) - 1
-    low, high = key_range(first + shift, last + shift, length_k, left, right, HAS_LEFT, HAS_RIGHT)
+    low, high = seen_range(first + shift, last + shift, length_k, left, right, HAS_LEFT, HAS_RIGHT)
     for start in range(low // BLOCK_K * BLOCK_K, high, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
         k_block = load_rows(k_base, stride_kt, keys, keys < length_k, HEAD_DIM, BLOCK_D)
@@ -182,7 +181,7 @@ def dkdv_kernel(
     of_query, of_key, key = tl.cast(0, tl.uint32), tl.cast(0, tl.uint32), tl.cast(0, tl.uint32)
 
     last = tl.minimum(first + BLOCK_K, length_k) - 1
-    low, high = query_range(first - shift, last - shift, length_q, left, right, HAS_LEFT, HAS_RIGHT)
+    low, high = seen_range(first - shift, last - shift, length_q, right, left, HAS_RIGHT, HAS_LEFT)
     dk_acc = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     dv_acc = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     row_stride = HEADS * HEAD_DIM
@@ -300,7 +299,7 @@ def backward_kernel(
         k_block = load_rows(k_base, stride_kt, keys, valid, HEAD_DIM, BLOCK_D)
         v_block = load_rows(v_base, stride_vt, keys, valid, HEAD_DIM, BLOCK_D)
         last = tl.minimum(first + BLOCK_K, length_k) - 1
-        low, high = query_range(first - shift, last - shift, length_q, left, right, HAS_LEFT, HAS_RIGHT)
+        low, high = seen_range(first - shift, last - shift, length_q, right, left, HAS_RIGHT, HAS_LEFT)
         dk_acc = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
         dv_acc = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
         for member in range(GROUP):

@@ -75,24 +75,14 @@ def visible(places, keys, length_k, left, right, HAS_LEFT: tl.constexpr, HAS_RIG
 
 
 @triton.jit
-def key_range(first_place, last_place, length_k, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
-    """The keys [low, high) that the queries between two places see."""
-    low, high = 0, length_k
-    if HAS_LEFT:
-        low = tl.maximum(first_place - left, 0)
-    if HAS_RIGHT:
-        high = tl.minimum(last_place + right + 1, length_k)
-    return low, high
-
-
-@triton.jit
-def query_range(first_place, last_place, length_q, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
-    """The queries [low, high) that see the keys between two places among them."""
-    low, high = 0, length_q
-    if HAS_RIGHT:
-        low = tl.maximum(first_place - right, 0)
-    if HAS_LEFT:
-        high = tl.minimum(last_place + left + 1, length_q)
+def seen_range(first_place, last_place, length, before, behind, HAS_BEFORE: tl.constexpr, HAS_BEHIND: tl.constexpr):
+    """The rows [low, high) of a sequence from `before` in front of one place to `behind` behind another: the keys that
+    queries see with (left, right), the queries that see keys with (right, left)."""
+    low, high = 0, length
+    if HAS_BEFORE:
+        low = tl.maximum(first_place - before, 0)
+    if HAS_BEHIND:
+        high = tl.minimum(last_place + behind + 1, length)
     return low, high
 
 
@@ -214,7 +204,7 @@ def forward_kernel(
     maximum = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     last = tl.minimum(first + BLOCK_Q, length_q) - 1
-    low, high = key_range(first + shift, last + shift, length_k, left, right, HAS_LEFT, HAS_RIGHT)
+    low, high = seen_range(first + shift, last + shift, length_k, left, right, HAS_LEFT, HAS_RIGHT)
     low = low // BLOCK_K * BLOCK_K
     scale_log2 = scale * LOG2E
     if not (HAS_LEFT or HAS_RIGHT):
