@@ -7,6 +7,7 @@
 
 #include "amx.h"
 #include "bindings.h"
+#include "load.h"
 
 namespace penstock {
 
@@ -65,6 +66,8 @@ void bind_isa(pybind11::module_& module) {
         return names;
       },
       "Names of the instruction sets that the CPU kernels can use here, slowest first.");
+  module.def("waits_briefly", &waits_briefly,
+             "Whether threads that wait sleep at once, as they do while other processes keep the cores busy.");
 }
 
 }  // namespace penstock

@@ -1,8 +1,5 @@
 #include "threads.h"
 
-#include <dlfcn.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -12,43 +9,11 @@
 #include <thread>
 #include <vector>
 
+#include "load.h"
+#include "openmp.h"
+
 namespace penstock {
 namespace {
-
-// The entry point of gcc's OpenMP run time, which Intel's and LLVM's also have: runs a function on a team of threads.
-using GompParallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
-using GetNumber = int (*)();
-
-struct OpenMP {
-  GompParallel parallel;
-  GetNumber get_thread_num, get_num_threads;
-};
-
-// Found in whichever OpenMP library is loaded already, under the names that builds of torch give it; never loads one.
-OpenMP loaded_openmp() {
-  const auto symbols = [](void* library) {
-    return OpenMP{reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel")),
-                  reinterpret_cast<GetNumber>(dlsym(library, "omp_get_thread_num")),
-                  reinterpret_cast<GetNumber>(dlsym(library, "omp_get_num_threads"))};
-  };
-  for (const char* name :
-       {"libgomp.so.1", "libgomp.so", "libiomp5.so", "libomp.so", "libomp.dylib", "libiomp5.dylib"}) {
-    void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
-    if (library == nullptr) continue;
-    const OpenMP found = symbols(library);
-    if (found.parallel != nullptr) return found;
-    dlclose(library);
-  }
-  return symbols(RTLD_DEFAULT);
-}
-
-const pid_t loaded_by = getpid();
-
-// Nothing in a forked child: it inherits OpenMP's idea of its threads but not the threads, and would wait for them.
-const OpenMP& openmp() {
-  static const OpenMP found = loaded_openmp(), none{};
-  return getpid() == loaded_by ? found : none;
-}
 
 // Threads 1, 2, ... of body(i), at most `count`: fewer where the system starts no more.
 template <class Body>
@@ -89,6 +54,7 @@ void parallel_for(int64_t items, int threads, const std::function<void(int64_t, 
   if (threads <= 1) {
     job.run();
   } else if (openmp().parallel != nullptr) {
+    follow_load(threads);
     openmp().parallel([](void* data) { static_cast<Job*>(data)->run(); }, &job, unsigned(threads), 0);
   } else {
     std::vector<std::jthread> helpers;
@@ -101,6 +67,7 @@ void parallel_for(int64_t items, int threads, const std::function<void(int64_t, 
 void run_together(int threads, void (*work)(void* context, int member, int members), void* context) {
   if (threads <= 1) return work(context, 0, 1);
   if (openmp().parallel != nullptr && openmp().get_num_threads != nullptr) {
+    follow_load(threads);
     struct Call {
       void (*work)(void*, int, int);
       void* context;

@@ -12,6 +12,7 @@ HERE = Path(__file__).resolve().parent / "native"
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+THREADS = [CSRC / name for name in ("threads.cpp", "openmp.cpp", "load.cpp")]
 
 
 def flags_of_instruction_sets() -> dict[str, list[str]]:

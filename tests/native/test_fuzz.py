@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_building import COMPILER, CSRC, HERE, compiled, linked
+from native_building import COMPILER, CSRC, HERE, THREADS, compiled, linked
 
 from penstock import _native
 
@@ -23,7 +23,7 @@ def kernels(folder: str, *without: str) -> list[Path]:
 
 
 SOURCES = {
-    "fuzz_lstm": [*kernels("lstm", "bindings.cpp"), HERE / "workspace.cpp", CSRC / "threads.cpp"],
+    "fuzz_lstm": [*kernels("lstm", "bindings.cpp"), HERE / "workspace.cpp", *THREADS],
     "fuzz_attention": [*kernels("attention", "attention.cpp"), HERE / "scratch.cpp", HERE / "workspace.cpp"],
     "fuzz_rows": [
         *kernels("rowwise", "rowwise.cpp"),

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_building import COMPILER, CSRC, HERE, compiled, linked
+from native_building import COMPILER, CSRC, HERE, THREADS, compiled, linked
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
@@ -15,7 +15,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("threads")
-    sources = [HERE / "threads_that_cannot_start.cpp", CSRC / "threads.cpp", CSRC / "lstm" / "cpu" / "team.cpp"]
+    sources = [HERE / "threads_that_cannot_start.cpp", *THREADS, CSRC / "lstm" / "cpu" / "team.cpp"]
     sources += [CSRC / "data" / "prefetch.cpp", CSRC / "data" / "shards.cpp"]
     return linked(compiled(sources, ["-O0"], folder), [], folder / "threads")
 

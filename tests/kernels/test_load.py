@@ -1,0 +1,66 @@
+"""How threads wait on a busy machine: `waits_briefly`, which follows what other processes take of the cores."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from penstock.kernels import compiled
+
+pytestmark = [
+    pytest.mark.skipif(compiled.native is None, reason="the compiled module is not there"),
+    pytest.mark.skipif(not os.path.exists("/proc/thread-self/schedstat"), reason="the system tells no waiting times"),
+    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one thread waits for no other"),
+]
+BUSY = "while True: pass"
+# Calls a kernel for as long as it takes, with torch's threads, and says what it finds.
+PROGRAM = """
+import sys, time
+import torch
+{first}
+from penstock import _native
+from penstock.kernels.gelu import bias_gelu
+torch.set_num_threads(2)
+x, bias = torch.randn(4096, 256), torch.randn(256)
+end = time.monotonic() + float(sys.argv[1])
+while not _native.waits_briefly() and time.monotonic() < end:
+    for _ in range(20):
+        bias_gelu(x, bias)
+        x @ x.T
+print(_native.waits_briefly())
+"""
+NOTEBOOK = "torch.ones(512, 512) @ torch.ones(512, 512)  # starts OpenMP's threads before penstock is there"
+
+
+@pytest.fixture
+def busy_cores() -> Iterator[None]:
+    """One process a core beside the test's, at equal priority."""
+    begun = [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
+    yield
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def found(first: str, seconds: float, **environment: str) -> str:
+    others = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    kept = {name: value for name, value in os.environ.items() if name not in others}
+    command = [sys.executable, "-c", PROGRAM.format(first=first), str(seconds)]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.usefixtures("busy_cores")
+@pytest.mark.parametrize("first", [pytest.param("", marks=pytest.mark.slow), NOTEBOOK], ids=["fresh", "notebook"])
+def test_threads_sleep_at_once_beside_busy_processes(first: str) -> None:
+    assert found(first, 60) == "True"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("busy_cores")
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_what_the_user_says_of_waiting_stays(name: str) -> None:
+    assert found("", 2, **{name: "active" if name == "OMP_WAIT_POLICY" else "10000"}) == "False"
