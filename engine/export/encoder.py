@@ -43,7 +43,7 @@ def encoder_graph(folder: Path, inputs: Sequence[str]) -> onnx.ModelProto:
     mask[1, 1:] = 0
     example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     sizes = {0: torch.export.Dim(BATCH), 1: torch.export.Dim(LENGTH, max=longest)}
-    with _unheard():
+    with unheard():
         program = torch.onnx.export(
             _Logits(model.eval()),
             kwargs={name: example[name] for name in inputs},
@@ -59,8 +59,8 @@ def encoder_graph(folder: Path, inputs: Sequence[str]) -> onnx.ModelProto:
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Without the exporter's remarks, which are on itself and on torchvision."""
+def unheard() -> Iterator[None]:
+    """Without an exporter's remarks, which are on itself, on torchvision and on what it leaves as it is."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
