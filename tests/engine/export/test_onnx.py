@@ -55,7 +55,7 @@ def batch_of(lengths, columns, side="right", vocabulary=VOCABULARY, padding=0, s
 
 
 def differ(model, session, batch) -> float:
-    """Of the logits, the greatest difference, in units of the greatest logit."""
+    """The greatest difference of two logits, in units of the greatest logit."""
     with torch.no_grad():
         ours = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
     theirs = session.run(["logits"], batch)[0]
