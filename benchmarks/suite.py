@@ -147,6 +147,12 @@ SUITES = {
             f"{__package__}.training.overhead",
             honours=HONOURED - {"peers"},
         ),
+        Suite(
+            "predict",
+            "raw texts to labels in bulk; transformers' pipeline, onnxruntime in float32 and int8",
+            "TEXTS",
+            f"{__package__}.predict.cases",
+        ),
         Suite("gpu", "everything on an NVIDIA GPU, after its tests (gpu/README.md)", honours=frozenset({"quick"})),
     )
 }

@@ -16,7 +16,19 @@ from penstock.engine import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PENSTOCK = Path(sys.executable).with_name("penstock")
-COMMANDS = ["prepare", "verify", "inspect", "train", "evaluate", "predict", "study", "report", "bench", "doctor"]
+COMMANDS = [
+    "prepare",
+    "verify",
+    "inspect",
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "study",
+    "report",
+    "bench",
+    "doctor",
+]
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -205,6 +217,9 @@ MISTAKES = [
     ("study --train a.csv --test a.csv --text text,label,text", 3, "text+label+text"),
     ("study --train a.csv --test a.csv --text text,bdy", 3, "no column 'bdy'"),
     ("study --train a.csv --test a.csv --text text+bdy", 3, "no column 'bdy'"),
+    ("export onnx nope --out o.onnx", 7, "nope"),
+    ("export onnx full --out o.onnx", 7, "full"),
+    ("export onnx full --out o.txt", 6, ".onnx"),
     ("bench nope", 6, "attention"),
 ]
 SLOW_IMPORTS = ["torch", "transformers", "scipy", "matplotlib", "pandas", "datasets"]

