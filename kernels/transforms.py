@@ -58,14 +58,18 @@ def _is_watched() -> bool:
     )
 
 
-def is_seen() -> bool:
-    """As `_is_watched`, or somebody sees each call that goes through torch's dispatcher: a mode, a profiler."""
+def is_intercepted() -> bool:
+    """As `_is_watched`, or a mode has a say in each call that goes through torch's dispatcher."""
     return (
         _is_watched()  # first: a compiler that traces this cannot ask the others
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_torch_function_mode_enabled()
-        or torch._C._autograd._profiler_enabled()
     )
+
+
+def is_seen() -> bool:
+    """As `is_intercepted`, or a profiler notes each such call."""
+    return is_intercepted() or torch._C._autograd._profiler_enabled()
 
 
 def plain_tensors(names: Iterable[str]) -> str:

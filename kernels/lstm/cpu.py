@@ -5,6 +5,7 @@ in float32, (tokens, D * H).
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from penstock.kernels.lstm.protocol import (
     InputGrads,
     LayerInputs,
     LayerOutputs,
+    LayerWeights,
     OutputGrads,
     saved_like,
     why_no_kernel,
@@ -47,8 +49,38 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(native.Buffer(size), dtype=dtype).view(shape)
 
 
-def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:
-    call = _Call(inputs)
+def pack(weights: LayerWeights) -> Any:
+    """One layer's weights as `forward` takes them packed, for the instruction set of now."""
+    kinds = _contiguous(weights)
+    return compiled.call(
+        native.pack,
+        {
+            "dtype": _name(weights.w_ih[0].dtype),
+            "input_size": weights.input_size,
+            "hidden_size": weights.hidden_size,
+            "weights": _addresses(kinds),
+        },
+    )
+
+
+def sampled(tensors: list[Tensor]) -> int:
+    """A number made from some words of each tensor, spread over it: another one where any of them changed."""
+    return native.sampled([(tensor.data_ptr(), tensor.numel() * tensor.itemsize) for tensor in tensors])
+
+
+@dataclass(frozen=True)
+class WithPacked:
+    """This backend on weights that `pack` returned; of the tensors in their place it reads the shapes alone."""
+
+    packed: Any
+    FUSES = True
+
+    def forward(self, inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs:
+        return forward(inputs, return_cells, save, self.packed)
+
+
+def forward(inputs: LayerInputs, return_cells: bool, save: bool, packed: Any = None) -> LayerOutputs:
+    call = _Call(inputs, packed is not None)
     tokens, batch, directions, hidden = call.tokens, inputs.batch_size, call.directions, call.hidden
     dtype, pool = inputs.dtype, inputs.pool
     # pooled as it arises, y is only kept for the gradient of W_hh
@@ -61,6 +93,7 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs
     maximum = torch.empty(batch, directions * hidden, dtype=torch.int32) if pool == "max" and save else None
     native.forward(
         **call.arguments,
+        packed=packed,
         y=address(y),
         h_n=h_n.data_ptr(),
         c_n=c_n.data_ptr(),
@@ -113,15 +146,12 @@ def backward(
 class _Call:
     """The arguments that forward and backward share, and the contiguous tensors that their addresses point into."""
 
-    def __init__(self, inputs: LayerInputs) -> None:
+    def __init__(self, inputs: LayerInputs, packed: bool = False) -> None:
         weights = inputs.weights
         self.tokens, self.directions, self.hidden = inputs.tokens, weights.directions, weights.hidden_size
         self.x, self.cu_seqlens = inputs.x.contiguous(), inputs.cu_seqlens.contiguous()
         self.ids = None if inputs.ids is None else inputs.ids.contiguous()
-        kinds = [weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh]
-        self.weights: list[list[Any]] = [
-            [weight.contiguous() for weight in kind] or [None] * self.directions for kind in kinds
-        ]
+        self.weights = [] if packed else _contiguous(weights)
         self.states = [None if state is None else state.contiguous() for state in (inputs.h0, inputs.c0)]
         operations = 8 * self.tokens * self.directions * self.hidden * (weights.input_size + self.hidden)
         self.arguments = {
@@ -137,11 +167,20 @@ class _Call:
             if self.ids is None
             else (self.ids.data_ptr(), self.x.data_ptr(), _name(self.x.dtype), self.x.shape[0]),
             "cu_seqlens": self.cu_seqlens.data_ptr(),
-            "weights": [tuple(address(weight) or 0 for weight in each) for each in zip(*self.weights, strict=True)],
+            "weights": [(0, 0, 0, 0)] * self.directions if packed else _addresses(self.weights),
             "h0": address(self.states[0]),
             "c0": address(self.states[1]),
             "pool": inputs.pool,
         }
+
+
+def _contiguous(weights: LayerWeights) -> list[list[Any]]:
+    kinds = [weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh]
+    return [[weight.contiguous() for weight in kind] or [None] * weights.directions for kind in kinds]
+
+
+def _addresses(kinds: list[list[Any]]) -> list[tuple[int, ...]]:
+    return [tuple(address(weight) or 0 for weight in each) for each in zip(*kinds, strict=True)]
 
 
 def _name(dtype: torch.dtype) -> str:

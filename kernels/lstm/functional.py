@@ -1,6 +1,7 @@
 """The LSTM as a function of ragged input: layers, directions, dropout."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from penstock.kernels.lstm.protocol import LayerInputs, LayerWeights
 from penstock.kernels.philox import new_seed
 from penstock.kernels.precision import accumulate_dtype
 from penstock.kernels.ragged import check_cu_seqlens_form
+
+if TYPE_CHECKING:
+    from penstock.kernels.lstm.packed import PackedLayers
 
 # dropout of a layer's output has its layer as its stream; zoneout's streams lie beyond
 _ZONE_H_STREAM, _ZONE_C_STREAM = 1 << 16, 2 << 16
@@ -37,6 +41,7 @@ def lstm(
     seed: Tensor | None = None,
     embeddings: Tensor | None = None,
     pooling: str | None = None,
+    packed: "PackedLayers | None" = None,
 ) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Runs a stack of LSTM layers over a ragged batch.
 
@@ -60,6 +65,7 @@ def lstm(
         embeddings: (rows, I), float32 or the weights' dtype, a table in which x looks up its rows. The layer then
             projects each distinct row once, however often it occurs, and the gradient is the table's, dense.
         pooling: "max" or "mean", to return y pooled over each sequence, as `segment_pool` does.
+        packed: the weights as `LSTM.prepare_inference` keeps them; `weights` is then `packed.weights`.
 
     Returns:
         y (tokens, D * P), or (B, D * P) with `pooling`, in x's dtype (the weights', with `embeddings`), h_n
@@ -76,7 +82,8 @@ def lstm(
     lowered = autocast_dtype(floats)
     if lowered is not None:
         x, h0 = x if embeddings is not None else cast(x, lowered), cast(h0, lowered)
-        weights = [LayerWeights(*([cast(w, lowered) for w in kind] for kind in layer)) for layer in weights]
+        if packed is None:
+            weights = [LayerWeights(*([cast(w, lowered) for w in kind] for kind in layer)) for layer in weights]
     if pooling not in (None, "max", "mean"):
         raise ValueError(f"pooling must be None, 'max' or 'mean', got {pooling!r}")
     words = None
@@ -86,6 +93,10 @@ def lstm(
     max_seqlen = checks.integer("max_seqlen", max_seqlen, 0)
     checks.seed(seed, x.device)
     _check(x, words, cu_seqlens, weights, h0, c0, resets, ids)
+    call_dtype = weights[0].w_ih[0].dtype
+    if packed is not None and packed.dtype != call_dtype:
+        weights = packed.computed
+        x, h0 = x if embeddings is not None else cast(x, packed.dtype), cast(h0, packed.dtype)
     if c0 is not None:
         c0 = c0.to(accumulate_dtype(weights[0].w_ih[0].dtype))
     random = training and (any(zoneout) or (dropout > 0 and len(weights) > 1))
@@ -113,11 +124,16 @@ def lstm(
         )
         if any(zoneout):
             inputs = _with_zoneout(inputs, zoneout, seed if training else None, layer, ids)
-        x, h_n, c_n, layer_cells = ops.lstm_layer(inputs, return_cells, save, _choose(inputs, return_cells))
+        if packed is None:
+            x, h_n, c_n, layer_cells = ops.lstm_layer(inputs, return_cells, save, _choose(inputs, return_cells))
+        else:
+            x, h_n, c_n, layer_cells = ops.packed_layer(inputs, return_cells, packed.layers[layer])
         final_h.append(h_n)
         final_c.append(c_n)
         cells.append(layer_cells)
     h_n, c_n = (states[0] if len(states) == 1 else torch.cat(states) for states in (final_h, final_c))
+    if packed is not None:
+        x, h_n = cast(x, call_dtype), cast(h_n, call_dtype)
     return (x, h_n, c_n, cells) if return_cells else (x, h_n, c_n)
 
 

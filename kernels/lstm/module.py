@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from penstock.kernels import checks, convert, philox
 from penstock.kernels.lstm import export
 from penstock.kernels.lstm.functional import lstm
+from penstock.kernels.lstm.packed import DTYPES, PackedLayers, Prepared
 from penstock.kernels.lstm.protocol import LayerWeights
 from penstock.kernels.ragged import Ragged
 
@@ -42,6 +43,8 @@ class LSTM(nn.RNNBase):
         TypeError: a size is not an integer, or a probability not a number.
         ValueError: input_size, hidden_size or num_layers is not positive, or a probability is outside [0, 1].
     """
+
+    prepared: Prepared | None = None
 
     def __init__(
         self,
@@ -85,10 +88,55 @@ class LSTM(nn.RNNBase):
             text += f", weight_dropout={self.weight_dropout}"
         if any(self.zoneout):
             text += f", zoneout={self.zoneout}"
+        if self.prepared is not None:
+            text += f", prepared={self.prepared}"
         return text
 
     def flatten_parameters(self) -> None:
         """Nothing to do: these kernels take the weights where they lie."""
+
+    def prepare_inference(self, dtype: torch.dtype | None = None) -> "LSTM":
+        """Keeps the weights as the C++ kernels read them, so that calls without gradients need not pack them.
+
+        The state is `prepared`, which `repr` shows. train(), load_state_dict() and whatever moves or converts the
+        parameters undo it; copies and pickles are without it. A weight that has changed is packed again at the next
+        call: torch counts changes in place, and of those that it does not see (through `.data` or NumPy) 64 words of
+        each weight tell. After a smaller one of these call this again.
+
+        Args:
+            dtype: None, to compute as before, with the same results to the bit. torch.bfloat16, to compute in it
+                whatever the weights' dtype and the input's; results stay in the dtype that they had.
+
+        Calls that record gradients or are traced, compiled or transformed take the weights themselves; with a dtype
+        they raise RuntimeError.
+
+        Returns:
+            The module.
+
+        Raises:
+            RuntimeError: the module is in training.
+            ValueError: another dtype, or the weights cannot be packed: another device or dtype than the kernels', a
+                projection, zoneout, weights that are computed (parametrizations, pruning), another backend.
+        """
+        if self.training:
+            raise RuntimeError("prepare_inference is for inference: call eval() first")
+        if dtype not in DTYPES:
+            raise ValueError(f"prepare_inference takes {', '.join(map(str, DTYPES))}, got {dtype}")
+        self.prepared = Prepared(self, dtype)
+        return self
+
+    def train(self, mode: bool = True) -> "LSTM":
+        if mode:
+            self.prepared = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.prepared = None
+        return super()._apply(*args, **kwargs)
 
     def to_torch(self) -> nn.LSTM:
         """A stock torch.nn.LSTM with copies of the weights, as they are with parametrizations and pruning applied.
@@ -147,6 +195,8 @@ class LSTM(nn.RNNBase):
         """
         tracing = torch.jit.is_tracing()
         if tracing or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()):
+            if self.prepared is not None:
+                self.prepared.for_call(self)  # refuses where a dtype was asked for
             run = export.traced if tracing else export.onnx
             options = {"resets": resets, "return_cells": return_cells, "embeddings": embeddings, "pooling": pooling}
             return run(self, input, hx, options)
@@ -162,11 +212,14 @@ class LSTM(nn.RNNBase):
         checks.seed(seed, ragged.values.device)
         if seed is None and self.training and (self.dropout or self.weight_dropout or any(self.zoneout)):
             seed = philox.new_seed(ragged.values.device)
+        packed: PackedLayers | None = None
+        if self.prepared is not None:
+            packed = self.prepared.for_call(self, table, ragged.values, ragged.cu_seqlens, h0, c0, resets)
         y, h_n, c_n, *cells = lstm(
             ragged.values,
             ragged.cu_seqlens,
             ragged.max_seqlen,
-            self._layers(seed),
+            self._layers(seed) if packed is None else packed.weights,
             h0,
             c0,
             dropout=self.dropout,
@@ -179,6 +232,7 @@ class LSTM(nn.RNNBase):
             seed=seed,
             embeddings=embeddings,
             pooling=pooling,
+            packed=packed,
         )
         states = form.state_out(h_n), form.state_out(c_n.to(h_n.dtype))
         output = form.values_out(y) if pooling is None else y

@@ -12,7 +12,6 @@ from penstock.kernels.autocast import without_autocast
 from penstock.kernels.lstm import cpu, cuda, reference
 from penstock.kernels.lstm import torch as torch_backend
 from penstock.kernels.lstm.protocol import (
-    Implementation,
     InputGrads,
     LayerInputs,
     LayerWeights,
@@ -68,6 +67,12 @@ def lstm_layer(inputs: LayerInputs, return_cells: bool, save: bool, backend: str
     return pooled if inputs.pool else y, h_n, c_n, cells
 
 
+def packed_layer(inputs: LayerInputs, return_cells: bool, packed: Any) -> tuple[Tensor, ...]:
+    """As `lstm_layer`, with weights that `cpu.pack` returned: for inference, where nobody sees torch's operations."""
+    y, h_n, c_n, cells, _, pooled = _compute(inputs, return_cells, False, cpu.WithPacked(packed))
+    return pooled if inputs.pool else y, h_n, c_n, cells
+
+
 def _are_plain(inputs: LayerInputs) -> bool:
     """Whether no tensor is of a subclass, which watches what is called with it, or of a device without memory."""
     x, cu_seqlens, _, weights, *rest, _ = inputs
@@ -96,9 +101,9 @@ def _inputs(
     return LayerInputs(x, cu_seqlens, max_seqlen, LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr), *rest)
 
 
-def _implementation(inputs: LayerInputs, backend: str) -> Implementation:
-    """The backend, helped out with what it does not do itself."""
-    found = dispatch.implementation("lstm", backend)
+def _implementation(inputs: LayerInputs, backend: Any) -> Any:
+    """The backend, or the one of that name, helped out with what it does not do itself."""
+    found: Any = dispatch.implementation("lstm", backend) if isinstance(backend, str) else backend
     if inputs.resets is not None and found is not reference:
         found = SplitAtResets(found)
     if (inputs.ids is not None or inputs.pool) and not getattr(found, "FUSES", False):
@@ -112,7 +117,7 @@ def _forward(*args: Any) -> tuple[Any, ...]:
     return _compute(_inputs(*layer), return_cells, save, backend)
 
 
-def _compute(inputs: LayerInputs, return_cells: bool, save: bool, backend: str) -> tuple[Any, ...]:
+def _compute(inputs: LayerInputs, return_cells: bool, save: bool, backend: Any) -> tuple[Any, ...]:
     check_cu_seqlens("cu_seqlens", inputs.cu_seqlens, inputs.tokens, inputs.max_seqlen)
     with without_autocast(inputs.x.device.type):
         out = _implementation(inputs, backend).forward(inputs, return_cells, save)

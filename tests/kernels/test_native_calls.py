@@ -33,7 +33,7 @@ from penstock.kernels.lstm import cpu as lstm_cpu
 AMX = "amx_bf16" in _native.available_isas()
 FUNCTIONS = [
     *("attention_forward", "attention_backward", "norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
-    *("geglu_forward", "geglu_backward", "rotary", "dropout", "keep_mask", "forward", "backward"),
+    *("geglu_forward", "geglu_backward", "rotary", "dropout", "keep_mask", "forward", "backward", "pack"),
     *("bag_mean", "bag_gradient", "bag_update"),
     *(["weight_gradient"] if AMX else []),
 ]
@@ -73,6 +73,7 @@ def use_everything() -> None:
     keep_mask(cu, 5, 0.1, seed, 0, ids, 8)
     module = LSTM(8, 4, bidirectional=True)
     module(Ragged.from_lengths(x, [2, 3]))[0].values.sum().backward()
+    module.eval().prepare_inference()
     table = torch.zeros(9, 4, requires_grad=True)
     ngram_bag(torch.arange(5, dtype=torch.int32), cu, table, vocabulary=5).sum().backward()
     assert table.grad is not None
@@ -96,7 +97,7 @@ def calls() -> dict[str, dict[str, Any]]:
 
 
 def function_named(name: str) -> Any:
-    return getattr(_native.lstm_cpu if name in ("forward", "backward") else _native, name)
+    return getattr(_native.lstm_cpu if name in ("forward", "backward", "pack") else _native, name)
 
 
 @as_subtests("function", FUNCTIONS)

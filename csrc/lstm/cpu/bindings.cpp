@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "arguments.h"
@@ -34,6 +36,30 @@ class Buffer {
   size_t size_;
 };
 
+// Weights that `pack` made and forward takes, for layers like its own.
+struct Packed {
+  Isa isa;
+  DType dtype;
+  int64_t input_size, hidden_size;
+  int directions;
+  size_t bytes;
+  Block block;
+
+  // Throws std::invalid_argument if the call is for other weights, or another instruction set.
+  void check(Isa called, const lstm::Layer& layer) const {
+    const std::array packed{int64_t(isa), int64_t(dtype), input_size, hidden_size, int64_t{directions}};
+    const std::array wanted{int64_t(called), int64_t(layer.dtype), layer.input_size, layer.hidden_size,
+                            int64_t{layer.directions}};
+    for (const auto& [i, what] : {std::pair{0, "instruction set"},
+                                  {1, "dtype"},
+                                  {2, "input_size"},
+                                  {3, "hidden_size"},
+                                  {4, "number of directions"}}) {
+      if (packed[i] != wanted[i]) throw std::invalid_argument(std::string("packed weights have another ") + what);
+    }
+  }
+};
+
 DType dtype_named(const std::string& name) {
   if (name == "float32") return DType::float32;
   if (name == "bfloat16") return DType::bfloat16;
@@ -51,21 +77,30 @@ lstm::Pool pool_named(const std::string& name) {
 // dtype and its number of rows.
 using Embeddings = std::tuple<uint64_t, uint64_t, std::string, int64_t>;
 
-lstm::Layer layer_of(Arguments& a) {
-  const auto embeddings = a.get<"embeddings", std::optional<Embeddings>>();
+// Its weights and their sizes.
+lstm::Layer weights_of(Arguments& a) {
   const auto weights = a.get<"weights", std::vector<std::array<uint64_t, 4>>>();
   lstm::Layer layer{};
   layer.dtype = dtype_named(a.get<"dtype", std::string>());
-  a.get<"tokens">(layer.tokens), a.get<"batch">(layer.batch);
   a.get<"input_size">(layer.input_size), a.get<"hidden_size">(layer.hidden_size);
+  if (weights.empty() || weights.size() > lstm::kMaxDirections)
+    throw std::invalid_argument("weights must be of 1 or 2 directions");
+  if (layer.input_size < 1 || layer.hidden_size < 1) throw std::invalid_argument("sizes must be positive");
+  layer.directions = int(weights.size());
+  for (size_t d = 0; d < weights.size(); ++d) {
+    layer.weights[d] = {pointer(weights[d][0]), pointer(weights[d][1]), pointer(weights[d][2]), pointer(weights[d][3])};
+  }
+  return layer;
+}
+
+lstm::Layer layer_of(Arguments& a) {
+  const auto embeddings = a.get<"embeddings", std::optional<Embeddings>>();
+  lstm::Layer layer = weights_of(a);
+  a.get<"tokens">(layer.tokens), a.get<"batch">(layer.batch);
   a.get_or_none<"x">(layer.x), a.get<"cu_seqlens">(layer.cu_seqlens);
   a.get_or_none<"h0">(layer.h0), a.get_or_none<"c0">(layer.c0);
   layer.pool = pool_named(a.get<"pool", std::string>());
-  if (weights.empty() || weights.size() > lstm::kMaxDirections)
-    throw std::invalid_argument("weights must be of 1 or 2 directions");
-  if (layer.tokens < 0 || layer.batch < 0 || layer.input_size < 1 || layer.hidden_size < 1)
-    throw std::invalid_argument("sizes must be positive");
-  layer.directions = int(weights.size());
+  if (layer.tokens < 0 || layer.batch < 0) throw std::invalid_argument("sizes must be positive");
   if (embeddings) {
     const auto& [ids, table, table_dtype, vocabulary] = *embeddings;
     layer.ids = pointer<int32_t>(ids);
@@ -75,13 +110,10 @@ lstm::Layer layer_of(Arguments& a) {
     if (layer.table_dtype != layer.dtype && layer.table_dtype != DType::float32)
       throw std::invalid_argument("embeddings must be float32 or of the weights' dtype");
   }
-  for (size_t d = 0; d < weights.size(); ++d) {
-    layer.weights[d] = {pointer(weights[d][0]), pointer(weights[d][1]), pointer(weights[d][2]), pointer(weights[d][3])};
-  }
   return layer;
 }
 
-lstm::Forward forward_of(Arguments& a, const lstm::Layer&) {
+lstm::Forward forward_of(Arguments& a) {
   lstm::Forward out{};
   a.get_or_none<"y">(out.y), a.get<"h_n">(out.h_n), a.get<"c_n">(out.c_n), a.get_or_none<"gates">(out.gates);
   a.get_or_none<"c">(out.c), a.get_or_none<"pooled">(out.pooled), a.get_or_none<"maximum">(out.maximum);
@@ -103,22 +135,65 @@ lstm::Backward backward_of(Arguments& a, const lstm::Layer& layer) {
 }
 
 // Reads a call's arguments, then computes without the GIL.
-template <class Tensors>
-void run(const char* function, const py::kwargs& given, Tensors (*tensors_of)(Arguments&, const lstm::Layer&),
-         void (*lstm::Kernels::*kernel)(const lstm::Layer&, const Tensors&)) {
-  Arguments a(function, given);
+void run_forward(const py::kwargs& given) {
+  Arguments a("lstm_cpu.forward", given);
+  const Where where(a);
+  const Isa isa = isa_named(where.isa);
+  lstm::Layer layer = layer_of(a);
+  layer.threads = std::max(where.threads, 1);
+  std::shared_ptr<Packed> packed;
+  a.get_or_none<"packed">(packed);
+  const lstm::Forward out = forward_of(a);
+  a.finish();
+  if (packed) {
+    packed->check(isa, layer);
+    layer.packed = packed->block.as<void>();
+  }
+  const py::gil_scoped_release released;
+  lstm::kernels_for(isa).forward(layer, out);
+}
+
+void run_backward(const py::kwargs& given) {
+  Arguments a("lstm_cpu.backward", given);
   const Where where(a);
   lstm::Layer layer = layer_of(a);
   layer.threads = std::max(where.threads, 1);
-  const Tensors tensors = tensors_of(a, layer);
+  const lstm::Backward io = backward_of(a, layer);
   a.finish();
   const lstm::Kernels& kernels = lstm::kernels_for(isa_named(where.isa));
   const py::gil_scoped_release released;
-  (kernels.*kernel)(layer, tensors);
+  kernels.backward(layer, io);
 }
 
-void run_forward(const py::kwargs& given) { run("lstm_cpu.forward", given, forward_of, &lstm::Kernels::forward); }
-void run_backward(const py::kwargs& given) { run("lstm_cpu.backward", given, backward_of, &lstm::Kernels::backward); }
+std::shared_ptr<Packed> pack(const py::kwargs& given) {
+  Arguments a("lstm_cpu.pack", given);
+  const Where where(a);
+  const Isa isa = isa_named(where.isa);
+  lstm::Layer layer = weights_of(a);
+  layer.threads = std::max(where.threads, 1);
+  a.finish();
+  const lstm::Kernels& kernels = lstm::kernels_for(isa);
+  const py::gil_scoped_release released;
+  const size_t bytes = kernels.packed_bytes(layer);
+  const auto packed = std::make_shared<Packed>(
+      Packed{isa, layer.dtype, layer.input_size, layer.hidden_size, layer.directions, bytes, Block(bytes)});
+  kernels.pack(layer, packed->block.as<void>());
+  return packed;
+}
+
+// FNV-1a of words of each piece of memory, given by address and bytes, at equal distances from its first to its last.
+uint64_t sampled(const std::vector<std::array<uint64_t, 2>>& pieces) {
+  constexpr int64_t kWords = 64;
+  uint64_t hash = 0xCBF29CE484222325;
+  for (const auto& [address, bytes] : pieces) {
+    const int64_t words = int64_t(bytes / sizeof(uint32_t)), n = std::min(words, kWords);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t word = n > 1 ? i * (words - 1) / (n - 1) : 0;
+      hash = (hash ^ pointer<const uint32_t>(address)[word]) * 0x100000001B3;
+    }
+  }
+  return hash;
+}
 
 }  // namespace
 
@@ -131,6 +206,13 @@ void bind_lstm_cpu(py::module_& parent) {
       .def(py::init<size_t>(), py::arg("size"))
       .def_buffer(&Buffer::info);
 
+  py::class_<Packed, std::shared_ptr<Packed>>(module, "Packed", "A layer's weights as `pack` laid them out.")
+      .def_property_readonly("isa", [](const Packed& packed) { return name(packed.isa); })
+      .def_readonly("bytes", &Packed::bytes);
+
+  module.def("pack", &pack, "One layer's weights packed for `forward`; they may change afterwards.");
+  module.def("sampled", &sampled, py::arg("pieces"),
+             "A hash of 64 words of each piece of memory, given as (address, bytes).");
   module.def("forward", &run_forward, "One layer; kernels/lstm/cpu.py makes the arguments.");
   module.def("backward", &run_backward, "Its gradients, from what forward saved.");
   module.def(

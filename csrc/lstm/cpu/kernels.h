@@ -9,6 +9,9 @@ namespace penstock::lstm {
 struct Kernels {
   void (*forward)(const Layer&, const Forward&);
   void (*backward)(const Layer&, const Backward&);
+  // The weights packed for `forward`: bytes of memory, aligned to 64, and what fills them.
+  size_t (*packed_bytes)(const Layer&);
+  void (*pack)(const Layer&, void* memory);
   // Floating-point operations done in `rounds` rounds of multiplication without memory traffic, for benchmarks.
   double (*multiply_in_registers)(DType, int64_t rounds);
 };

@@ -14,6 +14,12 @@ const Kernels kernels = {
     [](const Layer& layer, const Backward& io) {
       layer.dtype == DType::float32 ? backward<float>(layer, io) : backward<bf16>(layer, io);
     },
+    [](const Layer& layer) {
+      return layer.dtype == DType::float32 ? PackedWeights<float>::bytes(layer) : PackedWeights<bf16>::bytes(layer);
+    },
+    [](const Layer& layer, void* memory) {
+      layer.dtype == DType::float32 ? pack<float>(layer, memory) : pack<bf16>(layer, memory);
+    },
     [](DType dtype, int64_t rounds) {
       alignas(64) float sink[kLanes] = {};
       return dtype == DType::float32 ? multiply_in_registers<float>(rounds, sink)

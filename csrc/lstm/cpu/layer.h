@@ -36,8 +36,9 @@ struct Layer {
   int64_t vocabulary;
   const int32_t* cu_seqlens;  // (batch + 1)
   Weights weights[kMaxDirections];
-  const void* h0;   // T (directions, batch, H) or null for zeros
-  const float* c0;  // (directions, batch, H) or null for zeros
+  const void* packed;  // the weights as Kernels::pack left them, for forward, or null
+  const void* h0;      // T (directions, batch, H) or null for zeros
+  const float* c0;     // (directions, batch, H) or null for zeros
   Pool pool;
 };
 

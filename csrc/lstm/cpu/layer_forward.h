@@ -62,8 +62,14 @@ struct Teams {
 };
 
 template <class T>
+void pack(const Layer& layer, void* memory) {
+  const PackedWeights<T> weights(layer, memory);
+  weights.pack_input(layer);
+  weights.pack_recurrent(layer);
+}
+
+template <class T>
 void forward(const Layer& layer, const Forward& out) {
-  using Lane = typename Operand<T>::Lane;
   using Element = typename Operand<T>::Element;
   const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
   const Schedule schedule(layer, Operand<T>::kTileRows, sizeof(Element));
@@ -77,23 +83,18 @@ void forward(const Layer& layer, const Forward& out) {
   T* projected = in_place ? static_cast<T*>(out.gates) : projected_block.as<T>();
   Block x_block(inputs.shared ? inputs.rows * layer.input_size * sizeof(T) : 0);
   if (inputs.shared) look_up<T>(layer, inputs, x_block.as<T>());
-  project_input<T>(layer, inputs.shared ? x_block.as<T>() : static_cast<const T*>(layer.x), inputs.rows, projected);
 
-  const int64_t panels = RecurrentWeights<T>::panels(H), panel_lanes = RecurrentWeights<T>::panel_lanes(H);
+  Block w_block(layer.packed ? 0 : PackedWeights<T>::bytes(layer));
+  const PackedWeights<T> weights(layer, layer.packed ? const_cast<void*>(layer.packed) : w_block.as<void>());
+  if (!layer.packed) weights.pack_input(layer);
+  project_input<T>(layer, weights, inputs.shared ? x_block.as<T>() : static_cast<const T*>(layer.x), inputs.rows,
+                   projected);
+
   const int64_t h_stride = (H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
-  Block w_block(D * panels * panel_lanes * sizeof(Lane));
   Block h_block((2 * D * B + Operand<T>::kRowStep - 1) * h_stride * sizeof(Element)),
       c_block(D * B * H * sizeof(float));
   Block pool_block(layer.pool == Pool::none ? 0 : D * B * H * sizeof(float));
-
-  auto pack = [&](int member, int members) {
-    const Range mine = share(D * panels, members, member);
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
-      RecurrentWeights<T>::pack(static_cast<const T*>(layer.weights[i / panels].w_hh), H, i % panels,
-                                w_block.as<Lane>() + i / panels * panels * panel_lanes);
-    }
-  };
-  parallel(layer.threads, pack);
+  if (!layer.packed) weights.pack_recurrent(layer);
 
   teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
     const int direction = teams.direction(index);
@@ -105,7 +106,7 @@ void forward(const Layer& layer, const Forward& out) {
         schedule.sequences.data() + teams.part(index),
         teams.rows(index),
         teams.parts,
-        w_block.as<Lane>() + direction * panels * panel_lanes,
+        weights.w_hh + direction * weights.direction_lanes(layer),
         projected,
         inputs.shared ? inputs.row_of.data() : nullptr,
         static_cast<T*>(out.gates),
@@ -119,7 +120,7 @@ void forward(const Layer& layer, const Forward& out) {
     if (member == 0)
       team.start(of_direction<T>(layer.h0, direction, layer), of_direction<float>(layer.c0, direction, layer));
     barrier.wait();
-    team.run(share(panels, members, member), barrier);
+    team.run(share(RecurrentWeights<T>::panels(H), members, member), barrier);
     if (member == 0)
       team.finish(of_direction<T>(out.h_n, direction, layer), of_direction<float>(out.c_n, direction, layer));
   });

@@ -1,46 +1,17 @@
 // What x and the gates exchange, over all rows of x at once: gates = x W_ih^T + b, and dx = dgates W_ih.
 #pragma once
 
-#include "layer.h"
+#include "packed_weights.h"
 #include "products.h"
-#include "team.h"
 #include "workspace.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
 // x: (rows, I); gates: (rows, directions, 4H).
 template <class T>
-void project_input(const Layer& layer, const T* x, int64_t rows, T* gates) {
+void project_input(const Layer& layer, const PackedWeights<T>& weights, const T* x, int64_t rows, T* gates) {
   using Lane = typename Operand<T>::Lane;
-  const int64_t H = layer.hidden_size, I = layer.input_size, columns = layer.directions * 4 * H;
-  const int64_t panels = panels_of(columns), lanes = Operand<T>::lanes(I);
-
-  Block w_block(panels * kPanel * lanes * sizeof(Lane)), bias_block(panels * kPanel * sizeof(float));
-  Lane* w = w_block.as<Lane>();
-  float* bias = bias_block.as<float>();
-  auto pack = [&](int member, int members) {
-    const Range mine = share(panels, members, member);
-    for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-      const int64_t first = panel * kPanel, width = vecs_of_panel(columns, panel) * kLanes;
-      pack_transposed<T>(
-          I, width,
-          [&](int64_t j) -> const T* {
-            const int64_t column = first + j;
-            if (column >= columns) return nullptr;
-            return static_cast<const T*>(layer.weights[column / (4 * H)].w_ih) + gate_row(column % (4 * H), H) * I;
-          },
-          w + first * lanes);
-      for (int64_t column = first; column < first + width; ++column) {
-        bias[column] = 0;
-        if (column >= columns) continue;
-        const Weights& weights = layer.weights[column / (4 * H)];
-        const int64_t row = gate_row(column % (4 * H), H);
-        if (weights.b_ih) bias[column] += to_float(static_cast<const T*>(weights.b_ih)[row]);
-        if (weights.b_hh) bias[column] += to_float(static_cast<const T*>(weights.b_hh)[row]);
-      }
-    }
-  };
-  parallel(layer.threads, pack);
+  const int64_t I = layer.input_size, columns = weights.columns(layer), lanes = Operand<T>::lanes(I);
 
   // The matrix unit reads beyond the last row.
   const bool in_place =
@@ -48,7 +19,7 @@ void project_input(const Layer& layer, const T* x, int64_t rows, T* gates) {
   const int64_t x_stride = in_place ? lanes : (lanes + kLinePad) / kLinePad * kLinePad + kLinePad;
   Block x_block(in_place ? 0 : (rows + Operand<T>::kRowStep - 1) * x_stride * sizeof(Lane));
   const Lane* a = in_place ? reinterpret_cast<const Lane*>(x) : x_block.as<Lane>();
-  const RowProduct<T> product{lanes, columns, a, x_stride, w, bias, gates};
+  const RowProduct<T> product{lanes, columns, a, x_stride, weights.w_ih, weights.bias, gates};
   const int64_t partial_floats = product.partial_floats(lanes, columns);
   Block partial_block(layer.threads * partial_floats * sizeof(float));
   auto project = [&](int member, int members) {

@@ -2,33 +2,11 @@
 #pragma once
 
 #include "cell.h"
-#include "gate_layout.h"
-#include "layer.h"
-#include "panels.h"
+#include "packed_weights.h"
 #include "pooled.h"
 #include "schedule.h"
-#include "team.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
-
-// W_hh for the forward product: a panel holds kLanes units with their four gates side by side.
-template <class T>
-struct RecurrentWeights {
-  using Lane = typename Operand<T>::Lane;
-
-  static int64_t panels(int64_t hidden_size) { return (hidden_size + kLanes - 1) / kLanes; }
-  static int64_t panel_lanes(int64_t hidden_size) { return Operand<T>::lanes(hidden_size) * 4 * kLanes; }
-
-  static void pack(const T* w_hh, int64_t hidden_size, int64_t panel, Lane* out) {
-    pack_transposed<T>(
-        hidden_size, 4 * kLanes,
-        [&](int64_t column) -> const T* {
-          const int64_t unit = panel * kLanes + column % kLanes;
-          return unit < hidden_size ? w_hh + (column / kLanes * hidden_size + unit) * hidden_size : nullptr;
-        },
-        out + panel * panel_lanes(hidden_size));
-  }
-};
 
 // What a team works on: every `parts`-th sequence of one direction.
 template <class T>

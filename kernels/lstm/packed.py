@@ -1,0 +1,176 @@
+"""Weights of an `LSTM` that stay packed between calls: what `LSTM.prepare_inference` keeps.
+
+The C++ kernels read weights from panels, and making these takes longer than a small batch. They are kept where no
+gradient is recorded, and at every call the weights are compared with what was packed.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from penstock.kernels import compiled, dispatch, transforms
+from penstock.kernels.autocast import autocast_dtype, cast
+from penstock.kernels.lstm import cpu
+from penstock.kernels.lstm.protocol import LayerWeights
+
+if TYPE_CHECKING:
+    from penstock.kernels.lstm.module import LSTM
+
+DTYPES = (None, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PackedLayers:
+    """All layers' weights, packed, and what they were packed from.
+
+    Attributes:
+        layers: of each layer what `cpu.pack` returned.
+        weights: in the weights' place: tensors of their shapes, without their values, in the dtype of the call.
+        computed: the same in the dtype that the layers compute in.
+        made_from: `_state` of the weights.
+        kept: their memory, which nobody else can be given while it is kept.
+    """
+
+    layers: list[Any]
+    weights: list[LayerWeights]
+    computed: list[LayerWeights]
+    made_from: tuple[Any, ...]
+    kept: list[torch.UntypedStorage]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.computed[0].w_ih[0].dtype
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+
+class Prepared:
+    """A module's state between `prepare_inference` and what undoes it.
+
+    Attributes:
+        dtype: what was asked for; None where layers compute in the dtype of the call.
+        packed: the weights as a call used them last.
+    """
+
+    def __init__(self, module: "LSTM", dtype: torch.dtype | None) -> None:
+        """Packs the weights. Raises ValueError with the reason where that cannot be."""
+        self.dtype = dtype
+        weights = module._layers(None)
+        call_dtype = _call_dtype(weights[0].w_ih[0])
+        reason = _why_not(module, weights, dtype or call_dtype)
+        if reason:
+            raise ValueError(f"prepare_inference packs no weights here: {reason}")
+        self.packed = _pack(weights, call_dtype, dtype)
+
+    def for_call(self, module: "LSTM", *tensors: Tensor | None) -> PackedLayers | None:
+        """The weights as they are now, packed, or None where the call must see the weights themselves.
+
+        Args:
+            tensors: what the layers read besides their weights.
+
+        Raises:
+            RuntimeError: the call must, but a dtype was asked for that it would not compute in.
+        """
+        weights = module._layers(None)
+        call_dtype = _call_dtype(weights[0].w_ih[0])
+        reason = _why_seen(tensors, weights) or _why_not(module, weights, self.dtype or call_dtype)
+        if reason:
+            if self.dtype is None:
+                return None
+            raise RuntimeError(
+                f"this LSTM is prepared to answer in {_name(self.dtype)}, which this call cannot: {reason} (train() "
+                "undoes prepare_inference)"
+            )
+        if self.packed.made_from != _state(weights, call_dtype):
+            self.packed = _pack(weights, call_dtype, self.dtype)
+        return self.packed
+
+    def __repr__(self) -> str:
+        return _name(self.dtype or self.packed.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    """What a deep copy and a pickle of a module have in the place of its packed weights."""
+
+
+def _why_seen(tensors: tuple[Tensor | None, ...], weights: list[LayerWeights]) -> str | None:
+    """Why a call must go through torch's operation, with the weights themselves."""
+    if transforms.is_intercepted():
+        return "it is traced, compiled, transformed or watched by a mode of torch"
+    if any(type(tensor) not in transforms.PLAIN or (tensor is not None and tensor.is_meta) for tensor in tensors):
+        return "its tensors are of a subclass, or without memory"
+    if transforms.wants_gradient((tensors, weights)):
+        return "it records gradients: call it under torch.no_grad()"
+    return None
+
+
+def _why_not(module: "LSTM", weights: list[LayerWeights], dtype: torch.dtype) -> str | None:
+    """Why this module's weights cannot be packed, to compute in a dtype."""
+    each = _tensors(weights)
+    if any(type(weight) is not nn.Parameter for weight in each):
+        return "a weight is no parameter but computed, by a parametrization or by pruning, or of a subclass"
+    if any(weight.is_inference() for weight in each):
+        return "the weights were made in torch.inference_mode(), which counts no changes of theirs"
+    if not all(weight.is_contiguous() for weight in each):
+        return "a weight is not contiguous"
+    facts = {
+        "device_type": each[0].device.type,
+        "dtype": dtype,
+        "input_size": module.input_size,
+        "hidden_size": module.hidden_size,
+        "proj_size": module.proj_size,
+        "needs": ("zoneout",) * any(module.zoneout),
+    }
+    reason = compiled.available() or cpu.why_not(**facts)
+    if reason:
+        return f"the cpu backend says: {reason}"
+    backend = dispatch.choose("lstm", **facts)
+    return None if backend == "cpu" else f"the backend is {backend}"
+
+
+def _tensors(weights: list[LayerWeights]) -> list[Tensor]:
+    return [tensor for layer in weights for kind in layer for tensor in kind]
+
+
+def _call_dtype(weight: Tensor) -> torch.dtype:
+    """What a call computes in by itself."""
+    return autocast_dtype(weight) or weight.dtype
+
+
+def _state(weights: list[LayerWeights], call_dtype: torch.dtype) -> tuple[Any, ...]:
+    """What differs once the packed weights are of no more use.
+
+    torch counts a tensor's changes, but not those made by way of `.data` or NumPy: of each tensor some words are
+    compared too.
+    """
+    each = _tensors(weights)
+    versions = [(weight.data_ptr(), weight._version) for weight in each]
+    return compiled.isa(), call_dtype, versions, cpu.sampled(each)
+
+
+def _pack(weights: list[LayerWeights], call_dtype: torch.dtype, dtype: torch.dtype | None) -> PackedLayers:
+    dtype = dtype or call_dtype
+    made_from = _state(weights, call_dtype)
+    each = _tensors(weights)
+    layers = []
+    for layer in weights:
+        with torch.no_grad():
+            layers.append(cpu.pack(LayerWeights(*([cast(weight, dtype) for weight in kind] for kind in layer))))
+    kept = [weight.untyped_storage() for weight in each]
+    return PackedLayers(layers, _shaped(weights, call_dtype), _shaped(weights, dtype), made_from, kept)
+
+
+def _shaped(weights: list[LayerWeights], dtype: torch.dtype) -> list[LayerWeights]:
+    value = torch.zeros((), dtype=dtype)
+    return [LayerWeights(*([value.expand(weight.shape) for weight in kind] for kind in layer)) for layer in weights]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
