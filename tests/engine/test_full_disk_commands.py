@@ -69,6 +69,7 @@ def commands(data: Path) -> dict[str, Callable[[Path], list]]:
         ],
         "predict csv": lambda disk: ["predict", data / "run", data / "texts.csv", "--out", disk / "out.csv"],
         "predict parquet": lambda disk: ["predict", data / "run", data / "texts.csv", "--out", disk / "out.parquet"],
+        "export onnx": lambda disk: ["export", "onnx", data / "run", "--out", disk / "model.onnx"],
         "evaluate": lambda disk: ["evaluate", data / "run", "--data", data / "store", "--html", disk / "page.html"],
         "study": lambda disk: ["study", *tables, *encoder, *grid, "--out", disk / "study", "training.max_steps=4"],
     }
