@@ -1,7 +1,7 @@
 // Intel's matrix unit (AMX) for bfloat16: eight registers of 16 rows of 64 bytes, and C += A B for a C of 16 x 16
 // floats, an A of 16 rows of 16 pairs of bfloat16, and a B of 16 pairs of rows of 16 columns, the pairs along the
 // summed dimension in both. One instruction does 16 x 16 x 32 multiplications and additions, 16 times as many as
-// AVX-512's.
+// AVX-512's. Bytes come in fours in the place of the pairs, twice as many at a time; C is then of integers.
 #pragma once
 
 namespace penstock {
@@ -58,9 +58,13 @@ template <int kRegister>
 PENSTOCK_INLINE void clear_register() {
   asm volatile("tilezero %%tmm%c0" ::"i"(kRegister));
 }
-template <int kC, int kA, int kB>
+template <int kC, int kA, int kB, bool kBytes = false>
 PENSTOCK_INLINE void add_product() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+  if constexpr (kBytes) {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+  } else {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+  }
 }
 
 // Calls body(std::integral_constant<int, i>) for every i in [0, kCount).
@@ -78,8 +82,9 @@ struct AmxSteps {
 };
 
 // c (+)= a b on kRows x kColumns registers of c, at most four. Those of a follow them, and those of b take turns in
-// what is left. `depth` is in pairs, a multiple of kAmxPairs; each_step() runs once for as many of them.
-template <int kRows, int kColumns, class Unit, class EachStep>
+// what is left. `depth` is in pairs, a multiple of kAmxPairs; each_step() runs once for as many of them. With kBytes
+// units are four bytes, unsigned in a and signed in b, and c holds integers.
+template <int kRows, int kColumns, bool kBytes = false, class Unit, class EachStep>
 PENSTOCK_INLINE void multiply_registers(const Unit* a, int64_t a_row, const Unit* b, AmxSteps b_steps, float* c,
                                         int64_t c_row, bool accumulate, int64_t depth, EachStep each_step) {
   static_assert(sizeof(Unit) == 4 && kRows * kColumns <= 4);
@@ -97,8 +102,9 @@ PENSTOCK_INLINE void multiply_registers(const Unit* a, int64_t a_row, const Unit
                       __attribute__((always_inline)) { load_register<kA + i>(a + i * kAmxRows * a_row + k, a_row); });
     unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
       load_register<kB + j % kBs>(b + j * b_steps.columns, b_steps.row);
-      unroll<kRows>([&](auto i)
-                        __attribute__((always_inline)) { add_product<i * kColumns + j, kA + i, kB + j % kBs>(); });
+      unroll<kRows>([&](auto i) __attribute__((always_inline)) {
+        add_product<i * kColumns + j, kA + i, kB + j % kBs, kBytes>();
+      });
     });
   }
   for_c([&](auto n, float* at) __attribute__((always_inline)) { store_register<n>(at, c_row); });

@@ -20,7 +20,7 @@ const std::vector<Isa>& available_isas() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
       found.push_back(Isa::avx512);
-      if (__builtin_cpu_supports("avx512bf16")) {
+      if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
         found.push_back(Isa::avx512_bf16);
         if (may_use_amx()) found.push_back(Isa::amx_bf16);
       }

@@ -10,7 +10,8 @@
 
 namespace penstock {
 
-// amx_bf16 is avx512_bf16 with Intel's matrix unit, amx.h.
+// avx512_bf16 has VNNI, products of bytes, as every processor with AVX-512 BF16 has. amx_bf16 is avx512_bf16 with
+// Intel's matrix unit, amx.h.
 enum class Isa { portable, avx2, avx512, avx512_bf16, amx_bf16 };
 
 // What this build and this machine can both run, slowest first.

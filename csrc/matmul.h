@@ -1,10 +1,12 @@
 // Small matrix products on packed operands, in the namespace PENSTOCK_ISA (see simd.h).
 //
-// The operands' elements are units of 32 bits: a float, or a pair of bfloat16 that are neighbours along the summed
-// dimension, which AVX-512 multiplies and adds in one instruction. Both run through the same code.
+// The operands' elements are units of 32 bits: a float, or neighbours along the summed dimension, which one instruction
+// multiplies and adds: a pair of bfloat16, or whole numbers of 8 or 16 bits. All run through the same code. The sums of
+// whole numbers are integers of 32 bits, which lie in memory in the place of the floats, as do those in `Floats`.
 #pragma once
 
 #include <array>
+#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -12,6 +14,8 @@
 namespace penstock::PENSTOCK_ISA {
 
 using Pair = uint32_t;
+enum class BytesUnit : uint32_t {};   // four, unsigned in the left operand, signed in the right
+enum class ShortsUnit : uint32_t {};  // two, signed
 
 template <class Unit>
 struct UnitTraits;
@@ -23,22 +27,42 @@ template <>
 struct UnitTraits<Pair> {
   static constexpr int kElements = 2;
 };
+template <>
+struct UnitTraits<BytesUnit> {
+  static constexpr int kElements = 4;
+};
+template <>
+struct UnitTraits<ShortsUnit> {
+  static constexpr int kElements = 2;
+};
+
+PENSTOCK_INLINE Ints multiply_shorts(Ints a, Ints b) {
+#if defined(__AVX512BW__)
+  return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
 
 // Vectors of units, whatever these are.
 template <class Unit>
 PENSTOCK_INLINE Floats multiply_add(Floats sum, Floats a, Floats b) {
-#if defined(__AVX512BF16__)
-  if constexpr (UnitTraits<Unit>::kElements == 2)
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#else
-  static_assert(UnitTraits<Unit>::kElements == 1);
+  if constexpr (std::is_same_v<Unit, float>) return a * b + sum;
+  if constexpr (std::is_same_v<Unit, ShortsUnit>) return (Floats)((Ints)sum + multiply_shorts((Ints)a, (Ints)b));
+#if defined(__AVX512VNNI__)
+  if constexpr (std::is_same_v<Unit, BytesUnit>)
+    return (Floats)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #endif
-  return a * b + sum;
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<Unit, Pair>) return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
 }
 
 template <class Unit>
 PENSTOCK_INLINE Floats broadcast_unit(const Unit* p) {
-  Floats value = splat(load_as<float>(p));
+  Floats value = (Floats)splat(load_as<uint32_t>(p));  // whose bits may be those of a signalling NaN
 #if defined(__AVX512F__)
   // Else the broadcast is folded into each of a row's multiplications, which then wait for the load ports.
   asm("" : "+v"(value));

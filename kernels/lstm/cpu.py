@@ -49,8 +49,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(native.Buffer(size), dtype=dtype).view(shape)
 
 
-def pack(weights: LayerWeights) -> Any:
-    """One layer's weights as `forward` takes them packed, for the instruction set of now."""
+def pack(weights: LayerWeights, quantised: bool = False) -> Any:
+    """One layer's weights as `forward` takes them packed, for the instruction set of now; W_hh in int8 if quantised."""
     kinds = _contiguous(weights)
     return compiled.call(
         native.pack,
@@ -59,6 +59,7 @@ def pack(weights: LayerWeights) -> Any:
             "input_size": weights.input_size,
             "hidden_size": weights.hidden_size,
             "weights": _addresses(kinds),
+            "quantised": quantised,
         },
     )
 

@@ -94,6 +94,8 @@ def lstm(
     checks.seed(seed, x.device)
     _check(x, words, cu_seqlens, weights, h0, c0, resets, ids)
     call_dtype = weights[0].w_ih[0].dtype
+    if packed is not None and packed.quantised and h0 is not None and not bool((h0.abs() <= 1).all()):
+        raise ValueError("h0 must lie in [-1, 1], as every h does, for weights in int8")
     if packed is not None and packed.dtype != call_dtype:
         weights = packed.computed
         x, h0 = x if embeddings is not None else cast(x, packed.dtype), cast(h0, packed.dtype)

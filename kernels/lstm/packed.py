@@ -18,7 +18,7 @@ from penstock.kernels.lstm.protocol import LayerWeights
 if TYPE_CHECKING:
     from penstock.kernels.lstm.module import LSTM
 
-DTYPES = (None, torch.bfloat16)
+DTYPES = (None, torch.bfloat16, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class PackedLayers:
         layers: of each layer what `cpu.pack` returned.
         weights: in the weights' place: tensors of their shapes, without their values, in the dtype of the call.
         computed: the same in the dtype that the layers compute in.
+        quantised: whether W_hh and h are int8 in the recurrent product.
         made_from: `_state` of the weights.
         kept: their memory, which nobody else can be given while it is kept.
     """
@@ -36,6 +37,7 @@ class PackedLayers:
     layers: list[Any]
     weights: list[LayerWeights]
     computed: list[LayerWeights]
+    quantised: bool
     made_from: tuple[Any, ...]
     kept: list[torch.UntypedStorage]
 
@@ -61,7 +63,7 @@ class Prepared:
         self.dtype = dtype
         weights = module._layers(None)
         call_dtype = _call_dtype(weights[0].w_ih[0])
-        reason = _why_not(module, weights, dtype or call_dtype)
+        reason = _why_not(module, weights, _computed_in(dtype, call_dtype))
         if reason:
             raise ValueError(f"prepare_inference packs no weights here: {reason}")
         self.packed = _pack(weights, call_dtype, dtype)
@@ -74,10 +76,11 @@ class Prepared:
 
         Raises:
             RuntimeError: the call must, but a dtype was asked for that it would not compute in.
+            ValueError: weights to be packed in int8 are not finite.
         """
         weights = module._layers(None)
         call_dtype = _call_dtype(weights[0].w_ih[0])
-        reason = _why_seen(tensors, weights) or _why_not(module, weights, self.dtype or call_dtype)
+        reason = _why_seen(tensors, weights) or _why_not(module, weights, _computed_in(self.dtype, call_dtype))
         if reason:
             if self.dtype is None:
                 return None
@@ -144,6 +147,11 @@ def _call_dtype(weight: Tensor) -> torch.dtype:
     return autocast_dtype(weight) or weight.dtype
 
 
+def _computed_in(dtype: torch.dtype | None, call_dtype: torch.dtype) -> torch.dtype:
+    """The dtype of all but the recurrent product in int8."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else call_dtype
+
+
 def _state(weights: list[LayerWeights], call_dtype: torch.dtype) -> tuple[Any, ...]:
     """What differs once the packed weights are of no more use.
 
@@ -156,15 +164,17 @@ def _state(weights: list[LayerWeights], call_dtype: torch.dtype) -> tuple[Any, .
 
 
 def _pack(weights: list[LayerWeights], call_dtype: torch.dtype, dtype: torch.dtype | None) -> PackedLayers:
-    dtype = dtype or call_dtype
+    quantised, dtype = dtype == torch.int8, _computed_in(dtype, call_dtype)
     made_from = _state(weights, call_dtype)
-    each = _tensors(weights)
     layers = []
-    for layer in weights:
+    for number, layer in enumerate(weights):
+        if quantised and not all(bool(w_hh.isfinite().all()) for w_hh in layer.w_hh):
+            raise ValueError(f"int8 takes finite weights, and weight_hh_l{number} holds NaN or infinity")
         with torch.no_grad():
-            layers.append(cpu.pack(LayerWeights(*([cast(weight, dtype) for weight in kind] for kind in layer))))
-    kept = [weight.untyped_storage() for weight in each]
-    return PackedLayers(layers, _shaped(weights, call_dtype), _shaped(weights, dtype), made_from, kept)
+            layer = LayerWeights(*([cast(weight, dtype) for weight in kind] for kind in layer))
+        layers.append(cpu.pack(layer, quantised))
+    kept = [weight.untyped_storage() for weight in _tensors(weights)]
+    return PackedLayers(layers, _shaped(weights, call_dtype), _shaped(weights, dtype), quantised, made_from, kept)
 
 
 def _shaped(weights: list[LayerWeights], dtype: torch.dtype) -> list[LayerWeights]:

@@ -67,7 +67,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def uses_packed(module: LSTM, batch: Ragged, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[bool]:
-    """Of each call of the C++ forward whether it was given packed weights."""
+    """Whether each call of the C++ forward was given packed weights."""
     given: list[bool] = []
 
     class Recorded:

@@ -3,6 +3,8 @@
 //
 // cu_seqlens is often malformed, ids are sometimes beyond the table, x sometimes holds NaN or infinity. What comes back
 // must be written in full, and finite where nothing but finite numbers went in.
+#include <cstdlib>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -57,7 +59,7 @@ void run(int64_t round, int64_t isas) {
   Tensor y(T, N * D * H), h_n(T, D * B * H), c_n(DType::float32, D * B * H), gates(T, N * D * 4 * H),
       c(DType::float32, N * D * H), pooled(T, B * D * H);
   auto maximum = std::make_unique<int32_t[]>(B * D * H);
-  const bool inference = chance(0.2), pools = layer.pool != Pool::none;
+  const bool inference = chance(0.3), pools = layer.pool != Pool::none;
   Forward out{};
   if (!inference || !pools || chance(0.5)) out.y = y.pointer();
   out.h_n = h_n.pointer();
@@ -65,6 +67,15 @@ void run(int64_t round, int64_t isas) {
   if (!inference) out.gates = gates.pointer(), out.c = c.as<float>();
   if (pools) out.pooled = pooled.pointer();
   if (layer.pool == Pool::max && !inference) out.maximum = maximum.get();
+
+  layer.quantised = inference && chance(0.5);
+  std::unique_ptr<void, decltype(&std::free)> packed(nullptr, &std::free);
+  if (inference && chance(0.5)) {
+    packed.reset(std::aligned_alloc(64, kernels.packed_bytes(layer)));
+    kernels.pack(layer, packed.get());
+    layer.packed = packed.get();
+    for (Weights& each : layer.weights) each = {};
+  }
 
   bool refused = false;
   try {

@@ -42,6 +42,7 @@ struct Packed {
   DType dtype;
   int64_t input_size, hidden_size;
   int directions;
+  bool quantised;
   size_t bytes;
   Block block;
 
@@ -148,6 +149,7 @@ void run_forward(const py::kwargs& given) {
   if (packed) {
     packed->check(isa, layer);
     layer.packed = packed->block.as<void>();
+    layer.quantised = packed->quantised;
   }
   const py::gil_scoped_release released;
   lstm::kernels_for(isa).forward(layer, out);
@@ -171,12 +173,13 @@ std::shared_ptr<Packed> pack(const py::kwargs& given) {
   const Isa isa = isa_named(where.isa);
   lstm::Layer layer = weights_of(a);
   layer.threads = std::max(where.threads, 1);
+  a.get<"quantised">(layer.quantised);
   a.finish();
   const lstm::Kernels& kernels = lstm::kernels_for(isa);
   const py::gil_scoped_release released;
   const size_t bytes = kernels.packed_bytes(layer);
   const auto packed = std::make_shared<Packed>(
-      Packed{isa, layer.dtype, layer.input_size, layer.hidden_size, layer.directions, bytes, Block(bytes)});
+      Packed{isa, layer.dtype, layer.input_size, layer.hidden_size, layer.directions, layer.quantised, bytes, Block(bytes)});
   kernels.pack(layer, packed->block.as<void>());
   return packed;
 }

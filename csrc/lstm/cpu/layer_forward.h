@@ -61,18 +61,18 @@ struct Teams {
   }
 };
 
-template <class T>
+template <class T, class R>
 void pack(const Layer& layer, void* memory) {
-  const PackedWeights<T> weights(layer, memory);
+  const PackedWeights<T, R> weights(layer, memory);
   weights.pack_input(layer);
   weights.pack_recurrent(layer);
 }
 
-template <class T>
+template <class T, class R>
 void forward(const Layer& layer, const Forward& out) {
-  using Element = typename Operand<T>::Element;
+  using Element = typename Operand<R>::Element;
   const int64_t H = layer.hidden_size, D = layer.directions, B = layer.batch;
-  const Schedule schedule(layer, Operand<T>::kTileRows, sizeof(Element));
+  const Schedule schedule(layer, Operand<R>::kTileRows, sizeof(Element));
   const Teams teams(layer, schedule);
   const Inputs inputs(layer);
   if (out.y && schedule.covered < layer.tokens) std::memset(out.y, 0, layer.tokens * D * H * sizeof(T));
@@ -84,14 +84,14 @@ void forward(const Layer& layer, const Forward& out) {
   Block x_block(inputs.shared ? inputs.rows * layer.input_size * sizeof(T) : 0);
   if (inputs.shared) look_up<T>(layer, inputs, x_block.as<T>());
 
-  Block w_block(layer.packed ? 0 : PackedWeights<T>::bytes(layer));
-  const PackedWeights<T> weights(layer, layer.packed ? const_cast<void*>(layer.packed) : w_block.as<void>());
+  Block w_block(layer.packed ? 0 : PackedWeights<T, R>::bytes(layer));
+  const PackedWeights<T, R> weights(layer, layer.packed ? const_cast<void*>(layer.packed) : w_block.as<void>());
   if (!layer.packed) weights.pack_input(layer);
-  project_input<T>(layer, weights, inputs.shared ? x_block.as<T>() : static_cast<const T*>(layer.x), inputs.rows,
-                   projected);
+  project_input<T, R>(layer, weights, inputs.shared ? x_block.as<T>() : static_cast<const T*>(layer.x), inputs.rows,
+                      projected);
 
-  const int64_t h_stride = (H + 31) / 32 * 32 + kLinePad * Operand<T>::kPerLane;
-  Block h_block((2 * D * B + Operand<T>::kRowStep - 1) * h_stride * sizeof(Element)),
+  const int64_t h_stride = (H + 31) / 32 * 32 + kLinePad * Operand<R>::kPerLane;
+  Block h_block((2 * D * B + Operand<R>::kRowStep - 1) * h_stride * sizeof(Element)),
       c_block(D * B * H * sizeof(float));
   Block pool_block(layer.pool == Pool::none ? 0 : D * B * H * sizeof(float));
   if (!layer.packed) weights.pack_recurrent(layer);
@@ -99,30 +99,32 @@ void forward(const Layer& layer, const Forward& out) {
   teams.run(layer.threads, [&](int64_t index, int member, int members, Barrier& barrier) {
     const int direction = teams.direction(index);
     Element* h = h_block.as<Element>() + 2 * teams.first_row(index) * h_stride;
-    const ForwardTeam<T> team{
+    const ForwardTeam<T, R> team{
         direction,
         layer.directions,
         H,
         schedule.sequences.data() + teams.part(index),
         teams.rows(index),
         teams.parts,
-        weights.w_hh + direction * weights.direction_lanes(layer),
+        weights.recurrent(layer, direction),
         projected,
         inputs.shared ? inputs.row_of.data() : nullptr,
         static_cast<T*>(out.gates),
         out.c,
         static_cast<T*>(out.y),
+        of_direction<T>(layer.h0, direction, layer),
+        of_direction<float>(layer.c0, direction, layer),
+        of_direction<T>(out.h_n, direction, layer),
+        of_direction<float>(out.c_n, direction, layer),
         {layer.pool, direction, layer.directions, H, pool_block.as<float>() + teams.first_row(index) * H,
          static_cast<T*>(out.pooled), out.maximum},
         {h, h + teams.rows(index) * h_stride},
         h_stride,
         c_block.as<float>() + teams.first_row(index) * H};
-    if (member == 0)
-      team.start(of_direction<T>(layer.h0, direction, layer), of_direction<float>(layer.c0, direction, layer));
+    if (member == 0) team.start();
     barrier.wait();
-    team.run(share(RecurrentWeights<T>::panels(H), members, member), barrier);
-    if (member == 0)
-      team.finish(of_direction<T>(out.h_n, direction, layer), of_direction<float>(out.c_n, direction, layer));
+    team.run(share(RecurrentWeights<R>::panels(H), members, member), barrier);
+    if (member == 0) team.finish();
   });
 }
 

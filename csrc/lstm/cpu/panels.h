@@ -20,13 +20,14 @@ PENSTOCK_INLINE uint32_t pair(T low, T high) {
   return uint32_t{low.bits} | uint32_t{high.bits} << 16;
 }
 
-// n lanes of a row from lane k on, n <= kLanes, the others zero: bit for bit, whatever they hold.
-template <class T>
-PENSTOCK_INLINE Uints lanes_along(const T* row, int64_t k, int64_t size) {
+// n lanes of a row from lane k on, n <= kLanes, the others zero: bit for bit, whatever they hold. The row is of T, or
+// of what T's lanes are made of.
+template <class T, class From>
+PENSTOCK_INLINE Uints lanes_along(const From* row, int64_t k, int64_t size) {
   Uints value = {};
-  if constexpr (Operand<T>::kPairs || std::is_same_v<T, float>) {
-    const int64_t left = (size - k * Operand<T>::kPerLane) * int64_t{sizeof(T)};
-    const T* from = row + k * Operand<T>::kPerLane;
+  if constexpr (sizeof(From) == sizeof(typename Operand<T>::Element)) {
+    const int64_t left = (size - k * Operand<T>::kPerLane) * int64_t{sizeof(From)};
+    const From* from = row + k * Operand<T>::kPerLane;
     if (left >= int64_t{sizeof value}) {
       std::memcpy(&value, from, sizeof value);
     } else {
@@ -49,17 +50,17 @@ PENSTOCK_INLINE void lanes_across(const T* row, const T* next, int64_t n, typena
   }
 }
 
-// A panel of B = W^T: column j is row(j) of W, along k. row(j) is null for a column of zeros.
+// A panel of B = W^T: column j is row(j) of W, along k, as lanes_along takes it. row(j) is null for a column of zeros.
 template <class T, class Row>
 void pack_transposed(int64_t size, int64_t width, const Row& row, typename Operand<T>::Lane* out) {
   using Lane = typename Operand<T>::Lane;
   const int64_t lanes = Operand<T>::lanes(size);
   for (int64_t j = 0; j < width; j += kLanes) {
-    const T* rows[kLanes];
+    decltype(row(0)) rows[kLanes];
     for (int i = 0; i < kLanes; ++i) rows[i] = row(j + i);
     for (int64_t k = 0; k < lanes; k += kLanes) {
       Uints block[kLanes];
-      for (int i = 0; i < kLanes; ++i) block[i] = rows[i] ? lanes_along(rows[i], k, size) : Uints{};
+      for (int i = 0; i < kLanes; ++i) block[i] = rows[i] ? lanes_along<T>(rows[i], k, size) : Uints{};
       transpose(block);
       const int64_t n = lanes - k < kLanes ? lanes - k : kLanes;
       Lane* to = out + k * width + (Operand<T>::kMatrixUnit ? j * kAmxPairs : j);

@@ -8,8 +8,8 @@
 namespace penstock::lstm::PENSTOCK_ISA {
 
 // x: (rows, I); gates: (rows, directions, 4H).
-template <class T>
-void project_input(const Layer& layer, const PackedWeights<T>& weights, const T* x, int64_t rows, T* gates) {
+template <class T, class R>
+void project_input(const Layer& layer, const PackedWeights<T, R>& weights, const T* x, int64_t rows, T* gates) {
   using Lane = typename Operand<T>::Lane;
   const int64_t I = layer.input_size, columns = weights.columns(layer), lanes = Operand<T>::lanes(I);
 
@@ -28,7 +28,7 @@ void project_input(const Layer& layer, const PackedWeights<T>& weights, const T*
       const T* from = x + row * I;
       Lane* to = x_block.as<Lane>() + row * x_stride;
       for (int64_t k = 0; k < lanes; k += kLanes) {
-        const Uints value = lanes_along(from, k, I);
+        const Uints value = lanes_along<T>(from, k, I);
         std::memcpy(to + k, &value, sizeof value);
       }
     }

@@ -9,49 +9,57 @@
 namespace penstock::lstm::PENSTOCK_ISA {
 
 // What a team works on: every `parts`-th sequence of one direction.
-template <class T>
+template <class T, class R>
 struct ForwardTeam {
-  using Element = typename Operand<T>::Element;
-  using Lane = typename Operand<T>::Lane;
+  using Element = typename Operand<R>::Element;
+  using Lane = typename Operand<R>::Lane;
+  static constexpr bool kQuantised = Operand<R>::kQuantised;
 
   int direction, directions;
   int64_t hidden_size;
   const Sequence* sequences;  // sequence r of this team is sequences[r * parts]
   int64_t rows, parts;
-  const Lane* w_hh;
+  RecurrentWeights<R> w_hh;
   const T* projected;     // (rows, directions, 4H): the input's share of the gates
   const int32_t* row_of;  // (tokens), the row of each token there, or null where it is the token's own
   T* gates;               // (tokens, directions, 4H), or null; may be `projected` itself
   float* c_saved;         // (tokens, directions, H) or null
   T* y;                   // (tokens, directions, H) or null
+  const T* h0;            // (batch, H) of this direction, or null for zeros
+  const float* c0;        // the same
+  T* h_n;                 // (batch, H) of this direction
+  float* c_n;             // the same
   Pooled<T> pooled;
   Element* h[2];  // (rows, h_stride), the steps alternate; beyond H zeros; kRowStep - 1 rows more can be read
   int64_t h_stride;
   float* c;  // (rows, H), the state
 
-  // h0, c0: (batch, H) of this direction, or null for zeros.
-  void start(const T* h0, const float* c0) const {
+  void start() const {
     std::memset(h[0], 0, rows * h_stride * sizeof(Element));
     std::memset(h[1], 0, rows * h_stride * sizeof(Element));
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t index = sequences[r * parts].index;
       for (int64_t unit = 0; unit < hidden_size; ++unit) {
-        if (h0) h[0][r * h_stride + unit] = to_element(h0[index * hidden_size + unit]);
+        if (h0 || kQuantised) h[0][r * h_stride + unit] = to_element(h0 ? h0[index * hidden_size + unit] : T{0});
         c[r * hidden_size + unit] = c0 ? c0[index * hidden_size + unit] : 0.0f;
       }
       pooled.start(index, r);
     }
   }
 
-  // h_n, c_n: (batch, H) of this direction. A sequence's last h stays in the buffer that its last step wrote.
-  void finish(T* h_n, float* c_n) const {
+  // A sequence's last h stays in the buffer that its last step wrote; quantised, that step wrote h_n.
+  void finish() const {
     for (int64_t r = 0; r < rows; ++r) {
       const Sequence& sequence = sequences[r * parts];
       const Element* last = h[sequence.length % 2] + r * h_stride;
       for (int64_t unit = 0; unit < hidden_size; unit += kLanes) {
         const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes,
                       at = sequence.index * hidden_size + unit;
-        store(h_n + at, load(last + unit, n), n);
+        if constexpr (!kQuantised) {
+          store(h_n + at, load(last + unit, n), n);
+        } else if (sequence.length == 0) {
+          store(h_n + at, h0 ? load(h0 + at, n) : Floats{}, n);
+        }
         store(c_n + at, load(c + r * hidden_size + unit, n), n);
       }
       pooled.finish(sequence, r);
@@ -59,22 +67,22 @@ struct ForwardTeam {
   }
 
   void run(Range panels, Barrier& barrier) const {
-    [[maybe_unused]] const typename Operand<T>::Unit unit{};
+    [[maybe_unused]] const typename Operand<R>::Unit unit{};
     int64_t active = rows;
     for (int64_t step = 0;; ++step) {
       while (active > 0 && sequences[(active - 1) * parts].length <= step) --active;
       if (active == 0) return;
-      const Tiling<T> tiles(active);
+      const Tiling<R> tiles(active);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         const int64_t ahead =
             units_ahead(panels, panel, kLanes, (direction == 0 ? directions : -directions) * hidden_size);
         const int64_t next = next_around(panels, panel);
-        const int64_t panel_lanes = RecurrentWeights<T>::panel_lanes(hidden_size);
+        const int64_t panel_lanes = w_hh.panel_lanes(hidden_size);
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
           Prefetches prefetches;
-          if (!Operand<T>::kMatrixUnit && tiles.count > 1)
-            prefetches.add_panel(w_hh + next * panel_lanes, panel_lanes, tiles.count, i);
+          if (!Operand<R>::kMatrixUnit && tiles.count > 1)
+            prefetches.add_panel(w_hh.w + next * panel_lanes, panel_lanes, tiles.count, i);
           run_tile(step, panel, ahead, tile.begin, tile.size(), prefetches);
         }
       }
@@ -84,11 +92,23 @@ struct ForwardTeam {
 
  private:
   static Element to_element(T value) {
-    if constexpr (std::is_same_v<T, Element>) {
+    if constexpr (kQuantised) {
+      Element element;
+      store_quantised(&element, splat(to_float(value)), 1);
+      return element;
+    } else if constexpr (std::is_same_v<T, Element>) {
       return value;
     } else {
       return to_float(value);
     }
+  }
+
+  // h rounded as y holds it, of which `next` is what the next step reads.
+  static PENSTOCK_INLINE Floats as_stored(Floats h, const Element* next, int64_t n) {
+    if constexpr (!kQuantised) return load(next, n);
+    T rounded[kLanes];
+    store(rounded, h);
+    return load(rounded);
   }
 
   int64_t token(int64_t row, int64_t step) const {
@@ -104,17 +124,17 @@ struct ForwardTeam {
     const Element* h_before = h[step % 2];
     Element* h_after = h[(step + 1) % 2];
 
-    constexpr int kTileRows = Operand<T>::kTileRows;
+    constexpr int kTileRows = Operand<R>::kTileRows;
     int64_t cell[kTileRows];  // (token, direction)
     const T* gate_in[kTileRows];
-    const Rows<Lane> a{reinterpret_cast<const Lane*>(h_before + first_row * h_stride), h_stride / Operand<T>::kPerLane};
+    const Rows<Lane> a{reinterpret_cast<const Lane*>(h_before + first_row * h_stride), h_stride / Operand<R>::kPerLane};
     for (int64_t r = 0; r < height; ++r) {
       const int64_t row = first_row + r;
       const int64_t here = token(row, step);
       cell[r] = here * directions + direction;
       gate_in[r] =
           projected + ((row_of ? row_of[here] : here) * directions + direction) * 4 * hidden_size + slot.offset;
-      if constexpr (Operand<T>::kMatrixUnit) continue;
+      if constexpr (Operand<R>::kMatrixUnit) continue;
       prefetches.add(gate_in[r], 4 * n);
       if (gates && row_of) prefetches.add(gates + cell[r] * 4 * hidden_size + slot.offset, 4 * n);
       prefetches.add(c + row * hidden_size + unit, n);
@@ -123,13 +143,16 @@ struct ForwardTeam {
       prefetches.add(h_after + row * h_stride + unit, n);
     }
     alignas(64) float product[kTileRows][4][kLanes];
-    multiply_rows<T>(height, 4, a, w_hh + panel * RecurrentWeights<T>::panel_lanes(hidden_size),
-                     Operand<T>::lanes(hidden_size), product[0][0], 4 * kLanes, false, prefetches);
+    multiply_rows<R>(height, 4, a, w_hh.w + panel * w_hh.panel_lanes(hidden_size), Operand<R>::lanes(hidden_size),
+                     product[0][0], 4 * kLanes, false, prefetches);
 
     // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an
     // earlier store whose address ends alike.
     for (int64_t r = 0; r < height; ++r) {
-      for (int v = 0; v < 4; ++v) store(product[r][v], load(product[r][v]) + load(gate_in[r] + v * slot.stride, n));
+      for (int v = 0; v < 4; ++v) {
+        const Floats from_input = load(gate_in[r] + v * slot.stride, n);
+        store(product[r][v], w_hh.gate(panel, v, load(product[r][v]), from_input));
+      }
     }
     for (int64_t r = 0; r < height; ++r) {
       Floats value[4];
@@ -137,7 +160,7 @@ struct ForwardTeam {
       float* state = c + (first_row + r) * hidden_size + unit;
       const Cell after = cell_forward(value[0], value[1], value[2], value[3], load(state, n));
       store(state, after.c, n);
-      if constexpr (Operand<T>::kMatrixUnit) {
+      if constexpr (Operand<R>::kMatrixUnit) {
         // The unit is so fast that a list of lines costs as much as the product.
         prefetch(gate_in[r] + 4 * ahead, 4 * kLanes);
         if (gates && row_of) prefetch(gates + cell[r] * 4 * hidden_size + slot.offset + 4 * ahead, 4 * kLanes);
@@ -151,7 +174,11 @@ struct ForwardTeam {
       if (c_saved) store(c_saved + cell[r] * hidden_size + unit, after.c, n);
       if (y) store(y + cell[r] * hidden_size + unit, after.h, n);
       Element* next = h_after + (first_row + r) * h_stride + unit;
-      if constexpr (std::is_same_v<T, Element>) {
+      if constexpr (kQuantised) {
+        store_quantised(next, after.h, n);
+        const Sequence& sequence = sequences[(first_row + r) * parts];
+        if (sequence.length == step + 1) store(h_n + sequence.index * hidden_size + unit, after.h, n);
+      } else if constexpr (std::is_same_v<T, Element>) {
         store(next, after.h, n);
       } else {
         T rounded[kLanes];
@@ -160,7 +187,7 @@ struct ForwardTeam {
       }
       if (pooled.wanted()) {
         const int64_t row = first_row + r;
-        pooled.add(sequences[row * parts].index, row, int32_t(token(row, step)), unit, load(next, n), n);
+        pooled.add(sequences[row * parts].index, row, int32_t(token(row, step)), unit, as_stored(after.h, next, n), n);
       }
     }
   }

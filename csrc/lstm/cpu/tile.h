@@ -2,9 +2,11 @@
 //
 // The steps are those of matmul.h, whose units of 32 bits are called lanes here, where units are a hidden layer's: one
 // float, or, where the machine multiplies bfloat16 (AVX-512 BF16), a pair of bfloat16 adjacent in k. Elsewhere bfloat16
-// operands are widened to float when they are packed. What differs from matmul.h lies around the steps: B comes packed
-// in panels, so that it streams (panels.h), and lines that follow a product are fetched while it runs. Where there is a
-// matrix unit (amx.h), a tile of bfloat16 is up to 32 rows in its registers instead.
+// operands are widened to float when they are packed. Whole numbers of 8 bits are four bytes a lane where the machine
+// multiplies these (VNNI), two of 16 bits elsewhere: the sums are the same integers. What differs from matmul.h lies
+// around the steps: B comes packed in panels, so that it streams (panels.h), and lines that follow a product are
+// fetched while it runs. Where there is a matrix unit (amx.h), a tile of bfloat16 is up to 32 rows in its registers
+// instead.
 #pragma once
 
 #include <type_traits>
@@ -36,20 +38,30 @@ struct MatrixUnit {};
 #endif
 struct NoMatrixUnit {};
 
-// How tensors of storage type T enter a product.
+#if defined(__AVX512VNNI__)
+constexpr bool kHasByteProducts = true;
+#else
+constexpr bool kHasByteProducts = false;
+#endif
+
+// How tensors of storage type T enter a product. int8_t stands for what quantised.h makes of floats.
 template <class T>
 struct Operand {
   static constexpr bool kPairs = kHasBfloat16 && std::is_same_v<T, bf16>;
-  static constexpr bool kMatrixUnit = kHasMatrixUnit && kPairs;
-  static constexpr int kPerLane = kPairs ? 2 : 1;
+  static constexpr bool kQuantised = std::is_same_v<T, int8_t>, kBytes = kQuantised && kHasByteProducts;
+  static constexpr bool kMatrixUnit = kHasMatrixUnit && (kPairs || kBytes);
+  static constexpr int kPerLane = kBytes ? 4 : kPairs || kQuantised ? 2 : 1;
   // A tile has at most kTileRows rows. The matrix unit computes kRowStep at a time: it reads as many of A and writes as
   // many of the result, whether wanted or not, and takes k in steps of kLaneStep lanes, up to which A and B are padded
   // with zeros.
   static constexpr int kTileRows = kMatrixUnit ? 2 * kAmxRows : kRegisterRows;
   static constexpr int kRowStep = kMatrixUnit ? kAmxRows : 1;
   static constexpr int kLaneStep = kMatrixUnit ? kAmxPairs : 1;
-  using Element = std::conditional_t<kPairs, bf16, float>;  // what a lane is made of
-  using Lane = std::conditional_t<kPairs, Pair, float>;
+  // What a lane is made of; bytes are unsigned in the left operand and signed, int8_t, in the right.
+  using Element = std::conditional_t<kQuantised, std::conditional_t<kBytes, uint8_t, int16_t>,
+                                     std::conditional_t<kPairs, bf16, float>>;
+  using Lane = std::conditional_t<kQuantised, std::conditional_t<kBytes, BytesUnit, ShortsUnit>,
+                                  std::conditional_t<kPairs, Pair, float>>;
 
   // A thread holds one of these while it multiplies.
   using Unit = std::conditional_t<kMatrixUnit, MatrixUnit, NoMatrixUnit>;
@@ -177,17 +189,19 @@ struct Tiles {
 constexpr int64_t kAmxBlock = kAmxPairs * kLanes;
 
 // The same in the matrix unit.
-PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<uint32_t> a, const uint32_t* b,
-                                             int64_t lanes, float* out, int64_t stride, bool add,
-                                             const Prefetches& prefetches) {
+template <class Lane>
+PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<Lane> a, const Lane* b, int64_t lanes,
+                                             float* out, int64_t stride, bool add, const Prefetches& prefetches) {
+  constexpr bool kBytes = std::is_same_v<Lane, BytesUnit>;
   const auto part = [&]<int kRows, int kColumns>(int64_t vec, Range lines) __attribute__((always_inline)) {
     const int64_t per_step = (lines.size() * kAmxPairs + lanes - 1) / lanes;
     const auto fetch = [&]() __attribute__((always_inline)) {
       for (int64_t i = 0; i < per_step && lines.begin < lines.end; ++i)
         __builtin_prefetch(prefetches.line[lines.begin++], 1);
     };
-    multiply_registers<kRows, kColumns>(a.data, a.stride, b + vec * kAmxBlock, {kLanes, kAmxBlock, vecs * kAmxBlock},
-                                        out + vec * kLanes, stride, add, lanes, fetch);
+    multiply_registers<kRows, kColumns, kBytes>(a.data, a.stride, b + vec * kAmxBlock,
+                                                {kLanes, kAmxBlock, vecs * kAmxBlock}, out + vec * kLanes, stride, add,
+                                                lanes, fetch);
   };
   const Range all{0, prefetches.count}, half{0, prefetches.count / 2}, rest{prefetches.count / 2, prefetches.count};
   if (rows > kAmxRows) {
