@@ -1,5 +1,6 @@
 """Where a run stands, and how fast it goes."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +84,15 @@ class Interval:
         """Real tokens and examples a second, the share of time that was waited for data, and of the peak in use.
 
         Args:
-            peak: FLOP/s that a device can do; None where that is not known.
+            peak: FLOP/s that a device can do; None where that is not known. A share above 1 tells that it is wrong,
+                measured while others had the cores, and is left out.
         """
         seconds = max(self._seconds, 1e-9)
         tokens_per_second = self._tokens / seconds
+        of_peak = tokens_per_second * flops_per_token / (peak * devices) if peak else math.inf
         return {
             "tokens_per_second": round(tokens_per_second, 1),
             "examples_per_second": round(self._examples / seconds, 2),
             "data_wait": round(self._waited / seconds, 5),
-            "mfu": round(tokens_per_second * flops_per_token / (peak * devices), 5) if peak else None,
+            "mfu": round(of_peak, 5) if of_peak <= 1 else None,
         }

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import time
 
 import torch
 from torch import nn
@@ -30,7 +31,10 @@ _PEAK_TFLOPS = {
 _BESIDE_THE_CHIP = re.compile(r"NVIDIA|Tesla|GeForce|GPU|SXM\d?|PCIe|HBM\d\w?|\d+GB", re.IGNORECASE)
 
 
-_PROBES = 5  # of a millisecond or less each: the fastest counts, others may have had the cores in between
+# Probes take a millisecond or less. The fastest counts, as others may have had the cores in between: on a busy machine
+# it takes many until all threads run at once.
+_IN_VAIN = 20  # probes in a row that were no faster: then it is found
+_LONGEST = 1.0  # seconds
 
 
 def peak_flops(device: torch.device, precision: str = "fp32") -> float | None:
@@ -51,7 +55,14 @@ def peak_flops(device: torch.device, precision: str = "fp32") -> float | None:
 def _probed(dtype: str, threads: int) -> float | None:
     """Measured once per process and number of threads."""
     probe = flops_probe(dtype)
-    return None if probe is None else max(probe() for _ in range(_PROBES))
+    if probe is None:
+        return None
+    found, in_vain, end = probe(), 0, time.monotonic() + _LONGEST
+    while in_vain < _IN_VAIN and time.monotonic() < end:
+        rate = probe()
+        in_vain = 0 if rate > 1.01 * found else in_vain + 1
+        found = max(found, rate)
+    return found
 
 
 def _peak_flops_named(name: str) -> float | None:

@@ -5,6 +5,7 @@ import torch
 from subtested import as_subtests
 
 from penstock.engine.training import flops
+from penstock.engine.training.counters import Interval
 from penstock.engine.training.flops import _PEAK_TFLOPS, peak_flops
 
 
@@ -61,6 +62,21 @@ def test_a_cpus_peak_is_measured_once(precision: str, monkeypatch: pytest.Monkey
     assert peak > 1e8
     monkeypatch.setattr(flops, "flops_probe", lambda dtype: pytest.fail("measured again"))
     assert peak_flops(cpu, precision) == peak
+
+
+def test_a_cpus_peak_is_found_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([1e9] * 5 + [2e9] * 15 + [5e11] + [1e9] * 1000)
+    monkeypatch.setattr(flops, "flops_probe", lambda dtype: lambda: next(rates))
+    flops._probed.cache_clear()
+    assert peak_flops(torch.device("cpu")) == 5e11
+    flops._probed.cache_clear()
+
+
+@pytest.mark.parametrize(("peak", "share"), [(1e9, 0.6), (6e8, 1.0), (1e7, None), (None, None)])
+def test_no_share_of_a_peak_exceeds_it(peak: float | None, share: float | None) -> None:
+    interval = Interval()
+    interval.add(examples=1, tokens=100, seconds=1.0, waited=0.0)
+    assert interval.speed(6e6, peak, devices=1)["mfu"] == share
 
 
 def test_no_peak_where_nothing_measures_it(monkeypatch: pytest.MonkeyPatch) -> None:
