@@ -57,6 +57,11 @@ class LSTMClassifier(RaggedClassifier):
         if isinstance(module, nn.Embedding | nn.Linear | LSTM):
             module.reset_parameters()
 
+    def prepare_inference(self, dtype: torch.dtype | None = None) -> "LSTMClassifier":
+        """Keeps the LSTM's weights packed between calls that answer, see `LSTM.prepare_inference`."""
+        self.lstm.prepare_inference(dtype)
+        return self
+
     def set_input_embeddings(self, value: nn.Module) -> None:
         assert isinstance(value, nn.Embedding)
         self.embeddings = value

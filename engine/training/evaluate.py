@@ -1,5 +1,6 @@
 """Running a model over data without training it."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from penstock.engine.data.loader import Batch, Loader
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
+from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.output import is_multi_label, multi_label_loss
 from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluation import EvaluationCounter
@@ -18,6 +20,7 @@ from penstock.engine.training.multi_label import MultiLabelMetrics, thresholds_o
 from penstock.engine.training.multi_label_evaluation import MultiLabelCounter
 from penstock.engine.training.precision import autocast, resolve_precision
 from penstock.engine.training.step import batch_memory, logits_of
+from penstock.kernels import LSTM
 
 
 def evaluate(
@@ -128,6 +131,7 @@ def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> 
     was_training = model.training
     model.eval()
     try:
+        prepare(model, precision)
         for batch in batches:
             batch = batch.to(device)
             with batch_memory(batch, "evaluating"), autocast(precision, device):
@@ -135,6 +139,18 @@ def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> 
             yield batch, logits.float()
     finally:
         model.train(was_training)
+
+
+def prepare(model: nn.Module, precision: str) -> None:
+    """Packs an LSTM's weights once for all batches, where they can be packed; training takes it back.
+
+    Args:
+        precision: resolved.
+    """
+    if not isinstance(model, LSTMClassifier) or not isinstance(model.lstm, LSTM) or model.lstm.prepared is not None:
+        return
+    with autocast(precision, model.device), contextlib.suppress(ValueError):  # what cannot be packed answers as it is
+        model.prepare_inference()
 
 
 def store_batches(store: Store, rows: np.ndarray | None, tokens_per_batch: int, world: World) -> Iterator[Batch]:

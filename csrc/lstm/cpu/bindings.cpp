@@ -178,8 +178,8 @@ std::shared_ptr<Packed> pack(const py::kwargs& given) {
   const lstm::Kernels& kernels = lstm::kernels_for(isa);
   const py::gil_scoped_release released;
   const size_t bytes = kernels.packed_bytes(layer);
-  const auto packed = std::make_shared<Packed>(
-      Packed{isa, layer.dtype, layer.input_size, layer.hidden_size, layer.directions, layer.quantised, bytes, Block(bytes)});
+  const auto packed = std::make_shared<Packed>(Packed{isa, layer.dtype, layer.input_size, layer.hidden_size,
+                                                      layer.directions, layer.quantised, bytes, Block(bytes)});
   kernels.pack(layer, packed->block.as<void>());
   return packed;
 }

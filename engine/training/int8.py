@@ -1,0 +1,90 @@
+"""Answers with the recurrent weights of an LSTM in int8, if they cost next to no accuracy."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from penstock.engine.data.store import Store
+from penstock.engine.data.verify import check_files
+from penstock.engine.errors import ConfigError, StoreError
+from penstock.engine.models.lstm import LSTMClassifier
+from penstock.engine.training.evaluate import evaluate
+from penstock.engine.training.run_data import RunData
+from penstock.engine.training.run_record import read_trained_record
+from penstock.engine.training.settings import load_saved_settings
+
+if TYPE_CHECKING:
+    from penstock.engine.training.trained import TrainedRun
+
+LARGEST_LOSS = 0.002  # of accuracy: 0.2 points
+
+
+@dataclass(frozen=True)
+class Int8Check:
+    """What int8 costs on a run's validation rows.
+
+    Attributes:
+        rows: how many there are.
+        accuracy_before, accuracy: without int8 and with it.
+    """
+
+    rows: int
+    accuracy_before: float
+    accuracy: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the run now answers in int8."""
+        lost = round((self.accuracy_before - self.accuracy) * self.rows)
+        return lost <= LARGEST_LOSS * self.rows
+
+    def summary(self) -> str:
+        found = (
+            f"int8: accuracy {self.accuracy:.2%} on the {self.rows:,} validation rows, "
+            f"{self.accuracy_before:.2%} without it"
+        )
+        return found if self.kept else f"{found}: more than 0.2 points lost, so these answers are without it"
+
+
+def answer_in_int8(trained: "TrainedRun") -> Int8Check:
+    """Prepares a run's model to answer in int8; it stays as it was where that costs more than `LARGEST_LOSS`.
+
+    Raises:
+        ConfigError: the run's model has no LSTM, its weights cannot be packed here, or it has no validation rows.
+        StoreError: the store with the validation rows is not there, damaged, or another by now.
+    """
+    model, data = trained.model, _validation_data(trained)
+    if not isinstance(model, LSTMClassifier):
+        raise ConfigError(f"int8 is for LSTMs, and {trained.path} has a model of another kind: leave --int8 out")
+
+    def accuracy() -> float:
+        rows, tokens, precision = data.validation_rows, trained.tokens_per_batch, trained.precision
+        return evaluate(model, data.train, rows=rows, tokens_per_batch=tokens, precision=precision).accuracy
+
+    before = accuracy()
+    try:
+        trained.prepare(torch.int8)
+    except ValueError as error:
+        raise ConfigError(f"{trained.path} cannot answer in int8 here: {error}; leave --int8 out") from None
+    check = Int8Check(len(data.validation_rows), before, accuracy())
+    if not check.kept:
+        trained.prepare()
+    return check
+
+
+def _validation_data(trained: "TrainedRun") -> RunData:
+    record = read_trained_record(trained.path)
+    what = f"what int8 costs is measured on the validation rows of {trained.path}"
+    try:
+        store = Store.open(record["data"]["store"])
+        check_files(store)
+    except StoreError as error:
+        raise StoreError(f"{what}: {error}; leave --int8 out") from None
+    data = RunData.of(load_saved_settings(trained.path / "config.yaml"), store)
+    known, found = record["identity"], data.own_identity()
+    if any(known.get(each) != found[each] for each in ("training data", "training rows", "validation rows")):
+        raise StoreError(f"{what}, which are no longer to be found in {store.path}: leave --int8 out")
+    if not len(data.validation_rows):
+        raise ConfigError(f"{what}, and it has none: leave --int8 out")
+    return data
