@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option, parse_share
 
 PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
 
@@ -92,10 +92,7 @@ def prepare(
         "reading": Reading(separator, encoding, label_separator),
     }
     if shard is not None:
-        i, _, n = shard.partition("/")
-        if not (i.isdecimal() and n.isdecimal()):
-            raise ConfigError(f"shard {shard}: expected i/n, as in 0/4")
-        preparing.prepare_part(sources, out, (int(i), int(n)), **options)
+        preparing.prepare_part(sources, out, parse_share(shard), **options)
         return
     store = preparing.prepare(sources, out, overwrite=overwrite, **options)
     _describe(store)

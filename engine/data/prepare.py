@@ -232,9 +232,7 @@ def _survey(
     text = options.text
     if text is None and settings.like is not None and settings.like.is_pair:
         text = settings.like.manifest.sources[0].text  # there are no usual names of pairs
-    opened = open_sources(
-        sources, text=text, label=options.label, need_label=not unlabelled, reading=options.reading
-    )
+    opened = open_sources(sources, text=text, label=options.label, need_label=not unlabelled, reading=options.reading)
     if unlabelled and opened[0].label is not None:
         raise SourceError(f"{opened[0].name}: was opened with its labels; open it with need_label=False")
     check_splits(opened, separator)

@@ -48,6 +48,18 @@ class ShardBuffers:
     batch: pa.RecordBatch
 
 
+@dataclass(frozen=True)
+class SoftTargets:
+    """What teachers say of some rows.
+
+    Attributes:
+        logits: float32 (rows, num_labels). labelled: bool (rows,): whether a row's true label is known too.
+    """
+
+    logits: np.ndarray
+    labelled: np.ndarray
+
+
 class Store:
     """A prepared data set, open for reading. Rows are numbered from 0 in the order of the sources.
 
@@ -229,6 +241,10 @@ class Store:
     def targets(self, rows: np.ndarray) -> np.ndarray:
         """float32 (rows, num_labels): 1 for each label of the rows, int64; of a store with lists of labels."""
         return multi_hot(self.label_offsets, self.label_ids, rows, self.num_labels)
+
+    def soft_targets(self, rows: np.ndarray) -> SoftTargets | None:
+        """What teachers say of rows, int64, see `TransferSet`; None of a store that none has read."""
+        return None
 
     @property
     def vocab_size(self) -> int:
@@ -472,6 +488,11 @@ class Store:
 
     def _open_shards(self) -> Shards:
         shards = Shards(np.dtype(self.manifest.dtype).itemsize, self.vocab_size)
+        self.add_shards(shards)
+        return shards
+
+    def add_shards(self, shards: Shards) -> None:
+        """Adds the token buffers behind those that are there."""
         for number, entry in enumerate(self.manifest.shards):
             mapped = self.map_shard(number)
             if self.reader == "mmap":
@@ -479,7 +500,6 @@ class Store:
             else:
                 path = str(self.path / entry.name)
                 shards.add_file(entry.name, path, entry.rows, entry.tokens, mapped.values_at, mapped.offsets_at)
-        return shards
 
     def _map(self, entry: FileEntry, schema: pa.Schema) -> tuple[pa.Buffer, pa.RecordBatch]:
         """The whole file and its one record batch, mapped."""

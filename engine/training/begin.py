@@ -9,6 +9,7 @@ import torch
 
 from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.store import Store
+from penstock.engine.data.transfer_set import TransferSet
 from penstock.engine.errors import ConfigError, StoreError
 from penstock.engine.models.architectures import max_length
 from penstock.engine.models.loading import load_config
@@ -48,6 +49,13 @@ def new_settings(
         check_used(asked, sorted(asked.stated() - (set() if validation_rows is None else WITH_VALIDATION)))
     if store.multi_label:
         asked = _for_label_lists(asked, store)
+    if isinstance(store, TransferSet):
+        check_distillation(asked)
+    elif unused := sorted(key for key in asked.stated() if key.startswith("distillation.")):
+        raise ConfigError(
+            f"{unused[0]}={asked.flat()[unused[0]]} has no effect: this run learns from labels alone; leave it out, or "
+            "learn from a teacher with penstock distil"
+        )
     width, positions = _encoder_sizes(asked.model) if asked.model.kind == "encoder" else (None, None)
     asked = settle_reading(asked, store, positions)
     read = read_by(asked, store).lengths
@@ -56,6 +64,21 @@ def new_settings(
         raise ConfigError("there are no training rows")
     validates = None if validation_rows is None else len(validation_rows) > 0
     return asked.resolve(TrainingSet.of(lengths, width, store.num_labels), validates=validates)
+
+
+def check_distillation(asked: Settings) -> None:
+    """
+    Raises:
+        ConfigError: a setting has no meaning where most labels are the teachers'.
+    """
+    training = asked.training
+    for name, value, why in (
+        ("class_weights", training.class_weights, "most of its labels are the teachers'"),
+        ("calibrate", training.calibrate, "most of its validation labels are the teachers'"),
+        ("cuda_graphs", training.cuda_graphs, "graphs hold no teachers' logits"),
+    ):
+        if value:
+            raise ConfigError(f"training.{name}={value} cannot be had in a distillation: {why}; leave it out")
 
 
 def _for_label_lists(asked: Settings, store: Store) -> Settings:
@@ -162,6 +185,9 @@ def opening_line(loop: Loop) -> str:
     else:
         counts = np.bincount(store.labels[rows], minlength=store.num_labels)
         majority = f"{counts.max() / len(rows):.1%} {store.label_names[int(counts.argmax())]!r}"
+        if isinstance(store, TransferSet):
+            known = int(store.labelled[rows].sum())
+            majority += f"; {known:,} true labels, {len(rows) - known:,} of teachers"
         classes = f" in {store.num_labels} classes ({majority})"
     held = f"{len(loop.data.validation_rows):,} more" if len(loop.data.validation_rows) else "none"
     steps = _total_steps(loop)
@@ -179,6 +205,8 @@ def opening_line(loop: Loop) -> str:
         recipe.append("class weights" + (" balanced" if training.class_weights == "balanced" else ""))
     if training.label_smoothing:
         recipe.append(f"label smoothing {training.label_smoothing:g}")
+    if isinstance(store, TransferSet):
+        recipe.append(f"temperature {settings.distillation.temperature:g}, mix {settings.distillation.mix:g}")
     return (
         f"{settings.model.describe()}, {size}, {_origin(settings.model)}; "
         f"{len(rows):,} examples{classes}, {held} for validation; "

@@ -134,6 +134,30 @@ class TrainingSettings:
         check_section(self, "training")
 
 
+@dataclass(frozen=True)
+class DistillationSettings:
+    """What `penstock distil` reads; a training from labels alone reads none of it."""
+
+    temperature: float = setting(
+        2.0, "by which the teachers' and the student's logits are divided before they are compared", minimum=0.01
+    )
+    mix: float = setting(
+        0.5,
+        "of a row with a true label, the share of that label in its loss; the rest is what the teachers say",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    texts: int | None = setting(
+        None, "unlabelled texts that are learned from at most, drawn at random; null: all", minimum=1
+    )
+    drop_overlap: bool = setting(
+        False, "leave out unlabelled texts that are test texts too, which are an error otherwise (--drop-overlap)"
+    )
+
+    def __post_init__(self) -> None:
+        check_section(self, "distillation")
+
+
 # What does not change the run's result: a run may go on with other values of these.
 FREE_KEYS = frozenset(
     (
@@ -165,7 +189,7 @@ _OPEN = (None, "auto")  # values that leave a choice to the recipe
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a run, in three sections.
+    """Every setting of a run, in four sections.
 
     Example:
         >>> from penstock.engine import Settings
@@ -180,6 +204,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
     given: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
     def resolve(self, data: TrainingSet, *, validates: bool | None = None) -> "Settings":
@@ -400,7 +425,12 @@ def used_by(key: str) -> tuple[str, ...]:
 
 @functools.cache
 def _sections() -> dict[str, type]:
-    return {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
+    return {
+        "model": ModelSettings,
+        "data": DataSettings,
+        "training": TrainingSettings,
+        "distillation": DistillationSettings,
+    }
 
 
 @functools.cache
