@@ -51,7 +51,7 @@ class Material:
         return [*with_labels, (self.unlabelled, self.rows)]
 
     def logits(self, teachers: Sequence[Teacher], folder: Path | None) -> list[tuple[Path, LogitsOf]]:
-        """Of each of `parts`: where its logits are, and what they are of.
+        """Where the logits of each of `parts` are, and what they are of.
 
         Args:
             folder: for those of the unlabelled store; None for one beside it.
@@ -239,7 +239,7 @@ def material_for(
 
 
 def chosen(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:
-    """int64, ascending: at most so many of the rows, drawn at random."""
+    """int64, ascending: `most` of the rows, drawn at random, or all of them."""
     if most is None or most >= len(rows):
         return rows
     return np.sort(np.random.default_rng([seed, 0xD157]).permutation(rows)[:most])
