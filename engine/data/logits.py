@@ -9,6 +9,7 @@ machines can share one.
 """
 
 import hashlib
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -88,6 +89,8 @@ class PartEntry:
     bytes: int
     file_crc32: int
     rows: int
+    seconds: float = 0.0  # that the teachers took, by the clock and
+    cpu_seconds: float = 0.0  # of all threads
 
 
 def digest_of_rows(rows: np.ndarray) -> str:
@@ -125,7 +128,10 @@ def make_logits(
         for part in of.share(share):
             places = of.rows_of(part)
             if _finished(folder, of, part) is None:
-                _write(folder, of, part, compute(places))
+                began, cpu_began = time.perf_counter(), time.process_time()
+                logits = compute(places)
+                spent = time.perf_counter() - began, time.process_time() - cpu_began
+                _write(folder, of, part, logits, spent)
             advance(places.stop - places.start)
         missing = missing_parts(folder, of)
     if not missing:
@@ -147,6 +153,7 @@ class Logits:
         rows: int64 (rows,), ascending: those of the store.
         values: float16 (rows, num_labels).
         fingerprint: of the values and of what they are of.
+        seconds, cpu_seconds: that the teachers took for them, by the clock and of all threads, whenever that was.
     """
 
     folder: Path
@@ -154,6 +161,8 @@ class Logits:
     rows: np.ndarray
     values: np.ndarray
     fingerprint: str
+    seconds: float
+    cpu_seconds: float
 
     @classmethod
     def open(cls, folder: Path, rows: np.ndarray, of: LogitsOf | None = None) -> "Logits":
@@ -174,14 +183,15 @@ class Logits:
         if (there.rows, there.rows_digest) != (len(rows), digest_of_rows(rows)):
             raise RunError(f"{folder} holds the logits of other rows than are learned from: {_REMEDY}")
         values = np.empty((there.rows, len(there.label_names)), np.float16)
-        checksums = []
+        entries = []
         for part in range(there.parts):
-            content, crc32 = _read_part(folder, there, part)
-            values[there.rows_of(part)] = content
-            checksums.append(crc32)
+            values[there.rows_of(part)], entry = _read_part(folder, there, part)
+            entries.append(entry)
         if not np.isfinite(values).all():
             raise RunError(f"{folder}: damaged: some of its logits are no numbers; {_REMEDY}")
-        return cls(folder, there, rows, values, digest([asdict(there), checksums]))
+        fingerprint = digest([asdict(there), [entry.file_crc32 for entry in entries]])
+        seconds, cpu_seconds = sum(entry.seconds for entry in entries), sum(entry.cpu_seconds for entry in entries)
+        return cls(folder, there, rows, values, fingerprint, seconds, cpu_seconds)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         """float32 (rows, num_labels): of rows of the store, int64, that are among `rows`."""
@@ -228,7 +238,7 @@ def _read_of(folder: Path) -> LogitsOf | None:
         raise RunError(f"{file}: damaged: {error}; {_REMEDY}") from None
 
 
-def _write(folder: Path, of: LogitsOf, part: int, logits: np.ndarray) -> None:
+def _write(folder: Path, of: LogitsOf, part: int, logits: np.ndarray, spent: tuple[float, float]) -> None:
     """One part, then its receipt."""
     with np.errstate(over="ignore"):  # what is too large is found here
         values = logits.astype(np.float16)
@@ -243,7 +253,7 @@ def _write(folder: Path, of: LogitsOf, part: int, logits: np.ndarray) -> None:
     path = _part_path(folder, part)
     with committed(path) as file:
         write_batch(file, pa.record_batch([column], schema=schema))
-    entry = PartEntry(of.name, part, file.size, file.crc32, len(values))
+    entry = PartEntry(of.name, part, file.size, file.crc32, len(values), *spent)
     write_checked(path.with_suffix(".json"), asdict(entry))
 
 
@@ -268,8 +278,8 @@ def _finished(folder: Path, of: LogitsOf, part: int) -> PartEntry | None:
     return found if same else None
 
 
-def _read_part(folder: Path, of: LogitsOf, part: int) -> tuple[np.ndarray, int]:
-    """(float16 (rows, num_labels), the file's CRC-32)"""
+def _read_part(folder: Path, of: LogitsOf, part: int) -> tuple[np.ndarray, PartEntry]:
+    """(float16 (rows, num_labels), its receipt)"""
     path, entry = _part_path(folder, part), _receipt(folder, of, part)
     if entry is None:
         missing = missing_parts(folder, of)
@@ -292,7 +302,7 @@ def _read_part(folder: Path, of: LogitsOf, part: int) -> tuple[np.ndarray, int]:
             f"{path}: damaged: {reason}; remove it, and penstock distil with the same --teacher and --unlabelled makes "
             "it again"
         ) from None
-    return values, entry.file_crc32
+    return values, entry
 
 
 def _part_path(folder: Path, part: int) -> Path:

@@ -26,6 +26,8 @@ from penstock.engine.training.settings import (
     FREE_KEYS,
     WITH_VALIDATION,
     Settings,
+    check_distillation,
+    check_not_distilled,
     check_used,
     inherit,
     load_saved_settings,
@@ -51,11 +53,8 @@ def new_settings(
         asked = _for_label_lists(asked, store)
     if isinstance(store, TransferSet):
         check_distillation(asked)
-    elif unused := sorted(key for key in asked.stated() if key.startswith("distillation.")):
-        raise ConfigError(
-            f"{unused[0]}={asked.flat()[unused[0]]} has no effect: this run learns from labels alone; leave it out, or "
-            "learn from a teacher with penstock distil"
-        )
+    else:
+        check_not_distilled(asked)
     width, positions = _encoder_sizes(asked.model) if asked.model.kind == "encoder" else (None, None)
     asked = settle_reading(asked, store, positions)
     read = read_by(asked, store).lengths
@@ -64,21 +63,6 @@ def new_settings(
         raise ConfigError("there are no training rows")
     validates = None if validation_rows is None else len(validation_rows) > 0
     return asked.resolve(TrainingSet.of(lengths, width, store.num_labels), validates=validates)
-
-
-def check_distillation(asked: Settings) -> None:
-    """
-    Raises:
-        ConfigError: a setting has no meaning where most labels are the teachers'.
-    """
-    training = asked.training
-    for name, value, why in (
-        ("class_weights", training.class_weights, "most of its labels are the teachers'"),
-        ("calibrate", training.calibrate, "most of its validation labels are the teachers'"),
-        ("cuda_graphs", training.cuda_graphs, "graphs hold no teachers' logits"),
-    ):
-        if value:
-            raise ConfigError(f"training.{name}={value} cannot be had in a distillation: {why}; leave it out")
 
 
 def _for_label_lists(asked: Settings, store: Store) -> Settings:

@@ -69,8 +69,12 @@ class RunData:
 
     def own_identity(self) -> dict[str, Any]:
         """The part of `identity` that is no setting."""
+        joined = {}
+        if isinstance(self.train, TransferSet):  # whose fingerprint has the teachers' logits in it
+            joined["stores"] = " + ".join(part.fingerprint for part in self.train.parts)
         return {
             "training data": self.train.fingerprint,
+            **joined,
             "training rows": _digest(self.rows),
             "validation rows": _digest(self.validation_rows),
             "test data": self.test.fingerprint if self.test else None,

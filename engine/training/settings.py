@@ -184,6 +184,12 @@ WITH_VALIDATION = frozenset(
         "training.calibrate",
     )
 )
+# What cannot be had where most labels are the teachers', and why.
+NOT_DISTILLED = {
+    "training.class_weights": "most of its labels are the teachers'",
+    "training.calibrate": "most of its validation labels are the teachers'",
+    "training.cuda_graphs": "graphs hold no teachers' logits",
+}
 _OPEN = (None, "auto")  # values that leave a choice to the recipe
 
 
@@ -389,6 +395,29 @@ def _unused(settings: Settings, key: str) -> str | None:
     if key == "training.wandb_project" and value and not importlib.util.find_spec("wandb"):
         return "wandb is not installed: pip install 'penstock[tracking]'"
     return None
+
+
+def check_distillation(settings: Settings) -> None:
+    """
+    Raises:
+        ConfigError: a setting has no meaning where most labels are the teachers'.
+    """
+    flat = settings.flat()
+    for key, why in NOT_DISTILLED.items():
+        if flat[key]:
+            raise ConfigError(f"{key}={flat[key]} cannot be had in a distillation: {why}; leave it out")
+
+
+def check_not_distilled(settings: Settings) -> None:
+    """
+    Raises:
+        ConfigError: a setting of the section `distillation` is stated, of a run that learns from labels alone.
+    """
+    for key in sorted(key for key in settings.stated() if key.startswith("distillation.")):
+        raise ConfigError(
+            f"{key}={settings.flat()[key]} has no effect: this run learns from labels alone; leave it out, or learn "
+            "from a teacher with penstock distil"
+        )
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
