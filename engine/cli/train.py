@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
+    from penstock.engine.training.result import TrainResult
     from penstock.engine.training.settings import Settings
 
 
@@ -24,7 +25,7 @@ def _list_settings(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _ask(question: str) -> bool:
+def ask(question: str) -> bool:
     return typer.confirm(question, err=True)
 
 
@@ -120,19 +121,27 @@ def train(
             out,
             test_store=command.test,
             resume="previous" if resume == "previous" else "last",
-            confirm=_ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
+            confirm=ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
         )
         if dist.is_initialized() and dist.get_rank() > 0:
             return
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+    print_result(out, result)
+
+
+def print_result(out: Path, result: "TrainResult", validation: str = "validation") -> None:
+    """
+    Args:
+        validation: what the validation rows are called.
+    """
     typer.echo(
         f"{out}: {result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds:,.1f} s of training at "
         f"{result.tokens_per_second:,.0f} tokens/s and {result.examples_per_second:,.0f} examples/s; "
         f"stopped by {result.stopped_by}"
     )
     if result.validation:
-        typer.echo(f"validation, best at step {result.best_step}: {result.validation.summary()}")
+        typer.echo(f"{validation}, best at step {result.best_step}: {result.validation.summary()}")
     if result.test:
         typer.echo(f"test: {result.test.summary()}")

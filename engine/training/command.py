@@ -13,6 +13,7 @@ from penstock.engine.training.run_record import has_checkpoint, read_record
 from penstock.engine.training.settings import OVERRIDE_FORM, Settings, load_saved_settings, load_settings, parse_value
 
 _OPTIONS = {"model.kind": "--model", "model.encoder": "--encoder", "model.start_from": "--from"}
+_OPTIONS |= {"distillation.drop_overlap": "--drop-overlap"}
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,14 @@ def read_command(
         ConfigError, ModelError, RunError, StoreError: an option, a path, a name or a setting is wrong.
     """
     check_out(out)
-    given = {key: value for key, value in options.items() if value is not None}
-    for override in overrides:
-        key, text = split_key_value(override, OVERRIDE_FORM)
-        if key in given and parse_value(text) != given[key]:
-            raise ConfigError(f"{_OPTIONS[key]} {given[key]} contradicts {override}: leave one out")
-    settings = load_settings(config, [*(f"{key}={value}" for key, value in given.items()), *overrides])
-    encoder = settings.model.encoder
-    if encoder is not None and not has_checkpoint(out) and (reason := why_missing(encoder)):
-        raise ModelError(f"encoder {encoder}: {reason}")
+    settings = read_settings(config, options, overrides, out)
     if train is not None:
         return TrainCommand(settings, Store.open(train), Store.open(test) if test is not None else None)
     if not (out / "run.json").exists():
         raise ConfigError(f"there is no run in {out} to resume: give --train STORE for a new one")
     record = read_record(out, described=True)
+    if "distillation" in record["data"]:
+        raise ConfigError(f"{out} learns from teachers: penstock distil --out {out} goes on with it")
     store = _stored(out, record["data"]["store"], "training", record["identity"].get("training data"))
     if test is None and record["identity"].get("test data") is not None:
         if "test" not in record["data"]:
@@ -68,10 +63,34 @@ def read_command(
         test_store = Store.open(test) if test is not None else None
     if not has_checkpoint(out):
         # nothing to go on from: the run begins again, with what it was begun with
-        if given or overrides or config:
+        if any(value is not None for value in options.values()) or overrides or config:
             raise ConfigError(f"{out} has no checkpoint yet: to begin it with other settings, give --train too")
         settings = load_saved_settings(out / "config.yaml")
     return TrainCommand(settings, store, test_store)
+
+
+def read_settings(
+    config: Path | None, options: Mapping[str, str | None], overrides: Sequence[str], out: Path | None
+) -> Settings:
+    """As `read_command` has them.
+
+    Args:
+        out: of the run, which, once begun, needs no encoder any more; None for none.
+
+    Raises:
+        ConfigError, ModelError, RunError: an option, a name or a setting is wrong.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    for override in overrides:
+        key, text = split_key_value(override, OVERRIDE_FORM)
+        if key in given and parse_value(text) != parse_value(given[key]):
+            raise ConfigError(f"{_OPTIONS[key]} {given[key]} contradicts {override}: leave one out")
+    settings = load_settings(config, [*(f"{key}={value}" for key, value in given.items()), *overrides])
+    encoder = settings.model.encoder
+    begun = out is not None and has_checkpoint(out)
+    if encoder is not None and not begun and (reason := why_missing(encoder)):
+        raise ModelError(f"encoder {encoder}: {reason}")
+    return settings
 
 
 def _stored(out: Path, place: str, what: str, fingerprint: str | None) -> Store:
