@@ -2,7 +2,7 @@
 //
 // The operands' elements are units of 32 bits: a float, or neighbours along the summed dimension, which one instruction
 // multiplies and adds: a pair of bfloat16, or whole numbers of 8 or 16 bits. All run through the same code. The sums of
-// whole numbers are integers of 32 bits, which lie in memory in the place of the floats, as do those in `Floats`.
+// whole numbers are integers of 32 bits, which lie in memory in the place of the floats.
 #pragma once
 
 #include <array>
@@ -46,14 +46,16 @@ PENSTOCK_INLINE Ints multiply_shorts(Ints a, Ints b) {
 #endif
 }
 
+template <class Unit>
+using Sums = std::conditional_t<std::is_same_v<Unit, BytesUnit> || std::is_same_v<Unit, ShortsUnit>, Ints, Floats>;
+
 // Vectors of units, whatever these are.
 template <class Unit>
-PENSTOCK_INLINE Floats multiply_add(Floats sum, Floats a, Floats b) {
+PENSTOCK_INLINE Sums<Unit> multiply_add(Sums<Unit> sum, Floats a, Floats b) {
   if constexpr (std::is_same_v<Unit, float>) return a * b + sum;
-  if constexpr (std::is_same_v<Unit, ShortsUnit>) return (Floats)((Ints)sum + multiply_shorts((Ints)a, (Ints)b));
+  if constexpr (std::is_same_v<Unit, ShortsUnit>) return sum + multiply_shorts((Ints)a, (Ints)b);
 #if defined(__AVX512VNNI__)
-  if constexpr (std::is_same_v<Unit, BytesUnit>)
-    return (Floats)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+  if constexpr (std::is_same_v<Unit, BytesUnit>) return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #endif
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<Unit, Pair>) return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
@@ -90,7 +92,7 @@ struct Product {
 
 // sum += a b, where a.at(i, k) is the address of unit k of row i. each_step(k) runs beside each of the `depth` steps.
 template <class Unit, int kRows, int kColumns, class A, class EachStep>
-PENSTOCK_INLINE void add_products(Floats (&sum)[kRows][kColumns], const A& a, Right<Unit> b, int64_t depth,
+PENSTOCK_INLINE void add_products(Sums<Unit> (&sum)[kRows][kColumns], const A& a, Right<Unit> b, int64_t depth,
                                   EachStep each_step) {
   for (int64_t k = 0; k < depth; ++k) {
     each_step(k);

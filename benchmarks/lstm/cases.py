@@ -1,16 +1,21 @@
 """One bidirectional LSTM layer on a CPU: penstock against torch's nn.LSTM and, at inference, onnxruntime's.
 
 The work of a unit is 6 x tokens x 4H x (I + H) x directions operations for training and a third of that for
-inference. onnxruntime's idle threads spin, and so do OpenMP's: where both take part, each contestant is timed after a
-pause and an untimed call that wakes its own threads.
+inference. There ours answers with its weights packed beforehand (`prepare_inference`), as onnxruntime does; beside it
+stand ours without that, and in int8. onnxruntime's idle threads spin, and so do OpenMP's: where both take
+part, each contestant is timed after a pause and an untimed call that wakes its own threads.
 
 Much of the peers' time goes to the C library returning memory and asking for it again. To see them at their best, run
 also with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=1073741824 in the environment.
 """
 
+import copy
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,8 +83,12 @@ class Problem:
         torch.autograd.grad(contestant(), [self.x, *module.parameters()], self.dy)
 
 
-def onnx_session(problem: Problem) -> Callable[[], object]:
-    """The layer in onnxruntime, its own operator for LSTMs, sequences of one length."""
+def onnx_session(problem: Problem, *, int8: bool = False) -> Callable[[], object]:
+    """The layer in onnxruntime, its own operator for LSTMs, sequences of one length.
+
+    Args:
+        int8: as its `quantize_dynamic` makes it: both products in int8, x and h quantised at each step.
+    """
     import onnx  # type: ignore[import-not-found,import-untyped,unused-ignore]
     import onnxruntime as runtime  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
@@ -92,7 +101,7 @@ def onnx_session(problem: Problem) -> Callable[[], object]:
             return torch.cat([i, o, f, g])
 
         directions = [torch.cat([in_onnx_order(weights[n + end]) for n in names]) for end in ("_l0", "_l0_reverse")]
-        return torch.stack(directions).numpy()
+        return torch.stack(directions).float().numpy()
 
     arrays = {
         "W": stacked("weight_ih"),
@@ -109,11 +118,25 @@ def onnx_session(problem: Problem) -> Callable[[], object]:
         [onnx.numpy_helper.from_array(array, key) for key, array in arrays.items()],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=8)
+    if int8:
+        model = quantised(model)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    x = problem.x.detach().view(len(problem.lengths), -1, input_size).transpose(0, 1).contiguous().numpy()
+    x = problem.x.detach().float().view(len(problem.lengths), -1, input_size).transpose(0, 1).contiguous().numpy()
     return lambda: session.run(None, {"X": x})
+
+
+def quantised(model: Any) -> Any:
+    """By onnxruntime's own tool, which works on files."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole, small = Path(folder) / "whole.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, whole)
+        quantize_dynamic(whole, small, op_types_to_quantize=["LSTM"])
+        return onnx.load(small)
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -132,7 +155,7 @@ def case(what: str, shape: dict[str, int], dtype: str, *, equal: bool) -> Case:
     lengths = Problem.draw_lengths(sizes, equal=equal)
     passes = 1 if what == "inference" else 3
     work = passes * 2.0 * int(lengths.sum()) * 4 * shape["H"] * (shape["I"] + shape["H"]) * DIRECTIONS
-    pause = PAUSE if passes == 1 and dtype == "float32" else 0.0
+    pause = PAUSE if passes == 1 else 0.0
 
     def make(peers: bool) -> dict[str, Contestant | str]:
         problem = Problem.draw(sizes, getattr(torch, dtype), equal=equal)
@@ -140,14 +163,19 @@ def case(what: str, shape: dict[str, int], dtype: str, *, equal: bool) -> Case:
             peer = "padded" if equal else "packed"
             chosen = {OURS: problem.penstock, **({f"nn.LSTM {peer}": getattr(problem, peer)} if peers else {})}
             return {name: partial(problem.train, call) for name, call in chosen.items()}
+        problem.ours.eval()
+        others = {name: copy.deepcopy(problem) for name in ("unpacked", "int8")}
+        problem.ours.prepare_inference()
+        others["int8"].ours.prepare_inference(torch.int8)
         contestants: dict[str, Contestant | str] = {OURS: inference(problem.penstock)}
         if peers:
             contestants["nn.LSTM padded"] = inference(problem.padded)
-            if dtype == "float32":
+            for name, int8 in (("onnxruntime", False), ("onnxruntime int8", True)):
                 try:
-                    contestants["onnxruntime"] = onnx_session(problem)
+                    contestants[name] = onnx_session(problem, int8=int8)
                 except ImportError as error:
-                    contestants["onnxruntime"] = f"not installed: {error.name}"
+                    contestants[name] = f"not installed: {error.name}"
+        contestants |= {f"{OURS} {name}": inference(each.penstock) for name, each in others.items()}
         return contestants
 
     return Case(what, shape, dtype, make, work, pause=pause)

@@ -1,4 +1,4 @@
-"""Answers with the recurrent weights of an LSTM in int8, if they cost next to no accuracy."""
+"""Answers of an LSTM in int8, if they cost next to no accuracy."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

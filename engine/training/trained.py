@@ -82,7 +82,7 @@ class TrainedRun:
             model.prepare_inference(dtype)
 
     def answer_in_int8(self) -> Int8Check:
-        """Answers with the LSTM's recurrent weights in int8 from now on, unless more than 0.2 points of accuracy are
+        """Answers with the LSTM in int8 from now on, unless more than 0.2 points of accuracy are
         lost on the run's validation rows, on which both are measured here.
 
         Raises:

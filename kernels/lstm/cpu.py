@@ -50,7 +50,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def pack(weights: LayerWeights, quantised: bool = False) -> Any:
-    """One layer's weights as `forward` takes them packed, for the instruction set of now; W_hh in int8 if quantised."""
+    """One layer's weights as `forward` takes them packed, by the instruction set of now; in int8 if quantised."""
     kinds = _contiguous(weights)
     return compiled.call(
         native.pack,

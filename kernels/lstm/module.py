@@ -106,7 +106,7 @@ class LSTM(nn.RNNBase):
         Args:
             dtype: None, to compute as before, with the same results to the bit. torch.bfloat16, to compute in it
                 whatever the weights' dtype and the input's; results stay in the dtype that they had. torch.int8, to
-                multiply W_hh and h in whole numbers of 8 bits, with a scale for each row of W_hh, and compute the rest
+                multiply in whole numbers of 8 bits, with a scale for each row of W_ih, W_hh and x, and compute the rest
                 as before; h_0 must then lie in [-1, 1].
 
         Calls that record gradients or are traced, compiled or transformed take the weights themselves; with a dtype
@@ -118,8 +118,8 @@ class LSTM(nn.RNNBase):
         Raises:
             RuntimeError: the module is in training.
             ValueError: another dtype, or the weights cannot be packed: another device or dtype than the kernels', a
-                projection, zoneout, weights that are computed (parametrizations, pruning), another backend; a W_hh
-                that is not finite in int8.
+                projection, zoneout, weights that are computed (parametrizations, pruning), another backend; weights
+                that are not finite in int8.
         """
         if self.training:
             raise RuntimeError("prepare_inference is for inference: call eval() first")

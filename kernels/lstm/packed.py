@@ -29,7 +29,7 @@ class PackedLayers:
         layers: of each layer what `cpu.pack` returned.
         weights: in the weights' place: tensors of their shapes, without their values, in the dtype of the call.
         computed: the same in the dtype that the layers compute in.
-        quantised: whether W_hh and h are int8 in the recurrent product.
+        quantised: whether products are in int8.
         made_from: `_state` of the weights.
         kept: their memory, which nobody else can be given while it is kept.
     """
@@ -148,7 +148,7 @@ def _call_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _computed_in(dtype: torch.dtype | None, call_dtype: torch.dtype) -> torch.dtype:
-    """The dtype of all but the recurrent product in int8."""
+    """The dtype of all but products in int8."""
     return torch.bfloat16 if dtype == torch.bfloat16 else call_dtype
 
 
@@ -168,8 +168,9 @@ def _pack(weights: list[LayerWeights], call_dtype: torch.dtype, dtype: torch.dty
     made_from = _state(weights, call_dtype)
     layers = []
     for number, layer in enumerate(weights):
-        if quantised and not all(bool(w_hh.isfinite().all()) for w_hh in layer.w_hh):
-            raise ValueError(f"int8 takes finite weights, and weight_hh_l{number} holds NaN or infinity")
+        for kind, each in (("ih", layer.w_ih), ("hh", layer.w_hh)) if quantised else ():
+            if not all(bool(weight.isfinite().all()) for weight in each):
+                raise ValueError(f"int8 takes finite weights, and weight_{kind}_l{number} holds NaN or infinity")
         with torch.no_grad():
             layer = LayerWeights(*([cast(weight, dtype) for weight in kind] for kind in layer))
         layers.append(cpu.pack(layer, quantised))

@@ -37,7 +37,7 @@ struct Layer {
   const int32_t* cu_seqlens;  // (batch + 1)
   Weights weights[kMaxDirections];
   const void* packed;  // the weights as Kernels::pack left them, for forward, or null
-  bool quantised;      // W_hh in 8 bits (quantised.h), for forward without a backward; h0 lies between -1 and 1
+  bool quantised;      // products in 8 bits (quantised.h), for forward without a backward; h0 lies between -1 and 1
   const void* h0;      // T (directions, batch, H) or null for zeros
   const float* c0;     // (directions, batch, H) or null for zeros
   Pool pool;

@@ -123,7 +123,7 @@ void forward(const Layer& layer, const Forward& out) {
         c_block.as<float>() + teams.first_row(index) * H};
     if (member == 0) team.start();
     barrier.wait();
-    team.run(share(RecurrentWeights<R>::panels(H), members, member), barrier);
+    team.run(share(RecurrentPanels::count(H), members, member), barrier);
     if (member == 0) team.finish();
   });
 }

@@ -10,88 +10,87 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
-// W_hh of one direction for the forward product, R being T or, quantised, int8_t: a panel holds kLanes units with their
-// four gates side by side.
+// Columns of panels, R being T or, quantised, int8_t.
 template <class R>
-struct RecurrentWeights {
+struct PackedColumns {
   using Lane = typename Operand<R>::Lane;
-  static constexpr int64_t kColumns = 4 * kLanes;  // of a panel
   static constexpr bool kQuantised = Operand<R>::kQuantised;
 
   Lane* w;
-  float* scale;         // (panels * kColumns), only if quantised
+  float* scale;         // (columns), only if quantised
   int32_t* correction;  // the same
 
-  static int64_t panels(int64_t hidden_size) { return (hidden_size + kLanes - 1) / kLanes; }
-  static int64_t panel_lanes(int64_t hidden_size) { return Operand<R>::lanes(hidden_size) * kColumns; }
   // Of 32 bits each.
-  static int64_t words(int64_t hidden_size) {
-    return panels(hidden_size) * (panel_lanes(hidden_size) + (kQuantised ? 2 * kColumns : 0));
+  static int64_t words(int64_t columns, int64_t lanes) { return columns * (lanes + (kQuantised ? 2 : 0)); }
+
+  PackedColumns(int64_t columns, int64_t lanes, uint32_t* memory)
+      : w(reinterpret_cast<Lane*>(memory)),
+        scale(reinterpret_cast<float*>(w + columns * lanes)),
+        correction(reinterpret_cast<int32_t*>(scale + columns)) {
+    static_assert(sizeof(Lane) == sizeof(float));
   }
 
-  RecurrentWeights(int64_t hidden_size, uint32_t* memory)
-      : w(reinterpret_cast<Lane*>(memory)),
-        scale(reinterpret_cast<float*>(w + panels(hidden_size) * panel_lanes(hidden_size))),
-        correction(reinterpret_cast<int32_t*>(scale + panels(hidden_size) * kColumns)) {}
-
-  template <class T>
-  void pack(const T* w_hh, int64_t hidden_size, int64_t panel) const {
-    const auto row_of = [&](int64_t column) -> const T* {
-      const int64_t unit = panel * kLanes + column % kLanes;
-      return unit < hidden_size ? w_hh + (column / kLanes * hidden_size + unit) * hidden_size : nullptr;
-    };
-    Lane* const out = w + panel * panel_lanes(hidden_size);
-    if constexpr (kQuantised) {
-      const Block block(kColumns * hidden_size * sizeof(QuantisedWeight));
-      QuantisedWeight* const rows = block.as<QuantisedWeight>();
-      for (int64_t column = 0; column < kColumns; ++column) {
-        QuantisedRow row{};
-        if (const T* from = row_of(column)) row = quantise(from, hidden_size, rows + column * hidden_size);
-        scale[panel * kColumns + column] = row.scale;
-        correction[panel * kColumns + column] = row.correction;
-      }
-      const auto quantised = [&](int64_t column) -> const QuantisedWeight* {
-        return row_of(column) ? rows + column * hidden_size : nullptr;
-      };
-      pack_transposed<R>(hidden_size, kColumns, quantised, out);
+  // A panel: columns from `first` on, which are rows row_of(0), row_of(1), ... of T, or null. `unit` is what 1 stands
+  // for in the left operand, if that is known beforehand.
+  template <class T, class Row>
+  void pack(int64_t first, int64_t width, int64_t size, float unit, const Row& row_of) const {
+    Lane* const out = w + first * Operand<R>::lanes(size);
+    if constexpr (!kQuantised) {
+      pack_transposed<R>(size, width, row_of, out);
     } else {
-      pack_transposed<R>(hidden_size, kColumns, row_of, out);
+      const Block block(width * size * sizeof(QuantisedWeight));
+      QuantisedWeight* const rows = block.as<QuantisedWeight>();
+      for (int64_t j = 0; j < width; ++j) {
+        QuantisedRow row{};
+        if (const T* from = row_of(j)) row = quantise(from, size, rows + j * size);
+        scale[first + j] = row.scale * unit;
+        correction[first + j] = row.correction;
+      }
+      const auto quantised = [&](int64_t j) -> const QuantisedWeight* { return row_of(j) ? rows + j * size : nullptr; };
+      pack_transposed<R>(size, width, quantised, out);
     }
   }
 
-  // Gate v of a panel's units: what the product of a row of h with these weights is, and the input's share.
-  PENSTOCK_INLINE Floats gate(int64_t panel, int v, Floats product, Floats from_input) const {
-    if constexpr (!kQuantised) return product + from_input;
-    const int64_t column = panel * kColumns + v * kLanes;
+  // What a product with columns from `column` on means, and `rest`; `unit` is what 1 stands for in the left operand.
+  PENSTOCK_INLINE Floats result(int64_t column, Floats product, float unit, Floats rest) const {
+    if constexpr (!kQuantised) return product + rest;
     const Ints whole = (Ints)product + load_as<Ints>(correction + column);
-    return __builtin_convertvector(whole, Floats) * load(scale + column) + from_input;
+    return __builtin_convertvector(whole, Floats) * (load(scale + column) * unit) + rest;
   }
+};
+
+// W_hh for the forward product: a panel holds kLanes units with their four gates side by side.
+struct RecurrentPanels {
+  static constexpr int64_t kColumns = 4 * kLanes;  // of a panel
+
+  static int64_t count(int64_t hidden_size) { return (hidden_size + kLanes - 1) / kLanes; }
+  static int64_t columns(int64_t hidden_size) { return count(hidden_size) * kColumns; }
 };
 
 template <class T, class R>
 struct PackedWeights {
-  using Lane = typename Operand<T>::Lane;
-
-  Lane* w_ih;      // panels of the columns of all directions: those of a token's gates, in the order of gate_layout.h
-  float* bias;     // (columns, rounded up to a panel), b_ih + b_hh
-  uint32_t* w_hh;  // RecurrentWeights of each direction
+  PackedColumns<R> w_ih;  // of all directions: a token's gates, in the order of gate_layout.h
+  float* bias;            // (columns, rounded up to a panel), b_ih + b_hh
+  uint32_t* w_hh;         // the memory of each direction's
 
   static int64_t columns(const Layer& layer) { return layer.directions * 4 * layer.hidden_size; }
-  static int64_t input_lanes(const Layer& layer) {
-    return panels_of(columns(layer)) * kPanel * Operand<T>::lanes(layer.input_size);
+  static int64_t padded_columns(const Layer& layer) { return panels_of(columns(layer)) * kPanel; }
+  static int64_t input_words(const Layer& layer) {
+    return PackedColumns<R>::words(padded_columns(layer), Operand<R>::lanes(layer.input_size));
+  }
+  static int64_t recurrent_words(const Layer& layer) {
+    return PackedColumns<R>::words(RecurrentPanels::columns(layer.hidden_size), Operand<R>::lanes(layer.hidden_size));
   }
   static size_t bytes(const Layer& layer) {
-    return (input_lanes(layer) + panels_of(columns(layer)) * kPanel +
-            layer.directions * RecurrentWeights<R>::words(layer.hidden_size)) *
-           4;
+    return (input_words(layer) + padded_columns(layer) + layer.directions * recurrent_words(layer)) * sizeof(uint32_t);
   }
 
   // `memory` holds as many bytes.
   PackedWeights(const Layer& layer, void* memory)
-      : w_ih(static_cast<Lane*>(memory)),
-        bias(reinterpret_cast<float*>(w_ih + input_lanes(layer))),
-        w_hh(reinterpret_cast<uint32_t*>(bias + panels_of(columns(layer)) * kPanel)) {
-    static_assert(sizeof(Lane) == sizeof(float) && kPanel * sizeof(float) % 64 == 0, "each part begins a line");
+      : w_ih(padded_columns(layer), Operand<R>::lanes(layer.input_size), static_cast<uint32_t*>(memory)),
+        bias(static_cast<float*>(memory) + input_words(layer)),
+        w_hh(reinterpret_cast<uint32_t*>(bias + padded_columns(layer))) {
+    static_assert(kPanel * sizeof(float) % 64 == 0, "each part begins a line");
   }
 
   void pack_input(const Layer& layer) const {
@@ -100,14 +99,11 @@ struct PackedWeights {
       const Range mine = share(panels_of(all), members, member);
       for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
         const int64_t first = panel * kPanel, width = vecs_of_panel(all, panel) * kLanes;
-        pack_transposed<T>(
-            I, width,
-            [&](int64_t j) -> const T* {
-              const int64_t column = first + j;
-              if (column >= all) return nullptr;
-              return static_cast<const T*>(layer.weights[column / (4 * H)].w_ih) + gate_row(column % (4 * H), H) * I;
-            },
-            w_ih + first * Operand<T>::lanes(I));
+        w_ih.template pack<T>(first, width, I, 1.0f, [&](int64_t j) -> const T* {
+          const int64_t column = first + j;
+          if (column >= all) return nullptr;
+          return static_cast<const T*>(layer.weights[column / (4 * H)].w_ih) + gate_row(column % (4 * H), H) * I;
+        });
         for (int64_t column = first; column < first + width; ++column) {
           bias[column] = 0;
           if (column >= all) continue;
@@ -121,17 +117,24 @@ struct PackedWeights {
     parallel(layer.threads, pack);
   }
 
-  RecurrentWeights<R> recurrent(const Layer& layer, int64_t direction) const {
-    return {layer.hidden_size, w_hh + direction * RecurrentWeights<R>::words(layer.hidden_size)};
+  PackedColumns<R> recurrent(const Layer& layer, int64_t direction) const {
+    return {RecurrentPanels::columns(layer.hidden_size), Operand<R>::lanes(layer.hidden_size),
+            w_hh + direction * recurrent_words(layer)};
   }
 
   void pack_recurrent(const Layer& layer) const {
-    const int64_t panels = RecurrentWeights<R>::panels(layer.hidden_size);
+    const int64_t H = layer.hidden_size, panels = RecurrentPanels::count(H);
     auto pack = [&](int member, int members) {
       const Range mine = share(layer.directions * panels, members, member);
       for (int64_t i = mine.begin; i < mine.end; ++i) {
-        const T* from = static_cast<const T*>(layer.weights[i / panels].w_hh);
-        recurrent(layer, i / panels).pack(from, layer.hidden_size, i % panels);
+        const int64_t direction = i / panels, panel = i % panels;
+        const T* w = static_cast<const T*>(layer.weights[direction].w_hh);
+        const auto row_of = [&](int64_t column) -> const T* {
+          const int64_t unit = panel * kLanes + column % kLanes;
+          return unit < H ? w + (column / kLanes * H + unit) * H : nullptr;
+        };
+        constexpr int64_t width = RecurrentPanels::kColumns;
+        recurrent(layer, direction).template pack<T>(panel * width, width, H, 1 / kLargest, row_of);
       }
     };
     parallel(layer.threads, pack);

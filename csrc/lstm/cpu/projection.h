@@ -1,7 +1,6 @@
 // What x and the gates exchange, over all rows of x at once: gates = x W_ih^T + b, and dx = dgates W_ih.
 #pragma once
 
-#include "packed_weights.h"
 #include "products.h"
 #include "workspace.h"
 
@@ -10,16 +9,19 @@ namespace penstock::lstm::PENSTOCK_ISA {
 // x: (rows, I); gates: (rows, directions, 4H).
 template <class T, class R>
 void project_input(const Layer& layer, const PackedWeights<T, R>& weights, const T* x, int64_t rows, T* gates) {
-  using Lane = typename Operand<T>::Lane;
-  const int64_t I = layer.input_size, columns = weights.columns(layer), lanes = Operand<T>::lanes(I);
+  using Lane = typename Operand<R>::Lane;
+  using Element = typename Operand<R>::Element;
+  constexpr bool kQuantised = Operand<R>::kQuantised;
+  const int64_t I = layer.input_size, columns = weights.columns(layer), lanes = Operand<R>::lanes(I);
 
   // The matrix unit reads beyond the last row.
-  const bool in_place =
-      std::is_same_v<T, typename Operand<T>::Element> && I % Operand<T>::kPerLane == 0 && !Operand<T>::kMatrixUnit;
+  const bool in_place = std::is_same_v<T, Element> && I % Operand<R>::kPerLane == 0 && !Operand<R>::kMatrixUnit;
   const int64_t x_stride = in_place ? lanes : (lanes + kLinePad) / kLinePad * kLinePad + kLinePad;
-  Block x_block(in_place ? 0 : (rows + Operand<T>::kRowStep - 1) * x_stride * sizeof(Lane));
+  Block x_block(in_place ? 0 : (rows + Operand<R>::kRowStep - 1) * x_stride * sizeof(Lane));
+  Block units_block(kQuantised ? rows * sizeof(float) : 0);
+  float* units = units_block.as<float>();
   const Lane* a = in_place ? reinterpret_cast<const Lane*>(x) : x_block.as<Lane>();
-  const RowProduct<T> product{lanes, columns, a, x_stride, weights.w_ih, weights.bias, gates};
+  const RowProduct<T, R> product{lanes, columns, a, x_stride, units, weights.w_ih, weights.bias, gates};
   const int64_t partial_floats = product.partial_floats(lanes, columns);
   Block partial_block(layer.threads * partial_floats * sizeof(float));
   auto project = [&](int member, int members) {
@@ -27,9 +29,13 @@ void project_input(const Layer& layer, const PackedWeights<T, R>& weights, const
     for (int64_t row = mine.begin; !in_place && row < mine.end; ++row) {
       const T* from = x + row * I;
       Lane* to = x_block.as<Lane>() + row * x_stride;
-      for (int64_t k = 0; k < lanes; k += kLanes) {
-        const Uints value = lanes_along<T>(from, k, I);
-        std::memcpy(to + k, &value, sizeof value);
+      if constexpr (kQuantised) {
+        units[row] = quantise_input(from, I, reinterpret_cast<Element*>(to));
+      } else {
+        for (int64_t k = 0; k < lanes; k += kLanes) {
+          const Uints value = lanes_along<T>(from, k, I);
+          std::memcpy(to + k, &value, sizeof value);
+        }
       }
     }
     product.run(mine, partial_block.as<float>() + member * partial_floats);
@@ -62,8 +68,9 @@ void project_gradient(const Layer& layer, const typename Operand<T>::Element* dg
   };
   parallel(layer.threads, pack);
 
-  const RowProduct<T> product{
-      lanes, I, reinterpret_cast<const Lane*>(dgates), dgates_stride / Operand<T>::kPerLane, w, nullptr, dx};
+  const PackedColumns<T> columns(panels * kPanel, lanes, reinterpret_cast<uint32_t*>(w));
+  const auto* a = reinterpret_cast<const Lane*>(dgates);
+  const RowProduct<T, T> product{lanes, I, a, dgates_stride / Operand<T>::kPerLane, nullptr, columns, nullptr, dx};
   const int64_t partial_floats = product.partial_floats(lanes, I);
   Block partial_block(layer.threads * partial_floats * sizeof(float));
   auto project = [&](int member, int members) {

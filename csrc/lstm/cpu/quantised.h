@@ -1,6 +1,7 @@
-// W_hh and h in whole numbers of 8 bits, for inference: each row of W_hh, which is one gate of one unit, has a scale of
-// its own, and h, which lies between -1 and 1, is a multiple of 1/127. The products are exact, so that
-//   |sum_k w_k h_k - scale sum_k q(w_k) q(h_k)| <= sum_k |w_k| / 254 + (largest |w| / 254) sum_k |h_k|
+// Whole numbers of 8 bits in the place of weights, of x and of h, for inference: a row of W_ih or W_hh, which is one
+// gate of one unit, has a scale of its own, a row of x too, and h, which lies between -1 and 1, is a multiple of 1/127.
+// Sums are exact, so that for a row w and an x with the largest sizes |w| and |x|
+//   |sum_k w_k x_k - scale_w scale_x sum_k q(w_k) q(x_k)| <= |x| / 254 sum_k |w_k| + |w| / 254 sum_k |x_k|
 // up to a small term, the product of the two errors.
 #pragma once
 
@@ -17,10 +18,10 @@ using QuantisedWeight = std::conditional_t<kHasByteProducts, int8_t, int16_t>;
 using QuantisedState = typename Operand<int8_t>::Element;
 typedef QuantisedState QuantisedStates __attribute__((vector_size(sizeof(QuantisedState) * kLanes)));
 
-// The first n lanes, of h in [-1, 1]; what a NaN becomes is a number.
-PENSTOCK_INLINE void store_quantised(QuantisedState* to, Floats h, int64_t n) {
+// The first n lanes of value * factor, which lies within 127; what a NaN becomes is a number.
+PENSTOCK_INLINE void store_quantised(QuantisedState* to, Floats value, float factor, int64_t n) {
   constexpr float kShift = 12582912.0f + kZero;  // 1.5 * 2^23: the low bits of the sum are the whole number
-  const Uints bits = (Uints)(h * kLargest + kShift);
+  const Uints bits = (Uints)(value * factor + kShift);
   const QuantisedStates low = __builtin_convertvector(bits, QuantisedStates);
   if (__builtin_expect(n == kLanes, 1)) {
     store_as(to, low);
@@ -29,10 +30,27 @@ PENSTOCK_INLINE void store_quantised(QuantisedState* to, Floats h, int64_t n) {
   }
 }
 
-// One row of W_hh.
+// A row of x; returns its scale, NaN if x is not finite, 0 if it is next to nothing.
+template <class T>
+float quantise_input(const T* row, int64_t size, QuantisedState* out) {
+  Floats largest = {}, rest = {};
+  for (int64_t k = 0; k < size; k += kLanes) {
+    const Floats x = load(row + k, size - k < kLanes ? size - k : kLanes);
+    largest = max(largest, max(x, -x));
+    rest += x - x;  // 0, or NaN
+  }
+  const float most = horizontal_max(largest), factor = most > 1e-30f ? kLargest / most : 0.0f;
+  for (int64_t k = 0; k < size; k += kLanes) {
+    const int64_t n = size - k < kLanes ? size - k : kLanes;
+    store_quantised(out + k, load(row + k, n), factor, n);
+  }
+  return (factor > 0 ? most / kLargest : 0.0f) + horizontal_sum(rest);
+}
+
+// One row of W_ih or W_hh.
 struct QuantisedRow {
-  float scale;         // of a product with a row of h
-  int32_t correction;  // to be added to that product first, for kZero
+  float scale;         // of one of its whole numbers
+  int32_t correction;  // to be added to its products first, for kZero
 };
 
 template <class T>
@@ -42,7 +60,6 @@ QuantisedRow quantise(const T* row, int64_t size, QuantisedWeight* out) {
     const float w = to_float(row[k]), size_of_w = w < 0 ? -w : w;
     if (size_of_w > largest) largest = size_of_w;
   }
-  // Divided twice: the reciprocal of a small scale would be infinite.
   const float step = largest / kLargest;
   int32_t sum = 0;
   for (int64_t k = 0; k < size; ++k) {
@@ -52,7 +69,7 @@ QuantisedRow quantise(const T* row, int64_t size, QuantisedWeight* out) {
     out[k] = QuantisedWeight(q);
     sum += q;
   }
-  return {step / kLargest, -kZero * sum};
+  return {step, -kZero * sum};
 }
 
 }  // namespace penstock::lstm::PENSTOCK_ISA

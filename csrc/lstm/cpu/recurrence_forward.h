@@ -19,7 +19,7 @@ struct ForwardTeam {
   int64_t hidden_size;
   const Sequence* sequences;  // sequence r of this team is sequences[r * parts]
   int64_t rows, parts;
-  RecurrentWeights<R> w_hh;
+  PackedColumns<R> w_hh;  // RecurrentPanels
   const T* projected;     // (rows, directions, 4H): the input's share of the gates
   const int32_t* row_of;  // (tokens), the row of each token there, or null where it is the token's own
   T* gates;               // (tokens, directions, 4H), or null; may be `projected` itself
@@ -77,7 +77,7 @@ struct ForwardTeam {
         const int64_t ahead =
             units_ahead(panels, panel, kLanes, (direction == 0 ? directions : -directions) * hidden_size);
         const int64_t next = next_around(panels, panel);
-        const int64_t panel_lanes = w_hh.panel_lanes(hidden_size);
+        const int64_t panel_lanes = RecurrentPanels::kColumns * Operand<R>::lanes(hidden_size);
         for (int64_t i = 0; i < tiles.count; ++i) {
           const Range tile = tiles[i];
           Prefetches prefetches;
@@ -94,7 +94,7 @@ struct ForwardTeam {
   static Element to_element(T value) {
     if constexpr (kQuantised) {
       Element element;
-      store_quantised(&element, splat(to_float(value)), 1);
+      store_quantised(&element, splat(to_float(value)), kLargest, 1);
       return element;
     } else if constexpr (std::is_same_v<T, Element>) {
       return value;
@@ -143,15 +143,17 @@ struct ForwardTeam {
       prefetches.add(h_after + row * h_stride + unit, n);
     }
     alignas(64) float product[kTileRows][4][kLanes];
-    multiply_rows<R>(height, 4, a, w_hh.w + panel * w_hh.panel_lanes(hidden_size), Operand<R>::lanes(hidden_size),
-                     product[0][0], 4 * kLanes, false, prefetches);
+    const int64_t lanes = Operand<R>::lanes(hidden_size);
+    multiply_rows<R>(height, 4, a, w_hh.w + panel * RecurrentPanels::kColumns * lanes, lanes, product[0][0], 4 * kLanes,
+                     false, prefetches);
 
     // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an
     // earlier store whose address ends alike.
     for (int64_t r = 0; r < height; ++r) {
       for (int v = 0; v < 4; ++v) {
         const Floats from_input = load(gate_in[r] + v * slot.stride, n);
-        store(product[r][v], w_hh.gate(panel, v, load(product[r][v]), from_input));
+        const int64_t column = panel * RecurrentPanels::kColumns + v * kLanes;
+        store(product[r][v], w_hh.result(column, load(product[r][v]), 1.0f, from_input));
       }
     }
     for (int64_t r = 0; r < height; ++r) {
@@ -175,7 +177,7 @@ struct ForwardTeam {
       if (y) store(y + cell[r] * hidden_size + unit, after.h, n);
       Element* next = h_after + (first_row + r) * h_stride + unit;
       if constexpr (kQuantised) {
-        store_quantised(next, after.h, n);
+        store_quantised(next, after.h, kLargest, n);
         const Sequence& sequence = sequences[(first_row + r) * parts];
         if (sequence.length == step + 1) store(h_n + sequence.index * hidden_size + unit, after.h, n);
       } else if constexpr (std::is_same_v<T, Element>) {

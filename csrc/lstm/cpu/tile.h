@@ -142,7 +142,8 @@ struct Prefetches {
 template <class T, int rows, int vecs, class A>
 PENSTOCK_INLINE void multiply(const A& a, const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride,
                               bool add, const Prefetches& prefetches) {
-  Floats sum[rows][vecs] = {};
+  using Vector = Sums<typename Operand<T>::Lane>;
+  Vector sum[rows][vecs] = {};
   const int64_t last_fetch = lanes > Prefetches::kLead ? lanes - Prefetches::kLead : lanes;
   const int64_t first_fetch = last_fetch > prefetches.count ? last_fetch - prefetches.count : 0;
   const auto fetch = [&](int64_t k) __attribute__((always_inline)) {
@@ -153,7 +154,7 @@ PENSTOCK_INLINE void multiply(const A& a, const typename Operand<T>::Lane* b, in
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < vecs; ++v) {
       float* to = out + r * stride + v * kLanes;
-      store(to, add ? load(to) + sum[r][v] : sum[r][v]);
+      store_as(to, add ? load_as<Vector>(to) + sum[r][v] : sum[r][v]);
     }
   }
 }
