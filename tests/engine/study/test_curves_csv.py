@@ -65,6 +65,6 @@ def curves_csv(findings: Findings, curves: dict) -> str:
     from penstock.engine.study.table import Table
 
     fields = {"curves": curves, "table": Table([]), "break_evens": {}, "equivalents": {}, "costs": {}}
-    for name, value in (fields | {"externals": [], "prices": None, "bills": []}).items():
+    for name, value in (fields | {"externals": [], "prices": None, "bills": [], "needs": []}).items():
         object.__setattr__(findings, name, value)
     return csv_files(findings)["curves.csv"]
