@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
+    from penstock.engine.training.result import TrainResult
     from penstock.engine.training.settings import Settings
 
 
@@ -16,7 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
 
 
-def _list_settings(wanted: bool) -> None:
+def list_settings(wanted: bool) -> None:
     if wanted:
         from penstock.engine.training.settings import describe_settings
 
@@ -24,11 +25,11 @@ def _list_settings(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _ask(question: str) -> bool:
+def ask(question: str) -> bool:
     return typer.confirm(question, err=True)
 
 
-def _try_out(settings: "Settings", store: "Store", test: "Store | None", out: Path) -> None:
+def try_out(settings: "Settings", store: "Store", test: "Store | None", out: Path) -> None:
     from penstock.engine.errors import ConfigError
     from penstock.engine.training.dry_run import dry_run
 
@@ -40,6 +41,27 @@ def _try_out(settings: "Settings", store: "Store", test: "Store | None", out: Pa
     _, lines = dry_run(settings, store, out, test_store=test, say=lambda line: typer.echo(line, err=True))
     for line in lines:
         typer.echo(line)
+
+
+def check_resume(resume: str | None, dry_run: bool) -> None:
+    from penstock.engine.errors import ConfigError
+
+    if resume not in (None, "last", "previous"):
+        raise ConfigError(f"--resume must be last or previous, got {resume!r}")
+    if resume is not None and dry_run:
+        raise ConfigError("--dry-run begins with new weights whatever is there: leave --resume out")
+
+
+def say_result(out: Path, result: "TrainResult") -> None:
+    typer.echo(
+        f"{out}: {result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds:,.1f} s of training at "
+        f"{result.tokens_per_second:,.0f} tokens/s and {result.examples_per_second:,.0f} examples/s; "
+        f"stopped by {result.stopped_by}"
+    )
+    if result.validation:
+        typer.echo(f"validation, best at step {result.best_step}: {result.validation.summary()}")
+    if result.test:
+        typer.echo(f"test: {result.test.summary()}")
 
 
 def train(
@@ -83,7 +105,7 @@ def train(
         typer.Option("--dry-run", help="Try the heaviest batches, say what memory and time it takes; write nothing."),
     ] = False,
     settings: Annotated[
-        bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=_list_settings)
+        bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=list_settings)
     ] = False,
 ) -> None:
     """Train a classifier, or resume a run that was stopped.
@@ -94,13 +116,9 @@ def train(
 
     Example:  penstock train --train reviews.store --eval held-out.store --out run training.epochs=5
     """
-    from penstock.engine.errors import ConfigError
     from penstock.engine.training.command import read_command
 
-    if resume not in (None, "last", "previous"):
-        raise ConfigError(f"--resume must be last or previous, got {resume!r}")
-    if resume is not None and dry_run:
-        raise ConfigError("--dry-run begins with new weights whatever is there: leave --resume out")
+    check_resume(resume, dry_run)
     options = {"model.kind": model, "model.encoder": encoder, "model.start_from": from_}
     command = read_command(out, train, eval_, config, options, overrides or [])
 
@@ -111,7 +129,7 @@ def train(
 
     keep_freed_memory()
     if dry_run:
-        _try_out(command.settings, command.train, command.test, out)
+        try_out(command.settings, command.train, command.test, out)
         return
     try:
         result = run_training(
@@ -120,19 +138,11 @@ def train(
             out,
             test_store=command.test,
             resume="previous" if resume == "previous" else "last",
-            confirm=_ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
+            confirm=ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
         )
         if dist.is_initialized() and dist.get_rank() > 0:
             return
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    typer.echo(
-        f"{out}: {result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds:,.1f} s of training at "
-        f"{result.tokens_per_second:,.0f} tokens/s and {result.examples_per_second:,.0f} examples/s; "
-        f"stopped by {result.stopped_by}"
-    )
-    if result.validation:
-        typer.echo(f"validation, best at step {result.best_step}: {result.validation.summary()}")
-    if result.test:
-        typer.echo(f"test: {result.test.summary()}")
+    say_result(out, result)

@@ -1,0 +1,89 @@
+"""`penstock pretrain`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.engine.cli.train import ask, check_resume, list_settings, say_result, try_out
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(pretrain)
+
+
+def pretrain(
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="RUN", help="The run's directory, new or to resume.", show_default=False),
+    ],
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts", metavar="STORE", help="Prepared texts, whose labels are not read. Of a run there is: as it had."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[section.key=value]...", help="Settings, above those of --config.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="lstm|encoder", help="The kind of model (model.kind).")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", metavar="NAME|PATH", help="The encoder that goes on learning (model.encoder)."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings as YAML.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|previous",
+            help="previous: where the last checkpoint is damaged, go on from the one before it.  [default: last]",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Try the heaviest batches, say what memory and time it takes; write nothing."),
+    ] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=list_settings)
+    ] = False,
+) -> None:
+    """Let a model learn from texts without labels, or resume a run that was stopped.
+
+    An lstm begins from scratch, an encoder from its checkpoint. penstock train --from RUN then fine-tunes it with
+    labels. The run is stopped, resumed and extended as those of penstock train; pretraining.tokens ends it too.
+
+    Example:  penstock pretrain --model lstm --texts reviews.store --out pretrained pretraining.tokens=3000000
+    """
+    from penstock.engine.training.command import read_command
+
+    check_resume(resume, dry_run)
+    options = {"model.kind": model, "model.encoder": encoder}
+    command = read_command(out, texts, None, config, options, overrides or [], pretrains=True)
+
+    import torch.distributed as dist
+
+    from penstock.engine.training.memory import keep_freed_memory
+    from penstock.engine.training.train import train as run_training
+
+    keep_freed_memory()
+    if dry_run:
+        try_out(command.settings, command.train, None, out)
+        return
+    try:
+        result = run_training(
+            command.settings,
+            command.train,
+            out,
+            resume="previous" if resume == "previous" else "last",
+            confirm=ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
+        )
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    say_result(out, result)
