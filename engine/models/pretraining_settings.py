@@ -8,7 +8,7 @@ from penstock.engine.setting import check_section, setting
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """Of `penstock pretrain`. Without an objective a run trains a classifier.
+    """How `penstock pretrain` learns. Without an objective a run trains a classifier.
 
     Which of the two objectives suits an LSTM was measured: benchmarks/recipes/RESULTS.md.
     """
