@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from penstock.engine.models.build import load_model
     from penstock.engine.models.encoder import EncoderClassifier
     from penstock.engine.models.lstm import LSTMClassifier
+    from penstock.engine.training.distil import distil
     from penstock.engine.training.evaluate import evaluate
     from penstock.engine.training.settings import Settings, load_settings
     from penstock.engine.training.train import train
@@ -44,6 +45,7 @@ __all__ = [
     "Settings",
     "Store",
     "TrainedRun",
+    "distil",
     "evaluate",
     "load_model",
     "load_settings",
@@ -60,6 +62,7 @@ _MODULES = {
     "Settings": "training.settings",
     "Store": "data.store",
     "TrainedRun": "training.trained",
+    "distil": "training.distil",
     "evaluate": "training.evaluate",
     "load_model": "models.build",
     "load_settings": "training.settings",

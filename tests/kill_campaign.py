@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent
-ROUNDS = {"lstm": 100, "encoder": 50, "study": 20, "ranks": 20}
+ROUNDS = {"lstm": 100, "encoder": 50, "study": 20, "ranks": 20, "distil": 20}
 CLOCK = {"seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time", "checkpoint_seconds"}
 CLOCK |= {"train_seconds", "train_cpu_seconds", "wall_seconds"}
 OFTEN = ["data.tokens_per_batch=256", "training.epochs=3", "training.patience=0", "training.tensorboard=false"]
@@ -53,15 +53,23 @@ VARIANTS = {
         "adapters": ["model.kind=encoder", "model.encoder=ENCODER", "model.lora_rank=4", *OFTEN],
     },
     "ranks": {"plain": [*LSTM, "data.batches_per_step=2"]},
+    "distil": {
+        "plain": ["--train", "TRAIN", *LSTM],
+        "of no labels": [*LSTM, "distillation.texts=100"],
+        "a bag": ["--train", "TRAIN", "--model", "bag", *(one for one in OFTEN if "precision" not in one)],
+    },
     "study": {"plain": ["model.num_layers=1", "training.epochs=2", "training.checkpoint_every_steps=2"]},
 }
 NEEDED = ["pandas", "pyarrow.pandas_compat", "torch.distributed", "tokenizers.trainers"]
 NEEDED += [f"transformers.models.{name}" for name in ("auto.modeling_auto", "auto.tokenization_auto")]
 NEEDED += ["transformers.models.bert.modeling_bert", "transformers.tokenization_utils_tokenizers"]
 NEEDED += ["penstock.engine.study.study", "penstock.engine.study.report", "penstock.engine.training.predictions"]
-NEEDED += ["penstock.engine.training.train", "penstock.engine.training.command"]
+NEEDED += ["penstock.engine.training.train", "penstock.engine.training.command", "penstock.engine.training.distil"]
 STUDY = ["--sizes", "60,120", "--seeds", "1", "--jobs", "2", "--families", "linear,lstm,encoder", "--max-test", "50"]
 STUDY += ["lstm.model.hidden_size=8", "encoder.training.checkpoint_every_steps=1"]
+
+
+TEACHERS = {"teacher-1": "lstm", "teacher-2": "encoder"}
 
 
 @dataclass
@@ -224,6 +232,14 @@ class Campaign:
     def errors(self) -> Path:
         return self.place.folder / "errors.txt"
 
+    def logits(self) -> Path:
+        return self.data / "logits"
+
+    def clear(self, run: Path) -> None:
+        """Nothing is left of a run, nor of what its teachers said."""
+        for folder in (run, self.logits(), self.data / "train.logits"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def must(self, work: Callable[[], Any]) -> None:
         process = in_a_copy(work, self.errors())
         if code := code_of(process):
@@ -234,11 +250,17 @@ class Campaign:
             shutil.rmtree(self.data, ignore_errors=True)
             self.data.mkdir()
             self.must(lambda: make_data(self.data))
+            self.must(lambda: make_teachers(self.data))
 
     # -- commands ------------------------------------------------------------------------------------------------
 
     def arguments(self, scenario: str, variant: str, run: Path) -> list[str]:
         settings = [one.replace("ENCODER", str(self.data / "encoder")) for one in VARIANTS[scenario][variant]]
+        if scenario == "distil":
+            settings = [one.replace("TRAIN", str(self.data / "train")) for one in settings]
+            teachers = [part for name in TEACHERS for part in ("--teacher", str(self.data / name))]
+            texts = ["--unlabelled", str(self.data / "raw"), "--logits", str(self.logits()), "--drop-overlap"]
+            return ["distil", *teachers, *texts, "--eval", str(self.data / "test"), "--out", str(run), *settings]
         if scenario == "study":
             sources = ["--train", str(self.data / "train.csv"), "--test", str(self.data / "test.csv")]
             sources += ["--text", "text", "--label", "label", "--encoder", str(self.data / "encoder")]
@@ -348,9 +370,8 @@ class Campaign:
             self.whole[key], self.place.durations[name] = pickle.loads(kept.read_bytes())
         if key not in self.whole:
             run = self.place.folder / "whole"
-            shutil.rmtree(run, ignore_errors=True)
             for _ in range(2):  # the second one tells how long it takes: the first one also loads what is there to load
-                shutil.rmtree(run, ignore_errors=True)
+                self.clear(run)
                 ended = self.attempt(scenario, variant, run, None)
                 if ended.code:
                     raise SystemExit(f"{scenario}, {variant}: exit code {ended.code}\n{ended.errors}")
@@ -381,7 +402,7 @@ class Campaign:
         kills = writing = attempts = 0
         while True:
             if not kills:
-                shutil.rmtree(run, ignore_errors=True)  # it was over before the kill: another try
+                self.clear(run)  # it was over before the kill: another try
             wanted = draw if not kills or (draw.random() < 0.4 and kills < 4) else None
             ended = self.attempt(scenario, variant, run, wanted)
             attempts += 1
@@ -526,6 +547,24 @@ def make_data(folder: Path) -> None:
     (folder / "texts.csv").write_text("text\na lovely film\nthe dull plot was awful\nusual music\n")
 
 
+def make_teachers(folder: Path) -> None:
+    """Two teachers, of the same texts, and unlabelled texts for them to read."""
+    sys.path.insert(0, str(TESTS))
+    from few_texts import write_texts
+
+    from penstock.engine.data.prepare import prepare
+    from penstock.engine.data.store import Store
+    from penstock.engine.training.settings import load_settings
+    from penstock.engine.training.train import train
+
+    source, like = write_texts(folder / "raw.csv", 200, 7), folder / "train"
+    raw = prepare(str(source), folder / "raw", like=like, unlabelled=True, progress=False)
+    assert raw.num_examples == 200
+    for name, kind in TEACHERS.items():
+        settings = [one.replace("ENCODER", str(folder / "encoder")) for one in VARIANTS[kind]["plain"]]
+        train(load_settings(None, settings), Store.open(like), folder / name, progress="none")
+
+
 def quick_study(arguments: list[str]) -> Callable[[], None]:
     """A study that measures its families' costs once, in its own process, and whose workers are copies of it.
 
@@ -566,8 +605,10 @@ def warm_up() -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     from penstock.engine import cli
+    from penstock.engine.data import logits
 
     torch.set_num_threads(1)
+    logits.ROWS_PER_PART = 16  # so that a reading has parts enough to be killed in
     get_checkpoint_conversion_mapping("bert")  # builds them all, once
     sys.argv = ["penstock", "train", "--settings"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 LINKED = [*PAGES, "csrc/lstm/cuda/README.md"]
 STEPS = "training.max_steps=4"
-SHORTENED = ("train", "study")
+SHORTENED = ("train", "distil", "study")
 
 BLOCK = re.compile(
     r"(?:^ *<!-- (?P<mark>not run|slow): (?P<why>[^\n]+) -->\n)?"

@@ -5,13 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option, parse_share
 
 PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
 
 Example: penstock prepare reviews.csv --out stores/train --tokenizer train:bpe:30000 --text review --label stars
 
 A test set with the same tokenizer and labels: penstock prepare test.csv --out stores/test --like stores/train
+
+Texts without labels, for penstock distil: penstock prepare raw.csv --out stores/raw --like stores/train --unlabelled
 
 Where the label column holds lists (jsonl, parquet, arrow), or texts and --label-separator is given, a row has as many
 labels as there are in its list, none in an empty one: the model then answers for each label by itself.
@@ -50,6 +52,9 @@ def prepare(
         ),
     ] = None,
     like: Annotated[Path | None, typer.Option(help="Take tokenizer, labels and lengths from this store.")] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="The texts alone, for penstock distil: no label is read or kept.")
+    ] = False,
     bad_rows: Annotated[str, typer.Option(help="fail, or quarantine: set them aside in OUT.bad-rows.jsonl.")] = "fail",
     rows_per_shard: Annotated[int | None, typer.Option(help="Rows of each file of the store.", hidden=True)] = None,
     shard: Annotated[
@@ -68,7 +73,7 @@ def prepare(
         job = Job.read(out)
         store = parts.finalize(out)
         _describe(store)
-        if job is not None and job.like is not None:
+        if job is not None and job.like is not None and store.is_labelled:
             _say_overlap(Path(job.like), store)
         return
     if not sources:
@@ -83,17 +88,15 @@ def prepare(
         "bad_rows": bad_rows,
         "rows_per_shard": rows_per_shard,
         "cluster": cluster,
+        "unlabelled": unlabelled,
         "reading": Reading(separator, encoding, label_separator),
     }
     if shard is not None:
-        i, _, n = shard.partition("/")
-        if not (i.isdecimal() and n.isdecimal()):
-            raise ConfigError(f"shard {shard}: expected i/n, as in 0/4")
-        preparing.prepare_part(sources, out, (int(i), int(n)), **options)
+        preparing.prepare_part(sources, out, parse_share(shard), **options)
         return
     store = preparing.prepare(sources, out, overwrite=overwrite, **options)
     _describe(store)
-    if like is not None:
+    if like is not None and store.is_labelled:
         _say_overlap(like, store)
 
 
@@ -109,7 +112,7 @@ def verify(
     """
     from penstock.engine.data.store import Store
 
-    opened = Store.open(store)
+    opened = Store.open(store, labelled=False)
     files = sum(1 for _ in opened.verify(deep))
     print(f"{store}: sound: {files} files, {opened.num_examples:,} examples, {opened.num_tokens:,} tokens")
     _describe_lengths(opened)
@@ -150,6 +153,8 @@ def _describe(store) -> None:
     labels = ", ".join(
         f"{name}: {n:,}" for name, n in list(zip(manifest.label_names, manifest.label_counts, strict=True))[:20]
     )
+    if not store.is_labelled:
+        labels = "none (--unlabelled)"
     several = f"multi-label, {sum(manifest.label_counts) / manifest.num_examples:.2f} a row; "
     print(
         f"labels: {several if manifest.multi_label else ''}{labels}"

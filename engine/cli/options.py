@@ -36,6 +36,20 @@ EncodingOption = Annotated[
 ]
 
 
+def parse_share(text: str) -> tuple[int, int]:
+    """(i, n) of `i/n`.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    from penstock.engine.errors import ConfigError
+
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise ConfigError(f"shard {text}: expected i/n, as in 0/4")
+    return int(index), int(count)
+
+
 def label_separator_option(help: str) -> typer.models.OptionInfo:
     """--label-separator, whose meaning depends on what a command does with it."""
     return typer.Option("--label-separator", metavar="TEXT", help=help)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from penstock.engine.cli.train import ask, check_resume, list_settings, say_result, try_out
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
+from penstock.engine.cli.train import ask, check_resume, list_settings, print_result, try_out
 
 
 def register(app: typer.Typer) -> None:
@@ -19,9 +20,12 @@ def pretrain(
         typer.Option("--out", metavar="RUN", help="The run's directory, new or to resume.", show_default=False),
     ],
     texts: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--texts", metavar="STORE", help="Prepared texts, whose labels are not read. Of a run there is: as it had."
+            "--texts",
+            metavar="STORE|SOURCE",
+            help="Texts: prepared, or raw, which are then prepared in RUN.texts. Labels that they may have are not "
+            "looked at. Of a run there is: as it had them.",
         ),
     ] = None,
     overrides: Annotated[
@@ -35,6 +39,16 @@ def pretrain(
         str | None,
         typer.Option("--encoder", metavar="NAME|PATH", help="The encoder that goes on learning (model.encoder)."),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of raw texts: hub name, path, train:bpe:N or train:wordpiece:N.  [default: the encoder's, or "
+            "train:bpe:30000]"
+        ),
+    ] = None,
+    text: TextOption = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings as YAML.")] = None,
     resume: Annotated[
         str | None,
@@ -58,11 +72,13 @@ def pretrain(
 
     Example:  penstock pretrain --model lstm --texts reviews.store --out pretrained pretraining.tokens=3000000
     """
-    from penstock.engine.training.command import read_command
+    from penstock.engine.data.sources import Reading
+    from penstock.engine.training.pretrain_command import RawTexts, read_pretrain_command
 
     check_resume(resume, dry_run)
     options = {"model.kind": model, "model.encoder": encoder}
-    command = read_command(out, texts, None, config, options, overrides or [], pretrains=True)
+    raw = RawTexts(tokenizer, text, Reading(separator, encoding))
+    command = read_pretrain_command(out, texts, raw, config, options, overrides or [])
 
     import torch.distributed as dist
 
@@ -86,4 +102,4 @@ def pretrain(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    say_result(out, result)
+    print_result(out, result)

@@ -64,9 +64,9 @@ def study(
     max_size: Annotated[
         list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
     ] = None,
-    families: Annotated[str, typer.Option(help="The families to compare; frozen is another one.")] = ",".join(
-        USUAL_FAMILIES
-    ),
+    families: Annotated[
+        str, typer.Option(help="The families to compare; frozen and lstm-distilled are others.")
+    ] = ",".join(USUAL_FAMILIES),
     max_length: Annotated[
         int | None,
         typer.Option(

@@ -52,18 +52,6 @@ def check_resume(resume: str | None, dry_run: bool) -> None:
         raise ConfigError("--dry-run begins with new weights whatever is there: leave --resume out")
 
 
-def say_result(out: Path, result: "TrainResult") -> None:
-    typer.echo(
-        f"{out}: {result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds:,.1f} s of training at "
-        f"{result.tokens_per_second:,.0f} tokens/s and {result.examples_per_second:,.0f} examples/s; "
-        f"stopped by {result.stopped_by}"
-    )
-    if result.validation:
-        typer.echo(f"validation, best at step {result.best_step}: {result.validation.summary()}")
-    if result.test:
-        typer.echo(f"test: {result.test.summary()}")
-
-
 def train(
     out: Annotated[
         Path,
@@ -145,4 +133,20 @@ def train(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    say_result(out, result)
+    print_result(out, result)
+
+
+def print_result(out: Path, result: "TrainResult", validation: str = "validation") -> None:
+    """
+    Args:
+        validation: what the validation rows are called.
+    """
+    typer.echo(
+        f"{out}: {result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds:,.1f} s of training at "
+        f"{result.tokens_per_second:,.0f} tokens/s and {result.examples_per_second:,.0f} examples/s; "
+        f"stopped by {result.stopped_by}"
+    )
+    if result.validation:
+        typer.echo(f"{validation}, best at step {result.best_step}: {result.validation.summary()}")
+    if result.test:
+        typer.echo(f"test: {result.test.summary()}")

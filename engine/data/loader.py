@@ -1,7 +1,7 @@
 """Batches for the model, made ahead of it by threads that hold no lock of Python's."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,15 @@ class Batch:
         labels: int64, (batch,); of a store with lists of labels float32, (batch, num_labels), 1 for each of a row's.
         seconds: int32, (batch,): of pairs of texts, how many tokens of each stand before the first of type 1; None
             where tokens have no types.
+        teacher: float32, (batch, num_labels): the teachers' logits; None of a store that none has read.
+        labelled: bool, (batch,): with a teacher, whether the label is a true one; otherwise None.
     """
 
     tokens: Ragged
     labels: Tensor
     seconds: Tensor | None = None
+    teacher: Tensor | None = None
+    labelled: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -42,8 +46,11 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         # A copy to the CPU is read by it, which waits for no stream: that one must block.
         non_blocking = non_blocking and torch.device(device).type != "cpu"
-        seconds = None if self.seconds is None else self.seconds.to(device, non_blocking=non_blocking)
-        return Batch(self.tokens.to(device, non_blocking), self.labels.to(device, non_blocking=non_blocking), seconds)
+        others = [
+            None if each is None else each.to(device, non_blocking=non_blocking)
+            for each in (self.seconds, self.teacher, self.labelled)
+        ]
+        return Batch(self.tokens.to(device, non_blocking), self.labels.to(device, non_blocking=non_blocking), *others)
 
     def types(self) -> dict[str, Tensor]:
         """What a model takes beside the tokens: token_type_ids, int64 (total_tokens,), or nothing without types."""
@@ -274,16 +281,21 @@ class Loader:
             yield self._pop(prefetcher)
 
     def _pop(self, prefetcher: Prefetcher) -> Batch:
-        """The next batch, with all labels of its rows where they have lists."""
+        """The next batch, with all labels of its rows where they have lists, and with what teachers say of them."""
         try:
             batch = prefetcher.pop()
         except RuntimeError as error:  # met in the shards: memory runs out elsewhere
             raise StoreError(f"{self.store.path}: {error}; penstock verify says more") from None
-        if not self.store.multi_label:
-            return batch
         assert batch.tokens.ids is not None
-        labels = torch.from_numpy(self.store.targets(batch.tokens.ids.numpy()))
-        return Batch(batch.tokens, labels.pin_memory() if self._pin_memory else labels)
+        if self.store.multi_label:
+            return Batch(batch.tokens, self._tensor(self.store.targets(batch.tokens.ids.numpy())))
+        if (soft := self.store.soft_targets(batch.tokens.ids.numpy())) is None:
+            return batch
+        return replace(batch, teacher=self._tensor(soft.logits), labelled=self._tensor(soft.labelled))
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self._pin_memory else tensor
 
     def _submit(self, prefetcher: Prefetcher, plan: Plan, number: int, labels: np.ndarray) -> None:
         rows = plan.rows(number)

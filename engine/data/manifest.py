@@ -157,6 +157,11 @@ class Manifest:
     clusters: ClusterEntry | None = None
 
     @property
+    def is_labelled(self) -> bool:
+        """Rows without labels have -1 as their label, and there are no names."""
+        return bool(self.label_names)
+
+    @property
     def fingerprint(self) -> str:
         """Identifies what a model can see: tokens, labels and their order; not file names, nor what was left out."""
         return digest(
@@ -253,7 +258,9 @@ def check_manifest(manifest: Manifest) -> None:
     for name, whole, parts, what in sums:
         if whole != parts:
             raise ValueError(f"{name} is {whole:,}, its {what} add up to {parts:,}")
-    if not manifest.multi_label and sum(manifest.label_counts) != rows:
+    if not manifest.is_labelled and manifest.multi_label:
+        raise ValueError("it has lists of labels, and label_names is empty")
+    if manifest.is_labelled and not manifest.multi_label and sum(manifest.label_counts) != rows:
         raise ValueError(f"label_counts add up to {sum(manifest.label_counts):,} of {rows:,} rows")
 
 

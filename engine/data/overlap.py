@@ -39,6 +39,15 @@ class Overlap:
         return f"{share} {agree} in all tokens kept with a training row, {self.other_label:,} under another label"
 
 
+def _tokens_of_shard(store: Store, number: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens in the store's dtype, end to end; the rows' bounds)"""
+    if store.cut is None:
+        shard = store.map_shard(number)
+        return shard.values, shard.offsets
+    values, bounds = store.gather(np.arange(start, start + store.manifest.shards[number].rows))
+    return values.astype(store.manifest.dtype), bounds
+
+
 def find_overlap(train: Store, test: Store) -> Overlap:
     """Reads both stores once; memory grows with the test store's rows and one shard of the training store's.
 
@@ -65,6 +74,29 @@ def find_overlap(train: Store, test: Store) -> Overlap:
     shared = np.isin(group, found // width)
     same_label = np.isin(group * width + test_labels, found)
     return Overlap(test.num_examples, int(shared.sum()), int((shared & ~same_label).sum()))
+
+
+def shared_rows(store: Store, test: Store) -> np.ndarray:
+    """int64, ascending: the rows of a store whose tokens are all those of a test row; no label is read.
+
+    Where one of the two keeps fewer tokens of a text, both are compared as that one keeps them.
+
+    Raises:
+        StoreError: the stores have different tokenizers, so that their tokens cannot be compared.
+    """
+    if test.manifest.tokenizer.fingerprint != store.manifest.tokenizer.fingerprint:
+        raise StoreError(f"{test.path} and {store.path} have different tokenizers: prepare one --like the other")
+    if not store.is_pair:
+        shorter = min(store, test, key=lambda one: one.max_length)
+        store, test = (one.cut_to(shorter.max_length, shorter.truncation) for one in (store, test))
+    wanted = np.unique(np.concatenate([_whole(hashes) for _, hashes in row_hashes(test)]))
+    found = [start + np.flatnonzero(np.isin(_whole(hashes), wanted)) for start, hashes in row_hashes(store)]
+    return np.concatenate(found).astype(np.int64)
+
+
+def _whole(hashes: np.ndarray) -> np.ndarray:
+    """Hashes, uint64 (rows, 2), as 16 bytes each, (rows,), which can be sorted."""
+    return hashes.view("S16")[:, 0]
 
 
 def _comparable_labels(train: Store, test: Store) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray, int]:
@@ -94,12 +126,12 @@ def _label_lists(store: Store, rows: np.ndarray | None = None) -> Iterator[tuple
 
 
 def row_hashes(store: Store) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, uint64 (rows, 2): the hashes of their tokens) of each shard."""
+    """(first row, uint64 (rows, 2): the hashes of their tokens, as they are cut) of each shard."""
     start = 0
     for number, entry in enumerate(store.manifest.shards):
-        shard = store.map_shard(number)
-        data = shard.values.view(np.uint8).data
-        bounds = (shard.offsets * shard.values.itemsize).tolist()
+        values, offsets = _tokens_of_shard(store, number, start)
+        data = np.ascontiguousarray(values).view(np.uint8).data
+        bounds = (offsets.astype(np.int64) * values.itemsize).tolist()
         hashes = b"".join(
             [hashlib.blake2b(data[begin:end], digest_size=16).digest() for begin, end in itertools.pairwise(bounds)]
         )

@@ -88,7 +88,14 @@ def write_part(out: str | os.PathLike[str], part: tuple[int, int], *, progress: 
             )
         reading = Reading(**job.reading)
         sources = [
-            open_source(entry.name, text=entry.text, label=entry.label, reading=reading) for entry in job.sources
+            open_source(
+                entry.name,
+                text=entry.text,
+                label=entry.label or None,
+                need_label=bool(job.label_names),
+                reading=reading,
+            )
+            for entry in job.sources
         ]
         return sum(1 for _ in make_shards(folder, job, sources, tokenizer, wanted, progress))
 
@@ -102,7 +109,7 @@ def finalize(out: str | os.PathLike[str]) -> Store:
     """
     folder = Path(out)
     if (folder / MANIFEST_NAME).exists():
-        return Store.open(folder)
+        return Store.open(folder, labelled=False)
     job = Job.read(folder)
     if job is None:
         raise StoreError(f"{folder}: no preparation is under way there")
@@ -115,4 +122,4 @@ def finalize(out: str | os.PathLike[str]) -> Store:
         receipts = [receipt for receipt in done if receipt is not None]
         check_tokens(job, receipts)
         finish_job(folder, job, receipts)
-    return Store.open(folder)
+    return Store.open(folder, labelled=False)

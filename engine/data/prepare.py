@@ -84,8 +84,9 @@ def prepare(
     progress: bool = True,
     reading: Reading = PLAIN_READING,
     cluster: str | None = None,
+    unlabelled: bool = False,
 ) -> Store:
-    """Tokenizes labelled texts into a store.
+    """Tokenizes texts, with their labels, into a store.
 
     An interrupted preparation resumes when it is called again with the same arguments: finished shards are
     checked and kept. Calling it again on a finished store of the same content and settings changes nothing.
@@ -106,13 +107,16 @@ def prepare(
             pairs of texts to 512. A run may read less of them (`data.max_length`).
         truncation: "head", "tail" or "head+tail", which part of a long text is kept; by default the tokenizer's own.
         bad_rows: "fail" at the first row that cannot be used, or "quarantine" them in OUT.bad-rows.jsonl.
-        like: a store whose tokenizer, labels, max_length and truncation are taken: for test sets.
+        like: a store whose tokenizer, labels, max_length and truncation are taken: for test sets; of unlabelled texts
+            all but the labels.
         overwrite: replace what `out` holds, when it is a store or an unfinished one.
         rows_per_shard: rows of each file; by default as many as bound a shard to 2^26 tokens, at most 2^18.
         progress: show it on stderr.
         reading: separator and encoding of the files of text.
         cluster: a column of the sources whose equal values mark rows that belong together (films, cases): kept in the
             store for intervals that resample them whole. A finished store of the same without them gets them.
+        unlabelled: the texts alone, for `penstock distil`: whatever labels the sources have are not read, and the store
+            has none.
 
     Raises:
         SourceError: the input cannot be read or used.
@@ -121,11 +125,11 @@ def prepare(
         ConfigError: arguments that contradict each other or are out of range.
         DiskError: the disk is full or cannot be written.
     """
-    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading, cluster)
-    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options)
+    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading, cluster, unlabelled)
+    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like, unlabelled), options)
     if preparation is not None:
         preparation.run()
-    return Store.open(out)
+    return Store.open(out, labelled=False)
 
 
 def begin(
@@ -144,6 +148,7 @@ def begin(
     progress: bool = True,
     reading: Reading = PLAIN_READING,
     cluster: str | None = None,
+    unlabelled: bool = False,
 ) -> None:
     """`prepare` up to the first shard: surveys the sources and writes the tokenizer and what is to be made.
 
@@ -153,8 +158,9 @@ def begin(
     Raises:
         as `prepare`.
     """
-    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading, cluster)
-    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, shared=True)
+    options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading, cluster, unlabelled)
+    settings = _Settings(tokenizer, max_length, truncation, like, unlabelled)
+    preparation = _survey(sources, Path(out), settings, options, shared=True)
     if preparation is not None:
         preparation.begin(shared=False)
 
@@ -175,6 +181,7 @@ def prepare_part(
     progress: bool = True,
     reading: Reading = PLAIN_READING,
     cluster: str | None = None,
+    unlabelled: bool = False,
 ) -> None:
     """`prepare`, but only the i-th of n shares of the shards, for part = (i, n); `parts.finalize` joins them.
 
@@ -185,8 +192,9 @@ def prepare_part(
     """
     if not 0 <= part[0] < part[1]:
         raise ConfigError(f"shard {part[0]}/{part[1]}: expected i/n with 0 <= i < n")
-    options = _Options(text, label, bad_rows, False, rows_per_shard, progress, reading, cluster)
-    preparation = _survey(sources, Path(out), _Settings(tokenizer, max_length, truncation, like), options, shared=True)
+    options = _Options(text, label, bad_rows, False, rows_per_shard, progress, reading, cluster, unlabelled)
+    settings = _Settings(tokenizer, max_length, truncation, like, unlabelled)
+    preparation = _survey(sources, Path(out), settings, options, shared=True)
     if preparation is not None:
         preparation.begin(shared=True)
         write_part(out, part, progress=progress)
@@ -202,6 +210,7 @@ class _Options:
     progress: bool
     reading: Reading
     cluster: str | None
+    unlabelled: bool
 
 
 def _survey(
@@ -215,12 +224,17 @@ def _survey(
     if rows_per_shard is not None and rows_per_shard < 1:
         raise ConfigError(f"rows per shard must be 1 at least, got {rows_per_shard}")
     _check_folder(folder, overwrite)
-    separator = options.reading.label_separator
+    separator, unlabelled = options.reading.label_separator, options.unlabelled
+    for name, value in (("--label", options.label), ("--label-separator", separator)) if unlabelled else ():
+        if value is not None:
+            raise ConfigError(f"{name} {value} has no effect: --unlabelled reads no labels; leave one of the two out")
     options = replace(options, reading=settings.reading(options.reading))
     text = options.text
     if text is None and settings.like is not None and settings.like.is_pair:
         text = settings.like.manifest.sources[0].text  # there are no usual names of pairs
-    opened = open_sources(sources, text=text, label=options.label, reading=options.reading)
+    opened = open_sources(sources, text=text, label=options.label, need_label=not unlabelled, reading=options.reading)
+    if unlabelled and opened[0].label is not None:
+        raise SourceError(f"{opened[0].name}: was opened with its labels; open it with need_label=False")
     check_splits(opened, separator)
     settings.check_labels(opened[0])
     if shared and (held := [source.name for source in opened if not source.resumable]):
@@ -240,12 +254,12 @@ def _survey(
             cluster=options.cluster,
             advance=bar.advance,
         )
-    label_names = settings.label_names or sort_labels(list(found.label_counts))
+    label_names = [] if unlabelled else settings.label_names or sort_labels(list(found.label_counts))
     for line in notices(opened[0].label or "", found.label_spellings) if settings.label_names is None else ():
         print(line, file=sys.stderr, flush=True)
-    if not label_names:
+    if not label_names and not unlabelled:
         raise SourceError(f"{opened[0].name}: no row has a label: all lists of column {opened[0].label!r} are empty")
-    if len(label_names) < 2:
+    if len(label_names) == 1:
         raise SourceError(f"{opened[0].name}: only one label, {label_names[0]!r}: there is nothing to tell apart")
     preparation = digest(
         {
@@ -282,7 +296,12 @@ class _Settings:
     """
 
     def __init__(
-        self, tokenizer: str | None, max_length: int | None, truncation: str | None, like: str | os.PathLike | None
+        self,
+        tokenizer: str | None,
+        max_length: int | None,
+        truncation: str | None,
+        like: str | os.PathLike | None,
+        unlabelled: bool,
     ):
         self.label_names: list[str] | None = None
         self.spec = None
@@ -291,8 +310,8 @@ class _Settings:
         if like is not None:
             if tokenizer is not None:
                 raise ConfigError("--like takes the tokenizer of another store; leave --tokenizer out")
-            self.like = Store.open(like)
-            self.label_names = self.like.label_names
+            self.like = Store.open(like, labelled=not unlabelled)
+            self.label_names = None if unlabelled else self.like.label_names
             self.max_length, self.truncation = self.like.max_length, self.like.manifest.truncation
             for name, given, theirs in (
                 ("max length", max_length, self.max_length),
@@ -317,13 +336,15 @@ class _Settings:
 
     def reading(self, given: Reading) -> Reading:
         """How the sources are read; unless something else is given, labels are separated as for the other store."""
-        if self.like is None or given.label_separator is not None:
+        if self.label_names is None or self.like is None or given.label_separator is not None:
             return given
         return replace(given, label_separator=self.like.manifest.label_separator)
 
     def check_labels(self, source: Source) -> None:
         """Raises SourceError: the other store has lists of labels and the source has not, or the other way round."""
-        if self.like is not None and source.multi_label != self.like.multi_label:
+        if self.label_names is None or self.like is None:
+            return
+        if source.multi_label != self.like.multi_label:
             here, there = ("lists of labels", "one label a row") if source.multi_label else ("one label a row", "lists")
             more = "" if source.multi_label else "; --label-separator says what stands between the labels of a text"
             raise SourceError(
@@ -519,7 +540,7 @@ def _add_clusters(folder: Path, column: str, keys: np.ndarray) -> None:
     Raises:
         OtherDataError: it has others.
     """
-    store = Store.open(folder)
+    store = Store.open(folder, labelled=False)
     there = store.manifest.clusters
     if there is None or store.clusters is None:
         entry = write_clusters(folder, store.manifest.preparation, column, keys)

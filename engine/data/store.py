@@ -48,6 +48,18 @@ class ShardBuffers:
     batch: pa.RecordBatch
 
 
+@dataclass(frozen=True)
+class SoftTargets:
+    """What teachers say of some rows.
+
+    Attributes:
+        logits: float32 (rows, num_labels). labelled: bool (rows,): whether a row's true label is known too.
+    """
+
+    logits: np.ndarray
+    labelled: np.ndarray
+
+
 class Store:
     """A prepared data set, open for reading. Rows are numbered from 0 in the order of the sources.
 
@@ -71,7 +83,7 @@ class Store:
         cut: what is read of rows that are stored longer than `max_length`; None where no row is.
         num_tokens: the sum of `lengths`.
         labels: int64, (num_examples,): indices into `label_names`. With several labels a row, the rarest of them, -1
-            for none: what rows are split by.
+            for none: what rows are split by. Without labels, -1.
         label_offsets, label_ids: int64 (num_examples + 1,) and int32: with several labels a row, row r has
             label_ids[label_offsets[r]:label_offsets[r + 1]]; otherwise empty.
         seconds: int32, (num_examples,): of pairs of texts, how many tokens of a row stand before the first of type 1;
@@ -103,21 +115,28 @@ class Store:
         self.shards = self._open_shards()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], reader: Reader = "auto") -> "Store":
+    def open(cls, path: str | os.PathLike[str], reader: Reader = "auto", *, labelled: bool = True) -> "Store":
         """
         Args:
             path: the folder that `prepare` wrote.
             reader: "mmap" maps the shards. "pread" reads them with ordinary system calls, for file systems (networks,
                 FUSE) where a map is slow or where a file that shrinks under it would kill the process; the index is
                 then held in memory, 12 bytes a row. "auto": pread there, mmap on a disk of this machine.
+            labelled: whether its labels are needed; False takes a store of `prepare --unlabelled` too.
 
         Raises:
-            StoreError: no store, an incomplete one, or a shard that is not what the manifest says: it is named.
+            StoreError: no store, an incomplete one, one without labels that are needed, or a shard that is not what the
+                manifest says: it is named.
         """
         if reader not in READERS:
             raise ValueError(f"reader must be one of {', '.join(READERS)}, got {reader!r}")
         folder = Path(path)
         manifest = Manifest.read(folder)
+        if labelled and not manifest.is_labelled:
+            raise StoreError(
+                f"{folder} has no labels, which are needed here: it was prepared with --unlabelled, for penstock "
+                "distil --unlabelled; give a store that was prepared without that"
+            )
         if reader == "auto":
             reader = "pread" if is_remote(file_system_of(folder)) else "mmap"
         return cls(folder, manifest, reader)
@@ -130,7 +149,7 @@ class Store:
         """
         if reader in ("auto", self.reader):
             return self
-        return Store.open(self.path, reader).cut_to(self.max_length, self.truncation)
+        return _reopen(self.path, reader, self.max_length, self.truncation)
 
     @cached_property
     def stored_lengths(self) -> np.ndarray:
@@ -157,7 +176,7 @@ class Store:
         Raises:
             StoreError: on the first use, a label is none of the store's.
         """
-        least = NO_LABEL if self.multi_label else 0
+        least = NO_LABEL if self.multi_label or not self.is_labelled else 0
         self._check_index(self._labels, least, self.num_labels - 1, "as its label, and the labels end at {}")
         return self._labels
 
@@ -210,6 +229,11 @@ class Store:
         return len(self.manifest.label_names)
 
     @property
+    def is_labelled(self) -> bool:
+        """False for a store of `prepare --unlabelled`."""
+        return self.manifest.is_labelled
+
+    @property
     def multi_label(self) -> bool:
         """Whether a row has a list of labels."""
         return self.manifest.multi_label
@@ -217,6 +241,10 @@ class Store:
     def targets(self, rows: np.ndarray) -> np.ndarray:
         """float32 (rows, num_labels): 1 for each label of the rows, int64; of a store with lists of labels."""
         return multi_hot(self.label_offsets, self.label_ids, rows, self.num_labels)
+
+    def soft_targets(self, rows: np.ndarray) -> SoftTargets | None:
+        """What teachers say of rows, int64, see `TransferSet`; None of a store that none has read."""
+        return None
 
     @property
     def vocab_size(self) -> int:
@@ -460,6 +488,11 @@ class Store:
 
     def _open_shards(self) -> Shards:
         shards = Shards(np.dtype(self.manifest.dtype).itemsize, self.vocab_size)
+        self.add_shards(shards)
+        return shards
+
+    def add_shards(self, shards: Shards) -> None:
+        """Adds the token buffers behind those that are there."""
         for number, entry in enumerate(self.manifest.shards):
             mapped = self.map_shard(number)
             if self.reader == "mmap":
@@ -467,7 +500,6 @@ class Store:
             else:
                 path = str(self.path / entry.name)
                 shards.add_file(entry.name, path, entry.rows, entry.tokens, mapped.values_at, mapped.offsets_at)
-        return shards
 
     def _map(self, entry: FileEntry, schema: pa.Schema) -> tuple[pa.Buffer, pa.RecordBatch]:
         """The whole file and its one record batch, mapped."""
@@ -499,7 +531,7 @@ class Store:
 
 
 def _reopen(path: Path, reader: Reader, max_length: int, truncation: str) -> Store:
-    return Store.open(path, reader).cut_to(max_length, truncation)
+    return Store.open(path, reader, labelled=False).cut_to(max_length, truncation)
 
 
 def _inside(batch: pa.RecordBatch, file: pa.Buffer) -> bool:

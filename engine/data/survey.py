@@ -196,7 +196,9 @@ def survey(
                 raise SourceError(f"{source.name}: empty: no {'usable ' if bad else ''}row in it")
             entries.append(SourceEntry(source.name, source.text, source.label or "", source.unit, good, bad))
             hashes.append(of_source)
-        if known_labels is not None:  # the rows came with the classes' names
+        if sources[0].label is None:
+            kind, spellings = "text", {}
+        elif known_labels is not None:  # the rows came with the classes' names
             kind, spellings = "text", {name: {name: rows} for name, rows in counts.items()}
         else:
             kind, spellings = kind_of(counts), merged_spellings(counts)

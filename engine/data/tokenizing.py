@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from penstock.engine.data.job import Job, ShardRows
-from penstock.engine.data.label_lists import lists_of, rarest
+from penstock.engine.data.label_lists import NO_LABEL, lists_of, rarest
 from penstock.engine.data.sources import Rows, Source
 from penstock.engine.data.survey import ContentHash, usable_rows
 from penstock.engine.data.tokenizers import Encoded, TextTokenizer
@@ -43,7 +43,7 @@ def cut_into_shards(sources: Sequence[Source], job: Job, wanted: set[int]) -> It
             begin = end
             continue
         found = ContentHash(job.multi_label)
-        for rows in usable_rows(source, job.label_names):
+        for rows in usable_rows(source, job.label_names or None):
             found.update(rows)
             at, count = 0, min(len(rows.texts), end - begin)
             while at < count:
@@ -61,7 +61,7 @@ def cut_into_shards(sources: Sequence[Source], job: Job, wanted: set[int]) -> It
 def _numbers(labels: list[Any], ids: dict[str, int], multi_label: bool) -> list[Any]:
     if multi_label:
         return [[ids[name] for name in names] for names in labels]
-    return [ids[name] for name in labels]
+    return [ids[name] for name in labels] if ids else [NO_LABEL] * len(labels)
 
 
 def encode_pieces(pieces: Iterator[Piece], tokenizer: TextTokenizer) -> Iterator[tuple[Piece, Encoded]]:

@@ -27,6 +27,28 @@ def multi_label_loss(logits: Tensor, targets: Tensor, reduction: str, positive_w
     return {"mean": each.mean, "sum": each.sum}[reduction]() if reduction != "none" else each
 
 
+def distillation_loss(
+    logits: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    labelled: Tensor,
+    *,
+    temperature: float,
+    mix: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """float32 (batch,), nats: T² KL(softmax(teacher / T) || softmax(logits / T)) (Hinton, Vinyals & Dean 2015,
+    arXiv:1503.02531), and of the labelled examples (1 - mix) of that and mix of the cross-entropy with the label.
+
+    Args:
+        logits, teacher: float32 (batch, num_labels). labels: int64 (batch,). labelled: bool (batch,).
+    """
+    ours, theirs = ((each / temperature).log_softmax(-1) for each in (logits, teacher))
+    soft = temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+    hard = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return soft.where(~labelled, mix * hard + (1 - mix) * soft)
+
+
 def classifier_output(
     logits: Tensor, labels: Tensor | None, reduction: str, multi_label: bool = False
 ) -> SequenceClassifierOutput:

@@ -67,6 +67,10 @@ class State:
     def waiting(self) -> list[Trial]:
         return [trial for trial in self.planned if trial not in self.over and trial not in self.running]
 
+    def is_ready(self, trial: Trial) -> bool:
+        """Whether what it learns from is over."""
+        return trial.teacher is None or trial.teacher in self.over
+
     def fits(self, trials: Iterable[Trial]) -> bool:
         return sum(self.seconds[trial] for trial in trials) <= self.left
 
@@ -88,7 +92,7 @@ def choose_next(state: State) -> Trial | None:
 
 def first_seed(state: State) -> Trial | None:
     return min(
-        (trial for trial in state.waiting if trial.seed == 0 and state.fits([trial])),
+        (trial for trial in state.waiting if trial.seed == 0 and state.is_ready(trial) and state.fits([trial])),
         key=lambda trial: (trial.size, state.seconds[trial], trial.family),
         default=None,
     )
@@ -97,7 +101,7 @@ def first_seed(state: State) -> Trial | None:
 def further_seed(state: State) -> Trial | None:
     if not state.compared:  # nothing tells where a seed would help
         return min(
-            (trial for trial in state.waiting if trial.seed > 0 and state.fits([trial])),
+            (trial for trial in state.waiting if trial.seed > 0 and state.is_ready(trial) and state.fits([trial])),
             key=lambda trial: (trial.seed, trial.size, state.seconds[trial], trial.family),
             default=None,
         )
@@ -108,8 +112,9 @@ def further_seed(state: State) -> Trial | None:
             continue
         worth = undecided(state.gaps.get((family, size))) / max(sum(state.seconds[trial] for trial in missing), 1e-9)
         rank = (-worth, size, family)
-        if worth > 0 and (best is None or rank < best[0]):
-            best = rank, missing[0]
+        ready = [trial for trial in missing if state.is_ready(trial)]
+        if worth > 0 and ready and (best is None or rank < best[0]):
+            best = rank, ready[0]
     return None if best is None else best[1]
 
 

@@ -35,6 +35,10 @@ def check_plan(study: StudySettings) -> list[str]:
     ):
         if value is not None and value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    for name in study.families:
+        teacher = FAMILIES[name].teacher
+        if teacher is not None and teacher not in study.families:
+            raise ConfigError(f"the family {name} learns from that of {teacher}: name {teacher} in --families too")
     encoders = set(_checked_overrides(study))
     prepared = [is_store(sources) for sources in (study.train, study.test)]
     if not all(prepared) and study.encoder is not None:

@@ -13,10 +13,18 @@ from penstock.engine.study.curves import Curve
 from penstock.engine.study.external import ExternalFigures
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
+from penstock.engine.study.needs import Need
 from penstock.engine.study.paired import GapTest
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import TrialResult
 
+TAUGHT = {  # columns of trials.csv
+    "texts": "unlabelled_texts",
+    "teacher_seconds": "teacher_seconds",
+    "teacher_cpu_seconds": "teacher_cpu_seconds",
+    "reading_seconds": "teacher_reading_seconds",
+    "reading_cpu_seconds": "teacher_reading_cpu_seconds",
+}
 LATENCIES = ("latency_ms", "latency_p95_ms", "latency_p99_ms")
 TESTS = (
     *("p_value", "p_adjusted"),
@@ -26,7 +34,7 @@ TESTS = (
 
 def csv_files(findings: Findings) -> dict[str, str]:
     """{name: content} of trials.csv, classes.csv, accuracy.csv, gap.csv, break_even.csv, equivalents.csv, curves.csv,
-    costs.csv and, where there are prices, money.csv.
+    needs.csv, costs.csv and, where there are prices, money.csv.
 
     Accuracies, gaps and errors are shares, times seconds or milliseconds as their names say. What is unknown is
     empty; a size beyond all measured ones is inf, one below them 0. A curve's parameters are named as in
@@ -39,7 +47,7 @@ def csv_files(findings: Findings) -> dict[str, str]:
     measured = [
         field.name
         for field in fields(TrialResult)
-        if field.name not in ("trial", "evaluation", "made_from", "predictions", "chosen", "notes")
+        if field.name not in ("trial", "evaluation", "made_from", "predictions", "chosen", "notes", "taught")
     ]
     interval = ["mean", "low", "high", "seeds"]
     over = ["test_rows", "test_clusters"]  # that the interval is over; empty where it is over seeds alone
@@ -49,12 +57,13 @@ def csv_files(findings: Findings) -> dict[str, str]:
     ]
     found = {
         "trials.csv": _csv(
-            ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1")],
+            ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1"), *TAUGHT.values()],
             (
                 [
                     *(result.trial.family, result.trial.size, result.trial.seed),
                     *(getattr(result, name) for name in measured),
                     *((result.evaluation or {}).get(name) for name in FIGURES if name != "macro_f1"),
+                    *(None if result.taught is None else getattr(result.taught, name) for name in TAUGHT),
                 ]
                 for result in table.results
             ),
@@ -99,6 +108,9 @@ def csv_files(findings: Findings) -> dict[str, str]:
                 "note",
             ],
             (_curve(family, curve) for family, curve in findings.curves.items()),
+        ),
+        "needs.csv": _csv(
+            [field.name for field in fields(Need)], (list(asdict(need).values()) for need in findings.needs)
         ),
         "costs.csv": _csv(
             [

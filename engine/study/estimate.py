@@ -89,7 +89,7 @@ class Loads:
         mean, test_tokens = self._lengths(task)
         limits = self.limits(task)
         if limits is None:
-            return Load(task.trial.size * mean, test_tokens)
+            return Load(task.examples * mean, test_tokens)
         trained = share * limits.trained
         evaluations = math.ceil(trained / limits.every - 1e-9)
         return Load(trained, evaluations * self._validation(task) * mean + test_tokens)
@@ -102,7 +102,7 @@ class Loads:
         if not isinstance(settings, Settings):
             return None
         data, training = settings.data, settings.training
-        epoch = max((task.trial.size - self._validation(task)) * self._lengths(task)[0], 1.0)
+        epoch = max((task.examples - self._validation(task)) * self._lengths(task)[0], 1.0)
         step = min(data.tokens * data.batches_per_step, epoch)
         limits = [] if training.epochs is None else [training.epochs * epoch]
         limits += [] if training.max_steps is None else [training.max_steps * step]
@@ -116,7 +116,7 @@ class Loads:
         assert isinstance(task.settings, Settings)
         data = task.settings.data
         assert data.validation_fraction is not None
-        return min(round(data.validation_fraction * task.trial.size), data.validation_max)
+        return min(round(data.validation_fraction * task.examples), data.validation_max)
 
     def of_result(self, task: "TrialTask", result: TrialResult) -> Load:
         """What a finished trial did read."""
@@ -125,7 +125,12 @@ class Loads:
         if FAMILIES[task.trial.family].baseline is not None:
             return planned
         trained = result.tokens_per_second * result.train_seconds
-        return Load(trained, math.ceil(result.epochs) * result.validation_examples * mean + test_tokens)
+        validation = self._validation(task) if result.taught is not None else result.validation_examples
+        return Load(trained, math.ceil(result.epochs) * validation * mean + test_tokens)
+
+    def of_reading(self, task: "TrialTask") -> Load:
+        """What the teacher of a trial reads for it, as that predicts."""
+        return Load(0.0, 0.0 if task.teacher is None else task.examples * self._lengths(task.teacher)[0])
 
     def _lengths(self, task: "TrialTask") -> tuple[float, float]:
         """Tokens that are read of a training text on average, and of all the test rows."""
@@ -201,6 +206,11 @@ class Estimates:
         for trial, task in self._tasks.items():
             own = took.get((trial.family, trial.size))
             found[trial] = of_finished(own) if own else speed(trial).seconds(self._loads(task, share(task)))
+            if own or (teacher := task.teacher) is None:
+                continue
+            found[trial] += speed(teacher.trial).predict * self._loads.of_reading(task).predicted
+            if teacher.trial in finished and not teacher.run.exists():  # it was not kept: it is trained again
+                found[trial] += speed(teacher.trial).seconds(self._loads(teacher, share(teacher)))
         return found
 
     def _told(self, finished: Mapping[Trial, TrialResult]) -> dict[str, tuple[int, Speed]]:
@@ -232,5 +242,6 @@ def speed_of(result: TrialResult, load: Load, parameters: int | None = None) -> 
     if result.wall_seconds is None:
         predict = train * _FORWARD
     else:
-        predict = max(result.wall_seconds - result.train_seconds, 0.0) / max(load.predicted, 1.0)
+        reading = 0.0 if result.taught is None else result.taught.reading_seconds
+        predict = max(result.wall_seconds - result.train_seconds - reading, 0.0) / max(load.predicted, 1.0)
     return Speed(0.0, train, predict, parameters, result.trial.name)

@@ -81,7 +81,8 @@ class Existing:
                 )
         if part == "train":
             for name, run in self._runs.items():
-                then = run.identity.get("training data", store.fingerprint)
+                # of a student, the training data has its teacher's logits in it
+                then = run.identity.get("stores") or run.identity.get("training data", store.fingerprint)
                 if then != store.fingerprint:
                     raise self._refusal(self.folder / "runs" / name, changed(what, then, store.fingerprint))
 

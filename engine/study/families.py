@@ -15,6 +15,8 @@ class Family:
         baseline: of any other: its module in `penstock.engine.study.baselines`.
         reads_encoder: of a baseline: whether it needs the pretrained encoder.
         learns: whether more examples change its accuracy.
+        teacher: the family whose trial of the same size and seed it learns from, on the rest of the training texts,
+            whose labels it does not see; None for one that learns from labels alone.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Family:
     baseline: str | None = None
     reads_encoder: bool = False
     learns: bool = True
+    teacher: str | None = None
 
     @property
     def kind(self) -> str | None:
@@ -43,12 +46,13 @@ FAMILIES = {
         Family("bag", "bag of n-grams", {"kind": "bag"}),
         Family("lstm", "BiLSTM from scratch", {"kind": "lstm"}),
         Family("lstm-embeddings", "BiLSTM, pretrained embeddings", {"kind": "lstm", "embeddings": "encoder"}),
+        Family("lstm-distilled", "BiLSTM, distilled from the encoder", {"kind": "lstm"}, teacher="encoder"),
         Family("frozen", "frozen encoder, logistic regression", baseline="frozen", reads_encoder=True),
         Family("encoder", "fine-tuned encoder", {"kind": "encoder"}),
     )
 }
-# what a study compares unless told otherwise; encoding all of a large set (frozen) is not cheap
-USUAL_FAMILIES = tuple(name for name in FAMILIES if name != "frozen")
+# what a study compares unless told otherwise; letting an encoder read all of a large set is not cheap
+USUAL_FAMILIES = tuple(name for name in FAMILIES if name not in ("frozen", "lstm-distilled"))
 REFERENCE = "encoder"  # the family that gaps are measured from
 
 

@@ -20,6 +20,7 @@ from penstock.engine.study.external import ExternalFigures, external_figures
 from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.money import Bill, Exchange, Prices, bills, exchanges
 from penstock.engine.study.names import encoder_name
+from penstock.engine.study.needs import Need, needs
 from penstock.engine.study.paired import Key, Paired
 from penstock.engine.study.plan import Plan, read_plan
 from penstock.engine.study.reading import find_test_store, share_cut
@@ -40,6 +41,7 @@ class Findings:
         answer: in plain sentences. checks: what to mind.
         test: the test data; None where it is no longer there.
         prices: None where none was given; then there are no bills and exchanges either.
+        needs: labels, texts, time and money, of each family and size.
         externals: predictions from elsewhere.
         plan: what the study was expected to take; None if it was not planned.
     """
@@ -56,6 +58,7 @@ class Findings:
     prices: Prices | None
     bills: list[Bill]
     exchanges: list[Exchange]
+    needs: list[Need]
     test: Store | None
     externals: list[ExternalFigures] = field(default_factory=list)
     plan: Plan | None = None
@@ -111,6 +114,7 @@ class Findings:
         }
         encoder = encoder_name(study["identity"]["encoder"])
         prices = Prices.in_study(study)
+        priced = [] if prices is None else bills(table, costs, prices)
         finished = {result.trial.name for result in results if result.status != "failed"}
         return cls(
             study=study,
@@ -123,7 +127,8 @@ class Findings:
             answer=answer(table, f"a fine-tuned {encoder}", break_evens, equivalents),
             checks=run_checks(study, table, costs),
             prices=prices,
-            bills=[] if prices is None else bills(table, costs, prices),
+            bills=priced,
+            needs=needs(table, priced),
             exchanges=[] if prices is None else exchanges(table, costs, prices, equivalents),
             test=find_test_store(folder, study),
             externals=external_figures(

@@ -4,10 +4,11 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock.engine.data.manifest import digest
 from penstock.engine.errors import ModelError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class MadeFrom:
         max_test: number of test rows that were read; None for all.
         precision: what the model computes in, "auto" resolved on the machine; None for a model that has no choice, and
             in trials of an earlier penstock.
+        teacher: a digest of what the trial that it learns from was made from; None where there is none.
     """
 
     train: str
@@ -37,18 +39,28 @@ class MadeFrom:
     max_test: int | None
     format: int = FORMAT
     precision: str | None = None
+    teacher: str | None = None
 
 
-def made_from(settings: "Settings | BaselineSettings", train: str, test: str, max_test: int | None) -> MadeFrom:
+def made_from(
+    settings: "Settings | BaselineSettings",
+    train: str,
+    test: str,
+    max_test: int | None,
+    teacher: "Settings | BaselineSettings | None" = None,
+) -> MadeFrom:
     """
     Args:
         settings: of the training run, resolved, or of a baseline. train, test: the stores' fingerprints.
+        teacher: the settings of the trial that it learns from; None for none.
 
     Raises:
         ModelError: the encoder cannot be found or read.
         ConfigError: this machine cannot compute in the precision asked for.
     """
-    encoder = settings.flat().get("model.encoder")
+    encoder, theirs = settings.flat().get("model.encoder"), None
+    if teacher is not None:
+        theirs = _digest(made_from(teacher, train, "", None))
     return MadeFrom(
         train,
         test,
@@ -56,7 +68,18 @@ def made_from(settings: "Settings | BaselineSettings", train: str, test: str, ma
         None if encoder is None else encoder_fingerprint(encoder),
         max_test,
         precision=precision_here(settings.precision),
+        teacher=theirs,
     )
+
+
+def _digest(trial: MadeFrom) -> str:
+    """Leaves out where the encoder lies, which does not matter, and settings at their defaults, of which a later
+    penstock may have more."""
+    from penstock.engine.training.settings import Settings
+
+    usual = Settings().flat() | {"model.encoder": trial.settings.get("model.encoder")}
+    settings = {key: value for key, value in trial.settings.items() if value != usual.get(key)}
+    return digest({**asdict(trial), "settings": settings})
 
 
 def precision_here(precision: str | None) -> str | None:
@@ -90,6 +113,7 @@ def difference(then: MadeFrom, now: MadeFrom) -> str | None:
         ("the test data", then.test, now.test),
         ("--max-test", then.max_test, now.max_test),
         ("the encoder's files", then.encoder, now.encoder),
+        ("what its teacher was made from", then.teacher, now.teacher),
     ):
         if a != b:
             return changed(what, a, b)

@@ -87,7 +87,7 @@ def _of_the_loop(task: TrialTask, train: "Store", test: "Store", threads: int, s
         batches_per_step=settings.data.batches_per_step,
         mode=settings.data.mode,
     )
-    rows = subset(train.labels, min(task.trial.size, _MOST_ROWS), task.subset_seed)
+    rows = subset(train.labels, min(task.examples, _MOST_ROWS), task.subset_seed)
     loader = Loader(train, seed=0, parameters=parameters, rows=rows)
     spent, tokens, number = 0.0, 0, 0
     began = time.perf_counter()

@@ -111,6 +111,7 @@ def _method(findings: Findings) -> list[str]:
         items.append(f"Overlap of train and test: {Overlap(**study['overlap'])}.")
     if "cluster_overlap" in study:
         items.append(f"Groups: {ClusterOverlap(**study['cluster_overlap'])}.")
+    items += _taught(table)
     old = sum(result.made_from is None for result in table.results)
     if old:
         items.append(f"{old} trials are of an earlier penstock, which did not note what they were made from.")
@@ -125,12 +126,32 @@ def _method(findings: Findings) -> list[str]:
     return items
 
 
+def _taught(table: Table) -> list[str]:
+    """What a student was taught with, of each family that has teachers."""
+    items = []
+    for family in table.families:
+        trials = [(trial, trial.taught) for trial in table.results if trial.trial.family == family and trial.taught]
+        if not trials:
+            continue
+        trial, taught = max(trials, key=lambda own: own[0].trial)
+        teacher = trial.trial.teacher
+        left_out = f", but for {taught.left_out:,} that are test texts" if taught.left_out else ""
+        items.append(
+            f"{title_of(family)}: the teacher of each trial is that of {teacher.family if teacher else '?'} with the "
+            f"same subset and seed; it read the rest of the training texts{left_out}, whose labels nobody saw. Costs "
+            "include its training and its reading. Validation labels are the true ones of the subset, else the "
+            "teacher's."
+        )
+    return items
+
+
 def _machine(machine: Mapping[str, Any], table: Table) -> str:
     jobs = machine.get("jobs", 1)
     together = f", {jobs} trials at a time: times of training suffer from it" if jobs > 1 else ""
     versions = {"torch": machine.get("torch"), **machine.get("versions", {})}
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     seconds = sum(result.train_seconds for result in table.results)
+    seconds += sum(result.taught.reading_seconds for result in table.results if result.taught is not None)
     return (
         f"Machine: {machine.get('device')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
         f"{named}{together}. Training took {duration(seconds)} in all."

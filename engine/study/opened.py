@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from penstock.engine.study.clusters import settle_clusters
 from penstock.engine.study.directory import STUDY_NAME, claim, read_study, trials_folder
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.external import keep_external
+from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, made_from
 from penstock.engine.study.predictions import predictions_path
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask
-from penstock.engine.study.settings import StudySettings, subset_seed, trial_settings
+from penstock.engine.study.settings import StudySettings, subset_seed, trial_settings, unlabelled_texts
 from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
 from penstock.engine.study.trials import Trial, plan_trials
 
@@ -83,13 +84,29 @@ def opened(
 
         def from_now(trial: Trial) -> MadeFrom:
             own = trial_settings(settings, trial, train)
-            return made_from(own, train.fingerprint, test.fingerprint, settings.max_test)
+            theirs = None if trial.teacher is None else trial_settings(settings, trial.teacher, train)
+            return made_from(own, train.fingerprint, test.fingerprint, settings.max_test, theirs)
 
         tasks = [_task(settings, trial, folder, train, test, keep_runs, jobs, from_now(trial)) for trial in trials]
+        tasks = with_teachers(tasks, existing)
         existing.check_trials(from_now)
         if existing.old:
             shown.note(_about_old(existing))
         yield OpenedStudy(settings, train, test, tasks, existing, clusters)
+
+
+def with_teachers(tasks: Sequence[TrialTask], existing: Existing) -> list[TrialTask]:
+    """The tasks with those that they learn from, which leave their models for them."""
+    by_trial = {task.trial: task for task in tasks}
+    awaited = {task.trial.teacher for task in tasks if task.trial not in existing.results}
+    return [
+        replace(
+            task,
+            keep_run=task.keep_run or task.trial in awaited,
+            teacher=None if task.trial.teacher is None else by_trial[task.trial.teacher],
+        )
+        for task in tasks
+    ]
 
 
 def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
@@ -100,6 +117,16 @@ def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
     sizes = resolve_sizes(settings.sizes, train.num_examples, len(train.label_names))
     seeds = settings.seeds.resolve(sizes, train.num_examples)
     own = {family: sizes_up_to(sizes, settings.max_sizes, family, train.num_examples) for family in settings.families}
+    for family in settings.families:
+        if (teacher := FAMILIES[family].teacher) is None:
+            continue
+        without = [size for size in own[family] if size not in own[teacher]]
+        if without and family in settings.max_sizes:
+            raise ConfigError(
+                f"--max-size {family}={settings.max_sizes[family].text}: it learns from {teacher} of the same size, "
+                f"which has none of {without[0]:,}: leave it out, or give {teacher} more"
+            )
+        own[family] = tuple(size for size in own[family] if size in own[teacher])
     for family, kept in own.items():
         if not kept:
             raise ConfigError(f"--max-size leaves no size for {family}: the smallest is {sizes[0]:,}")
@@ -172,9 +199,11 @@ def _task(
     jobs: int,
     made_from: MadeFrom,
 ) -> TrialTask:
+    own = trial_settings(settings, trial, train)
     return TrialTask(
         trial=trial,
-        settings=trial_settings(settings, trial, train),
+        settings=own,
+        texts=unlabelled_texts(own, trial, train),
         train_store=train.path,
         test_store=test.path,
         subset_seed=subset_seed(settings.seed, trial.seed),

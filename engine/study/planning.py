@@ -155,7 +155,10 @@ def _disk(
     for task in study.tasks:
         family = task.trial.family
         if FAMILIES[family].baseline is None:
-            runs.append(4 * _WEIGHTS_OF_A_RUN * (speeds[family].parameters or _known_parameters(folder, family)))
+            families = [family] if task.teacher is None else [family, task.teacher.trial.family]
+            weights = sum(speeds[name].parameters or _known_parameters(folder, name) for name in families)
+            logits = 0 if task.teacher is None else 2 * classes * task.examples
+            runs.append(4 * _WEIGHTS_OF_A_RUN * weights + logits)
     runs.sort(reverse=True)
     return Disk(
         stores=sum(path.stat().st_size for path in (folder / "data").rglob("*") if path.is_file()),

@@ -80,6 +80,8 @@ class StudyProgress:
 def _work(trial: Trial) -> int:
     """Examples that it trains on, each as often as there are epochs."""
     kind = FAMILIES[trial.family].kind
+    if trial.teacher is not None:
+        return 1  # all of the training texts, whatever the size
     return trial.size if kind is None else trial.size * most_epochs(kind, trial.size)
 
 

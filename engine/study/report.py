@@ -13,7 +13,7 @@ from penstock.engine.study.findings import Findings
 from penstock.engine.study.method import method_blocks
 from penstock.engine.study.money import Prices
 from penstock.engine.study.names import title_of
-from penstock.engine.study.report_costs import cost_blocks, money_blocks
+from penstock.engine.study.report_costs import cost_blocks, money_blocks, need_blocks
 from penstock.engine.study.report_external import external_blocks
 from penstock.engine.study.report_json import report_json
 from penstock.engine.study.report_tables import (
@@ -146,6 +146,7 @@ def _blocks(findings: Findings, narrow: dict[str, bytes], files: list[str]) -> l
         gap += equivalent_blocks(findings)
         blocks += [Heading("The gap"), *gap] if gap else []
     blocks += external_blocks(findings.externals)
+    blocks += need_blocks(findings)
     blocks += money_blocks(findings)
     blocks += cost_blocks(findings)
     blocks += figure(

@@ -30,9 +30,13 @@ def cost_blocks(findings: Findings) -> list[Block]:
                     "–" if cost.memory_bytes is None else _megabytes(cost.memory_bytes),
                 ]
             )
+    taught = any(trial.taught is not None for trial in findings.table.results)
     blocks: list[Block] = [
         Heading("Costs"),
-        Paragraph("Training at each family's largest size, without evaluation on the test set, means over seeds."),
+        Paragraph(
+            "Training at each family's largest size, without evaluation on the test set, means over seeds"
+            + (", of one that is distilled with its teacher's training and reading." if taught else ".")
+        ),
         TableBlock(["", "training examples", "time", "processor time", "tokens/s"], training, "trials.csv"),
     ]
     if not predicting:
@@ -58,6 +62,40 @@ def cost_blocks(findings: Findings) -> list[Block]:
         named = ", ".join(name_of(family) for family in busy)
         blocks.append(Paragraph(f"The machine was busy with other work while these were measured: {named}."))
     return blocks
+
+
+def need_blocks(findings: Findings) -> list[Block]:
+    """What each family needs at its largest size."""
+    largest = {need.family: need for need in findings.needs}  # sizes rise
+    priced = findings.prices is not None
+    rows = [
+        [
+            title_of(need.family),
+            f"{need.labels:,}",
+            f"{need.unlabelled_texts:,.0f}" if need.unlabelled_texts else "none",
+            "–" if need.cpu_hours is None else _hours(need.cpu_hours),
+            *([money(need.money)] if priced else []),
+            f"{100 * need.accuracy:.1f}%",
+        ]
+        for need in largest.values()
+    ]
+    return [
+        Heading("What each family needs"),
+        Paragraph(
+            "At its largest size: labels, texts of the same kind without labels, and hours of a processor core to make "
+            "the model, those of its teacher included"
+            + (", and the sum in money, its predictions included." if priced else ".")
+        ),
+        TableBlock(
+            ["", "labels", "unlabelled texts", "CPU hours", *(["money"] if priced else []), "accuracy"],
+            rows,
+            "needs.csv",
+        ),
+    ]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def money_blocks(findings: Findings) -> list[Block]:
@@ -147,11 +185,11 @@ def money(amount: float | None) -> str:
 def _training(findings: Findings, family: str, size: int) -> list[str]:
     done = [trial for trial in findings.table.trials(family, size) if trial.status == "done"]
     speeds = [trial.tokens_per_second for trial in done if trial.tokens_per_second]
-    known = [trial.train_cpu_seconds for trial in done if trial.train_cpu_seconds is not None]
+    known = [seconds for trial in done if (seconds := trial.all_cpu_seconds) is not None]
     return [
         title_of(family),
         f"{size:,}",
-        duration(_mean([trial.train_seconds for trial in done])),
+        duration(_mean([trial.all_seconds for trial in done])),
         duration(_mean(known)) if len(known) == len(done) else "–",
         f"{_mean(speeds):,.0f}" if speeds and learns(family) else "–",
     ]

@@ -68,6 +68,7 @@ def report_json(findings: Findings, title: str) -> dict[str, Any]:
         "costs": {family: _cost(cost) for family, cost in findings.costs.items()},
         "prices": None if findings.prices is None else findings.prices.to_json(),
         "bills": [_bill(bill) for bill in findings.bills],
+        "needs": [asdict(need) for need in findings.needs],
         "exchanges": [_exchange(exchange) for exchange in findings.exchanges],
         "checks": [check.to_json() for check in findings.checks],
         "study": findings.study,

@@ -15,7 +15,7 @@ from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
 from penstock.engine.study.predictions import PredictionsRecorder
 from penstock.engine.study.subsets import subset
-from penstock.engine.study.trials import Trial, TrialResult
+from penstock.engine.study.trials import Taught, Trial, TrialResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,8 @@ class TrialTask:
         made_from: what the study found before its first trial, which has to be what this trial finds.
         predictions: the file to write them to; None for none.
         cache: a folder that the trials share, for what a baseline makes once; None for none.
+        texts: of the training data without their labels, that are learned from beside the subset.
+        teacher: the trial that it learns from; None for none. teacher_result: what came of that, once it is over.
     """
 
     trial: Trial
@@ -55,6 +57,19 @@ class TrialTask:
     made_from: MadeFrom | None = None
     predictions: Path | None = None
     cache: Path | None = None
+    texts: int = 0
+    teacher: "TrialTask | None" = None
+    teacher_result: TrialResult | None = None
+
+    @property
+    def examples(self) -> int:
+        """Texts that are trained on and validated with."""
+        return self.trial.size + self.texts
+
+    @property
+    def logits(self) -> Path:
+        """Where the teacher's logits are while the trial is under way."""
+        return self.run.with_name(f"{self.run.name}.logits")
 
 
 def run_trial(task: TrialTask) -> TrialResult:
@@ -66,11 +81,13 @@ def run_trial(task: TrialTask) -> TrialResult:
         PenstockError: the study cannot go on like this (settings, data, disk), or the run was interrupted.
     """
     began = time.monotonic()
+    if (lost := task.teacher_result) is not None and lost.status != "done":
+        return TrialResult(task.trial, "failed", error=f"its teacher {lost.trial.name} {lost.status}: {lost.error}")
     try:
         result = _train_and_evaluate(task)
     except NonFiniteError as error:
         result = TrialResult(task.trial, "diverged", error=_one_line(error))
-    except OutOfMemoryError as error:
+    except (OutOfMemoryError, _NoTeacherError) as error:
         return TrialResult(task.trial, "failed", error=_one_line(error))
     except PenstockError:
         raise
@@ -79,9 +96,12 @@ def run_trial(task: TrialTask) -> TrialResult:
             raise
         return TrialResult(task.trial, "failed", error=f"{type(error).__name__}: {_one_line(error)}")
     if not task.keep_run:
-        with disk_errors(task.run):
-            if task.run.exists():  # a baseline has none
-                remove_folder(task.run)
+        # the teacher's own trial leaves its model for this one
+        theirs = [task.logits] + ([] if task.teacher is None or task.teacher.keep_run else [task.teacher.run])
+        for folder in (task.run, *theirs):
+            with disk_errors(folder):
+                if folder.exists():  # a baseline has none
+                    remove_folder(folder)
     if result.train_cpu_seconds is None:
         return result  # it went on with an interrupted one
     return replace(result, wall_seconds=time.monotonic() - began)
@@ -108,13 +128,15 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
     from penstock.engine.training.evaluation import EvaluationCounter
 
     store, test = Store.open(task.train_store), Store.open(task.test_store)
-    now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test)
+    theirs = None if task.teacher is None else task.teacher.settings
+    now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test, theirs)
     if task.made_from is not None and (found := difference(task.made_from, now)):
         raise RunError(f"{task.trial.name}: the study's data or encoder changed while it ran: {found}; start it again")
     rows = subset(store.labels, task.trial.size, task.subset_seed)
     test_rows = np.arange(test.num_examples) if task.max_test is None else subset(test.labels, task.max_test, 0)
     recorder = PredictionsRecorder(test_rows, test.num_labels) if task.predictions is not None else None
-    train_family = _train_by_loop if FAMILIES[task.trial.family].baseline is None else _fit_baseline
+    family = FAMILIES[task.trial.family]
+    train_family = _fit_baseline if family.baseline is not None else _distil if family.teacher else _train_by_loop
     result, parts = train_family(task, store, rows, test, test_rows)
     counter = EvaluationCounter(test.label_names)  # lists of labels are refused when a study begins
     for part in parts:
@@ -171,6 +193,72 @@ def _train_by_loop(
         train_cpu_seconds=None if goes_on else cpu_seconds,
     )
     return result, _parts_of_run(task.run, test, test_rows)
+
+
+def _distil(
+    task: TrialTask, store: "Store", rows: np.ndarray, test: "Store", test_rows: np.ndarray
+) -> tuple[TrialResult, Iterator[_Part]]:
+    """As `_train_by_loop`, on what the teacher says of the subset and of the rest of the training texts, whose labels
+    are not looked at. Test texts are not among them."""
+    from penstock.engine.data.logits import Logits, make_logits
+    from penstock.engine.data.overlap import shared_rows
+    from penstock.engine.data.transfer_set import TransferSet
+    from penstock.engine.training.distil import chosen
+    from penstock.engine.training.settings import Settings
+    from penstock.engine.training.teachers import Labeller, logits_of, open_teachers
+
+    assert isinstance(task.settings, Settings)
+    _train_teacher(task, store, rows)
+    assert task.teacher is not None
+    rest = np.setdiff1d(np.arange(store.num_examples), rows)
+    texts = np.setdiff1d(rest, shared_rows(store, test))
+    left_out = len(rest) - len(texts)
+    texts = chosen(texts, task.settings.distillation.texts, task.settings.training.seed)
+    learned, labelled = np.union1d(rows, texts), np.zeros(store.num_examples, bool)
+    labelled[rows] = True
+    teachers = open_teachers([task.teacher.run])
+    of = logits_of(store, learned, teachers)
+    make_logits(task.logits, of, Labeller(store, learned, teachers))
+    logits = Logits.open(task.logits, learned, of)
+    place = str(store.path.resolve())
+    origin = {"teachers": [str(task.teacher.run.resolve())], "unlabelled": place, "labelled": None}
+    origin |= {"logits": [str(task.logits.resolve())], "like": place}
+    result, parts = _train_by_loop(task, TransferSet([store], [labelled], [logits], origin), learned, test, test_rows)
+    theirs = task.teacher_result
+    taught = Taught(
+        texts=len(texts),
+        left_out=left_out,
+        teacher_seconds=0.0 if theirs is None else theirs.train_seconds,
+        teacher_cpu_seconds=None if theirs is None else theirs.train_cpu_seconds,
+        reading_seconds=logits.seconds,
+        reading_cpu_seconds=logits.cpu_seconds,
+    )
+    return replace(result, train_examples=len(rows), validation_examples=0, taught=taught), parts
+
+
+def _train_teacher(task: TrialTask, store: "Store", rows: np.ndarray) -> None:
+    """Makes sure that the teacher's model is there. It is, unless its own trial ended in an earlier study without this
+    one, which did not keep it: then the same is trained again.
+
+    Raises:
+        _NoTeacherError: it cannot be.
+    """
+    from penstock.engine.training.settings import Settings
+    from penstock.engine.training.train import train
+
+    teacher = task.teacher
+    assert teacher is not None
+    assert isinstance(teacher.settings, Settings)
+    try:
+        train(teacher.settings, store, teacher.run, rows=rows, progress=task.progress)
+    except (NonFiniteError, OutOfMemoryError) as error:
+        raise _NoTeacherError(f"its teacher {teacher.trial.name}: {error}") from error
+    except RunError as error:
+        raise RunError(f"{teacher.trial.name}: {error}; or remove {teacher.run} to train it again") from error
+
+
+class _NoTeacherError(Exception):
+    pass
 
 
 def _parts_of_run(run: Path, test: "Store", test_rows: np.ndarray) -> Iterator[_Part]:

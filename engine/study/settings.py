@@ -208,8 +208,20 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
         raise ConfigError(f"{error} (for this family alone: {trial.family}.{LENGTH}=...)") from None
     read = read_by(settings, store)
     mean_length = read.num_tokens / max(read.num_examples, 1)
-    resolved = settings.resolve(TrainingSet(trial.size, mean_length, read.max_length, width, store.num_labels))
+    examples = trial.size + unlabelled_texts(settings, trial, store)
+    resolved = settings.resolve(TrainingSet(examples, mean_length, read.max_length, width, store.num_labels))
     return resolved if family.baseline is None else _baseline_settings(study, trial.family, trial.size, resolved)
+
+
+def unlabelled_texts(settings: "Settings | BaselineSettings", trial: Trial, store: "Store") -> int:
+    """How many texts without their labels a trial learns from, unless some of them are test texts."""
+    from penstock.engine.training.settings import Settings
+
+    if trial.teacher is None:
+        return 0
+    assert isinstance(settings, Settings)
+    rest, most = store.num_examples - trial.size, settings.distillation.texts
+    return rest if most is None else min(rest, most)
 
 
 def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings":
@@ -223,7 +235,7 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
     """
     from penstock.engine.training.reading import LENGTH, TRUNCATION, WHOLE
     from penstock.engine.training.recipe import most_tokens
-    from penstock.engine.training.settings import settings_from
+    from penstock.engine.training.settings import check_distillation, check_not_distilled, settings_from
 
     family = FAMILIES[name]
     values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()} | {"training.seed": seed}
@@ -242,7 +254,9 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
         )
     if family.baseline is None:
         encoder = {"model.encoder": study.encoder_for(name)} if family.needs_encoder else {}
-        return settings_from(values | encoder | used)
+        settings = settings_from(values | encoder | used)
+        (check_not_distilled if family.teacher is None else check_distillation)(settings)
+        return settings
     from penstock.engine.study.baselines.settings import SHARED_KEYS, options_from
 
     own = {key: value for key, value in used.items() if key.startswith(f"{name}.")}
@@ -275,10 +289,12 @@ def _baseline_settings(study: StudySettings, name: str, size: int, shared: "Sett
 def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[str, Any]:
     """The overrides without those for all families that this one has no use for and another one has."""
     from penstock.engine.study.baselines.settings import SHARED_KEYS
-    from penstock.engine.training.settings import used_by
+    from penstock.engine.training.settings import NOT_DISTILLED, used_by
 
     def has_use(key: str, name: str) -> bool:
-        kind = FAMILIES[name].kind
+        kind, taught = FAMILIES[name].kind, FAMILIES[name].teacher is not None
+        if (taught and key in NOT_DISTILLED) or (not taught and key.startswith("distillation.")):
+            return False
         return key in SHARED_KEYS if kind is None else not used_by(key) or kind in used_by(key)
 
     keys = [split_key_value(override, _OVERRIDE_FORM)[0] for override in study.overrides]

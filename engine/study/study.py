@@ -42,7 +42,7 @@ from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import Trial, TrialResult, write_result
-from penstock.engine.study.workers import RunTrial, run_trials
+from penstock.engine.study.workers import Queue, RunTrial, run_trials
 from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, WHOLE, Reading, read_by
 
 
@@ -149,7 +149,7 @@ def _of_cost(trial: MadeFrom | None) -> MadeFrom:
         return dataclasses.replace(trial, max_test=None, precision=None)
     model = {key: value for key, value in trial.settings.items() if key.startswith("model.") and key != "model.encoder"}
     model |= {key: value for key in (LENGTH, TRUNCATION) if (value := trial.settings[key]) not in (WHOLE, OWN)}
-    return dataclasses.replace(trial, settings=model, max_test=None, precision=None)
+    return dataclasses.replace(trial, settings=model, max_test=None, precision=None, teacher=None)
 
 
 def _same_cost(then: MadeFrom, now: MadeFrom) -> bool:
@@ -233,11 +233,19 @@ def _run(
 ) -> list[TrialResult]:
     sources = {task.trial: task.made_from for task in tasks}
     left = [task for task in tasks if task.trial not in finished]
+    next_task = scheduler or Queue(left, finished, jobs)
+
+    def with_result() -> TrialTask | None:
+        task = next_task()
+        if task is None or task.teacher is None:
+            return task
+        return dataclasses.replace(task, teacher_result=finished[task.teacher.trial])
+
     progress.start(
         [task.trial for task in tasks], finished, jobs, expected, None if scheduler is None else scheduler.left
     )
     started = time.monotonic()
-    for result in run_trials(scheduler or left, jobs, run_trial) if left else ():
+    for result in run_trials(with_result, jobs, run_trial) if left else ():
         result = dataclasses.replace(result, made_from=sources[result.trial])
         write_result(trials_folder(folder), result)
         finished[result.trial] = result

@@ -10,11 +10,12 @@ from penstock.engine.study.trials import TrialResult
 
 
 def training_time(table: "Table") -> tuple[str, Callable[[TrialResult], float]]:
-    """What training time is called and how to take it of a trial: the processor's where all trials noted it."""
+    """What training time is called and how to take it of a trial, its teacher's included: the processor's where all
+    trials noted it."""
     done = [result for result in table.results if result.status == "done"]
-    if all(result.train_cpu_seconds is not None for result in done):
-        return "processor time of training", lambda result: result.train_cpu_seconds or 0.0
-    return "time of training", lambda result: result.train_seconds
+    if all(result.all_cpu_seconds is not None for result in done):
+        return "processor time of training", lambda result: result.all_cpu_seconds or 0.0
+    return "time of training", lambda result: result.all_seconds
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,31 @@ class Trial:
     def name(self) -> str:
         return f"{self.family}-{self.size}-{self.seed}"
 
+    @property
+    def teacher(self) -> "Trial | None":
+        """The trial whose model it learns from."""
+        family = FAMILIES[self.family].teacher if self.family in FAMILIES else None
+        return None if family is None else Trial(self.size, self.seed, family)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a trial's teacher gave it, and took.
+
+    Attributes:
+        texts: unlabelled ones that were learned from, those for validation among them. left_out: texts of the training
+            data that were not, because they are test texts.
+        teacher_seconds, teacher_cpu_seconds: of the teacher's training; the second is None where that is not known.
+        reading_seconds, reading_cpu_seconds: in which the teacher read the texts.
+    """
+
+    texts: int
+    left_out: int
+    teacher_seconds: float
+    teacher_cpu_seconds: float | None
+    reading_seconds: float
+    reading_cpu_seconds: float
+
 
 @dataclass(frozen=True)
 class TrialResult:
@@ -52,6 +77,7 @@ class TrialResult:
         wall_seconds: of the whole trial by the clock: training, validation, the evaluation of the test rows and the
             model's way to the disk and back. None where `train_cpu_seconds` is.
         chosen: {setting: value} that a baseline chose by validation.
+        taught: of a trial that learns from a teacher's; its validation rows are then the teacher's to label.
         notes: lines that a reader of its figures should know: limits that were met, choices at the end of their range.
     """
 
@@ -76,6 +102,22 @@ class TrialResult:
     chosen: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
     wall_seconds: float | None = None
+    taught: Taught | None = None
+
+    @property
+    def all_seconds(self) -> float:
+        """What its model takes to make: `train_seconds`, with those of its teacher."""
+        taught = self.taught
+        return self.train_seconds + (0.0 if taught is None else taught.teacher_seconds + taught.reading_seconds)
+
+    @property
+    def all_cpu_seconds(self) -> float | None:
+        """The same of `train_cpu_seconds`; None where one of them is not known."""
+        taught, own = self.taught, self.train_cpu_seconds
+        if taught is None or own is None:
+            return own
+        theirs = taught.teacher_cpu_seconds
+        return None if theirs is None else own + theirs + taught.reading_cpu_seconds
 
 
 def plan_trials(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Trial]:
@@ -150,6 +192,10 @@ def check_result(result: TrialResult, name: str) -> None:
         check_range("loss", result.loss, 0, _MANY)
     if result.status == "done" and None in (result.accuracy, result.macro_f1, result.loss):
         raise ValueError("it is done and lacks accuracy, macro_f1 or loss")
+    if result.taught is not None:
+        for what, taken in dataclasses.asdict(result.taught).items():
+            if taken is not None:
+                check_range(f"taught.{what}", taken, 0, _MANY)
     if (entry := result.predictions) is not None:
         if entry.name != predictions_path(Path(), name).name:
             raise ValueError(f"predictions.name is {entry.name!r}, not {predictions_path(Path(), name).name!r}")

@@ -5,7 +5,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -13,7 +13,7 @@ from typing import Any
 
 from penstock.engine.errors import PenstockError, RunError
 from penstock.engine.study.run_trial import TrialTask
-from penstock.engine.study.trials import TrialResult
+from penstock.engine.study.trials import Trial, TrialResult
 
 RunTrial = Callable[[TrialTask], TrialResult]
 NextTask = Callable[[], TrialTask | None]
@@ -42,7 +42,7 @@ def run_trials(tasks: Sequence[TrialTask] | NextTask, jobs: int, run_trial: RunT
 
     Args:
         tasks: or what gives the next one, asked whenever a process is free: None for none as things stand. It is asked
-            again after each result, which whoever iterates has seen by then.
+            again after each result, which whoever iterates has seen by then; also after those of trials that died.
 
     Raises:
         PenstockError: of the first trial that cannot be run; the others are checkpointed and stopped.
@@ -54,22 +54,44 @@ def run_trials(tasks: Sequence[TrialTask] | NextTask, jobs: int, run_trial: RunT
             yield run_trial(task)
         return
     if not callable(tasks):
-        # the largest trial last would leave the other processes idle
-        tasks = _in_order(sorted(tasks, key=lambda task: task.trial.size, reverse=True))
+        tasks = Queue(tasks, {}, jobs)
     threads = max(1, (os.cpu_count() or 1) // jobs)  # the same in both rounds: a result depends on it
-    died = []
-    for task, outcome in _in_workers(tasks, jobs, threads, run_trial):
-        if isinstance(outcome, Death):
-            died.append((task, outcome))
-        else:
-            yield outcome
-    first = {task.trial: death for task, death in died}
-    for task, outcome in _in_workers(_in_order([task for task, _ in died]), 1, threads, run_trial):
-        if isinstance(outcome, Death):
-            error = f"its process {first[task.trial]}; run again with nothing beside it, it {outcome}"
-            yield TrialResult(task.trial, "failed", error=error)
-        else:
-            yield outcome
+    while True:
+        died = []
+        for task, outcome in _in_workers(tasks, jobs, threads, run_trial):
+            if isinstance(outcome, Death):
+                died.append((task, outcome))
+            else:
+                yield outcome
+        if not died:
+            return
+        first = {task.trial: death for task, death in died}
+        for task, outcome in _in_workers(_in_order([task for task, _ in died]), 1, threads, run_trial):
+            if isinstance(outcome, Death):
+                error = f"its process {first[task.trial]}; run again with nothing beside it, it {outcome}"
+                yield TrialResult(task.trial, "failed", error=error)
+            else:
+                yield outcome
+        # others may have waited for these
+
+
+class Queue:
+    """Gives the tasks in their order, with several jobs large ones first: the largest last would leave the other
+    processes idle. One that learns from a teacher waits until that is over.
+
+    Args:
+        finished: {trial: its result}; whoever runs the trials adds to it.
+    """
+
+    def __init__(self, tasks: Sequence[TrialTask], finished: Mapping[Trial, TrialResult], jobs: int) -> None:
+        by_size = sorted(tasks, key=lambda task: task.trial.size, reverse=True)
+        self._left, self._finished = list(tasks) if jobs == 1 else by_size, finished
+
+    def __call__(self) -> TrialTask | None:
+        for place, task in enumerate(self._left):
+            if task.teacher is None or task.teacher.trial in self._finished:
+                return self._left.pop(place)
+        return None
 
 
 def _in_order(tasks: Sequence[TrialTask]) -> NextTask:

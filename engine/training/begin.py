@@ -9,6 +9,7 @@ import torch
 
 from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.store import Store
+from penstock.engine.data.transfer_set import TransferSet
 from penstock.engine.errors import ConfigError, StoreError
 from penstock.engine.models.architectures import max_length
 from penstock.engine.models.loading import load_config
@@ -25,6 +26,8 @@ from penstock.engine.training.settings import (
     FREE_KEYS,
     WITH_VALIDATION,
     Settings,
+    check_distillation,
+    check_not_distilled,
     check_used,
     inherit,
     load_saved_settings,
@@ -48,6 +51,10 @@ def new_settings(
         check_used(asked, sorted(asked.stated() - (set() if validation_rows is None else WITH_VALIDATION)))
     if store.multi_label and not asked.pretrains:
         asked = _for_label_lists(asked, store)
+    if isinstance(store, TransferSet):
+        check_distillation(asked)
+    else:
+        check_not_distilled(asked)
     width, positions = _encoder_sizes(asked.model) if asked.model.kind == "encoder" else (None, None)
     asked = settle_reading(asked, store, positions)
     read = read_by(asked, store).lengths
@@ -166,6 +173,9 @@ def opening_line(loop: Loop) -> str:
     else:
         counts = np.bincount(store.labels[rows], minlength=store.num_labels)
         majority = f"{counts.max() / len(rows):.1%} {store.label_names[int(counts.argmax())]!r}"
+        if isinstance(store, TransferSet):
+            known = int(store.labelled[rows].sum())
+            majority += f"; {known:,} true labels, {len(rows) - known:,} of teachers"
         classes = f" in {store.num_labels} classes ({majority})"
     held = f"{len(loop.data.validation_rows):,} more" if len(loop.data.validation_rows) else "none"
     steps = _total_steps(loop)
@@ -185,6 +195,8 @@ def opening_line(loop: Loop) -> str:
         recipe.append("class weights" + (" balanced" if training.class_weights == "balanced" else ""))
     if training.label_smoothing:
         recipe.append(f"label smoothing {training.label_smoothing:g}")
+    if isinstance(store, TransferSet):
+        recipe.append(f"temperature {settings.distillation.temperature:g}, mix {settings.distillation.mix:g}")
     return (
         f"{settings.model.describe()}, {size}, {_origin(settings.model)}; "
         f"{len(rows):,} examples{classes}, {held} for validation; "

@@ -84,7 +84,9 @@ class Loop:
         place(self.model, settings.training, world)
         self._log_offset = 0 if found is None else found.log_size
         weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
-        self._stepper = Stepper(self.model, settings.training, self.precision, world, weights, self.timers)
+        self._stepper = Stepper(
+            self.model, settings.training, self.precision, world, weights, self.timers, settings.distillation
+        )
         self.plan_with(settings.data.tokens)
         if state is not None and not self.is_over:
             if "stepper" not in state:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from penstock.engine.data.store import Store
+from penstock.engine.data.transfer_set import TransferSet
 from penstock.engine.training.reading import Reading, read_by
 from penstock.engine.training.run_record import as_trained
 from penstock.engine.training.settings import FREE_KEYS, Settings
@@ -53,7 +54,9 @@ class RunData:
 
     @property
     def stores(self) -> list[Store]:
-        return [self.train] if self.test is None else [self.train, self.test]
+        """Those on the disk that are read."""
+        read = list(self.train.parts) if isinstance(self.train, TransferSet) else [self.train]
+        return read if self.test is None else [*read, self.test]
 
     def description(self) -> dict[str, Any]:
         """The entry `data` of run.json."""
@@ -66,8 +69,12 @@ class RunData:
 
     def own_identity(self) -> dict[str, Any]:
         """The part of `identity` that is no setting."""
+        joined = {}
+        if isinstance(self.train, TransferSet):  # whose fingerprint has the teachers' logits in it
+            joined["stores"] = " + ".join(part.fingerprint for part in self.train.parts)
         return {
             "training data": self.train.fingerprint,
+            **joined,
             "training rows": _digest(self.rows),
             "validation rows": _digest(self.validation_rows),
             "test data": self.test.fingerprint if self.test else None,
@@ -82,8 +89,9 @@ def describe_data(store: Store) -> dict[str, Any]:
     """
     manifest = store.manifest
     lists = {"multi_label": True, "label_separator": manifest.label_separator} if store.multi_label else {}
+    origin = {"distillation": store.origin} if isinstance(store, TransferSet) else {}
     return {
-        "store": str(store.path.resolve()),
+        "store": store.origin["like"] if isinstance(store, TransferSet) else str(store.path.resolve()),
         "tokenizer": manifest.tokenizer.fingerprint,
         "label_names": store.label_names,
         "max_length": store.max_length,
@@ -92,6 +100,7 @@ def describe_data(store: Store) -> dict[str, Any]:
         "label": manifest.sources[0].label,
         **lists,
         **({"is_pair": True} if manifest.is_pair else {}),
+        **origin,
     }
 
 

@@ -36,6 +36,7 @@ _DATA: dict[str, Any] = {
     "label_separator": str | None,
     "is_pair": bool,
     "test": str,
+    "distillation": dict,
 }
 _ALWAYS = ("store", "tokenizer", "label_names", "max_length", "truncation", "text", "label")
 
@@ -144,36 +145,43 @@ def read_trained_record(path: Path | str) -> dict[str, Any]:
     return record
 
 
-def check_fits(store: Store, data: dict[str, Any]) -> None:
-    """Raises StoreError unless the store has the training data's tokenizer and labels, and pairs if that had."""
+def check_fits(store: Store, data: dict[str, Any], *, labels: bool = True) -> None:
+    """
+    Args:
+        labels: whether the store's are to be used.
+
+    Raises:
+        StoreError: the store has another tokenizer or other labels than the training data, or pairs of texts where that
+            had single ones.
+    """
+    more = "" if labels else "--unlabelled "
     for what, here, there in (
         ("tokenizer", store.manifest.tokenizer.fingerprint, data["tokenizer"]),
-        ("labels", store.label_names, data["label_names"]),
+        ("labels", store.label_names if labels else data["label_names"], data["label_names"]),
         ("columns of text", store.is_pair, data.get("is_pair", False)),
     ):
         if here != there:
             raise StoreError(
                 f"{store.path} was prepared with other {what} than the training data: "
-                f"prepare it with --like {data['store']}"
+                f"prepare it with {more}--like {data['store']}"
             )
-
-    if store.multi_label != data.get("multi_label", False):
+    if labels and store.multi_label != data.get("multi_label", False):
         here, there = ("lists of labels", "one label") if store.multi_label else ("one label", "lists of labels")
         raise StoreError(
             f"{store.path} has {here} a row, the training data had {there}: prepare it with --like {data['store']}"
         )
 
 
-def as_trained(store: Store, data: dict[str, Any]) -> Store:
+def as_trained(store: Store, data: dict[str, Any], *, labels: bool = True) -> Store:
     """A store as the run reads it, its texts cut where those of the training data were.
 
     Args:
-        data: the entry `data` of run.json.
+        data: the entry `data` of run.json. labels: whether the store's are to be used.
 
     Raises:
         StoreError: as `check_fits`. ConfigError: its pairs of texts are longer than those of the training data.
     """
-    check_fits(store, data)
+    check_fits(store, data, labels=labels)
     return store.cut_to(data["max_length"], data["truncation"])
 
 

@@ -135,6 +135,30 @@ class TrainingSettings:
         check_section(self, "training")
 
 
+@dataclass(frozen=True)
+class DistillationSettings:
+    """What `penstock distil` reads; a training from labels alone reads none of it."""
+
+    temperature: float = setting(
+        2.0, "by which the teachers' and the student's logits are divided before they are compared", minimum=0.01
+    )
+    mix: float = setting(
+        0.5,
+        "of a row with a true label, the share of that label in its loss; the rest is what the teachers say",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    texts: int | None = setting(
+        None, "unlabelled texts that are learned from at most, drawn at random; null: all", minimum=1
+    )
+    drop_overlap: bool = setting(
+        False, "leave out unlabelled texts that are test texts too, which are an error otherwise (--drop-overlap)"
+    )
+
+    def __post_init__(self) -> None:
+        check_section(self, "distillation")
+
+
 # What does not change the run's result: a run may go on with other values of these.
 FREE_KEYS = frozenset(
     (
@@ -183,12 +207,18 @@ CLASSIFIER_ONLY = frozenset(
 )
 # The kinds of model that each way of learning without labels is for.
 OBJECTIVES = {"masked": ("lstm", "encoder"), "replaced": ("lstm",)}
+# What cannot be had where most labels are the teachers', and why.
+NOT_DISTILLED = {
+    "training.class_weights": "most of its labels are the teachers'",
+    "training.calibrate": "most of its validation labels are the teachers'",
+    "training.cuda_graphs": "graphs hold no teachers' logits",
+}
 _OPEN = (None, "auto")  # values that leave a choice to the recipe
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a run, in four sections.
+    """Every setting of a run, in five sections.
 
     Example:
         >>> from penstock.engine import Settings
@@ -204,6 +234,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
     given: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
     def resolve(self, data: TrainingSet, *, validates: bool | None = None) -> "Settings":
@@ -396,7 +427,7 @@ def _unused(settings: Settings, key: str) -> str | None:
     value, model = settings.flat()[key], settings.model
     if key.startswith("pretraining.") and not settings.pretrains:
         return "this run trains a classifier: penstock pretrain reads it"
-    if settings.pretrains and key in CLASSIFIER_ONLY and value:
+    if settings.pretrains and (key in CLASSIFIER_ONLY or key.startswith("distillation.")) and value:
         return "this run learns from texts without labels: leave it out, or give it to penstock train"
     if key == "pretraining.objective" and not model.is_of(OBJECTIVES[value]):
         return f"this model is {model.named}, which does not learn so: penstock pretrain is for lstm and encoder" + (
@@ -411,6 +442,29 @@ def _unused(settings: Settings, key: str) -> str | None:
     if key == "training.wandb_project" and value and not importlib.util.find_spec("wandb"):
         return "wandb is not installed: pip install 'penstock[tracking]'"
     return None
+
+
+def check_distillation(settings: Settings) -> None:
+    """
+    Raises:
+        ConfigError: a setting has no meaning where most labels are the teachers'.
+    """
+    flat = settings.flat()
+    for key, why in NOT_DISTILLED.items():
+        if flat[key]:
+            raise ConfigError(f"{key}={flat[key]} cannot be had in a distillation: {why}; leave it out")
+
+
+def check_not_distilled(settings: Settings) -> None:
+    """
+    Raises:
+        ConfigError: a setting of the section `distillation` is stated, of a run that learns from labels alone.
+    """
+    for key in sorted(key for key in settings.stated() if key.startswith("distillation.")):
+        raise ConfigError(
+            f"{key}={settings.flat()[key]} has no effect: this run learns from labels alone; leave it out, or learn "
+            "from a teacher with penstock distil"
+        )
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
@@ -452,6 +506,7 @@ def _sections() -> dict[str, type]:
         "data": DataSettings,
         "training": TrainingSettings,
         "pretraining": PretrainingSettings,
+        "distillation": DistillationSettings,
     }
 
 

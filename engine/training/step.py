@@ -14,13 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from penstock.engine.data.loader import Batch
 from penstock.engine.errors import NonFiniteError, OutOfMemoryError, RunError, is_out_of_memory
-from penstock.engine.models.output import is_multi_label, multi_label_loss
+from penstock.engine.models.output import distillation_loss, is_multi_label, multi_label_loss
 from penstock.engine.models.pretraining import PretrainingOutput
 from penstock.engine.training.distributed import World
 from penstock.engine.training.graphs import StepGraphs, check_graphs, present
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.settings import DistillationSettings, TrainingSettings
 from penstock.engine.training.shard import is_sharded, local, share_of
 from penstock.engine.training.state import check_optimizer_state, optimizer_layout, parameters_of
 from penstock.engine.training.timers import Timers, timers_for
@@ -139,14 +139,17 @@ class Stepper:
         world: World,
         class_weights: torch.Tensor | None = None,
         timers: Timers | None = None,
+        distillation: DistillationSettings | None = None,
     ) -> None:
         """
         Args:
             model: on its device; under several processes as `shard` leaves it, or whole.
+            distillation: how batches are learned from that have the logits of a teacher; None where none has.
             class_weights: float, (num_labels,); None for none. With lists of labels, of the positives of each.
             timers: are told when forward, backward, the optimizer and the wait for other processes begin.
         """
         self._settings = settings
+        self._distillation = distillation
         self._multi_label = is_multi_label(model)
         self._pretrains = hasattr(model, "learn_from")
         self._class_weights = None if class_weights is None else class_weights.to(world.device, torch.float32)
@@ -267,7 +270,7 @@ class Stepper:
         """Adds the gradient of `factor` times the sum of the losses; returns that sum, and how many are right."""
         with autocast(self._precision, self._world.device):
             logits = logits_of(self._model, batch)
-        loss_sum = self._loss_sum(logits.float(), batch.labels)
+        loss_sum = self._loss_sum(logits.float(), batch)
         if self._graphs is None:
             self._timers.to("backward")
         self._scaler.scale(loss_sum * factor).backward()
@@ -296,7 +299,19 @@ class Stepper:
             if divisor is not None:
                 del self._optimizer.grad_scale  # type: ignore[attr-defined]
 
-    def _loss_sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _loss_sum(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        labels = batch.labels
+        if batch.teacher is not None and batch.labelled is not None:
+            assert self._distillation is not None
+            return distillation_loss(
+                logits,
+                batch.teacher,
+                labels,
+                batch.labelled,
+                temperature=self._distillation.temperature,
+                mix=self._distillation.mix,
+                label_smoothing=self._settings.label_smoothing,
+            ).sum()
         if self._multi_label and self._graphs is not None:
             each = multi_label_loss(logits, labels, "none", self._class_weights)
             return each.where(present(labels), 0.0).sum()

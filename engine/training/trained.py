@@ -67,12 +67,7 @@ class TrainedRun:
         if [str(labels.id2label[number]) for number in sorted(labels.id2label)] != record["data"]["label_names"]:
             raise RunError(f"{path / 'run.json'} has other labels than the model: put it back from a copy")
         settings = load_saved_settings(path / "config.yaml")
-        precision = settings.training.precision
-        if precision == "auto":
-            precision = record.get("precision", precision)
-        # trained on a GPU, used on a CPU
-        precision = "auto" if (precision, device.type) == ("fp16", "cpu") else precision
-        return cls(path, model, record["data"], settings.data.tokens, precision)
+        return cls(path, model, record["data"], settings.data.tokens, precision_of_run(path, device))
 
     @property
     def text(self) -> str:
@@ -244,6 +239,19 @@ class TrainedRun:
     def _tokenizer(self) -> TextTokenizer:
         tokenizer = load_saved_tokenizer(self.path / "best")
         return text_tokenizer(tokenizer, self.data["max_length"], self.data["truncation"], self.is_pair)
+
+
+def precision_of_run(path: Path, device: torch.device) -> str:
+    """What a run's model computes in on a device: as in training, "auto" where that is not known or cannot be had.
+
+    Raises:
+        RunError, ConfigError: its settings cannot be read.
+    """
+    precision = load_saved_settings(path / "config.yaml").training.precision
+    if precision == "auto":
+        precision = read_trained_record(path).get("precision", precision)
+    # trained on a GPU, used on a CPU
+    return "auto" if (precision, device.type) == ("fp16", "cpu") else precision
 
 
 def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:

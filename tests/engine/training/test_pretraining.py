@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from penstock.engine.cli import app
 from penstock.engine.data.prepare import prepare
+from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, PenstockError, RunError, StoreError
 from penstock.engine.models import load_model
 from penstock.engine.models.pretrained import build_pretraining, load_pretraining
@@ -141,6 +142,29 @@ def test_it_needs_no_labels(tmp_path, texts, store, wanted):
     assert result.thresholds is None
 
 
+def test_texts_without_labels_prepared_or_raw(tmp_path, texts, store):
+    source = tmp_path / "texts.txt"
+    lines = (texts["train"]).read_text().splitlines()[1:80]
+    source.write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))
+    quick = ["training.max_steps=2", *TINY]
+    bare = prepare(str(source), tmp_path / "bare", like=store.path, unlabelled=True, progress=False)
+    penstock("pretrain", "--texts", bare.path, "--out", tmp_path / "one", *quick)
+    assert "3 steps" in penstock("pretrain", "--out", tmp_path / "one", "training.max_steps=3")
+    tokenizer = ["--tokenizer", store.path / "tokenizer"]
+    penstock("pretrain", "--texts", source, *tokenizer, "--out", tmp_path / "two", *quick)
+    assert Store.open(tmp_path / "two.texts", labelled=False).num_examples == len(lines)
+    tuned = load_settings(None, [f"model.start_from={tmp_path / 'two'}", "training.max_steps=1", *TINY[2:]])
+    assert train(tuned, store, tmp_path / "tuned", progress="none").steps == 1
+    for stated, said in {
+        ("--texts", bare.path, *tokenizer): "--tokenizer has no effect: .* is a store",
+        tuple(tokenizer): "--tokenizer has no effect: no raw texts are given",
+        ("--texts", tmp_path / "nothing.txt"): "nothing.txt",
+    }.items():
+        with pytest.raises(PenstockError, match=said):
+            penstock("pretrain", *stated, "--out", tmp_path / "three")
+    assert not (tmp_path / "three").exists()
+
+
 # what is asked of a pretraining run, or of one of the other kind, and what is said
 REFUSED = {
     "predict {run} {texts} --out {out}": "is a pretraining run",
@@ -199,6 +223,7 @@ def test_pretraining_refuses_what_it_does_not_use(pretrained, encoder, key):
     "stated, said",
     [
         (["pretraining.share=0.2"], "penstock pretrain reads it"),
+        (["pretraining.objective=masked", "distillation.mix=0.2"], "learns from texts without labels"),
         (["pretraining.tokens=5"], "penstock pretrain reads it"),
         (["pretraining.candidates=5"], "penstock pretrain reads it"),
         (["pretraining.objective=replaced", "pretraining.candidates=5"], "tells no tokens"),

@@ -40,7 +40,7 @@ def test_overrides_stand_above_the_file(tmp_path):
 def test_yaml_round_trip():
     settings = load_settings(None, ["training.learning_rate=3e-4", "model.hidden_size=12"]).resolve(MIDDLING)
     sections = yaml.safe_load(settings.to_yaml())
-    assert set(sections) == {"model", "data", "training"}
+    assert set(sections) == {"model", "data", "training", "distillation"}
     again = load_settings(
         None, [f"{s}.{k}={yaml.safe_dump(v).splitlines()[0]}" for s in sections for k, v in sections[s].items()]
     )
