@@ -37,7 +37,8 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent
 ROUNDS = {"lstm": 100, "encoder": 50, "study": 20, "ranks": 20, "distil": 20}
 CLOCK = {"seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time", "checkpoint_seconds"}
-CLOCK |= {"train_seconds", "train_cpu_seconds", "wall_seconds"}
+CLOCK |= {"train_seconds", "train_cpu_seconds", "wall_seconds", "cpu_hours"}
+CLOCK |= {"teacher_seconds", "teacher_cpu_seconds", "reading_seconds", "reading_cpu_seconds"}
 OFTEN = ["data.tokens_per_batch=256", "training.epochs=3", "training.patience=0", "training.tensorboard=false"]
 OFTEN += ["training.learning_rate=1e-2", "training.log_every_steps=1", "training.checkpoint_every_steps=1"]
 OFTEN += ["training.evaluate_every_steps=4", "training.precision=fp32", "training.rank_timeout=60"]
@@ -65,7 +66,8 @@ NEEDED += [f"transformers.models.{name}" for name in ("auto.modeling_auto", "aut
 NEEDED += ["transformers.models.bert.modeling_bert", "transformers.tokenization_utils_tokenizers"]
 NEEDED += ["penstock.engine.study.study", "penstock.engine.study.report", "penstock.engine.training.predictions"]
 NEEDED += ["penstock.engine.training.train", "penstock.engine.training.command", "penstock.engine.training.distil"]
-STUDY = ["--sizes", "60,120", "--seeds", "1", "--jobs", "2", "--families", "linear,lstm,encoder", "--max-test", "50"]
+STUDY = ["--sizes", "60,120", "--seeds", "1", "--jobs", "2", "--families", "linear,lstm,lstm-distilled,encoder"]
+STUDY += ["--max-test", "50", "lstm-distilled.model.hidden_size=8"]
 STUDY += ["lstm.model.hidden_size=8", "encoder.training.checkpoint_every_steps=1"]
 
 

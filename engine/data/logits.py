@@ -8,10 +8,11 @@ A part is a function of the rows and the teachers alone, so an interrupted label
 machines can share one.
 """
 
+import contextlib
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def make_logits(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-    with FolderLock(folder, RunError(f"{folder}: another process clears it: wait for it"), shared=True):
+    busy = RunError(f"{folder}: another process is clearing it: start this one again")
+    with FolderLock(folder, busy, shared=True):
         there = _read_of(folder)
         if there is None:
             write_checked(folder / LOGITS_NAME, asdict(of))
@@ -135,7 +137,8 @@ def make_logits(
             advance(places.stop - places.start)
         missing = missing_parts(folder, of)
     if not missing:
-        _clear_leftovers(folder)
+        with contextlib.suppress(RunError), FolderLock(folder, busy):  # others that write here clear it themselves
+            _clear_leftovers(folder)
     return not missing
 
 
@@ -310,10 +313,7 @@ def _part_path(folder: Path, part: int) -> Path:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    for path in _leftovers(folder):
+    """What killed processes were writing."""
+    for path in temporary_files(folder):
         with disk_errors(path):
             path.unlink(missing_ok=True)
-
-
-def _leftovers(folder: Path) -> Iterator[Path]:
-    yield from temporary_files(folder)

@@ -66,6 +66,22 @@ def test_an_encoder_that_is_worse_than_a_bilstm_is_no_fault(tmp_path):
 
 
 @as_subtests(
+    ("student", "better"),
+    [
+        ({500: 0.86, 2000: 0.88, 8000: 0.82}, "500, 2,000"),
+        ({500: 0.74, 2000: 0.78, 8000: 0.81}, None),
+        ({500: 0.751, 2000: 0.79, 8000: 0.82}, None),
+    ],
+)
+def test_a_student_that_is_better_than_its_teacher(tmp_path, student, better):
+    found = checks(tmp_path, study(tmp_path, SOUND | {"lstm-distilled": student})).get("PS014")
+    assert (found is None) == (better is None)
+    if found is not None:
+        assert found.found == f"a BiLSTM distilled from the encoder is better than its teacher with {better} labels"
+        assert "leak" in found.advice
+
+
+@as_subtests(
     "own, ill, kept",
     [
         (own, ill, kept)

@@ -26,6 +26,8 @@ def task(size: int, seed: int = 0, family: str = "lstm", **training) -> SimpleNa
         trial=Trial(size, seed, family),
         settings=SimpleNamespace(flat=dict) if family == "linear" else settings,
         max_test=None,
+        examples=size,
+        teacher=None,
     )
 
 

@@ -146,10 +146,25 @@ def test_shares_and_an_interruption_give_the_same_files(teachers, raw, tmp_path)
     asked = []
     make_logits(tmp_path / "stopped", of, lambda places: asked.append(places.start) or read(places))
     assert asked == [16, 32, 48, 64]
-    wanted = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    wanted = contents(tmp_path / "whole")
     assert len(wanted) == 11
     for other in ("shares", "stopped"):
-        assert {path.name: path.read_bytes() for path in (tmp_path / other).iterdir()} == wanted
+        assert contents(tmp_path / other) == wanted
+    whole, rest = (Logits.open(tmp_path / name, rows) for name in ("whole", "stopped"))
+    assert whole.fingerprint == rest.fingerprint
+    assert whole.seconds > 0
+    assert whole.cpu_seconds > 0
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """All files, the receipts without times and checksum."""
+    found: dict[str, object] = {}
+    for path in folder.iterdir():
+        found[path.name] = path.read_bytes()
+        if path.name.startswith("part-") and path.suffix == ".json":
+            entry = json.loads(path.read_bytes())
+            found[path.name] = {key: entry[key] for key in entry.keys() - {"seconds", "cpu_seconds", "crc32"}}
+    return found
 
 
 def test_logits_that_are_no_numbers_are_refused(teachers, raw, tmp_path):
