@@ -35,9 +35,10 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent
-ROUNDS = {"lstm": 100, "encoder": 50, "study": 20, "ranks": 20, "distil": 20}
+ROUNDS = {"lstm": 100, "encoder": 50, "study": 20, "ranks": 20, "distil": 20, "pretrain": 20}
 CLOCK = {"seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time", "checkpoint_seconds"}
 CLOCK |= {"train_seconds", "train_cpu_seconds", "wall_seconds", "cpu_hours"}
+CLOCK |= {"cpu_seconds"}  # of a pretraining
 CLOCK |= {"teacher_seconds", "teacher_cpu_seconds", "reading_seconds", "reading_cpu_seconds"}
 OFTEN = ["data.tokens_per_batch=256", "training.epochs=3", "training.patience=0", "training.tensorboard=false"]
 OFTEN += ["training.learning_rate=1e-2", "training.log_every_steps=1", "training.checkpoint_every_steps=1"]
@@ -59,6 +60,11 @@ VARIANTS = {
         "of no labels": [*LSTM, "distillation.texts=100"],
         "a bag": ["--train", "TRAIN", "--model", "bag", *(one for one in OFTEN if "precision" not in one)],
     },
+    "pretrain": {
+        "masked": [*LSTM, "pretraining.candidates=50"],
+        "replaced": [*LSTM, "pretraining.objective=replaced"],
+        "encoder": ["model.kind=encoder", "model.encoder=ENCODER", *OFTEN],
+    },
     "study": {"plain": ["model.num_layers=1", "training.epochs=2", "training.checkpoint_every_steps=2"]},
 }
 NEEDED = ["pandas", "pyarrow.pandas_compat", "torch.distributed", "tokenizers.trainers"]
@@ -66,7 +72,9 @@ NEEDED += [f"transformers.models.{name}" for name in ("auto.modeling_auto", "aut
 NEEDED += ["transformers.models.bert.modeling_bert", "transformers.tokenization_utils_tokenizers"]
 NEEDED += ["penstock.engine.study.study", "penstock.engine.study.report", "penstock.engine.training.predictions"]
 NEEDED += ["penstock.engine.training.train", "penstock.engine.training.command", "penstock.engine.training.distil"]
-STUDY = ["--sizes", "60,120", "--seeds", "1", "--jobs", "2", "--families", "linear,lstm,lstm-distilled,encoder"]
+STUDY = ["--sizes", "60,120", "--seeds", "1", "--jobs", "2"]
+STUDY += ["--families", "linear,lstm,lstm-pretrained,lstm-distilled,encoder", "--pretrain-tokens", "20000"]
+STUDY += ["lstm-pretrained.model.hidden_size=8"]
 STUDY += ["--max-test", "50", "lstm-distilled.model.hidden_size=8"]
 STUDY += ["lstm.model.hidden_size=8", "encoder.training.checkpoint_every_steps=1"]
 
@@ -263,6 +271,8 @@ class Campaign:
             teachers = [part for name in TEACHERS for part in ("--teacher", str(self.data / name))]
             texts = ["--unlabelled", str(self.data / "raw"), "--logits", str(self.logits()), "--drop-overlap"]
             return ["distil", *teachers, *texts, "--eval", str(self.data / "test"), "--out", str(run), *settings]
+        if scenario == "pretrain":
+            return ["pretrain", "--texts", str(self.data / "raw"), "--out", str(run), *settings]
         if scenario == "study":
             sources = ["--train", str(self.data / "train.csv"), "--test", str(self.data / "test.csv")]
             sources += ["--text", "text", "--label", "label", "--encoder", str(self.data / "encoder")]
@@ -388,7 +398,7 @@ class Campaign:
         return self.whole[key]
 
     def content(self, scenario: str, run: Path) -> Any:
-        if scenario != "study":
+        if scenario not in ("study", "pretrain"):
             out = run.with_suffix(".csv")
             out.unlink(missing_ok=True)
             self.must(command(["predict", str(run), str(self.data / "texts.csv"), "--out", str(out)]))
@@ -479,7 +489,7 @@ def content_of_file(path: Path) -> Any:
         return {**state, "log_offset": None}
     if path.suffix == ".json" and "costs" in path.parts:
         return "a cost"
-    named = path.name in ("checkpoint.json", "report.json", "study.json", "run.json")
+    named = path.name in ("checkpoint.json", "report.json", "study.json", "run.json", "cost.json")
     if named or (path.parent.name == "trials" and path.suffix == ".json"):
         return {key: value for key, value in timeless(json.loads(path.read_bytes())).items() if key != "crc32"}
     if path.name == "metrics.jsonl":
@@ -524,7 +534,7 @@ def first_difference(one: Any, other: Any, where: str = "") -> str:
 
 def being_written(run: Path) -> int | None:
     """What tells the checkpoint that a killed run was writing from others; None if there is none."""
-    folders = [run, *(run / "runs").glob("*")]
+    folders = [run, run / "pretraining" / "run", *(run / "runs").glob("*")]
     places = [one / "checkpoints" / ".writing" for one in folders]
     return max((one.stat().st_mtime_ns for one in places if one.exists()), default=None)
 

@@ -19,7 +19,7 @@ def campaign(folder: Path, rounds: str, before: str = "") -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ})
 
 
-@pytest.mark.parametrize("rounds", ["lstm=3", "encoder=2", "ranks=2", "distil=3", "study=1"])
+@pytest.mark.parametrize("rounds", ["lstm=3", "encoder=2", "ranks=2", "distil=3", "pretrain=3", "study=1"])
 def test_killed_at_random_moments_all_ends_as_if_nothing_had_been(tmp_path, rounds):
     done = campaign(tmp_path / "campaign", rounds)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from penstock.engine.cli import bench, compare, data, distil, doctor, export, inspect, predict, study, train
+from penstock.engine.cli import bench, compare, data, distil, doctor, export, inspect, predict, pretrain, study, train
 from penstock.engine.errors import DiskError, OutOfMemoryError, PenstockError, is_out_of_memory
 
 
@@ -44,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for commands in (data, inspect, train, distil, predict, export, study, compare, bench, doctor):
+for commands in (data, inspect, train, pretrain, distil, predict, export, study, compare, bench, doctor):
     commands.register(app)
 for command in app.registered_commands:
     command.cls = command.cls if command.cls and issubclass(command.cls, Command) else Command

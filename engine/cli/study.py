@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
-from penstock.engine.study.families import REFERENCE, USUAL_FAMILIES
+from penstock.engine.study.families import ON_REQUEST, REFERENCE, USUAL_FAMILIES
 
 if TYPE_CHECKING:
     from penstock.engine.study.settings import StudySettings
@@ -66,7 +66,7 @@ def study(
         list[str] | None, typer.Option(metavar="FAMILY=SIZE", help="Largest size for a family, such as encoder=8k.")
     ] = None,
     families: Annotated[
-        str, typer.Option(help="The families to compare; frozen and lstm-distilled are others.")
+        str, typer.Option(help=f"The families to compare; {', '.join(ON_REQUEST)} are others.")
     ] = ",".join(USUAL_FAMILIES),
     max_length: Annotated[
         int | None,
@@ -90,6 +90,13 @@ def study(
             metavar="COLUMN",
             help="Column of the test source that says which rows belong together, such as a film: intervals then hold "
             "for other films, not only for other rows.",
+        ),
+    ] = None,
+    pretrain_tokens: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens that lstm-pretrained learns from at most, without labels, before its trials: such as 1e7.  "
+            "[default: 250 million, 20 passes at most]"
         ),
     ] = None,
     external: Annotated[
@@ -138,7 +145,7 @@ def study(
     from penstock.engine.study.budget import parse_budget
     from penstock.engine.study.external import parse_externals
     from penstock.engine.study.money import Prices
-    from penstock.engine.study.settings import StudySettings, check_families, usual_encoder
+    from penstock.engine.study.settings import StudySettings, check_families, parse_tokens, usual_encoder
     from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
     from penstock.engine.study.study import run_study
     from penstock.engine.training.memory import keep_freed_memory
@@ -168,6 +175,7 @@ def study(
         reading=Reading(separator, encoding),
         cluster=cluster,
         external=parse_externals(external or []),
+        pretrain_tokens=parse_tokens(pretrain_tokens),
     )
     keep_freed_memory()
     if plan:

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
 
 
-def _list_settings(wanted: bool) -> None:
+def list_settings(wanted: bool) -> None:
     if wanted:
         from penstock.engine.training.settings import describe_settings
 
@@ -29,7 +29,7 @@ def ask(question: str) -> bool:
     return typer.confirm(question, err=True)
 
 
-def _try_out(settings: "Settings", store: "Store", test: "Store | None", out: Path) -> None:
+def try_out(settings: "Settings", store: "Store", test: "Store | None", out: Path) -> None:
     from penstock.engine.errors import ConfigError
     from penstock.engine.training.dry_run import dry_run
 
@@ -41,6 +41,15 @@ def _try_out(settings: "Settings", store: "Store", test: "Store | None", out: Pa
     _, lines = dry_run(settings, store, out, test_store=test, say=lambda line: typer.echo(line, err=True))
     for line in lines:
         typer.echo(line)
+
+
+def check_resume(resume: str | None, dry_run: bool) -> None:
+    from penstock.engine.errors import ConfigError
+
+    if resume not in (None, "last", "previous"):
+        raise ConfigError(f"--resume must be last or previous, got {resume!r}")
+    if resume is not None and dry_run:
+        raise ConfigError("--dry-run begins with new weights whatever is there: leave --resume out")
 
 
 def train(
@@ -84,7 +93,7 @@ def train(
         typer.Option("--dry-run", help="Try the heaviest batches, say what memory and time it takes; write nothing."),
     ] = False,
     settings: Annotated[
-        bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=_list_settings)
+        bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=list_settings)
     ] = False,
 ) -> None:
     """Train a classifier, or resume a run that was stopped.
@@ -95,13 +104,9 @@ def train(
 
     Example:  penstock train --train reviews.store --eval held-out.store --out run training.epochs=5
     """
-    from penstock.engine.errors import ConfigError
     from penstock.engine.training.command import read_command
 
-    if resume not in (None, "last", "previous"):
-        raise ConfigError(f"--resume must be last or previous, got {resume!r}")
-    if resume is not None and dry_run:
-        raise ConfigError("--dry-run begins with new weights whatever is there: leave --resume out")
+    check_resume(resume, dry_run)
     options = {"model.kind": model, "model.encoder": encoder, "model.start_from": from_}
     command = read_command(out, train, eval_, config, options, overrides or [])
 
@@ -112,7 +117,7 @@ def train(
 
     keep_freed_memory()
     if dry_run:
-        _try_out(command.settings, command.train, command.test, out)
+        try_out(command.settings, command.train, command.test, out)
         return
     try:
         result = run_training(

@@ -74,7 +74,7 @@ def parent_of_layers(model: PreTrainedModel) -> nn.Module:
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of layers of a model for sequence classification."""
+    """The list of layers of a model with a head."""
     layers = model.base_model.get_submodule(architecture_of(model.config).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers

@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,12 +16,16 @@ from penstock.engine.models.architectures import architecture_of
 from penstock.engine.models.bag import BagClassifier
 from penstock.engine.models.bag_config import BagClassifierConfig
 from penstock.engine.models.encoder import EncoderClassifier
+from penstock.engine.models.encoder_body import EncoderBody
 from penstock.engine.models.loading import as_model_error, check_files, check_whole, load_config, quiet
 from penstock.engine.models.lora import add_lora
 from penstock.engine.models.lstm import LSTMClassifier
-from penstock.engine.models.lstm_config import LSTMClassifierConfig
+from penstock.engine.models.lstm_body import LSTMBody
+from penstock.engine.models.lstm_config import LSTMClassifierConfig, LSTMPretrainingConfig
 from penstock.engine.models.output import MULTI_LABEL
 from penstock.engine.models.settings import ModelSettings
+
+Lstm = TypeVar("Lstm", bound=LSTMBody)
 
 # Entries of a saved model's configuration that a finished run adds, and transformers passes over.
 TEMPERATURE, THRESHOLDS = RUN_ENTRIES = "calibration_temperature", "thresholds"
@@ -55,13 +59,13 @@ def build_model(
     labels: dict = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     labels["problem_type"] = MULTI_LABEL if multi_label else None
     if settings.encoder is not None and (settings.kind == "encoder" or settings.embeddings == "encoder"):
-        _check_tokenizer(settings.encoder, vocab_size, tokenizer)
+        check_tokenizer(settings.encoder, vocab_size, tokenizer)
     if settings.kind == "encoder":
-        _check_token_types(tokenizer)
+        check_token_types(tokenizer)
         return _build_encoder(settings, labels)
     if settings.kind == "bag":
         return _build_bag(settings, vocab_size, labels, tokenizer)
-    return _build_lstm(settings, vocab_size, labels, tokenizer)
+    return build_lstm(LSTMClassifier, settings, vocab_size, tokenizer, pooling=settings.pooling, **labels)
 
 
 def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | BagClassifier:
@@ -73,15 +77,14 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | 
         3
 
     Raises:
-        ModelError: there is none, or it cannot be loaded.
+        ModelError: there is none, or it cannot be loaded, or it is a pretrained one, which has no classifier.
     """
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        if not (folder / "best" / "config.json").is_file():
-            raise ModelError(f"no model in {folder}: neither config.json nor best/config.json is there")
-        folder = folder / "best"
-    check_files(folder)
+    folder = model_folder(path)
     config = load_config(folder)
+    if is_pretraining(config):
+        raise ModelError(
+            f"{path} holds a pretrained model, which is no classifier yet: penstock train --from makes one"
+        )
     kinds: dict[type, Any] = {LSTMClassifierConfig: LSTMClassifier, BagClassifierConfig: BagClassifier}
     if (of := kinds.get(type(config))) is None:
         return EncoderClassifier.from_pretrained(folder, whole=True)
@@ -97,14 +100,39 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | 
     return model
 
 
-def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
+def model_folder(path: str | os.PathLike) -> Path:
+    """The folder of a saved model, of a run its best one, whose files have been compared with their checksums.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        if not (folder / "best" / "config.json").is_file():
+            raise ModelError(f"no model in {folder}: neither config.json nor best/config.json is there")
+        folder = folder / "best"
+    check_files(folder)
+    return folder
+
+
+def is_pretraining(config: PreTrainedConfig) -> bool:
+    """Whether a saved model is one of pretraining, without a classifier."""
+    return isinstance(config, LSTMPretrainingConfig) or any(
+        str(name).endswith("ForMaskedLM") for name in config.architectures or ()
+    )
+
+
+def encoder_dropouts(settings: ModelSettings) -> dict[str, Any]:
+    """Entries of the encoder's configuration for the rates that the settings change."""
     assert settings.encoder is not None
     architecture = architecture_of(load_config(settings.encoder))
     rates = (settings.encoder_dropout, settings.encoder_attention_dropout, settings.encoder_head_dropout)
-    changed: dict[str, Any] = {
-        name: rate for name, rate in zip(architecture.dropouts, rates, strict=True) if rate is not None
-    }
-    model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **changed)
+    return {name: rate for name, rate in zip(architecture.dropouts, rates, strict=True) if rate is not None}
+
+
+def _build_encoder(settings: ModelSettings, labels: dict) -> EncoderClassifier:
+    assert settings.encoder is not None
+    model = EncoderClassifier.from_pretrained(settings.encoder, **labels, **encoder_dropouts(settings))
     forget_run(model.config)
     adapt(model, settings)
     return model
@@ -133,9 +161,18 @@ def adapt(model: EncoderClassifier, settings: ModelSettings) -> None:
         model.gradient_checkpointing_enable()
 
 
-def _build_lstm(
-    settings: ModelSettings, vocab_size: int, labels: dict, tokenizer: PreTrainedTokenizerBase | None
-) -> LSTMClassifier:
+def build_lstm(
+    kind: type[Lstm],
+    settings: ModelSettings,
+    vocab_size: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+    **entries: Any,
+) -> Lstm:
+    """A new LSTM of a class of `LSTMBody`.
+
+    Args:
+        entries: of its configuration, beyond what the body reads.
+    """
     assert settings.num_layers is not None
     assert settings.hidden_size is not None
     pretrained = None
@@ -150,21 +187,21 @@ def _build_lstm(
             )
         embedding_size = pretrained.shape[1]
     assert embedding_size is not None
-    config = LSTMClassifierConfig(
+    config_class: Any = kind.config_class
+    config = config_class(
         vocab_size=vocab_size,
         embedding_size=embedding_size,
         hidden_size=settings.hidden_size,
         num_layers=settings.num_layers,
         bidirectional=settings.bidirectional,
-        pooling=settings.pooling,
         embedding_dropout=settings.embedding_dropout,
         dropout=settings.dropout,
         head_dropout=settings.head_dropout,
         freeze_embeddings=settings.freeze_embeddings,
         pad_token_id=None if tokenizer is None else tokenizer.pad_token_id,
-        **labels,
+        **entries,
     )
-    model = LSTMClassifier(config)
+    model = kind(config)
     if pretrained is not None:
         with torch.no_grad():
             model.embeddings.weight.copy_(pretrained)
@@ -194,8 +231,12 @@ def _token_embeddings(name: str) -> torch.Tensor:
     return encoder.get_input_embeddings().weight.detach()
 
 
-def _check_token_types(tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Training gives no token types, which are zeros then; transformers gives a saved model what its tokenizer says."""
+def check_token_types(tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Training gives no token types, which are zeros then; transformers gives a saved model what its tokenizer says.
+
+    Raises:
+        ModelError: the tokenizer gives others.
+    """
     if tokenizer is None or "token_type_ids" not in tokenizer.model_input_names:
         return
     if any(tokenizer("a").get("token_type_ids", [])):
@@ -211,7 +252,7 @@ def check_pair_types(model: nn.Module) -> None:
     Raises:
         ModelError: an encoder that has none for the second text, so that transformers could not run it on pairs.
     """
-    if not isinstance(model, EncoderClassifier):
+    if not isinstance(model, EncoderBody):
         return  # the others read a pair as one sequence
     takes = "token_type_ids" in inspect.signature(model.model.forward).parameters
     if not takes or getattr(model.config, "type_vocab_size", 0) < 2:
@@ -222,7 +263,11 @@ def check_pair_types(model: nn.Module) -> None:
         )
 
 
-def _check_tokenizer(encoder: str, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def check_tokenizer(encoder: str, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """
+    Raises:
+        ModelError: the data has other token ids than the encoder.
+    """
     rows = load_config(encoder).vocab_size
     remedy = f"prepare it with --tokenizer {encoder}"
     try:

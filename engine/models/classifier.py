@@ -1,4 +1,4 @@
-"""What classifiers of ragged batches share: how they are called and saved."""
+"""What models of ragged batches share: how they are saved and, as classifiers, called."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import Ragged
 
 
-class RaggedClassifier(PreTrainedModel):
-    """Texts to logits by `_logits`, which a subclass defines beside its `embeddings`."""
+class RaggedModel(PreTrainedModel):
+    """A model of ours, beginning with `embeddings`, that is saved the way of transformers."""
 
     base_model_prefix = ""
     embeddings: nn.Embedding
@@ -28,6 +28,10 @@ class RaggedClassifier(PreTrainedModel):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         with quiet():
             super().save_pretrained(*args, **kwargs)
+
+
+class RaggedClassifier(RaggedModel):
+    """Texts to logits by `_logits`, which a subclass defines beside its `embeddings`."""
 
     def forward(
         self,

@@ -5,33 +5,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models.architectures import (
-    architecture_of,
-    counts_after_padding,
-    layers_of,
-    max_length,
-    parent_of_layers,
-    pools_mean,
-)
-from penstock.engine.models.bridge import ATTENTION, bounds, first_tokens, positions
-from penstock.engine.models.fuse import fuse
-from penstock.engine.models.loading import as_model_error, check_whole, load_config, quiet
+from penstock.engine.models.architectures import layers_of, pools_mean
+from penstock.engine.models.bridge import first_tokens
+from penstock.engine.models.encoder_body import EncoderBody, load_stock
+from penstock.engine.models.loading import quiet
 from penstock.engine.models.lora import has_lora, merged_state
 from penstock.engine.models.output import classifier_output, is_multi_label
-from penstock.engine.models.ragged_input import as_ragged, filled_up
+from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import Ragged, segment_pool
 
-# oneDNN compiles a matrix product for its very shape and keeps a thousand of them, megabytes for every new number of
-# tokens or texts. On a CPU these are rounded up to multiples.
-_TOKENS, _TEXTS = 32, 8
 
-
-class EncoderClassifier(nn.Module):
+class EncoderClassifier(EncoderBody):
     """Runs a stock `...ForSequenceClassification` model on ragged batches; its code and its checkpoints stay stock.
 
     All tokens of a batch go through the model as one row. The head, which expects one row a text, gets each sequence's
@@ -57,17 +45,7 @@ class EncoderClassifier(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        architecture_of(model.config)
-        self.model = model
-        self.max_length = max_length(model.config)
-        model.set_attn_implementation(ATTENTION)
-        parent = parent_of_layers(model)
-        # By name: register_forward_hook numbers hooks from 0 in each process, so in one that a model is loaded in, or
-        # passed to, the next hook would take the place of this one.
-        parent._forward_hooks["penstock"] = _pool  # type: ignore[index]
-        parent._forward_hooks_with_kwargs["penstock"] = True  # type: ignore[index]
-        fuse(model)
+        super().__init__(model, _pool, first_only=True)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, *, whole: bool = False, **config: Any) -> "EncoderClassifier":
@@ -80,47 +58,7 @@ class EncoderClassifier(nn.Module):
         Raises:
             ModelError: there is no such checkpoint, it cannot run unpadded, or it lacks weights of the encoder itself.
         """
-        loaded = load_config(name)
-        architecture_of(loaded)
-        for key, value in config.items():
-            setattr(loaded, key, value)
-        with quiet(), as_model_error(name):
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                config=loaded,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-        if whole:
-            check_whole(name, info)
-        head = (model.base_model_prefix + ".pooler.",)
-        lacking = [
-            key
-            for key in sorted(info["missing_keys"])
-            if key.startswith(model.base_model_prefix + ".") and not key.startswith(head)
-        ]
-        if lacking:
-            raise ModelError(f"model {str(name)!r} lacks {len(lacking)} weights of its encoder, such as {lacking[0]}")
-        return cls(model)
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        return self.model.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def gradient_checkpointing_enable(self) -> None:
-        # The second is the first one's name in transformers before 5.23.
-        names = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-        enable = next(getattr(self.model, name) for name in names if hasattr(self.model, name))
-        enable({"use_reentrant": False})
+        return cls(load_stock(AutoModelForSequenceClassification, name, config, whole=whole))
 
     def freeze_layers(self, count: int) -> None:
         """Leaves the embeddings and the lowest `count` layers as they are.
@@ -134,16 +72,6 @@ class EncoderClassifier(nn.Module):
         for parameter, depth in self.depths().items():
             if depth <= count:
                 parameter.requires_grad_(False)
-
-    def depths(self) -> dict[nn.Parameter, int]:
-        """How far up each parameter stands: 0 the embeddings, 1 the lowest layer, one more than the layers the head."""
-        layers = layers_of(self.model)
-        base: Any = self.model.base_model
-        lowest = [base.embeddings, getattr(base, "embeddings_project", None)]  # the second is ELECTRA's
-        depths = dict.fromkeys(self.model.parameters(), len(layers) + 1)
-        for depth, module in enumerate([nn.ModuleList(module for module in lowest if module is not None), *layers]):
-            depths.update(dict.fromkeys(module.parameters(), depth))
-        return depths
 
     def saved_state(self) -> dict[str, Tensor]:
         """The tensors that `save_pretrained` writes; others of the same names can be given to it."""
@@ -189,54 +117,19 @@ class EncoderClassifier(nn.Module):
             ModelError: a sequence is longer than the model has positions for, or another attention has been set.
         """
         batch = as_ragged(input_ids, attention_mask)
-        texts, tokens = batch.batch_size, batch.values.shape[0]
+        texts = batch.batch_size
         if texts == 0:
             # a process of several whose share of a step is empty
             assert self.config.num_labels is not None
             none = torch.zeros(0, self.config.num_labels, device=batch.values.device)
             return classifier_output(none, labels, reduction, is_multi_label(self))
-        if tokens == 0:
-            raise ValueError("the batch has no tokens: an encoder reads at least one of each text, such as [CLS]")
-        self._check_lengths(batch)
-        if self.config._attn_implementation != ATTENTION:
-            # no other knows the bounds of the sequences: each token would attend to the whole batch
-            raise ModelError(
-                f"the model's attention has been set to {self.config._attn_implementation!r}, which knows no bounds "
-                f"between texts; set it back by model.set_attn_implementation({ATTENTION!r})"
-            )
-        if batch.values.device.type == "cpu" and not torch.compiler.is_compiling():
-            batch = _rounded(batch, min(_TOKENS, self.max_length))
-        inputs: dict[str, Any] = {"input_ids": batch.values[None], **bounds(batch)}
-        inputs["position_ids"] = positions(batch, self._padding_idx())[None]
         if token_type_ids is not None:
-            types = token_type_ids.flatten() if attention_mask is None else token_type_ids[attention_mask != 0]
-            if types.shape[0] != tokens:
-                raise ValueError(f"token_type_ids has shape {tuple(token_type_ids.shape)}, unlike input_ids")
-            inputs["token_type_ids"] = F.pad(types, (0, batch.values.shape[0] - tokens))[None]
-        return classifier_output(self.model(**inputs).logits[:texts], labels, reduction, is_multi_label(self))
-
-    def _padding_idx(self) -> int | None:
-        """The token that has no position of its own, for an architecture that counts positions from behind it."""
-        embeddings: Any = self.model.base_model.embeddings
-        return embeddings.padding_idx if counts_after_padding(self.config) else None
-
-    def _check_lengths(self, batch: Ragged) -> None:
-        if batch.max_seqlen <= self.max_length:
-            return
-        longest, row = batch.lengths.max(0)  # max_seqlen is an upper bound: only now is the device asked
-        if int(longest) > self.max_length:
-            raise ModelError(
-                f"sequence {int(row)} of the batch has {int(longest)} tokens, the model has positions for "
-                f"{self.max_length}; cut the texts (--max-length {self.max_length})"
-            )
-
-
-def _rounded(batch: Ragged, longest: int) -> Ragged:
-    """The batch, followed by filler texts, none longer than `longest`, that round its sizes up."""
-    texts, tokens = batch.batch_size, batch.values.shape[0]
-    extra = -tokens % _TOKENS
-    more = -(-extra // longest)
-    return filled_up(batch, tokens + extra, texts + more + -(texts + more) % _TEXTS, longest)
+            given = tuple(token_type_ids.shape)
+            token_type_ids = token_type_ids.flatten() if attention_mask is None else token_type_ids[attention_mask != 0]
+            if token_type_ids.shape[0] != batch.values.shape[0]:
+                raise ValueError(f"token_type_ids has shape {given}, unlike input_ids")
+        logits = self._run(batch, token_type_ids).logits[:texts]
+        return classifier_output(logits, labels, reduction, is_multi_label(self))
 
 
 def _pool(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:

@@ -47,8 +47,12 @@ from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.embedding import embedding
 
 
-def fuse(model: PreTrainedModel) -> None:
-    """Replaces the methods of a model for sequence classification that runs through the bridge."""
+def fuse(model: PreTrainedModel, *, first_only: bool = True) -> None:
+    """Replaces the methods of a model that runs through the bridge.
+
+    Args:
+        first_only: its head reads the first token of each text alone, unless its configuration says the mean.
+    """
     table = model.get_input_embeddings()
     if type(table) is nn.Embedding:
         _replace(table, _look_up)
@@ -60,7 +64,8 @@ def fuse(model: PreTrainedModel) -> None:
     model_type = model.config.model_type
     for layer in layers[:-1]:
         _replace(layer, _run_layer, model_type)
-    _replace(layers[-1], _run_last_layer if not pools_mean(model.config) else _run_layer, model_type)
+    first_only &= not pools_mean(model.config)
+    _replace(layers[-1], _run_last_layer if first_only else _run_layer, model_type)
 
 
 def unfuse(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""The LSTM classifier's configuration: apart, because transformers may ask for it before its model classes exist."""
+"""The LSTM's configurations: apart, because transformers may ask for them before the model classes exist."""
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
@@ -23,4 +23,16 @@ class LSTMClassifierConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
 
+class LSTMPretrainingConfig(LSTMClassifierConfig):
+    """Sizes and options of an `LSTMForPretraining`; their meaning is that of `PretrainingSettings`."""
+
+    model_type = "penstock_lstm_pretraining"
+
+    objective: str = "masked"
+    share: float = 0.15
+    candidates: int = 4096
+    mask_token_id: int | None = None
+
+
 AutoConfig.register(LSTMClassifierConfig.model_type, LSTMClassifierConfig)
+AutoConfig.register(LSTMPretrainingConfig.model_type, LSTMPretrainingConfig)

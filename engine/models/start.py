@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models.build import adapt, build_model, forget_run, load_model
+from penstock.engine.models.build import adapt, build_model, forget_run, is_pretraining, load_model, model_folder
+from penstock.engine.models.loading import load_config
 from penstock.engine.models.output import is_multi_label
+from penstock.engine.models.pretrained import pretrained_body
 from penstock.engine.models.settings import ModelSettings
 
 Say = Callable[[str], None]
@@ -35,6 +37,8 @@ def start_model(
     Raises:
         ModelError: there is no saved model, or it is of another architecture.
     """
+    if is_pretraining(load_config(model_folder(folder))):
+        return _from_pretraining(settings, folder, label_names, vocab_size, say, multi_label)
     earlier: Any = load_model(folder)
     there = [str(earlier.config.id2label[index]) for index in range(len(earlier.config.id2label))]
     folder = folder if (folder / "config.json").is_file() else folder / "best"
@@ -78,6 +82,36 @@ def start_model(
         raise ModelError(f"{folder} holds a model of another architecture: {reason}") from None
     if wanted.lora_rank is not None:
         adapt(model, wanted)
+    return model
+
+
+def _from_pretraining(
+    settings: ModelSettings, folder: Path, label_names: Sequence[str], vocab_size: int, say: Say, multi_label: bool
+) -> Any:
+    """A classifier on what was learnt from texts without labels; all above that is new."""
+    place = model_folder(folder)
+    if settings.kind == "encoder":
+        wanted = dataclasses.replace(settings, encoder=str(place))
+    else:
+        size = load_config(place).embedding_size
+        wanted = dataclasses.replace(settings, embeddings="scratch", embedding_size=size, encoder=None)
+    model: Any = build_model(
+        wanted,
+        vocab_size=vocab_size,
+        num_labels=len(label_names),
+        label_names=label_names,
+        multi_label=multi_label,
+    )
+    say(f"{folder}: pretrained on texts without labels: the classifier is new, all below it is kept")
+    body = pretrained_body(place)
+    if body is None:
+        return model
+    model.config.pad_token_id = load_config(place).pad_token_id
+    weights = model.state_dict()
+    for name, tensor in body.items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            raise ModelError(f"{folder} holds a model of another architecture: its {name} has {tuple(tensor.shape)}")
+    model.load_state_dict(weights | body)
     return model
 
 

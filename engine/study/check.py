@@ -16,7 +16,7 @@ from penstock.engine.data.tokenizers import TRUNCATIONS
 from penstock.engine.errors import ConfigError, ModelError, SourceError, StoreError
 from penstock.engine.study.baselines import check_installed
 from penstock.engine.study.families import FAMILIES
-from penstock.engine.study.settings import StudySettings, family_settings
+from penstock.engine.study.settings import StudySettings, family_settings, pretraining_settings
 
 HAS_LISTS = "has lists of labels; a study compares models that choose one label: penstock train takes lists"
 
@@ -39,6 +39,13 @@ def check_plan(study: StudySettings) -> list[str]:
         teacher = FAMILIES[name].teacher
         if teacher is not None and teacher not in study.families:
             raise ConfigError(f"the family {name} learns from that of {teacher}: name {teacher} in --families too")
+    if study.pretrains:
+        pretraining_settings(study)
+    elif study.pretrain_tokens is not None:
+        raise ConfigError(
+            f"--pretrain-tokens={study.pretrain_tokens} has no effect: name a family that pretrains in --families, "
+            "lstm-pretrained"
+        )
     encoders = set(_checked_overrides(study))
     prepared = [is_store(sources) for sources in (study.train, study.test)]
     if not all(prepared) and study.encoder is not None:

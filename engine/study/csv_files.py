@@ -25,6 +25,12 @@ TAUGHT = {  # columns of trials.csv
     "reading_seconds": "teacher_reading_seconds",
     "reading_cpu_seconds": "teacher_reading_cpu_seconds",
 }
+PRETRAINED = {
+    "texts": "pretraining_texts",
+    "tokens": "pretraining_tokens",
+    "seconds": "pretraining_seconds",
+    "cpu_seconds": "pretraining_cpu_seconds",
+}
 LATENCIES = ("latency_ms", "latency_p95_ms", "latency_p99_ms")
 TESTS = (
     *("p_value", "p_adjusted"),
@@ -47,7 +53,8 @@ def csv_files(findings: Findings) -> dict[str, str]:
     measured = [
         field.name
         for field in fields(TrialResult)
-        if field.name not in ("trial", "evaluation", "made_from", "predictions", "chosen", "notes", "taught")
+        if field.name
+        not in ("trial", "evaluation", "made_from", "predictions", "chosen", "notes", "taught", "pretrained")
     ]
     interval = ["mean", "low", "high", "seeds"]
     over = ["test_rows", "test_clusters"]  # that the interval is over; empty where it is over seeds alone
@@ -57,13 +64,22 @@ def csv_files(findings: Findings) -> dict[str, str]:
     ]
     found = {
         "trials.csv": _csv(
-            ["family", "size", "seed", *measured, *(name for name in FIGURES if name != "macro_f1"), *TAUGHT.values()],
+            [
+                "family",
+                "size",
+                "seed",
+                *measured,
+                *(name for name in FIGURES if name != "macro_f1"),
+                *TAUGHT.values(),
+                *PRETRAINED.values(),
+            ],
             (
                 [
                     *(result.trial.family, result.trial.size, result.trial.seed),
                     *(getattr(result, name) for name in measured),
                     *((result.evaluation or {}).get(name) for name in FIGURES if name != "macro_f1"),
                     *(None if result.taught is None else getattr(result.taught, name) for name in TAUGHT),
+                    *(None if result.pretrained is None else getattr(result.pretrained, name) for name in PRETRAINED),
                 ]
                 for result in table.results
             ),

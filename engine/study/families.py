@@ -16,7 +16,8 @@ class Family:
         reads_encoder: of a baseline: whether it needs the pretrained encoder.
         learns: whether more examples change its accuracy.
         teacher: the family whose trial of the same size and seed it learns from, on the rest of the training texts,
-            whose labels it does not see; None for one that learns from labels alone.
+            whose labels it does not see; None for one that has no teacher.
+        pretrains: its trials fine-tune what was learnt, once in the study, from the training texts without labels.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Family:
     reads_encoder: bool = False
     learns: bool = True
     teacher: str | None = None
+    pretrains: bool = False
 
     @property
     def kind(self) -> str | None:
@@ -46,13 +48,15 @@ FAMILIES = {
         Family("bag", "bag of n-grams", {"kind": "bag"}),
         Family("lstm", "BiLSTM from scratch", {"kind": "lstm"}),
         Family("lstm-embeddings", "BiLSTM, pretrained embeddings", {"kind": "lstm", "embeddings": "encoder"}),
+        Family("lstm-pretrained", "BiLSTM, pretrained on the texts", {"kind": "lstm"}, pretrains=True),
         Family("lstm-distilled", "BiLSTM, distilled from the encoder", {"kind": "lstm"}, teacher="encoder"),
         Family("frozen", "frozen encoder, logistic regression", baseline="frozen", reads_encoder=True),
         Family("encoder", "fine-tuned encoder", {"kind": "encoder"}),
     )
 }
-# what a study compares unless told otherwise; letting an encoder read all of a large set is not cheap
-USUAL_FAMILIES = tuple(name for name in FAMILIES if name not in ("frozen", "lstm-distilled"))
+# what a study compares unless told otherwise; reading all of a large set is not cheap
+ON_REQUEST = ("lstm-pretrained", "lstm-distilled", "frozen")
+USUAL_FAMILIES = tuple(name for name in FAMILIES if name not in ON_REQUEST)
 REFERENCE = "encoder"  # the family that gaps are measured from
 
 

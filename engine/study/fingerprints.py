@@ -30,6 +30,7 @@ class MadeFrom:
         precision: what the model computes in, "auto" resolved on the machine; None for a model that has no choice, and
             in trials of an earlier penstock.
         teacher: a digest of what the trial that it learns from was made from; None where there is none.
+        pretraining: a digest of what the pretraining that it begins with was made from; None where there is none.
     """
 
     train: str
@@ -40,6 +41,7 @@ class MadeFrom:
     format: int = FORMAT
     precision: str | None = None
     teacher: str | None = None
+    pretraining: str | None = None
 
 
 def made_from(
@@ -48,11 +50,13 @@ def made_from(
     test: str,
     max_test: int | None,
     teacher: "Settings | BaselineSettings | None" = None,
+    pretraining: str | None = None,
 ) -> MadeFrom:
     """
     Args:
         settings: of the training run, resolved, or of a baseline. train, test: the stores' fingerprints.
         teacher: the settings of the trial that it learns from; None for none.
+        pretraining: see `MadeFrom`.
 
     Raises:
         ModelError: the encoder cannot be found or read.
@@ -69,6 +73,7 @@ def made_from(
         max_test,
         precision=precision_here(settings.precision),
         teacher=theirs,
+        pretraining=pretraining,
     )
 
 
@@ -114,6 +119,7 @@ def difference(then: MadeFrom, now: MadeFrom) -> str | None:
         ("--max-test", then.max_test, now.max_test),
         ("the encoder's files", then.encoder, now.encoder),
         ("what its teacher was made from", then.teacher, now.teacher),
+        ("what its pretraining was made from", then.pretraining, now.pretraining),
     ):
         if a != b:
             return changed(what, a, b)
@@ -128,8 +134,8 @@ def changed_precision(then: str | None, now: str | None) -> str | None:
 
 
 def changed_setting(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """As `difference`. A setting that an earlier penstock did not have was at its default. Where the encoder lies does
-    not matter: its content has a fingerprint."""
+    """As `difference`. A setting that an earlier penstock did not have was at its default. Where the encoder and the
+    pretraining lie does not matter: their content has a fingerprint."""
     from penstock.engine.study.baselines.settings import default_values
     from penstock.engine.training.reading import LENGTH, WHOLE
     from penstock.engine.training.settings import settings_from
@@ -138,7 +144,7 @@ def changed_setting(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | No
     usual = settings_from({key: value for key, value in model.items() if value is not None}).flat()
     usual |= {LENGTH: WHOLE, **default_values(now)}  # whole: all that the store keeps
     for key, value in now.items():
-        if key == "model.encoder":
+        if key in ("model.encoder", "model.start_from"):
             continue
         if then.get(key, usual.get(key)) != value:
             return changed(key, then.get(key, "unknown"), value)

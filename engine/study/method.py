@@ -112,6 +112,14 @@ def _method(findings: Findings) -> list[str]:
     if "cluster_overlap" in study:
         items.append(f"Groups: {ClusterOverlap(**study['cluster_overlap'])}.")
     items += _taught(table)
+    pretrained = [result for result in table.results if result.pretrained is not None]
+    if pretrained:
+        families = sorted({title_of(result.trial.family) for result in pretrained})
+        items.append(
+            f"{', '.join(families)}: pretrained once on the training texts, without their labels, test texts and the "
+            "validation rows of its trials left out; each trial fine-tunes the same weights, so intervals do not hold "
+            "the chance of another pretraining. Costs include all of it, at every size."
+        )
     old = sum(result.made_from is None for result in table.results)
     if old:
         items.append(f"{old} trials are of an earlier penstock, which did not note what they were made from.")
@@ -151,6 +159,9 @@ def _machine(machine: Mapping[str, Any], table: Table) -> str:
     versions = {"torch": machine.get("torch"), **machine.get("versions", {})}
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     seconds = sum(result.train_seconds for result in table.results)
+    seconds += max(
+        (result.pretrained.seconds for result in table.results if result.pretrained is not None), default=0.0
+    )
     seconds += sum(result.taught.reading_seconds for result in table.results if result.taught is not None)
     return (
         f"Machine: {machine.get('device')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "

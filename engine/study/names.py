@@ -11,6 +11,7 @@ NAMES = {
     "bag": "a bag of n-grams",
     "lstm": "a BiLSTM from scratch",
     "lstm-embeddings": "a BiLSTM on pretrained embeddings",
+    "lstm-pretrained": "a BiLSTM pretrained on the texts",
     "lstm-distilled": "a BiLSTM distilled from the encoder",
     "frozen": "a linear model on the frozen encoder",
     "encoder": "the fine-tuned encoder",

@@ -14,8 +14,8 @@ class Need:
 
     Attributes:
         labels, unlabelled_texts: how many.
-        cpu_hours: of all threads, to make its model: training, that of its teacher, and what the teacher reads; None
-            where a trial did not note it.
+        cpu_hours: of all threads, to make its model: training, that of its teacher and what the teacher reads, and its
+            pretraining; None where a trial did not note it.
         money: its bill, predictions included; None without prices, or where the bill has no sum.
         accuracy: a share.
     """
@@ -38,7 +38,7 @@ def needs(table: Table, bills: Sequence[Bill]) -> list[Need]:
             done = [trial for trial in table.trials(family, point.size) if trial.status == "done"]
             spent = [trial.all_cpu_seconds for trial in done]
             known = [seconds for seconds in spent if seconds is not None]
-            texts = [trial.taught.texts if trial.taught is not None else 0 for trial in done]
+            texts = [one.texts if (one := trial.taught or trial.pretrained) is not None else 0 for trial in done]
             assert point.accuracy is not None
             found.append(
                 Need(

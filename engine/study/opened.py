@@ -19,9 +19,16 @@ from penstock.engine.study.external import keep_external
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, made_from
 from penstock.engine.study.predictions import predictions_path
+from penstock.engine.study.pretraining import Pretraining, planned_pretraining
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask
-from penstock.engine.study.settings import StudySettings, subset_seed, trial_settings, unlabelled_texts
+from penstock.engine.study.settings import (
+    StudySettings,
+    resolved_pretraining,
+    subset_seed,
+    trial_settings,
+    unlabelled_texts,
+)
 from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
 from penstock.engine.study.trials import Trial, plan_trials
 
@@ -36,6 +43,7 @@ class OpenedStudy:
         train, test: the stores.
         tasks: of all trials of the grid.
         existing: what earlier starts have left.
+        pretraining: that some of the trials begin with; None where none does.
         clusters: the groups of test rows of which the training data has rows too; None where that is not known.
     """
 
@@ -45,6 +53,7 @@ class OpenedStudy:
     tasks: list[TrialTask]
     existing: Existing
     clusters: ClusterOverlap | None = None
+    pretraining: Pretraining | None = None
 
 
 @contextlib.contextmanager
@@ -82,17 +91,32 @@ def opened(
         for name, file in settings.external.items():
             keep_external(folder / "external", name, file, test, settings.max_test)
 
+        tasks = [_task(settings, trial, folder, train, test, keep_runs, jobs) for trial in trials]
+        pretraining, before = None, None
+        if settings.pretrains:
+            own = resolved_pretraining(settings, train)
+            pretraining = planned_pretraining(folder / "pretraining", own, tasks, train, test)
+            before = pretraining.fingerprint(train.fingerprint)
+
         def from_now(trial: Trial) -> MadeFrom:
             own = trial_settings(settings, trial, train)
             theirs = None if trial.teacher is None else trial_settings(settings, trial.teacher, train)
-            return made_from(own, train.fingerprint, test.fingerprint, settings.max_test, theirs)
+            earlier = before if FAMILIES[trial.family].pretrains else None
+            return made_from(own, train.fingerprint, test.fingerprint, settings.max_test, theirs, earlier)
 
-        tasks = [_task(settings, trial, folder, train, test, keep_runs, jobs, from_now(trial)) for trial in trials]
+        tasks = [
+            replace(
+                task,
+                made_from=from_now(task.trial),
+                pretraining=pretraining.run if pretraining and FAMILIES[task.trial.family].pretrains else None,
+            )
+            for task in tasks
+        ]
         tasks = with_teachers(tasks, existing)
         existing.check_trials(from_now)
         if existing.old:
             shown.note(_about_old(existing))
-        yield OpenedStudy(settings, train, test, tasks, existing, clusters)
+        yield OpenedStudy(settings, train, test, tasks, existing, clusters, pretraining)
 
 
 def with_teachers(tasks: Sequence[TrialTask], existing: Existing) -> list[TrialTask]:
@@ -197,7 +221,6 @@ def _task(
     test: Store,
     keep_runs: bool,
     jobs: int,
-    made_from: MadeFrom,
 ) -> TrialTask:
     own = trial_settings(settings, trial, train)
     return TrialTask(
@@ -212,6 +235,5 @@ def _task(
         keep_run=keep_runs,
         cache=folder / "encoded",
         progress="auto" if jobs == 1 and trial.size >= _LONG_TRIAL else "none",
-        made_from=made_from,
         predictions=predictions_path(trials_folder(folder), trial.name),
     )

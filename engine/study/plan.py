@@ -43,6 +43,8 @@ class Plan:
         seconds: {trial: seconds by the clock, at most}, of all trials of the grid. expected: the same as trainings end
             that may stop early; empty in the plans of an earlier penstock.
         stopping: {family: when its trainings end, on average over the trials to do}.
+        pretraining: seconds of the one that trials begin with, before the first of them; None where there is none to
+            do. pretraining_tokens: that it reads.
         done: those of them that were finished already.
         speeds: of each family.
         jobs: trials at a time. keep_runs: whether the trained models are kept.
@@ -63,6 +65,8 @@ class Plan:
     others: float | None = None
     expected: dict[str, float] = field(default_factory=dict)
     stopping: dict[str, Stopping] = field(default_factory=dict)
+    pretraining: float | None = None
+    pretraining_tokens: float = 0.0
 
     @property
     def likely(self) -> dict[str, float]:

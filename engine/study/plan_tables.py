@@ -73,11 +73,25 @@ def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
         first = f"All {len(plan.done):,} trials are done."
     return [
         first,
+        *_pretraining(plan),
         *_within(plan, budget),
         *_sources(plan),
         *_stopping(plan),
         _disk_line(plan),
         *resolution_lines(plan.resolution, plan.clusters, plan.column),
+    ]
+
+
+def _pretraining(plan: Plan) -> list[str]:
+    if plan.pretraining is None:
+        return []
+    sizes = sorted(
+        {trial.size for name in plan.seconds if (trial := trial_named(name)) and FAMILIES[trial.family].pretrains}
+    )
+    shares = ", ".join(f"{duration(plan.pretraining / size)} for each of {size:,} labels" for size in sizes)
+    return [
+        f"Before them, once, pretraining on {plan.pretraining_tokens:,.0f} tokens without labels: about "
+        f"{duration(plan.pretraining)} more, at the speed at which its trials train; that is {shares}."
     ]
 
 

@@ -88,6 +88,10 @@ def make_plan(
     estimates = Estimates(study.tasks, Loads(study.train, study.test), speeds)
     seconds, expected = estimates.seconds(finished), estimates.expected(finished)
     speeds = {**estimates.speeds(finished), **speeds}
+    waiting = any(task.pretraining is not None and task.trial not in finished for task in study.tasks)
+    before = study.pretraining
+    tokens = before.tokens if before is not None and waiting and before.taken() is None else 0.0
+    family = next((name for name in speeds if FAMILIES[name].pretrains), None)
     test_rows = study.settings.max_test or study.test.num_examples
     column, clusters = study.settings.cluster, None
     if column is not None:
@@ -108,6 +112,8 @@ def make_plan(
         others=others,
         expected={trial.name: own for trial, own in expected.items()},
         stopping=_stopping(study, estimates.stoppings(finished), finished),
+        pretraining=tokens * speeds[family].train if tokens and family is not None else None,
+        pretraining_tokens=tokens,
     )
 
 

@@ -31,6 +31,7 @@ _STYLES = {
     "bag": ("#e69f00", "v"),
     "lstm": ("#0072b2", "o"),
     "lstm-embeddings": ("#009e73", "s"),
+    "lstm-pretrained": ("#117733", "d"),
     "lstm-distilled": ("#332288", "p"),
     "frozen": ("#56b4e9", "P"),
     "encoder": ("#d55e00", "D"),

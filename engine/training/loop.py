@@ -20,6 +20,7 @@ from penstock.engine.training.evaluate import evaluate
 from penstock.engine.training.flops import peak_flops, training_flops_per_token
 from penstock.engine.training.journal import Journal
 from penstock.engine.training.optimizer import learning_rate_factor
+from penstock.engine.training.pretraining import build_pretraining_run_model, evaluate_pretraining
 from penstock.engine.training.progress import Mode
 from penstock.engine.training.resume import Found, as_run_error
 from penstock.engine.training.run_data import RunData
@@ -70,12 +71,16 @@ class Loop:
             self.counters = Counters() if state is None else Counters.from_state(state.get("counters"))
         self.timers.go_on_from(self.counters.time or {})
         self.saver = Saver(directory.path, tokenizer_files(store, found), settings.training.keep_checkpoints)
-        self.counters.stopped_by = self.counters.over(settings.training)
-        self._class_weights = class_weights(settings.training.class_weights, store, rows)
+        self.counters.stopped_by = self.counters.over(settings)
+        weighs = None if settings.pretrains else settings.training.class_weights
+        self._class_weights = class_weights(weighs, store, rows)
         torch.manual_seed(derive_seed(settings.training.seed, "weights"))
         with as_run_error(found):
             last, unmerged = None if found is None else found.folder, state and state.get("unmerged")
-            self.model = build_run_model(settings.model, store, last, unmerged, say)
+            if settings.pretrains:
+                self.model = build_pretraining_run_model(settings, store, rows, last)
+            else:
+                self.model = build_run_model(settings.model, store, last, unmerged, say)
         place(self.model, settings.training, world)
         self._log_offset = 0 if found is None else found.log_size
         weights = None if self._class_weights is None else torch.from_numpy(self._class_weights)
@@ -160,7 +165,7 @@ class Loop:
         return bool(self.counters.stopped_by) and self.counters.unfinished is None
 
     def next_learning_rate(self) -> float:
-        return self._learning_rate(0)
+        return self._learning_rate(0, 0)
 
     def run(self, stop: StopSignal, progress: Mode) -> None:
         """Trains until the settings say that it is over.
@@ -194,7 +199,7 @@ class Loop:
         if (left := counters.unfinished) is not None:
             counters.unfinished = None
             stop.step = counters.step
-            report = StepReport(loss_sum=0.0, correct=0, grad_norm=left["grad_norm"], votes=())
+            report = StepReport(loss_sum=0.0, correct=0, count=0, grad_norm=left["grad_norm"], votes=())
             self._finish_step(report, left["learning_rate"], interval, evaluation_due=True, save=False)
             interval = Interval()
             if counters.stopped_by:
@@ -203,7 +208,7 @@ class Loop:
         saved = time.monotonic()
         for timed in self._steps():
             step = timed.step
-            rate = self._learning_rate(step.num_examples)
+            rate = self._learning_rate(step.num_examples, step.num_tokens)
             wants_save = time.monotonic() - saved >= _SECONDS_BETWEEN_CHECKPOINTS
             report = self._stepper(
                 step.batches,
@@ -273,7 +278,10 @@ class Loop:
             self.timers.to(before)
 
     def _weight(self, step: Step) -> float | None:
-        """The sum of the class weights of a step's examples, over all processes; those of labels have none."""
+        """The sum of the class weights of a step's examples, over all processes; those of labels have none. In
+        pretraining, how many tokens there are to tell on average."""
+        if self.settings.pretrains:
+            return self.model.expected_count(step.num_tokens)
         if self._class_weights is None or self.data.train.multi_label:
             return None
         plan, width = self._loader.plan(step.epoch), self.settings.data.batches_per_step
@@ -281,7 +289,7 @@ class Loop:
         return float(self._class_weights[self.data.train.labels[rows]].sum())
 
     def _count(self, timed: "_TimedStep", report: StepReport, interval: Interval) -> None:
-        counters, settings = self.counters, self.settings.training
+        counters = self.counters
         now = time.perf_counter()
         counters.seconds += now - timed.began
         counters.step += 1
@@ -290,26 +298,27 @@ class Loop:
         counters.tokens += timed.step.num_tokens
         counters.interval_loss += report.loss_sum
         counters.interval_correct += report.correct
-        counters.interval_examples += timed.step.num_examples
+        counters.interval_examples += report.count
         interval.add(
             examples=timed.step.num_examples,
             tokens=timed.step.num_tokens,
             seconds=now - timed.began,
             waited=timed.waited,
         )
-        counters.stopped_by = counters.over(settings)
+        counters.stopped_by = counters.over(self.settings)
 
-    def _done(self, examples: float, steps: float) -> float:
-        """The share of the run that these numbers of examples and steps are, 0 to 1."""
-        training = self.settings.training
+    def _done(self, examples: float, steps: float, tokens: float) -> float:
+        """The share of the run that these numbers of examples, steps and tokens are, 0 to 1."""
+        training, limit = self.settings.training, self.settings.pretraining.tokens
         by_examples = examples / (training.epochs * self.num_rows) if training.epochs else 0.0
         by_steps = steps / training.max_steps if training.max_steps else 0.0
-        return min(max(by_examples, by_steps), 1.0)
+        by_tokens = tokens / limit if limit else 0.0
+        return min(max(by_examples, by_steps, by_tokens), 1.0)
 
-    def _learning_rate(self, examples: int) -> float:
+    def _learning_rate(self, examples: int, tokens: int) -> float:
         """Taken in the middle of the step, so that neither the first nor the last step has a rate of 0."""
-        training = self.settings.training
-        done = self._done(self.counters.examples + examples / 2, self.counters.step + 0.5)
+        training, counters = self.settings.training, self.counters
+        done = self._done(counters.examples + examples / 2, counters.step + 0.5, counters.tokens + tokens / 2)
         factor = learning_rate_factor(done, warmup=training.warmup, schedule=training.schedule)
         assert training.learning_rate is not None
         return training.learning_rate * factor
@@ -321,7 +330,7 @@ class Loop:
             counters.best_step = counters.step
             return bool(counters.stopped_by)
         with self.timers.during("evaluation"):
-            metrics = evaluate(
+            metrics: Any = (evaluate_pretraining if self.settings.pretrains else evaluate)(
                 self.model,
                 self.data.train,
                 rows=self.data.validation_rows,
@@ -335,7 +344,7 @@ class Loop:
             counters.best, counters.best_step, counters.since_best = metrics, counters.step, 0
         else:
             counters.since_best += 1
-            counters.stopped_by = counters.stopped_by or counters.over(training)
+            counters.stopped_by = counters.stopped_by or counters.over(self.settings)
         record = {"split": "validation", "step": counters.step, **dataclasses.asdict(metrics), "best": best}
         self._journal.evaluation(record)
         return best
@@ -346,8 +355,8 @@ class Loop:
             "split": "train",
             "step": counters.step,
             "epoch": round(counters.examples / self.num_rows, 3),
-            "loss": counters.interval_loss / counters.interval_examples,
-            "accuracy": counters.interval_correct / counters.interval_examples,
+            "loss": counters.interval_loss / max(counters.interval_examples, 1),
+            "accuracy": counters.interval_correct / max(counters.interval_examples, 1),
             "learning_rate": rate,
             "grad_norm": report.grad_norm,
             "examples": counters.examples,
@@ -357,7 +366,7 @@ class Loop:
             "time": {phase: round(seconds, 5) for phase, seconds in self.timers.lap().items()},
         }
         counters.interval_loss, counters.interval_correct, counters.interval_examples = 0.0, 0, 0
-        self._journal.step(record, self._done(counters.examples, counters.step))
+        self._journal.step(record, self._done(counters.examples, counters.step, counters.tokens))
 
     def _checkpoint(self, *, best: bool, last: bool) -> None:
         """Saves the model as the best, the last, or both; with what the run needs to go on if it is the last.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from penstock.engine.models.build import THRESHOLDS
 from penstock.engine.training.metrics import MAX_NAMED, Metrics
+from penstock.engine.training.pretraining_metrics import PretrainingMetrics
 
 DEFAULT_THRESHOLD = 0.5
 MIN_POSITIVES = 10  # validation rows that have a label, for a threshold of its own
@@ -88,8 +89,10 @@ class MultiLabelMetrics(Metrics):
         return [f"{self.labels_per_example:.2f} labels an example, {self.predicted_per_example:.2f} predicted", *found]
 
 
-def read_metrics(record: dict[str, Any]) -> Metrics:
+def read_metrics(record: dict[str, Any]) -> Any:
     """Metrics from the JSON of a run, of the kind that they were."""
+    if "num_told" in record:
+        return PretrainingMetrics(**record)
     return MultiLabelMetrics(**record) if "hamming_loss" in record else Metrics(**record)
 
 

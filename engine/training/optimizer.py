@@ -17,15 +17,15 @@ def build_optimizer(
     A model with sparse gradients has Adagrad, whose steps leave alone what has no gradient.
 
     Args:
-        layer_decay: of an encoder: the learning rate of a layer as a share of that of the layer above it; the head's
-            share is 1, the embeddings' the lowest (as in Clark et al., ICLR 2020). Whoever sets the learning rate
-            multiplies it by a group's entry "share".
+        layer_decay: the learning rate of a layer as a share of that of the layer above it; the head's share is 1, the
+            embeddings' the lowest (Howard & Ruder, ACL 2018, for an LSTM; Clark et al., ICLR 2020, for an encoder).
+            Whoever sets the learning rate multiplies it by a group's entry "share".
 
     Raises:
         ConfigError: layer_decay is given for a model that has no layers to tell apart.
     """
     if layer_decay is not None and not hasattr(model, "depths"):
-        raise ConfigError("training.layer_decay is for encoders; leave it out, or set model.kind=encoder")
+        raise ConfigError("training.layer_decay is for models with layers, lstm and encoder: leave it out")
     if any(isinstance(module, nn.Embedding) and module.sparse for module in model.modules()):
         return RowAdagrad([parameter for parameter in model.parameters() if parameter.requires_grad], lr=learning_rate)
     depths = {} if layer_decay is None else model.depths()  # type: ignore[operator]

@@ -122,6 +122,11 @@ def _shares(seconds: Mapping[str, float]) -> Iterator[str]:
 def describe_evaluation(record: Mapping[str, Any]) -> str:
     best = "  best" if record.get("best") else ""
     caveats = "".join(f"  {part}" for part in _caveats(record))
+    if "num_told" in record:
+        return (
+            f"{record['split']} at step {record['step']}: loss {record['loss']:.4f}  "
+            f"accuracy {record['accuracy']:.4f}  ({record['num_told']:,} tokens told){best}"
+        )
     if "hamming_loss" in record:
         return (
             f"{record['split']} at step {record['step']}: micro-F1 {record['micro_f1']:.4f}  "

@@ -7,6 +7,7 @@ import numpy as np
 
 _LARGE = 100_000  # examples from which speed counts for more than the number of steps
 _LARGE_TOKENS = 8_192
+_PRETRAINING_TOKENS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,23 @@ def _bag(data: TrainingSet) -> dict[str, Any]:
         "training.patience": 4,
         "training.learning_rate": 0.2,
         "training.precision": "fp32",
+    }
+
+
+def pretraining_recipe(kind: str, data: TrainingSet) -> dict[str, Any]:
+    """As `recipe`, of a run that learns from texts without labels.
+
+    It repeats few texts more often, and is judged by a thousand of them.
+    """
+    encoder = kind == "encoder"
+    size = data.examples
+    return {
+        "data.tokens_per_batch": max(data.max_length, _LARGE_TOKENS),
+        "data.validation_fraction": min(0.1, 1_000 / size),
+        "data.mode": "pack" if encoder else "bucket",
+        "training.epochs": _between(1, round(_PRETRAINING_TOKENS / (size * data.mean_length)), 20),
+        "training.patience": 0,
+        "training.learning_rate": encoder_learning_rate(data.encoder_width or 768) if encoder else 2e-3,
     }
 
 

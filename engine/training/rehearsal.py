@@ -14,6 +14,7 @@ from penstock.engine.data.store import Store
 from penstock.engine.training.evaluate import evaluation_loader, run
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.memory import memory_limit, peak_memory, reset_peak_memory, return_freed_memory
+from penstock.engine.training.pretraining import outputs
 
 _TYPICAL_STEPS = 6  # timed for the epoch's time, from all over it
 
@@ -80,6 +81,8 @@ class Rehearsal:
         )
         limits = [training.epochs * self.steps] if training.epochs is not None else []
         limits += [training.max_steps] if training.max_steps is not None else []
+        if (most := loop.settings.pretraining.tokens) is not None:
+            limits.append(-(-most * self.steps // int(loop.plan.tokens.sum())))
         steps = min(limits)
         seconds = steps * self.seconds + (0 if self.test is None else self.test.seconds)
         if self.validation is not None:
@@ -139,6 +142,10 @@ def _evaluation(loop: Loop, store: Store, rows: np.ndarray) -> EvaluationTime | 
     def evaluate_batch(index: int) -> None:
         loader.seek(0, index)
         batch = next(iter(loader)).batches[0]
+        if loop.settings.pretrains:
+            for _, output in outputs(loop.model, [batch], loop.precision):
+                output.loss.cpu()
+            return
         for _, logits in run(loop.model, [batch], loop.precision):
             logits.cpu()
 

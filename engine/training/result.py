@@ -7,6 +7,7 @@ from penstock.engine.errors import RunError
 from penstock.engine.training.calibrate import Calibration
 from penstock.engine.training.metrics import Metrics
 from penstock.engine.training.multi_label import Thresholds, read_metrics
+from penstock.engine.training.pretraining_metrics import PretrainingMetrics
 from penstock.engine.training.run_directory import RunDirectory
 
 
@@ -17,7 +18,7 @@ class TrainResult:
     Attributes:
         validation: figures of the best model, found at `best_step`; None without a validation split.
         test: figures of the best model on the test store, if one was given.
-        stopped_by: "epochs", "max_steps" or "patience".
+        stopped_by: "epochs", "max_steps", "patience" or, in pretraining, "tokens".
         seconds: time in training steps, waiting for data included, evaluation and checkpoints not.
         parameters: of the model; trainable_parameters: those that were not frozen.
         checkpoint_seconds: that training stood still for checkpoints, not in `seconds`.
@@ -28,7 +29,7 @@ class TrainResult:
             without what was done after the checkpoint that it went on from. None of an earlier version's run.
     """
 
-    validation: Metrics | None
+    validation: Metrics | PretrainingMetrics | None
     test: Metrics | None
     best_step: int
     stopped_by: str

@@ -30,7 +30,7 @@ def build_run_model(
         StateError: the checkpoint is not of this model.
     """
     if settings.start_from is not None:
-        folder = last or Path(settings.start_from)
+        folder = last or Path(settings.start_from) / "best"  # which has checksums, unlike the run's own folder
         names, size = store.label_names, store.vocab_size
         model = start_model(
             settings, folder, label_names=names, vocab_size=size, say=say, multi_label=store.multi_label

@@ -103,13 +103,36 @@ def in_use(path: Path) -> RunError:
     return RunError(f"{path} is in use by another process: wait for it or give another --out")
 
 
-def read_trained_record(path: Path | str) -> dict[str, Any]:
-    """As `read_record`, of a run that has a model.
+def check_kind(path: Path | str, record: dict[str, Any], pretrains: bool) -> None:
+    """
+    Args:
+        record: of the run in `path`. pretrains: whether it is to be one that learns from texts without labels.
 
     Raises:
-        RunError: also if it has none yet.
+        RunError: it is a run of the other kind.
+    """
+    there = objective_of(record) is not None
+    if there and not pretrains:
+        raise RunError(
+            f"{path} is a pretraining run, which has no classifier: penstock train --from {path} makes one of it"
+        )
+    if pretrains and not there:
+        raise RunError(f"{path} is a run that trains a classifier, not a pretraining run: give another --out")
+
+
+def objective_of(record: dict[str, Any]) -> str | None:
+    """How the run learns from texts without labels; None for one that trains a classifier."""
+    return record["identity"].get("pretraining.objective")
+
+
+def read_trained_record(path: Path | str) -> dict[str, Any]:
+    """As `read_record`, of a run that has a classifier.
+
+    Raises:
+        RunError: also if it has none yet, or pretrains.
     """
     record = read_record(path, described=True)
+    check_kind(path, record, pretrains=False)
     best = Path(path) / "best"
     if not best.is_dir():
         if os.path.lexists(best):

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import yaml
 
 from penstock.engine.errors import ConfigError
+from penstock.engine.models.pretraining_settings import PretrainingSettings
 from penstock.engine.models.settings import ModelSettings
 from penstock.engine.setting import check_section, checked, describe_range, describe_type, setting, split_key_value
-from penstock.engine.training.recipe import TrainingSet, recipe
+from penstock.engine.training.recipe import TrainingSet, pretraining_recipe, recipe
 from penstock.engine.training.suggestions import suggest
 
 OVERRIDE_FORM = "section.key=value, such as training.epochs=3"
@@ -73,10 +74,10 @@ class TrainingSettings:
     )
     layer_decay: float | None = setting(
         None,
-        "encoder: a layer's learning rate as a share of the one above it, such as 0.9",
+        "a layer's learning rate as a share of the one above it, such as 0.9",
         minimum=0.0,
         maximum=1.0,
-        used_by="encoder",
+        used_by=("lstm", "encoder"),
     )
     warmup: float = setting(0.06, "share of the run in which the learning rate rises", minimum=0.0, maximum=1.0)
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", "how the learning rate falls after warm-up")
@@ -172,7 +173,7 @@ FREE_KEYS = frozenset(
     )
 )
 # What says when a run is over: it may go on with larger ones.
-ENDING_KEYS = ("training.epochs", "training.max_steps", "training.patience")
+ENDING_KEYS = ("training.epochs", "training.max_steps", "training.patience", "pretraining.tokens")
 
 # What has no meaning without validation rows.
 WITH_VALIDATION = frozenset(
@@ -184,6 +185,28 @@ WITH_VALIDATION = frozenset(
         "training.calibrate",
     )
 )
+# What a run without labels has no use for, or does not offer.
+CLASSIFIER_ONLY = frozenset(
+    (
+        "model.pooling",
+        "model.head_dropout",
+        "model.encoder_head_dropout",
+        "model.freeze_embeddings",
+        "model.freeze_layers",
+        "model.lora_rank",
+        "model.start_from",
+        "training.layer_decay",
+        "training.class_weights",
+        "training.label_smoothing",
+        "training.calibrate",
+        "training.metric",
+        "training.compile",
+        "training.cuda_graphs",
+        "training.shard",
+    )
+)
+# The kinds of model that each way of learning without labels is for.
+OBJECTIVES = {"masked": ("lstm", "encoder"), "replaced": ("lstm",)}
 # What cannot be had where most labels are the teachers', and why.
 NOT_DISTILLED = {
     "training.class_weights": "most of its labels are the teachers'",
@@ -195,7 +218,7 @@ _OPEN = (None, "auto")  # values that leave a choice to the recipe
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a run, in four sections.
+    """Every setting of a run, in five sections.
 
     Example:
         >>> from penstock.engine import Settings
@@ -210,6 +233,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     given: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
@@ -219,9 +243,9 @@ class Settings:
         Args:
             validates: whether there are validation rows; None: by `data.validation_fraction`.
         """
-        values = recipe(self.model.kind or "lstm", data)
-        if self.training.max_steps is not None:
-            # a limit in steps alone ends the run: epochs stays open
+        values = (pretraining_recipe if self.pretrains else recipe)(self.model.kind or "lstm", data)
+        if self.training.max_steps is not None or self.pretraining.tokens is not None:
+            # a limit in steps or tokens alone ends the run: epochs stays open
             del values["training.epochs"]
         fraction = self.data.validation_fraction
         if not (fraction is None or fraction > 0 if validates is None else validates):
@@ -239,6 +263,11 @@ class Settings:
     def replace(self, values: Mapping[str, Any]) -> "Settings":
         """With other values of {"section.key": value}; what was stated stays so."""
         return self._with(values)
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the run learns from texts without labels."""
+        return self.pretraining.objective is not None
 
     @property
     def precision(self) -> str:
@@ -259,7 +288,8 @@ class Settings:
         }
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump({name: dataclasses.asdict(getattr(self, name)) for name in _sections()}, sort_keys=False)
+        sections = [name for name in _sections() if name != "pretraining" or self.pretrains]
+        return yaml.safe_dump({name: dataclasses.asdict(getattr(self, name)) for name in sections}, sort_keys=False)
 
     def _with(self, values: Mapping[str, Any]) -> "Settings":
         sections: dict[str, dict[str, Any]] = {name: {} for name in _sections()}
@@ -270,8 +300,11 @@ class Settings:
         return dataclasses.replace(self, **changed)
 
 
-def load_settings(file: Path | str | None = None, overrides: Iterable[str] = ()) -> Settings:
-    """Defaults, under the YAML file's values, under overrides of the form `section.key=value`.
+def load_settings(
+    file: Path | str | None = None, overrides: Iterable[str] = (), usual: Mapping[str, Any] | None = None
+) -> Settings:
+    """Defaults, under `usual` values {"section.key": value}, under the YAML file's, under overrides of the form
+    `section.key=value`.
 
     Example:
         >>> from penstock.engine import load_settings
@@ -283,7 +316,8 @@ def load_settings(file: Path | str | None = None, overrides: Iterable[str] = ())
             or the model or the run has no use for a setting.
         RunError: `model.start_from` names no run.
     """
-    values: dict[str, tuple[Any, str]] = {} if file is None else _from_file(Path(file))
+    values = {key: (value, "") for key, value in (usual or {}).items()}
+    values |= {} if file is None else _from_file(Path(file))
     for override in overrides:
         key, text = split_key_value(override, OVERRIDE_FORM)
         values[key] = (parse_value(text), "")
@@ -349,6 +383,7 @@ def inherit(settings: Settings) -> Settings:
         stated |= {"model.num_layers", "model.hidden_size"}
     for name in (
         "kind",
+        "encoder",
         "num_layers",
         "hidden_size",
         "bidirectional",
@@ -359,6 +394,8 @@ def inherit(settings: Settings) -> Settings:
         "buckets",
     ):
         key = f"model.{name}"
+        if saved.pretrains and key in CLASSIFIER_ONLY:
+            continue  # which it left open
         if key in stated and here[key] != there[key]:
             raise ConfigError(
                 f"{key}={here[key]} contradicts model.start_from={run}, where it is {there[key]}: leave it out"
@@ -380,14 +417,24 @@ def check_used(settings: Settings, keys: Iterable[str], where: str = "") -> None
     flat = settings.flat()
     for key in keys:
         section, name = key.split(".")
-        reason = settings.model.unused(name) if section == "model" else _unused(settings, key)
+        reason = (settings.model.unused(name) if section == "model" else None) or _unused(settings, key)
         if reason is not None:
             raise ConfigError(f"{where}{key}={flat[key]} has no effect: {reason}")
 
 
 def _unused(settings: Settings, key: str) -> str | None:
-    """Why a run does not use a setting of the sections data and training; None if it does."""
+    """Why a run does not use a setting; None if it does."""
     value, model = settings.flat()[key], settings.model
+    if key.startswith("pretraining.") and not settings.pretrains:
+        return "this run trains a classifier: penstock pretrain reads it"
+    if settings.pretrains and (key in CLASSIFIER_ONLY or key.startswith("distillation.")) and value:
+        return "this run learns from texts without labels: leave it out, or give it to penstock train"
+    if key == "pretraining.objective" and not model.is_of(OBJECTIVES[value]):
+        return f"this model is {model.named}, which does not learn so: penstock pretrain is for lstm and encoder" + (
+            " (masked)" if model.kind == "encoder" else ""
+        )
+    if key == "pretraining.candidates" and settings.pretraining.objective == "replaced":
+        return "pretraining.objective=replaced tells no tokens from others: leave it out"
     if value is not None and not model.is_of(used_by(key)):
         return f"this model is {model.named}, which does not use it: leave it out"
     if key in WITH_VALIDATION and value and settings.data.validation_fraction == 0:
@@ -458,6 +505,7 @@ def _sections() -> dict[str, type]:
         "model": ModelSettings,
         "data": DataSettings,
         "training": TrainingSettings,
+        "pretraining": PretrainingSettings,
         "distillation": DistillationSettings,
     }
 

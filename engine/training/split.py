@@ -62,7 +62,7 @@ def split_rows(
     data = settings.data
     assert data.validation_fraction is not None
     return split_validation(
-        store.labels,
+        np.zeros(store.num_examples, np.int64) if settings.pretrains else store.labels,
         rows,
         fraction=data.validation_fraction,
         maximum=data.validation_max,

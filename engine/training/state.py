@@ -144,10 +144,10 @@ def checked_loader_state(state: Any, counters: Any) -> dict[str, Any]:
     return state
 
 
-def check_stored(checkpoint: Path, saved: Mapping[str, Tensor], label_names: Sequence[str]) -> None:
+def check_stored(checkpoint: Path, saved: Mapping[str, Tensor], label_names: Sequence[str] | None) -> None:
     """
     Args:
-        saved: the tensors that the model would be saved as.
+        saved: the tensors that the model would be saved as. label_names: of a classifier.
 
     Raises:
         StateError: what lies in the folder was converted when it was loaded: weights of another type, or other labels
@@ -160,6 +160,8 @@ def check_stored(checkpoint: Path, saved: Mapping[str, Tensor], label_names: Seq
                 here = _SAFETENSORS.get(saved[name].dtype) if name in saved else None
                 if here not in (None, there):
                     raise StateError(f"{file.name} has {name} in {there}, the model's is in {here}")
+    if label_names is None:
+        return
     names: dict[Any, Any] = load_config(checkpoint).id2label or {}
     if [str(names.get(number)) for number in range(len(names))] != list(label_names):
         raise StateError("config.json has other labels than the data")

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from penstock.engine.data.loader import Batch
 from penstock.engine.errors import NonFiniteError, OutOfMemoryError, RunError, is_out_of_memory
 from penstock.engine.models.output import distillation_loss, is_multi_label, multi_label_loss
+from penstock.engine.models.pretraining import PretrainingOutput
 from penstock.engine.training.distributed import World
 from penstock.engine.training.graphs import StepGraphs, check_graphs, present
 from penstock.engine.training.optimizer import build_optimizer
@@ -46,13 +47,15 @@ class StepReport:
     """What one step did, over all processes.
 
     Attributes:
-        loss_sum: what is minimised, times the step's examples. correct: examples predicted right.
+        loss_sum: what is minimised, times the step's examples; in pretraining, summed over what there was to tell.
+        correct: examples predicted right, or tokens told right. count: examples, or tokens to tell.
         grad_norm: before clipping.
         votes: for each question put to the processes, whether any of them voted yes.
     """
 
     loss_sum: float
     correct: int
+    count: int
     grad_norm: float
     votes: tuple[bool, ...]
 
@@ -109,12 +112,21 @@ def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
     return model(filler).logits[:0]
 
 
+def pretraining_output(model: nn.Module, batch: Batch) -> PretrainingOutput:
+    """What a model that learns from texts without labels makes of a batch; of an empty one as `logits_of`."""
+    if len(batch):
+        return model(batch.tokens, **batch.types())
+    filler = Ragged.from_lengths(batch.tokens.values.new_zeros(1), [1])
+    return PretrainingOutput(*(0 * value for value in model(filler)))
+
+
 class Stepper:
     """Holds the optimizer and takes steps.
 
     The gradient is that of the mean loss over the step's examples, wherever they were computed; with class weights, of
     the weighted mean (the sum of weighted losses over the sum of the examples' weights, as in torch); with lists of
-    labels, of the mean of losses in which a label's weight counts where the label is there. Random numbers of
+    labels, of the mean of losses in which a label's weight counts where the label is there; in pretraining, of the sum
+    over the tokens to tell, divided by how many there are on average in the step's number of tokens. Random numbers of
     a batch depend on the seed, the step and the batch's place in the step alone: neither the number of processes nor an
     interruption changes them.
     """
@@ -139,6 +151,7 @@ class Stepper:
         self._settings = settings
         self._distillation = distillation
         self._multi_label = is_multi_label(model)
+        self._pretrains = hasattr(model, "learn_from")
         self._class_weights = None if class_weights is None else class_weights.to(world.device, torch.float32)
         self._precision = precision
         self._world = world
@@ -188,7 +201,8 @@ class Stepper:
         Args:
             batches: this process's share of the step, in order; places rank, rank + size, ... of the plan's step.
             num_examples: in the whole step, over all processes.
-            weight: the sum of their class weights; None without class weights.
+            weight: what the sum of the losses is divided by, if not by that: the sum of their class weights; in
+                pretraining, how many tokens there are to tell on average.
             votes: this process's, on whatever all processes must decide alike.
 
         Raises:
@@ -197,7 +211,7 @@ class Stepper:
         world, device, timers = self._world, self._world.device, self._timers
         normalizer = num_examples if weight is None else weight
         before = timers.to("forward")
-        totals = torch.tensor([0.0, 0.0, *votes], dtype=torch.float64, device=device)
+        totals = torch.tensor([0.0, 0.0, 0.0, *votes], dtype=torch.float64, device=device)
         self._model.train()
         for index, batch in enumerate(batches):
             timers.to("forward" if self._graphs is None else "backward")  # a graph is both, mostly that
@@ -208,13 +222,17 @@ class Stepper:
                 continue
             with batch_memory(batch, "training"), self._without_sync() if not last else contextlib.nullcontext():
                 # torch averages the gradients over the processes: the factor makes it a sum
-                loss_sum, right = (self._graphs or self._train_on)(batch, world.size / normalizer)
+                if self._pretrains:
+                    done: tuple[Any, ...] = self._pretrain_on(batch, world.size / normalizer)
+                else:
+                    loss_sum, right = (self._graphs or self._train_on)(batch, world.size / normalizer)
+                    done = loss_sum * (num_examples / normalizer), right, len(batch)
             if last and isinstance(self._model, DistributedDataParallel):
                 # what backward still did then was to wait for the gradients of the others
                 timers.to("communication", at=self._gradient_at)
             timers.to("forward")
-            totals[0] += loss_sum * (num_examples / normalizer)
-            totals[1] += right
+            for place, part in enumerate(done):
+                totals[place] += part
         timers.to("optimizer")
         self._scaler.unscale_(self._optimizer)
         if self._loaded_from is not None:
@@ -224,7 +242,7 @@ class Stepper:
         if world.size > 1:
             with timers.during("communication"):
                 totals, norm = self._summed(totals, norm)
-        loss_total, correct, *votes_yes, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
+        loss_total, correct, count, *votes_yes, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         timers.synced()
         self._check_finite(loss_total / num_examples, grad_norm, step)
         # known here on the host, so that gradients that are short enough are not gone over
@@ -238,7 +256,15 @@ class Stepper:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=self._graphs is None)  # a graph adds to gradients that are there
         timers.to(before)
-        return StepReport(loss_total, int(correct), grad_norm, tuple(yes > 0 for yes in votes_yes))
+        return StepReport(loss_total, int(correct), int(count), grad_norm, tuple(yes > 0 for yes in votes_yes))
+
+    def _pretrain_on(self, batch: Batch, factor: float) -> PretrainingOutput:
+        """Adds the gradient of `factor` times the sum of the losses."""
+        with autocast(self._precision, self._world.device):
+            output = pretraining_output(self._model, batch)
+        self._timers.to("backward")
+        self._scaler.scale(output.loss * factor).backward()
+        return output._replace(loss=output.loss.detach())
 
     def _train_on(self, batch: Batch, factor: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds the gradient of `factor` times the sum of the losses; returns that sum, and how many are right."""

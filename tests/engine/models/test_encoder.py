@@ -9,7 +9,7 @@ from tiny_encoders import CONFIGS, LABELS, POSITIONS, VOCAB, stock_model
 from torch import Tensor
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models import EncoderClassifier, encoder
+from penstock.engine.models import EncoderClassifier, encoder_body
 from penstock.engine.models.architectures import ARCHITECTURES, layers_of
 from penstock.engine.models.fuse import is_fused, unfuse
 from penstock.kernels import Ragged, use_backend
@@ -175,7 +175,7 @@ def test_a_batch_of_any_size_runs_in_one_of_few_shapes(
     model.model.register_forward_pre_hook(look, with_kwargs=True)
     with torch.no_grad():
         rounded = model(ragged).logits
-        monkeypatch.setattr(encoder, "_rounded", lambda batch, _: batch)
+        monkeypatch.setattr(encoder_body, "_rounded", lambda batch, _: batch)
         plain = model(ragged).logits
     torch.testing.assert_close(rounded, plain)
     assert [size % to for size, to in zip(seen[0], (32, 8), strict=True)] == [0, 0]

@@ -161,9 +161,10 @@ def test_wrong_settings_are_refused(overrides: list[str], message: str) -> None:
         load_settings(None, [f"model.{override}" for override in overrides])
 
 
-def test_layer_decay_is_for_encoders() -> None:
-    with pytest.raises(ConfigError, match=r"training.layer_decay=0.9 has no effect: this model is an lstm"):
-        load_settings(None, ["training.layer_decay=0.9"])
+def test_layer_decay_is_for_models_with_layers() -> None:
+    assert load_settings(None, ["training.layer_decay=0.9"]).training.layer_decay == 0.9
+    with pytest.raises(ConfigError, match=r"training.layer_decay=0.9 has no effect: this model is a bag"):
+        load_settings(None, ["model.kind=bag", "training.layer_decay=0.9"])
     with pytest.raises(ConfigError, match=r"training.layer_decay must be between 0.0 and 1.0"):
         load_settings(None, ["model.kind=encoder", "model.encoder=x", "training.layer_decay=1.5"])
 

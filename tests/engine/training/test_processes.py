@@ -30,8 +30,8 @@ TINY = [
 STEP = ("data", "forward", "backward", "optimizer", "communication")  # the phases that `seconds` has
 
 
-def command(store, run, *overrides, launcher=()):
-    arguments = [*launcher, "-m", "penstock.engine.cli", "train", "--train", str(store.path), "--out", str(run)]
+def command(store, run, *overrides, launcher=(), verb=("train", "--train")):
+    arguments = [*launcher, "-m", "penstock.engine.cli", *verb, str(store.path), "--out", str(run)]
     return [sys.executable, *arguments, *TINY, *overrides]
 
 
@@ -74,17 +74,18 @@ main()
 """
 
 
-def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(store, tmp_path):
+@pytest.mark.parametrize("verb", [("train", "--train"), ("pretrain", "--texts")], ids=lambda verb: verb[0])
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(store, tmp_path, verb):
     longer = "training.epochs=20"
-    finish(command(store, tmp_path / "whole", longer))
+    finish(command(store, tmp_path / "whole", longer, verb=verb))
     draw = random.Random(0)
     for _ in range(3):
         after, delay = draw.randint(3, 30), draw.random() * 0.05
-        _, _, _, *arguments = command(store, tmp_path / "killed", longer)
+        _, _, _, *arguments = command(store, tmp_path / "killed", longer, verb=verb)
         process = start([sys.executable, "-c", KILLED, str(after), str(delay), *arguments])
         process.communicate(timeout=600)
         assert process.returncode == -signal.SIGKILL
-    finish(command(store, tmp_path / "killed", longer))
+    finish(command(store, tmp_path / "killed", longer, verb=verb))
     for name in ("best", "last"):
         one, other = (tmp_path / run / name / "model.safetensors" for run in ("whole", "killed"))
         assert one.read_bytes() == other.read_bytes()

@@ -1,0 +1,105 @@
+"""`penstock pretrain`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
+from penstock.engine.cli.train import ask, check_resume, list_settings, print_result, try_out
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(pretrain)
+
+
+def pretrain(
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="RUN", help="The run's directory, new or to resume.", show_default=False),
+    ],
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            "--texts",
+            metavar="STORE|SOURCE",
+            help="Texts: prepared, or raw, which are then prepared in RUN.texts. Labels that they may have are not "
+            "looked at. Of a run there is: as it had them.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[section.key=value]...", help="Settings, above those of --config.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="lstm|encoder", help="The kind of model (model.kind).")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", metavar="NAME|PATH", help="The encoder that goes on learning (model.encoder)."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of raw texts: hub name, path, train:bpe:N or train:wordpiece:N.  [default: the encoder's, or "
+            "train:bpe:30000]"
+        ),
+    ] = None,
+    text: TextOption = None,
+    separator: SeparatorOption = None,
+    encoding: EncodingOption = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings as YAML.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|previous",
+            help="previous: where the last checkpoint is damaged, go on from the one before it.  [default: last]",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Try the heaviest batches, say what memory and time it takes; write nothing."),
+    ] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=list_settings)
+    ] = False,
+) -> None:
+    """Let a model learn from texts without labels, or resume a run that was stopped.
+
+    An lstm begins from scratch, an encoder from its checkpoint. penstock train --from RUN then fine-tunes it with
+    labels. The run is stopped, resumed and extended as those of penstock train; pretraining.tokens ends it too.
+
+    Example:  penstock pretrain --model lstm --texts reviews.store --out pretrained pretraining.tokens=3000000
+    """
+    from penstock.engine.data.sources import Reading
+    from penstock.engine.training.pretrain_command import RawTexts, read_pretrain_command
+
+    check_resume(resume, dry_run)
+    options = {"model.kind": model, "model.encoder": encoder}
+    raw = RawTexts(tokenizer, text, Reading(separator, encoding))
+    command = read_pretrain_command(out, texts, raw, config, options, overrides or [])
+
+    import torch.distributed as dist
+
+    from penstock.engine.training.memory import keep_freed_memory
+    from penstock.engine.training.train import train as run_training
+
+    keep_freed_memory()
+    if dry_run:
+        try_out(command.settings, command.train, None, out)
+        return
+    try:
+        result = run_training(
+            command.settings,
+            command.train,
+            out,
+            resume="previous" if resume == "previous" else "last",
+            confirm=ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
+        )
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    print_result(out, result)

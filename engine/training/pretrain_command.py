@@ -1,0 +1,73 @@
+"""What `penstock pretrain` was asked for, read and checked before anything slow is imported."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.engine.data.sources import Reading
+from penstock.engine.errors import ConfigError
+from penstock.engine.training.command import TrainCommand, read_command, read_settings
+from penstock.engine.training.run_directory import check_out
+from penstock.engine.training.run_record import is_store, objective_of, read_record
+
+DEFAULT_OBJECTIVE = "masked"
+TRAINED_TOKENIZER = "train:bpe:30000"
+
+
+@dataclass(frozen=True)
+class RawTexts:
+    """How texts are prepared that are no store: as `prepare` has it.
+
+    Attributes:
+        tokenizer: by default the encoder's, or one that is trained on the texts.
+    """
+
+    tokenizer: str | None
+    text: str | None
+    reading: Reading
+
+    @property
+    def stated(self) -> list[str]:
+        """The options that were given."""
+        given = {
+            "--tokenizer": self.tokenizer,
+            "--text": self.text,
+            "--separator": self.reading.separator,
+            "--encoding": self.reading.encoding,
+        }
+        return [option for option, value in given.items() if value is not None]
+
+
+def read_pretrain_command(
+    out: Path,
+    texts: str | None,
+    raw: RawTexts,
+    config: Path | None,
+    options: Mapping[str, str | None],
+    overrides: Sequence[str],
+) -> TrainCommand:
+    """As `read_command`.
+
+    Args:
+        texts: a store, or a source, which is then prepared in RUN.texts; None for a run that is there.
+    """
+    check_out(out)
+    there = objective_of(read_record(out)) if (out / "run.json").exists() else None
+    usual = {"pretraining.objective": there or DEFAULT_OBJECTIVE}
+    if (texts is None or is_store(texts)) and raw.stated:
+        what = "no raw texts are given" if texts is None else f"{texts} is a store"
+        raise ConfigError(f"{raw.stated[0]} has no effect: {what}")
+    settings = read_settings(config, options, overrides, out, usual)
+    store = None if texts is None else Path(texts)
+    if texts is not None and not is_store(texts):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(f"several processes read a store, and {texts} is none: penstock prepare --unlabelled")
+        from penstock.engine.data.prepare import prepare
+
+        whole = out.resolve()
+        tokenizer = raw.tokenizer or settings.model.encoder or TRAINED_TOKENIZER
+        place = whole.with_name(f"{whole.name}.texts")
+        prepared = prepare(texts, place, tokenizer=tokenizer, text=raw.text, reading=raw.reading, unlabelled=True)
+        store = prepared.path
+    return read_command(out, store, None, config, options, overrides, usual)

@@ -1,0 +1,210 @@
+"""The family lstm-pretrained: one pretraining on the training texts, without their labels, that each trial begins
+with."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fabricated_study import no_cost
+from stopping import stop_at
+
+from penstock.engine.data.prepare import prepare
+from penstock.engine.data.reviews import generate_reviews
+from penstock.engine.data.store import Store
+from penstock.engine.errors import ConfigError, PenstockError, RunError
+from penstock.engine.study.check import check_plan
+from penstock.engine.study.opened import opened
+from penstock.engine.study.plan_tables import plan_lines
+from penstock.engine.study.planning import plan_study
+from penstock.engine.study.progress import StudyProgress
+from penstock.engine.study.report import write_report
+from penstock.engine.study.settings import StudySettings, parse_tokens, subset_seed
+from penstock.engine.study.sizes import parse_seeds, parse_sizes
+from penstock.engine.study.study import run_study
+from penstock.engine.study.subsets import subset
+from penstock.engine.study.trials import TrialResult
+from penstock.engine.training.run_record import read_record
+from penstock.engine.training.signals import Interrupted
+
+FAMILIES = ("lstm", "lstm-pretrained")
+QUICK = (
+    *("model.hidden_size=8", "model.embedding_size=8", "training.tensorboard=false", "training.precision=fp32"),
+    *("training.max_steps=4", "pretraining.candidates=50"),
+)
+
+
+@pytest.fixture(scope="module")
+def settings(tiny) -> StudySettings:
+    return StudySettings(
+        **tiny,
+        sizes=parse_sizes("30,60"),
+        seeds=parse_seeds("1"),
+        families=FAMILIES,
+        max_sizes={},
+        overrides=QUICK,
+        pretrain_tokens=9_000,
+    )
+
+
+def run(settings: StudySettings, out: Path, **options) -> dict[str, TrialResult]:
+    results = run_study(settings, out, progress=False, measure=no_cost, **options)
+    return {made.trial.name: made for made in results}
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory) -> tuple[Path, dict[str, TrialResult]]:
+    out = tmp_path_factory.mktemp("finished") / "study"
+    return out, run(settings, out)
+
+
+def test_all_trials_begin_with_one_pretraining(finished, settings):
+    out, made = finished
+    own = [result for name, result in made.items() if name.startswith("lstm-pretrained")]
+    assert [result.trial.size for result in own] == [30, 60]
+    record = read_record(out / "pretraining" / "run")
+    assert record["identity"]["pretraining.objective"] == "masked"
+    assert record["identity"]["model.hidden_size"] == 8
+    assert record["result"]["stopped_by"] in ("tokens", "epochs")
+    for result in own:
+        assert result.pretrained == own[0].pretrained
+        assert result.pretrained.tokens == record["result"]["tokens"] >= 9_000
+        assert result.pretrained.cpu_seconds > 0
+        assert result.all_seconds == result.train_seconds + result.pretrained.seconds
+        assert result.all_cpu_seconds == result.train_cpu_seconds + result.pretrained.cpu_seconds
+        assert result.made_from.pretraining == own[0].made_from.pretraining
+        assert made[f"lstm-{result.trial.size}-0"].pretrained is None
+        assert made[f"lstm-{result.trial.size}-0"].made_from.pretraining is None
+        assert made[f"lstm-{result.trial.size}-0"].loss != result.loss
+    before = (out / "pretraining" / "run" / "run.json").stat().st_mtime_ns
+    assert run(settings, out) == made
+    assert (out / "pretraining" / "run" / "run.json").stat().st_mtime_ns == before
+
+
+def test_it_reads_neither_test_texts_nor_validation_rows(tmp_path, tiny, settings):
+    rows, tests = list(generate_reviews(150, seed=0)), list(generate_reviews(30, seed=1))
+    rows = [*rows[:60], *((text, stars % 5 + 1) for text, stars in tests[:6]), *rows[60:]]
+    for name, own in (("train", rows), ("test", tests)):
+        lines = [json.dumps({"text": text, "label": stars}) for text, stars in own]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    tokenizer = str(Path(tiny["encoder"]))
+    train = prepare(str(tmp_path / "train.jsonl"), tmp_path / "train", tokenizer=tokenizer, progress=False)
+    test = prepare(str(tmp_path / "test.jsonl"), tmp_path / "test", like=train.path, progress=False)
+    chosen = replace(settings, train=(str(train.path),), test=(str(test.path),), seeds=parse_seeds("2"))
+    with opened(chosen, tmp_path / "a", jobs=1, keep_runs=False, progress=False, shown=StudyProgress(False)) as study:
+        read = study.pretraining
+        assert read.tests == 6
+        assert not set(read.rows) & set(range(60, 66))
+        kept = json.loads((tmp_path / "a" / "pretraining" / "rows.json").read_text())
+        assert not set(read.rows) & set(kept["validation"])
+        for size in (30, 60):
+            for seed in (0, 1):
+                held = set(kept["validation"]) & set(subset(train.labels, size, subset_seed(chosen.seed, seed)))
+                assert len(held) >= size // 5
+        assert len(read.rows) == 156 - len(set(kept["validation"]) | set(range(60, 66)))
+
+
+def test_stopped_in_its_pretraining_it_goes_on(tmp_path, finished, settings):
+    out, made = finished
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            run(settings, tmp_path / "study")
+    assert not list((tmp_path / "study" / "trials").glob("*.json"))
+    again = run(settings, tmp_path / "study")
+    one, other = (folder / "pretraining" / "run" / "model.safetensors" for folder in (out, tmp_path / "study"))
+    assert one.read_bytes() == other.read_bytes()
+    for name, result in made.items():
+        assert again[name].loss == result.loss
+        if result.pretrained is not None:
+            assert again[name].pretrained.cpu_seconds is None
+            assert again[name].all_cpu_seconds is None
+
+
+def test_a_study_that_grows_keeps_its_pretraining(tmp_path, settings, capsys):
+    first = run(settings, tmp_path / "study")
+    more = run_study(replace(settings, seeds=parse_seeds("2")), tmp_path / "study", measure=no_cost)
+    said = capsys.readouterr()
+    assert "texts, without their labels, by which trials that were added since choose" in said.err + said.out
+    assert {name: made for made in more if (name := made.trial.name) in first} == first
+    assert len({made.made_from.pretraining for made in more if made.pretrained}) == 1
+
+
+def test_another_pretraining_is_another_study(tmp_path, settings, finished):
+    out, _ = finished
+    with pytest.raises(RunError, match="what its pretraining was made from"):
+        run(replace(settings, pretrain_tokens=20_000), out)
+    damaged = tmp_path / "study"
+    run(settings, damaged)
+    (damaged / "pretraining" / "rows.json").write_text("{}")
+    with pytest.raises(RunError, match=r"rows\.json cannot be read.*remove .*pretraining to pretrain again"):
+        run(settings, damaged)
+
+
+def test_plan_and_report_say_what_it_takes(tmp_path, settings, finished, undrawn):
+    plan = plan_study(settings, tmp_path / "plan", progress=False)
+    assert plan.pretraining > 0
+    assert plan.pretraining_tokens == 9_000
+    assert any("pretraining on 9,000 tokens without labels" in line and "for each of 30 labels" in line
+               for line in plan_lines(plan))  # fmt: skip
+    assert not (tmp_path / "plan" / "pretraining" / "run").exists()
+    out, made = finished
+    assert plan_study(settings, out, progress=False).pretraining is None
+    write_report(out)
+    report = (out / "report.md").read_text()
+    texts = made["lstm-pretrained-30-0"].pretrained.texts
+    assert f"Pretraining, once for all trials that begin with it: {texts:,} training texts" in report
+    assert "for each of 60 labels" in report
+    assert "BiLSTM, pretrained on the texts" in report
+    header, *lines = (out / "trials.csv").read_text().splitlines()
+    column = header.split(",").index("pretraining_tokens")
+    assert {line.split(",")[column] for line in lines} == {"", str(made["lstm-pretrained-30-0"].pretrained.tokens)}
+    needs = (out / "needs.csv").read_text()
+    assert f"lstm-pretrained,30,30,{texts}" in needs.replace(".0,", ",")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"families": ("lstm",)}, "--pretrain-tokens=9000 has no effect"),
+        ({"families": ("lstm",), "pretrain_tokens": None}, r"pretraining\.candidates=50 has no effect"),
+        ({"overrides": ("lstm-pretrained.pretraining.objective=other",)}, "must be masked"),
+        ({"overrides": ("pretraining.objective=replaced", "pretraining.candidates=5")}, "tells no tokens"),
+        ({"overrides": ("lstm.pretraining.share=0.2",)}, "penstock pretrain reads it"),
+    ],
+)
+def test_what_does_not_fit(settings, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        check_plan(replace(settings, **changes))
+
+
+def test_settings_of_the_pretraining_are_its_own(tmp_path, settings):
+    chosen = replace(
+        settings,
+        overrides=(*QUICK[:-1], "lstm-pretrained.pretraining.objective=replaced", "lstm-pretrained.model.num_layers=2"),
+        sizes=parse_sizes("30"),
+    )
+    made = run(chosen, tmp_path / "study")
+    identity = read_record(tmp_path / "study" / "pretraining" / "run")["identity"]
+    assert (identity["pretraining.objective"], identity["model.num_layers"]) == ("replaced", 2)
+    assert identity["training.max_steps"] is None
+    assert made["lstm-pretrained-30-0"].status == "done"
+
+
+def test_tokens_are_whole_numbers():
+    assert parse_tokens(None) is None
+    assert parse_tokens(1e6) == 1_000_000
+    for wrong in (0.0, -1.0, 1.5, float("inf"), float("nan")):
+        with pytest.raises(PenstockError, match="--pretrain-tokens must be a whole number"):
+            parse_tokens(wrong)
+
+
+def test_validation_rows_are_those_of_the_trials(settings, finished):
+    """What rows.json keeps is what the runs themselves split off."""
+    out, _ = finished
+    kept = json.loads((out / "pretraining" / "rows.json").read_text())["validation"]
+    train = Store.open(settings.train[0])
+    assert sorted(kept) == kept
+    assert set(kept) <= set(subset(train.labels, 60, subset_seed(settings.seed, 0)).tolist())
+    assert len(np.unique(kept)) >= 12
