@@ -2,14 +2,14 @@
 when."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from penstock.engine.statistics.mcnemar import Discordant, rows_needed
 from penstock.engine.statistics.verdict import kind_of
 from penstock.engine.study.break_even import THRESHOLD, BreakEven, rounded
-from penstock.engine.study.families import REFERENCE, learns
+from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.names import capital, name_of
 from penstock.engine.study.table import Point, Table
@@ -172,7 +172,37 @@ def answer(
         encoder: its name in a sentence.
         break_evens, equivalents: as `Findings` has them.
     """
-    rivals = [family for family in table.families if family != REFERENCE and learns(family) and table.points(family)]
+    found = _answer(table, encoder, break_evens, equivalents)
+    return replace(found, sentences=(*found.sentences, *_of_students(table, found.size)))
+
+
+def _of_students(table: Table, size: int | None) -> Iterator[str]:
+    """What learns from the encoder is no rival of it: it needs it fine-tuned first."""
+    for family in filter(_is_student, table.families):
+        point = None if size is None else table.get(family, size)
+        if point is not None and point.gap is not None and point.accuracy is not None:
+            yield (
+                f"{capital(name_of(family))}, which needs that as its teacher, reaches "
+                f"{_percent(point.accuracy.mean)}% (the encoder is ahead by {_signed(point.gap.mean)} "
+                f"points{_ends(point.gap)})."
+            )
+
+
+def _is_student(family: str) -> bool:
+    return FAMILIES[family].teacher == REFERENCE
+
+
+def _answer(
+    table: Table,
+    encoder: str,
+    break_evens: dict[str, BreakEven],
+    equivalents: dict[str, dict[int, Needed]],
+) -> Answer:
+    rivals = [
+        family
+        for family in table.families
+        if family != REFERENCE and learns(family) and not _is_student(family) and table.points(family)
+    ]
     own = table.points(REFERENCE) if REFERENCE in table.families else []
     if not own:
         return _without_encoder(table, rivals)

@@ -350,6 +350,9 @@ def test_the_report_says_what_each_family_needs(finished, tmp_path, undrawn):
     assert need["money"] == pytest.approx(0.1 * 60 + student.all_seconds)
     page = (tmp_path / "study" / "report.md").read_text()
     assert "What each family needs" in page
+    first, *rest = report["answer"]["sentences"]
+    assert "distilled" not in first, "no rival: it needs the encoder"
+    assert "A BiLSTM distilled from the encoder, which needs that as its teacher, reaches " in rest[-1]
     assert f"| BiLSTM, distilled from the encoder | 60 | {student.taught.texts} |" in page.replace("  ", " ")
     assert "the teacher of each trial is that of encoder with the same subset and seed" in page
     assert (tmp_path / "study" / "needs.csv").read_text().startswith("family,size,labels,unlabelled_texts,cpu_hours")
