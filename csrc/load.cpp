@@ -115,10 +115,11 @@ void wait_briefly(bool briefly, int threads) {
   if (openmp().set_blocktime != nullptr && openmp().get_blocktime != nullptr) {
     if (briefly) usual = openmp().get_blocktime();
     openmp().set_blocktime(briefly ? 0 : usual);
-  } else if (openmp().get_num_procs != nullptr && briefly) {
+  } else if (const int more = briefly && openmp().get_num_procs != nullptr ? openmp().get_num_procs() - threads + 2 : 0;
+             more > 1) {  // else the team alone has more threads than there are cores
     idle = new Idle;
     try {
-      start_idle(idle, openmp().get_num_procs() - threads + 2);
+      start_idle(idle, more);
     } catch (const std::system_error&) {  // the system starts no more threads
       delete idle;
       idle = nullptr;

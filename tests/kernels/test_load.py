@@ -22,7 +22,7 @@ import torch
 {first}
 from penstock import _native
 from penstock.kernels.gelu import bias_gelu
-torch.set_num_threads(2)
+torch.set_num_threads({threads})
 x, bias = torch.randn(4096, 256), torch.randn(256)
 end = time.monotonic() + float(sys.argv[1])
 while not _native.waits_briefly() and time.monotonic() < end:
@@ -44,10 +44,10 @@ def busy_cores() -> Iterator[None]:
         process.wait()
 
 
-def found(first: str, seconds: float, **environment: str) -> str:
+def found(first: str, seconds: float, threads: int = 2, **environment: str) -> str:
     others = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
     kept = {name: value for name, value in os.environ.items() if name not in others}
-    command = [sys.executable, "-c", PROGRAM.format(first=first), str(seconds)]
+    command = [sys.executable, "-c", PROGRAM.format(first=first, threads=threads), str(seconds)]
     done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -57,6 +57,13 @@ def found(first: str, seconds: float, **environment: str) -> str:
 @pytest.mark.parametrize("first", [pytest.param("", marks=pytest.mark.slow), NOTEBOOK], ids=["fresh", "notebook"])
 def test_threads_sleep_at_once_beside_busy_processes(first: str) -> None:
     assert found(first, 60) == "True"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("busy_cores")
+@pytest.mark.parametrize("more", [1, 3])
+def test_more_threads_than_cores_sleep_as_they_are(more: int) -> None:
+    assert found("", 60, (os.cpu_count() or 1) + more) == "True"
 
 
 @pytest.mark.slow
