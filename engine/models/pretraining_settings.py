@@ -10,7 +10,7 @@ from penstock.engine.setting import check_section, setting
 class PretrainingSettings:
     """How `penstock pretrain` learns. Without an objective a run trains a classifier.
 
-    Which of the two objectives suits an LSTM was measured: benchmarks/recipes/RESULTS.md.
+    What the two objectives made of an LSTM is in docs/log.md.
     """
 
     objective: Literal["masked", "replaced"] | None = setting(

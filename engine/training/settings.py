@@ -243,7 +243,8 @@ class Settings:
         Args:
             validates: whether there are validation rows; None: by `data.validation_fraction`.
         """
-        values = (pretraining_recipe if self.pretrains else recipe)(self.model.kind or "lstm", data)
+        kind = self.model.kind or "lstm"
+        values = pretraining_recipe(kind, data, self.pretraining.tokens) if self.pretrains else recipe(kind, data)
         if self.training.max_steps is not None or self.pretraining.tokens is not None:
             # a limit in steps or tokens alone ends the run: epochs stays open
             del values["training.epochs"]

@@ -19,6 +19,7 @@ from penstock.engine.errors import ConfigError, ModelError, PenstockError, RunEr
 from penstock.engine.models import load_model
 from penstock.engine.models.pretrained import build_pretraining, load_pretraining
 from penstock.engine.training.optimizer import build_optimizer
+from penstock.engine.training.recipe import TrainingSet, pretraining_recipe
 from penstock.engine.training.settings import CLASSIFIER_ONLY, load_settings
 from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.train import train
@@ -388,3 +389,20 @@ def test_the_rates_of_an_lstms_layers(tmp_path, store, pretrained):
     assert found["classifier.weight"] == 1.0
     assert found["lstm.weight_hh_l0"] == found["lstm.weight_ih_l0_reverse"] == 0.5
     assert found["embeddings.weight"] == 0.25
+
+
+@as_subtests(
+    "kind, tokens, batch",
+    [
+        ("lstm", 3_000_000, 2_048),
+        ("lstm", 20_000_000, 4_000),
+        ("lstm", 250_000_000, 8_192),
+        ("lstm", None, 8_192),
+        ("encoder", 3_000_000, 8_192),
+    ],
+)
+def test_little_text_is_read_in_small_batches(kind, tokens, batch):
+    chosen = pretraining_recipe(kind, TrainingSet(examples=10_000, mean_length=200.0, max_length=1_024), tokens)
+    assert chosen["data.tokens_per_batch"] == batch
+    assert chosen["data.validation_fraction"] == 0.1
+    assert chosen["training.epochs"] == 20
