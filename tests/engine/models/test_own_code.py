@@ -18,7 +18,11 @@ from penstock.engine.models import EncoderClassifier, ModelSettings, build_model
 from penstock.engine.models.loading import load_config
 
 ENGINE = Path(__file__).resolve().parents[3] / "engine"
-OF_OURS = {"nn.Embedding", "EncoderClassifier"}  # a table; and what goes through load_config itself
+OF_OURS = {
+    "nn.Embedding",
+    "EncoderClassifier",
+    "EncoderForPretraining",
+}  # a table; what goes through load_config itself
 MAPS = {
     "known architecture": {"auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}},
     "unknown architecture": {"auto_map": {"AutoConfig": "own.Config"}, "model_type": "own"},
