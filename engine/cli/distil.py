@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, parse_share
+from penstock.engine.cli.options import (
+    ConfigOption,
+    EncodingOption,
+    OverridesArgument,
+    ResumeOption,
+    SeparatorOption,
+    TextOption,
+    check_resume,
+    parse_share,
+)
 from penstock.engine.cli.train import ask, print_result
 
 
@@ -36,10 +45,7 @@ def distil(
         Path | None,
         typer.Option("--out", metavar="RUN", help="The student's directory, new or to resume.", show_default=False),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[section.key=value]...", help="Settings, above those of --config.", show_default=False),
-    ] = None,
+    overrides: OverridesArgument = None,
     train: Annotated[
         Path | None,
         typer.Option("--train", metavar="STORE", help="Rows with true labels, which the student learns from too."),
@@ -78,14 +84,8 @@ def distil(
     text: TextOption = None,
     separator: SeparatorOption = None,
     encoding: EncodingOption = None,
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings as YAML.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="last|previous",
-            help="previous: where the last checkpoint is damaged, go on from the one before it.  [default: last]",
-        ),
-    ] = None,
+    config: ConfigOption = None,
+    resume: ResumeOption = None,
 ) -> None:
     """Train a student on what teachers say of any number of texts, and on true labels where there are some.
 
@@ -95,11 +95,9 @@ def distil(
     Example:  penstock distil --teacher run --unlabelled raw.store --train reviews.store --model lstm --out student
     """
     from penstock.engine.data.sources import Reading
-    from penstock.engine.errors import ConfigError
     from penstock.engine.training.distil_command import Options, read_distil_command
 
-    if resume not in (None, "last", "previous"):
-        raise ConfigError(f"--resume must be last or previous, got {resume!r}")
+    check_resume(resume)
     share = None if shard is None else parse_share(shard)
     models: dict[str, str | None] = {"model.kind": model, "model.encoder": encoder, "model.start_from": from_}
     if drop_overlap:

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,45 @@ EncodingOption = Annotated[
         show_default=False,
     ),
 ]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value]...", help="Settings, above those of --config.", show_default=False),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings as YAML.")]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="last|previous",
+        help="previous: where the last checkpoint is damaged, go on from the one before it.  [default: last]",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Try the heaviest batches, say what memory and time it takes; write nothing."),
+]
+
+
+def _list_settings(wanted: bool) -> None:
+    if wanted:
+        from penstock.engine.training.settings import describe_settings
+
+        typer.echo(describe_settings())
+        raise typer.Exit
+
+
+SettingsOption = Annotated[
+    bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=_list_settings)
+]
+
+
+def check_resume(resume: str | None, dry_run: bool = False) -> None:
+    """Raises ConfigError for a --resume that says nothing, or that --dry-run has no use for."""
+    from penstock.engine.errors import ConfigError
+
+    if resume not in (None, "last", "previous"):
+        raise ConfigError(f"--resume must be last or previous, got {resume!r}")
+    if resume is not None and dry_run:
+        raise ConfigError("--dry-run begins with new weights whatever is there: leave --resume out")
 
 
 def parse_share(text: str) -> tuple[int, int]:

@@ -6,8 +6,18 @@ from typing import Annotated
 
 import typer
 
-from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption
-from penstock.engine.cli.train import ask, check_resume, list_settings, print_result, try_out
+from penstock.engine.cli.options import (
+    ConfigOption,
+    DryRunOption,
+    EncodingOption,
+    OverridesArgument,
+    ResumeOption,
+    SeparatorOption,
+    SettingsOption,
+    TextOption,
+    check_resume,
+)
+from penstock.engine.cli.train import ask, print_result, try_out
 
 
 def register(app: typer.Typer) -> None:
@@ -28,10 +38,7 @@ def pretrain(
             "looked at. Of a run there is: as it had them.",
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[section.key=value]...", help="Settings, above those of --config.", show_default=False),
-    ] = None,
+    overrides: OverridesArgument = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="lstm|encoder", help="The kind of model (model.kind).")
     ] = None,
@@ -49,21 +56,10 @@ def pretrain(
     text: TextOption = None,
     separator: SeparatorOption = None,
     encoding: EncodingOption = None,
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings as YAML.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="last|previous",
-            help="previous: where the last checkpoint is damaged, go on from the one before it.  [default: last]",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Try the heaviest batches, say what memory and time it takes; write nothing."),
-    ] = False,
-    settings: Annotated[
-        bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=list_settings)
-    ] = False,
+    config: ConfigOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRunOption = False,
+    settings: SettingsOption = False,
 ) -> None:
     """Let a model learn from texts without labels, or resume a run that was stopped.
 

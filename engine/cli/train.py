@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.engine.cli.options import (
+    ConfigOption,
+    DryRunOption,
+    OverridesArgument,
+    ResumeOption,
+    SettingsOption,
+    check_resume,
+)
+
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
     from penstock.engine.training.result import TrainResult
@@ -15,14 +24,6 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     app.command()(train)
-
-
-def list_settings(wanted: bool) -> None:
-    if wanted:
-        from penstock.engine.training.settings import describe_settings
-
-        typer.echo(describe_settings())
-        raise typer.Exit
 
 
 def ask(question: str) -> bool:
@@ -43,15 +44,6 @@ def try_out(settings: "Settings", store: "Store", test: "Store | None", out: Pat
         typer.echo(line)
 
 
-def check_resume(resume: str | None, dry_run: bool) -> None:
-    from penstock.engine.errors import ConfigError
-
-    if resume not in (None, "last", "previous"):
-        raise ConfigError(f"--resume must be last or previous, got {resume!r}")
-    if resume is not None and dry_run:
-        raise ConfigError("--dry-run begins with new weights whatever is there: leave --resume out")
-
-
 def train(
     out: Annotated[
         Path,
@@ -61,10 +53,7 @@ def train(
         Path | None,
         typer.Option("--train", metavar="STORE", help="Prepared training data. Of a run there is: as it had it."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[section.key=value]...", help="Settings, above those of --config.", show_default=False),
-    ] = None,
+    overrides: OverridesArgument = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="lstm|encoder|bag", help="The kind of model (model.kind).")
     ] = None,
@@ -80,21 +69,10 @@ def train(
         Path | None,
         typer.Option("--eval", metavar="STORE", help="A test set, read once, at the end, by the best model."),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings as YAML.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="last|previous",
-            help="previous: where the last checkpoint is damaged, go on from the one before it.  [default: last]",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Try the heaviest batches, say what memory and time it takes; write nothing."),
-    ] = False,
-    settings: Annotated[
-        bool, typer.Option("--settings", help="List every setting and exit.", is_eager=True, callback=list_settings)
-    ] = False,
+    config: ConfigOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRunOption = False,
+    settings: SettingsOption = False,
 ) -> None:
     """Train a classifier, or resume a run that was stopped.
 
