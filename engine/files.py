@@ -319,6 +319,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # rename(2) does nothing where both are links to the same file already
 
 
 class FolderLock:

@@ -473,14 +473,14 @@ def content_of(run: Path) -> dict[str, Any]:
         if path.is_symlink():
             found[name] = f"-> {os.readlink(path)}"
         elif path.is_file():
-            found[name] = content_of_file(path)
+            found[name] = content_of_file(path, run)
     return found
 
 
 _SPENT = re.compile(r", in [\d,]+ and [\d,]+ CPU seconds")  # of what a check says
 
 
-def content_of_file(path: Path) -> Any:
+def content_of_file(path: Path, run: Path) -> Any:
     if path.name == "training_state.pt":
         import torch
 
@@ -491,7 +491,8 @@ def content_of_file(path: Path) -> Any:
         return "a cost"
     named = path.name in ("checkpoint.json", "report.json", "study.json", "run.json", "cost.json")
     if named or (path.parent.name == "trials" and path.suffix == ".json"):
-        return {key: value for key, value in timeless(json.loads(path.read_bytes())).items() if key != "crc32"}
+        content = json.loads(path.read_text().replace(str(run), "RUN"))  # a study's pretraining names its store
+        return {key: value for key, value in timeless(content).items() if key != "crc32"}
     if path.name == "metrics.jsonl":
         return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix in (".html", ".md", ".csv", ".png") or path.name == ".lock":

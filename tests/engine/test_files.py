@@ -13,7 +13,7 @@ import pytest
 from penstock.engine import files
 from penstock.engine.data.prepare import prepare
 from penstock.engine.errors import DiskError, RunError
-from penstock.engine.files import FolderLock, committed, point, settle_pointer
+from penstock.engine.files import FolderLock, committed, link_or_copy, point, settle_pointer
 from penstock.engine.study.directory import claim
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.train import train
@@ -24,6 +24,14 @@ SETTINGS = ("model.hidden_size=2", "model.embedding_size=2", "data.tokens_per_ba
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch):
     monkeypatch.setattr(files, "_warned", set())
+
+
+def test_a_link_made_again_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("text")
+    for _ in range(2):  # the second time they are one file already, and renaming does nothing
+        link_or_copy(tmp_path / "source", tmp_path / "target")
+        assert sorted(os.listdir(tmp_path)) == ["source", "target"]
+    assert (tmp_path / "target").read_text() == "text"
 
 
 def failing(number: int) -> Callable:
