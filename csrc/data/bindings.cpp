@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -116,17 +117,22 @@ class BoundPrefetcher {
 
   ~BoundPrefetcher() {
     py::gil_scoped_release release;
-    prefetcher_.reset();
+    if (is_copy())
+      (void)prefetcher_.release();  // its threads are not here: who waits for them, or for who waits, waits for ever
+    else
+      prefetcher_.reset();
   }
 
   void submit(const Array<int64_t>& rows, const Array<int64_t>& all_labels, uintptr_t values, int64_t capacity,
               uintptr_t cu_seqlens, uintptr_t labels, py::object result, const BoundCut& cut) {
+    check_process();
     auto task = std::make_shared<Task>(make_task(shards_, rows, all_labels, values, capacity, cu_seqlens, labels, cut));
     pending_.push_back({task, py::make_tuple(rows, all_labels), std::move(result)});
     prefetcher_->submit(std::move(task));
   }
 
   py::object pop() {
+    check_process();
     if (pending_.empty()) throw py::index_error("nothing was submitted");
     {
       const Task& task = *pending_.front().task;
@@ -146,6 +152,15 @@ class BoundPrefetcher {
     std::shared_ptr<Task> task;
     py::object inputs, result;
   };
+
+  // Whether this is a forked child, which inherits the object but not its threads.
+  bool is_copy() const { return getpid() != made_by_; }
+
+  void check_process() const {
+    if (is_copy()) throw py::value_error("these batches were begun in another process: begin to iterate again here");
+  }
+
+  const pid_t made_by_ = getpid();
   const Shards& shards_;
   std::deque<Pending> pending_;
   std::unique_ptr<Prefetcher> prefetcher_;

@@ -3,6 +3,9 @@
 import gc
 import itertools
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +247,41 @@ def test_loader_left_with_batches_under_way(store):
         next(iterator)
         del iterator
     gc.collect()
+
+
+def in_a_copy(work: Callable[[], object]) -> int:
+    """How a forked copy of this process ended: 0 where `work` returned, 14 where it hung."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        gc.disable()  # of earlier tests' garbage
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_a_forked_process_lets_go_of_batches_under_way(store, taken):
+    """The threads that make them are not there, and would be waited for for ever."""
+    steps = [iter(make(store, threads=2, ahead=8))]
+    list(itertools.islice(steps[0], taken))
+    assert in_a_copy(steps.clear) == 0
+    assert next(steps[0]) is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_does_not_go_on_with_batches_under_way(store):
+    steps = iter(make(store, threads=2, ahead=8))
+    next(steps)
+
+    def go_on() -> None:
+        with pytest.raises(ValueError, match="begun in another process: begin to iterate again"):
+            next(steps)
+        assert ids(make(store, threads=2)) == ids(make(store, threads=1))
+
+    assert in_a_copy(go_on) == 0
 
 
 def test_store_outlived_by_its_batches(store):
