@@ -1,6 +1,6 @@
 """`penstock distil`."""
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from penstock.engine.cli.options import (
     check_resume,
     parse_share,
 )
-from penstock.engine.cli.train import ask, print_result
+from penstock.engine.cli.train import train_to_end
 
 
 def register(app: typer.Typer) -> None:
@@ -107,8 +107,6 @@ def distil(
     )
     command = read_distil_command(options, models, overrides or [])
 
-    import torch.distributed as dist
-
     from penstock.engine.training.distil import distil as run_distil
     from penstock.engine.training.distil import label_share
     from penstock.engine.training.memory import keep_freed_memory
@@ -120,19 +118,5 @@ def distil(
             typer.echo(f"{folder}: {f'{missing:,} parts are missing' if missing else 'complete'}")
         return
     assert out is not None
-    try:
-        result = run_distil(
-            command.settings,
-            command.teachers,
-            command.unlabelled,
-            out,
-            **stores,
-            resume="previous" if resume == "previous" else "last",
-            confirm=ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
-        )
-        if dist.is_initialized() and dist.get_rank() > 0:
-            return
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    print_result(out, result, "validation (against true labels, or else the teachers')")
+    run = partial(run_distil, command.settings, command.teachers, command.unlabelled, out, **stores)
+    train_to_end(out, run, resume, "validation (against true labels, or else the teachers')")

@@ -1,6 +1,6 @@
 """`penstock pretrain`."""
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from penstock.engine.cli.options import (
     TextOption,
     check_resume,
 )
-from penstock.engine.cli.train import ask, print_result, try_out
+from penstock.engine.cli.train import train_to_end, try_out
 
 
 def register(app: typer.Typer) -> None:
@@ -76,8 +76,6 @@ def pretrain(
     raw = RawTexts(tokenizer, text, Reading(separator, encoding))
     command = read_pretrain_command(out, texts, raw, config, options, overrides or [])
 
-    import torch.distributed as dist
-
     from penstock.engine.training.memory import keep_freed_memory
     from penstock.engine.training.train import train as run_training
 
@@ -85,17 +83,4 @@ def pretrain(
     if dry_run:
         try_out(command.settings, command.train, None, out)
         return
-    try:
-        result = run_training(
-            command.settings,
-            command.train,
-            out,
-            resume="previous" if resume == "previous" else "last",
-            confirm=ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
-        )
-        if dist.is_initialized() and dist.get_rank() > 0:
-            return
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    print_result(out, result)
+    train_to_end(out, partial(run_training, command.settings, command.train, out), resume)

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
 
 
-def ask(question: str) -> bool:
+def _ask(question: str) -> bool:
     return typer.confirm(question, err=True)
 
 
@@ -88,8 +90,6 @@ def train(
     options = {"model.kind": model, "model.encoder": encoder, "model.start_from": from_}
     command = read_command(out, train, eval_, config, options, overrides or [])
 
-    import torch.distributed as dist
-
     from penstock.engine.training.memory import keep_freed_memory
     from penstock.engine.training.train import train as run_training
 
@@ -97,28 +97,35 @@ def train(
     if dry_run:
         try_out(command.settings, command.train, command.test, out)
         return
+    run = partial(run_training, command.settings, command.train, out, test_store=command.test)
+    train_to_end(out, run, resume)
+
+
+def train_to_end(
+    out: Path, run: "Callable[..., TrainResult]", resume: str | None, validation: str = "validation"
+) -> None:
+    """Runs a training, in one process or as one of several, and prints what came of it.
+
+    Args:
+        run: takes `resume` and `confirm` as `penstock.engine.train` does. validation: what the validation rows are
+            called.
+    """
+    import torch.distributed as dist
+
     try:
-        result = run_training(
-            command.settings,
-            command.train,
-            out,
-            test_store=command.test,
+        result = run(
             resume="previous" if resume == "previous" else "last",
-            confirm=ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
+            confirm=_ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
         )
         if dist.is_initialized() and dist.get_rank() > 0:
             return
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    print_result(out, result)
+    _print_result(out, result, validation)
 
 
-def print_result(out: Path, result: "TrainResult", validation: str = "validation") -> None:
-    """
-    Args:
-        validation: what the validation rows are called.
-    """
+def _print_result(out: Path, result: "TrainResult", validation: str) -> None:
     typer.echo(
         f"{out}: {result.steps:,} steps, {result.epochs:.3g} epochs, {result.seconds:,.1f} s of training at "
         f"{result.tokens_per_second:,.0f} tokens/s and {result.examples_per_second:,.0f} examples/s; "

@@ -23,7 +23,7 @@ from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.data.job import write_batch
 from penstock.engine.data.manifest import digest
 from penstock.engine.errors import RunError
-from penstock.engine.files import FolderLock, committed, disk_errors, sync_folder, temporary_files
+from penstock.engine.files import FolderLock, committed, disk_errors, remove_leftovers, sync_folder
 from penstock.engine.records import check_range, read_file, read_record
 
 LOGITS_NAME = "logits.json"
@@ -137,8 +137,9 @@ def make_logits(
             advance(places.stop - places.start)
         missing = missing_parts(folder, of)
     if not missing:
-        with contextlib.suppress(RunError), FolderLock(folder, busy):  # others that write here clear it themselves
-            _clear_leftovers(folder)
+        # others that write here clear it themselves
+        with contextlib.suppress(RunError), FolderLock(folder, busy), disk_errors(folder):
+            remove_leftovers(folder)
     return not missing
 
 
@@ -310,10 +311,3 @@ def _read_part(folder: Path, of: LogitsOf, part: int) -> tuple[np.ndarray, PartE
 
 def _part_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:05d}.arrow"
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """What killed processes were writing."""
-    for path in temporary_files(folder):
-        with disk_errors(path):
-            path.unlink(missing_ok=True)

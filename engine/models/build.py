@@ -17,7 +17,7 @@ from penstock.engine.models.bag import BagClassifier
 from penstock.engine.models.bag_config import BagClassifierConfig
 from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.encoder_body import EncoderBody
-from penstock.engine.models.loading import as_model_error, check_files, check_whole, load_config, quiet
+from penstock.engine.models.loading import as_model_error, check_files, load_config, load_whole, quiet
 from penstock.engine.models.lora import add_lora
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.lstm_body import LSTMBody
@@ -88,16 +88,7 @@ def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | 
     kinds: dict[type, Any] = {LSTMClassifierConfig: LSTMClassifier, BagClassifierConfig: BagClassifier}
     if (of := kinds.get(type(config))) is None:
         return EncoderClassifier.from_pretrained(folder, whole=True)
-    with quiet(), as_model_error(folder):
-        model, info = of.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    check_whole(folder, info)
-    return model
+    return load_whole(of, folder)
 
 
 def model_folder(path: str | os.PathLike) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -77,6 +78,24 @@ def check_whole(name: str | os.PathLike, info: Mapping[str, Any]) -> None:
                 f"cannot load model {str(name)!r}: its file of weights {what} {len(names)} of its tensors, such as "
                 f"{names[0]}"
             )
+
+
+def load_whole(kind: Any, folder: Path) -> Any:
+    """The saved model of one of our classes, float32.
+
+    Raises:
+        ModelError: it cannot be loaded, or its file lacks some of its weights.
+    """
+    with quiet(), as_model_error(folder):
+        model, info = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    check_whole(folder, info)
+    return model
 
 
 @contextlib.contextmanager

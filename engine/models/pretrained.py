@@ -3,7 +3,6 @@
 import os
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from penstock.engine.errors import ModelError
@@ -16,7 +15,7 @@ from penstock.engine.models.build import (
     model_folder,
 )
 from penstock.engine.models.encoder_pretraining import EncoderForPretraining
-from penstock.engine.models.loading import as_model_error, check_whole, load_config, quiet
+from penstock.engine.models.loading import load_config, load_whole
 from penstock.engine.models.lstm_config import LSTMPretrainingConfig
 from penstock.engine.models.lstm_pretraining import LSTMForPretraining
 from penstock.engine.models.pretraining_settings import PretrainingSettings
@@ -77,17 +76,7 @@ def load_pretraining(path: str | os.PathLike, share: float) -> LSTMForPretrainin
         raise ModelError(f"{path} holds no pretrained model")
     if not isinstance(config, LSTMPretrainingConfig):
         return EncoderForPretraining.from_pretrained(folder, share, whole=True)
-    kind: Any = LSTMForPretraining
-    with quiet(), as_model_error(folder):
-        model, info = kind.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    check_whole(folder, info)
-    return model
+    return load_whole(LSTMForPretraining, folder)
 
 
 def pretrained_body(path: str | os.PathLike) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,15 @@ def start_model(
     Raises:
         ModelError: there is no saved model, or it is of another architecture.
     """
-    if is_pretraining(load_config(model_folder(folder))):
-        return _from_pretraining(settings, folder, label_names, vocab_size, say, multi_label)
+    build = partial(
+        build_model,
+        vocab_size=vocab_size,
+        num_labels=len(label_names),
+        label_names=label_names,
+        multi_label=multi_label,
+    )
+    if is_pretraining(load_config(place := model_folder(folder))):
+        return _from_pretraining(settings, place, build, say)
     earlier: Any = load_model(folder)
     there = [str(earlier.config.id2label[index]) for index in range(len(earlier.config.id2label))]
     folder = folder if (folder / "config.json").is_file() else folder / "best"
@@ -50,13 +58,7 @@ def start_model(
     else:
         size = getattr(earlier.config, "embedding_size", None)
         settings = dataclasses.replace(settings, embeddings="scratch", embedding_size=size, encoder=None)
-    model: Any = build_model(
-        settings,
-        vocab_size=vocab_size,
-        num_labels=len(label_names),
-        label_names=label_names,
-        multi_label=multi_label,
-    )
+    model: Any = build(settings)
     model.config.pad_token_id = earlier.config.pad_token_id
     # a calibrated model's temperature lies in its weights: the new run begins without one of its own
     forget_run(model.config)
@@ -85,24 +87,19 @@ def start_model(
     return model
 
 
-def _from_pretraining(
-    settings: ModelSettings, folder: Path, label_names: Sequence[str], vocab_size: int, say: Say, multi_label: bool
-) -> Any:
-    """A classifier on what was learnt from texts without labels; all above that is new."""
-    place = model_folder(folder)
+def _from_pretraining(settings: ModelSettings, place: Path, build: Callable[[ModelSettings], Any], say: Say) -> Any:
+    """A classifier on what was learnt from texts without labels; all above that is new.
+
+    Args:
+        place: the folder of the saved model itself. build: makes a classifier for the data.
+    """
     if settings.kind == "encoder":
         wanted = dataclasses.replace(settings, encoder=str(place))
     else:
         size = load_config(place).embedding_size
         wanted = dataclasses.replace(settings, embeddings="scratch", embedding_size=size, encoder=None)
-    model: Any = build_model(
-        wanted,
-        vocab_size=vocab_size,
-        num_labels=len(label_names),
-        label_names=label_names,
-        multi_label=multi_label,
-    )
-    say(f"{folder}: pretrained on texts without labels: the classifier is new, all below it is kept")
+    model = build(wanted)
+    say(f"{place}: pretrained on texts without labels: the classifier is new, all below it is kept")
     body = pretrained_body(place)
     if body is None:
         return model
@@ -110,7 +107,7 @@ def _from_pretraining(
     weights = model.state_dict()
     for name, tensor in body.items():
         if name not in weights or weights[name].shape != tensor.shape:
-            raise ModelError(f"{folder} holds a model of another architecture: its {name} has {tuple(tensor.shape)}")
+            raise ModelError(f"{place} holds a model of another architecture: its {name} has {tuple(tensor.shape)}")
     model.load_state_dict(weights | body)
     return model
 

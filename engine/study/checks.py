@@ -73,18 +73,18 @@ def run_checks(study: Mapping[str, Any], table: Table, costs: Mapping[str, Cost]
     return sorted(found, key=lambda check: check.code)
 
 
+def _sizes_ahead(table: Table, family: str) -> str:
+    """Where the family is better than the encoder by more than seeds and test rows explain; empty if nowhere."""
+    gaps = [(point.size, point.gap) for point in _compared(table, family)]
+    return _listed(f"{size:,}" for size, gap in gaps if gap is not None and gap.high is not None and gap.high < 0)
+
+
 def _encoder_worse(table: Table) -> Iterator[Check]:
     for family in CHEAP:
-        sizes = [
-            point.size
-            for point in _compared(table, family)
-            if point.gap is not None and point.gap.high is not None and point.gap.high < 0
-        ]
-        if sizes:
+        if sizes := _sizes_ahead(table, family):
             yield Check(
                 "PS001",
-                f"the fine-tuned encoder is worse than {name_of(family)} with {_listed(f'{size:,}' for size in sizes)} "
-                "labels",
+                f"the fine-tuned encoder is worse than {name_of(family)} with {sizes} labels",
                 "see that its training converged (encoder.training.epochs, encoder.training.learning_rate) and that it "
                 "reads as much of each text, before believing the gap",
             )
@@ -314,15 +314,10 @@ def _better_than_its_teacher(table: Table) -> Iterator[Check]:
     for family in table.families:
         if FAMILIES[family].teacher != REFERENCE:
             continue
-        sizes = [
-            point.size
-            for point in _compared(table, family)
-            if point.gap is not None and point.gap.high is not None and point.gap.high < 0
-        ]
-        if sizes:
+        if sizes := _sizes_ahead(table, family):
             yield Check(
                 "PS014",
-                f"{name_of(family)} is better than its teacher with {_listed(f'{size:,}' for size in sizes)} labels",
+                f"{name_of(family)} is better than its teacher with {sizes} labels",
                 "look for a leak first: test texts that differ from training texts in a word or two are not found by "
                 "content (penstock inspect TRAIN --against TEST), and groups on both sides (--cluster) help a student "
                 "that reads all texts; then see that the teacher's training converged (PS001)",

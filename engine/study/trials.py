@@ -125,22 +125,21 @@ class TrialResult:
     @property
     def all_seconds(self) -> float:
         """What its model takes to make: `train_seconds`, with those of its teacher and of its pretraining."""
-        taught = self.taught
         before = 0.0 if self.pretrained is None else self.pretrained.seconds
-        before += 0.0 if taught is None else taught.teacher_seconds + taught.reading_seconds
+        if self.taught is not None:
+            before += self.taught.teacher_seconds + self.taught.reading_seconds
         return self.train_seconds + before
 
     @property
     def all_cpu_seconds(self) -> float | None:
         """The same of `train_cpu_seconds`; None where one of them is not known."""
-        taught, own = self.taught, self.train_cpu_seconds
-        if self.pretrained is not None and own is not None:
-            before = self.pretrained.cpu_seconds
-            return None if before is None else own + before
-        if taught is None or own is None:
-            return own
-        theirs = taught.teacher_cpu_seconds
-        return None if theirs is None else own + theirs + taught.reading_cpu_seconds
+        parts = [self.train_cpu_seconds]
+        if self.pretrained is not None:
+            parts.append(self.pretrained.cpu_seconds)
+        if self.taught is not None:
+            parts += [self.taught.teacher_cpu_seconds, self.taught.reading_cpu_seconds]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
 
 
 def plan_trials(sizes: Mapping[str, Sequence[int]], seeds: Mapping[int, int]) -> list[Trial]:
@@ -215,10 +214,10 @@ def check_result(result: TrialResult, name: str) -> None:
         check_range("loss", result.loss, 0, _MANY)
     if result.status == "done" and None in (result.accuracy, result.macro_f1, result.loss):
         raise ValueError("it is done and lacks accuracy, macro_f1 or loss")
-    if result.taught is not None:
-        for what, taken in dataclasses.asdict(result.taught).items():
+    for before, part in (("taught", result.taught), ("pretrained", result.pretrained)):
+        for what, taken in ({} if part is None else dataclasses.asdict(part)).items():
             if taken is not None:
-                check_range(f"taught.{what}", taken, 0, _MANY)
+                check_range(f"{before}.{what}", taken, 0, _MANY)
     if (entry := result.predictions) is not None:
         if entry.name != predictions_path(Path(), name).name:
             raise ValueError(f"predictions.name is {entry.name!r}, not {predictions_path(Path(), name).name!r}")

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from penstock.engine.training.multi_label_evaluation import MultiLabelCounter
 from penstock.engine.training.precision import autocast, resolve_precision
 from penstock.engine.training.step import batch_memory, logits_of
 from penstock.kernels import LSTM
+
+Output = TypeVar("Output")
 
 
 def evaluate(
@@ -123,9 +126,17 @@ def class_probabilities(model: nn.Module, logits: Tensor) -> Tensor:
     return logits.sigmoid() if is_multi_label(model) else logits.softmax(-1)
 
 
-@torch.no_grad()
 def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> Iterator[tuple[Batch, Tensor]]:
     """The batches, on the model's device, and their logits, float32 (batch, num_labels), in evaluation mode."""
+    for batch, logits in run_forward(model, batches, precision, logits_of):
+        yield batch, logits.float()
+
+
+@torch.no_grad()
+def run_forward(
+    model: nn.Module, batches: Iterable[Batch], precision: str, forward: Callable[[nn.Module, Batch], Output]
+) -> Iterator[tuple[Batch, Output]]:
+    """The batches, on the model's device, and what `forward` makes of each, in evaluation mode."""
     device = next(model.parameters()).device
     precision = resolve_precision(precision, device)
     was_training = model.training
@@ -135,8 +146,8 @@ def run(model: nn.Module, batches: Iterable[Batch], precision: str = "auto") -> 
         for batch in batches:
             batch = batch.to(device)
             with batch_memory(batch, "evaluating"), autocast(precision, device):
-                logits = logits_of(model, batch)
-            yield batch, logits.float()
+                output = forward(model, batch)
+            yield batch, output
     finally:
         model.train(was_training)
 

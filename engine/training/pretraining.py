@@ -15,12 +15,11 @@ from penstock.engine.models.build import check_pair_types
 from penstock.engine.models.pretrained import build_pretraining, load_pretraining
 from penstock.engine.models.pretraining import PretrainingOutput, Vocabulary
 from penstock.engine.training.distributed import World
-from penstock.engine.training.evaluate import store_batches
-from penstock.engine.training.precision import autocast, resolve_precision
+from penstock.engine.training.evaluate import run_forward, store_batches
 from penstock.engine.training.pretraining_metrics import PretrainingMetrics
 from penstock.engine.training.settings import Settings
 from penstock.engine.training.state import check_stored, check_weights
-from penstock.engine.training.step import batch_memory, pretraining_output
+from penstock.engine.training.step import pretraining_output
 
 _CHUNK = 4_096  # rows whose tokens are counted at a time
 
@@ -85,20 +84,8 @@ def evaluate_pretraining(
     return PretrainingMetrics(loss / max(told, 1.0), correct / max(told, 1.0), int(told), int(examples))
 
 
-@torch.no_grad()
 def outputs(
     model: nn.Module, batches: Iterable[Batch], precision: str = "auto"
 ) -> Iterator[tuple[Batch, PretrainingOutput]]:
     """The batches, on the model's device, and what the model made of them, in evaluation mode."""
-    device = next(model.parameters()).device
-    precision = resolve_precision(precision, device)
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in batches:
-            batch = batch.to(device)
-            with batch_memory(batch, "evaluating"), autocast(precision, device):
-                output = pretraining_output(model, batch)
-            yield batch, output
-    finally:
-        model.train(was_training)
+    return run_forward(model, batches, precision, pretraining_output)

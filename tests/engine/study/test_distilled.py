@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fabricated_study import no_cost, result
+from shared_texts import SHARED, stores_that_share_texts
 from stopping import stop_at
 from subtested import as_subtests
 
@@ -111,16 +112,9 @@ def test_a_student_learns_from_the_encoder_of_its_subset(finished):
 
 def test_test_texts_are_never_learned_from(tmp_path, tiny, settings):
     """Six of the test rows stand among the training rows, at other places and under other labels."""
-    rows, tests = list(generate_reviews(120, seed=0)), list(generate_reviews(20, seed=1))
-    rows = [*rows[:60], *((text, stars % 5 + 1) for text, stars in tests[:6]), *rows[60:]]
-    for name, own in (("train", rows), ("test", tests)):
-        lines = [json.dumps({"text": text, "label": stars}) for text, stars in own]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    tokenizer = str(Path(tiny["encoder"]))
-    train = prepare(str(tmp_path / "train.jsonl"), tmp_path / "train", tokenizer=tokenizer, progress=False)
-    test = prepare(str(tmp_path / "test.jsonl"), tmp_path / "test", like=train.path, progress=False)
+    train, test = stores_that_share_texts(tmp_path, str(Path(tiny["encoder"])), rows=120, tests=20)
     found = shared_rows(train, test)
-    assert set(range(60, 66)) <= set(found.tolist())
+    assert set(SHARED) <= set(found.tolist())
     study = replace(settings, train=(str(train.path),), test=(str(test.path),), sizes=parse_sizes("30"), max_test=5)
     made = run(study, tmp_path / "study", keep_runs=True)["lstm-distilled-30-0"]
     chosen = subset(train.labels, 30, subset_seed(0, 0))

@@ -2,16 +2,16 @@
 with."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fabricated_study import no_cost
+from shared_texts import SHARED, stores_that_share_texts
 from stopping import stop_at
 
-from penstock.engine.data.prepare import prepare
-from penstock.engine.data.reviews import generate_reviews
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, PenstockError, RunError
 from penstock.engine.study.check import check_plan
@@ -83,26 +83,32 @@ def test_all_trials_begin_with_one_pretraining(finished, settings):
 
 
 def test_it_reads_neither_test_texts_nor_validation_rows(tmp_path, tiny, settings):
-    rows, tests = list(generate_reviews(150, seed=0)), list(generate_reviews(30, seed=1))
-    rows = [*rows[:60], *((text, stars % 5 + 1) for text, stars in tests[:6]), *rows[60:]]
-    for name, own in (("train", rows), ("test", tests)):
-        lines = [json.dumps({"text": text, "label": stars}) for text, stars in own]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    tokenizer = str(Path(tiny["encoder"]))
-    train = prepare(str(tmp_path / "train.jsonl"), tmp_path / "train", tokenizer=tokenizer, progress=False)
-    test = prepare(str(tmp_path / "test.jsonl"), tmp_path / "test", like=train.path, progress=False)
+    train, test = stores_that_share_texts(tmp_path, str(Path(tiny["encoder"])), rows=150, tests=30)
     chosen = replace(settings, train=(str(train.path),), test=(str(test.path),), seeds=parse_seeds("2"))
     with opened(chosen, tmp_path / "a", jobs=1, keep_runs=False, progress=False, shown=StudyProgress(False)) as study:
         read = study.pretraining
         assert read.tests == 6
-        assert not set(read.rows) & set(range(60, 66))
+        assert not set(read.rows) & set(SHARED)
         kept = json.loads((tmp_path / "a" / "pretraining" / "rows.json").read_text())
         assert not set(read.rows) & set(kept["validation"])
         for size in (30, 60):
             for seed in (0, 1):
                 held = set(kept["validation"]) & set(subset(train.labels, size, subset_seed(chosen.seed, seed)))
                 assert len(held) >= size // 5
-        assert len(read.rows) == 156 - len(set(kept["validation"]) | set(range(60, 66)))
+        assert len(read.rows) == 156 - len(set(kept["validation"]) | set(SHARED))
+
+
+@pytest.mark.parametrize("entry", ["texts", "tokens", "seconds", "cpu_seconds"])
+def test_a_damaged_entry_of_a_trial_is_found(tmp_path, finished, settings, entry):
+    out, _ = finished
+    shutil.copytree(out, tmp_path / "study")
+    path = next((tmp_path / "study" / "trials").glob("lstm-pretrained-*.json"))
+    trial = json.loads(path.read_text())
+    del trial["crc32"]
+    trial["pretrained"][entry] = -1
+    path.write_text(json.dumps(trial))
+    with pytest.raises(RunError, match=rf"not a trial's result \(pretrained\.{entry} is -1"):
+        run(settings, tmp_path / "study")
 
 
 def test_stopped_in_its_pretraining_it_goes_on(tmp_path, finished, settings):
