@@ -234,15 +234,6 @@ def sync_tree(path: Path) -> None:
         sync_folder(Path(folder))
 
 
-def copy_tree(source: Path, target: Path) -> None:
-    """Copies the files under `source` into `target`, new or not: their contents alone, not their modes or owners."""
-    for folder, _, names in os.walk(source):
-        into = target / os.path.relpath(folder, source)
-        into.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            shutil.copyfile(os.path.join(folder, name), into / name)
-
-
 def settle_modes(path: Path) -> None:
     """Gives everything under a folder that we made the mode that the umask leaves it, whichever library wrote it."""
     mode = stat.S_IMODE(path.stat().st_mode) & 0o777

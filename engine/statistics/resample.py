@@ -61,10 +61,6 @@ class Drawn:
         low, high = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return min(float(low), self.mean), max(float(high), self.mean)
 
-    def share_below(self, threshold: float) -> float:
-        """The share of the draws below the threshold."""
-        return float((self.draws < threshold).mean())
-
     def p_value(self, threshold: float = 0.0) -> float:
         """Two-sided, of the quantity being the threshold; at least 2 / (DRAWS + 1)."""
         tail = min((self.draws <= threshold).sum(), (self.draws >= threshold).sum())
