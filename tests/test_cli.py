@@ -49,6 +49,7 @@ def check_doctor(result: subprocess.CompletedProcess[str]) -> None:
         assert operation in result.stdout
 
 
+@pytest.mark.slow
 def test_doctor_works_from_any_directory(tmp_path: Path) -> None:
     check_doctor(run("doctor", cwd=tmp_path))
 
@@ -83,6 +84,7 @@ def test_help_is_instant_and_shows_an_example(tmp_path: Path) -> None:
         assert command in result.stdout
 
 
+@pytest.mark.slow
 @as_subtests("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
@@ -113,6 +115,7 @@ def options_of(command: str) -> list[tuple[str, bool, bool]]:
     ]
 
 
+@pytest.mark.slow
 @as_subtests("command", COMMANDS)
 def test_an_option_with_one_value_is_given_once(command: str) -> None:
     """Every option of every command, whoever adds it."""

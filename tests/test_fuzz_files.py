@@ -15,6 +15,7 @@ def fuzz(*arguments: str, before: str = "") -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all"])
 def test_nothing_is_found_in_a_few_seconds(name):
     done = fuzz(name, "--minutes", "0.05")

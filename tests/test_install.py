@@ -98,6 +98,7 @@ def without(lines: list[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 @as_subtests("script, reason", BROKEN_NVCC.values())
 def test_a_broken_nvcc_costs_one_line_or_on_request_an_error(machine: Machine, script: str | None, reason: str) -> None:
     machine.add("nvidia-smi", "echo 9.0")
@@ -183,6 +184,7 @@ def test_a_wrong_setting_is_an_error(machine: Machine, given: dict[str, str], me
     assert message in " ".join(said.split())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 @pytest.mark.parametrize(
     ("output", "reason"),

@@ -83,6 +83,7 @@ def requirements(sdist: Path) -> list[str]:
     return [line.split(": ")[1] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
 
 
+@pytest.mark.slow
 def test_source_distributions_say_what_they_need(tmp_path: Path) -> None:
     pytest.importorskip("scikit_build_core.build", reason="scikit-build-core is not here")
     for place in (penstock := tmp_path / "penstock", alone := tmp_path / "alone"):

@@ -41,6 +41,7 @@ def run(
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("references", ["probe", "peer", "probe and peer"])
 def test_unchanged_code_seldom_alarms(references: str) -> None:
     random = np.random.default_rng(7)

@@ -70,6 +70,7 @@ def test_own_type_and_no_peers(tmp_path: Path) -> None:
     assert row["ratio"] == {}
 
 
+@pytest.mark.slow
 @as_subtests(
     "arguments, code, said",
     [
@@ -114,6 +115,7 @@ def test_bad_input_is_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+@pytest.mark.slow
 def test_a_run_against_an_earlier_one(tmp_path: Path) -> None:
     assert penstock(*LINEAR, "--out", tmp_path / "old").returncode == 0
     lines = (tmp_path / "old" / results.FILE).read_text().splitlines()
@@ -133,6 +135,7 @@ def test_a_run_against_an_earlier_one(tmp_path: Path) -> None:
         assert "Against the earlier run" in (tmp_path / verdict / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_earlier_run_of_something_else(tmp_path: Path) -> None:
     assert penstock(*LINEAR, "--out", tmp_path / "old").returncode == 0
     first, row = (tmp_path / "old" / results.FILE).read_text().splitlines()
@@ -205,6 +208,7 @@ sys.exit(run.run(SUITES["linear"], Options(rounds=2), Path(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -263,6 +267,7 @@ def test_others_are_what_is_busy_without_us(tmp_path: Path, monkeypatch: pytest.
     assert Others(tmp_path / "nowhere").cores() is None
 
 
+@pytest.mark.slow
 def test_own_work_and_that_of_ended_children_is_ours() -> None:
     others = Others()
     before = others._look()
@@ -280,6 +285,7 @@ def test_own_work_and_that_of_ended_children_is_ours() -> None:
 # suites of pytest-benchmark
 
 
+@pytest.mark.slow
 def test_rows_of_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     """Each test's row comes as it ends; a failure and a skip are said; peers take part or not, never both."""
     pytest.importorskip("pytest_benchmark")
@@ -307,6 +313,7 @@ def test_rows_of_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) 
     assert list(results.read(tmp_path / "alone")[1][0]["seconds"]) == [OURS]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("heard_signals")
 def test_a_stop_ends_pytest_too(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
@@ -352,6 +359,7 @@ def test_all_runs_each_and_goes_on_after_one_that_fails(tmp_path: Path, monkeypa
     assert "no case was timed" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_gpu_is_that_of_its_folder(tmp_path: Path) -> None:
     import torch
 

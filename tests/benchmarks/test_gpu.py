@@ -260,6 +260,7 @@ def test_padded_groups_hold_every_sequence_once():
             torch.testing.assert_close(found, expected.split(problem.lengths)[row], atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_torch_takes_the_peers_arguments(dropout):
     """torch checks the calls of its GPU operations on tensors without data."""
@@ -422,6 +423,7 @@ def test_exit_codes_of_a_run(monkeypatch, tmp_path, code):
     assert page.SMOKE in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_cut_off_and_keeps_its_rows(monkeypatch, tmp_path):
     program = tmp_path / "python"
     program.write_text('#!/bin/sh\ncat >/dev/null\necho \'@row {"kind": "copy", "rate": 1e12}\'\nsleep 1000\n')
@@ -452,6 +454,7 @@ print('@row ' + json.dumps({{"kind": "seen", "done": context["done"]}}), flush=T
 """
 
 
+@pytest.mark.slow
 def test_a_part_begins_again_without_what_hung_or_died(monkeypatch, tmp_path):
     program = tmp_path / "python"
     program.write_text(CALLS.format(python=sys.executable))
@@ -500,6 +503,7 @@ def test_of_nothing():
 """
 
 
+@pytest.mark.slow
 def test_each_kernel_is_tested_by_itself(tmp_path, capsys):
     """One that hangs, one that ends its process and one that is wrong, and all other tests have their line."""
     (tmp_path / "test_planted.py").write_text(TESTS)
@@ -580,6 +584,7 @@ def printed(module, *arguments):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_host_cost_is_measured_for_every_operation():
     lines = [line for line in printed("host_cost", "2") if line.startswith("| `")]
     found = {line.split("|")[1].strip(" `"): [float(each) for each in line.split("|")[2:5]] for line in lines}
@@ -587,6 +592,7 @@ def test_host_cost_is_measured_for_every_operation():
     assert all(0 < each < 10_000 for times in found.values() for each in times)
 
 
+@pytest.mark.slow
 def test_a_layer_launches_no_more_kernels_than_it_did():
     """Its products and our operations are 25; the rest are casts, seeds and copies of weights."""
     most = {"roberta forward": 16, "roberta backward": 20, "modernbert forward": 15, "modernbert backward": 20}

@@ -33,6 +33,7 @@ def test_it_is_a_suite(tmp_path):
     assert all(value > 0 for values in row["seconds"].values() for value in values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["engine", "model"])
 def test_what_slows_a_step_is_found_where_it_is(monkeypatch, where):
     """10 ms of a processor's time more in the engine's step count as overhead; in the model they do not."""

@@ -31,6 +31,7 @@ def test_it_is_a_suite(tmp_path):
         assert name in row["seconds"] or "installed" in row["missing"][name]
 
 
+@pytest.mark.slow
 def test_each_text_gets_its_own_label():
     for needed in ("onnx", "onnxruntime"):
         pytest.importorskip(needed)

@@ -15,6 +15,7 @@ import penstock.engine
 OLD = Path(__file__).parent / "old_formats"
 
 
+@pytest.mark.slow
 @as_subtests("name", penstock.engine.__all__)
 def test_the_example_of_each_export_runs(name, tmp_path, monkeypatch):
     for folder in ("train", "test", "run"):

@@ -29,7 +29,7 @@ from penstock.engine.study.trials import read_result
 from penstock.engine.training.run_record import read_record, read_trained_record, saved_thresholds
 
 OLD = Path(__file__).parent / "old_formats"
-SECONDS = float(os.environ.get("PENSTOCK_FUZZ_SECONDS", "2"))
+SECONDS = float(os.environ.get("PENSTOCK_FUZZ_SECONDS", "0.7"))
 LONGEST = 10.0  # seconds that a single reading may take
 VALUES = [
     None,
@@ -213,6 +213,7 @@ SHARD = {"name": "shard-00000.arrow", "bytes": 9, "crc32": 1, "rows": 3, "tokens
 RECEIPT = {"preparation": "x", "file": SHARD, "truncated_texts": 0, "empty_texts": 0}
 
 
+@pytest.mark.slow
 def test_a_preparation_changed_at_random(tmp_path):
     for content in mutations(json.dumps(JOB).encode(), seed=1):
         (tmp_path / "preparing.json").write_bytes(content)
@@ -234,6 +235,7 @@ def changed_bytes(original: bytes, seed: int) -> Iterator[bytes]:
         count += 1
 
 
+@pytest.mark.slow
 def test_parquet_files_changed_at_random(tmp_path):
     import numpy as np
     import torch
@@ -250,6 +252,7 @@ def test_parquet_files_changed_at_random(tmp_path):
             assert max(found.labels.max(), found.truth.max()) < len(found.label_names)
 
 
+@pytest.mark.slow
 def test_cluster_files_changed_at_random(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq

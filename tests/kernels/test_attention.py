@@ -82,6 +82,7 @@ def test_gradcheck(variant, backend):
         assert torch.autograd.gradcheck(lambda *x: attend(x, lengths_q, lengths_k, **VARIANTS[variant]), qkv)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     qkv, _ = tensors([2, 0, 1], [1, 1, 3], heads=2, kv_heads=1, head_dim=2)
     assert torch.autograd.gradgradcheck(lambda *x: attend(x, [2, 0, 1], [1, 1, 3], **VARIANTS["all"]), qkv)

@@ -76,6 +76,7 @@ def test_one_kernel_serves_where_sequences_are_many(
     assert met == ["forward_kernel", *kernels]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dropout", "most"), [(0.0, 630), (0.1, 970)])
 def test_one_kernel_of_five_products_is_less_work_than_two_of_seven(dropout: float, most: int) -> None:
     """Instructions of a warp in the loops, for one tile of 64 x 64 weights of each kernel; and no register is spilt."""

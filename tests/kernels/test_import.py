@@ -49,6 +49,7 @@ print(tuple(output.values.shape), any(b in sys.modules for b in blocked))
     assert python(code) == "(5, 12) False"
 
 
+@pytest.mark.slow
 def test_works_without_the_compiled_module() -> None:
     code = """
 import sys
@@ -77,6 +78,7 @@ except ModuleNotFoundError:
     assert python(code, tmp_path) == "empty"
 
 
+@pytest.mark.slow
 def test_bare_name_steps_aside(tmp_path: Path) -> None:
     package = tmp_path / "elsewhere" / "kernels"
     package.mkdir(parents=True)

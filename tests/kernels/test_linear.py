@@ -130,6 +130,7 @@ def test_passes_opcheck(backend):
     torch.library.opcheck(torch.ops.penstock.linear_weight_gradient, (grad_out, x, backend))
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph_for_every_number_of_tokens():
     _, weights, biases, _ = tensors((1, 8, (4, 6)), torch.float32)
     weights[0].requires_grad_()

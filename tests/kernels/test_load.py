@@ -53,6 +53,7 @@ def found(first: str, seconds: float, threads: int = 2, **environment: str) -> s
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("busy_cores")
 @pytest.mark.parametrize("first", [pytest.param("", marks=pytest.mark.slow), NOTEBOOK], ids=["fresh", "notebook"])
 def test_threads_sleep_at_once_beside_busy_processes(first: str) -> None:

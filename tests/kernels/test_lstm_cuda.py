@@ -254,6 +254,7 @@ def test_gradients_of_some_outputs(emulate: Callable, wanted: tuple[int, ...]) -
     assert all(error <= cases.BOUNDS[torch.bfloat16][1] for error in cases.errors(found, true))  # NaN too fails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "options"),
     list(zip([(64, 4, 1, 16, True), (128, 4, 2, 8, True), (128, 8, 4, 32, False)], FUSED, strict=True)),

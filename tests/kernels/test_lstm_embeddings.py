@@ -188,6 +188,7 @@ def test_double_backward() -> None:
     assert torch.autograd.gradgradcheck(pooled, table, fast_mode=True)
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph() -> None:
     module, table, batch = model()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")

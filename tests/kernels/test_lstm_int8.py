@@ -317,6 +317,7 @@ def test_changes_are_seen() -> None:
     assert torch.equal(found[0], answers(module.prepare_inference(torch.int8), batch)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_gradients_and_tracing_are_errors() -> None:
     module, batch = module_of(30).prepare_inference(torch.int8), batch_of(LENGTHS)

@@ -51,6 +51,7 @@ def batches() -> list[Ragged]:
     return [Ragged.from_lengths(torch.randn(sum(lengths), 5, requires_grad=True), lengths) for lengths in every]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

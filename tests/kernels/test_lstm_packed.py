@@ -393,6 +393,7 @@ WATCHED: dict[str, Callable[[LSTM, Ragged], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @as_subtests("how", WATCHED)
 def test_who_watches_sees_the_weights(how: str) -> None:

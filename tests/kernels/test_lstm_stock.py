@@ -159,6 +159,7 @@ def test_quantize_dynamic_says_what_to_do(what: Any) -> None:
     assert isinstance(torch.ao.quantization.quantize_dynamic(model, {nn.LSTM})[0], torch.ao.nn.quantized.dynamic.LSTM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WITHOUT_PROJECTION)
 def test_onnx(options: dict, tmp_path) -> None:
     for needed in ("onnx", "onnxscript", "onnxruntime"):

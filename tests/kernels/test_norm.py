@@ -283,6 +283,7 @@ def test_opcheck(backend, p, prenorm, x_dtype):
     torch.library.opcheck(torch.ops.penstock.residual_norm.default, arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prenorm", [False, True])
 def test_compiles_whole_and_once_for_all_batches(prenorm):
     compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

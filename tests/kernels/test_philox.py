@@ -79,6 +79,7 @@ def test_new_seed_follows_torchs_generator() -> None:
     assert first.dtype == torch.int64
 
 
+@pytest.mark.slow
 @as_subtests("apart", [(0, 1), (0, 8), (0, 16), (1, 0), (8, 0), (16, 0), (1, 1), (8, 8), (7, 9)])
 def test_neighbouring_attention_weights_are_independent(apart: tuple[int, int]) -> None:
     """A share of 0.3 dropped, and 0.3^2 of all pairs at a distance, each within five standard errors; whatever shares a

@@ -159,6 +159,7 @@ def test_opcheck(mode, backend):
     torch.library.opcheck(torch.ops.penstock.segment_pool.default, arguments)
 
 
+@pytest.mark.slow
 def test_compiles_whole_and_once_for_all_batches():
     compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 

@@ -180,6 +180,7 @@ def test_tangents(name: str) -> None:
 OF_ANY_DTYPE = [name for name in CASES if name != "LSTM"]  # which has float64 weights
 
 
+@pytest.mark.slow
 @as_subtests("name, dtype", itertools.product(OF_ANY_DTYPE, [torch.float32, torch.bfloat16]))
 def test_tangents_in_the_dtypes_of_the_fast_kernels(name: str, dtype: torch.dtype) -> None:
     function = CASES[name].function

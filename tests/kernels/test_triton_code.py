@@ -70,6 +70,7 @@ def test_compiles(capability: int, case: str, aligned: bool) -> None:
         assert kernel.metadata.shared <= limit
 
 
+@pytest.mark.slow
 def test_dropout_stays_in_the_layout_of_the_products() -> None:
     found = compiled.compile_case("attention bf16 dropout", 90)
     for name, (instructions, barriers) in ATTENTION.items():
@@ -101,6 +102,7 @@ def test_a_bare_lstm_compiles(aligned: bool) -> None:
     assert all(kernel.asm["cubin"] for kernel in compiled.compile_case("lstm bf16 H 32 bare", 90, aligned).values())
 
 
+@pytest.mark.slow
 def test_float32_states_do_not_spill() -> None:
     for name, kernel in compiled.compile_case("lstm fp32 H 64", 90).items():
         assert compiled.code(kernel).stack == 0, name

@@ -20,6 +20,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return linked(compiled(sources, ["-O0"], folder), [], folder / "threads")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", range(5))
 def test_fewer_threads_do_the_work(program: Path, allowed: int) -> None:
     done = subprocess.run([program, str(allowed)], capture_output=True, text=True, timeout=60)

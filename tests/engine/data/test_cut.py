@@ -69,6 +69,7 @@ WHOLE = 100  # more than any text has
 LENGTHS = [1, 2, 5, 23, 24, 59, 60]  # tokens of the text alone: the shortest, near many texts', near the longest's
 
 
+@pytest.mark.slow
 @as_subtests("truncation, specials", itertools.product(TRUNCATIONS, SPECIALS))
 def test_a_cut_is_what_prepare_stores(made, specials, truncation):
     for length in LENGTHS:

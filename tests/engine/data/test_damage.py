@@ -156,6 +156,7 @@ def damages(content: bytes, other: bytes) -> Iterator[tuple[str, Callable[[Path]
     yield "a link to a device", lambda path: path.symlink_to("/dev/zero")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file(kind, originals, copy, run, tmp_path):
     original, other = originals[kind], originals["lists" if kind == "single" else "single"]
@@ -214,6 +215,7 @@ VALUES = (-1, 0, 1, 1 << 16, 1 << 31, 1 << 63, -(10**12), 10**30, 1.5, float("na
 VALUES += ("", "x", "../outside.arrow", "/etc/passwd", "a/b", "\ud800", "\0", "x" * 5000, [], {}, [[]], {"name": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_entry_of_a_manifest(kind, originals, copy, tmp_path):
     """Signed again: only what it says is wrong. What is taken makes the same batches."""

@@ -176,6 +176,7 @@ def test_killed_at_every_call(tmp_path, small_prepare, whole, monkeypatch, step)
         shutil.rmtree(out)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("step", EVERY)
 def test_killed_while_overwriting(tmp_path, small_prepare, whole, monkeypatch, step):
@@ -202,6 +203,7 @@ def test_killed_while_overwriting(tmp_path, small_prepare, whole, monkeypatch, s
     assert seen == {"old", "none", "new"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "step"),
     [

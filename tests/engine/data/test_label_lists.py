@@ -71,6 +71,7 @@ def lists(store):
     return [store.label_ids[a:b].tolist() for a, b in zip(store.label_offsets, store.label_offsets[1:], strict=False)]
 
 
+@pytest.mark.slow
 @as_subtests(
     "name, options",
     [

@@ -30,6 +30,7 @@ def write_forms(folder: Path, labels: list) -> list[str]:
     return [write_csv(folder / "a.csv", list(map(str, labels))), str(folder / "a.jsonl"), str(folder / "a.parquet")]
 
 
+@pytest.mark.slow
 @as_subtests(
     "spellings, classes",
     [
@@ -83,6 +84,7 @@ def test_forms_agree(tmp_path, tokenizer_path, labels, classes):
     assert like.labels.tolist() == stores[0].labels.tolist()
 
 
+@pytest.mark.slow
 @as_subtests(
     "kind, values, names",
     [
@@ -109,6 +111,7 @@ def test_typed_columns(tokenizer_path, tmp_path, kind, values, names):
     assert store.label_names == names
 
 
+@pytest.mark.slow
 @as_subtests("word", ["nan", "NaN", "NULL", "None", "N/A", "null", "NA", "#N/A", "-", "inf"])
 def test_words_for_nothing_are_named(tmp_path, tokenizer_path, capsys, word):
     prepare(write_csv(tmp_path / "a.csv", ["1", word, "2"]), tmp_path / "s", tokenizer=tokenizer_path, progress=False)

@@ -314,6 +314,7 @@ def test_pinned_batches_survive_their_copies(store):
     assert [as_lists(batch) for batch in on_device] == expected
 
 
+@pytest.mark.slow
 @as_subtests(
     "lengths",
     [
@@ -346,6 +347,7 @@ def test_every_example_once_whatever_the_sizes(tmp_path, lengths):
         assert max(int(written.tokens(row).max()) for row in np.flatnonzero(lengths > 1000)) > 65_530
 
 
+@pytest.mark.slow
 def test_memory_of_epochs_is_flat(tmp_path):
     """A gigabyte goes by in batches; what the process holds of its own does not grow."""
     lengths = np.random.default_rng(0).integers(1, 200, 50_000).astype(np.int32)

@@ -26,6 +26,7 @@ def stores(folder: Path, train: list[tuple[str, str]], test: list[tuple[str, str
     return made, prepare(write_csv(folder / "test.csv", test), folder / "test", **like)
 
 
+@pytest.mark.slow
 @as_subtests("seed", range(4))
 def test_the_overlap_is_what_a_dictionary_finds(tmp_path: Path, seed: int):
     random_ = random.Random(seed)

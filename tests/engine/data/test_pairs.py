@@ -206,6 +206,7 @@ CASES = [(name, *case) for name in ("bert", "trained-bpe") for case in SETTINGS]
 CASES += [(name, *case) for name in set(TOKENIZERS) - {"bert", "trained-bpe"} for case in (SETTINGS[0], SETTINGS[3])]
 
 
+@pytest.mark.slow
 @as_subtests("name, truncation, settings", sorted(CASES, key=str))
 def test_tokens_and_types_are_the_saved_tokenizers(tmp_path, base_tokenizers, name, truncation, settings):
     folder = save_with(settings, name, base_tokenizers, tmp_path / "tokenizer")

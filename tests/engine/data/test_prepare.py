@@ -93,6 +93,7 @@ def test_cutting_is_counted(make_store):
     assert len({whole.fingerprint, cut.fingerprint, ends.fingerprint}) == 3
 
 
+@pytest.mark.slow
 def test_large_vocabulary_takes_32_bits(tmp_path, reviews_file, make_store):
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -224,6 +225,7 @@ def test_again_changes_nothing(make_store, reviews_file, tokenizer_path):
     assert {path: path.stat().st_mtime_ns for path in made.path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_store_keeps_whole_texts(tmp_path, tokenizer_path, reviews_file):
     options = {"tokenizer": tokenizer_path, "progress": False}
     long = prepare([("cry " * 3000, "a"), ("laugh " * 5000, "b")], tmp_path / "long", **options)
@@ -402,6 +404,7 @@ def test_command_line(tmp_path, reviews_file, tokenizer_path):
     assert isinstance(run(app, ["prepare", "--out", out]).exception, ConfigError)
 
 
+@pytest.mark.slow
 @pytest.mark.datasets
 def test_real_rows(datasets, tmp_path, minilm):
     import pyarrow.parquet as pq

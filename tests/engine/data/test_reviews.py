@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from itertools import islice
 
+import pytest
+
 from penstock.engine.data.review_words import GENERAL
 from penstock.engine.data.reviews import MAX_SENTENCES, STARS, generate_reviews
 
@@ -60,6 +62,7 @@ def test_word_counts_learn_something_but_not_the_task():
     assert 0.35 < many < 0.6
 
 
+@pytest.mark.slow
 def test_order_decides_where_words_do_not():
     """Reviews of one sentence that blames or praises in a word, and means praise by it: the first five of each."""
     phrases = (("anything but", -2), ("nothing short of", 2))

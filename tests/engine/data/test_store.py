@@ -148,6 +148,7 @@ def test_foreign_shard_is_named(copy, tmp_path, tokenizer_path, reviews_file):
         Store.open(copy)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_caught(store, copy):
     """At open, while reading, or by verify; and never with a crash or a wrong id."""
     name = "shard-00001.arrow"

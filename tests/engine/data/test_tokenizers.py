@@ -23,6 +23,7 @@ def split(encoded) -> list[list[int]]:
     return [encoded.values[end - length : end].tolist() for end, length in zip(ends, encoded.lengths, strict=True)]
 
 
+@pytest.mark.slow
 @as_subtests("max_length", [3, 8, 9, 4096])
 def test_head_equals_the_library(minilm, max_length):
     tokenizer = load_tokenizer(minilm)
@@ -102,6 +103,7 @@ for name in ("train:bpe:700", "train:wordpiece:700"):
 """
 
 
+@pytest.mark.slow
 def test_learning_is_the_same_in_every_process():
     """Whatever its threads and the seed of its hash tables."""
     here: dict = {}
@@ -116,6 +118,7 @@ def test_learning_is_the_same_in_every_process():
     assert there.stdout.split() == here["digests"]
 
 
+@pytest.mark.slow
 def test_fingerprint_does_not_depend_on_use(minilm):
     tokenizer = load_tokenizer(minilm)
     before = TextTokenizer(tokenizer, 16).fingerprint()

@@ -30,6 +30,7 @@ def test_through_a_data_loader(store):
         list(DataLoader(make(store), batch_size=None, num_workers=2))
 
 
+@pytest.mark.slow
 @as_subtests("world_size, rank", [(size, rank) for size in (1, 2, 4) for rank in range(size)])
 def test_going_on_after_every_batch(store, world_size, rank):
     """And over the end of an epoch; every rank's batches are its own of the one global stream."""

@@ -128,6 +128,7 @@ OFTEN = ("bert", "modernbert")  # the exporter takes seconds
 ENCODERS = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in CONFIGS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder(name, tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -213,6 +214,7 @@ def make_run(name: str, folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "encoder lists" else ()) for name in RUNS]
 )

@@ -114,6 +114,7 @@ def saved(checkpoint: str, tmp_path: Path) -> dict[str, tuple[Path, Tensor]]:
     return made
 
 
+@pytest.mark.slow
 def test_saved_models_are_served_by_transformers(saved: dict, tmp_path: Path) -> None:
     """An encoder without penstock, an LSTM once it is imported."""
     served, stderr = run(
@@ -167,6 +168,7 @@ def check_served(served: list[dict], expected: Tensor) -> None:
         assert scores[name] == pytest.approx(probability, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_packaged_minilm(minilm: str, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     own = transformers.AutoTokenizer.from_pretrained(minilm)

@@ -332,6 +332,7 @@ def test_a_decoder_is_refused() -> None:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backend"),
     [

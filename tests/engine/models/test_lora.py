@@ -169,6 +169,7 @@ def test_layer_decay_is_for_models_with_layers() -> None:
         load_settings(None, ["model.kind=encoder", "model.encoder=x", "training.layer_decay=1.5"])
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_goes_on_as_if_it_had_not_stopped(encoder: str, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
     from penstock.engine.data.prepare import prepare

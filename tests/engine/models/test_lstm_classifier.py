@@ -130,6 +130,7 @@ def test_frozen_embeddings_stay() -> None:
     assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "embeddings" not in name)
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph_for_every_packing() -> None:
     model = classifier().eval()
     torch._dynamo.utils.counters.clear()

@@ -105,6 +105,7 @@ def test_a_run_without_checksums_goes_on_bit_for_bit(old):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_study_goes_on(old):
     results = {path: path.read_bytes() for path in Path("study/cells").iterdir()}
     assert sorted(path.stem for path in results) == sorted(FINISHED)

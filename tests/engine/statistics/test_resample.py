@@ -30,6 +30,7 @@ def test_one_seed_has_the_interval_of_its_rows():
     assert (found.seeds, found.rows, found.clusters) == (1, 2000, 2000)
 
 
+@pytest.mark.slow
 def test_seeds_alone_have_students_interval():
     """Three seeds on very many rows: what is left is t with two degrees of freedom, on the log-odds."""
     means = np.array([0.70, 0.705, 0.71])
@@ -59,6 +60,7 @@ def test_series_of_one_draw_are_paired():
     assert (other["a"].draws == drawn["a"].draws).all()
 
 
+@pytest.mark.slow
 @as_subtests("share, seeds", itertools.product([0.0, 0.001, 0.02, 0.98, 1.0], [1, 2, 5]))
 def test_no_draw_leaves_the_range(share, seeds):
     scores = right(share, seeds, 300)

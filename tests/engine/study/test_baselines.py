@@ -89,6 +89,7 @@ def test_in_other_processes_it_is_the_same(small_encoder, study, tmp_path):
     assert what_was_found(second) == what_was_found(first)
 
 
+@pytest.mark.slow
 def test_again_it_is_the_same(study, tmp_path):
     first = run_study(study, tmp_path / "a", progress=False)
     assert run_study(study, tmp_path / "a", progress=False) == first  # times too: nothing ran
@@ -97,6 +98,7 @@ def test_again_it_is_the_same(study, tmp_path):
     assert what_was_found(run_study(study, tmp_path / "a", progress=False)) == what_was_found(first)
 
 
+@pytest.mark.slow
 def test_a_study_of_before_goes_on_with_the_baselines(study, tmp_path):
     run_study(replace(study, families=("bag",)), tmp_path / "study", progress=False)
     before = {path.name: path.read_bytes() for path in (tmp_path / "study" / "trials").iterdir()}
@@ -112,6 +114,7 @@ def test_a_study_of_before_goes_on_with_the_baselines(study, tmp_path):
     write_report(tmp_path / "study")
 
 
+@pytest.mark.slow
 def test_a_baseline_that_computes_otherwise_is_another(study, tmp_path, monkeypatch):
     run_study(replace(study, families=("majority", "linear")), tmp_path / "study", progress=False)
     monkeypatch.setattr(linear, "VERSION", 2)
@@ -265,6 +268,7 @@ def test_how_a_store_is_cut_into_chunks_changes_nothing(stores):
     assert list(read_chunks(store, rows[:0])) == []
 
 
+@pytest.mark.slow
 def test_the_linear_model_is_scikit_learns_on_all_rows(stores):
     from sklearn.linear_model import LogisticRegression
 
@@ -349,6 +353,7 @@ def test_the_registry_says_what_trains_each_family():
             assert baseline(family.baseline).VERSION >= 1
 
 
+@pytest.mark.slow
 def test_the_frozen_encoder_refuses_pairs_before_anything_is_trained(minilm, study, tmp_path):
     lines = [f"{number} one,{number} two,{number % 2}" for number in range(40)]
     (tmp_path / "pairs.csv").write_text("\n".join(["a,b,label", *lines]) + "\n")
@@ -380,6 +385,7 @@ def small_encoder(minilm: str, tmp_path) -> str:
     return str(tmp_path / "encoder")
 
 
+@pytest.mark.slow
 def test_the_frozen_encoder_encodes_each_text_once(small_encoder, study, tmp_path, monkeypatch):
     encoded: list[int] = []
     encode = frozen.Encoder._encode_rows

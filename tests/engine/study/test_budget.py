@@ -270,6 +270,7 @@ def run(settings: StudySettings, out: Path, budget: float | None, *, each: float
     return order
 
 
+@pytest.mark.slow
 def test_a_budget_goes_where_the_gap_is_undecided(settings, tmp_path, capsys):
     order = run(settings, tmp_path / "study", 1e6, progress=True)
     assert order[:6] == [f"{family}-{size}-0" for size in (50, 100, 400) for family in ("encoder", "lstm")]
@@ -286,6 +287,7 @@ def test_a_budget_goes_where_the_gap_is_undecided(settings, tmp_path, capsys):
     assert "This study is not complete" in (tmp_path / "study" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_a_new_one_goes_on(settings, tmp_path, capsys):
     out = tmp_path / "study"
     first = run(settings, out, 35.0)

@@ -65,6 +65,7 @@ def test_an_encoder_that_is_worse_than_a_bilstm_is_no_fault(tmp_path):
     assert "PS001" not in checks(tmp_path, study(tmp_path, worse))
 
 
+@pytest.mark.slow
 @as_subtests(
     ("student", "better"),
     [
@@ -81,6 +82,7 @@ def test_a_student_that_is_better_than_its_teacher(tmp_path, student, better):
         assert "leak" in found.advice
 
 
+@pytest.mark.slow
 @as_subtests(
     "own, ill, kept",
     [

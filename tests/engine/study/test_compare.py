@@ -121,6 +121,7 @@ def test_no_worse_by_a_margin(source, truth, tmp_path):
     assert run(files[0], files[0], "--data", source, "--margin", 0)[0] == 0, "the same predictions are no worse"
 
 
+@pytest.mark.slow
 @as_subtests("ending, kind", itertools.product([".csv", ".tsv", ".jsonl", ".jsonl.gz", ".parquet"], [str, int, float]))
 def test_every_form_of_predictions_is_read_alike(source, store, truth, tmp_path, ending, kind):
     a, b = predicted(truth, 0.9, 1), predicted(truth, 0.7, 2)
@@ -167,6 +168,7 @@ def test_clusters_widen_the_interval(source, store, truth, tmp_path, prepared):
     assert "rows taken as independent" in together
 
 
+@pytest.mark.slow
 @as_subtests("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_flips_are_listed_and_written(source, store, truth, tmp_path, ending):
     a, b = predicted(truth, 0.9, 1), predicted(truth, 0.5, 2)
@@ -241,6 +243,7 @@ def runs(source, store, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "a", folder / "b"
 
 
+@pytest.mark.slow
 def test_runs_and_their_predictions_are_the_same(source, store, runs, tmp_path):
     for form in ("csv", "parquet"):
         out = tmp_path / f"a.{form}"
@@ -313,6 +316,7 @@ def test_exit_codes_are_no_errors():
     assert len({EXIT_CODES["worse"], EXIT_CODES["cannot tell"]} - taken) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [100, pytest.param(400, marks=pytest.mark.slow)])
 def test_equal_classifiers_are_rarely_told_apart(pairs):
     """Pairs of equal accuracy on 300 rows: an alarm in about one of twenty."""

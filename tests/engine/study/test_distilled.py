@@ -110,6 +110,7 @@ def test_a_student_learns_from_the_encoder_of_its_subset(finished):
     }
 
 
+@pytest.mark.slow
 def test_test_texts_are_never_learned_from(tmp_path, tiny, settings):
     """Six of the test rows stand among the training rows, at other places and under other labels."""
     train, test = stores_that_share_texts(tmp_path, str(Path(tiny["encoder"])), rows=120, tests=20)
@@ -127,6 +128,7 @@ def test_test_texts_are_never_learned_from(tmp_path, tiny, settings):
     assert sum(both) == len(learned)
 
 
+@pytest.mark.slow
 def test_labels_of_the_rest_change_nothing(tmp_path, tiny, settings, finished):
     """Where only labels outside of the subset differ, the student is the same to the bit."""
     _, _, made = finished
@@ -149,6 +151,7 @@ def test_labels_of_the_rest_change_nothing(tmp_path, tiny, settings, finished):
         assert (again[name].accuracy, again[name].loss) == (made[name].accuracy, made[name].loss)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_was_not_kept_is_trained_again(tmp_path, settings, finished):
     _, _, made = finished
     run(replace(settings, families=("encoder",)), tmp_path / "study")
@@ -159,6 +162,7 @@ def test_a_teacher_that_was_not_kept_is_trained_again(tmp_path, settings, finish
     assert not any((tmp_path / "study" / "runs").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["reading", "training"])
 def test_an_interrupted_student_goes_on(moment, tmp_path, settings, finished, monkeypatch):
     _, _, made = finished
@@ -234,6 +238,7 @@ def tasks_of(study: StudySettings, out: Path) -> list[TrialTask]:
         return found.tasks
 
 
+@pytest.mark.slow
 @as_subtests(("jobs", "seed"), [(jobs, seed) for jobs in (1, 2, 3) for seed in range(4)])
 def test_the_queue_gives_no_student_before_its_teacher_is_over(jobs, seed, tmp_path, settings):
     study = replace(settings, seeds=parse_seeds("2"), families=("lstm", *FAMILIES))

@@ -47,6 +47,7 @@ def spelled(store: Store) -> list[str]:
     return [store.label_names[label] for label in store.labels]
 
 
+@pytest.mark.slow
 @as_subtests("form", ["csv", "rows", "jsonl", "parquet"])
 def test_forms_of_a_file(test_store, tmp_path, form):
     names = spelled(test_store)
@@ -114,6 +115,7 @@ def _trains(folder):
     return run
 
 
+@pytest.mark.slow
 def test_a_finished_study_takes_one_without_training(stores, minilm, test_store, tmp_path):
     out = tmp_path / "study"
     study = StudySettings(

@@ -99,6 +99,7 @@ def test_no_price_no_section():
     assert Prices.in_study({}) is None
 
 
+@pytest.mark.slow
 def test_prices_are_kept_and_change_nothing_else(tmp_path):
     folder = fabricate(tmp_path / "study")
     before = json.loads((folder / "study.json").read_text())

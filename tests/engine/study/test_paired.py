@@ -228,6 +228,7 @@ def test_reached_on_average_but_not_reliably(tmp_path):
     assert "reliably (in 95% of draws) not within the sizes measured" in str(found)
 
 
+@pytest.mark.slow
 def test_trials_without_predictions_stay_valid_and_are_told(tmp_path):
     old = [f"lstm-{size}-{seed}" for size in (100, 1000) for seed in range(3)]
     folder = fabricate(tmp_path / "study", old=old)
@@ -303,6 +304,7 @@ def run(settings, out, run_trial=stand_in):
     return run_study(settings, out, progress=False, run_trial=run_trial, measure=no_cost)
 
 
+@pytest.mark.slow
 def test_the_cluster_column_travels_to_the_report(clustered, tmp_path):
     from penstock.engine.data.store import Store
 
@@ -330,6 +332,7 @@ def test_the_cluster_column_travels_to_the_report(clustered, tmp_path):
             run(settings, tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "message"), [("flim", "no column 'flim'"), ("empty", r"line 2: column 'empty' is empty")]
 )

@@ -318,6 +318,7 @@ def test_the_report_compares_the_plan_with_what_was(settings, tmp_path):
     assert "Trials that penstock study --plan put at 70 s, one after the other, took 28 s." in text
 
 
+@pytest.mark.slow
 def test_a_plan_from_the_command_line(settings, tmp_path):
     out = tmp_path / "study"
     options = ["--sizes", "40,80", "--seeds", "1", "--families", "linear,bag,encoder", "--max-test", "50"]

@@ -139,6 +139,7 @@ def settings(minilm: str, stores) -> StudySettings:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_test", [None, 30])
 def test_a_real_trial_keeps_what_its_model_predicts(settings, tmp_path, max_test):
     settings = dataclasses.replace(settings, max_test=max_test)

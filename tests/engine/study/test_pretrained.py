@@ -111,6 +111,7 @@ def test_a_damaged_entry_of_a_trial_is_found(tmp_path, finished, settings, entry
         run(settings, tmp_path / "study")
 
 
+@pytest.mark.slow
 def test_stopped_in_its_pretraining_it_goes_on(tmp_path, finished, settings):
     out, made = finished
     with pytest.MonkeyPatch.context() as patch:
@@ -128,6 +129,7 @@ def test_stopped_in_its_pretraining_it_goes_on(tmp_path, finished, settings):
             assert again[name].all_cpu_seconds is None
 
 
+@pytest.mark.slow
 def test_a_study_that_grows_keeps_its_pretraining(tmp_path, settings, capsys):
     first = run(settings, tmp_path / "study")
     more = run_study(replace(settings, seeds=parse_seeds("2")), tmp_path / "study", measure=no_cost)
@@ -137,6 +139,7 @@ def test_a_study_that_grows_keeps_its_pretraining(tmp_path, settings, capsys):
     assert len({made.made_from.pretraining for made in more if made.pretrained}) == 1
 
 
+@pytest.mark.slow
 def test_another_pretraining_is_another_study(tmp_path, settings, finished):
     out, _ = finished
     with pytest.raises(RunError, match="what its pretraining was made from"):
@@ -148,6 +151,7 @@ def test_another_pretraining_is_another_study(tmp_path, settings, finished):
         run(settings, damaged)
 
 
+@pytest.mark.slow
 def test_plan_and_report_say_what_it_takes(tmp_path, settings, finished, undrawn):
     plan = plan_study(settings, tmp_path / "plan", progress=False)
     assert plan.pretraining > 0

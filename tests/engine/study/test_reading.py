@@ -126,6 +126,7 @@ def test_the_recipe_goes_by_what_is_read(plain, store):
     assert batches[0] < batches[1] / 4
 
 
+@pytest.mark.slow
 def test_one_store_for_all(plain, tmp_path, capsys):
     study = replace(plain, overrides=(*plain.overrides, "lstm.data.max_length=10"))
     over = run_study(

@@ -135,6 +135,7 @@ def test_each_class_has_its_figures(written):
     assert float(rows(written / "trials.csv")[0]["expected_calibration_error"]) == 0.05
 
 
+@pytest.mark.slow
 def test_trials_without_class_figures_have_no_section(tmp_path, undrawn):
     """As those of an earlier penstock."""
     folder = fabricate(tmp_path / "study")
@@ -147,6 +148,7 @@ def test_trials_without_class_figures_have_no_section(tmp_path, undrawn):
     assert rows(folder / "classes.csv") == []
 
 
+@pytest.mark.slow
 def test_it_can_be_written_again(written, tmp_path):
     folder = Path(shutil.copytree(written, tmp_path / "study"))
     write_report(folder)

@@ -167,6 +167,7 @@ def test_break_even_not_reached_and_not_extrapolated():
     assert "not extrapolated: no curve" in text
 
 
+@pytest.mark.slow
 def test_break_even_extrapolated_by_identified_curves():
     own = fit_curve(errors_of(0.4, 0.5, 0.2, noise=0.001))
     reference = fit_curve(errors_of(0.1, 0.5, 0.2, noise=0.001, seed=1))

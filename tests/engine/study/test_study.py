@@ -265,6 +265,7 @@ def test_latencies_are_of_repeated_runs_after_the_first(monkeypatch):
     assert found.max() == pytest.approx(20.0), "the first runs warm up"
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_its_trial_with_it_and_nothing_else(study, tmp_path):
     """The trial is tried once more, alone."""
     study = replace(study, families=("lstm",), max_sizes={})
@@ -292,12 +293,14 @@ def test_a_study_in_several_processes(study, tmp_path):
         other.join()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_stops_the_study(study, tmp_path):
     with pytest.raises(RunError, match="lstm-100-0 was stopped by SIGTERM: the same command resumes"):
         run(study, tmp_path / "stopped", is_stopped, jobs=2)
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_sources_are_prepared_once_with_the_encoders_tokenizer(study, tmp_path):
     small = {"sizes": parse_sizes("50"), "families": ("lstm",), "max_sizes": {}}
     sources = replace(
@@ -400,6 +403,7 @@ def test_how_files_are_read_belongs_to_a_study_only_where_it_was_given(minilm, t
         claim(tmp_path / "study", read.identity())
 
 
+@pytest.mark.slow
 def test_a_study_reads_its_files_as_it_is_told(study, tmp_path, minilm):
     for name, seed in (("train", 0), ("test", 1)):
         rows = "".join(f"{text.replace('^', '')}é^{label}\n" for text, label in generate_reviews(120, seed))

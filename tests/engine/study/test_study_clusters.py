@@ -74,6 +74,7 @@ SHARED_ROWS = sum(row % 13 >= 10 for row in range(TEST))
 OVERLAP = {"column": "film", "clusters": 13, "rows": TEST, "shared": 3, "shared_rows": SHARED_ROWS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepared", ["neither", "both", "train", "test"])
 def test_a_study_knows_which_groups_training_has_too(settings, stores, tmp_path, prepared):
     own = given(settings, stores)
@@ -88,6 +89,7 @@ def test_a_study_knows_which_groups_training_has_too(settings, stores, tmp_path,
     assert (kept.column, kept.count) == ("film", 13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["no column", "a row without a film", "a bare store"])
 def test_training_data_without_groups_is_said_and_no_error(settings, stores, minilm, tmp_path, capfd, kind):
     source = str(tmp_path / "train.csv")
@@ -111,6 +113,7 @@ def test_training_data_without_groups_is_said_and_no_error(settings, stores, min
     assert expected in " ".join(capfd.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_what_an_earlier_penstock_kept_is_made_again(settings, tmp_path):
     document = run(settings, tmp_path / "study")
     path = cluster_file(tmp_path / "study" / "data" / "test")
@@ -129,6 +132,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_groups_that_cannot_be_resampled_are_refused_before_any_trial(settings, tmp_path, case):
     column, most, kind, message = REFUSED[case]

@@ -70,6 +70,7 @@ def test_one_is_wanted_exactly_where_a_family_needs_it(uninstalled, families):
         assert usual_encoder(families) is None
 
 
+@pytest.mark.slow
 def test_sources_get_a_tokenizer_of_their_own(uninstalled, sources, tmp_path):
     results = start(study_of(sources, ["majority", "linear"]), tmp_path / "study")
     assert [result.status for result in results] == ["done", "done"]
@@ -96,6 +97,7 @@ def test_a_family_that_needs_one_says_so(sources, tmp_path, family):
         start(study_of(sources, ["lstm", family]), tmp_path / "study")
 
 
+@pytest.mark.slow
 def test_it_goes_on_once_the_package_is_installed(sources, tmp_path, monkeypatch):
     study, out = study_of(sources, ["linear"]), tmp_path / "study"
     start(study, out)
@@ -110,6 +112,7 @@ def test_it_goes_on_once_the_package_is_installed(sources, tmp_path, monkeypatch
         start(dataclasses.replace(more, encoder=str(other)), out)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_takes_instead(uninstalled, sources, tmp_path):
     files = ("--train", sources / "train.csv", "--test", sources / "test.csv")
     common = ("study", *files, "--sizes", "20", "--seeds", "1", "--out", tmp_path / "study")

@@ -36,6 +36,7 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @as_subtests(
     "wrong, error",
     [
@@ -285,6 +286,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 def test_mistakes_are_found_before_torch_is_imported(tmp_path, store):
     """In one process, with torch out of reach."""
     (tmp_path / "file").write_text("x")

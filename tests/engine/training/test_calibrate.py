@@ -25,6 +25,7 @@ def test_the_temperature_that_made_the_logits_is_found(temperature):
     assert found.error_after < 0.01
 
 
+@pytest.mark.slow
 @as_subtests("name", tiny_encoders.CONFIGS)
 def test_every_architectures_saved_logits_are_divided_in_stock_transformers(tmp_path, name):
     from transformers import AutoModelForSequenceClassification
@@ -41,6 +42,7 @@ def test_every_architectures_saved_logits_are_divided_in_stock_transformers(tmp_
     assert getattr(again.config, CONFIG_ENTRY) == 2.5
 
 
+@pytest.mark.slow
 def test_a_calibrated_run(tmp_path, store, settings, capsys):
     """Only the best model is scaled, once: a run that is repeated or extended starts from what it trained."""
     chosen = ("training.calibrate=true", "training.precision=fp32")

@@ -137,6 +137,7 @@ def bad_sources(folder: Path):
     yield parquet, list(ids)
 
 
+@pytest.mark.slow
 @as_subtests("number, out", itertools.product(range(3), ["csv", "jsonl", "parquet"]))
 def test_bad_rows_keep_their_places(run, tmp_path, number, out):
     source, ids = list(bad_sources(tmp_path))[number]
@@ -160,6 +161,7 @@ def test_bad_rows_keep_their_places(run, tmp_path, number, out):
     assert len(read(target)) == 7
 
 
+@pytest.mark.slow
 def test_order_and_count_over_several_windows(run, trained, tmp_path):
     rows = [{"id": i, "text": None if i % 97 == 3 else f"{'dull ' * (i * 7919 % 23)}{i}"} for i in range(9000)]
     source, target = write(tmp_path / "many.jsonl", rows), tmp_path / "out.parquet"
@@ -216,6 +218,7 @@ CLASHES = [
 ]
 
 
+@pytest.mark.slow
 @as_subtests("names, expected, out", [(*case, out) for case in CLASHES for out in ("csv", "jsonl", "parquet")])
 def test_the_predictions_keep_their_names(run, tmp_path, names, expected, out):
     rows = [{"text": "lovely", **{name: f"mine {name}" for name in names}}]
@@ -351,6 +354,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @as_subtests("arguments, error, message", WRONG)
 def test_mistakes_show_before_the_model_is_loaded(run, texts, store, tmp_path, monkeypatch, arguments, error, message):
     monkeypatch.chdir(tmp_path)
@@ -381,6 +385,7 @@ def test_mistakes_show_before_torch_is_imported(run, texts):
     assert result.stdout.split() == ["9", "False", "False"] * 2, result.stderr
 
 
+@pytest.mark.slow
 def test_a_file_with_a_header_only(run, store, tmp_path):
     for form, content in {"csv": "text,label,id\n", "tsv": "text\tlabel\tid\n"}.items():
         (tmp_path / f"h.{form}").write_text(content)

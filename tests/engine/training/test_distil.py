@@ -107,6 +107,7 @@ def test_a_student_like_its_teacher_has_no_gradient():
 # -- what the teachers say ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_logits_are_what_predict_gives(teachers, raw, store, tmp_path):
     rows = np.arange(RAW)
     for chosen in (teachers[:1], teachers):
@@ -180,6 +181,7 @@ def test_logits_that_are_no_numbers_are_refused(teachers, raw, tmp_path):
 # -- what the student learns -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batches_have_what_the_teachers_say(plain, teachers, raw, store):
     run, _ = plain
     origin = record(run)["data"]["distillation"]
@@ -351,6 +353,7 @@ def settings_text(run: Path) -> list[str]:
     return [*chosen, "training.epochs=4", "training.log_every_steps=1", "training.tensorboard=false"]
 
 
+@pytest.mark.slow
 def test_the_command_does_the_same_and_goes_on_by_its_out_alone(plain, teachers, raw, store, tmp_path):
     run = tmp_path / "run"
     named = [part for path in teachers for part in ("--teacher", path)]

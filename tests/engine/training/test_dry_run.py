@@ -33,6 +33,7 @@ def everything(folder):
     return found
 
 
+@pytest.mark.slow
 def test_it_says_what_a_run_needs_and_writes_nothing(store, test_store, tmp_path):
     before = everything(store.path.parent)
     chosen = (*TINY, "data.tokens_per_batch=300", "training.epochs=3", "--eval", test_store.path)
@@ -50,6 +51,7 @@ def test_it_says_what_a_run_needs_and_writes_nothing(store, test_store, tmp_path
     assert everything(store.path.parent) == before
 
 
+@pytest.mark.slow
 def test_of_a_run_that_is_there_nothing_changes(store, settings, tmp_path):
     train(settings("training.max_steps=3"), store, tmp_path, progress="none")
     before = everything(tmp_path)
@@ -64,6 +66,7 @@ def test_of_a_run_that_is_there_nothing_changes(store, settings, tmp_path):
     assert train(asked, store, tmp_path, progress="none").steps == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pack", "bucket"])
 @pytest.mark.parametrize("width", [1, 3])
 def test_the_heaviest_batches_are_tried(store, settings, tmp_path, monkeypatch, mode, width):
@@ -90,6 +93,7 @@ def test_the_heaviest_batches_are_tried(store, settings, tmp_path, monkeypatch, 
     assert int(np.argmax(squares)) // width in rehearsal.heaviest_steps(plan)
 
 
+@pytest.mark.slow
 def test_it_trains_nothing(store, settings, tmp_path, monkeypatch):
     made = []
     plain = Loop.rehearse_checkpoint
@@ -102,6 +106,7 @@ def test_it_trains_nothing(store, settings, tmp_path, monkeypatch):
     assert (loop.counters.step, loop.counters.examples) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("peak", "limit", "fits"), [(2**30, 2**31, True), (2**31, 2**30, False), (None, 1, True)])
 def test_it_says_whether_it_fits(store, settings, tmp_path, monkeypatch, peak, limit, fits):
     monkeypatch.setattr(rehearsal, "peak_of", lambda device: peak)
@@ -111,6 +116,7 @@ def test_it_says_whether_it_fits(store, settings, tmp_path, monkeypatch, peak, l
     assert ("set data.tokens_per_batch below 256" in " ".join(lines)) == (not fits)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_said_as_in_a_run(store, tmp_path, monkeypatch):
     def fails(self, *args, **options):
         raise MemoryError

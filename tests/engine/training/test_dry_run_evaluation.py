@@ -50,6 +50,7 @@ def test_a_test_set_that_does_not_fit_is_refused_as_in_training(store, unlike, s
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_test_set_than_the_run_began_with_is_refused(store, test_store, settings, tmp_path):
     train(settings("training.max_steps=2"), store, tmp_path, test_store=test_store, progress="none")
     with pytest.raises(RunError, match="holds another run: test data is"):
@@ -57,6 +58,7 @@ def test_another_test_set_than_the_run_began_with_is_refused(store, test_store, 
     dry_run(settings("training.max_steps=4"), store, tmp_path, test_store=test_store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0, 0.25])
 @pytest.mark.parametrize("tested", [False, True])
 def test_evaluations_are_part_of_what_a_run_needs(store, test_store, settings, tmp_path, monkeypatch, fraction, tested):
@@ -83,6 +85,7 @@ def test_evaluations_are_part_of_what_a_run_needs(store, test_store, settings, t
     assert re.match(rf"the run: at most {3 * found.steps:,} steps, about \S+ \w+ with its evaluations$", whole)
 
 
+@pytest.mark.slow
 def test_the_runs_time_counts_each_evaluation(store, test_store, settings, tmp_path, monkeypatch):
     """The lines' arithmetic, on figures that are known."""
     seen = {}
@@ -97,6 +100,7 @@ def test_the_runs_time_counts_each_evaluation(store, test_store, settings, tmp_p
     assert list(known.lines(seen["loop"]))[-1] == "the run: at most 20 steps, about 30 hours with its evaluations"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", ["fp32", "bf16"])
 def test_a_run_that_is_there_is_tried_in_its_own_precision(store, settings, tmp_path, monkeypatch, there):
     here = {"fp32": "bf16", "bf16": "fp32"}[there]

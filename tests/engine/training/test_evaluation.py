@@ -140,6 +140,7 @@ def test_figures_of_an_older_run_load_and_read_as_before():
     assert old.summary() == "accuracy 0.5000, macro-F1 0.4000, loss 0.7000 on 10 examples"
 
 
+@pytest.mark.slow
 @as_subtests("num_labels", [2, 12, 13, 40])
 def test_the_page_and_the_table_hold_every_number_of_classes(num_labels, capsys):
     labels, probabilities = draw(400, num_labels, 6)

@@ -30,6 +30,7 @@ def distance(found, expected):
     return np.sqrt(apart / sum(np.square(value.astype(np.float64)).sum() for value in expected.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "each", "shard", "number"), RANKS)
 def test_gradients_are_those_of_one_batch(size, each, shard, number):
     cases = CASES if WHOLE else CASES[number % 3 :: 3]
@@ -41,6 +42,7 @@ def test_gradients_are_those_of_one_batch(size, each, shard, number):
             assert figures == pytest.approx(expected[1], rel=BOUND), case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_is_dropped_does_not_depend_on_the_ranks(size, shard):

@@ -366,6 +366,7 @@ def sealed_again(folder: Path) -> None:
     seal(folder, **kept)
 
 
+@pytest.mark.slow
 @as_subtests("damage", TENSORS)
 def test_a_checkpoint_that_does_not_fit_the_model_is_refused(template, tmp_path, damage):
     refuses(template, tmp_path / "run", damage, lambda run: sealed_again(run / "last"))
@@ -395,6 +396,7 @@ def test_what_more_weights_there_are_has_no_effect(template, whole, tmp_path):
     assert resumed_or_named(template, run, whole, "more weights")
 
 
+@pytest.mark.slow
 @as_subtests("content", [None, 0, 3, 99, "2", 2.5, []])
 def test_another_version_of_the_format(template, tmp_path, content):
     for name, reader in (("run.json", "train"), ("run.json", "predict"), (f"last/{SEAL_NAME}", "train")):

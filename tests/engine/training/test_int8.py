@@ -152,6 +152,7 @@ LOST: dict[str, tuple[Callable[[Path, Path], None], type[PenstockError], str]] =
 }
 
 
+@pytest.mark.slow
 @as_subtests("how", LOST)
 def test_without_the_validation_rows(how: str, texts, tmp_path) -> None:
     folder = tmp_path / how

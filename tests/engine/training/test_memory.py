@@ -49,6 +49,7 @@ SAID = {
 }
 
 
+@pytest.mark.slow
 @as_subtests("said, moment", itertools.product(SAID, ["training", "evaluating"]))
 def test_memory_that_runs_out_names_the_batch(said, moment, store, tmp_path, monkeypatch):
     forward = LSTMClassifier.forward

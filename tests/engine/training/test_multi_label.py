@@ -124,6 +124,7 @@ def encoder_folder(folder, store):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_an_lstm_learns(run, lists_test_store):
     _, result = run
     assert isinstance(result.test, MultiLabelMetrics)
@@ -198,6 +199,7 @@ def test_what_a_run_keeps(run):
     assert TrainedRun.open(folder).thresholds.tolist() == config["thresholds"]
 
 
+@pytest.mark.slow
 def test_a_stopped_and_an_extended_run(tmp_path, lists_store, settings):
     whole = train(settings("training.epochs=3"), lists_store, tmp_path / "whole", progress="none")
     first = train(settings("training.epochs=2"), lists_store, tmp_path / "run", progress="none")
@@ -250,6 +252,7 @@ def test_the_opening_line(tmp_path, lists_store, settings, capsys):
     assert found == pytest.approx(mean, abs=0.1)
 
 
+@pytest.mark.slow
 def test_calibration(tmp_path, lists_store, settings):
     options = ("training.precision=fp32", "training.epochs=3", "training.learning_rate=1e-2")
     plain = train(settings(*options), lists_store, tmp_path / "plain", progress="none")
@@ -271,6 +274,7 @@ def test_the_temperature_of_sigmoids_is_found():
     assert found.error_after < 0.02 < found.error_before
 
 
+@pytest.mark.slow
 def test_without_validation_rows_the_line_is_at_a_half(tmp_path, lists_store, lists_test_store, settings):
     result = train(
         settings(*LSTM, "data.validation_fraction=0"),

@@ -86,6 +86,7 @@ def ours(trained: TrainedRun, texts) -> torch.Tensor:
 OFTEN = ("bert", "roberta", "distilbert", "modernbert")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in CONFIGS]
 )

@@ -102,6 +102,7 @@ def test_stopped_anywhere_it_ends_as_if_nothing_had_been(tmp_path, store, wanted
         assert weights(tmp_path / "whole", name) == weights(tmp_path / "parts", name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "replaced"])
 def test_several_processes_hide_the_same_tokens(tmp_path, store, kind):
     chosen = [*TINY, f"pretraining.objective={kind}", "data.tokens_per_batch=128", "data.batches_per_step=4"]

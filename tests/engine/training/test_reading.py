@@ -220,6 +220,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.slow
 @as_subtests("begun, asked, refused", RESUMED)
 def test_a_run_is_resumed_with_the_cut_that_it_began_with(tmp_path, long_store, settings, begun, asked, refused):
     steps = ["data.validation_fraction=0", "training.max_steps=1", "data.tokens_per_batch=4000"]

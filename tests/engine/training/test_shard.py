@@ -84,6 +84,7 @@ def same(one, other, *splits, rel=1e-3):
     assert distance(one, other) < rel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICKLY else [pytest.mark.slow]) for name in MODELS]
 )
@@ -112,6 +113,7 @@ def test_shares_train_as_one_process(start, tmp_path, name):
 TO_OTHERS = [(2, True, 1, False), (1, False, 2, True), (4, True, 2, True), (2, True, 2, False), (2, False, 4, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm", "encoder, adapters"])
 @pytest.mark.parametrize(
     ("size", "shard", "size_then", "shard_then"),
@@ -129,6 +131,7 @@ def test_a_checkpoint_is_gone_on_from_by_others(start, tmp_path, name, size, sha
     same(tmp_path / "whole", tmp_path / "handed-over", "train")
 
 
+@pytest.mark.slow
 def test_a_shared_checkpoint_goes_on_to_the_last_bit(start, tmp_path):
     start("encoder, dropping", 2, "whole")
     start("encoder, dropping", 2, "again", "training.max_steps=4")

@@ -177,6 +177,7 @@ with StopSignal():
 """
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once():
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "")

@@ -138,6 +138,7 @@ def run_of(store, settings, run, *overrides, **more):
     return result, wall, [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_accounts_for_its_time(store, test_store, settings, tmp_path, monkeypatch):
     """What is slowed down shows in its own phase; all phases together are the wall."""
     slow = {"data": 0.003, "optimizer": 0.004, "evaluation": 0.05, "checkpoint": 0.03}

@@ -58,6 +58,7 @@ LENGTHS = np.random.default_rng(0).integers(5, 500, 60_000).astype(np.int32)
 LEAST, MOST = int(LENGTHS.max()), int(LENGTHS.sum()) // 50
 
 
+@pytest.mark.slow
 @as_subtests(
     "start, base, each",
     itertools.product([1, 512, 8_192, 100_000, 5_000_000], [0, 100 * MIB, 900 * MIB], [1_000, 10_000, 100_000]),
@@ -103,6 +104,7 @@ def budget_of(run):
     return yaml.safe_load((run / "config.yaml").read_text())["data"]["tokens_per_batch"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_was_measured(store, settings, tmp_path, monkeypatch, capsys):
     auto = settings("data.tokens_per_batch=auto", "data.validation_fraction=0", "training.epochs=2")
     monkeypatch.setattr(token_budget, "_LEAST_STEPS", 8)
