@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -26,7 +27,8 @@ namespace {
 constexpr int64_t kEvery = 250'000'000;      // nanoseconds
 constexpr int64_t kLeast = 20'000'000;       // of the team's threads together: less tells nothing
 constexpr double kBusy = 0.3, kQuiet = 0.1;  // of the time that they could have run
-constexpr uint64_t kSlice = 100'000;         // nanoseconds, the shortest that Linux grants
+constexpr int64_t kFirstTry = 2'000'000'000, kLastTry = 64'000'000'000;  // nanoseconds
+constexpr uint64_t kSlice = 100'000;                                     // nanoseconds, the shortest that Linux grants
 
 std::atomic<bool> brief{false};
 
@@ -86,6 +88,23 @@ void look(void* data) {
   if (sliced != brief) set_slice((sliced = brief) ? kSlice : 0);
 }
 
+// When threads that sleep at once should try to spin again. Beside one process of a low priority they wait for each
+// other: the system lets them sleep and wake on one core, and leaves the other core to that process. Spinning, each
+// would have a core; that they wait now does not tell. A try that fails doubles the time until the next.
+class Tries {
+ public:
+  bool is_due(int64_t now) { return now >= next_; }
+  void begin(int64_t now) { began_ = now; }
+  // They sleep at once from now on.
+  void failed(int64_t now) {
+    pause_ = began_ != 0 && now - began_ < kFirstTry ? std::min(2 * pause_, kLastTry) : kFirstTry;
+    next_ = now + pause_;
+  }
+
+ private:
+  int64_t began_ = 0, next_ = 0, pause_ = kFirstTry;
+};
+
 // gcc's OpenMP sleeps at once while its threads are more than the cores: these are idle ones that make them more.
 struct Idle {
   std::mutex mutex;
@@ -140,12 +159,22 @@ void follow_load(int threads) {
   const int64_t now = std::chrono::steady_clock::now().time_since_epoch().count();
   int64_t expected = due.load(std::memory_order_relaxed);
   if (now < expected || !due.compare_exchange_strong(expected, now + kEvery)) return;
+  static std::mutex looking;
+  const std::unique_lock lock(looking, std::try_to_lock);
+  if (!lock) return;
   Sums sums;
   openmp().parallel(look, &sums, unsigned(threads), 0);
   const double could = double(sums.running + sums.waiting);
   if (could < kLeast) return;
   const double share = double(sums.waiting) / could;
-  if (brief ? share < kQuiet : share > kBusy) wait_briefly(!brief, threads);
+  static Tries tries;
+  if (brief && (share < kQuiet || tries.is_due(now))) {
+    wait_briefly(false, threads);
+    tries.begin(now);
+  } else if (!brief && share > kBusy) {
+    wait_briefly(true, threads);
+    tries.failed(now);
+  }
 }
 
 #else

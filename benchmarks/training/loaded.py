@@ -3,8 +3,8 @@
     python benchmarks/training/loaded.py
     python benchmarks/training/loaded.py --work MiniLM --environment "GOMP_SPINCOUNT=0" --rounds 9
 
-Three conditions: quiet; one process that computes on every core at equal priority, which leaves half of each core; ten
-such processes at the lowest priority (nice 19), which leave nearly all of it. A contestant is a kind of work in an
+Four conditions: quiet; one process that computes on every core at equal priority, which leaves half of each core; one
+such process, or ten, at the lowest priority (nice 19), which leave nearly all of it. A contestant is a kind of work in an
 environment, in a process of its own, since OpenMP reads how its threads wait once, at its start. All of them live as
 long as the benchmark and stand still (SIGSTOP) but for the one whose turn it is; a round is one turn of each in each
 condition. What a turn gives is tokens by the wall clock. Everything is on generated reviews and the packaged encoder.
@@ -27,8 +27,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-CONDITIONS = {"quiet": None, "one a core": 0, "ten niced": 19}  # niceness of the other processes
-NICED = 10
+CONDITIONS = {  # the other processes: how many, and how nice
+    "quiet": (0, 0),
+    "one a core": (os.cpu_count() or 1, 0),
+    "one niced": (1, 19),
+    "ten niced": (10, 19),
+}
 WORK = ("MiniLM", "lstm-1-256", "lstm-4-256", "predict", "padded")
 TOKENS = 2048  # a batch: short steps, so that a turn has many
 ROWS = 48  # of a padded batch: about as many tokens
@@ -63,8 +67,8 @@ def _compare(options: argparse.Namespace) -> None:
                 contestant.warm_up()
         rates: dict[tuple[str, str], list[float]] = {}
         for number in range(options.rounds):
-            for condition, niceness in CONDITIONS.items():
-                with _others(niceness):
+            for condition, others in CONDITIONS.items():
+                with _others(*others):
                     for label, contestant in contestants.items():
                         rates.setdefault((label, condition), []).append(contestant.turn(options.seconds))
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
@@ -79,9 +83,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _others(niceness: int | None) -> Iterator[None]:
-    """Processes beside ours: one a core at equal priority, `NICED` at another, none for None."""
-    count = 0 if niceness is None else (os.cpu_count() or 1) if niceness == 0 else NICED
+def _others(count: int, niceness: int) -> Iterator[None]:
+    """Processes beside ours."""
     begun = [subprocess.Popen(["nice", "-n", str(niceness), sys.executable, "-S", "-c", SPIN]) for _ in range(count)]
     time.sleep(0.5 if begun else 0)
     try:

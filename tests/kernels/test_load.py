@@ -25,11 +25,14 @@ from penstock.kernels.gelu import bias_gelu
 torch.set_num_threads({threads})
 x, bias = torch.randn(4096, 256), torch.randn(256)
 end = time.monotonic() + float(sys.argv[1])
-while not _native.waits_briefly() and time.monotonic() < end:
-    for _ in range(20):
-        bias_gelu(x, bias)
-        x @ x.T
-print(_native.waits_briefly())
+def work_until(briefly):
+    while _native.waits_briefly() != briefly and time.monotonic() < end:
+        for _ in range(20):
+            bias_gelu(x, bias)
+            x @ x.T
+    print(_native.waits_briefly(), flush=True)
+work_until(True)
+{then}
 """
 NOTEBOOK = "torch.ones(512, 512) @ torch.ones(512, 512)  # starts OpenMP's threads before penstock is there"
 
@@ -44,10 +47,14 @@ def busy_cores() -> Iterator[None]:
         process.wait()
 
 
+def program(first: str, threads: int, then: str = "") -> str:
+    return PROGRAM.format(first=first, threads=threads, then=then)
+
+
 def found(first: str, seconds: float, threads: int = 2, **environment: str) -> str:
     others = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
     kept = {name: value for name, value in os.environ.items() if name not in others}
-    command = [sys.executable, "-c", PROGRAM.format(first=first, threads=threads), str(seconds)]
+    command = [sys.executable, "-c", program(first, threads), str(seconds)]
     done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -58,6 +65,24 @@ def found(first: str, seconds: float, threads: int = 2, **environment: str) -> s
 @pytest.mark.parametrize("first", [pytest.param("", marks=pytest.mark.slow), NOTEBOOK], ids=["fresh", "notebook"])
 def test_threads_sleep_at_once_beside_busy_processes(first: str) -> None:
     assert found(first, 60) == "True"
+
+
+@pytest.mark.slow
+def test_threads_spin_again_beside_one_process_of_a_low_priority() -> None:
+    others = [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
+    command = [sys.executable, "-c", program("", 2, then="work_until(False)"), "120"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ours:
+        assert ours.stdout is not None
+        try:
+            assert ours.stdout.readline() == "True\n"
+            others.append(subprocess.Popen(["nice", "-n", "19", sys.executable, "-S", "-c", BUSY]))
+            for other in others[:-1]:
+                other.kill()
+            assert ours.stdout.readline() == "False\n"
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
 
 
 @pytest.mark.slow
