@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sampling import sampled
 from subtested import as_subtests
 from transformers import AutoTokenizer
 
@@ -206,8 +207,7 @@ CASES = [(name, *case) for name in ("bert", "trained-bpe") for case in SETTINGS]
 CASES += [(name, *case) for name in set(TOKENIZERS) - {"bert", "trained-bpe"} for case in (SETTINGS[0], SETTINGS[3])]
 
 
-@pytest.mark.slow
-@as_subtests("name, truncation, settings", sorted(CASES, key=str))
+@as_subtests("name, truncation, settings", sampled(sorted(CASES, key=str), 3))
 def test_tokens_and_types_are_the_saved_tokenizers(tmp_path, base_tokenizers, name, truncation, settings):
     folder = save_with(settings, name, base_tokenizers, tmp_path / "tokenizer")
     rows = [(pair, i % 2) for i, pair in enumerate(PAIRS)]

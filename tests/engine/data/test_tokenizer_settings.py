@@ -57,7 +57,6 @@ def learned_tokenizers(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-@pytest.mark.slow
 @as_subtests("learned, truncation, settings", CASES)
 def test_ids_are_the_saved_tokenizers(tmp_path: Path, learned_tokenizers, settings, learned, truncation):
     tokenizer = AutoTokenizer.from_pretrained(learned_tokenizers[learned], **settings)

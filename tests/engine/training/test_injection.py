@@ -396,7 +396,6 @@ def test_what_more_weights_there_are_has_no_effect(template, whole, tmp_path):
     assert resumed_or_named(template, run, whole, "more weights")
 
 
-@pytest.mark.slow
 @as_subtests("content", [None, 0, 3, 99, "2", 2.5, []])
 def test_another_version_of_the_format(template, tmp_path, content):
     for name, reader in (("run.json", "train"), ("run.json", "predict"), (f"last/{SEAL_NAME}", "train")):
