@@ -4,8 +4,8 @@
     python benchmarks/training/loaded.py --work MiniLM --environment "GOMP_SPINCOUNT=0" --rounds 9
 
 Four conditions: quiet; one process that computes on every core at equal priority, which leaves half of each core; one
-such process, or ten, at the lowest priority (nice 19), which leave nearly all of it. A contestant is a kind of work in an
-environment, in a process of its own, since OpenMP reads how its threads wait once, at its start. All of them live as
+such process, or ten, at the lowest priority (nice 19), which leave nearly all of it. A contestant is a kind of work in
+an environment, in a process of its own, since OpenMP reads how its threads wait once, at its start. All of them live as
 long as the benchmark and stand still (SIGSTOP) but for the one whose turn it is; a round is one turn of each in each
 condition. What a turn gives is tokens by the wall clock. Everything is on generated reviews and the packaged encoder.
 """
