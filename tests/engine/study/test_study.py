@@ -265,7 +265,6 @@ def test_latencies_are_of_repeated_runs_after_the_first(monkeypatch):
     assert found.max() == pytest.approx(20.0), "the first runs warm up"
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_takes_its_trial_with_it_and_nothing_else(study, tmp_path):
     """The trial is tried once more, alone."""
     study = replace(study, families=("lstm",), max_sizes={})

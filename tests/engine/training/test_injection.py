@@ -366,7 +366,6 @@ def sealed_again(folder: Path) -> None:
     seal(folder, **kept)
 
 
-@pytest.mark.slow
 @as_subtests("damage", TENSORS)
 def test_a_checkpoint_that_does_not_fit_the_model_is_refused(template, tmp_path, damage):
     refuses(template, tmp_path / "run", damage, lambda run: sealed_again(run / "last"))
