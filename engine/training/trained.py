@@ -72,21 +72,21 @@ class TrainedRun:
         return cls(path, model, record["data"], settings.data.tokens, precision_of_run(path, device))
 
     def prepare(self, dtype: torch.dtype | None = None) -> None:
-        """Keeps an LSTM's weights packed between calls; `dtype` as in `LSTM.prepare_inference`.
+        """Keeps the weights of an LSTM or an encoder packed between calls; `dtype` as in their `prepare_inference`.
 
         Raises:
-            AttributeError: the model has no LSTM. ValueError: its weights cannot be packed here.
+            AttributeError: the model is neither. ValueError: its weights cannot be packed here.
         """
         model: Any = self.model
         with autocast(resolve_precision(self.precision, model.device), model.device):
             model.prepare_inference(dtype)
 
     def answer_in_int8(self) -> Int8Check:
-        """Answers with the LSTM in int8 from now on, unless more than 0.2 points of accuracy are
+        """Answers with the LSTM or the encoder in int8 from now on, unless more than 0.2 points of accuracy are
         lost on the run's validation rows, on which both are measured here.
 
         Raises:
-            ConfigError: the run's model has no LSTM, its weights cannot be packed here, or it has no validation rows.
+            ConfigError: the run's model is neither, its weights cannot be packed here, or it has no validation rows.
             StoreError: the store with the validation rows is not there, damaged, or another by now.
         """
         return answer_in_int8(self)

@@ -25,10 +25,11 @@ PENSTOCK_INLINE Gelu gelu(Floats x) {
   return {x * phi, phi + x * bell * 0.39894228f};
 }
 
-template <class Element>
+// x is of Input: of Element, or float where a product comes straight from its sums.
+template <class Element, class Input = Element>
 static void gelu_forward_rows(const GeluProblem& p, const Item& item) {
   for (int64_t row = item.first; row < item.last; ++row) {
-    const Element* x = static_cast<const Element*>(p.x) + row * p.width;
+    const Input* x = static_cast<const Input*>(p.x) + row * p.width;
     Element* out = static_cast<Element*>(p.out) + row * p.width;
     Element* derivative = p.derivative == nullptr ? nullptr : static_cast<Element*>(p.derivative) + row * p.width;
     for_columns(p.width, [&](auto c) __attribute__((always_inline)) {
@@ -62,17 +63,17 @@ struct Gated {
 };
 
 // The two halves of a row of x + bias at the same columns.
-template <class Element, class Columns>
-PENSTOCK_INLINE Gated gated(const GegluProblem& p, const Element* x, const Columns& c) {
+template <class Input, class Columns>
+PENSTOCK_INLINE Gated gated(const GegluProblem& p, const Input* x, const Columns& c) {
   Floats gate = c.load(x), value = c.load(x + p.width);
   if (p.bias != nullptr) gate += c.load(p.bias), value += c.load(p.bias + p.width);
   return {gate, value};
 }
 
-template <class Element>
+template <class Element, class Input = Element>
 static void geglu_forward_rows(const GegluProblem& p, const Item& item) {
   for (int64_t row = item.first; row < item.last; ++row) {
-    const Element* x = static_cast<const Element*>(p.x) + row * 2 * p.width;
+    const Input* x = static_cast<const Input*>(p.x) + row * 2 * p.width;
     Element* out = static_cast<Element*>(p.out) + row * p.width;
     for_columns(p.width, [&](auto c) __attribute__((always_inline)) {
       const auto [gate, value] = gated(p, x, c);

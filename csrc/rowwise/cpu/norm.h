@@ -11,14 +11,15 @@ PENSTOCK_INLINE Element* row_of(Void* tensor, int64_t row, int64_t width) {
   return tensor == nullptr ? nullptr : static_cast<Element*>(tensor) + row * width;
 }
 
-template <class Element, class Residual>
+// x is of Input: of Element, or float where a product comes straight from its sums.
+template <class Element, class Residual, class Input = Element>
 static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
   const int64_t width = p.width;
   float* z = scratch.take<float>(whole_vectors(width));
   RowMasks masks(p.dropout, width, item.first, scratch.take<uint64_t>(RowMasks::words(width)));
   for (int64_t row = item.first; row < item.last; ++row) {
     const uint64_t* words = masks.next();
-    const Element* x = row_of<const Element>(p.x, row, width);
+    const Input* x = row_of<const Input>(p.x, row, width);
     const Residual* residual = row_of<const Residual>(p.residual, row, width);
     Element *out = row_of<Element>(p.out, row, width), *saved = row_of<Element>(p.normal, row, width);
     Residual* stream = row_of<Residual>(p.z, row, width);
