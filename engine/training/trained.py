@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class TrainedRun:
     data: dict[str, Any]
     tokens_per_batch: int
     precision: str
+    _tokenizer: TextTokenizer | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path | str, device: torch.device | str | None = None) -> "TrainedRun":
@@ -259,9 +260,11 @@ class TrainedRun:
         return MemorySource(texts, name="texts", is_pair=self.is_pair)
 
     def tokenizer(self) -> TextTokenizer:
-        """What turns texts into the ids that the model reads, cut as in training."""
-        tokenizer = load_saved_tokenizer(self.path / "best")
-        return text_tokenizer(tokenizer, self.data["max_length"], self.data["truncation"], self.is_pair)
+        """What turns texts into the ids that the model reads, cut as in training; read from the disk once."""
+        if self._tokenizer is None:
+            tokenizer = load_saved_tokenizer(self.path / "best")
+            self._tokenizer = text_tokenizer(tokenizer, self.data["max_length"], self.data["truncation"], self.is_pair)
+        return self._tokenizer
 
 
 def precision_of_run(path: Path, device: torch.device) -> str:

@@ -184,7 +184,7 @@ void packed(int64_t isas, int64_t round) {
   PackedCall p{};
   p.kind = kind, p.then = Then(pick(0, 3)), p.eps = 1e-5f;
   p.dtype = kind == Kind::int8 ? any_dtype() : kind == Kind::bfloat16 ? DType::bfloat16 : DType::float32;
-  p.rows = pick(1, kBlockRows), p.in_features = pick(1, chance(0.2) ? 1400 : 90);
+  p.rows = pick(1, 60), p.in_features = pick(1, chance(0.2) ? 1400 : 90);
   Weights weights{kind, kind == Kind::int8 ? any_dtype() : p.dtype, p.in_features, 0, nullptr, pick(1, 3)};
   std::vector<Tensor> tensors;
   std::vector<Part> parts;

@@ -112,7 +112,7 @@ void run(const py::kwargs& given) {
   const py::gil_scoped_release release;
   // What a row comes to does not depend on its block: few rows are shared out too.
   constexpr int64_t kLeast = 12;
-  const int64_t whole = (p.rows + kBlockRows - 1) / kBlockRows;
+  const int64_t most = block_rows(p.out_features), whole = (p.rows + most - 1) / most;
   const int64_t blocks = std::max(whole, std::min<int64_t>(where.threads, p.rows / kLeast));
   parallel_for(blocks, where.threads,
                [&](int64_t i, int) { compute(p, share(p.rows, blocks, i), Scratch::of_this_thread()); });

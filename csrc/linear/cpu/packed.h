@@ -67,32 +67,59 @@ void take_rows(const T* x, int64_t rows, int64_t size, typename Operand<R>::Lane
   }
 }
 
-template <class T>
-void finish(const PackedCall& p, const float* sums, int64_t first, int64_t rows, Scratch& scratch) {
-  const rowwise::Item all{0, 0, rows};
-  const int64_t width = p.then == Then::geglu ? p.out_features / 2 : p.out_features;
-  T* out = static_cast<T*>(p.out) + first * width;
-  if (p.then == Then::gelu) {
-    rowwise::GeluProblem gelu{};
-    gelu.width = width, gelu.x = sums, gelu.out = out;
-    gelu_forward_rows<T, float>(gelu, all);
-  } else if (p.then == Then::geglu) {
-    rowwise::GegluProblem geglu{};
-    geglu.width = width, geglu.x = sums, geglu.out = out;
-    geglu_forward_rows<T, float>(geglu, all);
-  } else {
-    const auto norm_of = [&]<class Residual>(const Residual* residual, Residual* z) {
-      rowwise::NormProblem norm{};
-      norm.width = width, norm.eps = p.eps, norm.x = sums, norm.out = out;
-      norm.weight = p.norm_weight, norm.bias = p.norm_bias;
-      norm.residual = residual + first * width, norm.z = z == nullptr ? nullptr : z + first * width;
-      norm_forward_rows<T, Residual, float>(norm, all, scratch);
-    };
-    if (p.residual_dtype == DType::float32)
-      norm_of(static_cast<const float*>(p.residual), static_cast<float*>(p.z));
-    else
-      norm_of(static_cast<const bf16*>(p.residual), static_cast<bf16*>(p.z));
+// sums (rows, `row` apart) = a b, as products leave them: whole numbers if quantised. Rows are there up to a multiple
+// of kRowStep.
+template <class R>
+void multiply_panels(Rows<typename Operand<R>::Lane> a, int64_t rows, const PackedColumns<R>& b, int64_t lanes,
+                     int64_t columns, float* sums, int64_t row) {
+  [[maybe_unused]] const typename Operand<R>::Unit unit{};
+  const Tiling<R> tiles(rows);
+  for (int64_t k = 0; k < lanes; k += kDepth) {
+    const int64_t depth = lanes - k < kDepth ? lanes - k : kDepth, panels = panels_of(columns);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t vecs = vecs_of_panel(columns, panel), width = vecs * kLanes;
+      const auto* part = b.w + panel * kPanel * lanes + k * width;
+      for (int64_t i = 0; i < tiles.count; ++i) {
+        const Range tile = tiles[i];
+        Prefetches prefetches;  // the next panel, which comes from beyond the second-level cache
+        if (panel + 1 < panels)
+          prefetches.add_panel(part + (lanes - k) * width + k * kPanel, depth * width, tiles.count, i);
+        multiply_rows<R>(tile.size(), vecs, {a.data + tile.begin * a.stride + k, a.stride}, part, depth,
+                         sums + tile.begin * row + panel * kPanel, row, k > 0, prefetches);
+      }
+    }
   }
+}
+
+// What becomes of rows of a product, read(row, column) being a vector of one with its bias.
+template <class T, class Read>
+void finish(const PackedCall& p, Range block, Scratch& scratch, const Read& read) {
+  const rowwise::Item all{0, 0, block.size()};
+  const int64_t width = p.then == Then::geglu ? p.out_features / 2 : p.out_features;
+  T* const out = static_cast<T*>(p.out) + block.begin * width;
+  const auto map = [&](auto value) __attribute__((always_inline)) {
+    for (int64_t row = 0; row < block.size(); ++row)
+      for_columns(width,
+                  [&](auto c) __attribute__((always_inline)) { c.store(out + row * width, value(row, c.begin)); });
+  };
+  const auto norm = [&]<class Residual>(const Residual* residual, Residual* z) {
+    rowwise::NormProblem n{};
+    n.width = width, n.eps = p.eps, n.weight = p.norm_weight, n.bias = p.norm_bias, n.out = out;
+    n.residual = residual + block.begin * width, n.z = z == nullptr ? nullptr : z + block.begin * width;
+    norm_rows<T, Residual>(n, all, scratch,
+                           [&](int64_t row, auto c) __attribute__((always_inline)) { return read(row, c.begin); });
+  };
+  if (p.then == Then::nothing)
+    map(read);
+  else if (p.then == Then::gelu)
+    map([&](int64_t row, int64_t column) __attribute__((always_inline)) { return gelu(read(row, column)).value; });
+  else if (p.then == Then::geglu)
+    map([&](int64_t row, int64_t column)
+            __attribute__((always_inline)) { return gelu(read(row, column)).value * read(row, width + column); });
+  else if (p.residual_dtype == DType::float32)
+    norm(static_cast<const float*>(p.residual), static_cast<float*>(p.z));
+  else
+    norm(static_cast<const bf16*>(p.residual), static_cast<bf16*>(p.z));
 }
 
 template <class T, class R>
@@ -100,19 +127,18 @@ void run_block(const PackedCall& p, Range block, Scratch& scratch) {
   using Lane = typename Operand<R>::Lane;
   const PackedLinear<R> packed(p.in_features, p.out_features, const_cast<void*>(p.packed));
   const int64_t rows = block.size(), lanes = Operand<R>::lanes(p.in_features);
-  const int64_t stride = (lanes + kLinePad) / kLinePad * kLinePad + kLinePad;
-  Lane* const a = scratch.take<Lane>((rows + Operand<R>::kRowStep - 1) * stride);
-  float* const units = scratch.take<float>(rows);
-  float* const partial = scratch.take<float>(RowProduct<T, R>::partial_floats(lanes, p.out_features));
+  const int64_t there = rows + Operand<R>::kRowStep - 1;  // of which the matrix unit may read and write
+  // an odd number of lines from row to row spreads the rows over the cache's sets
+  const int64_t stride = (lanes + kLinePad) / kLinePad * kLinePad | kLinePad;
+  const int64_t sums_row = packed.padded(p.out_features) + kLinePad;
+  Lane* const a = scratch.take<Lane>(there * stride);
+  float *const units = scratch.take<float>(rows), *const sums = scratch.take<float>(there * sums_row);
   take_rows<T, R>(static_cast<const T*>(p.x) + block.begin * p.in_features, rows, p.in_features, a, stride, units);
-  const auto multiply_into = [&]<class C>(C* c) {
-    const RowProduct<C, R> product{lanes, p.out_features, a, stride, units, packed.w, packed.bias, c};
-    product.run({0, rows}, partial);
-  };
-  if (p.then == Then::nothing) return multiply_into(static_cast<T*>(p.out) + block.begin * p.out_features);
-  float* const sums = scratch.take<float>(rows * p.out_features);
-  multiply_into(sums);
-  finish<T>(p, sums, block.begin, rows, scratch);
+  multiply_panels<R>({a, stride}, rows, packed.w, lanes, p.out_features, sums, sums_row);
+  finish<T>(p, block, scratch, [&](int64_t row, int64_t column) __attribute__((always_inline)) {
+    const float unit = Operand<R>::kQuantised ? units[row] : 1.0f;
+    return packed.w.result(column, load(sums + row * sums_row + column), unit, load(packed.bias + column));
+  });
 }
 
 // Calls work<T, R>(), T being what tensors are of.

@@ -46,8 +46,12 @@ struct PackedCall {
   float eps;
 };
 
-// Rows that are computed at a time, at most: their sums stay in the second-level cache.
-constexpr int64_t kBlockRows = 48;
+// Rows that are best computed at a time: their sums stay in the second-level cache.
+constexpr int64_t block_rows(int64_t out_features) {
+  constexpr int64_t kSums = 48 * 1536, kLeast = 24, kMost = 96, kTile = 6;
+  const int64_t rows = kSums / out_features / kTile * kTile;
+  return rows < kLeast ? kLeast : rows > kMost ? kMost : rows;
+}
 
 // One instruction set's kernels.
 struct PackedKernels {
