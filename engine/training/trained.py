@@ -37,6 +37,8 @@ from penstock.engine.training.texts import (
     windows,
 )
 
+LEAST_TOKENS = 2048  # of a batch to predict: with fewer a short text's share of Python shows
+
 
 @dataclass
 class TrainedRun:
@@ -220,7 +222,8 @@ class TrainedRun:
             rows = window.rows
             scores = np.full((len(rows.texts) + len(rows.bad), len(self.label_names)), np.nan, np.float32)
             places = place_rows(rows.positions, rows.bad)
-            for batch, logits in run(self.model, window.batches(self.tokens_per_batch), self.precision):
+            tokens = max(self.tokens_per_batch, LEAST_TOKENS)
+            for batch, logits in run(self.model, window.batches(tokens), self.precision):
                 assert batch.tokens.ids is not None
                 scores[places[batch.tokens.ids.cpu().numpy()]] = class_probabilities(self.model, logits).cpu().numpy()
             assert rows.carried is not None

@@ -83,6 +83,7 @@ def test_prediction_keeps_weights_packed(run, monkeypatch) -> None:
     assert "prepared=" in repr(trained.model)
     assert trained.predict(TEXTS, probabilities=True).equals(found)
     assert packed(trained.model) is kept
+    assert trained.tokenizer() is trained.tokenizer()
     trained.model.train()
     assert trained.model.prepared is None
 
