@@ -69,10 +69,11 @@ def fuse(model: PreTrainedModel, *, first_only: bool = True) -> None:
 
 
 def unfuse(model: PreTrainedModel) -> None:
-    """Gives every module its own methods back."""
+    """Gives every module its own methods back; weights that were kept packed for the others go."""
     for module in model.modules():
         if is_fused(module):
             del vars(module)["forward"]
+            vars(module).pop("prepared", None)
 
 
 def is_fused(module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """The steps of a fused encoder on weights that stay packed between calls: `EncoderClassifier.prepare_inference`."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,14 @@ class PackedSteps(Steps):
 
     def activated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
         if is_gelu(activation):
-            x = _low(x)
-            return self._of(x, [dense.weight], biases_of(dense)).gelu(x)
+            packed, x = self._of(x, [dense.weight], biases_of(dense))
+            return packed.gelu(x)
         return super().activated(x, dense, activation)
 
     def gated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
         if is_gelu(activation):
-            x = _low(x)
-            return self._of(x, [dense.weight], biases_of(dense)).geglu(x)
+            packed, x = self._of(x, [dense.weight], biases_of(dense))
+            return packed.geglu(x)
         return super().gated(x, dense, activation)
 
     def add(
@@ -53,33 +53,29 @@ class PackedSteps(Steps):
         *,
         prenorm: bool = False,
     ) -> Any:
-        x = _low(x)
-        packed = self._of(x, [dense.weight], biases_of(dense))
+        packed, x = self._of(x, [dense.weight], biases_of(dense))
         return packed.norm(x, residual, norm.weight, norm.bias, eps=norm.eps, prenorm=prenorm)
 
     def _linear(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-        x = _low(x)
-        return self._of(x, weights, biases)(x)
+        packed, x = self._of(x, weights, biases)
+        return packed(x)
 
-    def _of(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> PackedLinear:
+    def _of(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[PackedLinear, Tensor]:
+        """The layers packed as they are now, and x in the dtype that autocast asks for."""
+        dtype = autocast_dtype(x)
+        x = x if dtype is None else x.to(dtype)
         kind = self.dtype or x.dtype
         key = (*(weight.data_ptr() for weight in weights), weights[-1].shape[0])
         found = self._packed.get(key)
         if found is None or found.dtype != kind or not found.is_of(weights, biases):
             found = self._packed[key] = PackedLinear(weights, biases, kind)
-        return found
+        return found, x
 
     def __repr__(self) -> str:
         return "as called" if self.dtype is None else packing.name(self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return packing.nothing, ()
-
-
-def _low(x: Tensor) -> Tensor:
-    """In the dtype that autocast asks for."""
-    dtype = autocast_dtype(x)
-    return x if dtype is None else x.to(dtype)
 
 
 def prepare(layers: nn.ModuleList, dtype: torch.dtype | None) -> None:
@@ -129,7 +125,7 @@ def check_unprepared(layer: nn.Module) -> None:
         _refuse(steps.dtype, "something else than transformers made stands in a layer: a hook, an adapter, a class")
 
 
-def _refuse(dtype: torch.dtype, reason: str) -> None:
+def _refuse(dtype: torch.dtype, reason: str) -> NoReturn:
     raise RuntimeError(
         f"this encoder is prepared to answer in {packing.name(dtype)}, which this call cannot: {reason} (train() "
         "undoes prepare_inference)"
@@ -152,6 +148,8 @@ def _why_no_backend(dtype: torch.dtype) -> str | None:
 
 def _why_not(layer: nn.Module) -> str | None:
     """Why this layer's weights cannot be packed."""
+    if "forward" not in vars(layer):
+        return "its layers are not fused"
     modules: Any = [module for module in layer.modules() if isinstance(module, nn.Linear) or is_lora(module)]
     if any(map(is_lora, modules)):
         return "it has adapters"

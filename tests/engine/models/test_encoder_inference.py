@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, prune
 
 from penstock.engine.models import EncoderClassifier
 from penstock.engine.models.architectures import layers_of
+from penstock.engine.models.fuse import unfuse
 from penstock.kernels import Ragged, use_backend
 
 LENGTHS = [7, 1, 13, 2, 31]
@@ -125,6 +126,16 @@ def test_is_undone_by(how: str) -> None:
     assert torch.equal(answers(other), expected)
     other.prepare_inference()
     assert far(answers(other), expected) < FAR[None]
+
+
+def test_layers_that_are_not_fused_pack_nothing() -> None:
+    model = model_of()
+    expected = answers(model)
+    unfuse(model.prepare_inference(torch.int8).model)
+    assert model.prepared is None
+    torch.testing.assert_close(answers(model), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="packs no weights here: its layers are not fused"):
+        model.prepare_inference()
 
 
 def test_what_is_saved_is_as_without(tmp_path) -> None:
