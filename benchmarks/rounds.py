@@ -29,7 +29,7 @@ def measure(case: Case, options: Options, probe: Probe | None) -> dict[str, Any]
     for name, call in list(calls.items()):
         try:
             call()
-            repeats[name] = _repeats(_seconds(call, 1))
+            repeats[name] = _repeats(_seconds(call, 1)) if case.calls == 1 else 1
         except Exception as error:
             if name == OURS:
                 raise
@@ -38,15 +38,17 @@ def measure(case: Case, options: Options, probe: Probe | None) -> dict[str, Any]
     times: dict[str, list[float]] = {name: [] for name in calls}
     rates: list[float] = []
     begun = time.perf_counter()
-    while not _enough(len(times[OURS]), time.perf_counter() - begun, options):
+    while not _enough(len(times[OURS]) // case.calls, time.perf_counter() - begun, options):
         if probe is not None:
             rates.append(probe())
         for name, call in calls.items():
             if case.pause and len(calls) > 1:
                 time.sleep(case.pause)
                 call()
-            times[name].append(_seconds(call, repeats[name]))
+            times[name] += [_seconds(call, repeats[name]) for _ in range(case.calls)]
     row |= {"work": case.work, "unit": case.unit, "seconds": times, "probe": rates, "missing": missing}
+    if case.calls > 1:
+        row["p99"] = {name: percentile(values, 99) for name, values in times.items()}
     return row | summary(row)
 
 
@@ -75,6 +77,10 @@ def quartiles(values: list[float]) -> list[float]:
     if len(values) == 1:
         return values * 3
     return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ class Case:
         measured: instead of `make`, where the contestants cannot be called one by one: times them in rounds of its own
             and returns {name: seconds of a unit in each round}, penstock first.
         unit: "FLOP" or "bytes". pause: seconds to wait, and one untimed call, before each contestant is timed (for
-            peers whose idle threads spin).
+            peers whose idle threads spin). calls: how many of each contestant's follow in a round, timed one by one;
+            with several, what matters is how long one waits, and the 99th percentile is told too.
     """
 
     what: str
@@ -53,6 +54,7 @@ class Case:
     work: float | None = None
     unit: str = "FLOP"
     pause: float = 0.0
+    calls: int = 1
     measured: Callable[[], dict[str, list[float]]] | None = None
 
     @property
@@ -149,7 +151,7 @@ SUITES = {
         ),
         Suite(
             "predict",
-            "raw texts to labels in bulk; transformers' pipeline, onnxruntime in float32 and int8",
+            "raw texts to labels, in bulk and a few at a time; transformers' pipeline, onnxruntime in float32 and int8",
             "TEXTS",
             f"{__package__}.predict.cases",
         ),

@@ -26,12 +26,11 @@ def columns(peers: list[str]) -> list[str]:
 
 
 def cells(row: dict[str, Any], peers: list[str]) -> list[str]:
-    """Medians; `ratio` is of the fastest peer over ours with its quartiles, `spread` ours between quartiles."""
+    """Medians, and 99th percentiles if there are any; `ratio` is of the fastest peer over ours with its quartiles,
+    `spread` ours between quartiles.
+    """
     low, ours, high = row["quartiles"][OURS]
-    theirs = [
-        seconds_text(row["quartiles"][peer][1]) if peer in row["seconds"] else "-" if peer in row["missing"] else ""
-        for peer in peers
-    ]
+    theirs = [_waited(row, peer) if peer in row["seconds"] else "-" if peer in row["missing"] else "" for peer in peers]
     ratio = ""
     others = [quartiles for name, quartiles in row["ratio"].items() if not name.startswith(OURS)]
     if others:
@@ -39,7 +38,12 @@ def cells(row: dict[str, Any], peers: list[str]) -> list[str]:
         ratio = f"{middle:.2f} ({lower:.2f}-{upper:.2f})"
     shape = " ".join(f"{letter}{size}" for letter, size in row["shape"].items())
     share = f"{100 * row['share']:.0f}%" if "share" in row else ""
-    return [row["what"], shape, row["dtype"], seconds_text(ours), ratio, f"{(high - low) / ours:.0%}", share, *theirs]
+    return [row["what"], shape, row["dtype"], _waited(row, OURS), ratio, f"{(high - low) / ours:.0%}", share, *theirs]
+
+
+def _waited(row: dict[str, Any], name: str) -> str:
+    tail = f" (p99 {seconds_text(row['p99'][name])})" if "p99" in row else ""
+    return seconds_text(row["quartiles"][name][1]) + tail
 
 
 def line(row: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ PYBIND11_MODULE(_native, module) {
 #if defined(PENSTOCK_CUDA)
   penstock::bind_lstm_cuda(module);
 #endif
+  penstock::bind_packed_linear(module);
   penstock::bind_philox(module);
   penstock::bind_rowwise(module);
   module.attr("without_cuda") = kWithoutCuda;

@@ -12,6 +12,7 @@ void bind_isa(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);
 void bind_lstm_cpu(pybind11::module_& module);
 void bind_lstm_cuda(pybind11::module_& module);  // where it is built: cmake/cuda.cmake
+void bind_packed_linear(pybind11::module_& module);
 void bind_philox(pybind11::module_& module);
 void bind_rowwise(pybind11::module_& module);
 

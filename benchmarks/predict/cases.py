@@ -1,8 +1,10 @@
-"""Texts to labels in bulk on a CPU, from raw text: penstock's `predict` against what people would use instead.
+"""Texts to labels on a CPU, from raw text: penstock's `predict` against what people would use instead.
 
 A unit is all TEXTS of a case, generated reviews: tokenized, classified, labels in the order of the texts. The runs are
-trained for a few steps, since answers cost the same whatever they are.
+trained for a few steps, since answers cost the same whatever they are. Up to WAITED_FOR texts are what somebody waits
+for: CALLS units in a row, with their 99th percentile.
 
+- `penstock int8` is the same run with its products in int8.
 - `pipeline` is transformers' at its best: stock model, batches of texts sorted by length, in the case's dtype.
 - `onnxruntime` has `penstock export onnx`'s file and the tokenizers library, batches of texts sorted by length, in
   float32; `onnxruntime int8` the same file with onnxruntime's dynamic quantization.
@@ -42,15 +44,17 @@ STEPS = 3  # of training
 BATCHES = (8, 32, 128)
 TRIED = 256  # texts of the pass that chooses among them
 PAUSE = 0.5  # seconds: onnxruntime's idle threads spin
+WAITED_FOR, CALLS = 32, 20
 
 Classify = Callable[[Sequence[str], int], list[str]]  # texts, and how many to a batch -> labels
 
 
 def cases(options: Options) -> Iterator[Case]:
     for model in MODELS:
-        for shape in shapes_of("TEXTS", [(4000,)], [(300,)], options):
+        for shape in shapes_of("TEXTS", [(4000,), (1,), (WAITED_FOR,)], [(300,), (1,)], options):
+            calls = CALLS if shape["TEXTS"] <= WAITED_FOR else 1
             for dtype in options.dtypes or ("bfloat16",):
-                yield Case(model, shape, dtype, partial(_make, model, shape["TEXTS"], dtype), pause=PAUSE)
+                yield Case(model, shape, dtype, partial(_make, model, shape["TEXTS"], dtype), pause=PAUSE, calls=calls)
 
 
 @cache
@@ -71,9 +75,12 @@ def texts_of(count: int) -> list[str]:
 
 def _make(model: str, count: int, dtype: str, peers: bool) -> dict[str, Contestant | str]:
     texts = texts_of(count)
-    run = TrainedRun.open(_run(model), "cpu")
-    run.precision = DTYPES[dtype]
-    contestants: dict[str, Contestant | str] = {OURS: lambda: run.predict(texts)["label"].to_pylist()}
+    contestants: dict[str, Contestant | str] = {}
+    for name, kept in ((OURS, None), (f"{OURS} int8", torch.int8)):
+        run = TrainedRun.open(_run(model), "cpu")
+        run.precision = DTYPES[dtype]
+        run.prepare(kept)
+        contestants[name] = lambda run=run: run.predict(texts)["label"].to_pylist()  # type: ignore[misc]
     if not peers:
         return contestants
     if model == "MiniLM":  # a pipeline of the LSTM would be ours

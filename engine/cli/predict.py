@@ -22,7 +22,7 @@ Int8Option = Annotated[
     bool,
     typer.Option(
         "--int8",
-        help="An LSTM in int8, unless more than 0.2 points of accuracy are lost on the run's "
+        help="An LSTM or an encoder in int8, unless more than 0.2 points of accuracy are lost on the run's "
         "validation rows, on which that is measured first.",
     ),
 ]

@@ -15,8 +15,11 @@ from penstock.engine.models.encoder_body import EncoderBody, load_stock
 from penstock.engine.models.loading import quiet
 from penstock.engine.models.lora import has_lora, merged_state
 from penstock.engine.models.output import classifier_output, is_multi_label
+from penstock.engine.models.packed_steps import PackedSteps, forget, prepare, prepared
 from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import Ragged, segment_pool
+from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.packing import check_dtype
 
 
 class EncoderClassifier(EncoderBody):
@@ -59,6 +62,56 @@ class EncoderClassifier(EncoderBody):
             ModelError: there is no such checkpoint, it cannot run unpadded, or it lacks weights of the encoder itself.
         """
         return cls(load_stock(AutoModelForSequenceClassification, name, config, whole=whole))
+
+    def prepare_inference(self, dtype: torch.dtype | None = None) -> "EncoderClassifier":
+        """Keeps the weights of the layers as the C++ kernels read them, for calls without gradients.
+
+        train(), load_state_dict() and whatever moves or converts the parameters undo it; copies and pickles are without
+        it. A weight that has changed is packed again at the next call, as of `LSTM.prepare_inference`.
+
+        Args:
+            dtype: None, to compute as before, with the same results up to rounding. torch.bfloat16, to compute in it
+                whatever the weights' dtype; logits stay in the dtype that they had. torch.int8, to multiply in whole
+                numbers of 8 bits, with a scale for each row of the layers' weights and of what they multiply, and
+                compute the rest (attention, norms, embeddings, the head) as before.
+
+        Calls that record gradients or are traced, compiled or transformed, and layers with hooks, take the weights
+        themselves; with a dtype they raise RuntimeError.
+
+        Returns:
+            The model.
+
+        Raises:
+            RuntimeError: the model is in training.
+            ValueError: another dtype, or the weights cannot be packed: another device, adapters, weights that are
+                computed (parametrizations, pruning), another backend; weights that are not finite in int8.
+        """
+        if self.training:
+            raise RuntimeError("prepare_inference is for inference: call eval() first")
+        check_dtype(dtype)
+        prepare(layers_of(self.model), dtype)
+        return self
+
+    @property
+    def prepared(self) -> PackedSteps | None:
+        """How the first layer's weights are kept packed, None if they are not."""
+        return prepared(layers_of(self.model)[0])
+
+    def train(self, mode: bool = True) -> "EncoderClassifier":
+        if mode:
+            forget(layers_of(self.model))
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        forget(layers_of(self.model))
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        forget(layers_of(self.model))
+        return super()._apply(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return "" if self.prepared is None else f"prepared={self.prepared}"
 
     def freeze_layers(self, count: int) -> None:
         """Leaves the embeddings and the lowest `count` layers as they are.
@@ -128,7 +181,13 @@ class EncoderClassifier(EncoderBody):
             token_type_ids = token_type_ids.flatten() if attention_mask is None else token_type_ids[attention_mask != 0]
             if token_type_ids.shape[0] != batch.values.shape[0]:
                 raise ValueError(f"token_type_ids has shape {given}, unlike input_ids")
-        logits = self._run(batch, token_type_ids).logits[:texts]
+        if self.prepared is not None and self.prepared.dtype == torch.bfloat16:
+            weight = next(self.model.parameters())
+            dtype = autocast_dtype(weight) or weight.dtype
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = self._run(batch, token_type_ids).logits[:texts].to(dtype)
+        else:
+            logits = self._run(batch, token_type_ids).logits[:texts]
         return classifier_output(logits, labels, reduction, is_multi_label(self))
 
 

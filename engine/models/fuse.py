@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.activations import GELUActivation
 
 from penstock.engine.models.architectures import layers_of, pools_mean
 from penstock.engine.models.bridge import attend, first_tokens
+from penstock.engine.models.packed_steps import check_unprepared, steps_of
+from penstock.engine.models.steps import Steps
 from penstock.engine.models.stock import (
     ACTIVATION,
     DROPOUT,
@@ -41,7 +41,7 @@ from penstock.engine.models.stock import (
     is_lora,
     is_made_of,
 )
-from penstock.kernels import bias_gelu, geglu, linear, philox, residual_norm, rotary
+from penstock.kernels import philox, rotary
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.embedding import embedding
@@ -69,10 +69,11 @@ def fuse(model: PreTrainedModel, *, first_only: bool = True) -> None:
 
 
 def unfuse(model: PreTrainedModel) -> None:
-    """Gives every module its own methods back."""
+    """Gives every module its own methods back; weights that were kept packed for the others go."""
     for module in model.modules():
         if is_fused(module):
             del vars(module)["forward"]
+            vars(module).pop("prepared", None)
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -89,7 +90,8 @@ def _run_layer(self: Any, model_type: str, hidden_states: Tensor, *args: Any, **
     """A layer, fused if nothing stands against it."""
     architecture = _ARCHITECTURES[model_type]
     if _can_fuse(self, architecture.parts, hidden_states):
-        return architecture.layer(self, hidden_states, *args, **kwargs)
+        return architecture.layer(self, steps_of(self, hidden_states), hidden_states, *args, **kwargs)
+    check_unprepared(self)
     return type(self).forward(self, hidden_states, *args, **kwargs)
 
 
@@ -97,9 +99,11 @@ def _run_last_layer(self: Any, model_type: str, hidden_states: Tensor, *args: An
     """The last layer, (batch, 1, width) for first tokens alone, unless a hook on it or another part wants them all."""
     architecture = _ARCHITECTURES[model_type]
     if not _can_fuse(self, architecture.parts, hidden_states):
+        check_unprepared(self)
         return type(self).forward(self, hidden_states, *args, **kwargs)
     sees_all = has_hooks(self) or not is_fused(self) or architecture.needs_all(self)
-    return (architecture.layer if sees_all else architecture.last_layer)(self, hidden_states, *args, **kwargs)
+    run = architecture.layer if sees_all else architecture.last_layer
+    return run(self, steps_of(self, hidden_states), hidden_states, *args, **kwargs)
 
 
 def _can_fuse(layer: nn.Module, parts: Parts, hidden_states: Tensor) -> bool:
@@ -124,28 +128,6 @@ def _drop(self: nn.Dropout, x: Tensor) -> Tensor:
     return ragged_dropout(rows, whole, self.p, philox.new_seed(), 0).view_as(x)
 
 
-def _products(x: Tensor, *parts: nn.Linear) -> tuple[Tensor, ...]:
-    """The outputs of linear layers of equal size, (tokens, width) each; by one matrix product if none has adapters."""
-    if any(map(is_lora, parts)):
-        return tuple(_product(x, part) for part in parts)
-    biases = [part.bias for part in parts if part.bias is not None]
-    if len(biases) not in (0, len(parts)):
-        return tuple(_product(x, part) for part in parts)
-    out = linear(x, [part.weight for part in parts], biases)
-    return out.unflatten(-1, (len(parts), -1)).unbind(1)
-
-
-def _product(x: Tensor, dense: nn.Linear) -> Tensor:
-    if is_lora(dense):
-        return dense(x)
-    return linear(x, [dense.weight], [] if dense.bias is None else [dense.bias])
-
-
-def _product_and_bias(x: Tensor, dense: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """What is left to be added comes second."""
-    return (dense(x), None) if is_lora(dense) else (linear(x, [dense.weight]), dense.bias)
-
-
 def _heads(x: Tensor, head_dim: int) -> Tensor:
     """(tokens, width) -> (tokens, heads, head_dim)."""
     return x.unflatten(-1, (-1, head_dim))
@@ -165,90 +147,65 @@ def _attended(q: Tensor, kv: Any, attention: Any, attention_mask: Tensor | None,
     return attend(q, k, v, attention_mask, dropout=dropout, scaling=attention.scaling, **bounds).flatten(1)
 
 
-def _add(
-    x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float, bounds: Any, **prenorm: Any
-) -> Any:
-    """norm(residual + dropout(dense(x))); with prenorm=True that and the sum."""
-    product, bias = _product_and_bias(x, dense)
-    return residual_norm(
-        product,
-        residual,
-        norm.weight,
-        norm.bias,
-        x_bias=bias,
-        eps=norm.eps,
-        dropout_p=dropout,
-        cu_seqlens=bounds["cu_seq_lens_q"],
-        ids=bounds["example_ids"],
-        **prenorm,
-    )
-
-
-def _activated(x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
-    if _is_gelu(activation):
-        return bias_gelu(*_product_and_bias(x, dense))
-    return activation(_product(x, dense))
-
-
-def _is_gelu(activation: nn.Module) -> bool:
-    return type(activation) is GELUActivation and activation.act is F.gelu
-
-
 def _rate(dropout: nn.Module) -> float:
     return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
-def _bert_after_attention(self: Any, out: Tensor, residual: Tensor, bounds: dict[str, Any]) -> Tensor:
+def _bert_after_attention(self: Any, steps: Steps, out: Tensor, residual: Tensor, bounds: dict[str, Any]) -> Tensor:
     attention, output, intermediate = self.attention.output, self.output, self.intermediate
-    hidden = _add(out, attention.dense, residual, attention.LayerNorm, _rate(attention.dropout), bounds)
-    inner = _activated(hidden, intermediate.dense, intermediate.intermediate_act_fn)
-    return _add(inner, output.dense, hidden, output.LayerNorm, _rate(output.dropout), bounds)
+    hidden = steps.add(out, attention.dense, residual, attention.LayerNorm, _rate(attention.dropout), bounds)
+    inner = steps.activated(hidden, intermediate.dense, intermediate.intermediate_act_fn)
+    return steps.add(inner, output.dense, hidden, output.LayerNorm, _rate(output.dropout), bounds)
 
 
 def _bert_layer(
-    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
+    self: Any, steps: Steps, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
 ) -> Tensor:
     attention, hidden = self.attention.self, _rows(hidden_states)
-    qkv = _products(hidden, attention.query, attention.key, attention.value)
+    qkv = steps.products(hidden, attention.query, attention.key, attention.value)
     q, *kv = (_heads(part, attention.attention_head_size) for part in qkv)
     out = _attended(q, kv, attention, attention_mask, bounds)
-    return _bert_after_attention(self, out, hidden, bounds)[None]
+    return _bert_after_attention(self, steps, out, hidden, bounds)[None]
 
 
 def _bert_last_layer(
-    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
+    self: Any, steps: Steps, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
 ) -> Tensor:
     attention, hidden = self.attention.self, _rows(hidden_states)
     head_dim = attention.attention_head_size
     first, bounds = first_tokens(hidden, bounds)
-    kv = [_heads(part, head_dim) for part in _products(hidden, attention.key, attention.value)]
-    out = _attended(_heads(attention.query(first), head_dim), kv, attention, attention_mask, bounds)
-    return _bert_after_attention(self, out, first, bounds)[:, None]
+    kv = [_heads(part, head_dim) for part in steps.products(hidden, attention.key, attention.value)]
+    out = _attended(_heads(steps.product(first, attention.query), head_dim), kv, attention, attention_mask, bounds)
+    return _bert_after_attention(self, steps, out, first, bounds)[:, None]
 
 
-def _distilbert_after_attention(self: Any, out: Tensor, residual: Tensor, bounds: dict[str, Any]) -> Tensor:
-    hidden = _add(out, self.attention.out_lin, residual, self.sa_layer_norm, 0.0, bounds)
-    inner = _activated(hidden, self.ffn.lin1, self.ffn.activation)
-    return _add(inner, self.ffn.lin2, hidden, self.output_layer_norm, _rate(self.ffn.dropout), bounds)
+def _distilbert_after_attention(
+    self: Any, steps: Steps, out: Tensor, residual: Tensor, bounds: dict[str, Any]
+) -> Tensor:
+    hidden = steps.add(out, self.attention.out_lin, residual, self.sa_layer_norm, 0.0, bounds)
+    inner = steps.activated(hidden, self.ffn.lin1, self.ffn.activation)
+    return steps.add(inner, self.ffn.lin2, hidden, self.output_layer_norm, _rate(self.ffn.dropout), bounds)
 
 
-def _distilbert_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any) -> Tensor:
+def _distilbert_layer(
+    self: Any, steps: Steps, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any
+) -> Tensor:
     attention, hidden = self.attention, _rows(hidden_states)
-    qkv = _products(hidden, attention.q_lin, attention.k_lin, attention.v_lin)
+    qkv = steps.products(hidden, attention.q_lin, attention.k_lin, attention.v_lin)
     q, *kv = (_heads(part, attention.attention_head_size) for part in qkv)
     out = _attended(q, kv, attention, attention_mask, bounds)
-    return _distilbert_after_attention(self, out, hidden, bounds)[None]
+    return _distilbert_after_attention(self, steps, out, hidden, bounds)[None]
 
 
 def _distilbert_last_layer(
-    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any
+    self: Any, steps: Steps, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any
 ) -> Tensor:
     attention, hidden = self.attention, _rows(hidden_states)
     head_dim = attention.attention_head_size
     first, bounds = first_tokens(hidden, bounds)
-    kv = [_heads(part, head_dim) for part in _products(hidden, attention.k_lin, attention.v_lin)]
-    out = _attended(_heads(attention.q_lin(first), head_dim), kv, attention, attention_mask, bounds)
-    return _distilbert_after_attention(self, out, first, bounds)[:, None]
+    kv = [_heads(part, head_dim) for part in steps.products(hidden, attention.k_lin, attention.v_lin)]
+    out = _attended(_heads(steps.product(first, attention.q_lin), head_dim), kv, attention, attention_mask, bounds)
+    return _distilbert_after_attention(self, steps, out, first, bounds)[:, None]
 
 
 def _turned(q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -256,17 +213,19 @@ def _turned(q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor
     return rotary(q, k, *(angle.flatten(0, 1) for angle in angles))
 
 
-def _modernbert_mlp(mlp: Any, x: Tensor) -> Tensor:
-    if _is_gelu(mlp.act):
-        inner = geglu(*_product_and_bias(x, mlp.Wi))
-    else:
-        gate, value = _product(x, mlp.Wi).chunk(2, -1)
-        inner = mlp.act(gate) * value
-    return _product(mlp.drop(inner), mlp.Wo)
+def _modernbert_mlp(mlp: Any, steps: Steps, x: Tensor) -> Tensor:
+    return steps.product(mlp.drop(steps.gated(x, mlp.Wi, mlp.act)), mlp.Wo)
 
 
 def _modernbert_attention(
-    self: Any, q: Tensor, k: Tensor, v: Tensor, residual: Tensor, attention_mask: Tensor | None, bounds: dict[str, Any]
+    self: Any,
+    steps: Steps,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    residual: Tensor,
+    attention_mask: Tensor | None,
+    bounds: dict[str, Any],
 ) -> Tensor:
     """A layer from its queries on, (queries, width)."""
     attention = self.attn
@@ -275,12 +234,13 @@ def _modernbert_attention(
     scaling = attention.head_dim**-0.5
     out = attend(q, k, v, attention_mask, dropout=dropout, scaling=scaling, sliding_window=window, **bounds).flatten(1)
     rate = _rate(attention.out_drop)
-    normal, hidden = _add(out, attention.Wo, residual, self.mlp_norm, rate, bounds, prenorm=True)
-    return hidden + _modernbert_mlp(self.mlp, normal)
+    normal, hidden = steps.add(out, attention.Wo, residual, self.mlp_norm, rate, bounds, prenorm=True)
+    return hidden + _modernbert_mlp(self.mlp, steps, normal)
 
 
 def _modernbert_layer(
     self: Any,
+    steps: Steps,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -288,14 +248,15 @@ def _modernbert_layer(
     **bounds: Any,
 ) -> Tensor:
     hidden = hidden_states.flatten(0, 1)
-    qkv = _product(self.attn_norm(hidden), self.attn.Wqkv)
+    qkv = steps.product(self.attn_norm(hidden), self.attn.Wqkv)
     q, k, v = qkv.unflatten(-1, (3, -1, self.attn.head_dim)).unbind(1)
     q, k = _turned(q, k, position_embeddings)
-    return _modernbert_attention(self, q, k, v, hidden, attention_mask, bounds)[None]
+    return _modernbert_attention(self, steps, q, k, v, hidden, attention_mask, bounds)[None]
 
 
 def _modernbert_last_layer(
     self: Any,
+    steps: Steps,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -303,17 +264,15 @@ def _modernbert_last_layer(
     **bounds: Any,
 ) -> Tensor:
     attention, hidden = self.attn, hidden_states.flatten(0, 1)
-    weight, bias, sizes = attention.Wqkv.weight, attention.Wqkv.bias, (hidden.shape[1], 2 * hidden.shape[1])
-    q_weight, kv_weight = weight.split(sizes)
-    q_bias, kv_bias = ([], []) if bias is None else ([part] for part in bias.split(sizes))
     first, bounds = first_tokens(hidden, bounds)
-    q = _heads(linear(self.attn_norm(first), [q_weight], q_bias), attention.head_dim)
-    kv = linear(self.attn_norm(hidden), [kv_weight], kv_bias)
+    inputs, sizes = (self.attn_norm(first), self.attn_norm(hidden)), (hidden.shape[1], 2 * hidden.shape[1])
+    q, kv = steps.products_apart(inputs, attention.Wqkv, sizes)
+    q = _heads(q, attention.head_dim)
     k, v = kv.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
     # A first token's rotary angle is 0: cos, which some rope types scale, is one number and sin nothing.
     q = (q * position_embeddings[0][0, 0]).to(q.dtype)
     _, k = _turned(k[:, :0], k, position_embeddings)
-    return _modernbert_attention(self, q, k, v, first, attention_mask, bounds)[:, None]
+    return _modernbert_attention(self, steps, q, k, v, first, attention_mask, bounds)[:, None]
 
 
 def _modernbert_needs_all(layer: Any) -> bool:

@@ -9,6 +9,7 @@ from penstock.engine.models.lstm_body import HEAD_STREAM, LSTMBody
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
 from penstock.kernels import Ragged, segment_pool
 from penstock.kernels.dropout import dropout
+from penstock.kernels.lstm.packed import Prepared
 from penstock.kernels.philox import new_seed
 
 
@@ -42,6 +43,11 @@ class LSTMClassifier(LSTMBody, RaggedClassifier):
         """Keeps the LSTM's weights packed between calls that answer, see `LSTM.prepare_inference`."""
         self.lstm.prepare_inference(dtype)
         return self
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """How the LSTM's weights are kept packed, None if they are not."""
+        return self.lstm.prepared
 
     def _logits(self, batch: Ragged) -> Tensor:
         config = self.config

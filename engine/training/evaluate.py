@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from penstock.engine.data.loader import Batch, Loader
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.store import Store
+from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.output import is_multi_label, multi_label_loss
 from penstock.engine.training.distributed import World
@@ -153,12 +154,13 @@ def run_forward(
 
 
 def prepare(model: nn.Module, precision: str) -> None:
-    """Packs an LSTM's weights once for all batches, where they can be packed; training takes it back.
+    """Packs the weights of an LSTM or an encoder once for all batches, where they can be; training takes it back.
 
     Args:
         precision: resolved.
     """
-    if not isinstance(model, LSTMClassifier) or not isinstance(model.lstm, LSTM) or model.lstm.prepared is not None:
+    is_lstm = isinstance(model, LSTMClassifier) and isinstance(model.lstm, LSTM)
+    if not (is_lstm or isinstance(model, EncoderClassifier)) or model.prepared is not None:
         return
     with autocast(precision, model.device), contextlib.suppress(ValueError):  # what cannot be packed answers as it is
         model.prepare_inference()

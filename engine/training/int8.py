@@ -1,4 +1,4 @@
-"""Answers of an LSTM in int8, if they cost next to no accuracy."""
+"""Answers of an LSTM or an encoder in int8, if they cost next to no accuracy."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ import torch
 from penstock.engine.data.store import Store
 from penstock.engine.data.verify import check_files
 from penstock.engine.errors import ConfigError, StoreError
+from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.training.evaluate import evaluate
 from penstock.engine.training.run_data import RunData
@@ -51,12 +52,15 @@ def answer_in_int8(trained: "TrainedRun") -> Int8Check:
     """Prepares a run's model to answer in int8; it stays as it was where that costs more than `LARGEST_LOSS`.
 
     Raises:
-        ConfigError: the run's model has no LSTM, its weights cannot be packed here, or it has no validation rows.
+        ConfigError: the run's model is neither an LSTM nor an encoder, its weights cannot be packed here, or it has no
+            validation rows.
         StoreError: the store with the validation rows is not there, damaged, or another by now.
     """
     model, data = trained.model, _validation_data(trained)
-    if not isinstance(model, LSTMClassifier):
-        raise ConfigError(f"int8 is for LSTMs, and {trained.path} has a model of another kind: leave --int8 out")
+    if not isinstance(model, LSTMClassifier | EncoderClassifier):
+        raise ConfigError(
+            f"int8 is for LSTMs and encoders, and {trained.path} has a model of another kind: leave --int8 out"
+        )
 
     def accuracy() -> float:
         rows, tokens, precision = data.validation_rows, trained.tokens_per_batch, trained.precision

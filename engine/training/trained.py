@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from penstock.engine.training.texts import (
     windows,
 )
 
+LEAST_TOKENS = 2048  # of a batch to predict: with fewer a short text's share of Python shows
+
 
 @dataclass
 class TrainedRun:
@@ -53,6 +55,7 @@ class TrainedRun:
     data: dict[str, Any]
     tokens_per_batch: int
     precision: str
+    _tokenizer: TextTokenizer | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path | str, device: torch.device | str | None = None) -> "TrainedRun":
@@ -72,21 +75,21 @@ class TrainedRun:
         return cls(path, model, record["data"], settings.data.tokens, precision_of_run(path, device))
 
     def prepare(self, dtype: torch.dtype | None = None) -> None:
-        """Keeps an LSTM's weights packed between calls; `dtype` as in `LSTM.prepare_inference`.
+        """Keeps the weights of an LSTM or an encoder packed between calls; `dtype` as in their `prepare_inference`.
 
         Raises:
-            AttributeError: the model has no LSTM. ValueError: its weights cannot be packed here.
+            AttributeError: the model is neither. ValueError: its weights cannot be packed here.
         """
         model: Any = self.model
         with autocast(resolve_precision(self.precision, model.device), model.device):
             model.prepare_inference(dtype)
 
     def answer_in_int8(self) -> Int8Check:
-        """Answers with the LSTM in int8 from now on, unless more than 0.2 points of accuracy are
+        """Answers with the LSTM or the encoder in int8 from now on, unless more than 0.2 points of accuracy are
         lost on the run's validation rows, on which both are measured here.
 
         Raises:
-            ConfigError: the run's model has no LSTM, its weights cannot be packed here, or it has no validation rows.
+            ConfigError: the run's model is neither, its weights cannot be packed here, or it has no validation rows.
             StoreError: the store with the validation rows is not there, damaged, or another by now.
         """
         return answer_in_int8(self)
@@ -219,7 +222,8 @@ class TrainedRun:
             rows = window.rows
             scores = np.full((len(rows.texts) + len(rows.bad), len(self.label_names)), np.nan, np.float32)
             places = place_rows(rows.positions, rows.bad)
-            for batch, logits in run(self.model, window.batches(self.tokens_per_batch), self.precision):
+            tokens = max(self.tokens_per_batch, LEAST_TOKENS)
+            for batch, logits in run(self.model, window.batches(tokens), self.precision):
                 assert batch.tokens.ids is not None
                 scores[places[batch.tokens.ids.cpu().numpy()]] = class_probabilities(self.model, logits).cpu().numpy()
             assert rows.carried is not None
@@ -259,9 +263,11 @@ class TrainedRun:
         return MemorySource(texts, name="texts", is_pair=self.is_pair)
 
     def tokenizer(self) -> TextTokenizer:
-        """What turns texts into the ids that the model reads, cut as in training."""
-        tokenizer = load_saved_tokenizer(self.path / "best")
-        return text_tokenizer(tokenizer, self.data["max_length"], self.data["truncation"], self.is_pair)
+        """What turns texts into the ids that the model reads, cut as in training; read from the disk once."""
+        if self._tokenizer is None:
+            tokenizer = load_saved_tokenizer(self.path / "best")
+            self._tokenizer = text_tokenizer(tokenizer, self.data["max_length"], self.data["truncation"], self.is_pair)
+        return self._tokenizer
 
 
 def precision_of_run(path: Path, device: torch.device) -> str:

@@ -64,11 +64,6 @@ def pack(weights: LayerWeights, quantised: bool = False) -> Any:
     )
 
 
-def sampled(tensors: list[Tensor]) -> int:
-    """A number made from some words of each tensor, spread over it: another one where any of them changed."""
-    return native.sampled([(tensor.data_ptr(), tensor.numel() * tensor.itemsize) for tensor in tensors])
-
-
 @dataclass(frozen=True)
 class WithPacked:
     """This backend on weights that `pack` returned; of the tensors in their place it reads the shapes alone."""

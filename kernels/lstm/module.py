@@ -10,8 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 from penstock.kernels import checks, convert, philox
 from penstock.kernels.lstm import export
 from penstock.kernels.lstm.functional import lstm
-from penstock.kernels.lstm.packed import DTYPES, PackedLayers, Prepared
+from penstock.kernels.lstm.packed import PackedLayers, Prepared
 from penstock.kernels.lstm.protocol import LayerWeights
+from penstock.kernels.packing import check_dtype
 from penstock.kernels.ragged import Ragged
 
 _WEIGHT_STREAM = 3 << 16
@@ -123,8 +124,7 @@ class LSTM(nn.RNNBase):
         """
         if self.training:
             raise RuntimeError("prepare_inference is for inference: call eval() first")
-        if dtype not in DTYPES:
-            raise ValueError(f"prepare_inference takes {', '.join(map(str, DTYPES))}, got {dtype}")
+        check_dtype(dtype)
         self.prepared = Prepared(self, dtype)
         return self
 

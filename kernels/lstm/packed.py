@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from penstock.kernels import compiled, dispatch, transforms
+from penstock.kernels import compiled, dispatch, packing
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.lstm import cpu
 from penstock.kernels.lstm.protocol import LayerWeights
 
 if TYPE_CHECKING:
     from penstock.kernels.lstm.module import LSTM
-
-DTYPES = (None, torch.bfloat16, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -80,49 +78,30 @@ class Prepared:
         """
         weights = module._layers(None)
         call_dtype = _call_dtype(weights[0].w_ih[0])
-        reason = _why_seen(tensors, weights) or _why_not(module, weights, _computed_in(self.dtype, call_dtype))
+        reason = packing.why_seen(tensors, weights) or _why_not(module, weights, _computed_in(self.dtype, call_dtype))
         if reason:
             if self.dtype is None:
                 return None
             raise RuntimeError(
-                f"this LSTM is prepared to answer in {_name(self.dtype)}, which this call cannot: {reason} (train() "
-                "undoes prepare_inference)"
+                f"this LSTM is prepared to answer in {packing.name(self.dtype)}, which this call cannot: {reason} "
+                "(train() undoes prepare_inference)"
             )
         if self.packed.made_from != _state(weights, call_dtype):
             self.packed = _pack(weights, call_dtype, self.dtype)
         return self.packed
 
     def __repr__(self) -> str:
-        return _name(self.dtype or self.packed.dtype)
+        return packing.name(self.dtype or self.packed.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    """What a deep copy and a pickle of a module have in the place of its packed weights."""
-
-
-def _why_seen(tensors: tuple[Tensor | None, ...], weights: list[LayerWeights]) -> str | None:
-    """Why a call must go through torch's operation, with the weights themselves."""
-    if transforms.is_intercepted():
-        return "it is traced, compiled, transformed or watched by a mode of torch"
-    if any(type(tensor) not in transforms.PLAIN or (tensor is not None and tensor.is_meta) for tensor in tensors):
-        return "its tensors are of a subclass, or without memory"
-    if transforms.wants_gradient((tensors, weights)):
-        return "it records gradients: call it under torch.no_grad()"
-    return None
+        return packing.nothing, ()
 
 
 def _why_not(module: "LSTM", weights: list[LayerWeights], dtype: torch.dtype) -> str | None:
     """Why this module's weights cannot be packed, to compute in a dtype."""
     each = _tensors(weights)
-    if any(type(weight) is not nn.Parameter for weight in each):
-        return "a weight is no parameter but computed, by a parametrization or by pruning, or of a subclass"
-    if any(weight.is_inference() for weight in each):
-        return "the weights were made in torch.inference_mode(), which counts no changes of theirs"
-    if not all(weight.is_contiguous() for weight in each):
-        return "a weight is not contiguous"
+    if reason := packing.why_not_kept(each):
+        return reason
     facts = {
         "device_type": each[0].device.type,
         "dtype": dtype,
@@ -153,14 +132,8 @@ def _computed_in(dtype: torch.dtype | None, call_dtype: torch.dtype) -> torch.dt
 
 
 def _state(weights: list[LayerWeights], call_dtype: torch.dtype) -> tuple[Any, ...]:
-    """What differs once the packed weights are of no more use.
-
-    torch counts a tensor's changes, but not those made by way of `.data` or NumPy: of each tensor some words are
-    compared too.
-    """
-    each = _tensors(weights)
-    versions = [(weight.data_ptr(), weight._version) for weight in each]
-    return compiled.isa(), call_dtype, versions, cpu.sampled(each)
+    """What differs once the packed weights are of no more use."""
+    return call_dtype, packing.state_of(_tensors(weights))
 
 
 def _pack(weights: list[LayerWeights], call_dtype: torch.dtype, dtype: torch.dtype | None) -> PackedLayers:
@@ -181,7 +154,3 @@ def _pack(weights: list[LayerWeights], call_dtype: torch.dtype, dtype: torch.dty
 def _shaped(weights: list[LayerWeights], dtype: torch.dtype) -> list[LayerWeights]:
     value = torch.zeros((), dtype=dtype)
     return [LayerWeights(*([value.expand(weight.shape) for weight in kind] for kind in layer)) for layer in weights]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

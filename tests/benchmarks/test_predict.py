@@ -22,13 +22,20 @@ def small(monkeypatch):
     cases._run.cache_clear()
 
 
-def test_it_is_a_suite(tmp_path):
-    options = Options(quick=True, shapes=((20,),), rounds=2, threads=1)
+def test_it_is_a_suite(tmp_path, capsys):
+    options = Options(quick=True, shapes=((40,), (2,)), rounds=2, threads=1)
     assert run(SUITES["predict"], options, tmp_path / "out") == 0
-    _, row = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
-    assert row["shape"] == {"TEXTS": 20}
+    _, bulk, waited_for = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert [row["shape"]["TEXTS"] for row in (bulk, waited_for)] == [40, 2]
     for name in ("onnxruntime", "onnxruntime int8"):
-        assert name in row["seconds"] or "installed" in row["missing"][name]
+        assert name in bulk["seconds"] or "installed" in bulk["missing"][name]
+    assert {len(values) for values in bulk["seconds"].values()} == {2}
+    assert "p99" not in bulk
+    assert {len(values) for values in waited_for["seconds"].values()} == {2 * cases.CALLS}
+    for name, values in waited_for["seconds"].items():
+        assert sorted(values)[-2] <= waited_for["p99"][name] <= max(values)
+    line = capsys.readouterr().out
+    assert line.count("(p99 ") == len(waited_for["seconds"])
 
 
 @pytest.mark.slow
@@ -38,6 +45,7 @@ def test_each_text_gets_its_own_label():
     trained = TrainedRun.open(cases._run("lstm"), "cpu")
     made = cases._make("lstm", 60, "float32", True)
     ours = made[OURS]()
+    assert made[f"{OURS} int8"]() == ours  # so small a model gives no label up for it
     assert len(set(ours)) > 1, "one label for all would show nothing"
     assert made["onnxruntime"]() == ours
     pipeline = cases._at_its_best(cases._pipeline(trained, "float32"), cases.texts_of(60))

@@ -29,12 +29,13 @@ from penstock.kernels import (
 )
 from penstock.kernels.dropout import dropout, keep_mask
 from penstock.kernels.lstm import cpu as lstm_cpu
+from penstock.kernels.packed_linear import PackedLinear
 
 AMX = "amx_bf16" in _native.available_isas()
 FUNCTIONS = [
     *("attention_forward", "attention_backward", "norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
     *("geglu_forward", "geglu_backward", "rotary", "dropout", "keep_mask", "forward", "backward", "pack"),
-    *("bag_mean", "bag_gradient", "bag_update"),
+    *("bag_mean", "bag_gradient", "bag_update", "pack_linear", "packed_linear"),
     *(["weight_gradient"] if AMX else []),
 ]
 
@@ -74,6 +75,7 @@ def use_everything() -> None:
     module = LSTM(8, 4, bidirectional=True)
     module(Ragged.from_lengths(x, [2, 3]))[0].values.sum().backward()
     module.eval().prepare_inference()
+    PackedLinear([torch.randn(8, 8)], [bias], torch.int8).norm(x.detach(), x.detach(), weight, bias)
     table = torch.zeros(9, 4, requires_grad=True)
     ngram_bag(torch.arange(5, dtype=torch.int32), cu, table, vocabulary=5).sum().backward()
     assert table.grad is not None

@@ -1,9 +1,12 @@
-// The kernels that go along rows (norm, GELU, GEGLU, rotary, dropout) and the linear layer's weight gradient on random
-// sizes and options, on every instruction set of this machine. What comes back must be written in full, and finite.
+// The kernels that go along rows (norm, GELU, GEGLU, rotary, dropout), the linear layer's weight gradient and that
+// layer on packed weights, on random sizes and options, on every instruction set of this machine. What comes back must
+// be written in full, and finite.
 #include <algorithm>
+#include <vector>
 
 #include "fuzzing.h"
 #include "isa.h"
+#include "linear/cpu/packed_problem.h"
 #include "linear/cpu/problem.h"
 #include "rowwise/cpu/problem.h"
 
@@ -168,11 +171,60 @@ void weight_gradient(int64_t isas, int64_t round) {
 #endif
 }
 
+void packed(int64_t isas, int64_t round) {
+  using namespace linear;
+#ifdef __x86_64__
+  const PackedKernels& kernels = table_for(Isa(pick(0, isas - 1)), portable_packed, avx2_packed, avx512_packed,
+                                           avx512_bf16_packed, amx_bf16_packed);
+#else
+  (void)isas;
+  const PackedKernels& kernels = portable_packed;
+#endif
+  const Kind kind = Kind(pick(0, 2));
+  PackedCall p{};
+  p.kind = kind, p.then = Then(pick(0, 3)), p.eps = 1e-5f;
+  p.dtype = kind == Kind::int8 ? any_dtype() : kind == Kind::bfloat16 ? DType::bfloat16 : DType::float32;
+  p.rows = pick(1, 60), p.in_features = pick(1, chance(0.2) ? 1400 : 90);
+  Weights weights{kind, kind == Kind::int8 ? any_dtype() : p.dtype, p.in_features, 0, nullptr, pick(1, 3)};
+  std::vector<Tensor> tensors;
+  std::vector<Part> parts;
+  tensors.reserve(2 * weights.count);
+  for (int64_t i = 0; i < weights.count; ++i) {
+    const int64_t rows = 2 * pick(1, chance(0.2) ? 90 : 20);
+    tensors.emplace_back(weights.dtype, rows * p.in_features).random(0.1f);
+    const void* weight = tensors.back().pointer();
+    tensors.emplace_back(DType::float32, rows).random(1.0f);
+    parts.push_back({weight, chance(0.7) ? tensors.back().as<float>() : nullptr, rows});
+    weights.out_features += rows;
+  }
+  weights.parts = parts.data(), p.out_features = weights.out_features;
+  const penstock::Block memory(kernels.bytes(weights));
+  kernels.pack(weights, memory.as<void>());
+  const int64_t width = p.then == Then::geglu ? p.out_features / 2 : p.out_features;
+  p.residual_dtype = p.dtype == DType::bfloat16 && chance(0.5) ? DType::bfloat16 : DType::float32;
+  Tensor x(p.dtype, p.rows * p.in_features), out(p.dtype, p.rows * width), residual(p.residual_dtype, p.rows * width);
+  Tensor z(p.residual_dtype, p.rows * width), norm_weight(DType::float32, width), norm_bias(DType::float32, width);
+  for (Tensor* input : {&x, &residual, &norm_weight, &norm_bias}) input->random(1.0f);
+  p.packed = memory.as<void>(), p.x = x.pointer(), p.out = out.pointer();
+  p.residual = residual.pointer(), p.norm_weight = norm_weight.as<float>();
+  if (chance(0.5)) p.norm_bias = norm_bias.as<float>();
+  if (p.then == Then::norm && chance(0.5)) p.z = z.pointer();
+  Scratch scratch;
+  const int64_t blocks = pick(1, 4);
+  for (int64_t i = 0; i < blocks; ++i) {
+    scratch.reset();
+    const Range block = share(p.rows, blocks, i);
+    if (!block.empty()) kernels.run(p, block, scratch);
+  }
+  check("a packed layer's out", out, round);
+  if (p.z != nullptr) check("a packed layer's z", z, round);
+}
+
 void run(int64_t round, int64_t isas) {
   const Kernels& kernels = kernels_of(isas);
   const int64_t rows = chance(0.1) ? 0 : pick(1, 70), width = chance(0.2) ? pick(100, 400) : pick(1, 70);
   const int64_t size = pick(1, 40);
-  switch (pick(0, 5)) {
+  switch (pick(0, 7)) {
     case 0:
       return norm(kernels, rows, width, size, round);
     case 1:
@@ -183,8 +235,10 @@ void run(int64_t round, int64_t isas) {
       return rotary(kernels, rows, size, round);
     case 4:
       return dropout(kernels, rows, width, size, round);
-    default:
+    case 5:
       return weight_gradient(isas, round);
+    default:
+      return packed(isas, round);
   }
 }
 

@@ -27,7 +27,7 @@ SOURCES = {
     "fuzz_attention": [*kernels("attention", "attention.cpp"), HERE / "scratch.cpp", HERE / "workspace.cpp"],
     "fuzz_rows": [
         *kernels("rowwise", "rowwise.cpp"),
-        *kernels("linear", "linear.cpp"),
+        *kernels("linear", "linear.cpp", "packed.cpp"),
         HERE / "scratch.cpp",
         HERE / "workspace.cpp",
     ],

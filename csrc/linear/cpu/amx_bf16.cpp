@@ -3,6 +3,7 @@
 // library does that at a third of the speed of its other products; here it costs a quarter of the product.
 #ifdef __AMX_BF16__
 #define PENSTOCK_ISA amx_bf16
+#include "linear/cpu/packed.h"
 #include "linear/cpu/problem.h"
 #include "matmul_amx.h"
 #include "pack.h"

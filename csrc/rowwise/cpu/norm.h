@@ -11,22 +11,20 @@ PENSTOCK_INLINE Element* row_of(Void* tensor, int64_t row, int64_t width) {
   return tensor == nullptr ? nullptr : static_cast<Element*>(tensor) + row * width;
 }
 
-template <class Element, class Residual>
-static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
+// read(row, columns) gives x + x_bias.
+template <class Element, class Residual, class Read>
+PENSTOCK_INLINE void norm_rows(const NormProblem& p, const Item& item, Scratch& scratch, const Read& read) {
   const int64_t width = p.width;
   float* z = scratch.take<float>(whole_vectors(width));
   RowMasks masks(p.dropout, width, item.first, scratch.take<uint64_t>(RowMasks::words(width)));
   for (int64_t row = item.first; row < item.last; ++row) {
     const uint64_t* words = masks.next();
-    const Element* x = row_of<const Element>(p.x, row, width);
     const Residual* residual = row_of<const Residual>(p.residual, row, width);
     Element *out = row_of<Element>(p.out, row, width), *saved = row_of<Element>(p.normal, row, width);
     Residual* stream = row_of<Residual>(p.z, row, width);
     Floats sum{};
     for_columns(width, [&](auto c) __attribute__((always_inline)) {
-      Floats v = c.load(x);
-      if (p.x_bias != nullptr) v += c.load(p.x_bias);
-      v = drop(words, c, p.dropout.scale, v) + c.load(residual);
+      const Floats v = drop(words, c, p.dropout.scale, read(row, c)) + c.load(residual);
       store(z + c.begin, v);
       if (stream != nullptr) c.store(stream, v);
       sum += v;  // lanes beyond the row hold 0
@@ -47,6 +45,15 @@ static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& s
     });
     if (saved != nullptr) p.rstd[row] = rstd;
   }
+}
+
+template <class Element, class Residual>
+static void norm_forward_rows(const NormProblem& p, const Item& item, Scratch& scratch) {
+  norm_rows<Element, Residual>(p, item, scratch, [&](int64_t row, auto c) __attribute__((always_inline)) {
+    Floats v = c.load(row_of<const Element>(p.x, row, p.width));
+    if (p.x_bias != nullptr) v += c.load(p.x_bias);
+    return v;
+  });
 }
 
 template <class Element, class Residual>

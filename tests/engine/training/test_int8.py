@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from subtested import as_subtests
+from tiny_encoders import stock_model
 from typer.testing import CliRunner
 
 from penstock.engine import LSTMClassifier, evaluate, train
@@ -26,12 +28,36 @@ TEXTS = ["a lovely film", "awful and dull and broken " * 9, "plain"]
 
 
 @pytest.fixture(scope="module")
-def run(store, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("int8") / "run"
-    sizes = ["model.hidden_size=40", "model.embedding_size=8", "data.tokens_per_batch=256"]
-    quick = ["training.learning_rate=3e-2", "training.epochs=4", "training.tensorboard=false"]
-    train(load_settings(None, ["model.kind=lstm", *sizes, *quick]), store, folder, progress="none")
+def encoder(store, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("int8") / "encoder"
+    stock_model("bert", vocab_size=store.vocab_size).save_pretrained(folder)
+    store.tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", params=["lstm", "encoder"])
+def run(request, store, encoder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("int8") / "run"
+    of_kind = {
+        "lstm": ["model.hidden_size=40", "model.embedding_size=8", "training.learning_rate=3e-2"],
+        "encoder": [f"model.encoder={encoder}", "training.learning_rate=3e-3"],
+    }[request.param]
+    quick = ["data.tokens_per_batch=256", "training.epochs=4", "training.tensorboard=false"]
+    train(load_settings(None, [f"model.kind={request.param}", *of_kind, *quick]), store, folder, progress="none")
+    return folder
+
+
+def packed(model: Any) -> Any:
+    """What was packed, of which there is one for as long as the weights stay."""
+    prepared = model.prepared
+    return prepared.packed if isinstance(model, LSTMClassifier) else next(iter(prepared._packed.values()))
+
+
+def same(found: Any, expected: Any, model: Any) -> bool:
+    """An LSTM's kernels are the same with packed weights, to the bit; an encoder's are others."""
+    if isinstance(model, LSTMClassifier):
+        return found.equals(expected)
+    return np.allclose(*(table["probability"].to_numpy() for table in (found, expected)), atol=1e-2)
 
 
 def penstock(*arguments: object) -> tuple[str, str]:
@@ -42,23 +68,24 @@ def penstock(*arguments: object) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
-def test_prediction_keeps_weights_packed_to_the_same_bits(run, monkeypatch) -> None:
+def test_prediction_keeps_weights_packed(run, monkeypatch) -> None:
     trained = TrainedRun.open(run)
     with use_backend("torch"):  # for which nothing is packed
         trained.predict(TEXTS)
-    assert trained.model.lstm.prepared is None
+    assert trained.model.prepared is None
     monkeypatch.setattr(evaluation, "prepare", lambda model, precision: None)
     expected = trained.predict(TEXTS, probabilities=True)
-    assert trained.model.lstm.prepared is None
+    assert trained.model.prepared is None
     monkeypatch.undo()
     found = trained.predict(TEXTS, probabilities=True)
-    assert found.equals(expected)
-    packed = trained.model.lstm.prepared.packed
+    assert same(found, expected, trained.model)
+    kept = packed(trained.model)
     assert "prepared=" in repr(trained.model)
     assert trained.predict(TEXTS, probabilities=True).equals(found)
-    assert trained.model.lstm.prepared.packed is packed
+    assert packed(trained.model) is kept
+    assert trained.tokenizer() is trained.tokenizer()
     trained.model.train()
-    assert trained.model.lstm.prepared is None
+    assert trained.model.prepared is None
 
 
 def test_evaluation_in_the_middle_of_a_training_leaves_nothing_packed(store) -> None:
@@ -92,7 +119,7 @@ def test_int8_is_kept_where_it_costs_little(run) -> None:
     check = trained.answer_in_int8()
     assert check.kept
     assert check.rows == 48  # of 240, a fifth
-    assert trained.model.lstm.prepared.dtype == torch.int8
+    assert trained.model.prepared.dtype == torch.int8
     found, expected = (each.predict(TEXTS * 4, probabilities=True) for each in (trained, plain))
     columns = [name for name in found.column_names if name.startswith("probability_")]
     one, other = (np.stack([table[name].to_numpy() for name in columns]) for table in (found, expected))
@@ -105,7 +132,7 @@ def test_int8_is_given_up_where_it_costs_more(run, monkeypatch) -> None:
     trained = TrainedRun.open(run)
     check = trained.answer_in_int8()
     assert not check.kept
-    assert trained.model.lstm.prepared.dtype is None
+    assert trained.model.prepared.dtype is None
     assert "more than 0.2 points lost, so these answers are without it" in check.summary()
     assert trained.predict(TEXTS).equals(TrainedRun.open(run).predict(TEXTS))
 
@@ -171,7 +198,7 @@ def test_without_the_validation_rows(how: str, texts, tmp_path) -> None:
 def test_where_it_has_no_effect_or_cannot_be(store, run, tmp_path) -> None:
     settings = load_settings(None, ["model.kind=bag", "training.max_steps=1", "training.tensorboard=false"])
     train(settings, store, tmp_path / "bag", progress="none")
-    with pytest.raises(ConfigError, match="int8 is for LSTMs"):
+    with pytest.raises(ConfigError, match="int8 is for LSTMs and encoders"):
         TrainedRun.open(tmp_path / "bag").answer_in_int8()
     with use_backend("torch"), pytest.raises(ConfigError, match=r"cannot answer in int8 here: .*the backend is torch"):
         TrainedRun.open(run).answer_in_int8()

@@ -1,0 +1,2 @@
+#define PENSTOCK_ISA portable
+#include "linear/cpu/packed.h"

@@ -1,0 +1,160 @@
+"""The steps of a fused encoder on weights that stay packed between calls: `EncoderClassifier.prepare_inference`."""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from penstock.engine.models.steps import Steps, biases_of, is_gelu
+from penstock.engine.models.stock import is_lora
+from penstock.kernels import compiled, dispatch, packing
+from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.packed_linear import PackedLinear
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_PLAIN = Steps()
+
+
+class PackedSteps(Steps):
+    """A layer's steps, each a product and what follows it in one call. Weights are packed at their first use.
+
+    Attributes:
+        dtype: what was asked for; None where products are in the dtype of the call.
+    """
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self._packed: dict[tuple[int, ...], PackedLinear] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(packed.bytes for packed in self._packed.values())
+
+    def activated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
+        if is_gelu(activation):
+            packed, x = self._of(x, [dense.weight], biases_of(dense))
+            return packed.gelu(x)
+        return super().activated(x, dense, activation)
+
+    def gated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
+        if is_gelu(activation):
+            packed, x = self._of(x, [dense.weight], biases_of(dense))
+            return packed.geglu(x)
+        return super().gated(x, dense, activation)
+
+    def add(
+        self,
+        x: Tensor,
+        dense: nn.Linear,
+        residual: Tensor,
+        norm: nn.LayerNorm,
+        dropout: float,
+        bounds: dict[str, Any],
+        *,
+        prenorm: bool = False,
+    ) -> Any:
+        packed, x = self._of(x, [dense.weight], biases_of(dense))
+        return packed.norm(x, residual, norm.weight, norm.bias, eps=norm.eps, prenorm=prenorm)
+
+    def _linear(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        packed, x = self._of(x, weights, biases)
+        return packed(x)
+
+    def _of(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[PackedLinear, Tensor]:
+        """The layers packed as they are now, and x in the dtype that autocast asks for."""
+        dtype = autocast_dtype(x)
+        x = x if dtype is None else x.to(dtype)
+        kind = self.dtype or x.dtype
+        key = (*(weight.data_ptr() for weight in weights), weights[-1].shape[0])
+        found = self._packed.get(key)
+        if found is None or found.dtype != kind or not found.is_of(weights, biases):
+            found = self._packed[key] = PackedLinear(weights, biases, kind)
+        return found, x
+
+    def __repr__(self) -> str:
+        return "as called" if self.dtype is None else packing.name(self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return packing.nothing, ()
+
+
+def prepare(layers: nn.ModuleList, dtype: torch.dtype | None) -> None:
+    """Has the layers answer with packed weights; `EncoderClassifier.prepare_inference` says what it raises."""
+    for layer in layers:
+        if reason := _why_not(layer):
+            raise ValueError(f"prepare_inference packs no weights here: {reason}")
+        dense = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+        if dtype == torch.int8 and not all(bool(module.weight.isfinite().all()) for module in dense):
+            raise ValueError("int8 takes finite weights, and one holds NaN or infinity")
+    for layer in layers:
+        vars(layer)["prepared"] = PackedSteps(dtype)
+
+
+def forget(layers: nn.ModuleList) -> None:
+    """Undoes `prepare`."""
+    for layer in layers:
+        vars(layer).pop("prepared", None)
+
+
+def prepared(layer: nn.Module) -> PackedSteps | None:
+    return vars(layer).get("prepared")
+
+
+def steps_of(layer: nn.Module, hidden_states: Tensor) -> Steps:
+    """How a layer that is fused computes now.
+
+    Raises:
+        RuntimeError: it is prepared to answer in a dtype, which this call cannot.
+    """
+    steps = prepared(layer)
+    if steps is None:
+        return _PLAIN
+    weights = list(layer.parameters()) if torch.is_grad_enabled() else []
+    reason = packing.why_seen((hidden_states,), weights) or _why_not_now(layer, hidden_states)
+    if reason is None:
+        return steps
+    if steps.dtype is not None:
+        _refuse(steps.dtype, reason)
+    return _PLAIN
+
+
+def check_unprepared(layer: nn.Module) -> None:
+    """Raises RuntimeError: the layer, which is not fused now, is prepared to answer in a dtype."""
+    steps = prepared(layer)
+    if steps is not None and steps.dtype is not None:
+        _refuse(steps.dtype, "something else than transformers made stands in a layer: a hook, an adapter, a class")
+
+
+def _refuse(dtype: torch.dtype, reason: str) -> NoReturn:
+    raise RuntimeError(
+        f"this encoder is prepared to answer in {packing.name(dtype)}, which this call cannot: {reason} (train() "
+        "undoes prepare_inference)"
+    )
+
+
+def _why_not_now(layer: nn.Module, hidden_states: Tensor) -> str | None:
+    device, dtype = hidden_states.device.type, autocast_dtype(hidden_states) or hidden_states.dtype
+    if device != "cpu" or dtype not in _DTYPES:
+        return f"it computes in {packing.name(dtype)} on {device}; packed weights are for float32 and bfloat16 on a CPU"
+    if layer.training:
+        return "a layer is in training"
+    return _why_no_backend(dtype)
+
+
+def _why_no_backend(dtype: torch.dtype) -> str | None:
+    backend = dispatch.choose("residual_norm", device_type="cpu", dtype=dtype)
+    return None if backend == "cpu" else f"the backend is {backend}"
+
+
+def _why_not(layer: nn.Module) -> str | None:
+    """Why this layer's weights cannot be packed."""
+    if "forward" not in vars(layer):
+        return "its layers are not fused"
+    modules: Any = [module for module in layer.modules() if isinstance(module, nn.Linear) or is_lora(module)]
+    if any(map(is_lora, modules)):
+        return "it has adapters"
+    weights = [tensor for module in modules for tensor in (module.weight, *biases_of(module))]
+    device = weights[0].device.type
+    if device != "cpu":
+        return f"the cpu backend says: it runs on the CPU, the weights are on {device}"
+    return compiled.available() or packing.why_not_kept(weights) or _why_no_backend(torch.float32)

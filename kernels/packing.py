@@ -1,0 +1,63 @@
+"""Keeping weights packed between calls, whatever for: what is asked of them, and how a change is seen."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penstock.kernels import compiled, transforms
+
+DTYPES = (None, torch.bfloat16, torch.int8)  # what `prepare_inference` takes
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises ValueError for one that `prepare_inference` does not take."""
+    if dtype not in DTYPES:
+        raise ValueError(f"prepare_inference takes {', '.join(map(str, DTYPES))}, got {dtype}")
+
+
+def why_seen(tensors: Sequence[Tensor | None], weights: Any) -> str | None:
+    """Why a call must go through torch's operations, with the weights themselves.
+
+    Args:
+        tensors: what the call reads besides its weights. weights: tensors, also in lists.
+    """
+    if transforms.is_intercepted():
+        return "it is traced, compiled, transformed or watched by a mode of torch"
+    if any(type(tensor) not in transforms.PLAIN or (tensor is not None and tensor.is_meta) for tensor in tensors):
+        return "its tensors are of a subclass, or without memory"
+    if transforms.wants_gradient((tensors, weights)):
+        return "it records gradients: call it under torch.no_grad()"
+    return None
+
+
+def why_not_kept(weights: Iterable[Tensor]) -> str | None:
+    """Why weights cannot be kept packed: a change of theirs would not be seen, or they do not lie in one piece."""
+    weights = list(weights)
+    if any(type(weight) is not nn.Parameter for weight in weights):
+        return "a weight is no parameter but computed, by a parametrization or by pruning, or of a subclass"
+    if any(weight.is_inference() for weight in weights):
+        return "the weights were made in torch.inference_mode(), which counts no changes of theirs"
+    if not all(weight.is_contiguous() for weight in weights):
+        return "a weight is not contiguous"
+    return None
+
+
+def state_of(weights: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What differs once weights that were packed are of no more use.
+
+    torch counts a tensor's changes, but not those made by way of `.data` or NumPy: of each tensor some words are
+    compared too.
+    """
+    pieces = [(weight.data_ptr(), weight.numel() * weight.itemsize) for weight in weights]
+    versions = [weight._version for weight in weights]
+    return compiled.isa(), pieces, versions, compiled.native.lstm_cpu.sampled(pieces)
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def nothing() -> None:
+    """What a deep copy and a pickle of a module have in the place of its packed weights."""
