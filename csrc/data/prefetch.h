@@ -25,7 +25,7 @@ struct Task {
   int32_t* cu_seqlens;
   int64_t* labels;
   bool done = false;
-  std::exception_ptr error;
+  std::exception_ptr error{};
 };
 
 void run(const Shards& shards, Task& task);
