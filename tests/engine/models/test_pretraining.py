@@ -93,7 +93,6 @@ def test_with_all_tokens_as_candidates_the_loss_is_exact() -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_the_softmax_denominator_is_estimated_without_bias() -> None:
     hidden, table, bias, targets = random_scores()
     hidden, targets = hidden[:1], targets[:1]
