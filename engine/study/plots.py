@@ -5,6 +5,7 @@ Each is drawn twice, for a page and for a phone. A family has one colour and one
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -55,6 +56,7 @@ def draw_accuracy(findings: Findings, narrow: bool) -> bytes:
     figure, axes = _begin(narrow)
     values: list[float] = []
     ends: list[float] = []
+    levels: list[Level] = []
     for family in table.families:
         points = table.points(family)
         if not points:
@@ -62,9 +64,7 @@ def draw_accuracy(findings: Findings, narrow: bool) -> bytes:
         colour, marker = _style(family, table)
         known = [point.accuracy for point in points if point.accuracy is not None]
         if not learns(family):
-            level = 100 * known[-1].mean
-            axes.axhline(level, color=colour, linestyle=":", linewidth=1.6, label=title_of(family))
-            values.append(level)
+            levels.append(Level(title_of(family), 100 * known[-1].mean, colour, ":", 1.6))
             continue
         shift = _shift(family, table)
         for point in points:
@@ -78,11 +78,8 @@ def draw_accuracy(findings: Findings, narrow: bool) -> bytes:
             grid = np.geomspace(points[0].size, points[-1].size, 100)
             axes.plot(grid * shift, 100 * (1 - curve.fit.error(grid)), color=colour, linewidth=1.6)
     for place, each in enumerate(findings.externals):  # no training size belongs to them
-        level = 100 * each.accuracy.mean
-        axes.axhline(level, color="#3c4750", linewidth=1.2, linestyle=(0, (4, 2 + 2 * place)), label=each.name)
-        values.append(level)
-    axes.set_ylabel("test accuracy, %")
-    axes.set_ylim(*limits(values, ends, 0, 100))
+        levels.append(Level(each.name, 100 * each.accuracy.mean, "#3c4750", (0, (4, 2 + 2 * place)), 1.2))
+    accuracy_axis(axes, values, ends, levels)
     _size_axis(axes, table.sizes, narrow)
     return _finish(figure, axes, narrow)
 
@@ -188,6 +185,32 @@ def limits(values: Sequence[float], ends: Sequence[float], lowest: float, highes
     return max(low - margin, lowest), min(high + margin, highest)
 
 
+@dataclass(frozen=True)
+class Level:
+    """An accuracy, in %, that no number of training examples belongs to."""
+
+    name: str
+    accuracy: float
+    colour: str
+    style: Any
+    width: float
+
+
+def accuracy_axis(axes: Any, values: Sequence[float], ends: Sequence[float], levels: Sequence[Level]) -> None:
+    """Levels that would squeeze the values together are only named, with their accuracy."""
+    values = values or [level.accuracy for level in levels]
+    room = max(max(values) - min(values), _LEAST_ROOM)
+    near = [each for each in levels if min(values) - room <= each.accuracy <= max(values) + room]
+    for each in levels:
+        line = {"color": each.colour, "linestyle": each.style, "linewidth": each.width}
+        if each in near:
+            axes.axhline(each.accuracy, label=each.name, **line)
+        else:
+            axes.plot([], [], label=f"{each.name}: {each.accuracy:.1f}%", **line)
+    axes.set_ylabel("test accuracy, %")
+    axes.set_ylim(*limits([*values, *(each.accuracy for each in near)], ends, 0, 100))
+
+
 def _against_cost(
     findings: Findings,
     series: dict[str, list[tuple[float, float, int]]],
@@ -212,20 +235,19 @@ def _against_cost(
                 _count(sizes[place]), (x[place], y[place]), xytext=(6, -11), textcoords="offset points",
                 fontsize=8, color=colour,
             )  # fmt: skip
+    levels = []
     for family in table.families:
         points = table.points(family)
         if not learns(family) and points and points[-1].accuracy is not None:
             level = 100 * points[-1].accuracy.mean
-            axes.axhline(level, color=_style(family, table)[0], linestyle=":", linewidth=1.6, label=title_of(family))
-            everything.append((everything[0][0], level))
+            levels.append(Level(title_of(family), level, _style(family, table)[0], ":", 1.6))
     axes.set_xscale("log")
     costs = [x for x, _ in everything]
     axes.set_xlim(min(costs) / 1.6, max(costs) * 2.2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label.replace("; ", ";\n") if narrow else label)
-    axes.set_ylabel("test accuracy, %")
-    axes.set_ylim(*limits([y for _, y in everything], [], 0, 100))
+    accuracy_axis(axes, [y for _, y in everything], [], levels)
     return _finish(figure, axes, narrow)
 
 

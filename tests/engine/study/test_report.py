@@ -5,12 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from fabricated_study import fabricate, result
 
 from penstock.engine.errors import RunError
-from penstock.engine.study.plots import frontier, limits
+from penstock.engine.study.plots import Level, accuracy_axis, frontier, limits
 from penstock.engine.study.report import break_even_lines, headline, rich_table, write_report
 from penstock.engine.study.trials import Trial, TrialResult, read_result, write_result
 
@@ -106,6 +107,18 @@ def test_plots_stay_within_what_is_possible():
     low, high = limits([0, 1, 17.4], [-20, 124], -100, 100)
     assert -21 < low < 0
     assert 17.4 < high < 40
+
+
+@pytest.mark.parametrize(("level", "drawn"), [(82.0, True), (50.9, False), (99.0, False)])
+def test_a_level_far_from_what_was_learnt_is_named_and_does_not_squeeze_it(level, drawn):
+    figure, axes = plt.subplots()
+    accuracy_axis(axes, [85.7, 89.0], [85.4, 89.3], [Level("most frequent class", level, "#000000", ":", 1.0)])
+    low, high = axes.get_ylim()
+    (label,) = axes.get_legend_handles_labels()[1]
+    plt.close(figure)
+    assert label == ("most frequent class" if drawn else f"most frequent class: {level}%")
+    assert (low <= level <= high) == drawn
+    assert 3.9 < high - low < (11 if drawn else 5)
 
 
 def test_the_frontier_is_what_nothing_beats():
