@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from penstock.kernels import dispatch
 from penstock.kernels.lstm import ops
+from penstock.kernels.lstm.protocol import into_h0
 
 BACKENDS = cases.BACKENDS
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -230,3 +231,15 @@ def test_gradients_under_a_dispatch_mode(backend: str, lengths: list[int]) -> No
     inputs = cases.layer(lengths, 4, 6)
     with FlopCounterMode(display=False):
         cases.check(backend, inputs, torch.float32)
+
+
+def test_gradient_of_the_initial_state_is_of_the_first_step_that_there_is() -> None:
+    """Of the GPU's backends, which share it: sequence by sequence, the empty ones too."""
+    inputs, random = cases.layer([3, 0, 2], 4, 5), torch.Generator().manual_seed(1)
+    dgates, dh_n = torch.randn(5, 2 * 20, generator=random), torch.randn(2, 3, 5, generator=random)
+    w_hh = torch.randn(2, 20, 5, generator=random)
+    first = {(0, 0): 0, (0, 2): 3, (1, 0): 2, (1, 2): 4}
+    found = into_h0(dgates, w_hh, dh_n, inputs)
+    for d, b in itertools.product(range(2), range(3)):
+        expected = dgates[first[d, b], 20 * d : 20 * (d + 1)] @ w_hh[d] if (d, b) in first else dh_n[d, b]
+        torch.testing.assert_close(found[d, b], expected)
