@@ -234,7 +234,7 @@ def test_gradients_under_a_dispatch_mode(backend: str, lengths: list[int]) -> No
 
 
 def test_gradient_of_the_initial_state_is_of_the_first_step_that_there_is() -> None:
-    """Of the GPU's backends, which share it: sequence by sequence, the empty ones too."""
+    """The GPU's backends share it. An empty sequence has no step."""
     inputs, random = cases.layer([3, 0, 2], 4, 5), torch.Generator().manual_seed(1)
     dgates, dh_n = torch.randn(5, 2 * 20, generator=random), torch.randn(2, 3, 5, generator=random)
     w_hh = torch.randn(2, 20, 5, generator=random)
