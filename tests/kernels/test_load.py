@@ -26,11 +26,12 @@ torch.set_num_threads({threads})
 x, bias = torch.randn(4096, 256), torch.randn(256)
 end = time.monotonic() + float(sys.argv[1])
 def work_until(briefly):
-    while _native.waits_briefly() != briefly and time.monotonic() < end:
-        for _ in range(20):
-            bias_gelu(x, bias)
-            x @ x.T
-    print(_native.waits_briefly(), flush=True)
+    found = None
+    while found != briefly and time.monotonic() < end:
+        bias_gelu(x, bias)
+        x @ x.T
+        found = _native.waits_briefly()
+    print(found, flush=True)
 work_until(True)
 {then}
 """
@@ -68,7 +69,8 @@ def test_threads_sleep_at_once_beside_busy_processes(first: str) -> None:
 
 
 @pytest.mark.slow
-def test_threads_spin_again_beside_one_process_of_a_low_priority() -> None:
+def test_threads_try_to_spin_again_beside_one_process_of_a_low_priority() -> None:
+    """That they go on spinning cannot be told where other tests run beside this one."""
     others = [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
     command = [sys.executable, "-c", program("", 2, then="work_until(False)"), "120"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ours:
