@@ -10,6 +10,8 @@
 #include <string>
 #include <type_traits>
 
+#include "types.h"
+
 namespace penstock {
 
 // An argument's name, as a template argument: so its Python string is made once.
@@ -116,5 +118,11 @@ struct Where {
     arguments.get<"threads">(threads);
   }
 };
+
+// What floating-point tensors are of.
+template <Name name = "bfloat16">
+DType dtype(Arguments& a) {
+  return a.get<name, bool>() ? DType::bfloat16 : DType::float32;
+}
 
 }  // namespace penstock

@@ -31,4 +31,11 @@ const Table& table_for(Isa isa, const Table& portable, const Faster&... faster) 
   return *tables[static_cast<int>(isa) < last ? static_cast<int>(isa) : last];
 }
 
+// That, from the tables that there are: where the machine is another than x86-64 the first alone is compiled.
+#ifdef __x86_64__
+#define PENSTOCK_TABLE_FOR(isa, portable, ...) table_for(isa, portable, __VA_ARGS__)
+#else
+#define PENSTOCK_TABLE_FOR(isa, portable, ...) table_for(isa, portable)
+#endif
+
 }  // namespace penstock

@@ -97,7 +97,7 @@ class Tries {
   void begin(int64_t now) { began_ = now; }
   // They sleep at once from now on.
   void failed(int64_t now) {
-    pause_ = began_ != 0 && now - began_ < kFirstTry ? std::min(2 * pause_, kLastTry) : kFirstTry;
+    pause_ = now - began_ < kFirstTry ? std::min(2 * pause_, kLastTry) : kFirstTry;
     next_ = now + pause_;
   }
 

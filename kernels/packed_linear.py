@@ -40,8 +40,8 @@ class PackedLinear:
         self._state = packing.state_of([*weights, *biases])
         self._kept = [tensor.untyped_storage() for tensor in (*weights, *biases)]  # an address means the same tensor
         quantised = dtype == torch.int8
-        if quantised and not all(bool(weight.isfinite().all()) for weight in weights):
-            raise ValueError("int8 takes finite weights, and one holds NaN or infinity")
+        if quantised:
+            packing.check_finite(weights)
         with torch.no_grad():
             low = torch.bfloat16 if all(weight.dtype == torch.bfloat16 for weight in weights) else torch.float32
             made_from = low if quantised else dtype

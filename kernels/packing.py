@@ -1,7 +1,7 @@
 """Keeping weights packed between calls, whatever for: what is asked of them, and how a change is seen."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,26 @@ from penstock.kernels import compiled, transforms
 DTYPES = (None, torch.bfloat16, torch.int8)  # what `prepare_inference` takes
 
 
-def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raises ValueError for one that `prepare_inference` does not take."""
+def check_asked(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Raises RuntimeError where the module is in training, ValueError for a dtype that no `prepare_inference` takes."""
+    if module.training:
+        raise RuntimeError("prepare_inference is for inference: call eval() first")
     if dtype not in DTYPES:
         raise ValueError(f"prepare_inference takes {', '.join(map(str, DTYPES))}, got {dtype}")
+
+
+def check_finite(weights: Iterable[Tensor]) -> None:
+    """Raises ValueError where int8 cannot stand for one of them."""
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise ValueError("int8 takes finite weights, and one holds NaN or infinity")
+
+
+def refuse(what: str, dtype: torch.dtype, reason: str) -> NoReturn:
+    """Raises RuntimeError: a module that is prepared to answer in a dtype is called where it cannot."""
+    raise RuntimeError(
+        f"this {what} is prepared to answer in {name(dtype)}, which this call cannot: {reason} (train() undoes "
+        "prepare_inference)"
+    )
 
 
 def why_seen(tensors: Sequence[Tensor | None], weights: Any) -> str | None:

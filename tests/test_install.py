@@ -190,7 +190,7 @@ def test_a_wrong_setting_is_an_error(machine: Machine, given: dict[str, str], me
     ("output", "reason"),
     [
         ("k.cu(3): error: no such thing", "k.cu(3): error: no such thing"),
-        pytest.param("", "could not build it: ", marks=pytest.mark.slow),
+        ("", "could not build it: "),
     ],
 )
 def test_kernels_that_do_not_compile_are_left_out(machine: Machine, output: str, reason: str) -> None:

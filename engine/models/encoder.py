@@ -19,7 +19,7 @@ from penstock.engine.models.packed_steps import PackedSteps, forget, prepare, pr
 from penstock.engine.models.ragged_input import as_ragged
 from penstock.kernels import Ragged, segment_pool
 from penstock.kernels.autocast import autocast_dtype
-from penstock.kernels.packing import check_dtype
+from penstock.kernels.packing import check_asked
 
 
 class EncoderClassifier(EncoderBody):
@@ -86,9 +86,7 @@ class EncoderClassifier(EncoderBody):
             ValueError: another dtype, or the weights cannot be packed: another device, adapters, weights that are
                 computed (parametrizations, pruning), another backend; weights that are not finite in int8.
         """
-        if self.training:
-            raise RuntimeError("prepare_inference is for inference: call eval() first")
-        check_dtype(dtype)
+        check_asked(self, dtype)
         prepare(layers_of(self.model), dtype)
         return self
 

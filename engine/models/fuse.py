@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from penstock.engine.models.architectures import layers_of, pools_mean
 from penstock.engine.models.bridge import attend, first_tokens
-from penstock.engine.models.packed_steps import check_unprepared, steps_of
+from penstock.engine.models.packed_steps import check_unprepared, forget, steps_of
 from penstock.engine.models.steps import Steps
 from penstock.engine.models.stock import (
     ACTIVATION,
@@ -73,7 +73,7 @@ def unfuse(model: PreTrainedModel) -> None:
     for module in model.modules():
         if is_fused(module):
             del vars(module)["forward"]
-            vars(module).pop("prepared", None)
+            forget([module])
 
 
 def is_fused(module: nn.Module) -> bool:

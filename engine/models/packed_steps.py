@@ -1,11 +1,12 @@
 """The steps of a fused encoder on weights that stay packed between calls: `EncoderClassifier.prepare_inference`."""
 
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from penstock.engine.models.steps import Steps, biases_of, is_gelu
+from penstock.engine.models.steps import Steps, biases_of
 from penstock.engine.models.stock import is_lora
 from penstock.kernels import compiled, dispatch, packing
 from penstock.kernels.autocast import autocast_dtype
@@ -30,28 +31,16 @@ class PackedSteps(Steps):
     def bytes(self) -> int:
         return sum(packed.bytes for packed in self._packed.values())
 
-    def activated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
-        if is_gelu(activation):
-            packed, x = self._of(x, [dense.weight], biases_of(dense))
-            return packed.gelu(x)
-        return super().activated(x, dense, activation)
+    def _gelu(self, x: Tensor, dense: nn.Linear) -> Tensor:
+        packed, x = self._of(x, [dense.weight], biases_of(dense))
+        return packed.gelu(x)
 
-    def gated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
-        if is_gelu(activation):
-            packed, x = self._of(x, [dense.weight], biases_of(dense))
-            return packed.geglu(x)
-        return super().gated(x, dense, activation)
+    def _geglu(self, x: Tensor, dense: nn.Linear) -> Tensor:
+        packed, x = self._of(x, [dense.weight], biases_of(dense))
+        return packed.geglu(x)
 
     def add(
-        self,
-        x: Tensor,
-        dense: nn.Linear,
-        residual: Tensor,
-        norm: nn.LayerNorm,
-        dropout: float,
-        bounds: dict[str, Any],
-        *,
-        prenorm: bool = False,
+        self, x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, /, *_: Any, prenorm: bool = False
     ) -> Any:
         packed, x = self._of(x, [dense.weight], biases_of(dense))
         return packed.norm(x, residual, norm.weight, norm.bias, eps=norm.eps, prenorm=prenorm)
@@ -84,13 +73,13 @@ def prepare(layers: nn.ModuleList, dtype: torch.dtype | None) -> None:
         if reason := _why_not(layer):
             raise ValueError(f"prepare_inference packs no weights here: {reason}")
         dense = [module for module in layer.modules() if isinstance(module, nn.Linear)]
-        if dtype == torch.int8 and not all(bool(module.weight.isfinite().all()) for module in dense):
-            raise ValueError("int8 takes finite weights, and one holds NaN or infinity")
+        if dtype == torch.int8:
+            packing.check_finite(module.weight for module in dense)
     for layer in layers:
         vars(layer)["prepared"] = PackedSteps(dtype)
 
 
-def forget(layers: nn.ModuleList) -> None:
+def forget(layers: Iterable[nn.Module]) -> None:
     """Undoes `prepare`."""
     for layer in layers:
         vars(layer).pop("prepared", None)
@@ -114,7 +103,7 @@ def steps_of(layer: nn.Module, hidden_states: Tensor) -> Steps:
     if reason is None:
         return steps
     if steps.dtype is not None:
-        _refuse(steps.dtype, reason)
+        packing.refuse("encoder", steps.dtype, reason)
     return _PLAIN
 
 
@@ -122,14 +111,8 @@ def check_unprepared(layer: nn.Module) -> None:
     """Raises RuntimeError: the layer, which is not fused now, is prepared to answer in a dtype."""
     steps = prepared(layer)
     if steps is not None and steps.dtype is not None:
-        _refuse(steps.dtype, "something else than transformers made stands in a layer: a hook, an adapter, a class")
-
-
-def _refuse(dtype: torch.dtype, reason: str) -> NoReturn:
-    raise RuntimeError(
-        f"this encoder is prepared to answer in {packing.name(dtype)}, which this call cannot: {reason} (train() "
-        "undoes prepare_inference)"
-    )
+        reason = "something else than transformers made stands in a layer: a hook, an adapter, a class"
+        packing.refuse("encoder", steps.dtype, reason)
 
 
 def _why_not_now(layer: nn.Module, hidden_states: Tensor) -> str | None:

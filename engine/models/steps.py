@@ -37,16 +37,20 @@ class Steps:
         return linear(x, weights, biases)
 
     def activated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
-        if is_gelu(activation):
-            return bias_gelu(*_product_and_bias(x, dense))
-        return activation(self.product(x, dense))
+        return self._gelu(x, dense) if _is_gelu(activation) else activation(self.product(x, dense))
 
     def gated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
         """activation(gate) * value, of the halves (gate, value) of a row of the product."""
-        if is_gelu(activation):
-            return geglu(*_product_and_bias(x, dense))
+        if _is_gelu(activation):
+            return self._geglu(x, dense)
         gate, value = self.product(x, dense).chunk(2, -1)
         return activation(gate) * value
+
+    def _gelu(self, x: Tensor, dense: nn.Linear) -> Tensor:
+        return bias_gelu(*_product_and_bias(x, dense))
+
+    def _geglu(self, x: Tensor, dense: nn.Linear) -> Tensor:
+        return geglu(*_product_and_bias(x, dense))
 
     def add(
         self,
@@ -56,6 +60,7 @@ class Steps:
         norm: nn.LayerNorm,
         dropout: float,
         bounds: dict[str, Any],
+        /,
         *,
         prenorm: bool = False,
     ) -> Any:
@@ -80,7 +85,7 @@ def biases_of(*parts: nn.Linear) -> list[Tensor]:
     return [part.bias for part in parts if part.bias is not None]
 
 
-def is_gelu(activation: nn.Module) -> bool:
+def _is_gelu(activation: nn.Module) -> bool:
     return type(activation) is GELUActivation and activation.act is F.gelu
 
 

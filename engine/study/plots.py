@@ -56,16 +56,12 @@ def draw_accuracy(findings: Findings, narrow: bool) -> bytes:
     figure, axes = _begin(narrow)
     values: list[float] = []
     ends: list[float] = []
-    levels: list[Level] = []
     for family in table.families:
         points = table.points(family)
-        if not points:
+        if not points or not learns(family):
             continue
         colour, marker = _style(family, table)
         known = [point.accuracy for point in points if point.accuracy is not None]
-        if not learns(family):
-            levels.append(Level(title_of(family), 100 * known[-1].mean, colour, ":", 1.6))
-            continue
         shift = _shift(family, table)
         for point in points:
             runs = 100 * np.array(list(point.accuracies.values()))
@@ -77,6 +73,7 @@ def draw_accuracy(findings: Findings, narrow: bool) -> bytes:
         if isinstance(curve, Curve):
             grid = np.geomspace(points[0].size, points[-1].size, 100)
             axes.plot(grid * shift, 100 * (1 - curve.fit.error(grid)), color=colour, linewidth=1.6)
+    levels = _levels(table)
     for place, each in enumerate(findings.externals):  # no training size belongs to them
         levels.append(Level(each.name, 100 * each.accuracy.mean, "#3c4750", (0, (4, 2 + 2 * place)), 1.2))
     accuracy_axis(axes, values, ends, levels)
@@ -196,6 +193,16 @@ class Level:
     width: float
 
 
+def _levels(table: Table) -> list[Level]:
+    """The families that learn nothing from more examples, at the largest size."""
+    known = [(family, table.points(family)) for family in table.families if not learns(family)]
+    return [
+        Level(title_of(family), 100 * points[-1].accuracy.mean, _style(family, table)[0], ":", 1.6)
+        for family, points in known
+        if points and points[-1].accuracy is not None
+    ]
+
+
 def accuracy_axis(axes: Any, values: Sequence[float], ends: Sequence[float], levels: Sequence[Level]) -> None:
     """Levels that would squeeze the values together are only named, with their accuracy."""
     values = values or [level.accuracy for level in levels]
@@ -235,19 +242,13 @@ def _against_cost(
                 _count(sizes[place]), (x[place], y[place]), xytext=(6, -11), textcoords="offset points",
                 fontsize=8, color=colour,
             )  # fmt: skip
-    levels = []
-    for family in table.families:
-        points = table.points(family)
-        if not learns(family) and points and points[-1].accuracy is not None:
-            level = 100 * points[-1].accuracy.mean
-            levels.append(Level(title_of(family), level, _style(family, table)[0], ":", 1.6))
     axes.set_xscale("log")
     costs = [x for x, _ in everything]
     axes.set_xlim(min(costs) / 1.6, max(costs) * 2.2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label.replace("; ", ";\n") if narrow else label)
-    accuracy_axis(axes, [y for _, y in everything], [], levels)
+    accuracy_axis(axes, [y for _, y in everything], [], _levels(table))
     return _finish(figure, axes, narrow)
 
 

@@ -12,7 +12,7 @@ from penstock.kernels.lstm import export
 from penstock.kernels.lstm.functional import lstm
 from penstock.kernels.lstm.packed import PackedLayers, Prepared
 from penstock.kernels.lstm.protocol import LayerWeights
-from penstock.kernels.packing import check_dtype
+from penstock.kernels.packing import check_asked
 from penstock.kernels.ragged import Ragged
 
 _WEIGHT_STREAM = 3 << 16
@@ -122,9 +122,7 @@ class LSTM(nn.RNNBase):
                 projection, zoneout, weights that are computed (parametrizations, pruning), another backend; weights
                 that are not finite in int8.
         """
-        if self.training:
-            raise RuntimeError("prepare_inference is for inference: call eval() first")
-        check_dtype(dtype)
+        check_asked(self, dtype)
         self.prepared = Prepared(self, dtype)
         return self
 

@@ -82,10 +82,7 @@ class Prepared:
         if reason:
             if self.dtype is None:
                 return None
-            raise RuntimeError(
-                f"this LSTM is prepared to answer in {packing.name(self.dtype)}, which this call cannot: {reason} "
-                "(train() undoes prepare_inference)"
-            )
+            packing.refuse("LSTM", self.dtype, reason)
         if self.packed.made_from != _state(weights, call_dtype):
             self.packed = _pack(weights, call_dtype, self.dtype)
         return self.packed

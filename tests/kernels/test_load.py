@@ -39,10 +39,10 @@ NOTEBOOK = "torch.ones(512, 512) @ torch.ones(512, 512)  # starts OpenMP's threa
 
 
 @pytest.fixture
-def busy_cores() -> Iterator[None]:
-    """One process a core beside the test's, at equal priority."""
+def busy_cores() -> Iterator[list[subprocess.Popen]]:
+    """One process a core beside the test's, at equal priority; all that are in the list at the end are ended."""
     begun = [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
-    yield
+    yield begun
     for process in begun:
         process.kill()
         process.wait()
@@ -63,28 +63,22 @@ def found(first: str, seconds: float, threads: int = 2, **environment: str) -> s
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("busy_cores")
-@pytest.mark.parametrize("first", [pytest.param("", marks=pytest.mark.slow), NOTEBOOK], ids=["fresh", "notebook"])
+@pytest.mark.parametrize("first", ["", NOTEBOOK], ids=["fresh", "notebook"])
 def test_threads_sleep_at_once_beside_busy_processes(first: str) -> None:
     assert found(first, 60) == "True"
 
 
 @pytest.mark.slow
-def test_threads_try_to_spin_again_beside_one_process_of_a_low_priority() -> None:
+def test_threads_try_to_spin_again_beside_one_process_of_a_low_priority(busy_cores: list[subprocess.Popen]) -> None:
     """That they go on spinning cannot be told where other tests run beside this one."""
-    others = [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
     command = [sys.executable, "-c", program("", 2, then="work_until(False)"), "120"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ours:
         assert ours.stdout is not None
-        try:
-            assert ours.stdout.readline() == "True\n"
-            others.append(subprocess.Popen(["nice", "-n", "19", sys.executable, "-S", "-c", BUSY]))
-            for other in others[:-1]:
-                other.kill()
-            assert ours.stdout.readline() == "False\n"
-        finally:
-            for other in others:
-                other.kill()
-                other.wait()
+        assert ours.stdout.readline() == "True\n"
+        busy_cores.append(subprocess.Popen(["nice", "-n", "19", sys.executable, "-S", "-c", BUSY]))
+        for other in busy_cores[:-1]:
+            other.kill()
+        assert ours.stdout.readline() == "False\n"
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def batches() -> list[Ragged]:
     "options",
     [
         {"dropout": 0.3},
-        pytest.param({"zoneout": 0.2, "weight_dropout": 0.1, "variational": True}, marks=pytest.mark.slow),
+        {"zoneout": 0.2, "weight_dropout": 0.1, "variational": True},
     ],
 )
 def test_compiles_once_for_all_batches(options: dict) -> None:

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", ["not slow", "slow"])
 def test_in_the_interpreter(cases: str) -> None:
     pytest.importorskip("triton")
     files = sorted(map(str, HERE.glob("interpreted_*.py")))

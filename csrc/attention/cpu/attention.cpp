@@ -16,11 +16,7 @@ namespace attention {
 namespace {
 
 const Kernels& kernels_for(Isa isa) {
-#ifdef __x86_64__
-  return table_for(isa, portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels, amx_bf16_kernels);
-#else
-  return table_for(isa, portable_kernels);
-#endif
+  return PENSTOCK_TABLE_FOR(isa, portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels, amx_bf16_kernels);
 }
 
 template <Name name>
@@ -31,7 +27,7 @@ Tensor tensor(Arguments& a) {
 
 Problem problem(Arguments& a) {
   Problem p{};
-  p.dtype = a.get<"bfloat16", bool>() ? DType::bfloat16 : DType::float32;
+  p.dtype = dtype(a);
   a.get<"batch">(p.batch), a.get<"heads">(p.heads), a.get<"kv_heads">(p.kv_heads), a.get<"head_dim">(p.head_dim);
   a.get<"total_q">(p.total_q), a.get<"total_k">(p.total_k);
   a.get<"cu_seqlens_q">(p.cu_seqlens_q), a.get<"cu_seqlens_k">(p.cu_seqlens_k);

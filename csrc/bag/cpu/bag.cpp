@@ -24,13 +24,7 @@ namespace {
 constexpr int64_t kRowsAtOnce = 1024, kTokensAtOnce = 2048;
 constexpr int kDigit = 11;  // bits that one pass sorts by
 
-const Kernels& kernels_for(Isa isa) {
-#ifdef __x86_64__
-  return table_for(isa, portable_kernels, avx2_kernels, avx512_kernels);
-#else
-  return table_for(isa, portable_kernels);
-#endif
-}
+const Kernels& kernels_for(Isa isa) { return PENSTOCK_TABLE_FOR(isa, portable_kernels, avx2_kernels, avx512_kernels); }
 
 Texts read_texts(Arguments& a) {
   Texts t{};

@@ -21,11 +21,7 @@ namespace linear {
 namespace {
 
 const PackedKernels& packed_kernels_for(Isa isa) {
-#ifdef __x86_64__
-  return table_for(isa, portable_packed, avx2_packed, avx512_packed, avx512_bf16_packed, amx_bf16_packed);
-#else
-  return table_for(isa, portable_packed);
-#endif
+  return PENSTOCK_TABLE_FOR(isa, portable_packed, avx2_packed, avx512_packed, avx512_bf16_packed, amx_bf16_packed);
 }
 
 // Weights that `pack` made.
@@ -50,11 +46,6 @@ Then then_named(const std::string& name) {
   if (name == "geglu") return Then::geglu;
   if (name == "norm") return Then::norm;
   throw std::invalid_argument("then must be empty, gelu, geglu or norm, got " + name);
-}
-
-template <Name name = "bfloat16">
-DType dtype(Arguments& a) {
-  return a.get<name, bool>() ? DType::bfloat16 : DType::float32;
 }
 
 bool fits(Kind kind, DType dtype) {

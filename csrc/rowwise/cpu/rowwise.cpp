@@ -16,16 +16,7 @@ namespace rowwise {
 namespace {
 
 const Kernels& kernels_for(Isa isa) {
-#ifdef __x86_64__
-  return table_for(isa, portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels);
-#else
-  return table_for(isa, portable_kernels);
-#endif
-}
-
-template <Name name = "bfloat16">
-DType dtype(Arguments& a) {
-  return a.get<name, bool>() ? DType::bfloat16 : DType::float32;
+  return PENSTOCK_TABLE_FOR(isa, portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels);
 }
 
 Dropout dropout_rule(Arguments& a) {

@@ -215,9 +215,7 @@ def make_run(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "encoder lists" else ()) for name in RUNS]
-)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_printed_lines_give_the_runs_own_labels(name, tmp_path, monkeypatch):
     if "encoder" in name:
         pytest.importorskip("onnxscript", reason="onnxscript is not installed")

@@ -317,7 +317,7 @@ def test_exit_codes_are_no_errors():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", [100, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pairs", [100, 400])
 def test_equal_classifiers_are_rarely_told_apart(pairs):
     """Pairs of equal accuracy on 300 rows: an alarm in about one of twenty."""
     alarms = 0

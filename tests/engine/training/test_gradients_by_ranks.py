@@ -14,7 +14,7 @@ from sampling import WHOLE
 
 BOUND = 1e-6  # relative, float32
 RANKS = [
-    pytest.param(size, each, shard, number, marks=[pytest.mark.slow] if size == 4 else [])
+    (size, each, shard, number)
     for number, (size, each, shard) in enumerate(
         (size, each, shard) for size in (1, 2, 4) for each in (1, 8) for shard in (False, True) if size > 1 or not shard
     )
@@ -44,7 +44,7 @@ def test_gradients_are_those_of_one_batch(size, each, shard, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, 4])
 def test_what_is_dropped_does_not_depend_on_the_ranks(size, shard):
     for case, *found in zip(DROPPING, *run_ranks(size, gradients, DROPPING, 8, shard), strict=True):
         for gradient, figures in found:

@@ -117,7 +117,7 @@ TO_OTHERS = [(2, True, 1, False), (1, False, 2, True), (4, True, 2, True), (2, T
 @pytest.mark.parametrize("name", ["lstm", "encoder, adapters"])
 @pytest.mark.parametrize(
     ("size", "shard", "size_then", "shard_then"),
-    [TO_OTHERS[0], *(pytest.param(*others, marks=pytest.mark.slow) for others in TO_OTHERS[1:])],
+    TO_OTHERS,
 )
 def test_a_checkpoint_is_gone_on_from_by_others(start, tmp_path, name, size, shard, size_then, shard_then):
     start(name, 1, "whole", shard=False)
