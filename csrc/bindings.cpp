@@ -16,5 +16,6 @@ PYBIND11_MODULE(_native, module) {
   penstock::bind_packed_linear(module);
   penstock::bind_philox(module);
   penstock::bind_rowwise(module);
+  penstock::bind_sampled(module);
   module.attr("without_cuda") = kWithoutCuda;
 }

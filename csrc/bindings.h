@@ -15,5 +15,6 @@ void bind_lstm_cuda(pybind11::module_& module);  // where it is built: cmake/cud
 void bind_packed_linear(pybind11::module_& module);
 void bind_philox(pybind11::module_& module);
 void bind_rowwise(pybind11::module_& module);
+void bind_sampled(pybind11::module_& module);
 
 }  // namespace penstock

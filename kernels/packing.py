@@ -68,7 +68,7 @@ def state_of(weights: Sequence[Tensor]) -> tuple[Any, ...]:
     """
     pieces = [(weight.data_ptr(), weight.numel() * weight.itemsize) for weight in weights]
     versions = [weight._version for weight in weights]
-    return compiled.isa(), pieces, versions, compiled.native.lstm_cpu.sampled(pieces)
+    return compiled.isa(), pieces, versions, compiled.native.sampled(pieces)
 
 
 def name(dtype: torch.dtype) -> str:

@@ -6,13 +6,13 @@
 #pragma once
 
 #include "linear/cpu/packed_problem.h"
-#include "lstm/cpu/row_product.h"
+#include "row_product.h"
 #include "rowwise/cpu/gelu.h"
 #include "rowwise/cpu/norm.h"
 
 namespace penstock::linear::PENSTOCK_ISA {
 
-using namespace lstm::PENSTOCK_ISA;
+using namespace penstock::PENSTOCK_ISA;
 
 // R is float, bf16 or, quantised, int8_t.
 template <class R>
@@ -74,8 +74,8 @@ void multiply_panels(Rows<typename Operand<R>::Lane> a, int64_t rows, const Pack
                      int64_t columns, float* sums, int64_t row) {
   [[maybe_unused]] const typename Operand<R>::Unit unit{};
   const Tiling<R> tiles(rows);
-  for (int64_t k = 0; k < lanes; k += kDepth) {
-    const int64_t depth = lanes - k < kDepth ? lanes - k : kDepth, panels = panels_of(columns);
+  for (int64_t k = 0; k < lanes; k += kPanelDepth) {
+    const int64_t depth = lanes - k < kPanelDepth ? lanes - k : kPanelDepth, panels = panels_of(columns);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t vecs = vecs_of_panel(columns, panel), width = vecs * kLanes;
       const auto* part = b.w + panel * kPanel * lanes + k * width;

@@ -184,20 +184,6 @@ std::shared_ptr<Packed> pack(const py::kwargs& given) {
   return packed;
 }
 
-// FNV-1a of words of each piece of memory, given by address and bytes, at equal distances from its first to its last.
-uint64_t sampled(const std::vector<std::array<uint64_t, 2>>& pieces) {
-  constexpr int64_t kWords = 64;
-  uint64_t hash = 0xCBF29CE484222325;
-  for (const auto& [address, bytes] : pieces) {
-    const int64_t words = int64_t(bytes / sizeof(uint32_t)), n = std::min(words, kWords);
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t word = n > 1 ? i * (words - 1) / (n - 1) : 0;
-      hash = (hash ^ pointer<const uint32_t>(address)[word]) * 0x100000001B3;
-    }
-  }
-  return hash;
-}
-
 }  // namespace
 
 void bind_lstm_cpu(py::module_& parent) {
@@ -214,8 +200,6 @@ void bind_lstm_cpu(py::module_& parent) {
       .def_readonly("bytes", &Packed::bytes);
 
   module.def("pack", &pack, "One layer's weights packed for `forward`; they may change afterwards.");
-  module.def("sampled", &sampled, py::arg("pieces"),
-             "A hash of 64 words of each piece of memory, given as (address, bytes).");
   module.def("forward", &run_forward, "One layer; kernels/lstm/cpu.py makes the arguments.");
   module.def("backward", &run_backward, "Its gradients, from what forward saved.");
   module.def(

@@ -10,6 +10,8 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
+using namespace penstock::PENSTOCK_ISA;
+
 // A NaN in `value` stays.
 PENSTOCK_INLINE Floats clamp(Floats value, float bound) {
 #if defined(__AVX512F__)

@@ -7,6 +7,8 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
+using namespace penstock::PENSTOCK_ISA;
+
 template <class From, class To>
 PENSTOCK_INLINE void convert_row(const From* from, int64_t n, To* to) {
   if constexpr (std::is_same_v<From, To>) {

@@ -8,6 +8,8 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
+using namespace penstock::PENSTOCK_ISA;
+
 // W_hh for the forward product: a panel holds kLanes units with their four gates side by side.
 struct RecurrentPanels {
   static constexpr int64_t kColumns = 4 * kLanes;  // of a panel

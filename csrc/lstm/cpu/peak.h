@@ -5,6 +5,8 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
+using namespace penstock::PENSTOCK_ISA;
+
 // Multiplies a full tile in registers `rounds` times; returns the number of floating-point operations.
 template <class T>
 double multiply_in_registers(int64_t rounds, float* sink) {

@@ -7,6 +7,8 @@
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
+using namespace penstock::PENSTOCK_ISA;
+
 PENSTOCK_INLINE Ints load_ints(const int32_t* from, int64_t n) {
   Floats bits;
   if (__builtin_expect(n == kLanes, 1)) {

@@ -3,11 +3,11 @@
 
 #include "packed_columns.h"
 
-namespace penstock::lstm::PENSTOCK_ISA {
+namespace penstock::PENSTOCK_ISA {
 
-constexpr int64_t kDepth = 512;    // lanes of k at a time: a panel of B stays in the second-level cache
-constexpr int64_t kRowBlock = 96;  // rows of A that share a pass over B; their part of k stays in that cache too
-constexpr int64_t kLinePad = 16;   // lanes added to strides: rows a power of two apart would evict each other
+constexpr int64_t kPanelDepth = 512;  // lanes of k at a time: a panel of B stays in the second-level cache
+constexpr int64_t kRowBlock = 96;     // rows of A that share a pass over B; their part of k stays in that cache too
+constexpr int64_t kLinePad = 16;      // lanes added to strides: rows a power of two apart would evict each other
 
 // C (rows, columns) = A (rows, k) B (k, columns) + bias, for the rows of one thread. R is T or, quantised, int8_t.
 template <class T, class R>
@@ -24,7 +24,7 @@ struct RowProduct {
 
   // Floats that `run` needs between the parts of k, if there are several.
   static int64_t partial_floats(int64_t lanes, int64_t columns) {
-    return lanes > kDepth ? kRowBlock * panels_of(columns) * kPanel : 0;
+    return lanes > kPanelDepth ? kRowBlock * panels_of(columns) * kPanel : 0;
   }
 
   void run(Range rows, float* partial) const {
@@ -40,8 +40,8 @@ struct RowProduct {
   void run_block(int64_t first, int64_t rows, float* partial) const {
     const Tiling<R> tiles(rows);
     const int64_t panels = panels_of(columns);
-    for (int64_t k = 0; k < lanes; k += kDepth) {
-      const int64_t depth = lanes - k < kDepth ? lanes - k : kDepth;
+    for (int64_t k = 0; k < lanes; k += kPanelDepth) {
+      const int64_t depth = lanes - k < kPanelDepth ? lanes - k : kPanelDepth;
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t vecs = vecs_of_panel(columns, panel);
         const Lane* b_part = b.w + panel * kPanel * lanes + k * vecs * kLanes;
@@ -50,7 +50,7 @@ struct RowProduct {
           const bool last = k + depth == lanes;
           const Rows<Lane> a_rows{a + (first + tile.begin) * a_stride + k, a_stride};
           alignas(64) float result[Operand<R>::kTileRows * kPanel];
-          const bool in_parts = lanes > kDepth;
+          const bool in_parts = lanes > kPanelDepth;
           float* sums = in_parts ? partial + tile.begin * panels * kPanel + panel * kPanel : result;
           const int64_t stride = in_parts ? panels * kPanel : kPanel;
           Prefetches prefetches;
@@ -78,4 +78,4 @@ struct RowProduct {
   }
 };
 
-}  // namespace penstock::lstm::PENSTOCK_ISA
+}  // namespace penstock::PENSTOCK_ISA

@@ -7,7 +7,7 @@
 
 #include "tile.h"
 
-namespace penstock::lstm::PENSTOCK_ISA {
+namespace penstock::PENSTOCK_ISA {
 
 constexpr float kLargest = 127.0f;
 
@@ -72,4 +72,4 @@ QuantisedRow quantise(const T* row, int64_t size, QuantisedWeight* out) {
   return {step, -kZero * sum};
 }
 
-}  // namespace penstock::lstm::PENSTOCK_ISA
+}  // namespace penstock::PENSTOCK_ISA

@@ -5,7 +5,7 @@
 #include "tile.h"
 #include "transpose.h"
 
-namespace penstock::lstm::PENSTOCK_ISA {
+namespace penstock::PENSTOCK_ISA {
 
 constexpr int64_t kPanel = kTileVecs * kLanes;  // columns of B side by side
 
@@ -106,4 +106,4 @@ void pack_rows(int64_t size, int64_t columns, int64_t width, const Row& row, typ
   }
 }
 
-}  // namespace penstock::lstm::PENSTOCK_ISA
+}  // namespace penstock::PENSTOCK_ISA

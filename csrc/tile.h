@@ -15,9 +15,7 @@
 #include "amx.h"
 #include "matmul.h"
 
-namespace penstock::lstm::PENSTOCK_ISA {
-
-using namespace penstock::PENSTOCK_ISA;
+namespace penstock::PENSTOCK_ISA {
 
 // With 32 registers 24 accumulators, 4 vectors of B and a broadcast; with 16, 12 accumulators and a broadcast, B from
 // memory.
@@ -257,4 +255,4 @@ struct Tiling {
   }
 };
 
-}  // namespace penstock::lstm::PENSTOCK_ISA
+}  // namespace penstock::PENSTOCK_ISA

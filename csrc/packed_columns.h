@@ -6,7 +6,7 @@
 #include "quantised.h"
 #include "workspace.h"
 
-namespace penstock::lstm::PENSTOCK_ISA {
+namespace penstock::PENSTOCK_ISA {
 
 // Columns of panels, R being T or, quantised, int8_t.
 template <class R>
@@ -57,4 +57,4 @@ struct PackedColumns {
   }
 };
 
-}  // namespace penstock::lstm::PENSTOCK_ISA
+}  // namespace penstock::PENSTOCK_ISA
