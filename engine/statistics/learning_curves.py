@@ -82,7 +82,7 @@ def choose(sizes: np.ndarray, errors: np.ndarray, variances: np.ndarray) -> tupl
         if len(sizes) < form.parameters + 2:
             continue
         found = []
-        for known in range(max(first, form.parameters), len(sizes)):
+        for known in range(max(first, form.parameters + 1), len(sizes)):
             fitted = fit(form, sizes[:known], errors[:known], variances[:known])
             away = (fitted.error(sizes[known:]) - errors[known:]) ** 2 / variances[known:]
             found.append(float(away.mean()))

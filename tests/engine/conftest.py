@@ -40,11 +40,11 @@ def disk(tmp_path):
     def sized(size: int, grow: bool = False) -> Path:
         how = "remount," if grow else ""
         if not grow:
-            subprocess.run(["umount", folder], capture_output=True, check=False)
+            subprocess.run(["umount", "--lazy", folder], capture_output=True, check=False)
         made = ["mount", "-t", "tmpfs", "-o", f"{how}size={max(size, 4096)}", "tmpfs", folder]
         if subprocess.run(made, capture_output=True, check=False).returncode:
             pytest.skip("only who may mount file systems can make a small one")
         return folder
 
     yield sized
-    subprocess.run(["umount", folder], capture_output=True, check=False)
+    subprocess.run(["umount", "--lazy", folder], capture_output=True, check=False)

@@ -86,12 +86,15 @@ def test_each_form_is_recovered_and_chosen_where_it_is_the_truth(form):
     assert found.error(51_200) == pytest.approx(form.error(MADE[form.name], np.array(512.0)), abs=0.01)
     again = fit(form, sizes, truth + 1e-4, variances, start=found)
     assert again.error(sizes) == pytest.approx(truth, abs=3e-3)
-    chosen, losses = choose(sizes, truth, variances)
-    assert losses.keys() == {form.name for form in FORMS}
-    assert losses[chosen.name] <= losses[form.name]
-    assert chosen.error(fit(chosen, sizes, truth, variances).theta, np.array(512.0)) == pytest.approx(
-        form.error(MADE[form.name], np.array(512.0)), abs=0.02
-    )
+    random = np.random.default_rng(0)
+    for _ in range(4):  # to the last digits, as another processor computes
+        nearly = truth * (1 + 1e-14 * random.standard_normal(len(truth)))
+        chosen, losses = choose(sizes, nearly, variances)
+        assert losses.keys() == {form.name for form in FORMS}
+        assert losses[chosen.name] <= losses[form.name]
+        assert chosen.error(fit(chosen, sizes, nearly, variances).theta, np.array(512.0)) == pytest.approx(
+            form.error(MADE[form.name], np.array(512.0)), abs=0.02
+        )
 
 
 def test_a_form_with_more_parameters_than_the_sizes_can_judge_is_not_tried():

@@ -21,6 +21,7 @@ QUICK = [
     "training.tensorboard=false",
     "training.precision=fp32",
 ]
+VALIDATION_TEXTS = 48  # a fifth of 240
 LSTM = ["model.kind=lstm", "model.hidden_size=8", "model.embedding_size=6", "training.learning_rate=1e-2"]
 MODELS = {
     "lstm": LSTM,
@@ -74,12 +75,15 @@ def distance(one, other):
     return float((apart / sum(tensor.double().square().sum() for tensor in there.values())).sqrt())
 
 
-def same(one, other, *splits, rel=1e-3):
-    """The bound of tests/engine/training/test_processes.py."""
+def same(one, other, *splits, rel=1e-3, texts=0):
+    """The bound of tests/engine/training/test_processes.py, and how many `texts` an evaluation may tell otherwise."""
     (splits, figures), (their_splits, theirs) = lines(one, *splits), lines(other, *splits)
     assert splits == their_splits
     assert splits.count("train") == 6
     for here, there in zip(figures, theirs, strict=True):
+        # One text of some dozens that lies between two classes moves the accuracy by more than any relative bound.
+        right = [line.pop("accuracy", 0.0) * VALIDATION_TEXTS for line in (here, there)]
+        assert right[0] == pytest.approx(right[1], abs=texts + 1e-6)
         assert here == pytest.approx(there, rel=rel, abs=1e-6)
     assert distance(one, other) < rel
 
@@ -94,7 +98,7 @@ def test_shares_train_as_one_process(start, tmp_path, name):
     for size in (2, 4) if name == "lstm" else (2,):
         run = tmp_path / f"by-{size}"
         shares = start(name, size, run.name)
-        same(tmp_path / "alone", run, rel=2e-2 if "bf16" in name else 1e-3)
+        same(tmp_path / "alone", run, **({"rel": 2e-2, "texts": 2} if "bf16" in name else {}))
         for share in shares:
             assert "error" not in share
             assert share["parameters"] == alone["parameters"]
