@@ -125,6 +125,8 @@ def in_a_copy(work: Callable[[], Any], errors: Path, environment: dict[str, str]
     """The process id of a copy of this process, with a process group of its own, which does the work and ends."""
     child = os.fork()
     if child:
+        with contextlib.suppress(OSError):  # as below: whoever kills the group may come first
+            os.setpgid(child, child)
         return child
     code = 70
     try:

@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,13 @@ class Times:
         self.written: list[float] = []
 
     def watch(self) -> None:
-        hand_over, start = loop.Loop._hand_over, Writer.start
+        checkpoint, start = loop.Loop._checkpoint, Writer.start
         times = self
 
-        def timed_hand_over(loop: Any, **links: bool) -> None:
-            loop._writer.wait()  # at one a minute the one before is long over
+        def timed_checkpoint(loop: Any, **links: bool) -> None:
+            loop.saver.wait()  # at one a minute the one before is long over
             clock, own = time.perf_counter(), time.thread_time()
-            hand_over(loop, **links)
+            checkpoint(loop, **links)
             times.waited.append(time.perf_counter() - clock)
             times.copying.append(time.thread_time() - own)
 
@@ -59,11 +59,11 @@ class Times:
 
             start(writer, timed)
 
-        loop.Loop._hand_over = timed_hand_over  # type: ignore[method-assign]
+        loop.Loop._checkpoint = timed_checkpoint  # type: ignore[method-assign]
         Writer.start = timed_start  # type: ignore[method-assign]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--every", type=int, default=2, help="steps from one checkpoint to the next")
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--cores", type=int, default=2, help="of the machine that it is for")
     parser.add_argument("--folder", type=Path, help="on the disk to write to")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     times = Times()
     times.watch()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
@@ -85,7 +85,7 @@ def main() -> None:
             [
                 *("model.kind=encoder", f"model.encoder={folder / 'encoder'}", f"training.max_steps={options.steps}"),
                 *(f"data.tokens_per_batch={options.tokens}", f"training.checkpoint_every_steps={options.every}"),
-                *("data.validation_fraction=0", "training.tensorboard=false", "training.precision=bf16"),
+                *("data.validation_fraction=0", "training.tensorboard=false"),
             ],
         )
         began = time.process_time()

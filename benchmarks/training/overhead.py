@@ -55,7 +55,7 @@ class _Done(Exception):
 
 def cases(options: Options) -> Iterator[Case]:
     for model in MODELS:
-        for shape in shapes_of("TOKENS", [(4096,)], [(4096,)], options):
+        for shape in shapes_of("TOKENS", [(4096,)], [(1024,)], options):
             for dtype in options.dtypes or ("bfloat16",):
                 measured = partial(_measure, model, shape["TOKENS"], dtype, options)
                 yield Case(model, shape, dtype, measured=measured)

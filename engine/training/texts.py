@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -57,14 +58,19 @@ class Window:
 
 def windows(sources: Iterable[Source], tokenizer: TextTokenizer) -> Iterator[Window]:
     """The sources' rows in their order, in bounded memory, tokenized ahead of the model."""
+    found = ((source, rows) for source in sources for rows in source.rows())
+    first = list(islice(found, 2))
+    if len(first) == 1:  # nobody would wait for less: a thread takes a millisecond, a short text a tenth of that
+        ((source, rows),) = first
+        yield Window(source, rows, tokenizer.encode(rows.texts))
+        return
     ahead: deque[tuple[Source, Rows, Future[Encoded]]] = deque()
     workers = ThreadPoolExecutor(1, "tokenize")
     try:
-        for source in sources:
-            for rows in source.rows():
-                ahead.append((source, rows, workers.submit(tokenizer.encode, rows.texts)))
-                if len(ahead) > WINDOWS_AHEAD:
-                    yield _finished(*ahead.popleft())
+        for source, rows in chain(first, found):
+            ahead.append((source, rows, workers.submit(tokenizer.encode, rows.texts)))
+            if len(ahead) > WINDOWS_AHEAD:
+                yield _finished(*ahead.popleft())
         while ahead:
             yield _finished(*ahead.popleft())
     finally:
