@@ -1,5 +1,6 @@
 """Several ranks of a run, each a process of its own, forked from one that has imported everything already."""
 
+import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -43,7 +44,8 @@ def run_ranks(size: int, action: Callable[..., Any], *arguments: Any, timeout: f
                         error, results[rank] = pipe.recv()
                     except EOFError:
                         processes[rank].join()
-                        raise AssertionError(f"rank {rank} ended with {processes[rank].exitcode}") from None
+                        where = (Path(folder) / f"crash-{rank}").read_text()
+                        raise AssertionError(f"rank {rank} ended with {processes[rank].exitcode}: {where}") from None
                     assert error is None, f"rank {rank}: {error}"
         finally:
             for process in processes:
@@ -57,6 +59,8 @@ def _serve(place: tuple[int, int, str], pipe: Any, action: Callable[..., Any], a
     import torch.distributed as dist
 
     rank, size, file = place
+    crash = Path(file).with_name(f"crash-{rank}").open("w")
+    faulthandler.enable(crash)  # a segmentation fault tells where it was
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     try:
