@@ -150,7 +150,8 @@ def run_forward(
                 output = forward(model, batch)
             yield batch, output
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 def prepare(model: nn.Module, precision: str) -> None:
