@@ -229,15 +229,15 @@ FAULTS = [
     Fault(
         "packed weights outlive a change past torch's count",
         "kernels",
-        "return compiled.isa(), pieces, versions, compiled.native.lstm_cpu.sampled(pieces)",
+        "return compiled.isa(), pieces, versions, compiled.native.sampled(pieces)",
         "return compiled.isa(), pieces, versions",
         "test_lstm_packed.py",
     ),
     Fault(
         "packed weights serve another instruction set",
         "kernels",
-        "return compiled.isa(), pieces, versions, compiled.native.lstm_cpu.sampled(pieces)",
-        "return pieces, versions, compiled.native.lstm_cpu.sampled(pieces)",
+        "return compiled.isa(), pieces, versions, compiled.native.sampled(pieces)",
+        "return pieces, versions, compiled.native.sampled(pieces)",
         "test_lstm_packed.py",
     ),
     Fault(
@@ -270,14 +270,14 @@ FAULTS = [
     ),
     Fault(
         "NaN in x is a number in int8",
-        "csrc/lstm/cpu",
+        "csrc",
         "rest += x - x;",
         "rest += Floats{};",
         "test_lstm_int8.py",
     ),
     Fault(
         "in int8 the scale of x is that of its largest value, not size",
-        "csrc/lstm/cpu",
+        "csrc",
         "largest = max(largest, max(x, -x));",
         "largest = max(largest, x);",
         "test_lstm_int8.py",

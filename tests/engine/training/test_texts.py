@@ -1,6 +1,7 @@
 """Batches of raw texts."""
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 from subtested import as_subtests
@@ -42,7 +43,7 @@ class OneTokenEach:
 @as_subtests("sizes", [[], [3], [0, 3, 0], [5, 5], [2, 0, 40, 7, 1]])
 def test_windows_in_their_order_and_a_thread_only_for_several(sizes):
     ends = np.cumsum([0, *sizes])
-    sources = [MemorySource([str(i) for i in range(a, b)]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    sources = [MemorySource([str(i) for i in range(a, b)]) for a, b in pairwise(ends)]
     tokenizer = OneTokenEach()
     found = list(windows(sources, tokenizer))
     assert [window.source for window in found] == [source for source, size in zip(sources, sizes, strict=True) if size]
