@@ -230,7 +230,8 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
     read = read_by(settings, store)
     mean_length = read.num_tokens / max(read.num_examples, 1)
     examples = trial.size + unlabelled_texts(settings, trial, store)
-    resolved = settings.resolve(TrainingSet(examples, mean_length, read.max_length, width, store.num_labels))
+    longest = int(read.lengths.max(initial=1))  # not the cut, which short texts never reach: batches have to hold one
+    resolved = settings.resolve(TrainingSet(examples, mean_length, longest, width, store.num_labels))
     return resolved if family.baseline is None else _baseline_settings(study, trial.family, trial.size, resolved)
 
 
