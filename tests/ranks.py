@@ -44,7 +44,8 @@ def run_ranks(size: int, action: Callable[..., Any], *arguments: Any, timeout: f
                         error, results[rank] = pipe.recv()
                     except EOFError:
                         processes[rank].join()
-                        where = (Path(folder) / f"crash-{rank}").read_text()
+                        crash = Path(folder) / f"crash-{rank}"
+                        where = crash.read_text() if crash.exists() else ""
                         raise AssertionError(f"rank {rank} ended with {processes[rank].exitcode}: {where}") from None
                     assert error is None, f"rank {rank}: {error}"
         finally:

@@ -78,11 +78,10 @@ def choose(sizes: np.ndarray, errors: np.ndarray, variances: np.ndarray) -> tupl
     """
     losses = {}
     for form in FORMS:
-        first = max(FORMS[0].parameters + 1, len(sizes) // 2)
         if len(sizes) < form.parameters + 2:
             continue
         found = []
-        for known in range(max(first, form.parameters + 1), len(sizes)):
+        for known in range(max(form.parameters + 1, len(sizes) // 2), len(sizes)):
             fitted = fit(form, sizes[:known], errors[:known], variances[:known])
             away = (fitted.error(sizes[known:]) - errors[known:]) ** 2 / variances[known:]
             found.append(float(away.mean()))

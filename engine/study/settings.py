@@ -228,10 +228,9 @@ def trial_settings(study: StudySettings, trial: Trial, store: "Store") -> "Setti
     except ConfigError as error:
         raise ConfigError(f"{error} (for this family alone: {trial.family}.{LENGTH}=...)") from None
     read = read_by(settings, store)
-    mean_length = read.num_tokens / max(read.num_examples, 1)
-    examples = trial.size + unlabelled_texts(settings, trial, store)
-    longest = int(read.lengths.max(initial=1))  # not the cut, which short texts never reach: batches have to hold one
-    resolved = settings.resolve(TrainingSet(examples, mean_length, longest, width, store.num_labels))
+    # their lengths, not the cut, which short texts never reach: a batch has to hold the longest
+    texts = TrainingSet.of(read.lengths, width, store.num_labels)
+    resolved = settings.resolve(replace(texts, examples=trial.size + unlabelled_texts(settings, trial, store)))
     return resolved if family.baseline is None else _baseline_settings(study, trial.family, trial.size, resolved)
 
 

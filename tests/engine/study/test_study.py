@@ -193,7 +193,7 @@ def test_a_trial_is_trained_by_the_recipe_of_train(study, stores):
     for family in ("lstm", "encoder"):
         settings = trial_settings(study, Trial(100, 0, family), store)
         read = read_by(settings, store)
-        data = TrainingSet(100, read.num_tokens / read.num_examples, int(read.lengths.max()), 384)
+        data = replace(TrainingSet.of(read.lengths, 384), examples=100)
         for key, value in recipe(family, data).items():
             assert settings.flat()[key] == value, key
 
