@@ -112,11 +112,12 @@ def export_best(run: Path) -> None:
         sync_folder(run)
 
 
-def clear_leftovers(run: Path, found: Path | None) -> None:
-    """Removes what a killed process was writing, or removing, in a run that now goes on.
+def clear_leftovers(run: Path, found: Path | None, keep: int = 1) -> None:
+    """Removes what a killed process was writing, or about to remove, in a run that now goes on.
 
     Args:
         found: the checkpoint that it goes on from. Later ones that no link leads to are made again.
+        keep: number of checkpoints to go on from.
     """
     folder = run / "checkpoints"
     with disk_errors(run):
@@ -130,6 +131,8 @@ def clear_leftovers(run: Path, found: Path | None) -> None:
         for checkpoint in folder.iterdir():
             if _place(checkpoint) > place and checkpoint.name not in linked:
                 remove_folder(checkpoint)
+        if found is not None and found.resolve().name == name_of(run / "last"):
+            _remove_old(run, keep)
 
 
 def check_whole(checkpoint: Path) -> dict[str, Any] | None:

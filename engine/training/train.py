@@ -203,7 +203,8 @@ def _go_on(loop: Loop, found: Found | None, identity: dict[str, Any]) -> list[st
     """Makes the run that is there one that goes on from the checkpoint; returns the settings that changed."""
     directory = loop.directory
     settle_links(directory.path, found)
-    clear_leftovers(directory.path, None if found is None else found.folder)
+    keep = loop.settings.training.keep_checkpoints
+    clear_leftovers(directory.path, None if found is None else found.folder, keep)
     if not directory.is_sealed:
         directory.upgrade(precision=loop.precision)
     return go_on(loop, identity)

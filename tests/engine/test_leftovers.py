@@ -10,7 +10,9 @@ from penstock.engine import files
 from penstock.engine.errors import DiskError
 from penstock.engine.files import remove_folder, remove_leftovers
 from penstock.engine.study.directory import claim
+from penstock.engine.training import checkpoint
 from penstock.engine.training.checkpoint import clear_leftovers, write_checkpoint
+from penstock.engine.training.resume import find_checkpoint, settle_links
 
 HEX = "0123456789abcdef0123456789abcdef"
 NAMES = [f"run.json.{HEX}.tmp", f"model.safetensors.{HEX}.tmp", ".model.safetensors.tmp", ".last.tmp", ".step-3.tmp"]
@@ -54,6 +56,69 @@ def test_a_run_that_goes_on(tmp_path, links):
     clear_leftovers(tmp_path, found)
     assert {f"checkpoints/{name}" for name in os.listdir(tmp_path / "checkpoints")} == kept
     assert sorted(os.listdir(tmp_path)) == ["best", "checkpoints", "last"]
+
+
+class Dead(BaseException):
+    pass
+
+
+class Mortal:
+    """Stands in for an os: before its n-th call that changes the disk the process dies, and changes nothing more."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __getattr__(self, name: str):
+        function = getattr(os, name)
+        if name not in ("rename", "replace", "symlink", "link", "fsync"):
+            return function
+
+        def call(*arguments, **options):
+            self.calls += 1
+            if self.calls > self.at:
+                raise Dead
+            return function(*arguments, **options)
+
+        return call
+
+
+STEPS = {1: ["best", "last"], 2: ["last"], 3: ["best", "last"], 4: ["last"], 5: ["last"]}
+
+
+def go_on(run: Path, keep: int) -> None:
+    """Writes the checkpoints that are not there."""
+    found = None if not run.exists() else find_checkpoint(run, sealed=True, say=print)
+    if run.exists():
+        settle_links(run, found)
+        clear_leftovers(run, None if found is None else found.folder, keep)
+    for step, links in STEPS.items():
+        if found is None or step > found.step:
+            write_checkpoint(run, step, save, {"x": step}, links, keep=keep, log=[0, None])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_whatever_the_moment_the_same_checkpoints_are_left(tmp_path, monkeypatch, keep):
+    go_on(tmp_path / "whole", keep)
+    at, ended = 0, False
+    while not ended:
+        mortal = Mortal(at)
+        run = tmp_path / f"killed-{at}"
+        with monkeypatch.context() as patch:
+            for module in (files, checkpoint):
+                patch.setattr(module, "os", mortal)
+            try:
+                go_on(run, keep)
+                ended = True
+            except Dead:
+                pass
+        go_on(run, keep)
+        left, wanted = (
+            {str(path.relative_to(one)) for path in one.rglob("*")} | {os.readlink(one / "best")}
+            for one in (run, tmp_path / "whole")
+        )
+        assert left == wanted, f"killed before call {at + 1}"
+        at += 1
+    assert at > 40
 
 
 def test_a_study_that_goes_on(tmp_path):
