@@ -34,6 +34,7 @@ from penstock.engine.data.reviews import generate_reviews
 from penstock.engine.errors import ConfigError
 from penstock.engine.models.loading import quiet
 from penstock.engine.study.settings import packaged_encoder
+from penstock.engine.training.precision import resolve_precision
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.train import train
 from penstock.engine.training.trained import TrainedRun
@@ -53,8 +54,14 @@ def cases(options: Options) -> Iterator[Case]:
     for model in MODELS:
         for shape in shapes_of("TEXTS", [(4000,), (1,), (WAITED_FOR,)], [(300,), (1,)], options):
             calls = CALLS if shape["TEXTS"] <= WAITED_FOR else 1
-            for dtype in options.dtypes or ("bfloat16",):
+            for dtype in options.dtypes or (_native(),):
                 yield Case(model, shape, dtype, partial(_make, model, shape["TEXTS"], dtype), pause=PAUSE, calls=calls)
+
+
+def _native() -> str:
+    """What `predict` computes in on this processor: bfloat16 without instructions for it takes everybody minutes."""
+    precision = resolve_precision("auto", torch.device("cpu"))
+    return next(dtype for dtype, name in DTYPES.items() if name == precision)
 
 
 @cache
