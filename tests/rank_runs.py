@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import PenstockError
 from penstock.engine.models import fuse
 from penstock.engine.models.architectures import layers_of
+from penstock.engine.training.distil import distil
 from penstock.engine.training.distributed import World
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.settings import TrainingSettings, load_settings
@@ -48,6 +50,15 @@ def train_in_ranks(overrides: list[str], store: Path, test_store: Path | None, o
         "held": held[0] if held else 0,
         "said": said.getvalue(),
     }
+
+
+def distil_in_ranks(overrides: list[str], teachers: list[Path], texts: Path, store: Path, out: Path) -> list[float]:
+    """The losses of a student's steps; the teachers' logits lie in the folder of `out`."""
+    given: dict[str, Any] = {"train_store": Store.open(store), "logits": out.parent / "logits"}
+    texts_only = Store.open(texts, labelled=False)
+    distil(load_settings(None, overrides), teachers, texts_only, out, device="cpu", progress="none", **given)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["split"] == "train"]
 
 
 def layers_stay_fused(name: str) -> int:

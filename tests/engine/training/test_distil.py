@@ -11,6 +11,8 @@ import pytest
 import torch
 from command_line import penstock
 from few_texts import write_texts
+from rank_runs import distil_in_ranks
+from ranks import run_ranks
 from stopping import stop_at
 from subtested import as_subtests
 
@@ -590,3 +592,17 @@ def test_several_processes_need_logits_that_are_there(teachers, raw, settings, t
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"10 of 10 parts of the teachers' logits are missing: make them first"):
         distil(settings(), teachers, raw, tmp_path / "run", logits=tmp_path / "logits", progress="none")
+
+
+@pytest.mark.slow
+def test_several_processes_learn_what_one_learns(teachers, raw, store, tmp_path):
+    chosen = ["model.hidden_size=8", "model.embedding_size=8", "model.num_layers=1", "data.tokens_per_batch=128"]
+    chosen += ["data.batches_per_step=4", "training.learning_rate=1e-2", "training.max_steps=6"]
+    chosen += ["training.log_every_steps=1", "training.tensorboard=false", "training.precision=fp32"]
+    losses = {}
+    for size in (1, 2):  # the second one finds the first one's logits
+        each = run_ranks(size, distil_in_ranks, chosen, teachers, raw.path, store.path, tmp_path / str(size))
+        assert all(one == each[0] for one in each)
+        losses[size] = each[0]
+    assert len(losses[1]) == 6
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
