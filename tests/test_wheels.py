@@ -65,9 +65,11 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 
 def backend(call: str, project: Path) -> None:
-    """Has scikit-build-core make something of a project, with the tools of this environment."""
+    """Has scikit-build-core make something of a project, with the tools of this environment. The compiler optimizes
+    nothing, which takes it a quarter of the time; tests/test_package.py builds what a user gets."""
     code = f"import scikit_build_core.build as backend; backend.{call}"
-    run(sys.executable, "-c", code, cwd=project, PATH=WITH_OUR_TOOLS, PENSTOCK_CUDA="OFF")
+    told = {"PENSTOCK_CUDA": "OFF", "SKBUILD_CMAKE_DEFINE": "CMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG"}
+    run(sys.executable, "-c", code, cwd=project, PATH=WITH_OUR_TOOLS, **told)
 
 
 def unpacked_sdist(project: Path, place: Path) -> Path:

@@ -84,13 +84,13 @@ class Problem:
             gradients |= {"h0": h0.grad, "c0": c0.grad}
         return {name: value.detach() for name, value in values.items()}, gradients
 
-    def check(self, **kwargs):
-        expected, found = self.run("reference", torch.float64, **kwargs), self.run("cpu", **kwargs)
+    def check(self, reference="reference", **kwargs):
+        expected, found = self.run(reference, torch.float64, **kwargs), self.run("cpu", **kwargs)
         for wanted, got, bound in zip(expected, found, BOUNDS[self.dtype], strict=True):
-            for name, reference in wanted.items():
+            for name, right in wanted.items():
                 value = got[name].double()
-                assert value.shape == reference.shape
-                error = (value - reference).norm() / reference.norm().clamp(min=1e-30)
+                assert value.shape == right.shape
+                error = (value - right).norm() / right.norm().clamp(min=1e-30)
                 assert error <= bound, f"{name}: error {float(error):.1e}"
 
 
@@ -163,7 +163,8 @@ def test_inputs_of_any_size(isa, dtype, scale):
 
 @pytest.mark.slow
 def test_more_steps_than_16_bits_count():
-    Problem([66_000, 3], 2, 4, 2, torch.float32, states=False).check()
+    """Against torch's own LSTM: the reference takes minutes."""
+    Problem([66_000, 3], 2, 4, 2, torch.float32, states=False).check("torch", cells=False)
 
 
 @all_isas

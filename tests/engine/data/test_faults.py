@@ -178,8 +178,7 @@ def test_killed_at_every_call(tmp_path, small_prepare, whole, monkeypatch, step)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("step", EVERY)
-def test_killed_while_overwriting(tmp_path, small_prepare, whole, monkeypatch, step):
+def test_killed_while_overwriting(tmp_path, small_prepare, whole, monkeypatch):
     """Either the old store or none, until the new one is whole: never a mixture."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     expected, calls = whole
@@ -187,7 +186,7 @@ def test_killed_while_overwriting(tmp_path, small_prepare, whole, monkeypatch, s
     small_prepare(old, max_length=5)
     old_contents = contents(old)
     seen = set()
-    for at in range(0, len(calls) + 8, step):
+    for at in range(len(calls) + 8):
         out = tmp_path / f"out{at}"
         shutil.copytree(old, out)
         run_killed(lambda out=out: small_prepare(out, overwrite=True), kill_here, at)
