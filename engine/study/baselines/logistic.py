@@ -61,7 +61,7 @@ class Logistic:
 
 @dataclass(frozen=True)
 class Choice:
-    """The value of C with the highest accuracy on validation rows, between equals the one with the lower loss.
+    """The value of C that is best on validation rows.
 
     Attributes:
         model: trained with it. note: that it is at the end of the range; empty if not.
@@ -116,30 +116,33 @@ def choose_c(
     labels: np.ndarray,
     name: str,
     grid: Sequence[float] = GRID,
+    *,
+    by_loss: bool = False,
 ) -> Choice:
     """
     Args:
         models: by ascending C, those of `grid`. features, labels: of the validation rows. name: of the setting, for the
             note.
+        by_loss: the lowest loss is best, not the highest accuracy, which counts between equals then.
     """
     best: tuple[float, float] | None = None
-    chosen: tuple[float, Logistic] | None = None
+    chosen: tuple[float, float, Logistic] | None = None
     since = 0
     for value, model in models:
         scores = model.probabilities(features)
         loss = -np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-30), dtype=np.float64).mean()
-        quality = float((scores.argmax(1) == labels).mean()), -float(loss)
+        accuracy = float((scores.argmax(1) == labels).mean())
+        quality = (-float(loss), accuracy) if by_loss else (accuracy, -float(loss))
         if best is None or quality > best:
-            best, chosen, since = quality, (value, model), 0
+            best, chosen, since = quality, (value, accuracy, model), 0
         else:
             since += 1
         if since == _PATIENCE:
             break
-    assert best is not None
     assert chosen is not None
-    at_end = chosen[0] in (grid[0], grid[-1])
-    note = f"{name}={chosen[0]:g} {AT_THE_END} ({grid[0]:g} to {grid[-1]:g})"
-    return Choice(chosen[0], best[0], chosen[1], note if at_end else "")
+    c, accuracy, model = chosen
+    note = f"{name}={c:g} {AT_THE_END} ({grid[0]:g} to {grid[-1]:g})" if c in (grid[0], grid[-1]) else ""
+    return Choice(c, accuracy, model, note)
 
 
 def settled_notes(model: Logistic) -> Sequence[str]:

@@ -330,6 +330,28 @@ def test_the_end_of_the_range_is_noted():
     assert choose_c(first.items(), features, truth, "linear.C").note == ""
 
 
+def test_c_by_accuracy_or_by_loss():
+    """One is right three times and sure of the fourth, which is wrong; the other is never right and never sure."""
+    labels, truth = np.array([0, 1]), np.ones(4, np.int64)
+    unsure = Logistic(np.array([[0.1]], np.float32), np.full(1, -0.2, np.float32), labels, 2)
+    sure = Logistic(np.array([[10.0]], np.float32), np.zeros(1, np.float32), labels, 2)
+    models, features = {1.0: unsure, 4.0: sure}, np.array([[1.0], [1.0], [1.0], [-1.0]], np.float32)
+    found = choose_c(models.items(), features, truth, "linear.C")
+    assert (found.c, found.accuracy) == (4.0, 0.75)
+    found = choose_c(models.items(), features, truth, "linear.C", by_loss=True)
+    assert (found.c, found.accuracy) == (1.0, 0.0)
+
+
+def test_more_rows_than_are_searched_have_c_by_loss(stores, monkeypatch):
+    store, asked = Store.open(stores["train"][0]), []
+    choose = linear.choose_c
+    monkeypatch.setattr(linear, "choose_c", lambda *given, **by: asked.append(by["by_loss"]) or choose(*given, **by))
+    linear.fit(task(store, "linear"))
+    monkeypatch.setattr(linear, "_SEARCH_ROWS", 100)
+    linear.fit(task(store, "linear"))
+    assert asked == [False, True]
+
+
 @as_subtests("labels, num_labels", [([0, 0, 0], 3), ([2, 0, 2], 4), ([1, 3, 0], 4), ([1, 0, 1], 2)])
 def test_classes_that_no_training_row_has_get_nothing(labels, num_labels):
     features = np.eye(3, dtype=np.float32)
