@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from penstock.benchmarks.memory import own_bytes
+
 TOKENS_PER_BATCH = 16_384
 ROWS_PER_BATCH = 221  # as many as 16k tokens hold in the mean
 
@@ -178,18 +180,7 @@ def seek_streaming(path: str) -> dict[str, float]:
 
 
 def anonymous_megabytes() -> float:
-    """Memory of its own, over this process and its children; mapped files, which the system may drop, not counted."""
-
-    def of(process: int) -> float:
-        try:
-            text = Path(f"/proc/{process}/smaps_rollup").read_text()
-            children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        except OSError:
-            return 0.0
-        anonymous = sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss_Anon"))
-        return anonymous / 1024 + sum(of(int(child)) for child in children)
-
-    return of(os.getpid())
+    return own_bytes(os.getpid()) / 2**20
 
 
 def memory_of(epoch: Callable[[], Iterator[int]], batches: int) -> dict[str, Any]:

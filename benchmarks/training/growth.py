@@ -16,17 +16,17 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
+from penstock.benchmarks.memory import own_bytes
 
 CLASSES = 20
 MODELS = ("bag", "lstm", "encoder")
 DONE = ("prepare", "plan", "linear", *MODELS)
 COLUMNS = ("what", "rows", "seconds", "cpu_seconds", "memory_bytes", "disk_bytes")
+EVERY = 0.1  # seconds: how often memory is looked at
 PENSTOCK = (sys.executable, "-m", "penstock.engine.cli")
 
 
@@ -72,12 +72,12 @@ def measure(what: str, rows: int, folder: Path, settings: Sequence[str]) -> dict
     made = {"prepare": store, **dict.fromkeys(MODELS, run)}.get(what)
     if made is not None:
         shutil.rmtree(made, ignore_errors=True)
-    with Memory() as memory:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        memory.watch(process.pid)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
+    began, memory = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+        memory = max(memory, own_bytes(process.pid))
+        time.sleep(EVERY)
+    seconds, (_, status, usage) = time.perf_counter() - began, ended
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}")
@@ -85,47 +85,8 @@ def measure(what: str, rows: int, folder: Path, settings: Sequence[str]) -> dict
     disk = 0 if kept is None else sum(file.stat().st_size for file in kept.resolve().rglob("*") if file.is_file())
     if made == run:
         shutil.rmtree(run)
-    found = (what, rows, round(seconds, 2), round(usage.ru_utime + usage.ru_stime, 2), memory.most, disk)
+    found = (what, rows, round(seconds, 2), round(usage.ru_utime + usage.ru_stime, 2), memory, disk)
     return dict(zip(COLUMNS, found, strict=True))  # type: ignore[arg-type]
-
-
-class Memory:
-    """The most memory that a process and its children had for themselves together.
-
-    Attributes:
-        most: bytes.
-    """
-
-    EVERY = 0.1  # seconds
-
-    def __init__(self) -> None:
-        self.most, self._over = 0, threading.Event()
-
-    def __enter__(self) -> "Memory":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-
-    def watch(self, process: int) -> None:
-        threading.Thread(target=self._watch, args=(psutil.Process(process),), daemon=True).start()
-
-    def _watch(self, process: psutil.Process) -> None:
-        while not self._over.wait(self.EVERY):
-            try:
-                tree = [process, *process.children(recursive=True)]
-            except psutil.Error:
-                return
-            self.most = max(self.most, sum(_own_bytes(each.pid) for each in tree))
-
-
-def _own_bytes(process: int) -> int:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    sizes = dict(line.split(":", 1) for line in lines)
-    return int(sizes.get("RssAnon", "0 kB").split()[0]) * 1024
 
 
 class Results:

@@ -112,7 +112,7 @@ def export_best(run: Path) -> None:
         sync_folder(run)
 
 
-def clear_leftovers(run: Path, found: Path | None, keep: int = 1) -> None:
+def clear_leftovers(run: Path, found: Path | None, keep: int) -> None:
     """Removes what a killed process was writing, or about to remove, in a run that now goes on.
 
     Args:

@@ -53,7 +53,7 @@ def test_a_run_that_goes_on(tmp_path, links):
         for name in NAMES:
             leave(folder, name, "file")
     leave(tmp_path / "checkpoints", ".writing", "folder")
-    clear_leftovers(tmp_path, found)
+    clear_leftovers(tmp_path, found, keep=9)
     assert {f"checkpoints/{name}" for name in os.listdir(tmp_path / "checkpoints")} == kept
     assert sorted(os.listdir(tmp_path)) == ["best", "checkpoints", "last"]
 
