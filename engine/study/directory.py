@@ -99,8 +99,10 @@ def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
 
 
 def _is_left_out(key: str, there: dict[str, Any], here: dict[str, Any]) -> bool:
-    """An earlier penstock wrote "head" where no truncation was given. What the data was made with, it says itself."""
-    return key == "truncation" and {there.get(key), here.get(key)} == {"head", None}
+    """An earlier penstock wrote "head" where no truncation was given. What the data was made with, it says itself, and
+    so does every trial of its settings: a family that is added later may bring some.
+    """
+    return key == "overrides" or (key == "truncation" and {there.get(key), here.get(key)} == {"head", None})
 
 
 def write_study(folder: Path, document: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ class Plan:
         jobs: trials at a time. keep_runs: whether the trained models are kept.
         test_rows: that each trial predicts. clusters: groups that they belong to by `column`, if one was given.
         others: cores that other processes kept busy while speeds were measured; None where that is not known.
+        overrides: the settings that it was made with, as `StudySettings.overrides`.
     """
 
     seconds: dict[str, float]
@@ -67,6 +68,7 @@ class Plan:
     stopping: dict[str, Stopping] = field(default_factory=dict)
     pretraining: float | None = None
     pretraining_tokens: float = 0.0
+    overrides: list[str] = field(default_factory=list)
 
     @property
     def likely(self) -> dict[str, float]:

@@ -66,7 +66,12 @@ def estimates_for(
 ) -> Estimates:
     """How long the study's trials take, by its plan where that has all of them, or by one that is made now."""
     plan = read_plan(folder)
-    if plan is None or plan.jobs != jobs or any(task.trial.name not in plan.seconds for task in study.tasks):
+    asked = (jobs, list(study.settings.overrides))
+    if (
+        plan is None
+        or (plan.jobs, plan.overrides) != asked
+        or any(task.trial.name not in plan.seconds for task in study.tasks)
+    ):
         plan = make_plan(study, folder, jobs, keep_runs, shown, measure)
         write_plan(folder, plan)
     return Estimates(study.tasks, Loads(study.train, study.test), plan.speeds)
@@ -114,6 +119,7 @@ def make_plan(
         stopping=_stopping(study, estimates.stoppings(finished), finished),
         pretraining=tokens * speeds[family].train if tokens and family is not None else None,
         pretraining_tokens=tokens,
+        overrides=list(study.settings.overrides),
     )
 
 

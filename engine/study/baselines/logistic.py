@@ -12,7 +12,6 @@ from penstock.engine.study.trials import AT_THE_END
 Features = Any  # float32 (rows, features): an array, or a csr_matrix
 
 GRID = tuple(4.0**power for power in range(-3, 7))  # of C for TF-IDF: 1/64 to 4,096
-_PATIENCE = 2  # values of C that are no better, after which the larger ones are not tried
 _MAX_ITERATIONS = 300
 _TOLERANCE = (1e-4, 1e-3)  # of the gradient of the mean loss, least and most; see `_tolerance`
 
@@ -118,12 +117,14 @@ def choose_c(
     grid: Sequence[float] = GRID,
     *,
     by_loss: bool = False,
+    patience: int = 2,
 ) -> Choice:
     """
     Args:
-        models: by ascending C, those of `grid`. features, labels: of the validation rows. name: of the setting, for the
-            note.
+        models: with values of `grid`, which ascends. features, labels: of the validation rows. name: of the setting,
+            for the note.
         by_loss: the lowest loss is best, not the highest accuracy, which counts between equals then.
+        patience: values that are no better, after which the rest is not tried.
     """
     best: tuple[float, float] | None = None
     chosen: tuple[float, float, Logistic] | None = None
@@ -137,7 +138,7 @@ def choose_c(
             best, chosen, since = quality, (value, accuracy, model), 0
         else:
             since += 1
-        if since == _PATIENCE:
+        if since == patience:
             break
     assert chosen is not None
     c, accuracy, model = chosen

@@ -343,14 +343,33 @@ def test_c_by_accuracy_or_by_loss():
     assert (found.c, found.accuracy) == (1.0, 0.0)
 
 
-def test_more_rows_than_are_searched_have_c_by_loss(stores, monkeypatch):
+def test_more_rows_than_are_searched_are_tried_with_smaller_c_while_accuracy_rises(stores, monkeypatch):
     store, asked = Store.open(stores["train"][0]), []
     choose = linear.choose_c
-    monkeypatch.setattr(linear, "choose_c", lambda *given, **by: asked.append(by["by_loss"]) or choose(*given, **by))
+
+    def choose_and_tell(models, *given, **how):
+        tried = []
+        choice = choose((tried.append(value) or (value, model) for value, model in models), *given, **how)
+        asked.append((how.get("by_loss", False), tried, choice))
+        return choice
+
+    monkeypatch.setattr(linear, "choose_c", choose_and_tell)
     linear.fit(task(store, "linear"))
+    assert [by_loss for by_loss, _, _ in asked] == [False]
+    asked.clear()
     monkeypatch.setattr(linear, "_SEARCH_ROWS", 100)
-    linear.fit(task(store, "linear"))
-    assert asked == [False, True]
+    found = linear.fit(task(store, "linear"))
+    (by_loss, _, sample), (by_loss_of_all, tried, choice) = asked
+    assert (by_loss, by_loss_of_all) == (True, False)
+    assert tried == [sample.c / 4**step for step in range(len(tried))]
+    assert len(tried) > 1 or sample.c == GRID[0]
+    assert choice.c in tried[-2:]
+    assert found.chosen == {"linear.C": choice.c}
+    assert found.model is choice.model  # whose rows are all but the validation's
+    assert found.validation_accuracy == choice.accuracy
+    again = linear.fit(task(store, "linear", refit=True))
+    given = linear.fit(task(store, "linear", C=choice.c))
+    assert np.array_equal(again.model.weights, given.model.weights)
 
 
 @as_subtests("labels, num_labels", [([0, 0, 0], 3), ([2, 0, 2], 4), ([1, 3, 0], 4), ([1, 0, 1], 2)])

@@ -229,8 +229,16 @@ def test_families_that_read_no_encoder_do_not_mind_another(place: Place):
     assert place.measured == ["encoder"], "its cost was that of the other encoder"
 
 
+def test_a_family_that_is_added_may_bring_settings(place: Place):
+    own = "lstm-embeddings.training.epochs=2"
+    place.start(families=("lstm", "encoder", "lstm-embeddings"), overrides=(own,))
+    assert sorted(place.ran) == ["lstm-embeddings-10-0", "lstm-embeddings-20-0"]
+    with pytest.raises(RunError, match=r"lstm-embeddings-10-0.*training\.epochs: 2 then, 4 now"):
+        place.start(families=("lstm", "encoder", "lstm-embeddings"), overrides=(own.replace("2", "4"),))
+
+
 def test_other_settings_are_refused(place: Place):
-    with pytest.raises(RunError, match="overrides is"):
+    with pytest.raises(RunError, match=r"was made from something else .*training\.epochs: \d+ then, 3 now"):
         place.start(overrides=("training.epochs=3",))
     # another recipe, under the same command
     path = place.out / "trials" / "lstm-10-0.json"
