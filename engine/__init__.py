@@ -8,9 +8,9 @@ What people use is here, each imported when it is first asked for:
     train(load_settings(), store, "run")
     TrainedRun.open("run").predict(["a lovely film"])
 
-Importing this package makes transformers' Auto classes and pipelines know penstock's own. The models need torch and
-transformers, which take seconds to import, so ours are imported when transformers loads its Auto classes: until then
-this package costs nothing, and `penstock --help` answers at once.
+Importing this package makes transformers' Auto classes and pipelines know penstock's own: the configurations from when
+transformers loads theirs, a model, which takes seconds to import, from when there is a configuration of its kind. Until
+then this package costs nothing, and `penstock --help` answers at once.
 """
 
 import importlib
@@ -83,24 +83,21 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# When the first has been loaded, the others register themselves with it.
-_REGISTER = {
-    "transformers.models.auto.configuration_auto": (
-        "penstock.engine.models.bag_config",
-        "penstock.engine.models.lstm_config",
-    ),
-    "transformers.models.auto.modeling_auto": ("penstock.engine.models.bag", "penstock.engine.models.lstm"),
-}
+# A configuration brings its model, see `OwnConfig`.
+_AUTO = "transformers.models.auto.configuration_auto"
+_OURS = ("penstock.engine.models.bag_config", "penstock.engine.models.lstm_config")
+
+
+def _import_ours() -> None:
+    for name in _OURS:
+        importlib.import_module(name)
 
 
 class _AfterAuto(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads one module of transformers as usual, and then ours."""
-
-    def __init__(self, theirs: str, ours: tuple[str, ...]) -> None:
-        self.theirs, self.ours = theirs, ours
+    """Loads transformers' module of configurations as usual, and then ours, which register themselves with it."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self.theirs:
+        if name != _AUTO:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -113,13 +110,10 @@ class _AfterAuto(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
-        for ours in self.ours:
-            importlib.import_module(ours)
+        _import_ours()
 
 
-for _theirs, _ours in _REGISTER.items():
-    if _theirs in sys.modules:
-        for _each in _ours:
-            importlib.import_module(_each)
-    else:
-        sys.meta_path.insert(0, _AfterAuto(_theirs, _ours))
+if _AUTO in sys.modules:
+    _import_ours()
+else:
+    sys.meta_path.insert(0, _AfterAuto())

@@ -1,13 +1,15 @@
 """The bag classifier's configuration: apart, because transformers may ask for it before its model classes exist."""
 
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from penstock.engine.models.own_config import OwnConfig
 
-class BagClassifierConfig(PreTrainedConfig):
+
+class BagClassifierConfig(OwnConfig):
     """Sizes of a `BagClassifier`; their meaning is that of `ModelSettings`."""
 
     model_type = "penstock_bag"
+    own_module = "penstock.engine.models.bag"
     attribute_map = {"hidden_size": "embedding_size"}  # noqa: RUF012 (transformers' own declaration)
 
     vocab_size: int = 30522

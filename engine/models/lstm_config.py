@@ -1,13 +1,15 @@
 """The LSTM's configurations: apart, because transformers may ask for them before the model classes exist."""
 
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from penstock.engine.models.own_config import OwnConfig
 
-class LSTMClassifierConfig(PreTrainedConfig):
+
+class LSTMClassifierConfig(OwnConfig):
     """Sizes and options of an `LSTMClassifier`; their meaning is that of `ModelSettings`."""
 
     model_type = "penstock_lstm"
+    own_module = "penstock.engine.models.lstm"
     attribute_map = {"num_hidden_layers": "num_layers"}  # noqa: RUF012 (transformers' own declaration)
 
     vocab_size: int = 30522

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,21 @@ def test_importing_the_package_imports_nothing_slow():
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_whoever_reads_a_tokenizer_waits_for_no_model():
+    """The Auto classes know ours from the first configuration on, one that was sent here too."""
+    from penstock.engine.models.bag_config import BagClassifierConfig
+
+    script = (
+        "import pickle, sys, penstock.engine\n"
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
+        "assert 'transformers.modeling_utils' not in sys.modules\n"
+        f"config = pickle.loads({pickle.dumps(BagClassifierConfig(buckets=5, vocab_size=5))!r})\n"
+        "print(type(AutoModelForSequenceClassification.from_config(config)).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout == "BagClassifier\n"
 
 
 def test_other_names_are_no_attributes():

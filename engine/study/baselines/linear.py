@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 VERSION = 3  # 1 and 2 chose C for more than 16,000 rows by those alone
 REQUIRES = ("sklearn.linear_model", "threadpoolctl", "scipy.sparse")
 _SEARCH_ROWS = 16_000  # of training, with which all of the range of C is tried
+_REFIT_SHARE = 0.05  # of validation rows, below which more rows gain nothing that is worth as long a training again
 _MAX_TOKENS = 200_000_000  # whose n-grams take two gigabytes while the vocabulary is counted
 _MAX_WEIGHTS = 8_000_000  # features x classes, of which the solver keeps 25 copies in float64
 _MAX_SCORES = 100_000_000  # rows x classes, of which it keeps three in float32; binds from some hundred classes on
@@ -40,7 +41,7 @@ class Options:
     refit: bool | None = setting(
         None,
         "train once more with the chosen C on all rows, those of the validation split too; null: of up to "
-        f"{_SEARCH_ROWS:,} training rows",
+        f"{_SEARCH_ROWS:,} training rows, or where the split has a twentieth of the rows",
     )
 
 
@@ -100,8 +101,8 @@ def fit(task: FitTask) -> Linear:
         # The accuracy with a sample forgives answers that are too sure, its loss less so: all rows want no larger C.
         smaller = [value for value in reversed(GRID) if value <= choice.c]
         choice, vocabulary, left_out = _search(task, train, validation, smaller, patience=1)
-    refit = whole if task.options.refit is None else task.options.refit
-    if refit:
+    worth_it = whole or len(validation) >= _REFIT_SHARE * len(rows)
+    if worth_it if task.options.refit is None else task.options.refit:
         found = _fit_all(task, rows, choice.c, notes)
     else:
         found = _fitted(task, vocabulary, choice.model, [*notes, *left_out])
