@@ -4,7 +4,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,19 +26,29 @@ def flags_of_instruction_sets() -> dict[str, list[str]]:
     return found
 
 
-def compiled(sources: Iterable[Path], flags: list[str], folder: Path) -> list[Path]:
-    """The sources' objects, in their order."""
+def compiled(sources: Iterable[Path], flags: list[str], folder: Path, idle: Container[str] = ()) -> list[Path]:
+    """The sources' objects, in their order. idle: instruction sets whose code no test calls; it costs as little as can
+    be."""
     of_instruction_set = flags_of_instruction_sets()
 
     def compile_one(source: Path) -> Path:
         out = folder / f"{source.parent.parent.name}-{source.stem}.o"
         includes = [f"-I{CSRC}", f"-I{HERE}"]
-        command = [COMPILER, "-std=c++20", *flags, *of_instruction_set.get(source.stem, []), *includes]
+        own = ["-O0", "-w"] if source.stem in idle else flags
+        command = [COMPILER, "-std=c++20", *own, *of_instruction_set.get(source.stem, []), *includes]
         subprocess.run([*command, "-c", source, "-o", out], check=True)
         return out
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(compile_one, sources))
+
+
+def as_installed(source: Path) -> Path | None:
+    """Its object from `make install`, if that is there and younger than all sources."""
+    place = Path("CMakeFiles", "_native.dir", f"{source.relative_to(ROOT)}.o")
+    newest = max(path.stat().st_mtime for path in [ROOT / "CMakeLists.txt", *CSRC.rglob("*")])
+    built = [path for path in ROOT.glob(f"build/native/*/{place}") if path.stat().st_mtime > newest]
+    return max(built, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def linked(objects: list[Path], flags: list[str], program: Path) -> Path:

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_building import COMPILER, CSRC, HERE, THREADS, compiled, linked
+from native_building import COMPILER, CSRC, HERE, THREADS, compiled, flags_of_instruction_sets, linked
 
 from penstock import _native
 
@@ -38,7 +38,8 @@ SOURCES = {
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     sources = [*SOURCES[request.param], HERE / f"{request.param}.cpp", CSRC / "amx.cpp"]
-    return linked(compiled(sources, FLAGS, folder), FLAGS, folder / request.param)
+    idle = flags_of_instruction_sets().keys() - set(_native.available_isas())
+    return linked(compiled(sources, FLAGS, folder, idle), FLAGS, folder / request.param)
 
 
 @pytest.mark.parametrize("seed", [0, 1_000_000])
