@@ -11,10 +11,10 @@ from penstock.engine.study.families import ON_REQUEST, REFERENCE, USUAL_FAMILIES
 if TYPE_CHECKING:
     from penstock.engine.study.settings import StudySettings
 
-SYNTHETIC_TRAIN = "synthetic:reviews?n=3000&seed=0"
+SYNTHETIC_TRAIN = "synthetic:reviews?n=2500&seed=0"
 SYNTHETIC_TEST = "synthetic:reviews?n=1000&seed=1"
 # So that ten minutes suffice, and the others catch up with what the encoder makes of the labels that it has.
-SYNTHETIC_SIZES, SYNTHETIC_SEEDS, SYNTHETIC_MOST = "100,1000,3000", "1", ["encoder=1000"]
+SYNTHETIC_SIZES, SYNTHETIC_SEEDS, SYNTHETIC_MOST = "100,500,2500", "1", ["encoder=500"]
 SIZES, SEEDS = "1%,10%,30%,100%", "3"
 PriceLabel = Annotated[
     float | None, typer.Option("--price-label", help="Price of one label: the report also compares in money.")
