@@ -66,7 +66,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 def backend(call: str, project: Path) -> None:
     """Has scikit-build-core make something of a project, with the tools of this environment. The compiler optimizes
-    nothing, which takes it a quarter of the time; tests/test_package.py builds what a user gets."""
+    nothing, as in tests/test_package.py."""
     code = f"import scikit_build_core.build as backend; backend.{call}"
     told = {"PENSTOCK_CUDA": "OFF", "SKBUILD_CMAKE_DEFINE": "CMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG"}
     run(sys.executable, "-c", code, cwd=project, PATH=WITH_OUR_TOOLS, **told)
