@@ -96,7 +96,7 @@ def opened(
         if settings.pretrains:
             own = resolved_pretraining(settings, train)
             pretraining = planned_pretraining(folder / "pretraining", own, tasks, train, test)
-            before = pretraining.fingerprint(train.fingerprint)
+            before = pretraining.made_from
 
         def from_now(trial: Trial) -> MadeFrom:
             own = trial_settings(settings, trial, train)

@@ -3,7 +3,7 @@ it fine-tunes what came of it.
 
 pretraining/run        the run, which resumes
 pretraining/rows.json  which training rows it does not read, settled before its first step
-pretraining/cost.json  what it took, once it is over
+pretraining/cost.json  what it was made from and took, once it is over
 """
 
 import time
@@ -52,6 +52,7 @@ class Pretraining:
         tests, validation: how many it does not read: test texts, and validation rows of trials. later: validation rows
             of trials that were planned since it began, which it does read, without their labels.
         tokens: that it reads in all its passes, at most.
+        made_from: identifies what the run comes to.
     """
 
     settings: "Settings"
@@ -62,6 +63,7 @@ class Pretraining:
     validation: int
     later: int
     tokens: float
+    made_from: str
 
     def __str__(self) -> str:
         left = [
@@ -72,31 +74,26 @@ class Pretraining:
             f"tokens; left out: {' and '.join(left)}"
         )
 
-    def fingerprint(self, train: str) -> str:
-        """Identifies what the run comes to.
-
-        Args:
-            train: the training store's fingerprint.
-        """
-        from penstock.engine.study.fingerprints import result_settings
-        from penstock.engine.training.settings import Settings
-
-        usual = Settings().flat()
-        stated = {key: value for key, value in result_settings(self.settings).items() if value != usual.get(key)}
-        return digest({"settings": stated, "train": train, "rows": digest(self.rows.tolist())})
-
     def taken(self) -> Pretrained | None:
         """What the run took; None while it is not over.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: the file is damaged, or the run was another.
         """
         try:
-            return read_record(Pretrained, read_checked(self.cost))
+            found = read_checked(self.cost)
+            then = found.pop("made_from", self.made_from)  # an earlier penstock left it out
+            done = read_record(Pretrained, found)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise RunError(f"{self.cost}: damaged: {error}; remove {self.cost.parent} to pretrain again") from None
+        if then != self.made_from:
+            raise RunError(
+                f"{self.cost.parent} was made from other settings, texts or rows than there are now: put back what was "
+                "there, give another --out, or remove it to pretrain again"
+            )
+        return done
 
 
 def planned_pretraining(
@@ -110,7 +107,9 @@ def planned_pretraining(
     Raises:
         RunError: it was begun with other data.
     """
+    from penstock.engine.study.fingerprints import result_settings
     from penstock.engine.training.reading import read_by
+    from penstock.engine.training.settings import Settings
 
     own = [task for task in tasks if FAMILIES[task.trial.family].pretrains]
     validation = _validation_rows(own, train)
@@ -123,6 +122,9 @@ def planned_pretraining(
     rows = np.setdiff1d(np.arange(train.num_examples), left_out)
     tokens, training = int(read_by(settings, train).lengths[rows].sum(dtype=np.int64)), settings.training
     assert training.epochs is not None
+    usual = Settings().flat()
+    stated = {key: value for key, value in result_settings(settings).items() if value != usual.get(key)}
+    made_from = {"settings": stated, "train": train.fingerprint, "rows": digest(rows.tolist())}
     return Pretraining(
         settings=settings,
         run=folder / "run",
@@ -132,6 +134,7 @@ def planned_pretraining(
         validation=len(np.setdiff1d(kept.validation, kept.tests)),
         later=len(np.setdiff1d(validation, left_out)),
         tokens=min(training.epochs * tokens, settings.pretraining.tokens or np.inf),
+        made_from=digest(made_from),
     )
 
 
@@ -163,7 +166,7 @@ def pretrain(pretraining: Pretraining, train: "Store", progress: bool) -> Pretra
         seconds=result.seconds,
         cpu_seconds=None if goes_on else time.process_time() - started,
     )
-    write_checked(pretraining.cost, asdict(done))
+    write_checked(pretraining.cost, {**asdict(done), "made_from": pretraining.made_from})
     return done
 
 

@@ -144,6 +144,13 @@ def test_another_pretraining_is_another_study(tmp_path, settings, finished):
     out, _ = finished
     with pytest.raises(RunError, match="what its pretraining was made from"):
         run(replace(settings, pretrain_tokens=20_000), out)
+    alone = tmp_path / "alone"  # before any of its trials is over
+    shutil.copytree(out, alone)
+    for path in (alone / "trials").glob("lstm-pretrained-*"):
+        path.unlink()
+    for changed in ({"pretrain_tokens": 20_000}, {"overrides": (*settings.overrides, "pretraining.share=0.3")}):
+        with pytest.raises(RunError, match="pretraining was made from other settings, texts or rows"):
+            run(replace(settings, **changed), alone)
     damaged = tmp_path / "study"
     run(settings, damaged)
     (damaged / "pretraining" / "rows.json").write_text("{}")
