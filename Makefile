@@ -1,4 +1,4 @@
-# make study   answer the question on generated reviews, from nothing, in about ten minutes
+# make study   answer the question on generated reviews, from nothing, in less than ten minutes
 # make test    install what is needed and run the tests
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,6 +1,7 @@
 """The directory of a study: whose it is, and the lock on it."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from penstock.engine.data.overlap import Overlap
 from penstock.engine.errors import RunError
 from penstock.engine.files import FolderLock, disk_errors, remove_leftovers
 from penstock.engine.records import check_entries
+from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.trials import trial_named
 from penstock.engine.training.run_record import in_use
 
 STUDY_NAME = "study.json"
@@ -78,9 +81,10 @@ def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
         lock = FolderLock(folder, in_use(folder), file=".lock")
     try:
         if path.exists():
-            there = read_study(folder)["identity"]
+            study = read_study(folder)
+            there, families = study["identity"], _families(folder, study)
             for key in [*identity, *there]:
-                if there.get(key) != identity.get(key) and not _is_left_out(key, there, identity):
+                if not _is_alike(key, there.get(key), identity.get(key), families):
                     raise RunError(
                         f"{folder} belongs to another study: {key} is {there.get(key)!r} there and "
                         f"{identity.get(key)!r} here; give another --out"
@@ -98,11 +102,27 @@ def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
     return lock
 
 
-def _is_left_out(key: str, there: dict[str, Any], here: dict[str, Any]) -> bool:
-    """An earlier penstock wrote "head" where no truncation was given. What the data was made with, it says itself, and
-    so does every trial of its settings: a family that is added later may bring some.
+def _is_alike(key: str, there: Any, here: Any, families: Collection[str]) -> bool:
+    """Whether an entry of two identities makes no difference.
+
+    An earlier penstock wrote "head" where no truncation was given: what the data was made with, it says itself. A
+    family that is added may bring settings of its own.
     """
-    return key == "overrides" or (key == "truncation" and {there.get(key), here.get(key)} == {"head", None})
+    if key == "truncation":
+        return there == here or {there, here} == {"head", None}
+    if key == "overrides":
+        there, here = (
+            [each for each in every or () if (name := each.split(".")[0]) not in FAMILIES or name in families]
+            for every in (there, here)
+        )
+    return there == here
+
+
+def _families(folder: Path, study: dict[str, Any]) -> set[str]:
+    """Those that the study has planned or that something is there of."""
+    names = [path.stem for path in trials_folder(folder).glob("*.json")]
+    names += [path.name for path in (folder / "runs").glob("*")] + planned_trials(study)
+    return {trial.family for trial in map(trial_named, names) if trial is not None}
 
 
 def write_study(folder: Path, document: dict[str, Any]) -> None:

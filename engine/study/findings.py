@@ -22,7 +22,7 @@ from penstock.engine.study.money import Bill, Exchange, Prices, bills, exchanges
 from penstock.engine.study.names import encoder_name
 from penstock.engine.study.needs import Need, needs
 from penstock.engine.study.paired import Key, Paired
-from penstock.engine.study.plan import Plan, read_plan
+from penstock.engine.study.plan import Plan, plan_for
 from penstock.engine.study.reading import find_test_store, share_cut
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import read_results
@@ -138,7 +138,7 @@ class Findings:
                 study.get("test", {}).get("fingerprint"),
                 clusters,
             ),
-            plan=read_plan(folder),
+            plan=plan_for(folder, study["identity"].get("overrides", [])),
         )
 
 

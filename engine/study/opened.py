@@ -102,6 +102,9 @@ def opened(
             own = trial_settings(settings, trial, train)
             theirs = None if trial.teacher is None else trial_settings(settings, trial.teacher, train)
             earlier = before if FAMILIES[trial.family].pretrains else None
+            if not settings.pretrains and trial in existing.results:  # nothing is added to it
+                done = existing.results[trial].made_from
+                earlier = None if done is None else done.pretraining
             return made_from(own, train.fingerprint, test.fingerprint, settings.max_test, theirs, earlier)
 
         tasks = [
@@ -114,6 +117,8 @@ def opened(
         ]
         tasks = with_teachers(tasks, existing)
         existing.check_trials(from_now)
+        if pretraining is not None:
+            pretraining.taken()  # which was this one
         if existing.old:
             shown.note(_about_old(existing))
         yield OpenedStudy(settings, train, test, tasks, existing, clusters, pretraining)

@@ -50,7 +50,7 @@ class Plan:
         jobs: trials at a time. keep_runs: whether the trained models are kept.
         test_rows: that each trial predicts. clusters: groups that they belong to by `column`, if one was given.
         others: cores that other processes kept busy while speeds were measured; None where that is not known.
-        overrides: the settings that it was made with, as `StudySettings.overrides`.
+        overrides: the settings that it was made with, as `StudySettings.overrides`; None where that is not known.
     """
 
     seconds: dict[str, float]
@@ -68,7 +68,7 @@ class Plan:
     stopping: dict[str, Stopping] = field(default_factory=dict)
     pretraining: float | None = None
     pretraining_tokens: float = 0.0
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] | None = None
 
     @property
     def likely(self) -> dict[str, float]:
@@ -97,6 +97,16 @@ def in_parallel(seconds: Sequence[float], jobs: int) -> float:
 
 def write_plan(folder: Path, plan: Plan) -> None:
     write_checked(folder / PLAN_NAME, {"format": 1, **dataclasses.asdict(plan)})
+
+
+def plan_for(folder: Path, overrides: Sequence[str]) -> Plan | None:
+    """The plan that was made last, if it was made with these settings.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    plan = read_plan(folder)
+    return plan if plan is not None and plan.overrides in (None, list(overrides)) else None
 
 
 def read_plan(folder: Path) -> Plan | None:

@@ -18,7 +18,7 @@ from penstock.engine.study.estimate import FAR, Estimates, Loads, Speed, tells_s
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.measure_speed import measure_speed
 from penstock.engine.study.opened import OpenedStudy, opened
-from penstock.engine.study.plan import Disk, Plan, read_plan, write_plan
+from penstock.engine.study.plan import Disk, Plan, plan_for, write_plan
 from penstock.engine.study.predictions import EVERY_CLASS, MOST_PROBABLE
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.resolution import assumed, measured
@@ -65,13 +65,8 @@ def estimates_for(
     measure: MeasureSpeed = measure_speed,
 ) -> Estimates:
     """How long the study's trials take, by its plan where that has all of them, or by one that is made now."""
-    plan = read_plan(folder)
-    asked = (jobs, list(study.settings.overrides))
-    if (
-        plan is None
-        or (plan.jobs, plan.overrides) != asked
-        or any(task.trial.name not in plan.seconds for task in study.tasks)
-    ):
+    plan = plan_for(folder, study.settings.overrides)
+    if plan is None or plan.jobs != jobs or any(task.trial.name not in plan.seconds for task in study.tasks):
         plan = make_plan(study, folder, jobs, keep_runs, shown, measure)
         write_plan(folder, plan)
     return Estimates(study.tasks, Loads(study.train, study.test), plan.speeds)

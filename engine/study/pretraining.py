@@ -18,9 +18,10 @@ from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.data.overlap import shared_rows
 from penstock.engine.errors import RunError
 from penstock.engine.records import read_record
+from penstock.engine.study.directory import trials_folder
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import digest
-from penstock.engine.study.trials import Pretrained
+from penstock.engine.study.trials import Pretrained, result_path, trial_named
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
@@ -41,6 +42,17 @@ class _Rows:
     test: str
     tests: list[int]
     validation: list[int]
+
+
+@dataclass(frozen=True)
+class _Cost(Pretrained):
+    """The contents of cost.json.
+
+    Attributes:
+        made_from: of `Pretraining`; None where an earlier penstock wrote it.
+    """
+
+    made_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,19 +93,17 @@ class Pretraining:
             RunError: the file is damaged, or the run was another.
         """
         try:
-            found = read_checked(self.cost)
-            then = found.pop("made_from", self.made_from)  # an earlier penstock left it out
-            done = read_record(Pretrained, found)
+            done = read_record(_Cost, read_checked(self.cost))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{self.cost}: damaged: {error}; remove {self.cost.parent} to pretrain again") from None
-        if then != self.made_from:
+        if done.made_from not in (None, self.made_from):
             raise RunError(
                 f"{self.cost.parent} was made from other settings, texts or rows than there are now: put back what was "
                 "there, give another --out, or remove it to pretrain again"
             )
-        return done
+        return Pretrained(done.texts, done.tokens, done.seconds, done.cpu_seconds)
 
 
 def planned_pretraining(
@@ -105,7 +115,7 @@ def planned_pretraining(
         folder: of the pretraining. settings: see `pretraining_settings`. tasks: of all trials of the study.
 
     Raises:
-        RunError: it was begun with other data.
+        RunError: it was begun with other data, or a trial has begun with one that is no longer there.
     """
     from penstock.engine.study.fingerprints import result_settings
     from penstock.engine.training.reading import read_by
@@ -115,6 +125,7 @@ def planned_pretraining(
     validation = _validation_rows(own, train)
     kept = _read_rows(folder, train, test) if (folder / "run" / "run.json").exists() else None
     if kept is None:
+        _check_none_began(folder)
         kept = _Rows(train.fingerprint, test.fingerprint, shared_rows(train, test).tolist(), validation.tolist())
         folder.mkdir(exist_ok=True)
         write_checked(folder / "rows.json", asdict(kept))
@@ -166,8 +177,20 @@ def pretrain(pretraining: Pretraining, train: "Store", progress: bool) -> Pretra
         seconds=result.seconds,
         cpu_seconds=None if goes_on else time.process_time() - started,
     )
-    write_checked(pretraining.cost, {**asdict(done), "made_from": pretraining.made_from})
+    write_checked(pretraining.cost, asdict(_Cost(**asdict(done), made_from=pretraining.made_from)))
     return done
+
+
+def _check_none_began(folder: Path) -> None:
+    """
+    Raises:
+        RunError: a trial has begun with a pretraining that is no longer there.
+    """
+    for path in (folder.parent / "runs").glob("*/run.json"):
+        trial = trial_named(path.parent.name)
+        over = trial is not None and result_path(trials_folder(folder.parent), trial).exists()
+        if trial is not None and FAMILIES[trial.family].pretrains and not over:
+            raise RunError(f"{path.parent} began with a pretraining that is no longer in {folder}: remove it too")
 
 
 def _validation_rows(tasks: Sequence["TrialTask"], train: "Store") -> np.ndarray:

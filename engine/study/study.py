@@ -36,7 +36,7 @@ from penstock.engine.study.measure_speed import SECONDS
 from penstock.engine.study.measure_speed import measure_speed as measure_speed_here
 from penstock.engine.study.opened import opened
 from penstock.engine.study.paired import Key, Paired
-from penstock.engine.study.plan import read_plan
+from penstock.engine.study.plan import plan_for
 from penstock.engine.study.planning import MeasureSpeed, estimates_for
 from penstock.engine.study.pretraining import Pretraining, pretrain
 from penstock.engine.study.progress import StudyProgress
@@ -107,7 +107,7 @@ def run_study(
             estimates = estimates_for(study, folder, jobs, keep_runs, shown, quickly)
             gaps = partial(_gaps, folder, settings.cluster)
             scheduler = Scheduler(tasks, finished, estimates, gaps, budget, clock)
-        plan = read_plan(folder)
+        plan = plan_for(folder, settings.overrides)
         return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.likely)
 
 

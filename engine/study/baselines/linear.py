@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def fit(task: FitTask) -> Linear:
         # The accuracy with a sample forgives answers that are too sure, its loss less so: all rows want no larger C.
         smaller = [value for value in reversed(GRID) if value <= choice.c]
         choice, vocabulary, left_out = _search(task, train, validation, smaller, patience=1)
-    worth_it = whole or len(validation) >= _REFIT_SHARE * len(rows)
+    worth_it = whole or len(rows) - len(train) >= _REFIT_SHARE * len(rows)
     if worth_it if task.options.refit is None else task.options.refit:
         found = _fit_all(task, rows, choice.c, notes)
     else:
@@ -130,13 +130,20 @@ def _fitted(task: FitTask, vocabulary: Vocabulary, model: Logistic, notes: Seque
 
 
 def _search(
-    task: FitTask, train: np.ndarray, validation: np.ndarray, values: Sequence[float], **how: Any
+    task: FitTask,
+    train: np.ndarray,
+    validation: np.ndarray,
+    values: Sequence[float],
+    *,
+    by_loss: bool = False,
+    patience: int = 2,
 ) -> tuple[Choice, Vocabulary, list[str]]:
     labels = task.store.labels
     vocabulary, features, notes = _features(task, train)
     models = fit_logistic(features, labels[train], task.store.num_labels, values, task.threads)
     held_out = _stacked([vocabulary.tfidf(chunk) for chunk in _counts(task, validation)])
-    return choose_c(models, held_out, labels[validation], "linear.C", **how), vocabulary, notes
+    choice = choose_c(models, held_out, labels[validation], "linear.C", by_loss=by_loss, patience=patience)
+    return choice, vocabulary, notes
 
 
 def _within_limits(task: FitTask) -> tuple[np.ndarray, list[str]]:

@@ -121,8 +121,8 @@ def choose_c(
 ) -> Choice:
     """
     Args:
-        models: with values of `grid`, which ascends. features, labels: of the validation rows. name: of the setting,
-            for the note.
+        models: with values of C, in the order in which they are tried. features, labels: of the validation rows.
+        name: of the setting, for the note. grid: all values that there are, ascending.
         by_loss: the lowest loss is best, not the highest accuracy, which counts between equals then.
         patience: values that are no better, after which the rest is not tried.
     """

@@ -319,9 +319,9 @@ def test_a_plan_that_is_there_is_used(settings, tmp_path):
     (tmp_path / "other" / "plan.json").write_text(json.dumps(document))
     # of finished trials' families the trials tell; lstm has none there
     assert "lstm-50-0" not in run(settings, tmp_path / "other", 1000.0)
-    # other settings train at another speed
-    longer = replace(settings, overrides=(*settings.overrides, "lstm.training.epochs=9"))
-    assert "lstm-50-0" in run(longer, tmp_path / "other", 1000.0)
+    document["overrides"] = ["lstm.training.epochs=9"]  # at another speed
+    (tmp_path / "other" / "plan.json").write_text(json.dumps(document))
+    assert "lstm-50-0" in run(settings, tmp_path / "other", 1000.0)
 
 
 @pytest.mark.slow

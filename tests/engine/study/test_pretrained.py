@@ -140,6 +140,15 @@ def test_a_study_that_grows_keeps_its_pretraining(tmp_path, settings, capsys):
 
 
 @pytest.mark.slow
+def test_a_start_without_the_family_leaves_its_trials(tmp_path, settings):
+    own = replace(settings, overrides=(*QUICK[:-1], "lstm-pretrained.pretraining.candidates=50"))
+    before = run(own, tmp_path / "study")
+    more = replace(own, families=("lstm",), pretrain_tokens=None, seeds=parse_seeds("2"))
+    assert run(more, tmp_path / "study").keys() >= {"lstm-30-1"}
+    assert run(own, tmp_path / "study") == before  # nothing ran again
+
+
+@pytest.mark.slow
 def test_another_pretraining_is_another_study(tmp_path, settings, finished):
     out, _ = finished
     with pytest.raises(RunError, match="what its pretraining was made from"):
@@ -148,9 +157,19 @@ def test_another_pretraining_is_another_study(tmp_path, settings, finished):
     shutil.copytree(out, alone)
     for path in (alone / "trials").glob("lstm-pretrained-*"):
         path.unlink()
-    for changed in ({"pretrain_tokens": 20_000}, {"overrides": (*settings.overrides, "pretraining.share=0.3")}):
-        with pytest.raises(RunError, match="pretraining was made from other settings, texts or rows"):
-            run(replace(settings, **changed), alone)
+    before = (alone / "study.json").read_bytes()
+    with pytest.raises(RunError, match="pretraining was made from other settings, texts or rows"):
+        run(replace(settings, pretrain_tokens=20_000), alone)
+    assert (alone / "study.json").read_bytes() == before
+    (alone / "pretraining" / "cost.json").write_text("[]")
+    with pytest.raises(RunError, match=r"cost\.json: damaged: it is not an object; remove .*pretraining to pretrain"):
+        run(settings, alone)
+    shutil.rmtree(alone / "pretraining")  # but not what has begun with it
+    begun = alone / "runs" / "lstm-pretrained-30-0"
+    begun.mkdir()
+    (begun / "run.json").write_text("{}")
+    with pytest.raises(RunError, match=r"lstm-pretrained-30-0 began with a pretraining that is no longer in .*too"):
+        run(settings, alone)
     damaged = tmp_path / "study"
     run(settings, damaged)
     (damaged / "pretraining" / "rows.json").write_text("{}")
