@@ -12,6 +12,8 @@ HERE = Path(__file__).resolve().parent / "native"
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+# for scikit-build-core, where it does not matter how fast the code is: a quarter of the compiler's time
+UNOPTIMIZED = {"SKBUILD_CMAKE_DEFINE": "CMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG"}
 THREADS = [CSRC / name for name in ("threads.cpp", "openmp.cpp", "load.cpp")]
 
 
@@ -43,12 +45,16 @@ def compiled(sources: Iterable[Path], flags: list[str], folder: Path, idle: Cont
         return list(pool.map(compile_one, sources))
 
 
-def as_installed(source: Path) -> Path | None:
-    """Its object from `make install`, if that is there and younger than all sources."""
-    place = Path("CMakeFiles", "_native.dir", f"{source.relative_to(ROOT)}.o")
+def as_installed(sources: Iterable[Path]) -> dict[Path, Path]:
+    """Those objects that `make install` has left, younger than all sources."""
     newest = max(path.stat().st_mtime for path in [ROOT / "CMakeLists.txt", *CSRC.rglob("*")])
-    built = [path for path in ROOT.glob(f"build/native/*/{place}") if path.stat().st_mtime > newest]
-    return max(built, key=lambda path: path.stat().st_mtime, default=None)
+    found = {}
+    for source in sources:
+        place = Path("CMakeFiles", "_native.dir", f"{source.relative_to(ROOT)}.o")
+        built = [path for path in ROOT.glob(f"build/native/*/{place}") if path.stat().st_mtime > newest]
+        if built:
+            found[source] = max(built, key=lambda path: path.stat().st_mtime)
+    return found
 
 
 def linked(objects: list[Path], flags: list[str], program: Path) -> Path:

@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from native_building import UNOPTIMIZED
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -17,12 +18,11 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 
 def environment_of_a_user() -> dict[str, str]:
     """Without the tools of this environment: CMake and ninja are the machine's own, or what pip brings. The compiler
-    optimizes nothing, which takes it a quarter of the time; what `make install` builds is optimized."""
+    optimizes nothing; what `make install` builds is optimized."""
     here = {str(Path(sys.executable).parent), str(Path(sys.executable).resolve().parent), str(ROOT / ".venv" / "bin")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     path = [place for place in os.environ["PATH"].split(os.pathsep) if place not in here]
-    unoptimized = {"SKBUILD_CMAKE_DEFINE": "CMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG"}
-    return kept | unoptimized | {"PATH": os.pathsep.join(path), "COLUMNS": "200"}
+    return kept | UNOPTIMIZED | {"PATH": os.pathsep.join(path), "COLUMNS": "200"}
 
 
 @pytest.mark.slow

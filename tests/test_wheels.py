@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from native_building import UNOPTIMIZED
 
 from penstock.engine.cli import doctor
 
@@ -68,7 +69,7 @@ def backend(call: str, project: Path) -> None:
     """Has scikit-build-core make something of a project, with the tools of this environment. The compiler optimizes
     nothing, as in tests/test_package.py."""
     code = f"import scikit_build_core.build as backend; backend.{call}"
-    told = {"PENSTOCK_CUDA": "OFF", "SKBUILD_CMAKE_DEFINE": "CMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG"}
+    told = {"PENSTOCK_CUDA": "OFF", **UNOPTIMIZED}
     run(sys.executable, "-c", code, cwd=project, PATH=WITH_OUR_TOOLS, **told)
 
 

@@ -111,6 +111,22 @@ class Existing:
             if found := found or changed_precision(run.precision, now.precision):
                 raise self._refusal(self.folder / "runs" / name, found)
 
+    def check_pretraining(self, folder: Path) -> None:
+        """
+        Args:
+            folder: of the study's pretraining.
+
+        Raises:
+            RunError: a trial in progress has begun with a pretraining that is no longer there.
+        """
+        if (folder / "run" / "run.json").exists():
+            return
+        for name in self._runs:
+            begun = trial_named(name)
+            if begun is not None and begun not in self.results and FAMILIES[begun.family].pretrains:
+                run = self.folder / "runs" / name
+                raise RunError(f"{run} began with a pretraining that is no longer in {folder}: remove it too")
+
     def _encoder_then(self, now: MadeFrom) -> str | None:
         """How the encoder differs from what it was at the last start."""
         then = self.study.get("encoders", {}).get(now.settings.get("model.encoder"))

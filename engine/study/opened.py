@@ -94,6 +94,7 @@ def opened(
         tasks = [_task(settings, trial, folder, train, test, keep_runs, jobs) for trial in trials]
         pretraining, before = None, None
         if settings.pretrains:
+            existing.check_pretraining(folder / "pretraining")
             own = resolved_pretraining(settings, train)
             pretraining = planned_pretraining(folder / "pretraining", own, tasks, train, test)
             before = pretraining.made_from

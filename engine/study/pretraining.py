@@ -18,10 +18,9 @@ from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.data.overlap import shared_rows
 from penstock.engine.errors import RunError
 from penstock.engine.records import read_record
-from penstock.engine.study.directory import trials_folder
 from penstock.engine.study.families import FAMILIES
-from penstock.engine.study.fingerprints import digest
-from penstock.engine.study.trials import Pretrained, result_path, trial_named
+from penstock.engine.study.fingerprints import digest, result_settings
+from penstock.engine.study.trials import Pretrained
 
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
@@ -115,9 +114,8 @@ def planned_pretraining(
         folder: of the pretraining. settings: see `pretraining_settings`. tasks: of all trials of the study.
 
     Raises:
-        RunError: it was begun with other data, or a trial has begun with one that is no longer there.
+        RunError: it was begun with other data.
     """
-    from penstock.engine.study.fingerprints import result_settings
     from penstock.engine.training.reading import read_by
     from penstock.engine.training.settings import Settings
 
@@ -125,7 +123,6 @@ def planned_pretraining(
     validation = _validation_rows(own, train)
     kept = _read_rows(folder, train, test) if (folder / "run" / "run.json").exists() else None
     if kept is None:
-        _check_none_began(folder)
         kept = _Rows(train.fingerprint, test.fingerprint, shared_rows(train, test).tolist(), validation.tolist())
         folder.mkdir(exist_ok=True)
         write_checked(folder / "rows.json", asdict(kept))
@@ -179,18 +176,6 @@ def pretrain(pretraining: Pretraining, train: "Store", progress: bool) -> Pretra
     )
     write_checked(pretraining.cost, asdict(_Cost(**asdict(done), made_from=pretraining.made_from)))
     return done
-
-
-def _check_none_began(folder: Path) -> None:
-    """
-    Raises:
-        RunError: a trial has begun with a pretraining that is no longer there.
-    """
-    for path in (folder.parent / "runs").glob("*/run.json"):
-        trial = trial_named(path.parent.name)
-        over = trial is not None and result_path(trials_folder(folder.parent), trial).exists()
-        if trial is not None and FAMILIES[trial.family].pretrains and not over:
-            raise RunError(f"{path.parent} began with a pretraining that is no longer in {folder}: remove it too")
 
 
 def _validation_rows(tasks: Sequence["TrialTask"], train: "Store") -> np.ndarray:

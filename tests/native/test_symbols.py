@@ -40,8 +40,8 @@ def test_there_are_such_files() -> None:
 
 
 def test_no_object_of_an_instruction_set_holds_what_others_may_pick_up(tmp_path: Path) -> None:
-    objects = {source: as_installed(source) for source in sources()}
-    left = [source for source, built in objects.items() if built is None]
+    objects = as_installed(sources())
+    left = [source for source in sources() if source not in objects]
     objects |= dict(zip(left, compiled(left, FLAGS, tmp_path), strict=True))
     found = {
         str(source.relative_to(CSRC)): shared
