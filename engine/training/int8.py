@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from penstock.engine.data.store import Store
@@ -11,9 +12,8 @@ from penstock.engine.errors import ConfigError, StoreError
 from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.training.evaluate import evaluate
-from penstock.engine.training.run_data import RunData
-from penstock.engine.training.run_record import read_trained_record
-from penstock.engine.training.settings import load_saved_settings
+from penstock.engine.training.run_data import digest_of, validation_rows_of
+from penstock.engine.training.run_record import as_trained, read_trained_record
 
 if TYPE_CHECKING:
     from penstock.engine.training.trained import TrainedRun
@@ -56,39 +56,45 @@ def answer_in_int8(trained: "TrainedRun") -> Int8Check:
             validation rows.
         StoreError: the store with the validation rows is not there, damaged, or another by now.
     """
-    model, data = trained.model, _validation_data(trained)
+    model, (store, rows) = trained.model, _validation_data(trained)
     if not isinstance(model, LSTMClassifier | EncoderClassifier):
         raise ConfigError(
             f"int8 is for LSTMs and encoders, and {trained.path} has a model of another kind: leave --int8 out"
         )
 
     def accuracy() -> float:
-        rows, tokens, precision = data.validation_rows, trained.tokens_per_batch, trained.precision
-        return evaluate(model, data.train, rows=rows, tokens_per_batch=tokens, precision=precision).accuracy
+        tokens, precision = trained.tokens_per_batch, trained.precision
+        return evaluate(model, store, rows=rows, tokens_per_batch=tokens, precision=precision).accuracy
 
     before = accuracy()
     try:
         trained.prepare(torch.int8)
     except ValueError as error:
         raise ConfigError(f"{trained.path} cannot answer in int8 here: {error}; leave --int8 out") from None
-    check = Int8Check(len(data.validation_rows), before, accuracy())
+    check = Int8Check(len(rows), before, accuracy())
     if not check.kept:
         trained.prepare()
     return check
 
 
-def _validation_data(trained: "TrainedRun") -> RunData:
+def _validation_data(trained: "TrainedRun") -> tuple[Store, np.ndarray]:
+    """The training store as the run reads it, and int64: its validation rows, of a student those with true labels."""
     record = read_trained_record(trained.path)
+    identity, data, taught = record["identity"], record["data"], record["data"].get("distillation")
     what = f"what int8 costs is measured on the validation rows of {trained.path}"
+    if taught and data["store"] not in (taught["labelled"], taught["unlabelled"]):
+        raise ConfigError(f"{what}, whose labels are its teachers' own: leave --int8 out")
     try:
-        store = Store.open(record["data"]["store"])
+        store = Store.open(data["store"])
         check_files(store)
     except StoreError as error:
         raise StoreError(f"{what}: {error}; leave --int8 out") from None
-    data = RunData.of(load_saved_settings(trained.path / "config.yaml"), store)
-    known, found = record["identity"], data.own_identity()
-    if any(known.get(each) != found[each] for each in ("training data", "training rows", "validation rows")):
+    rows = validation_rows_of(trained.path, store)
+    # a student's rows are numbered through all its stores, that with true labels first
+    there = identity.get("stores", identity["training data"]).partition(" + ")[0]
+    if (there, identity["validation rows"]) != (store.fingerprint, digest_of(rows)):
         raise StoreError(f"{what}, which are no longer to be found in {store.path}: leave --int8 out")
-    if not len(data.validation_rows):
+    rows = rows[rows < store.num_examples]
+    if not len(rows):
         raise ConfigError(f"{what}, and it has none: leave --int8 out")
-    return data
+    return as_trained(store, data), rows

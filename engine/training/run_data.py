@@ -2,15 +2,18 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from penstock.engine.data.store import Store
 from penstock.engine.data.transfer_set import TransferSet
+from penstock.engine.errors import RunError
 from penstock.engine.training.reading import Reading, read_by
+from penstock.engine.training.run_directory import VALIDATION_NAME
 from penstock.engine.training.run_record import as_trained
-from penstock.engine.training.settings import FREE_KEYS, Settings
+from penstock.engine.training.settings import FREE_KEYS, Settings, load_saved_settings
 from penstock.engine.training.split import split_rows
 
 
@@ -75,8 +78,8 @@ class RunData:
         return {
             "training data": self.train.fingerprint,
             **joined,
-            "training rows": _digest(self.rows),
-            "validation rows": _digest(self.validation_rows),
+            "training rows": digest_of(self.rows),
+            "validation rows": digest_of(self.validation_rows),
             "test data": self.test.fingerprint if self.test else None,
         }
 
@@ -104,5 +107,25 @@ def describe_data(store: Store) -> dict[str, Any]:
     }
 
 
-def _digest(rows: np.ndarray) -> str:
+def validation_rows_of(run: Path, train: Store) -> np.ndarray:
+    """int64: the rows by which a run chose its best model.
+
+    Args:
+        train: its training store. An earlier penstock's run says nothing of its rows: these are then those that a run
+            on all of the store has.
+
+    Raises:
+        RunError: the file with them is damaged.
+    """
+    file = run / VALIDATION_NAME
+    try:
+        return np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        return split_rows(load_saved_settings(run / "config.yaml"), train, None, None)[1]
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{file} is damaged: {error}; put it back from a copy") from None
+
+
+def digest_of(rows: np.ndarray) -> str:
+    """One line of text for row numbers."""
     return f"{len(rows)} rows, {hashlib.blake2b(rows.astype(np.int64).tobytes(), digest_size=8).hexdigest()}"

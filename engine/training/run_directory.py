@@ -2,11 +2,13 @@
 
 config.yaml      the resolved settings
 run.json         identity (settings, data), status, versions, result, checksums of itself and of config.yaml
+validation_rows.npy   int64, by which the best model was chosen
 metrics.jsonl    one line per logged step, evaluation, checkpoint or epoch's plan (fill, balance)
 checkpoints/     see checkpoint.py; best/ and last/ lead into it
 config.json, model.safetensors, tokenizer.json ...   the best model, once the run is complete
 """
 
+import io
 import json
 import os
 import platform
@@ -14,6 +16,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from penstock.engine.checked import crc32_of, with_checksum
 from penstock.engine.errors import RunError
@@ -32,6 +36,7 @@ from penstock.engine.files import (
 from penstock.engine.training.run_record import FORMAT, has_checkpoint, in_use, read_record
 
 METRICS_NAME = "metrics.jsonl"
+VALIDATION_NAME = "validation_rows.npy"
 _OLD_TEMPORARY = (".config.yaml.tmp", ".run.json.tmp")  # what an earlier penstock wrote under
 
 
@@ -66,13 +71,19 @@ class RunDirectory:
         return self.record
 
     def create(
-        self, identity: Mapping[str, Any], config: str, data: Mapping[str, Any], **entries: Any
+        self,
+        identity: Mapping[str, Any],
+        config: str,
+        data: Mapping[str, Any],
+        validation_rows: np.ndarray,
+        **entries: Any,
     ) -> dict[str, Any]:
         """Makes the directory a new run's, in place of one that never came to a checkpoint; returns its record.
 
         Args:
             identity: flat JSON mapping of what decides the run's result.
-            config: the text of config.yaml. data: how the training data was prepared. entries: others of the record.
+            config: the text of config.yaml. data: how the training data was prepared.
+            validation_rows: int64, of the training store. entries: others of the record.
 
         Raises:
             RunError: another process has begun to train in it.
@@ -88,6 +99,7 @@ class RunDirectory:
             _remove_beginning(path)
             self.record = {"format": FORMAT, "status": "running", "identity": dict(identity), "data": dict(data)}
             self.record |= {**entries, "versions": _versions(), "config": [zlib.crc32(config.encode())]}
+            write_committed(path / VALIDATION_NAME, _npy(validation_rows))
             write_committed(path / "config.yaml", config)
             self._write()
         return self.record
@@ -214,7 +226,7 @@ def _lock(path: Path) -> FolderLock:
 
 
 def _foreign(path: Path) -> bool:
-    ours = {".lock", "config.yaml", *_OLD_TEMPORARY, *(file.name for file in temporary_files(path))}
+    ours = {".lock", "config.yaml", VALIDATION_NAME, *_OLD_TEMPORARY, *(file.name for file in temporary_files(path))}
     return not ours.issuperset(os.listdir(path))
 
 
@@ -228,6 +240,12 @@ def _remove_beginning(path: Path) -> None:
             (path / name).unlink(missing_ok=True)
         sync_folder(path)
     remove_leftovers(path)
+
+
+def _npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    return file.getvalue()
 
 
 def _versions() -> dict[str, str]:

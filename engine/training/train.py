@@ -142,9 +142,9 @@ def train(
             if began:
                 changed = world.on_main(lambda: _go_on(loop, found, identity))
             else:
-                directory.record = world.on_main(
-                    lambda: directory.create(identity, settings.to_yaml(), data.description(), precision=precision)
-                )
+                config, described, held = settings.to_yaml(), data.description(), data.validation_rows
+                create = partial(directory.create, identity, config, described, held, precision=precision)
+                directory.record = world.on_main(create)
             say(opening_line(loop))
             say(str(data.reading))
             for line in _notes(settings, data.train, world):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from earlier_runs import as_before_checksums
@@ -98,7 +99,7 @@ def test_an_unstarted_run_is_replaced_whenever_that_is_interrupted(tmp_path, sto
             directory.open()
             patch.setattr(os, call, dying)
             with contextlib.suppress(Killed):
-                directory.create({"other": 1}, "other", {})
+                directory.create({"other": 1}, "other", {}, np.arange(2))
                 finished = True
         result = train(settings("training.max_steps=2", "training.seed=7"), store, run, progress="none")
         assert result.steps == 2

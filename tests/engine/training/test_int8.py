@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from penstock.engine import LSTMClassifier, evaluate, train
 from penstock.engine.cli import app
 from penstock.engine.data.prepare import prepare
-from penstock.engine.errors import ConfigError, PenstockError, StoreError
+from penstock.engine.errors import ConfigError, PenstockError, RunError, StoreError
 from penstock.engine.models import LSTMClassifierConfig
 from penstock.engine.training import evaluate as evaluation
 from penstock.engine.training import int8
+from penstock.engine.training.distil import distil
 from penstock.engine.training.int8 import Int8Check
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.trained import TrainedRun
@@ -194,6 +195,34 @@ def test_without_the_validation_rows(how: str, texts, tmp_path) -> None:
     with pytest.raises(error, match=message):
         trained.answer_in_int8()
     assert trained.predict(TEXTS).num_rows == 3
+
+
+def test_rows_that_were_chosen(store, tmp_path) -> None:
+    settings = load_settings(None, ["model.kind=lstm", "model.hidden_size=4", "training.max_steps=1"])
+    chosen = {"some": {"rows": np.arange(0, 60)}, "own": {"validation_rows": np.arange(7), "rows": np.arange(7, 60)}}
+    for name, rows in chosen.items():
+        train(settings, store, tmp_path / name, progress="none", **rows)
+        assert TrainedRun.open(tmp_path / name).answer_in_int8().rows == (12 if name == "some" else 7)
+    (tmp_path / "some" / "validation_rows.npy").write_bytes(b"nothing")
+    with pytest.raises(RunError, match=r"validation_rows\.npy is damaged"):
+        TrainedRun.open(tmp_path / "some").answer_in_int8()
+    (tmp_path / "some" / "validation_rows.npy").unlink()
+    with pytest.raises(StoreError, match="no longer to be found"):  # an earlier penstock's
+        TrainedRun.open(tmp_path / "some").answer_in_int8()
+
+
+def test_a_student(store, texts, tmp_path) -> None:
+    """It is measured with true labels alone."""
+    settings = load_settings(None, ["model.kind=lstm", "model.hidden_size=4", "training.max_steps=1"])
+    train(settings, store, tmp_path / "teacher", progress="none")
+    unlabelled = prepare(str(texts["test"]), tmp_path / "unlabelled", like=store.path, unlabelled=True, progress=False)
+    distil(settings, [tmp_path / "teacher"], unlabelled, tmp_path / "student", train_store=store, progress="none")
+    check = TrainedRun.open(tmp_path / "student").answer_in_int8()
+    held = np.load(tmp_path / "student" / "validation_rows.npy")
+    assert 0 < check.rows == (held < store.num_examples).sum() < len(held)
+    distil(settings, [tmp_path / "teacher"], unlabelled, tmp_path / "alone", progress="none")
+    with pytest.raises(ConfigError, match="whose labels are its teachers' own"):
+        TrainedRun.open(tmp_path / "alone").answer_in_int8()
 
 
 def test_where_it_has_no_effect_or_cannot_be(store, run, tmp_path) -> None:

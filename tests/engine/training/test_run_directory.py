@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from subtested import as_subtests
 
@@ -16,7 +17,7 @@ def claim(path, **identity):
         if directory.has_checkpoint:
             directory.check_identity(identity)
         else:
-            directory.create(identity, "a: 1\n", {"text": "t"})
+            directory.create(identity, "a: 1\n", {"text": "t"}, np.arange(2))
     except BaseException:
         directory.__exit__()
         raise
