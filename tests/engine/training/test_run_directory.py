@@ -56,7 +56,8 @@ def test_a_run_without_a_checkpoint_makes_room(tmp_path):
         (tmp_path / "run" / "notes.txt").write_text("the user's own")
     with claim(tmp_path / "run", seed=2) as directory:
         assert directory.record["identity"] == {"seed": 2}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "run.json", "notes.txt"}
+    own = {".lock", "config.yaml", "run.json", "validation_rows.npy"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == own | {"notes.txt"}
 
 
 def test_opening_writes_nothing(tmp_path):
