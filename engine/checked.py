@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from penstock.engine.errors import first_line
 from penstock.engine.files import CommittedFile, write_json
 from penstock.engine.records import read_json
 
@@ -104,7 +105,7 @@ def read_seal(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise DamageError(f"{SEAL_NAME} cannot be read ({_first_line(error)})") from None
+        raise DamageError(f"{SEAL_NAME} cannot be read ({first_line(error)})") from None
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise DamageError(f"{SEAL_NAME} is damaged: it is not what penstock writes")
     if content["format"] != _FORMAT:
@@ -152,7 +153,3 @@ def _checksum(record: Mapping[str, Any]) -> int:
 def _is_entry(name: str, entry: Any) -> bool:
     whole = isinstance(entry, dict) and all(isinstance(entry.get(key), int) for key in ("size", "crc32"))
     return whole and name == os.path.basename(name) and name not in ("", ".", "..")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,11 @@
 import re
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, or else its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class PenstockError(Exception):
     """An error that the user can mend: its message says what, where and what to do. It is one line that can be printed,
     whatever names a damaged or hostile file brings into it."""

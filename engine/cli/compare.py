@@ -120,9 +120,7 @@ def _print_flips(records: list[dict[str, Any]], count: int) -> None:
 
 
 def _write(out: str, form: str, records: list[dict[str, Any]]) -> None:
-    import csv
-    import io
-
+    from penstock.engine.csv_text import csv_text
     from penstock.engine.training.outputs import open_output
     from penstock.engine.training.plain_values import to_json
 
@@ -138,8 +136,5 @@ def _write(out: str, form: str, records: list[dict[str, Any]]) -> None:
         elif form == "jsonl":
             file.write("".join(to_json(one) + "\n" for one in records).encode())
         else:
-            lines = io.StringIO()
-            writer = csv.DictWriter(lines, columns, delimiter="," if form == "csv" else "\t", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
-            file.write(lines.getvalue().encode())
+            rows = [columns, *([one[name] for name in columns] for one in records)]
+            file.write(csv_text(rows, "," if form == "csv" else "\t").encode())

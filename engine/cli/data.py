@@ -5,7 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.engine.cli.options import EncodingOption, SeparatorOption, TextOption, label_separator_option, parse_share
+from penstock.engine.cli.options import (
+    EncodingOption,
+    SeparatorOption,
+    TextOption,
+    label_separator_option,
+    parse_share,
+    stated_options,
+)
 
 PREPARE_EXAMPLE = """Tokenize labelled texts into a store.
 
@@ -21,6 +28,7 @@ labels as there are in its list, none in an empty one: the model then answers fo
 
 
 def prepare(
+    context: typer.Context,
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="Files (csv, tsv, jsonl, parquet, arrow), folders, patterns, hf:..., synthetic:..."),
@@ -70,6 +78,8 @@ def prepare(
     from penstock.engine.errors import ConfigError
 
     if finalize:
+        if given := [name for name in stated_options(context) if name not in ("--out", "--finalize")]:
+            raise ConfigError(f"--finalize joins what is in {out} as it was begun: leave {', '.join(given)} out")
         job = Job.read(out)
         store = parts.finalize(out)
         _describe(store)
@@ -91,6 +101,10 @@ def prepare(
         "unlabelled": unlabelled,
         "reading": Reading(separator, encoding, label_separator),
     }
+    if shard is not None and overwrite:
+        raise ConfigError(
+            f"--shard cannot --overwrite: others may be making their shares in {out}; remove it before the first begins"
+        )
     if shard is not None:
         preparing.prepare_part(sources, out, parse_share(shard), **options)
         return

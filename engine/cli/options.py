@@ -53,6 +53,16 @@ DryRunOption = Annotated[
 ]
 
 
+def stated_options(context: typer.Context) -> list[str]:
+    """The options and arguments that were given on the command line, as they are written there."""
+    found = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            found.append(parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper())
+    return found
+
+
 def _list_settings(wanted: bool) -> None:
     if wanted:
         from penstock.engine.training.settings import describe_settings

@@ -226,12 +226,10 @@ def predict(
     from penstock.engine.training.bad_rows import BadRowReport
     from penstock.engine.training.inputs import opened_for_predicting
     from penstock.engine.training.outputs import (
-        FORMATS,
         check_output,
         check_separator,
         open_output,
         open_writer,
-        output_format,
     )
     from penstock.engine.training.predictions import Columns, ListColumns, common_schema
     from penstock.engine.training.run_record import files_of, read_trained_record, saved_thresholds
@@ -242,9 +240,7 @@ def predict(
     if bad_rows == "quarantine" and out == "-":
         raise ConfigError("--bad-rows quarantine sets rows aside beside a file: give --out one")
     reading = Reading(separator, encoding)
-    own_form = next((form for form in ("csv", "tsv") if f".{form}" in Path(source).suffixes[-2:]), "jsonl")
-    own_form = (format if format in FORMATS else "jsonl") if source == "-" else own_form
-    chosen = output_format(out, out_format or (own_form if out == "-" else format))
+    chosen = _output_format(source, out, format, out_format)
     record = read_trained_record(run)
     kept = None if keep is None else [name.strip() for name in keep.split(",") if name.strip()]
     several = record["data"].get("multi_label", False)
@@ -317,3 +313,20 @@ def _say_columns(opened: Sequence, in_training: str, given: str | None) -> None:
                 f"{source.name}: texts are read from column {source.text!r}; there is none called {in_training!r}, as "
                 "in training"
             )
+
+
+def _output_format(source: str, out: str, format: str | None, out_format: str | None) -> str:
+    """The format that predictions are written in, where nothing that was asked for is passed over."""
+    from penstock.engine.errors import ConfigError
+    from penstock.engine.training.inputs import is_pipe
+    from penstock.engine.training.outputs import FORMATS, format_of_ending, output_format
+
+    ending, piped = format_of_ending(out), is_pipe(source)
+    if out_format is not None and ending not in (None, out_format):
+        raise ConfigError(f"--out-format {out_format}: {out} says by its ending that it is {ending}; leave out one")
+    if format is not None and ending is not None and not piped:
+        raise ConfigError(f"--format has no effect: {source} and {out} are files; leave it out")
+    asked = out_format or (format if format in FORMATS or not piped else None)
+    if asked is None and out == "-":
+        asked = next((form for form in ("csv", "tsv") if f".{form}" in Path(source).suffixes[-2:]), "jsonl")
+    return output_format(out, asked, " (or --out-format does)")

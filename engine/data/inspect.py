@@ -288,16 +288,30 @@ class SharedTexts:
 
 
 def shared_texts(train: Looked, test: Looked) -> SharedTexts:
-    numbers = {name: number for number, name in enumerate(train.label_names)}
-    to_train = np.array([numbers.get(name, -2 - i) for i, name in enumerate(test.label_names)], np.int64)
-    labels = to_train[test.labels] if len(to_train) and test.has_labels else np.full(test.rows, -1, np.int64)
-    twin, agrees = _twins(train.exact, train.normal, train.labels, test.exact, test.normal, labels)
-    form_twin, form_agrees = _twins(train.normal, train.normal, train.labels, test.normal, test.normal, labels)
+    compared = train.has_labels and test.has_labels
+    ours, theirs = _numbered_alike(train, test) if compared else (train.labels, np.full(test.rows, -1, np.int64))
+    twin, agrees = _twins(train.exact, train.normal, ours, test.exact, test.normal, theirs)
+    form_twin, form_agrees = _twins(train.normal, train.normal, ours, test.normal, test.normal, theirs)
     exact = np.flatnonzero(twin >= 0)
     normal = np.flatnonzero((twin < 0) & (form_twin >= 0))
-    compared = train.has_labels and test.has_labels
     other = int((~agrees[exact]).sum() + (~form_agrees[normal]).sum()) if compared else 0
     return SharedTexts(exact, normal, twin[exact], form_twin[normal], other)
+
+
+def _numbered_alike(train: Looked, test: Looked) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of both, int64, in one numbering: the training set's, unless one of the two has more labels than have
+    numbers."""
+    if any(int(each.labels.max(initial=-1)) >= len(each.label_names) for each in (train, test)):
+        return _all_hashed(train), _all_hashed(test)
+    numbers = {name: number for number, name in enumerate(train.label_names)}
+    to_train = np.array([numbers.get(name, -2 - i) for i, name in enumerate(test.label_names)], np.int64)
+    return train.labels, to_train[test.labels]
+
+
+def _all_hashed(looked: Looked) -> np.ndarray:
+    known = len(looked.label_names)
+    to_hash = np.array([*map(_hashed, looked.label_names), 0], np.int64)
+    return np.where(looked.labels < known, to_hash[np.minimum(looked.labels, known)], looked.labels)
 
 
 def _hashes(text: Text) -> bytes:
@@ -315,9 +329,13 @@ def _number(label: str, numbers: dict[str, int]) -> int:
         if len(numbers) < MAX_LABELS:
             number = numbers[label] = len(numbers)
         else:
-            hashed = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=4).digest(), "little")
-            number = MAX_LABELS + hashed % (2**31 - 1 - MAX_LABELS)
+            number = _hashed(label)
     return number
+
+
+def _hashed(label: str) -> int:
+    hashed = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=4).digest(), "little")
+    return MAX_LABELS + hashed % (2**31 - 1 - MAX_LABELS)
 
 
 def _join(parts: list[np.ndarray], dtype: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from penstock.engine.checked import read_checked, with_checksum
+from penstock.engine.checked import crc32_of, read_checked, with_checksum
 from penstock.engine.data.manifest import (
     CLUSTERS_NAME,
     INDEX_NAME,
@@ -252,15 +252,12 @@ def finished_shard(folder: Path, job: Job, shard: int) -> Receipt | None:
     receipt = Receipt.read(folder, shard)
     if receipt is None or receipt.preparation != job.preparation or receipt.file.rows != job.rows_of(shard):
         return None
+    file = folder / receipt.file.name
     try:
-        crc32 = size = 0
-        with open(folder / receipt.file.name, "rb") as file:
-            while chunk := file.read(1 << 22):
-                crc32 = zlib.crc32(chunk, crc32)
-                size += len(chunk)
+        same = (file.stat().st_size, crc32_of(file)) == (receipt.file.bytes, receipt.file.crc32)
     except OSError:
         return None
-    return receipt if (size, crc32) == (receipt.file.bytes, receipt.file.crc32) else None
+    return receipt if same else None
 
 
 def discard_shard(folder: Path, shard: int) -> None:

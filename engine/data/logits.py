@@ -22,7 +22,7 @@ import pyarrow as pa
 from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.data.job import write_batch
 from penstock.engine.data.manifest import digest
-from penstock.engine.errors import RunError
+from penstock.engine.errors import RunError, first_line
 from penstock.engine.files import FolderLock, committed, disk_errors, remove_leftovers, sync_folder
 from penstock.engine.records import check_range, read_file, read_record
 
@@ -301,10 +301,9 @@ def _read_part(folder: Path, of: LogitsOf, part: int) -> tuple[np.ndarray, PartE
             raise ValueError("its columns or rows are not those of these logits")
         values = np.asarray(batch["logits"].values).reshape(entry.rows, -1)
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise RunError(
-            f"{path}: damaged: {reason}; remove it, and penstock distil with the same --teacher and --unlabelled makes "
-            "it again"
+            f"{path}: damaged: {first_line(error)}; remove it, and penstock distil with the same --teacher and "
+            "--unlabelled makes it again"
         ) from None
     return values, entry
 

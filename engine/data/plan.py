@@ -172,13 +172,16 @@ def plan_epoch(
         cut: what made `lengths` shorter than they are stored.
 
     Raises:
-        ConfigError: fewer examples than a step has batches.
+        ConfigError: fewer examples than a step of a training has batches.
         ValueError: rows outside the store.
     """
     rows = None if rows is None else np.ascontiguousarray(rows, np.int64)
     count = len(lengths) if rows is None else len(rows)
-    if count < parameters.batches_per_step:
-        raise ConfigError(f"{count} examples are too few for steps of {parameters.batches_per_step} batches")
+    if shuffle and count < parameters.batches_per_step:
+        raise ConfigError(
+            f"{count} training examples are too few for data.batches_per_step={parameters.batches_per_step}: give more "
+            "examples, or smaller steps"
+        )
     order, bounds, tokens, squares, longest = native_plan_epoch(
         np.ascontiguousarray(lengths, np.int32),
         rows,

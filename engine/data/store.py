@@ -28,7 +28,7 @@ from penstock.engine.data.manifest import (
     clusters_schema,
     shard_schema,
 )
-from penstock.engine.errors import ConfigError, StoreError, TokenizerError
+from penstock.engine.errors import ConfigError, StoreError, TokenizerError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -522,7 +522,7 @@ class Store:
         except FileNotFoundError:
             raise StoreError(f"{path}: missing; prepare the store again") from None
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise StoreError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
+            raise StoreError(f"{path}: damaged: {first_line(error)}") from None
         if batch.num_rows != entry.rows:
             raise StoreError(f"{path}: damaged: {batch.num_rows} rows where the manifest says {entry.rows}")
         if batch.num_columns != len(schema) or not _inside(batch, file):

@@ -18,7 +18,7 @@ import numpy as np
 
 from penstock.engine.data.manifest import MAX_VOCABULARY, Truncation, digest
 from penstock.engine.data.own_code import NONE_IS_RUN, code_of_tokenizer
-from penstock.engine.errors import PenstockError, TokenizerError
+from penstock.engine.errors import PenstockError, TokenizerError, first_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -158,7 +158,7 @@ def tokenizer_errors(name: str) -> Iterator[None]:
     except BaseException as error:
         if not _of_library(error) or isinstance(error, PenstockError | OSError):
             raise
-        raise TokenizerError(f"tokenizer {name}: cannot be used: {_first_line(error)}") from error
+        raise TokenizerError(f"tokenizer {name}: cannot be used: {first_line(error)}") from error
 
 
 def _of_library(error: BaseException) -> bool:
@@ -281,7 +281,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
         if not _of_library(error):
             raise
         if path.exists():
-            reason = f"no tokenizer can be loaded from it: {_first_line(error)}"
+            reason = f"no tokenizer can be loaded from it: {first_line(error)}"
         elif name.startswith(("/", ".", "~")):
             reason = "no such folder or file"
         else:
@@ -368,8 +368,3 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", max_length: int, trunca
 
 def crc32_of_files(files: dict[str, bytes]) -> dict[str, int]:
     return {name: zlib.crc32(content) for name, content in files.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

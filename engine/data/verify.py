@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.engine.checked import crc32_of
 from penstock.engine.data.manifest import LABELS_NAME, SECONDS_NAME, TOKENIZER_NAME, FileEntry, Manifest
 from penstock.engine.errors import StoreError
 from penstock.engine.records import read_file
@@ -104,11 +105,8 @@ def _check_crc32(folder: Path, entry: FileEntry) -> None:
         StoreError: the file's bytes are not those that were written.
     """
     path = folder / entry.name
-    crc32 = 0
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 22):
-                crc32 = zlib.crc32(chunk, crc32)
+        crc32 = crc32_of(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     if crc32 != entry.crc32:

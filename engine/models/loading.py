@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from penstock.engine.checked import DamageError, check_sealed, read_seal
 from penstock.engine.data.own_code import NONE_IS_RUN, code_of_model
-from penstock.engine.errors import ModelError, PenstockError
+from penstock.engine.errors import ModelError, PenstockError, first_line
 
 
 def load_config(name: str | os.PathLike) -> PreTrainedConfig:
@@ -45,7 +45,7 @@ def as_model_error(name: str | os.PathLike) -> Iterator[None]:
             raise ModelError(f"cannot load model {str(name)!r}: there is no such folder") from error
         else:
             where = "there is no such folder, and the hub does not have it or is out of reach"
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise ModelError(f"cannot load model {str(name)!r}: {where} ({reason})") from error
 
 

@@ -13,7 +13,7 @@ from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_so
 from penstock.engine.data.sources.labels import LabelNames, merged_spellings, sort_labels, spelling
 from penstock.engine.data.sources.open import form_of
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError
+from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError, first_line
 from penstock.engine.study.compare import Judged, Truth
 from penstock.engine.study.predictions import Predictions, parse_predictions
 from penstock.engine.training.run_record import (
@@ -172,7 +172,7 @@ def read_prediction_file(name: str, id_columns: Sequence[str]) -> tuple[list[str
         try:
             columns: Sequence[str] = pq.ParquetFile(pa.BufferReader(content)).schema_arrow.names
         except pa.ArrowException as error:
-            raise SourceError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+            raise SourceError(f"{name}: cannot be read: {first_line(error)}") from None
         column = next((own for own in id_columns if own in columns), None)
         found = _read_parquet(name, content, column)
     else:
@@ -354,7 +354,7 @@ def _run_on_store(given: _Run, store: Store) -> np.ndarray:
 
     trained = TrainedRun.open(given.name)
     labels = np.empty(store.num_examples, np.int64)
-    alone = World(0, 1, next(trained.model.parameters()).device)
+    alone = World.alone(trained.model)
     batches = store_batches(as_trained(store, given.record["data"]), None, trained.tokens_per_batch, alone)
     for batch, logits in run(trained.model, batches, trained.precision):
         assert batch.tokens.ids is not None

@@ -1,11 +1,10 @@
 """The figures behind the report's tables and plots, as CSV files."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from penstock.engine.csv_text import csv_text
 from penstock.engine.statistics.learning_curves import PARAMETERS
 from penstock.engine.study.classes import FIGURES, ClassRow, class_rows
 from penstock.engine.study.costs import BATCH_SIZES
@@ -200,8 +199,4 @@ def _interval(estimate: Estimate | None) -> list[Any]:
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([header, *rows])

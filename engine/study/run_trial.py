@@ -278,7 +278,7 @@ def _parts_of_run(run: Path, test: "Store", test_rows: np.ndarray) -> Iterator[_
     from penstock.engine.training.trained import TrainedRun
 
     trained = TrainedRun.open(run)
-    alone = World(0, 1, next(trained.model.parameters()).device)
+    alone = World.alone(trained.model)
     batches = store_batches(as_trained(test, trained.data), test_rows, trained.tokens_per_batch, alone)
     for batch, probabilities, loss_sum in judged(trained.model, batches, trained.precision):
         assert batch.tokens.ids is not None

@@ -17,7 +17,7 @@ import torch
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from penstock.engine.checked import DamageError, check_sealed, read_seal, seal
-from penstock.engine.errors import RunError
+from penstock.engine.errors import RunError, first_line
 from penstock.engine.files import (
     BulkFile,
     CommittedFile,
@@ -179,10 +179,6 @@ def is_name(name: Any) -> bool:
 def step_of(checkpoint: Path) -> int:
     place = _place(checkpoint)
     return place[0] if place else 0
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _save_state(state: dict[str, Any], file: Path) -> CommittedFile:

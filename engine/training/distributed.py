@@ -60,6 +60,11 @@ class World:
         if self.size > 1:
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout))
 
+    @classmethod
+    def alone(cls, model: torch.nn.Module) -> "World":
+        """This process by itself, on a model's device."""
+        return cls(0, 1, next(model.parameters()).device)
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

@@ -17,7 +17,7 @@ from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.models.output import is_multi_label, multi_label_loss
 from penstock.engine.training.distributed import World
 from penstock.engine.training.evaluation import EvaluationCounter
-from penstock.engine.training.metrics import Metrics, confusion_counts
+from penstock.engine.training.metrics import Metrics, count_confusion
 from penstock.engine.training.multi_label import MultiLabelMetrics, thresholds_of
 from penstock.engine.training.multi_label_evaluation import MultiLabelCounter
 from penstock.engine.training.precision import autocast, resolve_precision
@@ -49,7 +49,7 @@ def evaluate(
         rows: int64, the rows to evaluate; all by default.
         watch: passes the batches on, and may end the evaluation, see `StopSignal.watch`.
     """
-    world = world or _alone(model)
+    world = world or World.alone(model)
     batches = watch(store_batches(store, rows, tokens_per_batch, world), world)
     return evaluate_batches(model, batches, store.label_names, precision, world)
 
@@ -63,13 +63,13 @@ def evaluate_batches(
 ) -> Metrics:
     """As `evaluate`, of this process's batches."""
     num_labels = len(label_names)
-    world = world or _alone(model)
+    world = world or World.alone(model)
     if is_multi_label(model):
         return _evaluate_lists(model, batches, label_names, precision, world)
     confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=world.device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     for batch, logits in run(model, batches, precision):
-        confusion += confusion_counts(batch.labels, logits.argmax(-1), num_labels)
+        count_confusion(confusion, batch.labels, logits.argmax(-1))
         loss_sum += F.cross_entropy(logits, batch.labels, reduction="sum")
     return Metrics.from_confusion(world.sum(confusion).cpu(), world.sum(loss_sum).item(), label_names)
 
@@ -178,7 +178,3 @@ def evaluation_loader(store: Store, rows: np.ndarray | None, tokens_per_batch: i
     return Loader(
         store, seed=0, parameters=parameters, rows=rows, rank=world.rank, world_size=world.size, shuffle=False
     )
-
-
-def _alone(model: nn.Module) -> World:
-    return World(0, 1, next(model.parameters()).device)

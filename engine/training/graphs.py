@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.data.loader import Batch
-from penstock.engine.errors import ConfigError, RunError, is_out_of_memory
+from penstock.engine.errors import ConfigError, RunError, first_line, is_out_of_memory
 from penstock.engine.models.ragged_input import filled_up
 from penstock.engine.training.distributed import World
 from penstock.engine.training.settings import TrainingSettings
@@ -151,9 +151,8 @@ class StepGraphs:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise RunError(
-                f"training.cuda_graphs=true: a step of this model cannot be captured ({why}): set "
+                f"training.cuda_graphs=true: a step of this model cannot be captured ({first_line(error)}): set "
                 "training.cuda_graphs=false"
             ) from error
         return _Captured(graph.replay, [*inputs, factor], results)

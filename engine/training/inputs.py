@@ -32,7 +32,7 @@ def opened_for_predicting(
     Raises:
         SourceError: it cannot be opened, or has no such column. ConfigError: a pipe without a format.
     """
-    if not _is_pipe(name):
+    if not is_pipe(name):
         yield open_like_training(name, data, text=text, need_label=False, reading=reading)
         return
     shown = "stdin" if name == "-" else name
@@ -55,7 +55,8 @@ def opened_for_predicting(
         yield [source]
 
 
-def _is_pipe(name: str) -> bool:
+def is_pipe(name: str) -> bool:
+    """Whether a source is stdin or another pipe, whose form nothing says."""
     if name == "-":
         return True
     try:

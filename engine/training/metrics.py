@@ -115,6 +115,7 @@ class Metrics:
         return found
 
 
-def confusion_counts(labels: Tensor, predictions: Tensor, num_labels: int) -> Tensor:
-    """int64 (num_labels, num_labels): how often label i was predicted as j; labels and predictions (batch,)."""
-    return torch.bincount(labels * num_labels + predictions, minlength=num_labels**2).view(num_labels, num_labels)
+def count_confusion(confusion: Tensor, labels: Tensor, predictions: Tensor) -> None:
+    """Adds a batch to int64 (num_labels, num_labels): how often label i was predicted as j; labels and predictions
+    (batch,). What it costs does not depend on the number of labels."""
+    confusion.view(-1).index_add_(0, labels * len(confusion) + predictions, torch.ones_like(labels))

@@ -1,7 +1,5 @@
 """Where predictions go: csv, tsv, jsonl or parquet, to a file or to stdout, part by part."""
 
-import csv
-import io
 import os
 import stat
 import sys
@@ -12,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
+from penstock.engine.csv_text import csv_text
 from penstock.engine.errors import ConfigError, DiskError
 from penstock.engine.files import committed, disk_errors
 from penstock.engine.training.plain_values import as_text, plain_list, to_json
@@ -30,24 +29,38 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def output_format(out: str, given: str | None) -> str:
-    """The format of an output: its ending's, else the one given.
+def format_of_ending(out: str) -> str | None:
+    """The format that a file's ending names; None where it names none, and for stdout.
 
     Raises:
-        ConfigError: neither says one.
+        ConfigError: a format that is not compressed.
     """
     path = Path(out)
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
     ending = {"ndjson": "jsonl"}.get(suffix[1:], suffix[1:])
-    if ending in FORMATS and out != "-":
-        if ending == "parquet" and path.suffix in COMPRESSIONS:
-            raise ConfigError(f"{out}: parquet is compressed in itself: leave {path.suffix} out")
+    if out == "-" or ending not in FORMATS:
+        return None
+    if ending == "parquet" and path.suffix in COMPRESSIONS:
+        raise ConfigError(f"{out}: parquet is compressed in itself: leave {path.suffix} out")
+    return ending
+
+
+def output_format(out: str, given: str | None, remedy: str = "") -> str:
+    """The format of an output: its ending's, else the one given.
+
+    Args:
+        remedy: what else could name it, for the message.
+
+    Raises:
+        ConfigError: neither says one.
+    """
+    if (ending := format_of_ending(out)) is not None:
         return ending
     if given is None:
         endings = ", ".join(f".{name}" for name in FORMATS)
-        raise ConfigError(f"{out}: the ending names the format, one of {endings} (or --format does)")
+        raise ConfigError(f"{out}: the ending names the format, one of {endings}{remedy}")
     if given not in FORMATS:
-        raise ConfigError(f"--format {given}: predictions are written as {', '.join(FORMATS)}")
+        raise ConfigError(f"{given}: predictions are written as {', '.join(FORMATS)}")
     return given
 
 
@@ -195,9 +208,7 @@ class _CsvWriter:
         return self._label_separator.join(map(str, value)) if isinstance(value, list) else value
 
     def _write(self, rows: Any) -> None:
-        text = io.StringIO()
-        csv.writer(text, delimiter=self._delimiter, lineterminator="\n").writerows(rows)
-        self._file.write(text.getvalue().encode())
+        self._file.write(csv_text(rows, self._delimiter).encode())
 
     def close(self) -> None: ...
 

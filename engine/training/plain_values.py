@@ -1,6 +1,7 @@
 """Values of any Arrow column as JSON and CSV can say them."""
 
 import json
+import math
 from typing import Any
 
 import pyarrow as pa
@@ -34,10 +35,21 @@ def as_text(value: Any) -> str | None:
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON; what it has no type for as a string."""
-    line = json.dumps(value, ensure_ascii=False, default=str)
+    """One line of JSON; what it has no type for as a string, a number that it cannot write (NaN) as null."""
+    try:
+        line = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return to_json(_finite(value))
     # half a character, which UTF-8 cannot hold, stays escaped
     return line if _encodes(line) else json.dumps(value, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sound(text: str) -> str:

@@ -74,7 +74,7 @@ def evaluate_pretraining(
     watch: Callable[[Iterable[Batch], World], Iterable[Batch]] = lambda batches, world: batches,
 ) -> PretrainingMetrics:
     """As `evaluate`, of a model that learns from texts without labels: always with the same tokens hidden."""
-    world = world or World(0, 1, next(model.parameters()).device)
+    world = world or World.alone(model)
     totals = torch.zeros(4, dtype=torch.float64, device=world.device)
     batches = watch(store_batches(store, rows, tokens_per_batch, world), world)
     for batch, output in outputs(model, batches, precision):

@@ -26,6 +26,7 @@ class Interrupted(PenstockError):
     """A signal stopped the run after a checkpoint; the same command resumes from there."""
 
     def __init__(self, signum: int | None, run: Path, step: int) -> None:
+        self._made_of = signum, run, step
         # torchrun may tell another process than this one
         signum = signum or signal.SIGTERM
         where = f" after step {step}" if step else ""
@@ -33,6 +34,9 @@ class Interrupted(PenstockError):
             f"stopped by {signal.Signals(signum).name}{where}; the same command resumes from {run / 'last'}"
         )
         self.exit_code = 128 + signum
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._made_of
 
 
 class StopSignal:

@@ -145,7 +145,7 @@ class Labeller:
         total = np.zeros((len(rows), len(self._opened[0].label_names)), np.float32)
         for trained in self._opened:
             read = as_trained(self._store, trained.data, labels=False)
-            alone = World(0, 1, next(trained.model.parameters()).device)
+            alone = World.alone(trained.model)
             batches = store_batches(read, rows, trained.tokens_per_batch, alone)
             for batch, logits in run(trained.model, batches, trained.precision):
                 assert batch.tokens.ids is not None

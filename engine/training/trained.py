@@ -129,7 +129,7 @@ class TrainedRun:
         store = store if isinstance(store, Store) else Store.open(store)
         check_files(store)
         store = as_trained(store, self.data)
-        alone = World(0, 1, next(self.model.parameters()).device)
+        alone = World.alone(self.model)
         batches = store_batches(store, None, self.tokens_per_batch, alone)
         return evaluate_fully(self.model, _counted(batches, advance), self.label_names, self.precision).result()
 

@@ -1,6 +1,7 @@
 """Sources that are Arrow tables in the end: Parquet, Arrow IPC files and streams, and data sets of the hub."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.engine.data.sources.base import BATCH_CHARACTERS, BATCH_ROWS, Carried, RawRows, Source
-from penstock.engine.errors import SourceError
+from penstock.engine.errors import SourceError, first_line
 
 
 class ColumnarSource(Source):
@@ -178,24 +179,18 @@ class HubSource(DataSetSource):
                 return datasets.load_from_disk(path)[split]
             return datasets.load_dataset(path, config, split=split)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise SourceError(f"{name}: cannot be loaded: {reason}") from error
+            raise SourceError(f"{name}: cannot be loaded: {first_line(error)}") from error
 
 
-class _columnar_errors:
+@contextmanager
+def _columnar_errors(name: str) -> Iterator[None]:
     """Turns Arrow's refusals to read a file into a SourceError of one line."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise SourceError(f"{self._name}: no such file") from None
-        if isinstance(error, pa.ArrowException | OSError):
-            raise SourceError(f"{self._name}: cannot be read: {str(error).splitlines()[0]}") from None
+    try:
+        yield
+    except FileNotFoundError:
+        raise SourceError(f"{name}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{name}: cannot be read: {first_line(error)}") from None
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:

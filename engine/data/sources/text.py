@@ -26,7 +26,7 @@ from penstock.engine.data.sources.base import (
     excerpt,
     looks_foreign,
 )
-from penstock.engine.errors import SourceError
+from penstock.engine.errors import SourceError, first_line
 
 # UTF-32's before UTF-16's, which begins alike. The codecs named without an order of bytes take the mark away.
 MARKS = (
@@ -58,7 +58,7 @@ def open_bytes(path: Path, name: str) -> Iterator[io.BufferedReader]:
     except FileNotFoundError:
         raise SourceError(f"{name}: no such file") from None
     except (OSError, pa.ArrowException, EOFError) as error:
-        raise SourceError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise SourceError(f"{name}: cannot be read: {first_line(error)}") from None
     except UnicodeError as error:
         raise SourceError(f"{name}: not in the encoding it is read in: {error}") from None
 

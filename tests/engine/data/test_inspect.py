@@ -154,6 +154,18 @@ def test_classes_beyond_those_that_are_named(tmp_path: Path, monkeypatch: pytest
     assert set(seen.label_counts.tolist()) == {5}
 
 
+@pytest.mark.parametrize("named", [1, 3, 10, 100])
+def test_the_overlap_beyond_the_labels_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: int):
+    monkeypatch.setattr(inspecting, "MAX_LABELS", named)
+    train = [(f"text {i}", f"label {i}") for i in range(12)]
+    test = [(f"text {i}", f"label {i if i < 7 else 'new'}") for i in reversed(range(4, 12))]
+    found = shared_texts(
+        looked(write_csv(tmp_path / "train.csv", train)), looked(write_csv(tmp_path / "test.csv", test))
+    )
+    assert found.exact.tolist() == list(range(8))
+    assert found.other_label == 5
+
+
 def run(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(cli.app, ["inspect", *arguments], env={"COLUMNS": "200"})
     assert result.exit_code == code, result.output

@@ -227,7 +227,7 @@ def test_wrong_numbers(store, options, message):
 
 
 def test_too_few_examples(store):
-    with pytest.raises(ConfigError, match="3 examples are too few for steps of 4 batches"):
+    with pytest.raises(ConfigError, match=r"3 training examples are too few for data\.batches_per_step=4"):
         next(iter(make(store, rows=np.arange(3))))
 
 

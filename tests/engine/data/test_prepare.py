@@ -402,6 +402,12 @@ def test_command_line(tmp_path, reviews_file, tokenizer_path):
     assert run(app, ["prepare", "--out", out + "2", "--finalize"]).exit_code == 0
     assert Store.open(out + "2").num_examples == 103
     assert isinstance(run(app, ["prepare", "--out", out]).exception, ConfigError)
+    given = run(app, ["prepare", "x.csv", "--out", out, "--text", "a", "--max-length", "7", "--finalize"]).exception
+    assert isinstance(given, ConfigError)
+    assert str(given).endswith("leave SOURCES, --text, --max-length out")
+    shared = run(app, ["prepare", reviews_file, "--out", out, "--shard", "0/2", "--overwrite"]).exception
+    assert isinstance(shared, ConfigError)
+    assert "--shard cannot --overwrite" in str(shared)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
+from penstock.engine.cli import predict as cli_predict
 from penstock.engine.data.sources import open_source
 from penstock.engine.errors import ConfigError, DiskError, RunError, SourceError, StoreError
 from penstock.engine.training.trained import TrainedRun
@@ -341,6 +343,9 @@ WRONG = [
     (["predict", "RUN", "TEXTS", "--out", "out.csv", "--top-k", "2", "--probabilities"], ConfigError, "choose one"),
     (["predict", "RUN", "-", "--out", "out.csv"], ConfigError, "stdin: say what form it has"),
     (["predict", "RUN", "-", "--format", "xlsx", "--out", "out.csv"], ConfigError, "--format xlsx: unknown"),
+    (["predict", "RUN", "TEXTS", "--out", "out.csv", "--out-format", "parquet"], ConfigError, "leave out one"),
+    (["predict", "RUN", "TEXTS", "--out", "out.csv", "--format", "csv"], ConfigError, "--format has no effect"),
+    (["predict", "RUN", "TEXTS", "--out", "-", "--format", "xlsx"], ConfigError, "xlsx: predictions are written as"),
     (["evaluate", "RUN", "--data", "no.csv"], SourceError, "no such file"),
     (["evaluate", "no-run", "--data", "TEXTS"], RunError, "holds no run"),
     (["evaluate", "RUN", "--data", "TEXTS", "--label", "nix"], SourceError, "no column 'nix'"),
@@ -481,6 +486,35 @@ STREAMS = [
     (["same.csv", "--out", "/dev/null", "--format", "csv"], None, None, 0, "90 rows"),
     (["-", "--format", "csv", "--out", "out.csv"], "/dev/null", None, 3, "stdin: empty"),
 ]
+
+
+@as_subtests(
+    "asked, form",
+    [
+        (("a.csv", "-", None, None), "csv"),
+        (("a.csv.gz", "-", None, None), "csv"),
+        (("a.parquet", "-", None, None), "jsonl"),
+        (("a.csv", "-", "jsonl", None), "jsonl"),
+        (("a.csv", "-", "jsonl", "tsv"), "tsv"),
+        (("a.csv", "b.parquet", None, "parquet"), "parquet"),
+        (("a.csv", "b", "tsv", None), "tsv"),
+        (("-", "-", "tsv", None), "tsv"),
+        (("-", "-", "txt", None), "jsonl"),
+        (("-", "-", "txt", "csv"), "csv"),
+        (("-", "b.parquet", "csv", None), "parquet"),
+        (("-", "b", "csv", None), "csv"),
+    ],
+)
+def test_the_format_of_an_output(asked, form):
+    assert cli_predict._output_format(*asked) == form
+
+
+def test_numbers_that_json_has_not(run, tmp_path):
+    table = pa.table({"text": ["a", "b", "c"], "price": [1.5, math.nan, math.inf], "all": [[1.0], [math.nan], None]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    penstock("predict", run, tmp_path / "in.parquet", "--out", tmp_path / "out.jsonl")
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").open()]
+    assert [(line["price"], line["all"]) for line in lines] == [(1.5, [1.0]), (None, [None]), (None, None)]
 
 
 @as_subtests("arguments, stdin, stdout, code, message", STREAMS)

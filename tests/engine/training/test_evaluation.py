@@ -12,7 +12,7 @@ from subtested import as_subtests
 from penstock.engine.training import evaluation as evaluation_module
 from penstock.engine.training.evaluation import EvaluationCounter, binary_auroc
 from penstock.engine.training.evaluation_page import evaluation_page, print_evaluation
-from penstock.engine.training.metrics import Metrics, confusion_counts
+from penstock.engine.training.metrics import Metrics, count_confusion
 
 
 def draw(examples, num_labels, seed, sharpness=2.0, classes_present=None):
@@ -125,7 +125,8 @@ def test_a_constant_answer(present):
 
 def test_the_line_names_the_most_frequent_of_the_classes_never_predicted():
     labels = torch.tensor([0] * 10 + [1] * 2 + [2] * 5 + [3] * 4 + [4] * 3)
-    confusion = confusion_counts(labels, torch.zeros_like(labels), 6)
+    confusion = torch.zeros(6, 6, dtype=torch.int64)
+    count_confusion(confusion, labels, torch.zeros_like(labels))
     metrics = Metrics.from_confusion(confusion, 1.0, ["a", "b", "c", "d", "e", "unseen"])
     assert metrics.summary().endswith("4 of 6 classes are never predicted: c, d, e, …")
 

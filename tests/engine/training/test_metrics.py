@@ -3,13 +3,17 @@ import math
 import pytest
 import torch
 
-from penstock.engine.training.metrics import Metrics, confusion_counts
+from penstock.engine.training.metrics import Metrics, count_confusion
+
+
+def confusion_of(labels, predictions, num_labels):
+    confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    count_confusion(confusion, torch.tensor(labels, dtype=torch.int64), torch.tensor(predictions, dtype=torch.int64))
+    return confusion
 
 
 def metrics_of(labels, predictions, num_labels, loss_sum=0.0):
-    return Metrics.from_confusion(
-        confusion_counts(torch.tensor(labels), torch.tensor(predictions), num_labels), loss_sum
-    )
+    return Metrics.from_confusion(confusion_of(labels, predictions, num_labels), loss_sum)
 
 
 def test_by_hand():
@@ -27,8 +31,8 @@ def test_a_class_that_is_never_predicted_counts_as_zero_and_an_absent_one_not_at
 
 
 def test_counts():
-    assert confusion_counts(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]), 2).tolist() == [[0, 1], [1, 1]]
-    assert confusion_counts(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), 2).sum() == 0
+    assert confusion_of([0, 1, 1, 1], [1, 1, 0, 1], 2).tolist() == [[0, 1], [1, 2]]
+    assert confusion_of([], [], 2).sum() == 0
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "loss"])

@@ -128,6 +128,17 @@ def test_two_processes_train_as_one(store, tmp_path):
         assert sum(result["time"][phase] for phase in STEP) == pytest.approx(result["seconds"], rel=0.1, abs=0.05)
 
 
+def test_fewer_validation_rows_than_processes(store, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, more in (("one", {}), ("two", {"launcher": launcher})):
+        finish(command(store, tmp_path / name, "training.epochs=2", "data.validation_max=1", **more))
+    one, two = (
+        [line for line in lines(tmp_path / name) if line["split"] == "validation"] for name in ("one", "two")
+    )
+    assert [line["accuracy"] for line in one] == [line["accuracy"] for line in two]
+    assert len(one) == 2
+
+
 def test_processes_that_do_not_divide_a_step(store, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start(command(store, tmp_path / "run", "data.batches_per_step=3", launcher=launcher))

@@ -5,6 +5,7 @@ import yaml
 from subtested import as_subtests
 
 from penstock.engine.errors import ConfigError
+from penstock.engine.training import suggestions
 from penstock.engine.training.recipe import TrainingSet
 from penstock.engine.training.settings import Settings, describe_settings, load_saved_settings, load_settings
 
@@ -298,6 +299,12 @@ def test_the_words_that_people_bring_along(words, meant):
                 continue
             with pytest.raises(ConfigError, match=f"unknown setting '{key}': .*{meant}"):
                 load_settings(None, [f"{key}=1"])
+
+
+def test_a_setting_without_its_section_finds_itself():
+    known = list(Settings().flat())
+    for key in known:
+        assert key in suggestions.suggest(key.rpartition(".")[2], known), key
 
 
 @as_subtests("word", ["xyzzy", "foo", "training.foo", "model.x", "data.", ".", "a.b.c", "", "colour", "beta"])

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -208,3 +209,4 @@ def test_interrupted_is_an_error_of_one_line():
     error = Interrupted(None, Path("run"), 0)
     assert isinstance(error, PenstockError)
     assert str(error) == "stopped by SIGTERM; the same command resumes from run/last"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error), "other processes of a run get it"
