@@ -132,9 +132,7 @@ def test_fewer_validation_rows_than_processes(store, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, more in (("one", {}), ("two", {"launcher": launcher})):
         finish(command(store, tmp_path / name, "training.epochs=2", "data.validation_max=1", **more))
-    one, two = (
-        [line for line in lines(tmp_path / name) if line["split"] == "validation"] for name in ("one", "two")
-    )
+    one, two = ([line for line in lines(tmp_path / name) if line["split"] == "validation"] for name in ("one", "two"))
     assert [line["accuracy"] for line in one] == [line["accuracy"] for line in two]
     assert len(one) == 2
 
