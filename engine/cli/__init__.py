@@ -69,7 +69,7 @@ def options(
 
 def main() -> None:
     """Runs the command line; what a user can mend ends in one line on stderr and an exit code of its own kind."""
-    # Tokenizers warn about forks that the data path makes on purpose, and no progress bar but ours is wanted.
+    # Tokenizers warn about forks, which a study makes on purpose, and no progress bar but ours is wanted.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app(prog_name="penstock")

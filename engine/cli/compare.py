@@ -99,10 +99,8 @@ def _print(found: "Comparison", first: str, second: str, cluster: str | None) ->
     difference = f"{100 * found.difference.mean:+.2f} points (95% interval {100 * low:+.2f} to {100 * high:+.2f})"
     typer.echo(f"A - B: {difference}")
     pairs = found.pairs
-    typer.echo(
-        f"only A right: {pairs.first:,} rows, only B right: {pairs.second:,}; McNemar's exact test: "
-        f"p = {pairs.p_value:.2g}{' (rows taken as independent)' if cluster else ''}"
-    )
+    test = "the exact test of signs by groups" if cluster else "McNemar's exact test"
+    typer.echo(f"only A right: {pairs.first:,} rows, only B right: {pairs.second:,}; {test}: p = {pairs.p_value:.2g}")
     typer.echo(f"verdict: {found.verdict.text}")
 
 

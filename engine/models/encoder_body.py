@@ -121,7 +121,7 @@ class EncoderBody(nn.Module):
         if int(longest) > self.max_length:
             raise ModelError(
                 f"sequence {int(row)} of the batch has {int(longest)} tokens, the model has positions for "
-                f"{self.max_length}; cut the texts (--max-length {self.max_length})"
+                f"{self.max_length}; cut the texts (data.max_length={self.max_length})"
             )
 
 

@@ -1,9 +1,12 @@
-"""McNemar's exact test, and Holm's correction for several tests."""
+"""McNemar's exact test, also of rows that several seeds or a group have in common, and Holm's correction for several
+tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from penstock.engine.statistics.clusters import Clusters
 
 
 @dataclass(frozen=True)
@@ -13,8 +16,9 @@ class Discordant:
     Attributes:
         first, second: how many only the first, only the second has right.
         pairs: all that were compared.
-        p_value: two-sided and exact: a fair coin for each discordant pair. It is about these trained models, not about
-            what others of their family, trained with other seeds, would do.
+        p_value: two-sided and exact: a fair coin for each discordant row, whatever the number of seeds, or for each
+            group of rows. It is about these trained models, not about what others of their family, trained with other
+            seeds, would do.
     """
 
     first: int
@@ -23,21 +27,41 @@ class Discordant:
     p_value: float
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> Discordant:
+def mcnemar(first: np.ndarray, second: np.ndarray, clusters: Clusters | None = None) -> Discordant:
     """
     Args:
-        first, second: bool, of the same shape: which pairs each model has right.
+        first, second: bool, (..., rows), of the same shape: which rows each model has right, for each seed.
+        clusters: rows that belong together; None for independent ones.
     Raises:
         ValueError: the shapes differ.
     """
     if first.shape != second.shape:
         raise ValueError(f"{first.shape} and {second.shape} rows cannot be paired")
-    from scipy.stats import binomtest
-
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    count = only_first + only_second
-    p_value = float(binomtest(only_first, count, 0.5).pvalue) if count else 1.0
+    leads = (first.astype(np.float64) - second).reshape(-1, first.shape[-1]).sum(0)
+    p_value = sign_flips(leads if clusters is None else clusters.sums(leads))
     return Discordant(only_first, only_second, first.size, p_value)
+
+
+def sign_flips(leads: np.ndarray) -> float:
+    """The share of all ways to choose the signs of `leads`, whole numbers, whose sum is as far from 0 as theirs: of
+    leads of 1 and -1 that is McNemar's exact test, or the sign test."""
+    sizes, counts = np.unique(np.abs(leads[leads != 0]).astype(np.int64), return_counts=True)
+    if not len(sizes):
+        return 1.0
+    if len(sizes) == 1:
+        from scipy.stats import binomtest
+
+        return float(binomtest(int((leads > 0).sum()), int(counts[0]), 0.5).pvalue)
+    # each lead of size m counts m or nothing; the sum's distribution by its characteristic function, good to 1e-13
+    total = int(sizes @ counts)
+    angles = -2j * np.pi * np.arange(total // 2 + 1) / (total + 1)
+    logs = sum(
+        count * np.log((1 + np.exp(angles * size)) / 2 + 1e-300) for size, count in zip(sizes, counts, strict=True)
+    )
+    chances = np.fft.irfft(np.exp(logs), total + 1)
+    far = np.abs(2 * np.arange(total + 1) - total) >= abs(int(leads.sum()))
+    return float(np.clip(chances[far].sum(), 2.0 ** (1 - min(counts.sum(), 1000)), 1.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

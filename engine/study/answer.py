@@ -52,11 +52,13 @@ class Contest:
         accuracies: the encoder's and the rival's, means over the seeds that both have.
         gap: the first minus the second.
         pairs: test rows that exactly one of them has right; None where predictions were not kept.
-        rows: test rows; 0 likewise. clustered: whether they belong together in groups.
+        rows: test rows; 0 likewise. groups: that they belong to; 0 where they are independent.
         break_even: of the rival.
         needed: {family: examples that it needs to be as accurate as the encoder is here}; largest: {family: its largest
             size}.
         best_beyond: the largest size of all and who is best there, where that is larger than `size`.
+        encoder_beyond: the encoder there; None where it was not trained.
+        all_seeds: whether the encoder and the rival have no other seeds at `size` than those that both have.
     """
 
     encoder: str
@@ -70,7 +72,9 @@ class Contest:
     needed: dict[str, Needed]
     largest: dict[str, int]
     best_beyond: Point | None = None
-    clustered: bool = False
+    encoder_beyond: Point | None = None
+    groups: int = 0
+    all_seeds: bool = True
 
     @property
     def kind(self) -> Kind:
@@ -98,31 +102,46 @@ class Contest:
         own, theirs = self.accuracies
         return (
             f"With {self.size:,} labels {begin}: {_percent(own)}% for {self.encoder} against {_percent(theirs)}% for "
-            f"{name_of(self.rival)} ({_signed(self.gap.mean)} points{_ends(self.gap)})."
+            f"{name_of(self.rival)} ({_signed(self.gap.mean)} points{_ends(self.gap)}"
+            f"{'' if self.all_seeds else _over_shared(self.gap)})."
         )
 
     def _until(self) -> str:
         if self.kind == "no longer pays":
             return self._since()
-        if self.kind == "cannot tell":
-            needed = settling_rows(self.gap.mean, self.pairs)
-            few_rows = needed is not None and needed > self.rows
-            if few_rows and not (self.pairs and seeds_prevail(self.gap, self.pairs, self.rows, self.clustered)):
-                assert needed is not None
-                return f"About {rounded(needed)} test rows would."
+        return self._would_tell() if self.kind == "cannot tell" else self._equivalent()
+
+    def _would_tell(self) -> str:
+        needed = settling_rows(self.gap.mean, self.pairs)
+        if self.pairs is not None and self.pairs.first + self.pairs.second == 0:
+            return f"More {'groups of ' if self.groups else ''}test rows would."  # on these both always agree
+        if self.groups:
+            # the interval of one seed is of rows alone, and so tells how much less than independent ones they count
+            width = None if self.pairs is None or self.gap.count > 1 else _of_rows(self.gap, self.pairs, self.rows)
+            if needed is None or not width or self.gap.half_width is None:
+                return "More groups of test rows would, or more seeds."
+            groups = self.groups * needed / self.rows * (self.gap.half_width / width) ** 2
+            return f"About {rounded(groups)} groups of test rows would."
+        if needed is None or needed <= self.rows:
             return "More seeds would."
-        return self._equivalent()
+        if self.pairs is not None and seeds_prevail(self.gap, self.pairs, self.rows, clustered=False):
+            return "More seeds would."
+        return f"About {rounded(needed)} test rows would."
 
     def _since(self) -> str:
         found, lead = self.break_even, f"the lead over {name_of(self.rival)} is below one point"
         if found.size is None:
             return self._equivalent()
         if found.size == 0:
-            return f"At every size measured, from {found.smallest:,} labels on, {lead}."
-        text = f"From about {rounded(found.size)} labels on {lead}"
-        if found.reliable is not None and 0 < found.reliable < math.inf:
-            text += f", reliably (in 95% of draws) from about {rounded(found.reliable)}"
-        return text + "."
+            text = f"On average {lead} at every size measured, from {found.smallest:,} labels on"
+        else:
+            text = f"From about {rounded(found.size)} labels on {lead}"
+        if found.reliable is None:
+            return text + "."
+        where = "at all of these too" if found.reliable == 0 else "not within the sizes measured"
+        if 0 < found.reliable < math.inf:
+            where = f"from about {rounded(found.reliable)}"
+        return f"{text}, reliably (in 95% of draws) {where}."
 
     def _equivalent(self) -> str:
         """How many labels the others need for the encoder's accuracy: of that one which needs the fewest."""
@@ -146,11 +165,17 @@ class Contest:
         return f"{capital(name_of(family))} is as accurate as {aim} from about {rounded(size)} labels on{bounds}."
 
     def _beyond(self) -> str:
-        best = self.best_beyond
+        best, own = self.best_beyond, self.encoder_beyond
         if best is None or best.accuracy is None:
             return ""
+        if own is None:
+            where = f"which {self.encoder} was not trained on"
+        elif own.accuracy is None:
+            where = f"where no trial of {self.encoder} is done"
+        else:
+            where = f"where {self.encoder} shares no seed with another family"
         return (
-            f"With {best.size:,}, which {self.encoder} was not trained on, {name_of(best.family)} reaches "
+            f"With {best.size:,}, {where}, {name_of(best.family)} reaches "
             f"{_percent(best.accuracy.mean)}%{_interval(best.accuracy)}."
         )
 
@@ -180,11 +205,12 @@ def _of_students(table: Table, size: int | None) -> Iterator[str]:
     """What learns from the encoder is no rival of it: it needs it fine-tuned first."""
     for family in filter(_is_student, table.families):
         point = None if size is None else table.get(family, size)
-        if point is not None and point.gap is not None and point.accuracy is not None:
+        if size is not None and point is not None and point.gap is not None and point.accuracy is not None:
+            shared = "" if _all_shared(table, point) else _over_shared(point.gap)
             yield (
                 f"{capital(name_of(family))}, which needs that as its teacher, reaches "
                 f"{_percent(point.accuracy.mean)}% (the encoder is ahead by {_signed(point.gap.mean)} "
-                f"points{_ends(point.gap)})."
+                f"points{_ends(point.gap)}{shared})."
             )
 
 
@@ -207,17 +233,24 @@ def _answer(
     if not own:
         return _without_encoder(table, rivals)
     if not rivals:
-        best = own[-1]
+        best, others = own[-1], [family for family in table.families if family != REFERENCE and learns(family)]
+        why = "there is no other family to compare"
+        if any(map(_is_student, others)):
+            why = "there is no family to compare that does without it"
+        if not all(map(_is_student, others)):
+            why = "no trial of a family to compare is done"
         return Answer(
             "only the encoder",
-            (f"With {best.size:,} labels {encoder} reaches {_reached(best)}; there is no other family to compare.",),
+            (f"With {best.size:,} labels {encoder} reaches {_reached(best)}; {why}.",),
             best.size,
         )
     common = [size for size in table.sizes if any(_has_gap(table, family, size) for family in rivals)]
     if not common:
+        both = any(table.get(REFERENCE, size) and table.get(family, size) for family in rivals for size in table.sizes)
+        why = "have no seed of one size that is done by both" if both else "were trained on no common size"
         return Answer(
             "no common size",
-            (f"{capital(encoder)} and the other families were trained on no common size: there is no gap to report.",),
+            (f"{capital(encoder)} and the other families {why}: there is no gap to report.",),
         )
     size = common[-1]
     at_size = [point for family in rivals if (point := table.get(family, size)) is not None and point.gap is not None]
@@ -240,7 +273,9 @@ def _answer(
         needed={family: equivalents[family][size] for family in rivals if size in equivalents.get(family, {})},
         largest={family: table.points(family)[-1].size for family in rivals},
         best_beyond=_most_accurate([point for point in beyond if point.size == largest]),
-        clustered=table.paired.column is not None,
+        encoder_beyond=table.get(REFERENCE, largest),
+        groups=0 if table.paired.column is None else table.paired.clusters,
+        all_seeds=_all_shared(table, best),
     )
     return contest.answer()
 
@@ -260,9 +295,13 @@ def seeds_prevail(gap: Estimate, pairs: Discordant, rows: int, clustered: bool) 
     again as that of one pair of models. Of rows in groups that is not known, and taken not to be so."""
     if gap.count < 2 or gap.half_width is None or clustered or not rows:
         return False
+    return gap.half_width > 1.5 * _of_rows(gap, pairs, rows)
+
+
+def _of_rows(gap: Estimate, pairs: Discordant, rows: int) -> float:
+    """Half of the interval that one pair of models has on that number of independent rows."""
     discordant = (pairs.first + pairs.second) / pairs.pairs
-    of_rows = 1.96 * math.sqrt(max(discordant - gap.mean**2, 0.0) / rows)
-    return gap.half_width > 1.5 * of_rows
+    return 1.96 * math.sqrt(max(discordant - gap.mean**2, 0.0) / rows)
 
 
 def _without_encoder(table: Table, rivals: Sequence[str]) -> Answer:
@@ -271,15 +310,30 @@ def _without_encoder(table: Table, rivals: Sequence[str]) -> Answer:
     best = _most_accurate([point for point in points if point.size == largest])
     assert best is not None
     others = "" if len(rivals) < 2 else ", the most accurate of the families trained on them"
+    why = (
+        "no trial of the fine-tuned encoder is done"
+        if REFERENCE in table.families
+        else "there is no fine-tuned encoder"
+    )
     return Answer(
         "no encoder",
         (
-            f"With {best.size:,} labels {name_of(best.family)} reaches {_reached(best)}{others}; there is no "
-            "fine-tuned encoder to measure a gap from.",
+            f"With {best.size:,} labels {name_of(best.family)} reaches {_reached(best)}{others}; {why} to measure a "
+            "gap from.",
         ),
         best.size,
         best.family,
     )
+
+
+def _all_shared(table: Table, point: Point) -> bool:
+    """Whether the family and the encoder have the same seeds at the size."""
+    reference = table.get(REFERENCE, point.size)
+    return reference is not None and point.gaps.keys() == point.accuracies.keys() == reference.accuracies.keys()
+
+
+def _over_shared(gap: Estimate) -> str:
+    return f", over the {'one seed' if gap.count == 1 else f'{gap.count} seeds'} that both have"
 
 
 def _has_gap(table: Table, family: str, size: int) -> bool:

@@ -14,6 +14,7 @@ from penstock.engine.study.intervals import percentile_interval, t_interval
 
 THRESHOLD = 0.01  # one point of accuracy
 RESAMPLES = 2000
+_AS_ACCURATE = 1e-12  # of accuracy: two that differ by nothing but rounding are as accurate as each other
 FARTHEST = 100  # times the largest size: no curve is followed beyond
 
 
@@ -152,14 +153,14 @@ def equivalent_size(
     sizes = sorted(accuracies)
     own = [np.array(list(accuracies[size].values())) for size in sizes]
     aim = np.array(list(target.values()))
-    size = crossing(sizes, [float(aim.mean() - values.mean()) for values in own], 0.0)
+    size = crossing(sizes, [float(aim.mean() - values.mean()) for values in own], _AS_ACCURATE)
     if drawn is not None:
         draws: np.ndarray | None = np.stack([*(drawn[0][own].draws for own in sizes), drawn[1].draws], 1)
     else:
         draws = _draw_means([*own, aim], [1] * (len(own) + 1), seed)
     if draws is None:
         return size, None, None
-    low, high = percentile_interval(np.array([crossing(sizes, row[-1] - row[:-1], 0.0) for row in draws]))
+    low, high = percentile_interval(np.array([crossing(sizes, row[-1] - row[:-1], _AS_ACCURATE) for row in draws]))
     return size, min(low, size), max(high, size)
 
 
@@ -214,7 +215,9 @@ def _extrapolate(
             else float(grid[len(below) - int(np.argmin(below[::-1])) if not below.all() else 0])
         )
 
-    samples = [first_below(*pair) for pair in zip(own.resamples, reference.resamples, strict=True)]
+    # forms of curves have fewer or more resamples; any two may be compared
+    count = max(len(own.resamples), len(reference.resamples))
+    samples = [first_below(*(one.resamples[i % len(one.resamples)] for one in (own, reference))) for i in range(count)]
     return (first_below(own.fit, reference.fit), *percentile_interval(np.array(samples))), ""
 
 

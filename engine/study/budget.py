@@ -6,6 +6,8 @@
    smallest by the half-width of their interval, which are those beside the break-even. A gap whose interval lies above
    or below the threshold as a whole is decided and gets none. An interval of one seed is over test rows alone and
    leaves out what other seeds would change: it has to clear the threshold with twice its width.
+
+A pretraining is made when the first trial that begins with it has its turn, and counts as a part of that.
 """
 
 import re
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from penstock.engine.errors import ConfigError
 from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.estimate import Estimates
-from penstock.engine.study.families import REFERENCE, learns
+from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.paired import Key
 from penstock.engine.study.plan import duration
@@ -53,6 +55,7 @@ class State:
         seconds: {trial: how long it takes, about}.
         gaps: {(family, size): the encoder's lead}, of the finished trials.
         left: seconds of the budget.
+        pretraining: seconds of the one that some trials begin with; 0 where there is none, or none to do.
     """
 
     planned: Collection[Trial]
@@ -62,6 +65,7 @@ class State:
     seconds: Mapping[Trial, float] = field(default_factory=dict)
     gaps: Mapping[Key, Estimate] = field(default_factory=dict)
     left: float = 0.0
+    pretraining: float = 0.0
 
     @property
     def waiting(self) -> list[Trial]:
@@ -71,8 +75,17 @@ class State:
         """Whether what it learns from is over."""
         return trial.teacher is None or trial.teacher in self.over
 
-    def fits(self, trials: Iterable[Trial]) -> bool:
-        return sum(self.seconds[trial] for trial in trials) <= self.left
+    def needs_pretraining(self, trial: Trial) -> bool:
+        """Whether it begins with what is still to be pretrained."""
+        return self.pretraining > 0 and FAMILIES[trial.family].pretrains
+
+    def takes(self, *trials: Trial) -> float:
+        """Seconds of these, one after the other, with the pretraining where one of them waits for it."""
+        before = self.pretraining if any(map(self.needs_pretraining, trials)) else 0.0
+        return before + sum(self.seconds[trial] for trial in trials)
+
+    def fits(self, *trials: Trial) -> bool:
+        return self.takes(*trials) <= self.left
 
     @property
     def compared(self) -> set[Key]:
@@ -85,15 +98,19 @@ class State:
         }
 
 
-def choose_next(state: State) -> Trial | None:
-    """The trial to run next; None if none is worth it, or fits, as things stand, which each result changes."""
-    return first_seed(state) or further_seed(state)
+def choose_next(state: State, with_gaps: Callable[[State], State] = lambda state: state) -> Trial | None:
+    """The trial to run next; None if none is worth it, or fits, as things stand, which each result changes.
+
+    Args:
+        with_gaps: gives the state its gaps, which only further seeds are chosen by.
+    """
+    return first_seed(state) or further_seed(with_gaps(state))
 
 
 def first_seed(state: State) -> Trial | None:
     return min(
-        (trial for trial in state.waiting if trial.seed == 0 and state.is_ready(trial) and state.fits([trial])),
-        key=lambda trial: (trial.size, state.seconds[trial], trial.family),
+        (trial for trial in state.waiting if trial.seed == 0 and state.is_ready(trial) and state.fits(trial)),
+        key=lambda trial: (trial.size, state.takes(trial), trial.family),
         default=None,
     )
 
@@ -101,16 +118,16 @@ def first_seed(state: State) -> Trial | None:
 def further_seed(state: State) -> Trial | None:
     if not state.compared:  # nothing tells where a seed would help
         return min(
-            (trial for trial in state.waiting if trial.seed > 0 and state.is_ready(trial) and state.fits([trial])),
-            key=lambda trial: (trial.seed, trial.size, state.seconds[trial], trial.family),
+            (trial for trial in state.waiting if trial.seed > 0 and state.is_ready(trial) and state.fits(trial)),
+            key=lambda trial: (trial.seed, trial.size, state.takes(trial), trial.family),
             default=None,
         )
     best: tuple[tuple, Trial] | None = None
     for family, size in state.compared:
         missing = _missing(state, family, size)
-        if not missing or not state.fits(missing):
+        if not missing or not state.fits(*missing):
             continue
-        worth = undecided(state.gaps.get((family, size))) / max(sum(state.seconds[trial] for trial in missing), 1e-9)
+        worth = undecided(state.gaps.get((family, size))) / max(state.takes(*missing), 1e-9)
         rank = (-worth, size, family)
         ready = [trial for trial in missing if state.is_ready(trial)]
         if worth > 0 and ready and (best is None or rank < best[0]):
@@ -155,6 +172,7 @@ class Scheduler:
         gaps: the gaps by these results.
         budget: seconds from now on.
         clock: seconds that pass.
+        pretraining: see `State`; whoever is handed the first trial that begins with it makes it then.
     """
 
     def __init__(
@@ -165,19 +183,25 @@ class Scheduler:
         gaps: Callable[[Iterable[TrialResult]], Mapping[Key, Estimate]],
         budget: float,
         clock: Callable[[], float] = time.monotonic,
+        pretraining: float = 0.0,
     ) -> None:
         self._tasks = {task.trial: task for task in tasks}
         self._finished, self._estimates, self._gaps = finished, estimates, gaps
         self._budget, self._clock, self._end = budget, clock, clock() + budget
+        self._pretraining = pretraining
         self._begun: set[Trial] = set()
         self._known: tuple[int, Mapping[Key, Estimate]] = (-1, {})
 
     def __call__(self) -> TrialTask | None:
         """The next one; None if there is none as things stand."""
         state = self._state()
-        trial = first_seed(state) or further_seed(self._with_gaps(state))
+        trial = choose_next(state, self._with_gaps)
         if trial is None:
             return None
+        if state.needs_pretraining(trial):
+            if state.running:
+                return None  # the pretraining has the machine to itself
+            self._pretraining = 0.0
         self._begun.add(trial)
         return self._tasks[trial]
 
@@ -192,9 +216,9 @@ class Scheduler:
     def too_short(self) -> str:
         """Why nothing was run."""
         state = self._state()
-        trial = min(state.waiting, key=lambda trial: state.seconds[trial])
+        trial = min(state.waiting, key=state.takes)
         return (
-            f"--budget: the shortest trial, {trial.name}, takes about {duration(state.seconds[trial])}, longer than "
+            f"--budget: the shortest trial, {trial.name}, takes about {duration(state.takes(trial))}, longer than "
             f"{duration(self._budget)}: give more"
         )
 
@@ -207,6 +231,7 @@ class Scheduler:
             running=frozenset(self._begun - over),
             seconds=self._estimates.seconds(self._finished),
             left=self.left(),
+            pretraining=self._pretraining,
         )
 
     def _with_gaps(self, state: State) -> State:
@@ -222,7 +247,7 @@ def left_out_lines(state: State) -> list[str]:
         reasons.setdefault(_reason(state, trial), []).append(trial)
     lines = []
     for reason, trials in sorted(reasons.items()):
-        spent = duration(sum(state.seconds[trial] for trial in trials))
+        spent = duration(state.takes(*trials))
         named = ", ".join(trial.name for trial in trials[:3]) + (f" and {len(trials) - 3:,} more" if trials[3:] else "")
         lines.append(f"left out: {named}: {reason}; about {spent}")
     if lines:
@@ -232,6 +257,8 @@ def left_out_lines(state: State) -> list[str]:
 
 def _reason(state: State, trial: Trial) -> str:
     families = [family for family, size in state.compared if size == trial.size]
+    if state.needs_pretraining(trial):
+        return "the budget does not suffice with the pretraining that comes first"
     if trial.seed == 0 or not state.compared:
         return "the budget does not suffice"
     if trial.family != REFERENCE and trial.family not in families:

@@ -209,10 +209,12 @@ def _at_the_edge(table: Table) -> Iterator[Check]:
 def _never_predicted(table: Table) -> Iterator[Check]:
     missed: dict[tuple[str, ...], list[str]] = {}
     for family in table.families:
-        rows = [row for row in class_rows(table) if row.family == family and row.never_predicted]
+        rows = [row for row in class_rows(table) if row.family == family and row.never_predicted_by]
         if rows and learns(family):
             families = missed.setdefault(tuple(row.name for row in rows), [])
-            families.append(f"{name_of(family)} with {rows[0].size:,} labels")
+            most, seeds = max(row.never_predicted_by for row in rows), rows[0].seeds
+            some = f" ({most} of {seeds} seeds)" if most < seeds else ""
+            families.append(f"{name_of(family)} with {rows[0].size:,} labels{some}")
     for names, families in missed.items():
         classes = "a class" if len(names) == 1 else f"{len(names):,} classes"
         yield Check(

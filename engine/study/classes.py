@@ -15,7 +15,11 @@ SHOWN = 30  # classes in the report; of more, those with the most test examples
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class, by one family at one size, on average over the seeds; None where no seed has the figure."""
+    """One class, by one family at one size, on average over the seeds; None where no seed has the figure.
+
+    Attributes:
+        never_predicted_by: seeds that never predict it, though the test data has it, of `seeds`.
+    """
 
     family: str
     size: int
@@ -25,7 +29,13 @@ class ClassRow:
     recall: float | None
     f1: float | None
     auroc: float | None
-    never_predicted: int  # in how many trials
+    never_predicted_by: int
+    seeds: int
+
+    @property
+    def never_predicted(self) -> bool:
+        """By no seed."""
+        return self.never_predicted_by == self.seeds
 
 
 def evaluated(table: Table, family: str) -> tuple[int, list[TrialResult]] | None:
@@ -47,7 +57,17 @@ def class_rows(table: Table) -> list[ClassRow]:
         for alike in zip(*of_trials, strict=True):
             means = {name: mean([one[name] for one in alike]) for name in ("precision", "recall", "f1", "auroc")}
             never = sum(one["support"] > 0 and one["predicted"] == 0 for one in alike)
-            rows.append(ClassRow(family, size, alike[0]["name"], alike[0]["support"], **means, never_predicted=never))
+            rows.append(
+                ClassRow(
+                    family,
+                    size,
+                    alike[0]["name"],
+                    alike[0]["support"],
+                    **means,
+                    never_predicted_by=never,
+                    seeds=len(alike),
+                )
+            )
     return rows
 
 
@@ -61,8 +81,8 @@ def class_blocks(table: Table) -> list[Block]:
         if (largest := evaluated(table, family)) is not None:
             size, results = largest
             figures = [mean([(result.evaluation or {})[name] for result in results]) for name in FIGURES]
-            never = {row.name for row in rows if row.family == family and row.never_predicted}
-            lines.append([f"{FAMILIES[family].title}, {size:,}", *map(_percent, figures), str(len(never))])
+            never = _never_predicted([row for row in rows if row.family == family])
+            lines.append([f"{FAMILIES[family].title}, {size:,}", *map(_percent, figures), never])
     columns = ["", "balanced accuracy", "macro-F1", "MCC", "AUROC", "calibration error", "never predicted"]
     families = [family for family in table.families if learns(family) and any(row.family == family for row in rows)]
     by_class = {(row.name, row.family): row for row in rows}
@@ -87,6 +107,15 @@ def class_blocks(table: Table) -> list[Block]:
             summary="" if len(shown) <= FEW else f"All {len(shown)} classes",
         ),
     ]
+
+
+def _never_predicted(rows: Sequence[ClassRow]) -> str:
+    """How many of a family's classes no seed predicts, and how many only some do not."""
+    text = str(sum(row.never_predicted for row in rows))
+    some = [row.never_predicted_by for row in rows if row.never_predicted_by and not row.never_predicted]
+    if some:
+        text += f"; {len(some)} by {'up to ' if len(set(some)) > 1 else ''}{max(some)} of {rows[0].seeds} seeds"
+    return text
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -57,7 +57,7 @@ class Comparison:
     Attributes:
         rows: int64: the test rows that both predicted.
         first, second: accuracies. difference: first minus second, paired.
-        pairs: rows that exactly one has right, with McNemar's exact test.
+        pairs: rows that exactly one has right, with McNemar's exact test, of groups where rows belong together.
         flips: int64: the test rows that the two predict differently, those that exactly one has right first.
         labels: of both, for each of `rows`.
         notes: lines that the user should read.
@@ -103,7 +103,7 @@ def compare(truth: Truth, first: Judged, second: Judged, margin: float = MARGIN)
         first=accuracies[0],
         second=accuracies[1],
         difference=drawn[0],
-        pairs=mcnemar(right[0], right[1]),
+        pairs=mcnemar(right[0], right[1], clusters),
         verdict=verdict(drawn[0], "A", "B", margin),
         flips=rows[flips],
         labels=(labels[0], labels[1]),

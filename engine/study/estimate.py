@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from penstock.engine.study.run_trial import TrialTask
 
 FAR = 8  # times as large: a small trial's speed, with its small batches and first calls, says little of such a one
-_FORWARD = 1 / 3  # of a training step's time, of trials that did not note how long all of them took
+_FORWARD = 1 / 3  # of a training step's time, of trials that did not note how long their other parts took
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ class Estimates:
         took: dict[tuple[str, int], list[float]] = {}
         for trial, result in finished.items():
             if result.status == "done" and result.wall_seconds is not None:
-                took.setdefault((trial.family, trial.size), []).append(result.wall_seconds)
+                again = 0.0 if result.taught is None else result.taught.again_seconds or 0.0
+                took.setdefault((trial.family, trial.size), []).append(result.wall_seconds - again)
 
         def speed(trial: Trial) -> Speed:
             measured = self._measured.get(trial.family)
@@ -206,10 +207,12 @@ class Estimates:
         for trial, task in self._tasks.items():
             own = took.get((trial.family, trial.size))
             found[trial] = of_finished(own) if own else speed(trial).seconds(self._loads(task, share(task)))
-            if own or (teacher := task.teacher) is None:
+            if (teacher := task.teacher) is None:
                 continue
-            found[trial] += speed(teacher.trial).predict * self._loads.of_reading(task).predicted
-            if teacher.trial in finished and not teacher.run.exists():  # it was not kept: it is trained again
+            if not own:
+                found[trial] += speed(teacher.trial).predict * self._loads.of_reading(task).predicted
+            # it was not kept: it is trained again
+            if trial not in finished and teacher.trial in finished and not teacher.run.exists():
                 found[trial] += speed(teacher.trial).seconds(self._loads(teacher, share(teacher)))
         return found
 
@@ -239,9 +242,12 @@ def speed_of(result: TrialResult, load: Load, parameters: int | None = None) -> 
         load: what it did read.
     """
     train = result.train_seconds / max(load.trained, 1.0)
-    if result.wall_seconds is None:
+    # what its teacher did in it is counted by the teacher's speed
+    taught, theirs = result.taught, 0.0
+    if taught is not None and taught.again_seconds is not None:
+        theirs = taught.reading_seconds + taught.again_seconds
+    if result.wall_seconds is None or (taught is not None and taught.again_seconds is None):
         predict = train * _FORWARD
     else:
-        reading = 0.0 if result.taught is None else result.taught.reading_seconds
-        predict = max(result.wall_seconds - result.train_seconds - reading, 0.0) / max(load.predicted, 1.0)
+        predict = max(result.wall_seconds - result.train_seconds - theirs, 0.0) / max(load.predicted, 1.0)
     return Speed(0.0, train, predict, parameters, result.trial.name)

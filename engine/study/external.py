@@ -207,7 +207,7 @@ def _figures(
                 )
         right = np.stack([theirs.right for _, theirs in of_seeds]).astype(np.float64)
         series[size] = Series(right - own, size, tuple(seed for seed, _ in of_seeds))
-        pairs[size] = mcnemar(right > 0, np.broadcast_to(own > 0, right.shape))
+        pairs[size] = mcnemar(right > 0, np.broadcast_to(own > 0, right.shape), groups)
     accuracy = draw({external.name: Series(own[None], 1, (0,))}, groups, "share")
     gaps = draw(series, groups, "difference")
     p_values = [gaps[size].p_value() for size in series]

@@ -4,11 +4,9 @@ The process is `python -m penstock.engine.study.measure_cost`: it reads a pickle
 stdout.
 """
 
-import ctypes
 import dataclasses
 import json
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from penstock.engine.errors import RunError
 from penstock.engine.machine import Others, processor
 from penstock.engine.records import parse_json, read_record
 from penstock.engine.study.costs import BATCH_SIZES, Cost
+from penstock.engine.study.orphans import stop_with_parent
 from penstock.engine.study.subsets import subset
 from penstock.engine.training.memory import peak_memory, reset_peak_memory
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 SECONDS = 2.0  # of measuring for each figure, once there are enough runs
 MOST_TEXTS = 4000  # from raw text to label
 _WARM_UP = 3
-_PR_SET_PDEATHSIG = 1
 _MIN_RUNS = {1: 100, 32: 20}  # 100 tell a 99th percentile, 20 a 95th
 _FIRST_TEXTS = 64  # tell how many can be done in the time
 
@@ -253,8 +251,7 @@ def device_name() -> str:
 def _main() -> None:
     from penstock.engine.training.memory import keep_freed_memory
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # whoever asked is gone: nobody waits for an answer
+    stop_with_parent()  # whoever asked is gone: nobody waits for an answer
     family, settings, train, test, seconds, threads = pickle.load(sys.stdin.buffer)
     import torch
 

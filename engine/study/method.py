@@ -14,6 +14,7 @@ from penstock.engine.study.findings import Findings
 from penstock.engine.study.names import encoder_title, title_of
 from penstock.engine.study.plan import expected_and_taken
 from penstock.engine.study.report_costs import duration
+from penstock.engine.study.report_tables import of_one_seed
 from penstock.engine.study.table import Point, Table
 from penstock.engine.study.trials import TrialResult
 
@@ -130,7 +131,7 @@ def _method(findings: Findings) -> list[str]:
         items.append(_machine(machine, table))
     if findings.plan is not None and (compared := expected_and_taken(findings.plan, table.results)) is not None:
         expected, taken = map(duration, compared)
-        items.append(f"Trials that penstock study --plan put at {expected}, one after the other, took {taken}.")
+        items.append(f"Trials that the study's plan put at {expected}, one after the other, took {taken}.")
     return items
 
 
@@ -154,18 +155,16 @@ def _taught(table: Table) -> list[str]:
 
 
 def _machine(machine: Mapping[str, Any], table: Table) -> str:
-    jobs = machine.get("jobs", 1)
+    jobs = max((result.jobs or machine.get("jobs", 1) for result in table.results), default=1)
     together = f", {jobs} trials at a time: times of training suffer from it" if jobs > 1 else ""
     versions = {"torch": machine.get("torch"), **machine.get("versions", {})}
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    seconds = sum(result.train_seconds for result in table.results)
-    seconds += max(
-        (result.pretrained.seconds for result in table.results if result.pretrained is not None), default=0.0
-    )
-    seconds += sum(result.taught.reading_seconds for result in table.results if result.taught is not None)
+    before = [result.pretrained.seconds for result in table.results if result.pretrained is not None]
+    seconds = sum(result.spent_seconds for result in table.results) + max(before, default=0.0)
+    what = "The trials and the pretraining that some begin with" if before else "The trials"
     return (
         f"Machine: {machine.get('device')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
-        f"{named}{together}. Training took {duration(seconds)} in all."
+        f"{named}{together}. {what} took {duration(seconds)} in all, one after the other."
     )
 
 
@@ -184,11 +183,13 @@ def _intervals(table: Table) -> list[str]:
     groups = f"{paired.rows:,} test rows"
     if paired.column:
         groups = f"{paired.clusters:,} groups of test rows with the same {paired.column!r}, {paired.rows:,} rows in all"
-    items = [
-        f"{seeds} Intervals hold 95% of the draws of a two-way bootstrap: {groups}, the same ones for every family, "
-        "and seeds by Student's t with variances moderated over sizes and families.",
-    ]
     points = [point for family in table.families for point in table.points(family)]
+    items = [
+        f"Intervals hold 95% of the draws of a bootstrap: {groups}, the same ones for every family."
+        if of_one_seed([point.accuracy for point in points])
+        else f"{seeds} Intervals hold 95% of the draws of a two-way bootstrap: {groups}, the same ones for every "
+        "family, and seeds by Student's t with variances moderated over sizes and families.",
+    ]
     single = [point for point in points if point.accuracy and point.accuracy.rows and point.accuracy.count == 1]
     if single:
         items.append(

@@ -147,12 +147,12 @@ def exchanges(
 
 
 def training_seconds(table: Table, family: str, size: float) -> float:
-    """Wall-clock seconds of training at a size, a teacher's included, means over seeds; between measured sizes along
-    a power law."""
+    """Seconds of the machine for training at a size, a teacher's included, means over seeds; between measured sizes
+    along a power law."""
     sizes = _sizes(table, family)
     measured = []
     for own in sizes:
-        done = [trial.all_seconds for trial in table.trials(family, own) if trial.status == "done"]
+        done = [trial.machine_seconds for trial in table.trials(family, own) if trial.status == "done"]
         measured.append(sum(done) / len(done))
     logarithms = np.log(np.maximum(measured, 1e-9))
     return float(np.exp(np.interp(np.log(size), np.log(sizes), logarithms)))

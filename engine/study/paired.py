@@ -23,8 +23,8 @@ class GapTest:
     """Whether a family and the reference differ at one size.
 
     Attributes:
-        pairs: McNemar's exact test of the models as they were trained, all seeds' rows pooled; `first` is the
-            reference.
+        pairs: McNemar's exact test of the models as they were trained, with all seeds' answers to a row, or a group
+            of rows, kept together; `first` is the reference.
         p_value: of the families, from the draws behind the gap's interval; adjusted: by Holm over the family's sizes.
         mcnemar_adjusted: the p-value of `pairs`, adjusted likewise.
     """
@@ -109,7 +109,7 @@ class Paired:
             accuracies=accuracies,
             macro_f1=macro_f1,
             gaps=drawn,
-            tests=_tests(kept, both, drawn),
+            tests=_tests(kept, both, drawn, groups),
             rows=groups.rows,
             clusters=groups.count,
             column=column,
@@ -185,9 +185,12 @@ def macro_f1_scores(truth: np.ndarray, labels: np.ndarray, classes: int) -> np.n
     return f1.sum() / present + influence * (len(truth) / present)
 
 
-def _tests(kept: _Kept, seeds: Mapping[Key, Sequence[int]], gaps: Mapping[Key, Drawn]) -> dict[Key, GapTest]:
+def _tests(
+    kept: _Kept, seeds: Mapping[Key, Sequence[int]], gaps: Mapping[Key, Drawn], groups: Clusters
+) -> dict[Key, GapTest]:
     pairs = {
-        key: mcnemar(kept.right((REFERENCE, key[1]), own) > 0, kept.right(key, own) > 0) for key, own in seeds.items()
+        key: mcnemar(kept.right((REFERENCE, key[1]), own) > 0, kept.right(key, own) > 0, groups)
+        for key, own in seeds.items()
     }
     found = {}
     for family in {family for family, _ in seeds}:

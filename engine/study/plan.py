@@ -23,16 +23,18 @@ class Disk:
     Attributes:
         stores: prepared by the study; they are there already. encoded: texts as vectors of the frozen encoder.
         predictions: of all trials. runs: of the trials in progress, or of all with --keep-runs.
+        pretraining: of the run that trials begin with.
     """
 
     stores: int
     encoded: int
     predictions: int
     runs: int
+    pretraining: int = 0
 
     @property
     def total(self) -> int:
-        return self.stores + self.encoded + self.predictions + self.runs
+        return self.stores + self.encoded + self.predictions + self.runs + self.pretraining
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,13 @@ class Plan:
         return in_parallel([self.seconds[name] for name in self.to_do], self.jobs) / 3600
 
     @property
+    def likely_seconds(self) -> float:
+        """The same as it is expected, with the pretraining before it."""
+        return 3600 * self.likely_hours + (self.pretraining or 0.0)
+
+    @property
     def likely_hours(self) -> float:
-        """The same as it is expected."""
+        """As `hours`, as it is expected."""
         return in_parallel([self.likely[name] for name in self.to_do], self.jobs) / 3600
 
 

@@ -96,17 +96,23 @@ def _pretraining(plan: Plan) -> list[str]:
 
 
 def _within(plan: Plan, budget: float | None) -> list[str]:
-    """What the budget goes to: first seeds, then those that decide something."""
-    if budget is None or 3600 * plan.likely_hours <= budget:
+    """What the budget goes to: first seeds, with the pretraining that some begin with, then those that decide
+    something."""
+    if budget is None or plan.likely_seconds <= budget:
         return [] if budget is None else [f"All of it fits into a budget of {duration(budget)}."]
     trials = [trial for name in plan.to_do if (trial := trial_named(name)) is not None]
     first = in_parallel([plan.likely[trial.name] for trial in trials if trial.seed == 0], plan.jobs)
+    first += plan.pretraining or 0.0
+    seeds = "first seeds" if plan.pretraining is None else "first seeds, with the pretraining,"
     if first > budget:
-        return [f"A budget of {duration(budget)} does not suffice for all first seeds, which take {duration(first)}."]
+        return [
+            f"A budget of {duration(budget)} does not suffice for all {seeds.rstrip(',')}, which take "
+            f"{duration(first)}."
+        ]
     compared = any(name.startswith(f"{REFERENCE}-") for name in plan.seconds)
     where = "where the gap to the encoder is undecided" if compared else "one after the other"
     return [
-        f"Of a budget of {duration(budget)}, first seeds take {duration(first)}; what is left goes to further seeds, "
+        f"Of a budget of {duration(budget)}, {seeds} take {duration(first)}; what is left goes to further seeds, "
         f"{where}."
     ]
 
@@ -162,6 +168,7 @@ def _disk_line(plan: Plan) -> str:
         (disk.stores, "stores, which are there already"),
         (disk.encoded, "encoded texts"),
         (disk.predictions, "predictions"),
+        (disk.pretraining, "the pretraining"),
         (disk.runs, "trained models (--keep-runs)" if plan.keep_runs else "trials in progress, removed when they end"),
     ]
     named = "; ".join(f"{_bytes(size)} {what}" for size, what in parts if size)

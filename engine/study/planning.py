@@ -88,10 +88,7 @@ def make_plan(
     estimates = Estimates(study.tasks, Loads(study.train, study.test), speeds)
     seconds, expected = estimates.seconds(finished), estimates.expected(finished)
     speeds = {**estimates.speeds(finished), **speeds}
-    waiting = any(task.pretraining is not None and task.trial not in finished for task in study.tasks)
-    before = study.pretraining
-    tokens = before.tokens if before is not None and waiting and before.taken() is None else 0.0
-    family = next((name for name in speeds if FAMILIES[name].pretrains), None)
+    before = pretraining_seconds(study, finished, speeds)
     test_rows = study.settings.max_test or study.test.num_examples
     column, clusters = study.settings.cluster, None
     if column is not None:
@@ -112,10 +109,22 @@ def make_plan(
         others=others,
         expected={trial.name: own for trial, own in expected.items()},
         stopping=_stopping(study, estimates.stoppings(finished), finished),
-        pretraining=tokens * speeds[family].train if tokens and family is not None else None,
-        pretraining_tokens=tokens,
+        pretraining=before,
+        pretraining_tokens=0.0 if before is None or study.pretraining is None else study.pretraining.tokens,
         overrides=list(study.settings.overrides),
     )
+
+
+def pretraining_seconds(
+    study: OpenedStudy, finished: Mapping[Trial, TrialResult], speeds: Mapping[str, Speed]
+) -> float | None:
+    """What the pretraining takes, about, at the speed of the trials that begin with it; None where none is to do."""
+    before = study.pretraining
+    waiting = any(task.pretraining is not None and task.trial not in finished for task in study.tasks)
+    family = next((name for name in speeds if FAMILIES[name].pretrains), None)
+    if before is None or not waiting or before.taken() is not None or family is None:
+        return None
+    return before.tokens * speeds[family].train
 
 
 def _stopping(study: OpenedStudy, stoppings: Stoppings, finished: Mapping[Trial, TrialResult]) -> dict[str, Stopping]:
@@ -157,13 +166,18 @@ def _disk(
     study: OpenedStudy, folder: Path, speeds: Mapping[str, Speed], jobs: int, keep_runs: bool, test_rows: int
 ) -> Disk:
     classes = study.test.num_labels
+
+    def parameters(family: str) -> int:
+        return speeds[family].parameters or _known_parameters(folder, family)
+
+    pretrain = [name for name in study.settings.families if FAMILIES[name].pretrains]
     of_row = 2 * classes if classes <= EVERY_CLASS else 2 + 4 * MOST_PROBABLE
     runs = []
     for task in study.tasks:
         family = task.trial.family
         if FAMILIES[family].baseline is None:
             families = [family] if task.teacher is None else [family, task.teacher.trial.family]
-            weights = sum(speeds[name].parameters or _known_parameters(folder, name) for name in families)
+            weights = sum(map(parameters, families))
             logits = 0 if task.teacher is None else 2 * classes * task.examples
             runs.append(4 * _WEIGHTS_OF_A_RUN * weights + logits)
     runs.sort(reverse=True)
@@ -172,6 +186,7 @@ def _disk(
         encoded=_encoded(study, test_rows),
         predictions=len(study.tasks) * test_rows * (of_row + 6),
         runs=sum(runs if keep_runs else runs[:jobs]),
+        pretraining=sum(4 * _WEIGHTS_OF_A_RUN * parameters(name) for name in pretrain),
     )
 
 

@@ -25,6 +25,7 @@ from penstock.engine.study.trials import Pretrained
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
     from penstock.engine.study.run_trial import TrialTask
+    from penstock.engine.training.result import TrainResult
     from penstock.engine.training.settings import Settings
 
 
@@ -169,13 +170,20 @@ def pretrain(pretraining: Pretraining, train: "Store", progress: bool) -> Pretra
     except RunError as error:
         raise RunError(f"{error}; or remove {pretraining.run.parent} to pretrain again") from error
     done = Pretrained(
-        texts=len(pretraining.rows),
+        texts=texts_read(result, len(pretraining.rows)),
         tokens=result.tokens,
         seconds=result.seconds,
         cpu_seconds=None if goes_on else time.process_time() - started,
     )
     write_checked(pretraining.cost, asdict(_Cost(**asdict(done), made_from=pretraining.made_from)))
     return done
+
+
+def texts_read(result: "TrainResult", rows: int) -> int:
+    """How many of its rows the run read, where it may have ended within its first pass; those that it validated with
+    are among both."""
+    held_out = 0 if result.validation is None else result.validation.num_examples
+    return min(result.examples + held_out, rows)
 
 
 def _validation_rows(tasks: Sequence["TrialTask"], train: "Store") -> np.ndarray:

@@ -116,6 +116,7 @@ def break_even_lines(findings: Findings) -> list[str]:
 
 def _blocks(findings: Findings, narrow: dict[str, bytes], files: list[str]) -> list[Block]:
     table = findings.table
+    accuracies = [point.accuracy for family in table.families for point in table.points(family)]
 
     def figure(name: str, caption: str, data: str) -> list[Block]:
         return [Figure(name, caption, data, narrow[name])] if name in narrow else []
@@ -128,8 +129,9 @@ def _blocks(findings: Findings, narrow: dict[str, bytes], files: list[str]) -> l
     blocks += [
         Heading("Accuracy by number of training examples"),
         Paragraph(
-            f"Accuracy in %, ± half of the 95% interval over {over(table)}, or its ends in square brackets; in round "
-            "brackets the gap: the encoder's accuracy minus this one's in points, over the same subsets."
+            f"Accuracy in %, ± half of the 95% interval over {over(table, accuracies)}, or its ends in square "
+            "brackets; in round brackets the gap: the encoder's accuracy minus this one's in points, over the same "
+            "subsets."
         ),
         accuracy_table(table),
     ]

@@ -42,7 +42,9 @@ def cost_blocks(findings: Findings) -> list[Block]:
         Heading("Costs"),
         Paragraph(
             "Training at each family's largest size, without evaluation on the test set, means over seeds"
-            + (f", where a family has that with {' or '.join(more)}." if more else ".")
+            + (f", where a family has that with {' or '.join(more)}. " if more else ". ")
+            + "Time, by the clock, is of training steps alone; of a baseline, of all of its fit with the search for "
+            "its settings. Processor time, of all threads, is of all of the training, with validation and checkpoints."
         ),
         TableBlock(["", "training examples", "time", "processor time", "tokens/s"], training, "trials.csv"),
     ]
@@ -120,11 +122,13 @@ def money_blocks(findings: Findings) -> list[Block]:
     if prices.predictions:
         parts.append(f"{prices.predictions:,.0f} predictions")
     chosen = exchange_lines(findings)
+    beside = any((trial.jobs or 1) > 1 for trial in findings.table.results)
     return [
         Heading("In money"),
         Paragraph(
             f"At {', '.join(parts) or 'prices of nothing'}: the labels, the hours that training took, and the hours "
             "that the predictions take."
+            + (" Trials that ran side by side share the machine's hours." if beside else "")
         ),
         *([Bullets(chosen)] if chosen else []),
         TableBlock(

@@ -3,6 +3,7 @@
 from penstock.engine.page import Block, Heading, Paragraph, TableBlock
 from penstock.engine.study.external import ExternalFigures
 from penstock.engine.study.intervals import Estimate
+from penstock.engine.study.report_tables import over_rows
 
 
 def external_blocks(externals: list[ExternalFigures]) -> list[Block]:
@@ -18,8 +19,9 @@ def external_blocks(externals: list[ExternalFigures]) -> list[Block]:
         Heading("Predictions from elsewhere"),
         Paragraph(
             "Test accuracy in % with its 95% interval over test rows; then how far the fine-tuned encoder is ahead, in "
-            "points, with the number of training examples at the head of the column, its 95% interval over seeds and "
-            "test rows, and the p-value of the difference (Holm, over the sizes)."
+            "points, with the number of training examples at the head of the column, its 95% interval over "
+            f"{over_rows([gap for each in externals for gap in each.gaps.values()])}, and the p-value of the "
+            "difference (Holm, over the sizes)."
         ),
         TableBlock(["", "accuracy", *(f"{size:,}" for size in sizes)], rows, "external.csv"),
     ]

@@ -1,6 +1,7 @@
 """The report's tables of accuracies, gaps, labels-equivalents and learning curves."""
 
 import math
+from collections.abc import Sequence
 
 from penstock.engine.page import Block, Bullets, Heading, Paragraph, TableBlock
 from penstock.engine.study.break_even import rounded
@@ -56,11 +57,13 @@ def gap_blocks(table: Table) -> list[Block]:
                 _p_value(test.mcnemar_adjusted),
             ]
         )
+    gaps = [point.gap for point in found]
+    others = "other test rows" if of_one_seed(gaps) else "other seeds and test rows"
     columns = ["", "gap", "95% interval", "p (Holm)", "seeds", "only one right: encoder / this", "McNemar's p (Holm)"]
     return [
         Paragraph(
-            f"The gap in points, over {over(table)}. The first p-value is of the families: that they differ no more "
-            "than other seeds and test rows would make them. McNemar's exact one is of the models as they were "
+            f"The gap in points, over {over(table, gaps)}. The first p-value is of the families: that they differ no "
+            f"more than {others} would make them. McNemar's exact one, a row's seeds taken together, is of the models as they were "
             "trained, on the pooled rows of all seeds that exactly one of the two has right. Both are adjusted by "
             "Holm over a family's sizes."
         ),
@@ -68,12 +71,24 @@ def gap_blocks(table: Table) -> list[Block]:
     ]
 
 
-def over(table: Table) -> str:
-    """What the intervals are over."""
-    paired = table.paired
-    if not paired.accuracies:
+def over(table: Table, estimates: Sequence[Estimate | None]) -> str:
+    """What the intervals of these figures are over."""
+    if not any(estimate is not None and estimate.rows for estimate in estimates):
         return "seeds"
-    return "seeds and test rows" + (f", whole groups by {paired.column!r}" if paired.column else "")
+    return over_rows(estimates) + (f", whole groups by {table.paired.column!r}" if table.paired.column else "")
+
+
+def over_rows(estimates: Sequence[Estimate | None]) -> str:
+    """The same of intervals that are over test rows."""
+    if of_one_seed(estimates):
+        return "test rows alone (one seed)"
+    single = any(estimate is not None and estimate.rows and estimate.count == 1 for estimate in estimates)
+    return "seeds and test rows" + (" (where there is one seed, over test rows alone)" if single else "")
+
+
+def of_one_seed(estimates: Sequence[Estimate | None]) -> bool:
+    """Whether one seed is behind each of those that are over test rows."""
+    return all(estimate.count == 1 for estimate in estimates if estimate is not None and estimate.rows)
 
 
 def equivalent_blocks(findings: Findings) -> list[Block]:

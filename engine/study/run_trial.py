@@ -90,15 +90,15 @@ def run_trial(task: TrialTask) -> TrialResult:
     try:
         result = _train_and_evaluate(task)
     except NonFiniteError as error:
-        result = TrialResult(task.trial, "diverged", error=_one_line(error))
+        result = _lost(task, "diverged", _one_line(error), began)
     except (OutOfMemoryError, _NoTeacherError) as error:
-        return TrialResult(task.trial, "failed", error=_one_line(error))
+        return _lost(task, "failed", _one_line(error), began)
     except PenstockError:
         raise
     except Exception as error:
         if os.environ.get("PENSTOCK_DEBUG"):
             raise
-        return TrialResult(task.trial, "failed", error=f"{type(error).__name__}: {_one_line(error)}")
+        return _lost(task, "failed", f"{type(error).__name__}: {_one_line(error)}", began)
     if not task.keep_run:
         # the teacher's own trial leaves its model for this one
         theirs = [task.logits] + ([] if task.teacher is None or task.teacher.keep_run else [task.teacher.run])
@@ -107,8 +107,12 @@ def run_trial(task: TrialTask) -> TrialResult:
                 if folder.exists():  # a baseline has none
                     remove_folder(folder)
     if result.train_cpu_seconds is None:
-        return result  # it went on with an interrupted one
+        return result  # it diverged, or went on with an interrupted one
     return replace(result, wall_seconds=time.monotonic() - began)
+
+
+def _lost(task: TrialTask, status: Literal["diverged", "failed"], error: str, began: float) -> TrialResult:
+    return TrialResult(task.trial, status, error=error, wall_seconds=time.monotonic() - began)
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ def _distil(
     from penstock.engine.training.teachers import Labeller, logits_of, open_teachers
 
     assert isinstance(task.settings, Settings)
-    _train_teacher(task, store, rows)
+    again_seconds = _train_teacher(task, store, rows)
     assert task.teacher is not None
     rest = np.setdiff1d(np.arange(store.num_examples), rows)
     texts = np.setdiff1d(rest, shared_rows(store, test))
@@ -241,13 +245,14 @@ def _distil(
         teacher_cpu_seconds=None if theirs is None else theirs.train_cpu_seconds,
         reading_seconds=logits.seconds,
         reading_cpu_seconds=logits.cpu_seconds,
+        again_seconds=again_seconds,
     )
     return replace(result, train_examples=len(rows), validation_examples=0, taught=taught), parts
 
 
-def _train_teacher(task: TrialTask, store: "Store", rows: np.ndarray) -> None:
-    """Makes sure that the teacher's model is there. It is, unless its own trial ended in an earlier study without this
-    one, which did not keep it: then the same is trained again.
+def _train_teacher(task: TrialTask, store: "Store", rows: np.ndarray) -> float:
+    """Makes sure that the teacher's model is there; the seconds that this took. It is, unless its own trial ended in an
+    earlier study without this one, which did not keep it: then the same is trained again.
 
     Raises:
         _NoTeacherError: it cannot be.
@@ -258,12 +263,14 @@ def _train_teacher(task: TrialTask, store: "Store", rows: np.ndarray) -> None:
     teacher = task.teacher
     assert teacher is not None
     assert isinstance(teacher.settings, Settings)
+    began = time.monotonic()
     try:
         train(teacher.settings, store, teacher.run, rows=rows, progress=task.progress)
     except (NonFiniteError, OutOfMemoryError) as error:
         raise _NoTeacherError(f"its teacher {teacher.trial.name}: {error}") from error
     except RunError as error:
         raise RunError(f"{teacher.trial.name}: {error}; or remove {teacher.run} to train it again") from error
+    return time.monotonic() - began
 
 
 class _NoTeacherError(Exception):

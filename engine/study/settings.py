@@ -249,10 +249,11 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
     """A family's settings before the recipe; of a baseline those that it shares with the others.
 
     Args:
-        seed: `training.seed`, unless the user states one.
+        seed: `training.seed`.
 
     Raises:
-        ConfigError: an override names no setting, has a wrong value, or none of the study's families has a use for it.
+        ConfigError: an override names no setting, has a wrong value, contradicts an option of the study, or none of the
+            study's families has a use for it.
     """
     from penstock.engine.training.reading import LENGTH, TRUNCATION, WHOLE
     from penstock.engine.training.recipe import most_tokens
@@ -268,6 +269,7 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
     values |= {} if stated is None else {LENGTH: stated}
     values |= {} if study.truncation is None or study.whole else {TRUNCATION: study.truncation}
     used = _used(study, overrides_for(study.overrides, name), name)
+    _check_options(study, used)
     if family.pretrains:  # those have a run of their own
         used = {key: value for key, value in used.items() if not key.startswith("pretraining.")}
     if used.get("data.tokens_per_batch") == "auto":
@@ -306,7 +308,34 @@ def pretraining_settings(study: StudySettings) -> "Settings":
     limits = {"pretraining.objective": OBJECTIVE, "pretraining.tokens": study.pretrain_tokens or PRETRAIN_TOKENS}
     limits |= {"training.epochs": PRETRAIN_PASSES, "training.seed": _derived(study.seed, 3)}
     own = {key: value for key, value in used.items() if key.startswith("pretraining.")}
+    _check_same("--pretrain-tokens", study.pretrain_tokens, "pretraining.tokens", own)
     return settings_from(values | limits | own)
+
+
+def _check_options(study: StudySettings, used: Mapping[str, Any]) -> None:
+    """
+    Args:
+        used: the overrides of a family.
+
+    Raises:
+        ConfigError: one is an option's to settle, or one for all families says something else than the option.
+    """
+    from penstock.engine.training.reading import LENGTH, TRUNCATION
+
+    if "training.seed" in used:
+        raise ConfigError(
+            f"training.seed={used['training.seed']} would make all seeds the same run: --seeds says how many there "
+            "are, --seed what they follow from"
+        )
+    for_all = overrides_for(study.overrides, "")
+    if not study.whole:
+        _check_same("--max-length", study.max_length, LENGTH, for_all)
+        _check_same("--truncation", study.truncation, TRUNCATION, for_all)
+
+
+def _check_same(option: str, value: Any, key: str, overrides: Mapping[str, Any]) -> None:
+    if value is not None and overrides.get(key, value) != value:
+        raise ConfigError(f"{option} {value} and {key}={overrides[key]} contradict each other: leave one out")
 
 
 def resolved_pretraining(study: StudySettings, train: "Store") -> "Settings":

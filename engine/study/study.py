@@ -12,6 +12,7 @@ report.*, *.csv, *.png
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -27,9 +28,9 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.budget import Scheduler
 from penstock.engine.study.costs import read_cost, write_cost
-from penstock.engine.study.directory import trials_folder, write_study
-from penstock.engine.study.families import FAMILIES, learns
-from penstock.engine.study.fingerprints import MadeFrom
+from penstock.engine.study.directory import read_study, trials_folder, write_study
+from penstock.engine.study.families import learns
+from penstock.engine.study.fingerprints import MadeFrom, difference
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.measure_cost import device_name, measure_cost
 from penstock.engine.study.measure_speed import SECONDS
@@ -37,13 +38,13 @@ from penstock.engine.study.measure_speed import measure_speed as measure_speed_h
 from penstock.engine.study.opened import opened
 from penstock.engine.study.paired import Key, Paired
 from penstock.engine.study.plan import plan_for
-from penstock.engine.study.planning import MeasureSpeed, estimates_for
+from penstock.engine.study.planning import MeasureSpeed, estimates_for, pretraining_seconds
 from penstock.engine.study.pretraining import Pretraining, pretrain
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.table import Table
-from penstock.engine.study.trials import Trial, TrialResult, write_result
+from penstock.engine.study.trials import Pretrained, Trial, TrialResult, write_result
 from penstock.engine.study.workers import Queue, RunTrial, run_trials
 from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, WHOLE, Reading, read_by
 
@@ -75,8 +76,8 @@ def run_study(
         jobs: trials run at a time, each in a process of its own if there are several.
         keep_runs: keep the trials' run directories, with the trained models.
         run_trial, measure: what runs a trial and measures a family's cost; None: `measure_cost`.
-        budget: seconds of `clock` that the trials may take, see `penstock.engine.study.budget`; None for no limit. What
-            comes before the first trial is not part of it, and one that was begun is ended.
+        budget: seconds of `clock` that the trials and their pretraining may take, see `penstock.engine.study.budget`;
+            None for no limit. What comes before is not part of it, and what was begun is ended.
         measure_speed: tells how long trials take, for the budget; None: `measure_speed`.
 
     Raises:
@@ -96,33 +97,32 @@ def run_study(
         }
         for family, reading in reads.items():
             shown.note(f"{family} {reading}")
-        _describe(folder, settings, existing.study, train, test, tasks, jobs, overlap, reads, study.clusters)
+        _describe(folder, settings, existing.study, train, test, tasks, overlap, reads, study.clusters)
         _measure(folder / "costs", settings, existing.study, tasks, train, test, measure or measure_cost, shown)
         finished = {task.trial: existing.results[task.trial] for task in tasks if task.trial in existing.results}
-        if study.pretraining is not None:
-            tasks = _pretrain(study.pretraining, tasks, finished, train, shown, progress)
+
+        @functools.cache
+        def pretrained() -> Pretrained:
+            assert study.pretraining is not None
+            return _pretrain(study.pretraining, train, shown, progress)
+
         scheduler = None
-        if budget is not None:
+        if budget is None:
+            if any(task.pretraining is not None and task.trial not in finished for task in tasks):
+                pretrained()  # before the first trial, with the machine to itself
+        else:
             quickly = measure_speed or partial(measure_speed_here, seconds=min(max(budget / 100, 0.2), SECONDS))
             estimates = estimates_for(study, folder, jobs, keep_runs, shown, quickly)
             gaps = partial(_gaps, folder, settings.cluster)
-            scheduler = Scheduler(tasks, finished, estimates, gaps, budget, clock)
+            before = pretraining_seconds(study, finished, estimates.speeds(finished)) or 0.0
+            scheduler = Scheduler(tasks, finished, estimates, gaps, budget, clock, before)
         plan = plan_for(folder, settings.overrides)
-        return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, {} if plan is None else plan.likely)
+        expected = {} if plan is None else plan.likely
+        return _run(tasks, finished, folder, jobs, run_trial, shown, scheduler, expected, pretrained)
 
 
-def _pretrain(
-    pretraining: Pretraining,
-    tasks: Sequence[TrialTask],
-    finished: Mapping[Trial, TrialResult],
-    train: Store,
-    shown: StudyProgress,
-    progress: bool,
-) -> list[TrialTask]:
-    """The tasks, those that begin with the pretraining with what it took. It is run, or goes on, where any is left."""
-    own = [task for task in tasks if task.pretraining is not None and task.trial not in finished]
-    if not own:
-        return list(tasks)
+def _pretrain(pretraining: Pretraining, train: Store, shown: StudyProgress, progress: bool) -> Pretrained:
+    """What it took. It is run, or goes on, unless it is over."""
     if pretraining.taken() is None:
         shown.note(str(pretraining))
     if pretraining.later:
@@ -130,8 +130,7 @@ def _pretrain(
             f"note: the pretraining reads {pretraining.later:,} texts, without their labels, by which trials that were "
             "added since choose their best model"
         )
-    taken = pretrain(pretraining, train, progress)
-    return [task if task.pretraining is None else dataclasses.replace(task, pretrained=taken) for task in tasks]
+    return pretrain(pretraining, train, progress)
 
 
 def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
@@ -153,19 +152,19 @@ def _measure(
     measure: Callable,
     progress: StudyProgress,
 ) -> None:
-    """The cost of each family that has none, or one of a model for other data. A baseline's model grows with its
-    training examples: that of its largest trial is measured."""
+    """The cost of each family that has none, or one of another model or for other data. A model may grow with its
+    training examples: that of the family's largest trial is measured."""
     for family in settings.families:
         path = folder / f"{family}.json"
-        own = [task for task in tasks if task.trial.family == family]
-        task = own[0] if FAMILIES[family].baseline is None else max(own, key=lambda task: task.trial.size)
+        task = max((task for task in tasks if task.trial.family == family), key=lambda task: task.trial.size)
         now = _of_cost(task.made_from)
         if path.exists():
             then = read_cost(path).made_from
             last = (study.get("train", {}).get("fingerprint"), study.get("test", {}).get("fingerprint"))
             if (then is not None and _same_cost(then, now)) or (then is None and last == (now.train, now.test)):
                 continue
-            progress.note(f"{path} was measured with other data or weights: measured again")
+            found = "other data" if then is None else difference(then, now) or "another model"
+            progress.note(f"{path} is of something else than the largest trial now ({found}): measured again")
         write_cost(path, dataclasses.replace(measure(family, task.settings, train, test), made_from=now))
 
 
@@ -197,16 +196,14 @@ def _describe(
     train: Store,
     test: Store,
     tasks: Sequence[TrialTask],
-    jobs: int,
     overlap: Overlap,
     reads: Mapping[str, Reading],
     clusters: ClusterOverlap | None,
 ) -> None:
     """What the report says of the study besides its trials, and what the next start compares with what it finds."""
-    import torch
-
     now = [task.made_from for task in tasks if task.made_from is not None]
     encoders = {made.settings["model.encoder"]: made.encoder for made in now if made.encoder is not None}
+    kept = {name: before[name] for name in ("machine", "prices") if name in before}
     document = {
         "identity": settings.identity(),
         "families": list(settings.families),
@@ -220,17 +217,22 @@ def _describe(
         **({} if clusters is None else {"cluster_overlap": clusters.to_json()}),
         "encoders": before.get("encoders", {}) | encoders,
         "overlap": overlap.to_json(),
-        "machine": {
-            "device": device_name(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "jobs": jobs,
-            "torch": torch.__version__,
-            "versions": _versions(),
-        },
-        **({"prices": before["prices"]} if "prices" in before else {}),
     }
-    write_study(folder, document)
+    write_study(folder, document | kept)
+
+
+def _machine(jobs: int) -> dict[str, Any]:
+    """What trials run on now: the entry of study.json, which is written with the first of them that is over."""
+    import torch
+
+    return {
+        "device": device_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "jobs": jobs,
+        "torch": torch.__version__,
+        "versions": _versions(),
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -257,6 +259,7 @@ def _run(
     progress: StudyProgress,
     scheduler: Scheduler | None,
     expected: Mapping[str, float],
+    pretrained: Callable[[], Pretrained],
 ) -> list[TrialResult]:
     sources = {task.trial: task.made_from for task in tasks}
     left = [task for task in tasks if task.trial not in finished]
@@ -264,17 +267,22 @@ def _run(
 
     def with_result() -> TrialTask | None:
         task = next_task()
-        if task is None or task.teacher is None:
-            return task
-        return dataclasses.replace(task, teacher_result=finished[task.teacher.trial])
+        if task is not None and task.pretraining is not None:
+            task = dataclasses.replace(task, pretrained=pretrained())
+        if task is not None and task.teacher is not None:
+            task = dataclasses.replace(task, teacher_result=finished[task.teacher.trial])
+        return task
 
     progress.start(
         [task.trial for task in tasks], finished, jobs, expected, None if scheduler is None else scheduler.left
     )
-    started = time.monotonic()
+    started, machine = time.monotonic(), None
     for result in run_trials(with_result, jobs, run_trial) if left else ():
         result = dataclasses.replace(result, made_from=sources[result.trial])
         write_result(trials_folder(folder), result)
+        if machine is None:
+            machine = _machine(jobs)
+            write_study(folder, read_study(folder) | {"machine": machine})
         finished[result.trial] = result
         progress.finished(result, time.monotonic() - started)
         started = time.monotonic()

@@ -46,6 +46,8 @@ class Taught:
             data that were not, because they are test texts.
         teacher_seconds, teacher_cpu_seconds: of the teacher's training; the second is None where that is not known.
         reading_seconds, reading_cpu_seconds: in which the teacher read the texts.
+        again_seconds: by the clock, in which the teacher was trained again, as its model was not kept; None in trials
+            of an earlier penstock.
     """
 
     texts: int
@@ -54,6 +56,7 @@ class Taught:
     teacher_cpu_seconds: float | None
     reading_seconds: float
     reading_cpu_seconds: float
+    again_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Pretrained:
     """What the pretraining took that trials begin with.
 
     Attributes:
-        texts, tokens: that it read, texts without their labels, tokens in all its passes.
+        texts, tokens: that it read, texts without their labels, each counted once, tokens in all its passes.
         seconds, cpu_seconds: in steps by the clock, and in all of all threads; the second is None where it was
             interrupted.
     """
@@ -83,19 +86,23 @@ class TrialResult:
         validation_accuracy: of the chosen model, on the split carved from the trial's examples.
         train_examples, validation_examples, test_examples: the sizes of the three.
         steps, epochs: run before the training ended.
-        train_seconds: in training steps and validation. tokens_per_second: real ones, in training steps.
+        train_seconds: by the clock. Of what the loop trains in training steps alone, waiting for data included, without
+            validation and checkpoints; of a baseline in all of its fit, with the search for its settings.
+        tokens_per_second: real ones, in `train_seconds`.
         evaluation: everything that `penstock evaluate` reports of the test set, see `Evaluation.to_json`; None in those
             of an earlier penstock.
         made_from: fingerprints of its data, settings and encoder; None in trials of an earlier penstock.
         predictions: the file beside it with what it predicted of each test row; None in trials of an earlier penstock.
-        train_cpu_seconds: of all threads, in training and validation: what a busy machine does not change. None in
-            trials of an earlier penstock, and where the training was interrupted.
+        train_cpu_seconds: of all threads, in all of the training, with validation and checkpoints: what a busy machine
+            does not change. None in trials of an earlier penstock, and where the training was interrupted.
         wall_seconds: of the whole trial by the clock: training, validation, the evaluation of the test rows and the
-            model's way to the disk and back. None where `train_cpu_seconds` is.
+            model's way to the disk and back; of one that is not done, until it ended. None where it went on with an
+            interrupted one, and in trials of an earlier penstock.
         chosen: {setting: value} that a baseline chose by validation.
         taught: of a trial that learns from a teacher's; its validation rows are then the teacher's to label.
         pretrained: of a trial that begins with the study's pretraining: what that took, once for all of them.
         notes: lines that a reader of its figures should know: limits that were met, choices at the end of their range.
+        jobs: trials that ran at a time, this one among them; None in trials of an earlier penstock.
     """
 
     trial: Trial
@@ -121,6 +128,7 @@ class TrialResult:
     wall_seconds: float | None = None
     taught: Taught | None = None
     pretrained: Pretrained | None = None
+    jobs: int | None = None
 
     @property
     def all_seconds(self) -> float:
@@ -131,8 +139,21 @@ class TrialResult:
         return self.train_seconds + before
 
     @property
+    def machine_seconds(self) -> float:
+        """The same of the machine: trials that ran side by side share it, the pretraining had it to itself."""
+        alone = 0.0 if self.pretrained is None else self.pretrained.seconds
+        return alone + (self.all_seconds - alone) / (self.jobs or 1)
+
+    @property
+    def spent_seconds(self) -> float:
+        """By the clock, in this trial alone: not in what others did for it."""
+        if self.wall_seconds is not None:
+            return self.wall_seconds
+        return self.train_seconds + (0.0 if self.taught is None else self.taught.reading_seconds)
+
+    @property
     def all_cpu_seconds(self) -> float | None:
-        """The same of `train_cpu_seconds`; None where one of them is not known."""
+        """As `all_seconds`, of `train_cpu_seconds`; None where one of them is not known."""
         parts = [self.train_cpu_seconds]
         if self.pretrained is not None:
             parts.append(self.pretrained.cpu_seconds)
@@ -206,6 +227,8 @@ def check_result(result: TrialResult, name: str) -> None:
     for amount in ("wall_seconds", "train_cpu_seconds"):
         if (value := getattr(result, amount)) is not None:
             check_range(amount, value, 0, _MANY)
+    if result.jobs is not None:
+        check_range("jobs", result.jobs, 1, _MANY)
     check_range("tokens_per_second", result.tokens_per_second, 0, _MANY)
     check_range(
         "train_examples + validation_examples", result.train_examples + result.validation_examples, 0, trial.size

@@ -1,23 +1,21 @@
 """Trials one after the other in this process, or several at a time in processes of their own."""
 
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from penstock.engine.errors import PenstockError, RunError
+from penstock.engine.study.orphans import stop_with_parent
 from penstock.engine.study.run_trial import TrialTask
 from penstock.engine.study.trials import Trial, TrialResult
 
 RunTrial = Callable[[TrialTask], TrialResult]
 NextTask = Callable[[], TrialTask | None]
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,8 @@ class Death:
 
 
 def run_trials(tasks: Sequence[TrialTask] | NextTask, jobs: int, run_trial: RunTrial) -> Iterator[TrialResult]:
-    """Yields results as they come: in the order of the tasks with one job, large trials first with several.
+    """Yields results as they come, with how many ran at a time: in the order of the tasks with one job, large trials
+    first with several.
 
     A trial whose process dies is run again when all others are over, then with the machine to itself: what is missing
     is mostly memory. Dying there too, it has failed.
@@ -51,7 +50,7 @@ def run_trials(tasks: Sequence[TrialTask] | NextTask, jobs: int, run_trial: RunT
     if jobs == 1:
         next_task = tasks if callable(tasks) else _in_order(tasks)
         while (task := next_task()) is not None:
-            yield run_trial(task)
+            yield replace(run_trial(task), jobs=1)
         return
     if not callable(tasks):
         tasks = Queue(tasks, {}, jobs)
@@ -62,16 +61,16 @@ def run_trials(tasks: Sequence[TrialTask] | NextTask, jobs: int, run_trial: RunT
             if isinstance(outcome, Death):
                 died.append((task, outcome))
             else:
-                yield outcome
+                yield replace(outcome, jobs=jobs)
         if not died:
             return
         first = {task.trial: death for task, death in died}
         for task, outcome in _in_workers(_in_order([task for task, _ in died]), 1, threads, run_trial):
             if isinstance(outcome, Death):
                 error = f"its process {first[task.trial]}; run again with nothing beside it, it {outcome}"
-                yield TrialResult(task.trial, "failed", error=error)
+                yield TrialResult(task.trial, "failed", error=error, jobs=1)
             else:
-                yield outcome
+                yield replace(outcome, jobs=1)
         # others may have waited for these
 
 
@@ -195,9 +194,7 @@ def _prepare_worker(threads: int) -> None:
     keep_freed_memory()
     for signum in (*_stopping_signals(), signal.SIGINT):
         signal.signal(signum, signal.SIG_DFL)
-    if sys.platform == "linux":
-        # a parent that is killed outright cannot stop its workers
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    stop_with_parent()  # one that is killed outright cannot stop its workers
 
 
 def _stopping_signals() -> list[signal.Signals]:

@@ -16,7 +16,8 @@ class TrainResult:
     """The outcome of a run; also the entry `result` of run.json.
 
     Attributes:
-        validation: figures of the best model, found at `best_step`; None without a validation split.
+        validation: figures of the best model, found at `best_step`, before any calibration; None without a validation
+            split.
         test: figures of the best model on the test store, if one was given.
         stopped_by: "epochs", "max_steps", "patience" or, in pretraining, "tokens".
         seconds: time in training steps, waiting for data included, evaluation and checkpoints not.

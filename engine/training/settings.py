@@ -35,7 +35,7 @@ class DataSettings:
     )
     validation_fraction: float | None = setting(
         None,
-        "share of the training rows kept for validation; null: 0.1, of few rows 0.2",
+        "share of the training rows kept for validation; null: 0.1, of few rows 0.2, in pretraining 1,000 rows",
         minimum=0.0,
         maximum=0.5,
     )

@@ -1,6 +1,8 @@
 """Studies with a known truth: intervals hold it as often as they say, and equal families are told apart as rarely."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from scipy.stats import norm
 
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.resample import Series, draw
+from penstock.engine.study.break_even import break_even, crossing, equivalent_size
 
 SIZES = (500, 2000, 8000)
 FAMILIES = 4
@@ -27,7 +30,9 @@ class World:
     seed: float
     cluster: float = 0.0
 
-    def study(self, random: np.random.Generator) -> tuple[dict[tuple[int, int], np.ndarray], Clusters]:
+    def study(
+        self, random: np.random.Generator, lags: Mapping[int, Sequence[float]] = MappingProxyType({})
+    ) -> tuple[dict[tuple[int, int], np.ndarray], Clusters]:
         rows = self.clusters * self.rows_in_cluster
         cluster = np.repeat(np.arange(self.clusters), self.rows_in_cluster)
         shared = random.normal(0, 1.5, rows) + random.normal(0, self.cluster, self.clusters)[cluster]
@@ -37,12 +42,13 @@ class World:
             for place, size in enumerate(SIZES):
                 luck = random.normal(0, self.seed / (1 + place), (self.seeds, 1))
                 noise = random.normal(0, 1, (self.seeds, rows))
-                right[family, size] = (0.3 * place + shared + own + luck + noise > 0).astype(float)
+                level = 0.3 * place - lags.get(family, (0.0,) * len(SIZES))[place]
+                right[family, size] = (level + shared + own + luck + noise > 0).astype(float)
         return right, Clusters.of(cluster) if self.rows_in_cluster > 1 else Clusters.single(rows)
 
-    def truth(self, place: int) -> float:
+    def truth(self, place: int, lag: float = 0.0) -> float:
         spread = np.sqrt(1.5**2 + 1 + 0.7**2 + 1.49 * self.cluster**2 + (self.seed / (1 + place)) ** 2)
-        return float(norm.cdf(0.3 * place / spread))
+        return float(norm.cdf((0.3 * place + lag) / spread))
 
 
 WORLDS = {
@@ -76,3 +82,41 @@ def test_intervals_hold_the_truth(world):
     assert 0.935 < figures[0] < 0.97
     assert 0.935 < figures[1] < 0.965
     assert figures[2] < 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_intervals_of_what_follows_from_several_series(seeds):
+    """A rise from one size to the next, the size that is as good as another family's at 2,000, and the break-even."""
+    world = World(seeds, 400, 1, 0.2)
+    of_seeds, random = tuple(range(seeds)), np.random.default_rng(0)
+    lags = (0.35, 0.2, 0.02)  # of family 1 behind family 0, on the scale of `level`
+    lagging = [world.truth(place, -lag) for place, lag in enumerate(lags)]
+    ahead = [world.truth(place) for place in range(3)]
+    true_gaps = [one - other for one, other in zip(ahead, lagging, strict=True)]
+    truths = {
+        "rise": lagging[2] - lagging[1],
+        "equivalent": crossing(SIZES, [ahead[1] - one for one in lagging], 0.0),
+        "break-even": crossing(SIZES, true_gaps, 0.02),
+    }
+    held = {name: [] for name in truths}
+    for number in range(200):
+        right, clusters = world.study(random, {1: lags})
+        right = {key: scores for key, scores in right.items() if key[0] < 2}
+        found = draw({key: Series(own, key[1], of_seeds) for key, own in right.items()}, clusters, "share", seed=number)
+        gaps = {n: Series(right[0, n] - right[1, n], n, of_seeds) for n in SIZES}
+        drawn = draw(gaps, clusters, "difference", seed=number)
+        rises = found[1, SIZES[2]].draws - found[1, SIZES[1]].draws
+        low, high = np.quantile(rises, [0.025, 0.975])
+        held["rise"].append(low <= truths["rise"] <= high)
+        by_seed = {key: dict(enumerate(own.mean(1))) for key, own in right.items()}
+        accuracies = {n: by_seed[1, n] for n in SIZES}
+        both = {n: found[1, n] for n in SIZES}, found[0, SIZES[1]]
+        _, low, high = equivalent_size(accuracies, by_seed[0, SIZES[1]], drawn=both)
+        held["equivalent"].append(low <= truths["equivalent"] <= high)
+        means = {n: {seed: by_seed[0, n][seed] - by_seed[1, n][seed] for seed in of_seeds} for n in SIZES}
+        reached = break_even(means, drawn=drawn, threshold=0.02)
+        held["break-even"].append(reached.low <= truths["break-even"] <= reached.high)
+    shares = {name: float(np.mean(of)) for name, of in held.items()}
+    print(seeds, shares)
+    assert all(share > 0.925 for share in shares.values()), shares

@@ -6,7 +6,7 @@ from scipy import stats
 from subtested import as_subtests
 
 from penstock.engine.statistics.clusters import Clusters
-from penstock.engine.statistics.mcnemar import holm, mcnemar, resolvable, rows_needed
+from penstock.engine.statistics.mcnemar import holm, mcnemar, resolvable, rows_needed, sign_flips
 from penstock.engine.statistics.resample import Drawn, Series, draw, draw_groups
 from penstock.engine.statistics.seed_variance import moderate
 from penstock.engine.statistics.verdict import verdict
@@ -54,10 +54,10 @@ def test_what_is_paired_differs_less():
 def test_series_of_one_draw_are_paired():
     first, second = right(0.7, 3, 500), right(0.6, 3, 500, 1)
     clusters = Clusters.single(500)
-    drawn = draw({"a": Series(first, 10, (0, 1, 2)), "again": Series(first, 10, (0, 1, 2))}, clusters, "share")
-    assert (drawn["a"].draws == drawn["again"].draws).all()
-    other = draw({"a": Series(first, 10, (0, 1, 2)), "b": Series(second, 10, (0, 1, 2))}, clusters, "share")
-    assert (other["a"].draws == drawn["a"].draws).all()
+    alone = draw({"a": Series(first[:1], 10, (0,)), "again": Series(first[:1], 10, (0,))}, clusters, "share")
+    assert (alone["a"].draws == alone["again"].draws).all()
+    other = draw({"b": Series(second, 10, (0, 1, 2)), "a": Series(first[:1], 10, (0,))}, clusters, "share")
+    assert (other["a"].draws == alone["a"].draws).all(), "whatever is drawn beside it"
 
 
 @pytest.mark.slow
@@ -72,9 +72,21 @@ def test_no_draw_leaves_the_range(share, seeds):
     assert found.interval[0] <= found.mean <= found.interval[1]
 
 
-def test_all_rows_right_leaves_room():
-    low, high = one(np.ones((1, 100))).interval
-    assert 0.9 < low < high <= 1
+@as_subtests(
+    "scores, scale, low, high",
+    [
+        (1.0, "share", 0.95, 1.0),
+        (0.0, "share", 0.0, 0.05),
+        (0.0, "difference", -0.04, 0.04),
+        (1.0, "difference", 0.93, 1.0),
+        (-1.0, "difference", -1.0, -0.93),
+    ],
+)
+def test_rows_that_are_all_alike_leave_room(scores, scale, low, high):
+    for seeds in (1, 3):
+        found = one(np.full((seeds, 100), scores), scale)
+        assert low <= found.interval[0] <= found.mean <= found.interval[1] <= high
+        assert found.interval[1] - found.interval[0] > 0.01
 
 
 def test_clusters_widen_what_they_hold_together():
@@ -139,6 +151,31 @@ def test_few_variances_stay_their_own():
     assert freedoms.tolist() == [2, 2]
 
 
+@as_subtests("leads", [[1], [1, -1], [1, 1, 1, -1], [3, 1, -2], [2, 2, -2], [3, 3, 2, 1, 1, -1, -2], [5, 0, 0, -1, 4]])
+def test_signs_are_flipped_in_all_ways(leads):
+    sums = [np.dot(signs, leads) for signs in itertools.product([1, -1], repeat=len(leads))]
+    expected = np.mean(np.abs(sums) >= abs(sum(leads)))
+    assert sign_flips(np.array(leads, float)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_flips_of_many_rows_are_nearly_normal():
+    leads = np.random.default_rng(0).integers(-3, 5, 20_000).astype(float)
+    leads[:200] = -3
+    z = leads.sum() / np.sqrt((leads**2).sum())
+    assert sign_flips(leads) == pytest.approx(2 * stats.norm.sf(abs(z)), rel=0.05, abs=1e-12)
+    assert 0 < sign_flips(np.full(5000, 2.0) + (np.arange(5000) % 2)) < 1e-12
+
+
+def test_seeds_of_a_row_are_not_independent():
+    """With equal accuracies in all rows there are, pooled pairs of five seeds alarm in every seventh study."""
+    random, alarms = np.random.default_rng(0), []
+    for _ in range(300):
+        easy = random.normal(0, 1, (2, 400))
+        right = easy[:, None, :] + random.normal(0, 0.5, (2, 5, 400)) > 0
+        alarms.append(mcnemar(right[0], right[1]).p_value < 0.05)
+    assert np.mean(alarms) < 0.08
+
+
 def test_mcnemar_is_an_exact_sign_test():
     first = np.array([True] * 12 + [False] * 2 + [True] * 50)
     second = np.array([False] * 12 + [True] * 2 + [True] * 50)
@@ -176,8 +213,8 @@ def test_verdicts(centre, spread, kind):
 
 
 def test_groups_are_drawn_as_each_alone_and_paired():
-    shares = {name: Series(right(0.7, 3, 400, place), 100, (0, 1, 2)) for place, name in enumerate("ab")}
-    gap = {"gap": Series(shares["a"].scores - shares["b"].scores, 100, (0, 1, 2))}
+    shares = {name: Series(right(0.7, 1, 400, place), 100, (0,)) for place, name in enumerate("ab")}
+    gap = {"gap": Series(shares["a"].scores - shares["b"].scores, 100, (0,))}
     clusters = Clusters.of(np.arange(400) // 4)
     together = draw_groups([(shares, "share"), ({}, "share"), (gap, "difference")], clusters)
     alone = draw(shares, clusters, "share"), {}, draw(gap, clusters, "difference")

@@ -11,7 +11,7 @@ from subtested import as_subtests
 from penstock.engine.statistics.mcnemar import Discordant, rows_needed
 from penstock.engine.statistics.verdict import kind_of
 from penstock.engine.study.answer import Contest, answer, settling_rows
-from penstock.engine.study.break_even import BreakEven
+from penstock.engine.study.break_even import BreakEven, rounded
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.table import Point, Table
 
@@ -30,6 +30,7 @@ BASE = Contest(
     needed={"linear": (12300.0, 9100.0, 20400.0), "lstm": (22000.0, 9500.0, math.inf)},
     largest={"linear": 32000, "lstm": 200000},
 )
+HALF = 1.96 * math.sqrt(((2000 + 1700) / 12000 - 0.007**2) / 4000)  # of one pair of models
 
 
 def gap(mean: float, low: float | None, high: float | None, seeds: int = 3) -> Estimate:
@@ -87,8 +88,30 @@ def case(mean: float, low: float | None, high: float | None, seeds: int = 3, **c
         pytest.param(
             case(-0.03, -0.04, -0.02, break_even=AT_ONCE),
             "no longer pays",
-            ["no longer pays", "At every size measured, from 500 labels on, the lead over a linear model is below"],
+            [
+                "no longer pays",
+                "On average the lead over a linear model is below one point at every size measured, from 500 labels "
+                "on, reliably (in 95% of draws) at all of these too.",
+            ],
             id="rival-better",
+        ),
+        pytest.param(
+            case(-0.003, -0.012, 0.006, break_even=replace(AT_ONCE, reliable=1200.0)),
+            "no longer pays",
+            ["at every size measured, from 500 labels on, reliably (in 95% of draws) from about 1,200."],
+            id="on-average-at-once",
+        ),
+        pytest.param(
+            case(-0.003, -0.012, 0.006, break_even=replace(REACHED, reliable=math.inf)),
+            "no longer pays",
+            ["From about 3,200 labels on", "one point, reliably (in 95% of draws) not within the sizes measured."],
+            id="not-reliably",
+        ),
+        pytest.param(
+            case(-0.003, -0.012, 0.006, break_even=replace(AT_ONCE, reliable=None)),
+            "no longer pays",
+            ["below one point at every size measured, from 500 labels on."],
+            id="nothing-tells-how-reliably",
         ),
         pytest.param(
             case(0.007, -0.013, 0.027),
@@ -109,10 +132,22 @@ def case(mean: float, low: float | None, high: float | None, seeds: int = 3, **c
             id="too-few-seeds",
         ),
         pytest.param(
-            case(0.007, -0.053, 0.067, clustered=True),
+            case(0.007, -0.053, 0.067, groups=40),
             "cannot tell",
-            ["cannot tell whether fine-tuning still pays", "About 49,000 test rows would."],
+            ["cannot tell whether fine-tuning still pays", "More groups of test rows would, or more seeds."],
             id="in-groups",
+        ),
+        pytest.param(  # rows alone, four times as wide as of independent ones: each counts for a sixteenth
+            case(0.007, 0.007 - 4 * HALF, 0.007 + 4 * HALF, 1, groups=40),
+            "cannot tell",
+            [f"About {rounded(16 * 40 * settling_rows(0.007, BASE.pairs) / 4000)} groups of test rows would."],
+            id="in-groups-one-seed",
+        ),
+        pytest.param(
+            case(0.0, -0.02, 0.02, pairs=Discordant(0, 0, 12000, 1.0)),
+            "cannot tell",
+            ["More test rows would."],
+            id="always-agree",
         ),
         pytest.param(
             case(0.019, None, None, 1),
@@ -204,7 +239,7 @@ def test_the_rival_is_the_best_at_the_largest_common_size():
         ({"lstm": (500, 2000)}, "no encoder", "With 2,000 labels a BiLSTM from scratch reaches"),
         ({"lstm": (500,), "lstm-embeddings": (2000,)}, "no encoder", "With 2,000 labels a BiLSTM on pretrained"),
         ({"encoder": (500, 2000)}, "only the encoder", "there is no other family to compare"),
-        ({"lstm": (500,), "encoder": (2000,)}, "no common size", "trained on no common size"),
+        ({"lstm": (500,), "encoder": (2000,)}, "no common size", "were trained on no common size"),
     ],
 )
 def test_studies_with_nothing_to_compare(families, kind, said):
@@ -235,3 +270,85 @@ def test_a_larger_size_without_the_encoder_is_told():
     found = replace(BASE, best_beyond=beyond).answer()
     assert found.sentences[2].startswith("With 200,000, which a fine-tuned MiniLM was not trained on, a BiLSTM from")
     assert found.sentences[2].endswith("reaches 61.6% (60.1 to 63.1).")
+
+
+def some(*trials: tuple[str, int, int, bool]) -> Table:
+    """Trials as (family, size, seed, whether it is done)."""
+    made = [result(*own) if done else replace(result(*own), status="diverged", accuracy=None) for *own, done in trials]
+    return Table(made)
+
+
+def answer_of(table: Table):
+    needed = {name: {500: (math.inf, None, None)} for name in ("lstm", "lstm-embeddings")}
+    return answer(table, "an encoder", dict.fromkeys(needed, NOT_REACHED), needed)
+
+
+@as_subtests(
+    "trials, kind, said, not_said",
+    [
+        (
+            [("lstm", 500, 0, True), ("encoder", 500, 1, True), ("encoder", 500, 0, False)],
+            "no common size",
+            "An encoder and the other families have no seed of one size that is done by both",
+            "trained on no common size",
+        ),
+        (
+            [("lstm", 500, 0, True), ("encoder", 500, 0, False), ("encoder", 2000, 0, True)],
+            "no common size",
+            "have no seed of one size that is done by both",
+            "trained on no common size",
+        ),
+        (
+            [("lstm", 500, 0, False), ("encoder", 500, 0, True)],
+            "only the encoder",
+            "no trial of a family to compare is done",
+            "no other family",
+        ),
+        (
+            [("lstm", 500, 0, True), ("encoder", 500, 0, False)],
+            "no encoder",
+            "no trial of the fine-tuned encoder is done to measure a gap from",
+            "there is no fine-tuned encoder",
+        ),
+        (
+            [(*own, 0, own != ("encoder", 2000)) for own in itertools.product(("lstm", "encoder"), (500, 2000))],
+            "no interval",
+            "With 2,000, where no trial of an encoder is done, a BiLSTM from scratch reaches",
+            "was not trained on",
+        ),
+        (
+            [(name, size, int((name, size) == ("encoder", 2000)), True)
+             for name, size in itertools.product(("lstm", "encoder"), (500, 2000))],
+            "no interval",
+            "With 2,000, where an encoder shares no seed with another family, a BiLSTM from scratch reaches",
+            "was not trained on",
+        ),
+        (
+            [(name, 500, seed, (name, seed) != ("lstm", 2)) for name in ("lstm", "encoder") for seed in range(3)],
+            "pays",
+            ", over the 2 seeds that both have).",
+            "no seed",
+        ),
+        (
+            [(name, 500, seed, True) for name in ("lstm", "encoder") for seed in range(3)],
+            "pays",
+            "With 500 labels fine-tuning still pays",
+            "that both have",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_lost_is_not_taken_for_what_was_not_tried(trials, kind, said, not_said):
+    found = answer_of(some(*trials))
+    text = " ".join(found.sentences)
+    assert found.kind == kind, text
+    assert said in text, text
+    assert not_said not in text, text
+
+
+def test_a_student_alone_is_no_family_to_compare():
+    made = [result("encoder", 500, seed) for seed in range(3)]
+    taught = [replace(one, trial=replace(one.trial, family="lstm-distilled")) for one in made[:2]]
+    found = answer_of(Table(made + taught))
+    assert found.kind == "only the encoder"
+    assert "there is no family to compare that does without it" in found.sentences[0]
+    assert found.sentences[1].endswith(", over the 2 seeds that both have).")

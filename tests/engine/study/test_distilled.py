@@ -71,11 +71,17 @@ def run(settings: StudySettings, out: Path, **options) -> dict[str, TrialResult]
 def timeless(made: TrialResult) -> TrialResult:
     """What does not depend on how long it took."""
     taught = None if made.taught is None else replace(made.taught, **dict.fromkeys(TIMES, 0.0))
-    no_times = {"train_seconds": 0.0, "tokens_per_second": 0.0, "wall_seconds": None, "train_cpu_seconds": None}
+    no_times = {
+        "jobs": None,
+        "train_seconds": 0.0,
+        "tokens_per_second": 0.0,
+        "wall_seconds": None,
+        "train_cpu_seconds": None,
+    }
     return replace(made, **no_times, taught=taught)
 
 
-TIMES = ("teacher_seconds", "teacher_cpu_seconds", "reading_seconds", "reading_cpu_seconds")
+TIMES = ("again_seconds", "teacher_seconds", "teacher_cpu_seconds", "reading_seconds", "reading_cpu_seconds")
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +323,10 @@ def test_an_estimate_has_the_teacher_s_reading(tmp_path, settings):
     over = {teacher: replace(stand_in(student.teacher), tokens_per_second=0.0)}  # it tells no speed
     more = Estimates(tasks.values(), loads, speeds).seconds(over)
     assert more[student.trial] == pytest.approx(found[student.trial] + found[teacher])
+    # one that was over with its teacher trained again says nothing of another's, whose teacher is there
+    taught = Taught(340, 0, 600.0, 600.0, 50.0, 50.0, again_seconds=600.0)
+    over[student.trial] = replace(stand_in(student), wall_seconds=760.0, tokens_per_second=0.0, taught=taught)
+    assert Estimates(tasks.values(), loads, speeds).seconds(over)[student.trial] == pytest.approx(160.0)
 
 
 def test_a_plan_counts_it(tmp_path, settings):

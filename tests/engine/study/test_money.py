@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from command_line import penstock
@@ -17,6 +18,7 @@ from penstock.engine.study.money import Prices, bills, exchanges, training_secon
 from penstock.engine.study.report import keep_prices, write_report
 from penstock.engine.study.report_costs import exchange_line
 from penstock.engine.study.table import Table
+from penstock.engine.study.trials import Pretrained
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -42,6 +44,14 @@ def test_a_bill_is_labels_training_and_predictions():
         assert bill.training == pytest.approx(0.4 * seconds / 3600)
         assert bill.predictions == pytest.approx(0.4 * 1e6 / SPEEDS[bill.family] / 3600)
         assert bill.total == bill.labels + bill.training + bill.predictions
+
+
+@as_subtests("jobs, share", [(None, 1.0), (1, 1.0), (2, 0.5), (4, 0.25)])
+def test_trials_side_by_side_share_the_machines_hours(jobs, share):
+    """The pretraining had it to itself."""
+    before = Pretrained(100, 1000, 60.0, None)
+    made = [replace(result("lstm", 500, seed), jobs=jobs, pretrained=before) for seed in range(2)]
+    assert training_seconds(Table(made), "lstm", 500) == pytest.approx(60 + share * 500 / 900)
 
 
 def test_training_between_two_sizes_follows_a_power_law():

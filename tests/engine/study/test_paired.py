@@ -74,16 +74,16 @@ def test_figures_are_those_of_the_kept_predictions(tmp_path):
     gaps, p_values, exact = {}, [], []
     for size in (100, 1000, 10000):
         encoder, own = (right_of(folder, findings, family, size) for family in ("encoder", "lstm"))
-        gaps[size] = Series(encoder - own, size, (0, 1, 2))
+        gaps["lstm", size] = Series(encoder - own, size, (0, 1, 2))
         exact.append(mcnemar(encoder > 0, own > 0))
     drawn = draw(gaps, single, "difference")
-    for size, test in zip(gaps, exact, strict=True):
-        point = findings.table.get("lstm", size)
-        assert (point.gap.mean, (point.gap.low, point.gap.high)) == (drawn[size].mean, drawn[size].interval)
+    for key, test in zip(gaps, exact, strict=True):
+        size, point = key[1], findings.table.get(*key)
+        assert (point.gap.mean, (point.gap.low, point.gap.high)) == (drawn[key].mean, drawn[key].interval)
         assert point.accuracy.mean == pytest.approx(right_of(folder, findings, "lstm", size).mean())
         assert point.accuracy.low < point.accuracy.mean < point.accuracy.high
         assert point.test.pairs == test
-        p_values.append(drawn[size].p_value())
+        p_values.append(drawn[key].p_value())
     lines = [line for line in rows(folder / "gap.csv") if line["family"] == "lstm"]
     assert [float(line["p_value"]) for line in lines] == p_values
     assert [float(line["p_adjusted"]) for line in lines] == holm(p_values)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from dataclasses import replace
@@ -16,7 +17,7 @@ from penstock.engine.study.findings import Findings
 from penstock.engine.study.measure_speed import line_through, measure_speed
 from penstock.engine.study.method import method_blocks
 from penstock.engine.study.opened import opened
-from penstock.engine.study.plan import Plan, expected_and_taken, in_parallel, read_plan
+from penstock.engine.study.plan import Disk, Plan, expected_and_taken, in_parallel, read_plan
 from penstock.engine.study.plan_tables import plan_lines
 from penstock.engine.study.planning import plan_study
 from penstock.engine.study.progress import StudyProgress
@@ -25,7 +26,7 @@ from penstock.engine.study.run_trial import TrialTask
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
-from penstock.engine.study.trials import Trial, TrialResult
+from penstock.engine.study.trials import Taught, Trial, TrialResult
 
 FAMILIES = ("majority", "linear", "bag", "lstm", "encoder")
 
@@ -159,6 +160,19 @@ def test_the_speed_of_a_finished_trial_gives_its_time_back():
     assert speed_of(older, load).seconds(load) == pytest.approx(1.0 + 300 / 100 / 3), "a forward pass is a third"
 
 
+@as_subtests(
+    "again, expected",
+    [(0.0, 2.0), (1.5, 2.0), (None, 1.0 + 300 / 100 / 3)],
+)
+def test_what_a_teacher_took_in_a_trial_is_not_of_the_trials_own_speed(again, expected):
+    """A second of training and one of predictions; what an earlier penstock did not note is not guessed at."""
+    taught = Taught(9000, 0, 600.0, 600.0, 50.0, 50.0, again)
+    done = replace(quick(SimpleTask(Trial(40, 0, "lstm-distilled"))), taught=taught)
+    done = replace(done, wall_seconds=2.0 + 50.0 + (again or 0.0))
+    load = Load(100.0, 300.0)
+    assert speed_of(done, load).seconds(load) == pytest.approx(expected)
+
+
 class SimpleTask:
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -247,6 +261,11 @@ def test_disk(settings, tmp_path):
     encoded = plan(frozen, tmp_path / "d").disk.encoded
     width = json.loads((Path(settings.encoder) / "config.json").read_text())["hidden_size"]
     assert encoded == (400 + 50) * (8 + 2 * width)
+    pretrained = replace(settings, families=("lstm-pretrained",), max_sizes={}, overrides=(), pretrain_tokens=1000)
+    made = plan(pretrained, tmp_path / "e")
+    assert made.disk.pretraining == made.disk.runs == 4 * 7 * 1_000, "it stays beside the trial in progress"
+    assert made.disk.total == sum(dataclasses.astuple(made.disk))
+    assert "the pretraining;" in plan_lines(made)[-3]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +283,22 @@ def test_a_plan_within_a_budget(settings, tmp_path, budget, line):
     assert lines[0].startswith("14 trials to do, 0 done: about 70 s.")
     assert len(lines) == len(plan_lines(made)) + (line is not None)
     assert line is None or lines[1].startswith(line)
+
+
+@as_subtests(
+    "budget, said",
+    [
+        (1800.0, "A budget of 30 min does not suffice for all first seeds, with the pretraining, which take 2.2 h."),
+        (8200.0, "Of a budget of 2.3 h, first seeds, with the pretraining, take 2.2 h; what is left goes to further"),
+        (9000.0, "All of it fits into a budget of 2.5 h."),
+    ],
+)
+def test_a_budget_has_to_suffice_for_the_pretraining_too(budget, said):
+    names = ("lstm-pretrained-1000-0", "lstm-pretrained-1000-1")
+    speeds = {"lstm-pretrained": Speed(0.0, 1e-4, 1e-4)}
+    made = Plan(dict.fromkeys(names, 600.0), [], speeds, 1, False, Disk(0, 0, 0, 0), assumed(100), 100)
+    made = replace(made, pretraining=7200.0, pretraining_tokens=7.2e7)
+    assert any(line.startswith(said) for line in plan_lines(made, budget)), plan_lines(made, budget)
 
 
 def test_a_plan_knows_the_groups_of_test_rows(settings, tmp_path):
@@ -315,7 +350,8 @@ def test_the_report_compares_the_plan_with_what_was(settings, tmp_path):
     assert expected_and_taken(made, results) == (14 * 5.0, 14 * 2.0)
     assert expected_and_taken(replace(made, done=list(made.seconds)), results) is None
     text = str(method_blocks(Findings.of(tmp_path / "study")))
-    assert "Trials that penstock study --plan put at 70 s, one after the other, took 28 s." in text
+    assert "Trials that the study's plan put at 70 s, one after the other, took 28 s." in text
+    assert "The trials took 28 s in all, one after the other." in text
 
 
 @pytest.mark.slow

@@ -5,26 +5,32 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fabricated_study import no_cost
+from fabricated_study import result as made_up
 from shared_texts import SHARED, stores_that_share_texts
 from stopping import stop_at
 
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, PenstockError, RunError
 from penstock.engine.study.check import check_plan
+from penstock.engine.study.estimate import Speed
 from penstock.engine.study.opened import opened
 from penstock.engine.study.plan_tables import plan_lines
 from penstock.engine.study.planning import plan_study
+from penstock.engine.study.pretraining import texts_read
 from penstock.engine.study.progress import StudyProgress
 from penstock.engine.study.report import write_report
+from penstock.engine.study.run_trial import TrialTask
 from penstock.engine.study.settings import StudySettings, parse_tokens, subset_seed
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 from penstock.engine.study.subsets import subset
-from penstock.engine.study.trials import TrialResult
+from penstock.engine.study.trials import Pretrained, TrialResult
+from penstock.engine.training.result import TrainResult
 from penstock.engine.training.run_record import read_record
 from penstock.engine.training.signals import Interrupted
 
@@ -70,6 +76,9 @@ def test_all_trials_begin_with_one_pretraining(finished, settings):
     for result in own:
         assert result.pretrained == own[0].pretrained
         assert result.pretrained.tokens == record["result"]["tokens"] >= 9_000
+        held_out = record["result"]["validation"]["num_examples"]
+        assert result.pretrained.texts == texts_read(TrainResult.from_json(record["result"]), 10**9)
+        assert held_out < result.pretrained.texts < 400, "the tokens ended within its first pass"
         assert result.pretrained.cpu_seconds > 0
         assert result.all_seconds == result.train_seconds + result.pretrained.seconds
         assert result.all_cpu_seconds == result.train_cpu_seconds + result.pretrained.cpu_seconds
@@ -96,6 +105,66 @@ def test_it_reads_neither_test_texts_nor_validation_rows(tmp_path, tiny, setting
                 held = set(kept["validation"]) & set(subset(train.labels, size, subset_seed(chosen.seed, seed)))
                 assert len(held) >= size // 5
         assert len(read.rows) == 156 - len(set(kept["validation"]) | set(SHARED))
+
+
+@pytest.mark.parametrize(("examples", "texts"), [(100, 120), (380, 400), (2000, 400)])
+def test_texts_are_those_that_were_read(examples, texts):
+    run = SimpleNamespace(examples=examples, validation=SimpleNamespace(num_examples=20))
+    assert texts_read(run, 400) == texts
+
+
+class Clock:
+    """Stands still but for what takes time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("budget", "order", "said"),
+    [
+        (15.0, ["lstm-30-0"], "pretraining"),
+        (45.0, ["lstm-30-0", "lstm-60-0", "lstm-30-1", "lstm-60-1"], "pretraining"),
+        (165.0, ["lstm-30-0", "pretraining", "lstm-pretrained-30-0", "lstm-60-0", "lstm-pretrained-60-0"], "budget"),
+    ],
+)
+def test_a_budget_holds_the_pretraining(tmp_path, settings, monkeypatch, capsys, budget, order, said):
+    """Trials take 10 s each, it takes 100: it is made when its first trial has its turn, and only if both fit."""
+    clock, happened = Clock(), []
+
+    def pretrain(pretraining, train, progress) -> Pretrained:
+        clock.now += 100.0
+        happened.append("pretraining")
+        return Pretrained(1, 1, 100.0, 1.0)
+
+    def trial(task: TrialTask) -> TrialResult:
+        clock.now += 10.0
+        happened.append(task.trial.name)
+        assert (task.pretrained is not None) == (task.trial.family == "lstm-pretrained")
+        made = made_up("lstm", task.trial.size, task.trial.seed)
+        return replace(made, trial=task.trial, wall_seconds=10.0, tokens_per_second=0.0, pretrained=task.pretrained)
+
+    monkeypatch.setattr("penstock.engine.study.study.pretrain", pretrain)
+    monkeypatch.setattr("penstock.engine.study.study.pretraining_seconds", lambda *_: 100.0)
+    run_study(
+        replace(settings, seeds=parse_seeds("2")),
+        tmp_path / "study",
+        measure=no_cost,
+        run_trial=trial,
+        budget=budget,
+        measure_speed=lambda *_: Speed(10.0, 0.0, 0.0, 1_000),
+        clock=clock,
+    )
+    assert happened[: len(order)] == order
+    assert clock.now <= budget
+    told = capsys.readouterr().err
+    left = "left out: lstm-pretrained-30-0"
+    assert (f"{left}" in told) == (said == "pretraining")
+    if said == "pretraining":
+        assert "the budget does not suffice with the pretraining that comes first; about 2 min" in told
 
 
 @pytest.mark.parametrize("entry", ["texts", "tokens", "seconds", "cpu_seconds"])

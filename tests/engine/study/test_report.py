@@ -3,17 +3,25 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from fabricated_study import fabricate, result
+from fabricated_study import fabricate, result, with_predictions
 
 from penstock.engine.errors import RunError
+from penstock.engine.statistics.mcnemar import Discordant
+from penstock.engine.study.classes import class_blocks, class_rows
+from penstock.engine.study.external import ExternalFigures
+from penstock.engine.study.intervals import Estimate
+from penstock.engine.study.paired import GapTest
 from penstock.engine.study.plots import Level, accuracy_axis, frontier, limits
 from penstock.engine.study.report import break_even_lines, headline, rich_table, write_report
-from penstock.engine.study.trials import Trial, TrialResult, read_result, write_result
+from penstock.engine.study.report_external import external_blocks
+from penstock.engine.study.table import Table
+from penstock.engine.study.trials import Pretrained, Trial, TrialResult, read_result, write_result
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +152,65 @@ def test_each_class_has_its_figures(written):
     of_classes = rows(written / "classes.csv")
     assert [row["size"] for row in of_classes] == ["100000"] * 3 + ["32000"] * 3 + ["8000"] * 3
     rare = next(row for row in of_classes if (row["family"], row["name"]) == ("encoder", "rare"))
-    assert (rare["precision"], rare["recall"], rare["never_predicted"]) == ("", "0.0", "3")
+    assert (rare["precision"], rare["recall"]) == ("", "0.0")
+    assert (rare["never_predicted_by"], rare["seeds"]) == ("3", "3")
     assert float(rows(written / "trials.csv")[0]["expected_calibration_error"]) == 0.05
+
+
+@pytest.mark.parametrize(("seeds", "said"), [((), "1"), ((0,), "0; 1 by 2 of 3 seeds"), ((0, 1, 2), "0")])
+def test_a_class_is_never_predicted_where_no_seed_does(seeds, said):
+    made = [result("encoder", 500, seed) for seed in range(3)]
+    for seed in seeds:
+        classes = [one | {"predicted": one["predicted"] or 3} for one in made[seed].evaluation["classes"]]
+        made[seed] = replace(made[seed], evaluation=made[seed].evaluation | {"classes": classes})
+    table = Table(made)
+    rare = class_rows(table)[-1]
+    assert (rare.name, rare.never_predicted_by, rare.seeds) == ("rare", 3 - len(seeds), 3)
+    assert rare.never_predicted == (not seeds)
+    assert class_blocks(table)[2].rows[0][-1] == said
+
+
+@pytest.mark.parametrize("seeds", [{"lstm": 1, "encoder": 1}, {"lstm": 2, "encoder": 1}, {"lstm": 2, "encoder": 2}])
+def test_a_figure_of_one_seed_is_over_test_rows_alone(tmp_path, undrawn, seeds):
+    folder = fabricate(tmp_path / "study", families=())
+    for family, count in seeds.items():
+        for seed in range(count):
+            made = replace(result(family, 500, seed), jobs=2)
+            write_result(folder / "trials", with_predictions(folder / "trials", made, 200))
+    write_report(folder)
+    page = (folder / "report.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith("Accuracy in %"))
+    gap = next(line for line in page.splitlines() if line.startswith("The gap in points"))
+    several = set(seeds.values()) - {1}
+    assert ("over seeds and test rows" in line) == bool(several)
+    assert ("test rows alone" in line) == (1 in seeds.values())
+    assert ("over seeds and test rows" in gap) == ("other seeds and" in gap) == (1 not in seeds.values())
+    assert ("two-way bootstrap" in page) == bool(several)
+    assert "2 trials at a time" in page, "as the trials say, not the last start"
+    gaps = [Estimate(0.1, 0.0, 0.2, min(seeds.values()), rows=True)]
+    external = ExternalFigures(
+        "gpt", "gpt.csv", gaps[0], {500: gaps[0]}, {500: GapTest(Discordant(1, 2, 9, 1), 1, 1, 1)}
+    )
+    assert ("over seeds and" in external_blocks([external])[1].text) == (1 not in seeds.values())
+
+
+def test_the_time_that_was_spent_is_in_the_method(tmp_path, undrawn):
+    """Lost trials count; what the frozen encoder had read before does not again."""
+    folder = fabricate(tmp_path / "study", families=())
+    done = replace(result("encoder", 500, 0), wall_seconds=600.0)
+    frozen = replace(result("lstm", 500, 0), trial=Trial(500, 0, "frozen"), train_seconds=9e4, wall_seconds=300.0)
+    lost = TrialResult(Trial(500, 0, "lstm"), "diverged", error="nan", wall_seconds=900.0)
+    before = Pretrained(9, 9, 1200.0, None)
+    own = [
+        replace(result("lstm", 500, seed), trial=Trial(500, seed, "lstm-pretrained"), wall_seconds=60.0)
+        for seed in range(2)
+    ]
+    for made in (done, frozen, lost, *(replace(one, pretrained=before) for one in own)):
+        write_result(folder / "trials", made)
+    write_report(folder)
+    page = (folder / "report.md").read_text()
+    assert "The trials and the pretraining that some begin with took 52 min in all, one after the other." in page
+    assert "is of training steps alone; of a baseline, of all of its fit" in page
 
 
 @pytest.mark.slow

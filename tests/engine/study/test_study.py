@@ -3,6 +3,7 @@ import multiprocessing
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, NonFiniteError, RunError, SourceError
 from penstock.engine.study import costs, measure_cost
 from penstock.engine.study import run_trial as run_trial_module
+from penstock.engine.study import study as study_module
 from penstock.engine.study.check import check_plan
 from penstock.engine.study.directory import claim
 from penstock.engine.study.opened import open_or_prepare
@@ -47,6 +49,11 @@ def study(minilm: str, stores: dict[str, tuple[str]]) -> StudySettings:
 
 def run(study: StudySettings, out: Path, run_trial=stand_in, **options) -> list[TrialResult]:
     return run_study(study, out, progress=False, run_trial=run_trial, measure=no_cost, **options)
+
+
+def alone(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """As if they had run one at a time."""
+    return [replace(made, jobs=1) for made in results]
 
 
 def marks(out: Path) -> dict[str, int]:
@@ -88,6 +95,77 @@ def test_a_study_may_grow(study, tmp_path):
     grown = replace(study, sizes=parse_sizes("50,100,200,400"), seeds=parse_seeds("3"))
     assert len(run(grown, tmp_path / "study")) == 3 * 2 * 3 + 2 * 3 * 2
     assert set(marks(tmp_path / "study").values()) == {1}
+
+
+def test_the_machine_is_that_of_the_last_trial(study, tmp_path, monkeypatch):
+    """A start that trains nothing leaves it."""
+    monkeypatch.setattr(study_module, "device_name", lambda: "the first")
+    run(study, tmp_path / "study")
+    read = lambda: json.loads((tmp_path / "study" / "study.json").read_text())["machine"]  # noqa: E731
+    before = read()
+    assert (before["device"], before["jobs"]) == ("the first", 1)
+    monkeypatch.setattr(study_module, "device_name", lambda: "the second")
+    run(study, tmp_path / "study", jobs=2)
+    assert read() == before
+    run(replace(study, seeds=parse_seeds("3,400:1")), tmp_path / "study")
+    assert read()["device"] == "the second"
+
+
+def test_costs_are_those_of_the_largest_trial(study, tmp_path, capsys):
+    measured = []
+
+    def measure(family, settings, train, test):
+        measured.append((family, settings.model.num_layers))
+        return no_cost(family)
+
+    layers = {50: 1, 100: 1, 400: 2}
+
+    def deeper(settings, trial, train):
+        found = trial_settings(settings, trial, train)
+        return found.replace({"model.num_layers": layers[trial.size]})
+
+    own = replace(study, families=("lstm",), max_sizes={}, sizes=parse_sizes("50,100"), seeds=parse_seeds("1"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penstock.engine.study.opened.trial_settings", deeper)
+        for sizes in ("50,100", "50,100,400", "50,100,400"):
+            grown = replace(own, sizes=parse_sizes(sizes))
+            run_study(grown, tmp_path / "study", run_trial=stand_in, measure=measure)
+    assert measured == [("lstm", 1), ("lstm", 2)]
+    assert (
+        "is of something else than the largest trial now (model.num_layers: 1 then, 2 now)" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"overrides": ("training.seed=7",)}, r"training\.seed=7 would make all seeds the same run: --seeds says"),
+        ({"overrides": ("lstm.training.seed=7",)}, r"training\.seed=7 would make all seeds the same run"),
+        (
+            {"max_length": 64, "overrides": ("data.max_length=32",)},
+            r"--max-length 64 and data\.max_length=32 contradict",
+        ),
+        ({"max_length": 64, "overrides": ("data.max_length=64",)}, None),
+        ({"max_length": 64, "overrides": ("lstm.data.max_length=128",)}, None),
+        (
+            {"truncation": "head", "overrides": ("data.truncation=tail",)},
+            r"--truncation head and data\.truncation=tail contradict each other: leave one out",
+        ),
+        (
+            {"pretrain_tokens": 100, "overrides": ("lstm-pretrained.pretraining.tokens=200",)},
+            r"--pretrain-tokens 100 and pretraining\.tokens=200 contradict",
+        ),
+        ({"pretrain_tokens": 100, "overrides": ("pretraining.tokens=100",)}, None),
+    ],
+)
+def test_options_and_settings_that_contradict_each_other(study, change, said):
+    families = ("lstm", "lstm-pretrained") if "pretrain_tokens" in change else ("lstm",)
+    chosen = replace(study, families=families, max_sizes={}, **change)
+    if said is None:
+        check_plan(chosen)
+        return
+    with pytest.raises(ConfigError, match=said):
+        check_plan(chosen)
 
 
 def test_failed_trials_are_tried_again_and_diverged_ones_are_not(study, tmp_path):
@@ -268,7 +346,9 @@ def test_latencies_are_of_repeated_runs_after_the_first(monkeypatch):
 def test_a_worker_that_dies_takes_its_trial_with_it_and_nothing_else(study, tmp_path):
     """The trial is tried once more, alone."""
     study = replace(study, families=("lstm",), max_sizes={})
-    assert run(study, tmp_path / "once", dies_once, jobs=2) == run(study, tmp_path / "one")
+    found = run(study, tmp_path / "once", dies_once, jobs=2)
+    assert {made.jobs for made in found} == {1, 2}
+    assert alone(found) == run(study, tmp_path / "one")
 
 
 @pytest.mark.slow
@@ -283,8 +363,9 @@ def test_a_study_in_several_processes(study, tmp_path):
         (failed,) = (one for one in found if one.status != "done")
         assert (failed.status, failed.trial.name) == ("failed", "lstm-100-0")
         assert re.search(r"was killed by SIGKILL \(out of memory\?\); run again .*, it was killed by", failed.error)
-        assert [one for one in found if one is not failed] == [one for one in expected if one.trial != failed.trial]
-        assert run(study, tmp_path / "killed") == expected
+        left = [one for one in expected if one.trial != failed.trial]
+        assert alone(one for one in found if one is not failed) == left
+        assert alone(run(study, tmp_path / "killed")) == expected
         assert other.is_alive()
         assert multiprocessing.active_children() == [other]
     finally:
