@@ -39,7 +39,8 @@ ROUNDS = {"lstm": 100, "encoder": 50, "study": 20, "ranks": 20, "distil": 20, "p
 CLOCK = {"seconds", "tokens_per_second", "examples_per_second", "data_wait", "mfu", "time", "checkpoint_seconds"}
 CLOCK |= {"train_seconds", "train_cpu_seconds", "wall_seconds", "cpu_hours"}
 CLOCK |= {"cpu_seconds"}  # of a pretraining
-CLOCK |= {"teacher_seconds", "teacher_cpu_seconds", "reading_seconds", "reading_cpu_seconds"}
+CLOCK |= {"teacher_seconds", "teacher_cpu_seconds", "reading_seconds", "reading_cpu_seconds", "again_seconds"}
+CLOCK |= {"jobs"}  # a trial whose process died is run again with nothing beside it
 OFTEN = ["data.tokens_per_batch=256", "training.epochs=3", "training.patience=0", "training.tensorboard=false"]
 OFTEN += ["training.learning_rate=1e-2", "training.log_every_steps=1", "training.checkpoint_every_steps=1"]
 OFTEN += ["training.evaluate_every_steps=4", "training.precision=fp32", "training.rank_timeout=60"]

@@ -298,8 +298,8 @@ FAULTS = [
     Fault(
         "a trial is begun that does not end in time",
         "engine/study",
-        "return sum(self.seconds[trial] for trial in trials) <= self.left",
-        "return sum(self.seconds[trial] for trial in trials) <= 2 * self.left",
+        "return self.takes(*trials) <= self.left",
+        "return self.takes(*trials) <= 2 * self.left",
         "test_budget.py",
     ),
     Fault(

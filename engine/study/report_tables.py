@@ -63,9 +63,9 @@ def gap_blocks(table: Table) -> list[Block]:
     return [
         Paragraph(
             f"The gap in points, over {over(table, gaps)}. The first p-value is of the families: that they differ no "
-            f"more than {others} would make them. McNemar's exact one, a row's seeds taken together, is of the models as they were "
-            "trained, on the pooled rows of all seeds that exactly one of the two has right. Both are adjusted by "
-            "Holm over a family's sizes."
+            f"more than {others} would make them. McNemar's exact one, a row's seeds taken together, is of the models "
+            "as they were trained, on the rows that exactly one of the two has right. Both are adjusted by Holm over a "
+            "family's sizes."
         ),
         TableBlock(columns, rows, "gap.csv", f"All {len(rows)} gaps, with their tests" if len(rows) > _MANY else ""),
     ]

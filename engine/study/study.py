@@ -279,10 +279,10 @@ def _run(
     started, machine = time.monotonic(), None
     for result in run_trials(with_result, jobs, run_trial) if left else ():
         result = dataclasses.replace(result, made_from=sources[result.trial])
-        write_result(trials_folder(folder), result)
-        if machine is None:
+        if machine is None:  # before its result: a study that is stopped between the two says what its trials ran on
             machine = _machine(jobs)
             write_study(folder, read_study(folder) | {"machine": machine})
+        write_result(trials_folder(folder), result)
         finished[result.trial] = result
         progress.finished(result, time.monotonic() - started)
         started = time.monotonic()

@@ -270,7 +270,7 @@ def test_a_sequence_longer_than_the_positions_is_refused(name: str, limit: int) 
     loose = Ragged(ragged.values, ragged.cu_seqlens, 10 * POSITIONS)  # max_seqlen is only an upper bound
     assert torch.equal(model(loose).logits, model(ragged).logits)
     too_long, _, _ = batch_of([3, limit + 1])
-    with pytest.raises(ModelError, match=rf"sequence 1 .* {limit + 1} tokens.*--max-length {limit}\)"):
+    with pytest.raises(ModelError, match=rf"sequence 1 .* {limit + 1} tokens.*data.max_length={limit}\)"):
         model(too_long)
 
 

@@ -54,8 +54,8 @@ def task(store: Store, name: str, rows: int = 200, **options) -> FitTask:
 
 
 def what_was_found(results: list[TrialResult]) -> list[TrialResult]:
-    """Without times."""
-    times = {"train_seconds": 0, "tokens_per_second": 0, "train_cpu_seconds": None, "wall_seconds": None}
+    """Without times, and what ran beside them."""
+    times = {"train_seconds": 0, "tokens_per_second": 0, "train_cpu_seconds": None, "wall_seconds": None, "jobs": None}
     return [replace(each, **times) for each in results]
 
 
