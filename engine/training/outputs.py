@@ -60,7 +60,7 @@ def output_format(out: str, given: str | None, remedy: str = "") -> str:
         endings = ", ".join(f".{name}" for name in FORMATS)
         raise ConfigError(f"{out}: the ending names the format, one of {endings}{remedy}")
     if given not in FORMATS:
-        raise ConfigError(f"{given}: predictions are written as {', '.join(FORMATS)}")
+        raise ConfigError(f"format {given}: predictions are written as {', '.join(FORMATS)}")
     return given
 
 
