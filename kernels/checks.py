@@ -1,4 +1,4 @@
-"""Arguments that must be integers, or tensors of them: nothing is rounded, and True is not 1."""
+"""Arguments that must be numbers, or tensors of them: nothing is rounded, and True is not 1."""
 
 import numbers
 import operator
@@ -32,12 +32,32 @@ def _indexed(name: str, value: Any) -> int:
     return operator.index(value)
 
 
-def probability(name: str, p: Any) -> None:
-    """Raises TypeError if p is not a number, ValueError if it is outside [0, 1]."""
-    if isinstance(p, bool) or not isinstance(p, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {p!r} of {type(p).__name__}")
-    if not 0 <= float(p) <= 1:
+def real(name: str, value: Any) -> float:
+    """The value, if it is a real number: Python's, one of NumPy's, or what a compiler has in its place.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if type(value) is float or isinstance(value, torch.SymFloat):
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r} of {type(value).__name__}")
+    return float(value)
+
+
+def probability(name: str, p: Any) -> float:
+    """The value, if it is a number in [0, 1]; raises TypeError or ValueError else."""
+    p = real(name, p)
+    if not 0 <= p <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {p}")
+    return p
+
+
+def floating(name: str, *tensors: Tensor | None) -> None:
+    """Raises TypeError if a tensor, unless it is None, is not floating point."""
+    for tensor in tensors:
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
 
 
 def ids(tensor: Any, batch: int, device: torch.device) -> None:
@@ -73,13 +93,13 @@ def integers(name: str, values: Any) -> Tensor:
         TypeError: they are not integers, or not numbers.
     """
     if isinstance(values, Tensor) or hasattr(values, "dtype"):
-        tensor = torch.as_tensor(values)
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
         if tensor.dtype not in INTEGERS:
             raise TypeError(f"{name} must be integers, got {tensor.dtype}")
         return tensor.to(torch.int64)
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} must be a sequence of integers, got {type(values).__name__}")
-    return torch.tensor([_nested(name, value) for value in values], dtype=torch.int64)
+    return torch.tensor([_nested(name, value) for value in values], dtype=torch.int64, device="cpu")
 
 
 def _nested(name: str, value: Any) -> Any:

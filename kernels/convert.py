@@ -84,24 +84,25 @@ def _of_packed(input: PackedSequence) -> RaggedForm:
     data, sizes = input.data, input.batch_sizes
     check_token_count(data.shape[0])
     batch = int(sizes[0])
+    whole: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
     ending = sizes - torch.cat([sizes[1:], sizes.new_zeros(1)])
-    lengths = torch.repeat_interleave(torch.arange(1, len(sizes) + 1), ending).flip(0)  # descending
-    rank = torch.arange(batch)
+    lengths = torch.repeat_interleave(torch.arange(1, len(sizes) + 1, **whole), ending).flip(0)  # descending
+    rank = torch.arange(batch, **whole)
     if input.unsorted_indices is not None:
         rank = input.unsorted_indices.cpu()
         lengths = lengths[rank]
-    starts = torch.tensor([0, *accumulate(lengths.tolist())])
-    step = torch.arange(data.shape[0]) - torch.repeat_interleave(starts[:-1], lengths)
-    offsets = torch.tensor([0, *accumulate(sizes.tolist())])
+    starts = torch.tensor([0, *accumulate(lengths.tolist())], **whole)
+    step = torch.arange(data.shape[0], **whole) - torch.repeat_interleave(starts[:-1], lengths)
+    offsets = torch.tensor([0, *accumulate(sizes.tolist())], **whole)
     packed_row = (offsets[step] + torch.repeat_interleave(rank, lengths)).to(data.device)
     token = torch.empty_like(packed_row)
-    token[packed_row] = torch.arange(data.shape[0], device=data.device)
+    token[packed_row] = torch.arange(data.shape[0], dtype=torch.int64, device=data.device)
     ragged = Ragged(data[packed_row], starts.to(data.device, torch.int32), len(sizes))
     return RaggedForm(ragged, lambda tokens: tokens[packed_row], lambda y: input._replace(data=y[token]))
 
 
 def _of_nested(input: Any) -> RaggedForm:
-    if input.layout != torch.jagged or input.ndim != 3 or not input.shape[2:].numel():
+    if input.layout != torch.jagged or input.ndim != 3 or input._ragged_idx != 1 or not input.shape[2:].numel():
         raise ValueError("input must be a jagged NestedTensor of shape (B, *, features)")
     if input.lengths() is not None:
         input = input.contiguous()

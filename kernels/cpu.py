@@ -26,7 +26,7 @@ def _rows(function: Any, like: Tensor, given: dict[str, Any], tensors: dict[str,
 
 def _sums(rows: int, *of_each: int) -> Tensor:
     """Uninitialised sums over rows, for the parameters: each piece of the rows has its own."""
-    return torch.empty(native.row_pieces(rows), *of_each)
+    return torch.empty(native.row_pieces(rows), *of_each, dtype=torch.float32, device="cpu")
 
 
 def residual_norm(problem: norm.Problem) -> norm.Results:
@@ -45,8 +45,7 @@ def residual_norm_backward(problem: norm.Backward) -> norm.Gradients:
     tensors = {"grad_out": p.grad_out, "grad_z": p.grad_z, "x_bias": p.x_bias, "weight": p.weight}
     tensors |= {"normal": p.normal, "rstd": p.rstd, "grad_residual": residual, "grad_x": own_x, "sums": sums}
     _rows(native.norm_backward, p.grad_out, given, tensors)
-    weight, bias, x_bias = sums.sum(0)
-    return norm.Gradients(residual, own_x, weight, bias, None if p.x_bias is None else x_bias)
+    return norm.Gradients(residual, own_x, sums.sum(0))
 
 
 def dropout_rule(problem: norm.Problem | norm.Backward) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def _heads(x: Tensor, out: Tensor) -> tuple[int, int, int, int, int]:
 def linear_weight_gradient(problem: LinearProblem) -> Tensor:
     """On Intel's matrix unit. Without one, torch's own product is as fast."""
     (tokens, rows), columns = problem.grad_out.shape, problem.x.shape[1]
-    gradient = torch.empty(rows, columns)
+    gradient = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
     arguments = {"tokens": tokens, "rows": rows, "columns": columns}
     tensors = {"grad_out": problem.grad_out, "x": problem.x, "grad_weight": gradient}
     call(native.weight_gradient, arguments | {name: tensor.data_ptr() for name, tensor in tensors.items()})

@@ -104,17 +104,23 @@ def choose(operation: str, **facts: Any) -> str:
     backends = _registry[operation]
     forced = _forced.name
     if forced is not None:
-        backend = backends.get(forced)
-        if backend is None:
-            raise RuntimeError(f"{operation} has no {forced!r} backend; it has {', '.join(backends)}")
-        reason = backend.available() or backend.why_not(**facts)
-        if reason:
-            raise RuntimeError(f"backend {forced!r} cannot serve {operation}: {reason}")
+        check(operation, forced, **facts)
         return forced
     for name, backend in backends.items():
         if backend.on_request is None and backend.available() is None and backend.why_not(**facts) is None:
             return name
     raise RuntimeError(f"no backend can serve {operation} with {facts}")
+
+
+def check(operation: str, name: str, **facts: Any) -> None:
+    """Raises RuntimeError, with the reason, if the backend of this name cannot serve a call with these facts."""
+    backends = _registry[operation]
+    backend = backends.get(name)
+    if backend is None:
+        raise RuntimeError(f"{operation} has no {name!r} backend; it has {', '.join(backends)}")
+    reason = backend.available() or backend.why_not(**facts)
+    if reason:
+        raise RuntimeError(f"backend {name!r} cannot serve {operation}: {reason}")
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ def keep_mask(
         ValueError: a shape, a device or the contents of cu_seqlens are wrong, p is outside [0, 1], or stream is.
     """
     _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
+    p = checks.real("p", p)
     tokens, units = checks.integer("tokens", tokens, 0), checks.integer("units", units, 0)
     return _keep_mask(cu_seqlens, tokens, p, seed, stream, ids, units, per_sequence)
 
@@ -64,6 +65,7 @@ def dropout(
     """
     if x.ndim != 2 or not x.is_floating_point():
         raise TypeError(f"x must be floating point of shape (tokens, units), got {x.dtype} {tuple(x.shape)}")
+    p = checks.real("p", p)
     if philox.threshold(p) == 0:
         return x
     _check(x.device, cu_seqlens, seed, stream, ids)
@@ -93,7 +95,7 @@ def _plain_keep_mask(
 ) -> Tensor:
     _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
     batch = cu_seqlens.shape[0] - 1
-    ids = torch.arange(batch, device=cu_seqlens.device) if ids is None else ids
+    ids = torch.arange(batch, dtype=torch.int64, device=cu_seqlens.device) if ids is None else ids
     rows = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     sequence = torch.searchsorted(cu_seqlens[1:], rows, right=True).clamp(max=max(batch - 1, 0))
     if per_sequence:
@@ -116,7 +118,7 @@ def _cpu_keep_mask(
     _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
     check_cu_seqlens("cu_seqlens", cu_seqlens, tokens, tokens)
     cu_seqlens, ids = cu_seqlens.contiguous(), None if ids is None else ids.contiguous()
-    mask = torch.empty(tokens, units, dtype=torch.bool)
+    mask = torch.empty(tokens, units, dtype=torch.bool, device="cpu")
     native.keep_mask(
         cu_seqlens=cu_seqlens.data_ptr(),
         batch=cu_seqlens.shape[0] - 1,
@@ -153,7 +155,8 @@ torch.library.register_fake("penstock::keep_mask", _fake_keep_mask)
 def _plain_dropout(
     x: Tensor, cu_seqlens: Tensor, p: float, seed: Tensor, stream: int, ids: Tensor | None, per_sequence: bool
 ) -> Tensor:
-    return x * keep_mask(cu_seqlens, x.shape[0], p, seed, stream, ids, x.shape[1], per_sequence) * philox.scale(p)
+    kept = keep_mask(cu_seqlens, x.shape[0], p, seed, stream, ids, x.shape[1], per_sequence)
+    return x.contiguous() * kept * philox.scale(p)
 
 
 def _cpu_dropout(
@@ -189,6 +192,6 @@ def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 torch.library.impl("penstock::dropout", "default", _plain_dropout)
 torch.library.impl("penstock::dropout", "cpu", _cpu_dropout)
-torch.library.register_fake("penstock::dropout", lambda x, *_: torch.empty_like(x))
+torch.library.register_fake("penstock::dropout", lambda x, *_: x.new_empty(x.shape))
 _keep_mask = transforms.register("keep_mask", _plain_keep_mask)
 _dropout = transforms.register("dropout", _plain_dropout, _setup_context, _differentiate)

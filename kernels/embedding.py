@@ -61,7 +61,7 @@ def _sum_by_row_on_cpu(grad_out: Tensor, ids: Tensor, rows: int, padding_idx: in
     width = grad_out.shape[-1]
     gradient = grad_out.new_empty(rows, width)
     ctypes.memset(gradient.data_ptr(), 0, gradient.nbytes)
-    gradient.index_add_(0, ids.reshape(-1), grad_out.reshape(-1, width))
+    gradient.index_add_(0, ids.reshape(-1), grad_out.reshape(ids.numel(), width))
     if padding_idx >= 0:
         gradient[padding_idx] = 0
     return gradient

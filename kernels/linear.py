@@ -58,7 +58,8 @@ dispatch.register("linear", "cpu", "penstock.kernels.cpu", _why_not_cpu, _cpu_av
 dispatch.register("linear", "torch", Torch)
 dispatch.register("linear", "reference", Reference)
 
-_weight_gradient = Operation("linear_weight_gradient", Problem, family="linear")
+_forms = {"grad_out": "tokens, rows", "x": "tokens, columns"}
+_weight_gradient = Operation("linear_weight_gradient", Problem, family="linear", forms=_forms)
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> Tensor:
@@ -99,6 +100,10 @@ def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> No
         raise ValueError(f"x must have shape (tokens, in_features), got {tuple(x.shape)}")
     if not weights or len(biases) not in (0, len(weights)):
         raise ValueError(f"expected weights, and no bias or one for each, got {len(weights)} and {len(biases)}")
+    for name, parts in (("weight", weights), ("bias", biases)):
+        for part in parts:
+            if not part.is_floating_point():
+                raise TypeError(f"a {name} must be floating point, got {part.dtype}")
     for weight in weights:
         if weight.ndim != 2 or weight.shape[1] != x.shape[1] or weight.device != x.device:
             raise ValueError(
@@ -133,7 +138,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: str, count: int, *parts: Tensor) -> Tensor:
         weight = _join(parts[:count], x.dtype)
-        ctx.save_for_backward(x, weight, *(() if weight is parts[0] else parts[:count]))
+        # kept for the gradient of the other alone, so that what no gradient needs may be changed in place
+        x_needed, weights_needed = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3 : 3 + count])
+        weights = [] if weight is parts[0] or not x_needed else parts[:count]
+        ctx.save_for_backward(x if weights_needed else None, weight if x_needed else None, *weights)
         ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
         ctx.backend, ctx.count, ctx.parts = backend, count, [(part.shape[0], part.dtype) for part in parts]
         return F.linear(x, weight, _join(parts[count:], x.dtype) if parts[count:] else None)
@@ -147,7 +155,7 @@ class _Linear(torch.autograd.Function):
             return x_gradient, None, None, *gradients
         x, weight, *weights = ctx.saved_tensors
         if weights and torch.is_grad_enabled():  # the caller wants to differentiate once more (create_graph=True)
-            weight = torch.cat([part.to(x.dtype) for part in weights])
+            weight = torch.cat([part.to(weight.dtype) for part in weights])
         if x_needed:
             x_gradient = grad_out @ weight
         if any(needed[: ctx.count]):

@@ -39,13 +39,15 @@ operation is plain torch where a gradient is wanted. The LSTM's layer, which tak
 """
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, get_type_hints
+from functools import partial
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import torch
 from torch import Tensor
 
 from penstock.kernels import dispatch, transforms
 from penstock.kernels.autocast import without_autocast
+from penstock.kernels.precision import accumulate_dtype
 
 # a field whose last dimension alone is made dense: rows are read where they lie
 Rows = Annotated[Tensor, "last dimension dense"]
@@ -77,6 +79,7 @@ class Operation:
         results: Any = Tensor,
         *,
         family: str | None = None,
+        forms: dict[str, str] | None = None,
         backward: "Operation | Callable[..., Any] | None" = None,
         twice: bool = False,
         plain: Callable[[Any], Any] | None = None,
@@ -85,6 +88,11 @@ class Operation:
 
         Args:
             family: the name that its backends are registered by; the operation's, without "_backward".
+            forms: {"x": "tokens, width", "weight bias": "width: wide", "seed": "...: int64"}, sizes and dtypes that
+                tensors must have. A size is a new name, or Python of names before and of fields; "..." is any shape. A
+                dtype is "same" as the first tensor's (by default), "wide", its `accumulate_dtype`, int32, int64 or any.
+                The public function checks its arguments in its own words. Forms are for callers of
+                `torch.ops.penstock.name` itself, by hand or compiled: C++ reads what it is given by its address.
             backward: an operation whose fields, or a function whose parameters, are named after what they take:
                 grad_<result> (Tensor | None if that result may be None), results, fields or properties of the problem,
                 and for a function, last, backend. It returns gradients in attributes named after the fields.
@@ -113,7 +121,7 @@ class Operation:
         full = f"penstock::{name}"
         torch.library.define(full, f"({takes}, str backend) -> {gives}", tags=(torch.Tag.pt2_compliant_tag,))
         self._direct = self._implementation(by, dense=True, check=True)
-        torch.library.impl(full, "default")(self._direct)
+        torch.library.impl(full, "default")(self._guarded(family, forms) if forms else self._direct)
         torch.library.register_fake(full)(self._implementation(lambda _: shapes, dense=True, check=False))
         keep, differentiate = (None, None) if backward is None else self._gradient(backward, twice)
         plain_torch = self._implementation(lambda _: reference, dense=False, check=True)
@@ -159,6 +167,30 @@ class Operation:
             lines += ["return _found[0]" if len(self.made) == 1 and self.results is not Tensor else "return _found"]
         uses = {"_problem": self.problem, "_by": by, "_functions": {}}
         uses |= {"_check_readable": transforms.check_readable, "_without_autocast": without_autocast}
+        return _written([*self.fields, "backend"], lines, uses)
+
+    def _guarded(self, family: str, forms: dict[str, str]) -> Any:
+        """(*fields, backend) -> results, if the tensors have the problem's forms and the backend serves them."""
+        first, known, facts = next(iter(self.fields)), {*self.fields}, ""
+        lines = [f"same, device = {first}.dtype, {first}.device", "wide = _wide(same)"]
+        for name, form in ((name, form) for names, form in forms.items() for name in names.split()):
+            sizes, _, dtypes = form.partition(": ")
+            there = f"{name} is not None and " if self.fields[name] == Tensor | None else ""
+            refuse = f"_refuse({name!r}, {name}, {form!r}, device)"
+            new = [size for size in sizes.split(", ") if size.isidentifier() and size not in known]
+            known, facts = known.union(new), facts + "".join(f", {size}={size}" for size in new)
+            wrong = [] if name == first else [f"{name}.device != device"]
+            wrong += [] if name == first or dtypes == "any" else [f"{name}.dtype not in ({dtypes or 'same'},)"]
+            if new:
+                lines += [f"if {there}{name}.ndim != {len(sizes.split(', '))}: {refuse}"]
+                lines += [f"{size} = {there}{name}.shape[{sizes.split(', ').index(size)}]" for size in new]
+            if sizes not in ("...", ", ".join(new)):
+                wrong += [f"{name}.shape != ({sizes},)"]
+            lines += [f"if {there}({' or '.join(wrong)}): {refuse}"] if wrong else []
+        lines += [f"_check({family!r}, backend, device_type=device.type, dtype=same{facts})"]
+        lines += [f"return _direct({', '.join([*self.fields, 'backend'])})"]
+        uses = {"_wide": accumulate_dtype, "_check": dispatch.check, "_direct": self._direct}
+        uses |= {"int32": torch.int32, "int64": torch.int64, "_refuse": partial(_refuse, self.name)}
         return _written([*self.fields, "backend"], lines, uses)
 
     def _asks(self) -> Any:
@@ -236,6 +268,12 @@ def _filled(grads: tuple[Tensor | None, ...], like: tuple[tuple[torch.Size, torc
         there.new_zeros(shape, dtype=dtype) if grad is None and shape != (0,) else grad
         for grad, (shape, dtype) in zip(grads, like, strict=True)
     ]
+
+
+def _refuse(operation: str, name: str, tensor: Tensor, form: str, device: torch.device) -> NoReturn:
+    sizes, _, dtypes = form.partition(": ")
+    got = f"{tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
+    raise ValueError(f"{operation}: {name} must have shape ({sizes}), dtype {dtypes or 'same'}, on {device}, got {got}")
 
 
 def _row(names: Iterable[str]) -> str:

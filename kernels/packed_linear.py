@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import compiled, packing
+from penstock.kernels import checks, compiled, packing
 from penstock.kernels.compiled import address
 
 _KINDS = (torch.float32, torch.bfloat16, torch.int8)
@@ -20,11 +20,12 @@ class PackedLinear:
 
     Args:
         weights: one or more, each (out_features, in_features), contiguous, on the CPU, of one floating-point dtype.
-        biases: none, or one for each weight, (out_features,).
+        biases: none, or one for each weight, (out_features,), contiguous, on the CPU, floating point.
         dtype: what products multiply: torch.float32, torch.bfloat16 or torch.int8.
 
     Raises:
-        ValueError: there is nothing to multiply, the dtype is another, or a weight is not finite in int8.
+        ValueError: weights or biases are others, there is nothing to multiply, the dtype is another, or in int8 a
+            weight is not finite or has more than 133,144 input features.
         RuntimeError: the compiled module is missing.
     """
 
@@ -35,6 +36,7 @@ class PackedLinear:
             raise ValueError(f"products are in float32, bfloat16 or int8, not {dtype}")
         if not weights or any(not weight.numel() for weight in weights):
             raise ValueError("a linear layer without inputs or outputs cannot be packed")
+        _check(weights, biases)
         self.dtype, self.in_features = dtype, weights[0].shape[1]
         self.out_features = sum(weight.shape[0] for weight in weights)
         self._state = packing.state_of([*weights, *biases])
@@ -95,6 +97,7 @@ class PackedLinear:
         Args:
             residual: (rows, out_features), in the dtype of x or float32.
         """
+        eps = checks.real("eps", eps)
         out_shape = (x.shape[0], self.out_features)
         if residual.shape != out_shape or residual.dtype not in (x.dtype, torch.float32):
             raise ValueError(
@@ -104,8 +107,11 @@ class PackedLinear:
         for each in (weight, bias):
             if each is not None and each.shape != (self.out_features,):
                 raise ValueError(f"a norm's parameters must have shape ({self.out_features},), got {tuple(each.shape)}")
-        residual, weight = residual.contiguous(), weight.float().contiguous()
-        bias = None if bias is None else bias.float().contiguous()
+        checks.floating("a norm's parameters", weight, bias)
+        if any(each is not None and each.device.type != "cpu" for each in (residual, weight, bias)):
+            raise ValueError("residual and a norm's parameters must be on the CPU")
+        residual, weight = _dense(residual), _dense(weight.float())
+        bias = None if bias is None else _dense(bias.float())
         z = torch.empty_like(residual) if prenorm else None
         out = self._run(
             "norm", x, self.out_features, residual=residual, z=z, norm_weight=weight, norm_bias=bias, eps=eps
@@ -119,7 +125,7 @@ class PackedLinear:
             raise ValueError(
                 f"x must have shape (rows, {self.in_features}) on the CPU, got {tuple(x.shape)} on {x.device}"
             )
-        x, out = x.contiguous(), torch.empty(x.shape[0], width, dtype=x.dtype)
+        x, out = _dense(x), torch.empty(x.shape[0], width, dtype=x.dtype, device="cpu")
         residual = tensors.get("residual")
         low_residual = residual is not None and residual.dtype == torch.bfloat16
         arguments: dict[str, Any] = {"packed": self._packed, "bfloat16": x.dtype == torch.bfloat16, "then": then}
@@ -129,3 +135,23 @@ class PackedLinear:
             arguments[each] = address(tensors.get(each))
         compiled.call(compiled.native.packed_linear, arguments)
         return out
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """What C++ reads by its address: neither strided nor a view that negates."""
+    return tensor.resolve_neg().contiguous()
+
+
+def _check(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    shapes, dtypes = [tuple(weight.shape) for weight in weights], {weight.dtype for weight in weights}
+    if any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
+        raise ValueError(f"weights must have shapes (out_features, in_features), with one in_features, got {shapes}")
+    if len(dtypes) > 1 or not weights[0].is_floating_point():
+        raise ValueError(f"weights must be of one floating-point dtype, got {dtypes}")
+    if biases and [tuple(bias.shape) for bias in biases] != [shape[:1] for shape in shapes]:
+        raise ValueError(f"biases must be none, or of shapes {[shape[:1] for shape in shapes]}")
+    if not all(bias.is_floating_point() for bias in biases):
+        raise ValueError("biases must be floating point")
+    for each in (*weights, *biases):
+        if each.device.type != "cpu" or each.layout != torch.strided or not each.is_contiguous() or each.is_neg():
+            raise ValueError(f"weights and biases must be contiguous on the CPU, got {each.layout} on {each.device}")

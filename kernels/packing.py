@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from penstock.kernels import compiled, transforms
 
 DTYPES = (None, torch.bfloat16, torch.int8)  # what `prepare_inference` takes
+MOST_INT8_FEATURES = (2**31 - 1) // 127**2  # products of whole numbers up to 127 are summed in int32
 
 
 def check_asked(module: nn.Module, dtype: torch.dtype | None) -> None:
@@ -19,10 +20,14 @@ def check_asked(module: nn.Module, dtype: torch.dtype | None) -> None:
         raise ValueError(f"prepare_inference takes {', '.join(map(str, DTYPES))}, got {dtype}")
 
 
-def check_finite(weights: Iterable[Tensor]) -> None:
-    """Raises ValueError where int8 cannot stand for one of them."""
-    if not all(bool(weight.isfinite().all()) for weight in weights):
-        raise ValueError("int8 takes finite weights, and one holds NaN or infinity")
+def check_finite(weights: Iterable[Tensor], name: str = "one") -> None:
+    """Raises ValueError where int8 cannot stand for one of them, nor its products."""
+    for weight in weights:
+        features = weight.shape[1]
+        if features > MOST_INT8_FEATURES:
+            raise ValueError(f"int8 takes up to {MOST_INT8_FEATURES:,} input features, and {name} has {features:,}")
+        if not bool(weight.isfinite().all()):
+            raise ValueError(f"int8 takes finite weights, and {name} holds NaN or infinity")
 
 
 def refuse(what: str, dtype: torch.dtype, reason: str) -> NoReturn:
@@ -55,7 +60,7 @@ def why_not_kept(weights: Iterable[Tensor]) -> str | None:
         return "a weight is no parameter but computed, by a parametrization or by pruning, or of a subclass"
     if any(weight.is_inference() for weight in weights):
         return "the weights were made in torch.inference_mode(), which counts no changes of theirs"
-    if not all(weight.is_contiguous() for weight in weights):
+    if not all(weight.is_contiguous() and not weight.is_neg() for weight in weights):
         return "a weight is not contiguous"
     return None
 

@@ -52,6 +52,12 @@ def scale(p: float) -> float:
     return 65536 / kept if kept else 0.0
 
 
+def check_there(*tensors: Tensor | None) -> None:
+    """Raises ValueError if one of the tensors that dropout is drawn from is missing."""
+    if any(tensor is None for tensor in tensors):
+        raise ValueError("dropout needs the sequences' bounds, ids and seed")
+
+
 def new_seed(device: torch.device | str = "cpu") -> Tensor:
     """Draws a seed, an int64 scalar on `device`, from torch's default generator of that device."""
     return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
@@ -96,7 +102,7 @@ def dropout_bits(seed: Tensor, example_id: Tensor, position: Tensor, stream: Ten
             raise TypeError(f"{name} must be integers, got {value.dtype}")
     example_id, position = example_id.long()[:, None], position.long()[:, None]
     streams = stream.long()[:, None] if isinstance(stream, Tensor) else torch.full_like(position, stream)
-    block = torch.arange((units + 7) // 8, device=position.device)[None, :]
+    block = torch.arange((units + 7) // 8, dtype=torch.int64, device=position.device)[None, :]
     block, position, streams, example_id = torch.broadcast_tensors(block, position, streams, example_id)
     counter = block & _MASK, position & _MASK, streams & _MASK, example_id & _MASK
     words = philox4x32(counter, _key(seed, example_id))
@@ -122,8 +128,8 @@ def weight_bits(seed: Tensor, example_id: Tensor, head: Tensor, queries: range, 
     a, b, key, _ = philox4x32((nowhere, nowhere, head & _MASK, example_id & _MASK), _key(seed, example_id))
     # whole blocks of 16 x 16, eight pairs each way
     first, last = queries.start // 16, -(-queries.stop // 16)
-    pairs_q = torch.arange(8 * first, 8 * last, device=head.device)[:, None]
-    pairs_k = torch.arange(-(-keys // 16) * 8, device=head.device)
+    pairs_q = torch.arange(8 * first, 8 * last, dtype=torch.int64, device=head.device)[:, None]
+    pairs_k = torch.arange(-(-keys // 16) * 8, dtype=torch.int64, device=head.device)
     counter = torch.broadcast_tensors(a[:, None, None] ^ pairs_q, b[:, None, None] ^ pairs_k)
     words = torch.stack(philox2x32(counter, key[:, None, None]), 1)
     halves = torch.stack((words & 0xFFFF, words >> 16), -1)  # (N, word, pairs of queries, pairs of keys, half)

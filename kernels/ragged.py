@@ -64,7 +64,7 @@ class Ragged:
         if isinstance(ids, Tensor) and ids.shape != lengths.shape:
             raise ValueError(f"ids has shape {tuple(ids.shape)} for {lengths.numel()} sequences")
         lengths = lengths.cpu()
-        cu_seqlens = torch.zeros(lengths.numel() + 1, dtype=torch.int32)
+        cu_seqlens = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device="cpu")
         torch.cumsum(lengths, 0, out=cu_seqlens[1:])
         max_seqlen = int(lengths.max()) if lengths.numel() else 0
         return cls(values, cu_seqlens.to(values.device), max_seqlen, ids)
@@ -155,7 +155,7 @@ def check_cu_seqlens(name: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int
         shortest, longest = min(lengths, default=0), max(lengths, default=0)
     else:
         first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-        shortest, longest = (int(bound) for bound in cu_seqlens.diff().aminmax())
+        shortest, longest = (int(bound) for bound in cu_seqlens.long().diff().aminmax())  # int32 would wrap
     if first != 0 or last != tokens:
         raise ValueError(f"{name} must run from 0 to the number of tokens, {tokens}, got {first} to {last}")
     if shortest < 0:

@@ -74,12 +74,12 @@ def is_seen() -> bool:
 
 def plain_tensors(names: Iterable[str]) -> str:
     """Python that says whether the tensors of these names, or None, are torch's own, which no subclass watches, and
-    the first one's device has memory.
+    hold what they are: their device, the first one's, has memory, and they are no views that negate it.
 
-    Gradients, by their names, may also be several at a time.
+    Gradients, by their names, may also be several at a time. A conjugate view is complex, as no kernel takes it.
     """
     names = list(names)
-    each = [f"type({name}) in _plain" for name in names]
+    each = [f"({name} is None or (type({name}) in _plain and not {name}.is_neg()))" for name in names]
     each += [f"not ({name} is not None and _is_batched({name}))" for name in names if name.startswith("grad_")]
     each += [f"not {names[0]}.is_meta"]
     return " and ".join(each)

@@ -48,6 +48,8 @@ class Problem(NamedTuple):
     ids: Tensor | None
 
     def check(self) -> None:
+        if self.dropout_p > 0:
+            philox.check_there(self.ids, self.seed)
         check_cu_seqlens("cu_seqlens_q", self.cu_seqlens_q, self.q.shape[0], self.max_seqlen_q)
         same = self.max_seqlen_k == self.max_seqlen_q and self.k.shape[0] == self.q.shape[0]
         if not same or self.cu_seqlens_k is not self.cu_seqlens_q:
@@ -90,6 +92,10 @@ class Backward(NamedTuple):
     seed: Tensor | None
     ids: Tensor | None
 
+    def check(self) -> None:
+        if self.dropout_p > 0:
+            philox.check_there(self.ids, self.seed)
+
     def forward(self) -> Problem:
         """What was asked for in forward."""
         return Problem(**{name: getattr(self, name) for name in Problem._fields})
@@ -127,8 +133,13 @@ dispatch.register("varlen_attention", "cpu", "penstock.kernels.attention.cpu")
 dispatch.register("varlen_attention", "torch", "penstock.kernels.attention.tiles")
 dispatch.register("varlen_attention", "reference", "penstock.kernels.attention.plain")
 
-_backward = Operation("varlen_attention_backward", Backward, Gradients, plain=_differentiable_backward)
-_operation = Operation("varlen_attention", Problem, Results, backward=_backward, twice=True)
+_forms = {"k v": "keys, kv_heads, head_dim", "q": "queries, q.shape[1] // kv_heads * kv_heads, head_dim"}
+_forms |= {"cu_seqlens_q cu_seqlens_k": "bounds: int32", "ids": "bounds - 1: int64", "seed": "...: int64"}
+_of_results = {"grad_out out": "queries, q.shape[1], head_dim", "lse": "q.shape[1], queries: wide"}
+_backward = Operation(
+    "varlen_attention_backward", Backward, Gradients, forms=_forms | _of_results, plain=_differentiable_backward
+)
+_operation = Operation("varlen_attention", Problem, Results, forms=_forms, backward=_backward, twice=True)
 
 
 def varlen_attention(
@@ -173,6 +184,8 @@ def varlen_attention(
     if dtype is not None:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window, ids, seed)
+    dropout_p = checks.real("dropout_p", dropout_p)
+    scale = q.shape[2] ** -0.5 if softmax_scale is None else checks.real("softmax_scale", softmax_scale)
     window_left, window_right = window
     if causal:
         window_right = 0
@@ -180,10 +193,9 @@ def varlen_attention(
         dropout_p, seed, ids = 0.0, None, None
     else:
         seed = philox.new_seed(q.device) if seed is None else seed
-        ids = torch.arange(cu_seqlens_q.shape[0] - 1, device=q.device) if ids is None else ids
-    head_dim = q.shape[2]
+        ids = torch.arange(cu_seqlens_q.shape[0] - 1, dtype=torch.int64, device=q.device) if ids is None else ids
     backend = dispatch.choose(
-        "varlen_attention", device_type=device_type, dtype=q.dtype, head_dim=head_dim, dropout=dropout_p > 0
+        "varlen_attention", device_type=device_type, dtype=q.dtype, head_dim=q.shape[2], dropout=dropout_p > 0
     )
     out, _ = _operation.call(
         q,
@@ -193,7 +205,7 @@ def varlen_attention(
         cu_seqlens_k,
         max_seqlen_q,
         max_seqlen_k,
-        head_dim**-0.5 if softmax_scale is None else softmax_scale,
+        scale,
         window_left,
         window_right,
         dropout_p,

@@ -10,8 +10,8 @@ from penstock.kernels.precision import accumulate_dtype
 
 def visible(length_q: int, length_k: int, problem: Problem | Backward, device: torch.device) -> Tensor:
     """Which keys each query of one sequence sees; bool, (length_q, length_k)."""
-    query = torch.arange(length_q, device=device)[:, None] + (length_k - length_q)
-    key = torch.arange(length_k, device=device)[None, :]
+    query = torch.arange(length_q, dtype=torch.int64, device=device)[:, None] + (length_k - length_q)
+    key = torch.arange(length_k, dtype=torch.int64, device=device)[None, :]
     seen = torch.ones(length_q, length_k, dtype=torch.bool, device=device)
     if problem.window_left >= 0:
         seen &= key >= query - problem.window_left
@@ -26,7 +26,7 @@ def dropout_factor(
     """What multiplies the attention weights of one sequence: 0 or the inverse keep probability; (heads, q, k)."""
     assert problem.seed is not None
     assert problem.ids is not None
-    of_heads = torch.arange(heads, device=like.device)
+    of_heads = torch.arange(heads, dtype=torch.int64, device=like.device)
     example_id = problem.ids[example].expand(heads)
     keep = philox.keep_weights(problem.seed, example_id, of_heads, range(length_q), length_k, problem.dropout_p)
     return keep.to(like.dtype) * philox.scale(problem.dropout_p)

@@ -59,13 +59,14 @@ def _plan(lengths: list[tuple[int, int]], heads: int, limit: int) -> list[tuple[
 
 def _tiles(problem: Problem | Backward, heads: int) -> Iterator[_Tile]:
     device = problem.cu_seqlens_q.device
+    whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
     starts_q, starts_k = problem.cu_seqlens_q.long(), problem.cu_seqlens_k.long()
     all_q, all_k = starts_q.diff(), starts_k.diff()
     lengths = list(zip(all_q.tolist(), all_k.tolist(), strict=True))
     windowed = problem.window_left >= 0 or problem.window_right >= 0
     for members, start, stop, most_k in _plan(lengths, heads, _TILE.get(device.type, _TILE["cuda"])):
-        sequences = torch.tensor(members, device=device)
-        positions, keys = torch.arange(start, stop, device=device), torch.arange(most_k, device=device)
+        sequences = torch.tensor(members, **whole)
+        positions, keys = torch.arange(start, stop, **whole), torch.arange(most_k, **whole)
         length_q, length_k = all_q[sequences, None], all_k[sequences, None]
         rows_q = starts_q[sequences, None] + torch.minimum(positions, length_q - 1)
         rows_k = starts_k[sequences, None] + torch.minimum(keys, length_k - 1)
@@ -125,7 +126,7 @@ def _keep(tile: _Tile, heads: int, problem: Problem | Backward) -> Tensor:
     assert problem.ids is not None
     n, device = tile.sequences.shape[0], tile.sequences.device
     example_id = problem.ids[tile.sequences].repeat_interleave(heads)
-    of_heads = torch.arange(heads, device=device).repeat(n)
+    of_heads = torch.arange(heads, dtype=torch.int64, device=device).repeat(n)
     drawn = problem.seed, example_id, of_heads, tile.positions, tile.rows_k.shape[1], problem.dropout_p
     return philox.keep_weights(*drawn).unflatten(0, (n, heads))
 
@@ -141,7 +142,7 @@ def _flash_mask(tile: _Tile, dtype: torch.dtype) -> Tensor | None:
         return None
     blind = _blind(tile)
     hidden = tile.hidden if blind is None else tile.hidden & ~blind[..., None]
-    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
     return mask.expand(-1, -1, len(tile.positions), -1)
 
 
@@ -272,7 +273,7 @@ def deterministic() -> Iterator[None]:
 def _flash_backward(problem: Backward) -> Gradients:
     arguments, named = _flash_arguments(problem)
     device = problem.q.device
-    random = torch.zeros(2, dtype=torch.uint64, device=device), torch.empty(0, device=device)
+    random = (torch.zeros(size, dtype=torch.uint64, device=device) for size in (2, 0))  # unused: there is no dropout
     with deterministic():
         gradients = torch.ops.aten._flash_attention_backward(*problem[:6], *arguments, *random, **named)
     return Gradients(*(gradient.contiguous() for gradient in gradients))

@@ -4,7 +4,7 @@ The reference, in plain torch, is in plain.py, C++ in cpu.py. The gradient of th
 name and no others: a coalesced sparse tensor, which `adagrad_rows` takes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Problem(NamedTuple):
         return self.table.shape[0]
 
     def check(self) -> None:
+        if not 1 <= self.ngrams <= MOST_NGRAMS:
+            raise ValueError(f"ngrams must be at most {MOST_NGRAMS} and at least 1, got {self.ngrams}")
+        least = self.vocabulary + (self.ngrams > 1)
+        if not 1 <= least <= self.table_rows < 2**31:
+            raise ValueError(f"table must have {least:,} to 2^31 - 1 rows, it has {self.table_rows:,}")
         total = self.tokens.shape[0]
         check_cu_seqlens("cu_seqlens", self.cu_seqlens, total, total)
 
@@ -78,13 +83,15 @@ def _gradient(
     grad_out: Tensor, tokens: Tensor, cu_seqlens: Tensor, table_rows: int, vocabulary: int, ngrams: int, backend: str
 ) -> Gradients:
     """Sparse: its number of rows follows from the tokens, so it is no operation with shapes that a compiler knows."""
-    problem = Backward(grad_out.contiguous(), tokens, cu_seqlens, table_rows, vocabulary, ngrams)
+    problem = Backward(grad_out.resolve_neg().contiguous(), tokens, cu_seqlens, table_rows, vocabulary, ngrams)
     rows, values = dispatch.implementation("ngram_bag", backend).ngram_bag_backward(problem)
     size = (table_rows, grad_out.shape[1])
-    return Gradients(torch.sparse_coo_tensor(rows[None], values, size, is_coalesced=True, check_invariants=False))
+    made: dict[str, Any] = {"dtype": values.dtype, "device": values.device, "is_coalesced": True}
+    return Gradients(torch.sparse_coo_tensor(rows[None], values, size, check_invariants=False, **made))
 
 
-_operation = Operation("ngram_bag", Problem, backward=_gradient)
+_forms = {"table": "rows, width", "tokens": "total: int32", "cu_seqlens": "bounds: int32"}
+_operation = Operation("ngram_bag", Problem, forms=_forms, backward=_gradient)
 
 
 def ngram_bag(tokens: Tensor, cu_seqlens: Tensor, table: Tensor, *, vocabulary: int, ngrams: int = 2) -> Tensor:
@@ -126,11 +133,6 @@ def ngram_bag(tokens: Tensor, cu_seqlens: Tensor, table: Tensor, *, vocabulary: 
         raise ValueError(f"table is on {table.device}, tokens is on {tokens.device}")
     check_cu_seqlens_form("cu_seqlens", cu_seqlens, tokens.device)
     vocabulary, ngrams = checks.integer("vocabulary", vocabulary, 1), checks.integer("ngrams", ngrams, 1)
-    if ngrams > MOST_NGRAMS:
-        raise ValueError(f"ngrams must be at most {MOST_NGRAMS}, got {ngrams}")
-    least = vocabulary + (ngrams > 1)
-    if not least <= table.shape[0] < 2**31:
-        raise ValueError(f"table must have {least:,} to 2^31 - 1 rows, it has {table.shape[0]:,}")
     backend = dispatch.choose("ngram_bag", device_type=table.device.type, dtype=table.dtype)
     return _operation.call(table, tokens, cu_seqlens, vocabulary, ngrams, backend)
 
@@ -146,20 +148,36 @@ def adagrad_rows(table: Tensor, sums: Tensor, gradient: Tensor, *, rate: float, 
         sums: (rows,), of the same dtype, contiguous.
         gradient: sparse, as of `ngram_bag`.
     Raises:
-        TypeError, ValueError: an argument is wrong; the message names it.
+        TypeError, ValueError: an argument is wrong; the message names it. IndexError: the gradient names a row that the
+            table does not have.
     """
+    rate, eps = checks.real("rate", rate), checks.real("eps", eps)
+    if table.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"table must be float32 or float64, got {table.dtype}")
+    if table.ndim != 2:
+        raise ValueError(f"table must have shape (rows, width), got {tuple(table.shape)}")
     if gradient.layout != torch.sparse_coo or gradient.shape != table.shape or gradient.dtype != table.dtype:
         raise ValueError(
             f"gradient must be sparse, of the table's shape {tuple(table.shape)} and dtype {table.dtype}, "
             f"got {gradient.layout}, {tuple(gradient.shape)} and {gradient.dtype}"
         )
+    if gradient.sparse_dim() != 1:
+        raise ValueError(f"gradient must be sparse in its rows alone, it is in {gradient.sparse_dim()} dimensions")
     if sums.shape != table.shape[:1] or sums.dtype != table.dtype:
         raise ValueError(f"sums must be {table.dtype} ({table.shape[0]},), got {sums.dtype} {tuple(sums.shape)}")
-    if not (table.is_contiguous() and sums.is_contiguous()):
+    for name, tensor in (("sums", sums), ("gradient", gradient)):
+        if tensor.device != table.device:
+            raise ValueError(f"{name} is on {tensor.device}, table is on {table.device}")
+    if any(not each.is_contiguous() or each.is_neg() for each in (table, sums)):
         raise ValueError("table and sums must be contiguous: they are changed in place")
     gradient = coalesced(gradient)
+    rows, values = gradient.indices()[0], gradient.values().resolve_neg().contiguous()
+    if rows.numel():  # torch does not check them, unless it is told to
+        lowest, highest = rows.aminmax()
+        if lowest < 0 or highest >= table.shape[0]:
+            raise IndexError(f"gradient names rows {lowest} to {highest}, table has {table.shape[0]}")
     backend = dispatch.choose("ngram_bag", device_type=table.device.type, dtype=table.dtype)
-    found = Update(table, sums, gradient.indices()[0], gradient.values().contiguous(), rate, eps)
+    found = Update(table, sums, rows.contiguous(), values, rate, eps)
     dispatch.implementation("ngram_bag", backend).adagrad_rows(found)
 
 

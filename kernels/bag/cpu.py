@@ -19,7 +19,7 @@ def ngram_bag(problem: Problem) -> Tensor:
 def ngram_bag_backward(problem: Backward) -> RowGradients:
     grad_out = problem.grad_out
     most = problem.tokens.shape[0] * problem.ngrams  # pages that are not filled are not there
-    rows, values = torch.empty(most, dtype=torch.int64), grad_out.new_empty(most, grad_out.shape[1])
+    rows, values = torch.empty(most, dtype=torch.int64, device="cpu"), grad_out.new_empty(most, grad_out.shape[1])
     arguments = _texts(problem, problem.table_rows) | {"width": grad_out.shape[1]}
     arguments |= {"grad_out": grad_out.data_ptr(), "rows": rows.data_ptr(), "values": values.data_ptr()}
     distinct = call(native.bag_gradient, arguments)
@@ -28,9 +28,10 @@ def ngram_bag_backward(problem: Backward) -> RowGradients:
 
 def adagrad_rows(problem: Update) -> None:
     table, sums, rows, values, rate, eps = problem
-    arguments: dict[str, Any] = {"count": rows.shape[0], "width": table.shape[1], "rate": float(rate), "eps": eps}
+    arguments: dict[str, Any] = {"count": rows.shape[0], "width": table.shape[1], "rate": rate, "eps": eps}
     arguments |= {"rows": rows.data_ptr(), "values": values.data_ptr()}
     call(native.bag_update, arguments | {"table": table.data_ptr(), "sums": sums.data_ptr()})
+    torch.autograd.graph.increment_version((table, sums))  # so that autograd sees that C++ has written to them
 
 
 def _texts(problem: Problem | Backward, table_rows: int) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def features(tokens: Tensor, cu_seqlens: Tensor, vocabulary: int, buckets: int, 
     if len(wrong):
         raise IndexError(f"token {wrong[0]} is not in the vocabulary of {vocabulary}")
     lengths = cu_seqlens.diff().long()
-    text = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
-    place = torch.arange(len(tokens), device=tokens.device)
+    text = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int64, device=tokens.device), lengths)
+    place = torch.arange(len(tokens), dtype=torch.int64, device=tokens.device)
     left = cu_seqlens[1:].long()[text] - place  # tokens from here to the text's end
     hashes = tokens.long() + 1
     rows = [tokens.long()]

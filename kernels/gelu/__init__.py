@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch
+from penstock.kernels import checks, dispatch
 from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.operation import Operation
 from penstock.kernels.precision import accumulate_dtype
@@ -79,10 +79,14 @@ for _name in ("bias_gelu", "geglu"):
     dispatch.register(_name, "torch", "penstock.kernels.gelu.plain:Torch")
     dispatch.register(_name, "reference", "penstock.kernels.gelu.plain")
 
-_bias_gelu_backward = Operation("bias_gelu_backward", GeluBackward, Gradients)
-_bias_gelu = Operation("bias_gelu", Gelu, GeluResults, backward=_bias_gelu_backward)
-_geglu_backward = Operation("geglu_backward", GegluBackward, Gradients)
-_geglu = Operation("geglu", Geglu, backward=_geglu_backward, twice=True)
+_forms = {"grad_out derivative": "tokens, width"}
+_bias_gelu_backward = Operation("bias_gelu_backward", GeluBackward, Gradients, forms=_forms)
+_forms = {"x": "tokens, width", "bias": "width: wide"}
+_bias_gelu = Operation("bias_gelu", Gelu, GeluResults, forms=_forms, backward=_bias_gelu_backward)
+_forms = {"grad_out": "tokens, width", "x": "tokens, 2 * width", "bias": "2 * width: wide"}
+_geglu_backward = Operation("geglu_backward", GegluBackward, Gradients, forms=_forms)
+_forms = {"x": "tokens, x.shape[1] // 2 * 2", "bias": "x.shape[1]: wide"}
+_geglu = Operation("geglu", Geglu, forms=_forms, backward=_geglu_backward, twice=True)
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -98,7 +102,8 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         (tokens, width), in the dtype of x. Under autocast x is cast to the autocast dtype (float64 excepted).
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
-        RuntimeError: the backend that `use_backend` forces cannot serve the call.
+        RuntimeError: the backend that `use_backend` forces cannot serve the call. In backward: create_graph=True, for
+            it can be differentiated once only (by torch.func any number of times).
     """
     x, wide, backend = _prepared("bias_gelu", x, bias)
     save = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
@@ -139,5 +144,6 @@ def _prepared(operation: str, x: Tensor, bias: Tensor | None) -> tuple[Tensor, T
         raise ValueError(
             f"bias must have shape ({x.shape[1]},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
         )
+    checks.floating("bias", bias)
     backend = dispatch.choose(operation, device_type=x.device.type, dtype=x.dtype)
     return x, cast(bias, accumulate_dtype(x.dtype)), backend

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch, transforms
+from penstock.kernels import checks, dispatch, transforms
 from penstock.kernels.precision import accumulate_dtype
 
 torch.library.define(
@@ -31,10 +31,10 @@ def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         h' (N, H) in gates' dtype, and c' (N, H) in the cell state's.
 
     Raises:
-        ValueError: the shapes or devices disagree. TypeError: gates is not of a floating dtype.
+        ValueError: the shapes or devices disagree. TypeError: gates or c is not floating point.
     """
-    if not gates.is_floating_point():
-        raise TypeError(f"gates must be of a floating dtype, got {gates.dtype}")
+    checks.floating("gates", gates)
+    checks.floating("c", c)
     if c.ndim != 2 or gates.shape != (c.shape[0], 4 * c.shape[1]):
         raise ValueError(f"gates must be (N, 4H) for c of (N, H), got {tuple(gates.shape)} and {tuple(c.shape)}")
     if c.device != gates.device:
@@ -71,7 +71,7 @@ dispatch.register("lstm_cell", "reference", PlainCell)
 
 @torch.library.impl("penstock::lstm_cell", "default")
 def _forward(gates: Tensor, c: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return dispatch.implementation("lstm_cell", backend).forward(gates, c)
+    return dispatch.implementation("lstm_cell", backend).forward(gates.contiguous(), c.contiguous())
 
 
 @torch.library.register_fake("penstock::lstm_cell")
@@ -83,7 +83,8 @@ def _fake_forward(gates: Tensor, c: Tensor, backend: str) -> tuple[Tensor, Tenso
 def _backward(
     dh: Tensor | None, dc_next: Tensor | None, gates: Tensor, c: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return dispatch.implementation("lstm_cell", backend).backward(dh, dc_next, gates, c)
+    dense = (None if each is None else each.contiguous() for each in (dh, dc_next, gates, c))
+    return dispatch.implementation("lstm_cell", backend).backward(*dense)
 
 
 @torch.library.register_fake("penstock::lstm_cell_backward")

@@ -25,6 +25,8 @@ from penstock.kernels.lstm.protocol import (
 
 __all__ = ["backward", "forward", "saved_like", "why_not"]
 
+_CPU = torch.device("cpu")  # made once: torch reads the name at each call
+
 native: Any = getattr(compiled.native, "lstm_cpu", None)
 
 FUSES = True
@@ -45,7 +47,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor; a large one lies in the kept workspace and goes back there when it dies."""
     size = math.prod(shape) * dtype.itemsize
     if size < _POOLED_BYTES:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype, device=_CPU)
     return torch.frombuffer(native.Buffer(size), dtype=dtype).view(shape)
 
 
@@ -81,12 +83,12 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool, packed: Any = N
     dtype, pool = inputs.dtype, inputs.pool
     # pooled as it arises, y is only kept for the gradient of W_hh
     y = empty((tokens, directions * hidden), dtype) if save or not pool else None
-    h_n = torch.empty(directions, batch, hidden, dtype=dtype)
-    c_n = torch.empty(directions, batch, hidden, dtype=torch.float32)
+    h_n = torch.empty(directions, batch, hidden, dtype=dtype, device=_CPU)
+    c_n = torch.empty(directions, batch, hidden, dtype=torch.float32, device=_CPU)
     gates = empty((tokens, directions * 4 * hidden), dtype) if save else None
     c = empty((tokens, directions * hidden), torch.float32) if save or return_cells else None
-    pooled = torch.empty(batch, directions * hidden, dtype=dtype) if pool else None
-    maximum = torch.empty(batch, directions * hidden, dtype=torch.int32) if pool == "max" and save else None
+    pooled = h_n.new_empty(batch, directions * hidden) if pool else None
+    maximum = h_n.new_empty(batch, directions * hidden, dtype=torch.int32) if pool == "max" and save else None
     native.forward(
         **call.arguments,
         packed=packed,
@@ -99,10 +101,10 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool, packed: Any = N
         maximum=address(maximum),
     )
     saved = [tensor for tensor in (gates, c, y if pool else None, maximum) if tensor is not None] if save else []
-    cells = torch.empty(0)
+    cells = c_n.new_empty(0)
     if return_cells and c is not None:
         cells = c.clone() if save else c  # an operation's results must not share memory
-    return LayerOutputs(torch.empty(0, dtype=dtype) if pool or y is None else y, h_n, c_n, cells, saved, pooled)
+    return LayerOutputs(h_n.new_empty(0) if pool or y is None else y, h_n, c_n, cells, saved, pooled)
 
 
 def backward(
@@ -115,10 +117,10 @@ def backward(
     dy, dh_n, dc_n, dc, dpooled = (None if grad is None else grad.contiguous() for grad in grads)
     dx = empty(tuple(inputs.x.shape), inputs.x.dtype) if need_x else None
     dw_ih, dw_hh, db = (
-        [torch.empty(weight.shape, dtype=weight.dtype) for weight in kind] if need_weights else []
+        [weight.new_empty(weight.shape) for weight in kind] if need_weights else []
         for kind in (inputs.weights.w_ih, inputs.weights.w_hh, inputs.weights.b_ih)
     )
-    dh0, dc0 = (None if state is None else torch.empty(state.shape, dtype=state.dtype) for state in call.states)
+    dh0, dc0 = (None if state is None else state.new_empty(state.shape) for state in call.states)
     bias = [grad.data_ptr() for grad in db] or [0] * len(dw_ih)
     native.backward(
         **call.arguments,
@@ -145,10 +147,10 @@ class _Call:
     def __init__(self, inputs: LayerInputs, packed: bool = False) -> None:
         weights = inputs.weights
         self.tokens, self.directions, self.hidden = inputs.tokens, weights.directions, weights.hidden_size
-        self.x, self.cu_seqlens = inputs.x.contiguous(), inputs.cu_seqlens.contiguous()
+        self.x, self.cu_seqlens = _dense(inputs.x), inputs.cu_seqlens.contiguous()
         self.ids = None if inputs.ids is None else inputs.ids.contiguous()
         self.weights = [] if packed else _contiguous(weights)
-        self.states = [None if state is None else state.contiguous() for state in (inputs.h0, inputs.c0)]
+        self.states = [None if state is None else _dense(state) for state in (inputs.h0, inputs.c0)]
         operations = 8 * self.tokens * self.directions * self.hidden * (weights.input_size + self.hidden)
         self.arguments = {
             "isa": compiled.isa(),
@@ -168,6 +170,11 @@ class _Call:
             "c0": address(self.states[1]),
             "pool": inputs.pool,
         }
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """With packed weights nobody else resolves a view that negates, as torch's dispatcher does."""
+    return tensor.resolve_neg().contiguous()
 
 
 def _contiguous(weights: LayerWeights) -> list[list[Any]]:

@@ -73,8 +73,8 @@ def lstm(
         of L tensors (tokens, D * H) in c_n's dtype.
 
     Raises:
-        ValueError: shapes or devices disagree, or cu_seqlens is malformed (checked on the CPU, elsewhere only with
-            PENSTOCK_DEBUG=1).
+        ValueError: shapes or devices disagree, a probability is outside [0, 1], or cu_seqlens is malformed (checked on
+            the CPU, elsewhere only with PENSTOCK_DEBUG=1).
         TypeError: dtypes disagree.
         IndexError: x holds what is not a row of `embeddings`, on the CPU.
     """
@@ -90,6 +90,10 @@ def lstm(
     if embeddings is not None:
         words = _check_ids(x, embeddings, weights)
         x = embeddings
+    dropout = checks.probability("dropout", dropout)
+    if len(zoneout) != 2:
+        raise ValueError(f"zoneout must be two probabilities, got {zoneout}")
+    zoneout = checks.probability("zoneout", zoneout[0]), checks.probability("zoneout", zoneout[1])
     max_seqlen = checks.integer("max_seqlen", max_seqlen, 0)
     checks.seed(seed, x.device)
     _check(x, words, cu_seqlens, weights, h0, c0, resets, ids)

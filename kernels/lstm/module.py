@@ -139,6 +139,10 @@ class LSTM(nn.RNNBase):
         self.prepared = None
         return super()._apply(*args, **kwargs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.copy; deep copies and pickles of whatever holds it find nothing in the place of `prepared`."""
+        return {**super().__getstate__(), "prepared": None}
+
     def to_torch(self) -> nn.LSTM:
         """A stock torch.nn.LSTM with copies of the weights, as they are with parametrizations and pruning applied.
 
@@ -264,6 +268,6 @@ class LSTM(nn.RNNBase):
         return layers
 
     def _drop(self, weight: Tensor, seed: Tensor, stream: int) -> Tensor:
-        row = torch.arange(weight.shape[0], device=weight.device)
+        row = torch.arange(weight.shape[0], dtype=torch.int64, device=weight.device)
         kept = philox.keep_mask(seed, torch.zeros_like(row), row, stream, weight.shape[1], self.weight_dropout)
         return weight * kept * philox.scale(self.weight_dropout)

@@ -74,12 +74,14 @@ def packed_layer(inputs: LayerInputs, return_cells: bool, packed: Any) -> tuple[
 
 
 def _are_plain(inputs: LayerInputs) -> bool:
-    """Whether no tensor is of a subclass, which watches what is called with it, or of a device without memory."""
+    """Whether no tensor is of a subclass, which watches what is called with it, without memory or a negative view."""
     x, cu_seqlens, _, weights, *rest, _ = inputs
     plain = transforms.PLAIN
-    if type(x) not in plain or type(cu_seqlens) not in plain or x.is_meta:
-        return False
-    return all(type(each) in plain for each in rest) and all(type(w) in plain for kind in weights for w in kind)
+    for kind in ((x, cu_seqlens, *rest), *weights):
+        for each in kind:
+            if each is not None and (type(each) not in plain or each.is_neg()):
+                return False
+    return not x.is_meta
 
 
 def _flat(inputs: LayerInputs) -> tuple[Any, ...]:
@@ -248,12 +250,12 @@ class _Layer(torch.autograd.Function):
         need_weights = any(need_each_weight)
         grads = OutputGrads(dy, dh_n, dc_n, dcells, dpooled)
         if torch.is_grad_enabled() or transforms.is_batched(*grads):  # to be differentiated again, or is_grads_batched
-            with torch.enable_grad():
+            with torch.enable_grad(), without_autocast(x.device.type):
                 found = reference.differentiate(grads, _inputs(*layer))
         elif (
             not transforms.is_seen()
             and _are_plain(inputs := _inputs(*layer))
-            and transforms.PLAIN.issuperset(map(type, grads))
+            and all(g is None or (type(g) in transforms.PLAIN and not g.is_neg()) for g in grads)
         ):
             found = _gradients(grads, inputs, y, saved, need_x, need_weights, ctx.backend)
         else:

@@ -139,8 +139,7 @@ def _pack(weights: list[LayerWeights], call_dtype: torch.dtype, dtype: torch.dty
     layers = []
     for number, layer in enumerate(weights):
         for kind, each in (("ih", layer.w_ih), ("hh", layer.w_hh)) if quantised else ():
-            if not all(bool(weight.isfinite().all()) for weight in each):
-                raise ValueError(f"int8 takes finite weights, and weight_{kind}_l{number} holds NaN or infinity")
+            packing.check_finite(each, f"weight_{kind}_l{number}")
         with torch.no_grad():
             layer = LayerWeights(*([cast(weight, dtype) for weight in kind] for kind in layer))
         layers.append(cpu.pack(layer, quantised))
@@ -149,5 +148,5 @@ def _pack(weights: list[LayerWeights], call_dtype: torch.dtype, dtype: torch.dty
 
 
 def _shaped(weights: list[LayerWeights], dtype: torch.dtype) -> list[LayerWeights]:
-    value = torch.zeros((), dtype=dtype)
+    value = torch.zeros((), dtype=dtype, device="cpu")
     return [LayerWeights(*([value.expand(weight.shape) for weight in kind] for kind in layer)) for layer in weights]

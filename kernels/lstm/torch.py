@@ -22,6 +22,8 @@ from penstock.kernels.autograd import enable_grad_inside_operation
 from penstock.kernels.lstm.protocol import InputGrads, LayerInputs, LayerOutputs, LayerWeights, OutputGrads
 from penstock.kernels.precision import accumulate_dtype
 
+_WHOLE: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}  # of a Packing, which is made on the host
+
 
 def saved_like(inputs: LayerInputs, return_cells: bool) -> list[Tensor]:
     return [] if _library_serves(inputs, return_cells) else _saved_by_steps(inputs, return_cells)
@@ -95,9 +97,9 @@ def _library(inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
     packing = Packing.of(inputs.cu_seqlens, x.shape[0], 1)
     rows = packing.rows[0]
     nonempty = packing.order[: packing.nonempty]
-    y, h, c = _lstm(x[rows], torch.tensor(packing.sizes), (h0[:, nonempty], c0[:, nonempty]), *options)
+    y, h, c = _lstm(x[rows], torch.tensor(packing.sizes, **_WHOLE), (h0[:, nonempty], c0[:, nonempty]), *options)
     token_order = torch.empty_like(rows)
-    token_order[rows] = torch.arange(len(rows), device=rows.device)
+    token_order[rows] = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
     return y[token_order], h0.index_copy(1, nonempty, h), c0.index_copy(1, nonempty, c)
 
 
@@ -131,19 +133,19 @@ class Packing:
         order = torch.argsort(lengths, descending=True, stable=True)
         ended = torch.bincount(lengths).cumsum(0) if batch else lengths  # ended[t]: sequences of length <= t
         sizes = (batch - ended[:-1]).tolist()
-        offsets = torch.tensor([0, *accumulate(sizes)])
+        offsets = torch.tensor([0, *accumulate(sizes)], **_WHOLE)
         rank = torch.empty_like(order)
-        rank[order] = torch.arange(batch)
-        sequence = torch.repeat_interleave(torch.arange(batch), lengths)
-        step = torch.arange(tokens) - bounds[sequence]
+        rank[order] = torch.arange(batch, **_WHOLE)
+        sequence = torch.repeat_interleave(torch.arange(batch, **_WHOLE), lengths)
+        step = torch.arange(tokens, **_WHOLE) - bounds[sequence]
         place = offsets[step] + rank[sequence]
         forward = torch.empty_like(place)
-        forward[place] = torch.arange(tokens)
+        forward[place] = torch.arange(tokens, **_WHOLE)
         reverse = torch.empty_like(place)
         reverse[place] = bounds[sequence + 1] - 1 - step
         rows = [forward.to(device), reverse.to(device)][:directions]
         longest_first = lengths[order][: sizes[0] if sizes else 0]
-        last = offsets[longest_first - 1] + torch.arange(len(longest_first))
+        last = offsets[longest_first - 1] + torch.arange(len(longest_first), **_WHOLE)
         return cls(sizes, offsets.tolist(), order.to(device), rows, last.to(device))
 
     @property

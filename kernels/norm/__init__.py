@@ -46,6 +46,8 @@ class Problem(NamedTuple):
     save: bool
 
     def check(self) -> None:
+        if self.dropout_p > 0:
+            philox.check_there(self.cu_seqlens, self.ids, self.seed)
         if self.cu_seqlens is not None:
             check_cu_seqlens("cu_seqlens", self.cu_seqlens, self.x.shape[0], self.x.shape[0])
 
@@ -87,6 +89,10 @@ class Backward(NamedTuple):
     ids: Tensor | None
     seed: Tensor | None
 
+    def check(self) -> None:
+        if self.dropout_p > 0:
+            philox.check_there(self.cu_seqlens, self.ids, self.seed)
+
     def empty_rows(self) -> tuple[Tensor, Tensor | None]:
         """The gradients of residual and, if it differs, be it in its dtype alone, of x; uninitialised."""
         normal, stream = self.normal, self.normal if self.grad_z is None else self.grad_z
@@ -94,26 +100,38 @@ class Backward(NamedTuple):
         return torch.empty_like(stream), torch.empty_like(normal) if two else None
 
     def empty(self) -> "Gradients":
-        weight, bias = torch.empty_like(self.weight), torch.empty_like(self.weight)
-        return Gradients(*self.empty_rows(), weight, bias, None if self.x_bias is None else torch.empty_like(weight))
+        return Gradients(*self.empty_rows(), self.weight.new_empty(3, self.weight.shape[0]))
 
 
 class Gradients(NamedTuple):
     """Gradients of residual and x, in their dtypes, and of the parameters, in `accumulate_dtype`.
 
-    `own_x` is None where the gradient of x would be that of residual again.
+    Attributes:
+        own_x: None where the gradient of x would be that of residual again.
+        parameters: (3, width), of weight, bias and x_bias, be they there or not. One result: an operation's must not
+            share memory.
     """
 
     residual: Tensor
     own_x: Tensor | None
-    weight: Tensor
-    bias: Tensor
-    x_bias: Tensor | None
+    parameters: Tensor
 
     @property
     def x(self) -> Tensor:
         own, residual = self.own_x, self.residual
         return residual if own is None or own.shape != residual.shape else own
+
+    @property
+    def weight(self) -> Tensor:
+        return self.parameters[0]
+
+    @property
+    def bias(self) -> Tensor:
+        return self.parameters[1]
+
+    @property
+    def x_bias(self) -> Tensor:
+        return self.parameters[2]
 
 
 _WIDEST_IN_TRITON = 8192  # a row is one block
@@ -129,8 +147,16 @@ dispatch.register("residual_norm", "cpu", "penstock.kernels.cpu")
 dispatch.register("residual_norm", "torch", "penstock.kernels.norm.plain:Torch")
 dispatch.register("residual_norm", "reference", "penstock.kernels.norm.plain")
 
-_backward = Operation("residual_norm_backward", Backward, Gradients)
-_operation = Operation("residual_norm", Problem, Results, backward=_backward)
+_both = {
+    "x_bias weight": "width: wide",
+    "cu_seqlens": "bounds: int32",
+    "ids": "bounds - 1: int64",
+    "seed": "...: int64",
+}
+_forms = {"grad_out normal": "tokens, width", "grad_z": "tokens, width: same, wide", "rstd": "tokens: wide"}
+_backward = Operation("residual_norm_backward", Backward, Gradients, forms=_forms | _both)
+_forms = {"x": "tokens, width", "residual": "tokens, width: same, wide", "bias": "width: wide"}
+_operation = Operation("residual_norm", Problem, Results, forms=_forms | _both, backward=_backward)
 
 
 @overload
@@ -197,20 +223,22 @@ def residual_norm(
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. The values of cu_seqlens are checked on a
             CPU always, on a GPU if PENSTOCK_DEBUG is set.
-        RuntimeError: the backend that `use_backend` forces cannot serve the call.
+        RuntimeError: the backend that `use_backend` forces cannot serve the call. In backward: create_graph=True, for
+            it can be differentiated once only (by torch.func any number of times).
     """
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
         residual = residual if prenorm and residual.dtype == torch.float32 else residual.to(dtype)
     _check(x, residual, x_bias, weight, bias, prenorm)
+    eps, dropout_p = checks.real("eps", eps), checks.real("dropout_p", dropout_p)
     if philox.threshold(dropout_p) == 0:
         dropout_p, cu_seqlens, ids, seed = 0.0, None, None, None
     else:
         if cu_seqlens is None:
             raise ValueError("dropout needs cu_seqlens, the bounds of the sequences")
         _check_dropout(x, cu_seqlens, ids, seed)
-        ids = torch.arange(cu_seqlens.shape[0] - 1, device=x.device) if ids is None else ids
+        ids = torch.arange(cu_seqlens.shape[0] - 1, dtype=torch.int64, device=x.device) if ids is None else ids
         seed = philox.new_seed(x.device) if seed is None else seed
     tensors = x, residual, x_bias, weight, bias
     save = transforms.wants_gradient(tensors)
@@ -241,6 +269,8 @@ def _check(
             raise ValueError(f"{name} is on {tensor.device}, x is on {x.device}")
         if name != "residual" and tensor.shape != x.shape[1:]:
             raise ValueError(f"{name} must have shape ({x.shape[1]},), got {tuple(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
 
 
 def _check_dropout(x: Tensor, cu_seqlens: Tensor, ids: Tensor | None, seed: Tensor | None) -> None:

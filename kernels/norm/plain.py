@@ -48,7 +48,8 @@ def _dropout_factor(problem: Problem | Backward) -> Tensor | None:
     tokens, width = problem[0].shape
     lengths = problem.cu_seqlens.diff().long()
     example = torch.repeat_interleave(problem.ids, lengths)
-    position = torch.arange(tokens, device=lengths.device) - torch.repeat_interleave(problem.cu_seqlens[:-1], lengths)
+    position = torch.arange(tokens, dtype=torch.int64, device=lengths.device)
+    position = position - torch.repeat_interleave(problem.cu_seqlens[:-1], lengths)
     keep = philox.keep_mask(problem.seed, example, position, 0, width, problem.dropout_p)
     return keep.to(accumulate_dtype(problem[0].dtype)) * philox.scale(problem.dropout_p)
 
@@ -58,7 +59,8 @@ def _gradients(problem: Backward, dz: Tensor, dx: Tensor, weight: Tensor, bias: 
     x_dtype = problem.normal.dtype
     z_dtype = x_dtype if problem.grad_z is None else problem.grad_z.dtype
     own_x = dx.to(x_dtype) if dx is not dz or z_dtype != x_dtype else None
-    return Gradients(dz.to(z_dtype), own_x, weight, bias, None if problem.x_bias is None else dx.sum(0))
+    x_bias = torch.zeros_like(bias) if problem.x_bias is None else dx.sum(0)
+    return Gradients(dz.to(z_dtype), own_x, torch.stack([weight, bias, x_bias]))
 
 
 class Torch:

@@ -73,8 +73,7 @@ def residual_norm_backward(problem: Backward) -> Gradients:
                 TWO_GRADIENTS=own_x is not None,
                 num_warps=warps(width),
             )
-    weight, bias, x_bias = sums.sum(0)
-    return Gradients(residual, own_x, weight, bias, None if problem.x_bias is None else x_bias)
+    return Gradients(residual, own_x, sums.sum(0))
 
 
 @triton.jit

@@ -88,8 +88,11 @@ dispatch.register("segment_pool", "triton", "penstock.kernels.pooling.triton")
 dispatch.register("segment_pool", "torch", "penstock.kernels.pooling.plain:Torch")
 dispatch.register("segment_pool", "reference", "penstock.kernels.pooling.plain")
 
-_backward = Operation("segment_pool_backward", Backward, Gradients)
-_operation = Operation("segment_pool", Problem, Results, backward=_backward, twice=True)
+_forms = {"grad_out": "batch, features", "attended": "tokens, features", "scores": "tokens: any"}
+_forms |= {"saved": "...: any", "cu_seqlens": "batch + 1: int32"}
+_backward = Operation("segment_pool_backward", Backward, Gradients, forms=_forms)
+_forms = {"values": "tokens, features", "scores": "tokens: any", "cu_seqlens": "bounds: int32"}
+_operation = Operation("segment_pool", Problem, Results, forms=_forms, backward=_backward, twice=True)
 
 
 def segment_pool(

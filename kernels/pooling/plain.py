@@ -55,7 +55,7 @@ def segment_pool_backward(problem: Backward) -> Gradients:
         if length == 0:
             continue
         grad = grad_out[b].to(dtype)
-        token = torch.arange(length, device=grad.device)[:, None]
+        token = torch.arange(length, dtype=torch.int64, device=grad.device)[:, None]
         if mode == "max":
             d_values.append(torch.where(token == saved[b] - rows.start, grad, 0))
         elif mode == "mean":
@@ -112,8 +112,12 @@ class Torch:
             saved = empty_saved(values, lengths.shape[0], mode).zero_()
             return Results(values.new_zeros(lengths.shape[0], features), saved)
         if mode == "max":
+            saved, nan = _bag(values, bounds, _MAX)[1], values.isnan()
             # EmbeddingBag passes over NaN: a NaN must come out as the maximum, as from torch.max
-            saved = _bag(values.masked_fill(values.isnan(), float("inf")), bounds, _MAX)[1].clamp_(min=0)
+            if values.device.type != "cpu" or bool(nan.any()):  # a device would be waited for
+                has_nan, first_nan = _bag(nan.to(values.dtype), bounds, _MAX)
+                saved = torch.where(has_nan > 0, first_nan, saved)
+            saved = saved.clamp_(min=0)
             out = values.gather(0, saved.long())
         else:
             first, last = bounds[:-1].clamp(max=tokens - 1), (bounds[1:] - 1).clamp(min=0)
@@ -142,7 +146,8 @@ class Torch:
         if mode == "max":
             chosen = saved[owners] == token
         else:
-            forward_half = torch.arange(features, device=bounds.device) < (features // 2 if bidirectional else features)
+            forward_half = torch.arange(features, dtype=bounds.dtype, device=bounds.device)
+            forward_half = forward_half < (features // 2 if bidirectional else features)
             first, last = bounds[:-1][owners][:, None], bounds[1:][owners][:, None] - 1
             chosen = torch.where(forward_half, token == last, token == first)
         return Gradients(grad_out[owners].masked_fill(~chosen, 0.0), None)

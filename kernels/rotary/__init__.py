@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from penstock.kernels import dispatch
+from penstock.kernels import checks, dispatch
 from penstock.kernels.operation import Operation, Rows
 from penstock.kernels.precision import accumulate_dtype
 
@@ -49,7 +49,9 @@ dispatch.register("rotary", "cpu", "penstock.kernels.cpu")
 dispatch.register("rotary", "torch", "penstock.kernels.rotary.plain:Torch")
 dispatch.register("rotary", "reference", "penstock.kernels.rotary.plain")
 
-_operation = Operation("rotary", Problem, Rotated, backward=_backward, twice=True)
+_forms = {"q": "tokens, heads, q.shape[2] // 2 * 2", "k": "tokens, kv_heads, q.shape[2]"}
+_forms |= {"cos sin": "tokens, q.shape[2]: wide"}
+_operation = Operation("rotary", Problem, Rotated, forms=_forms, backward=_backward, twice=True)
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,5 +97,6 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
                 f"{name} must have shape ({tokens}, {head_dim}) on {q.device}, "
                 f"got {tuple(angle.shape)} on {angle.device}"
             )
+        checks.floating(name, angle)
         if angle.requires_grad:
             raise ValueError(f"{name} requires a gradient, but rotary gives none to its angles: detach it")

@@ -17,7 +17,7 @@ def rotary(problem: Problem) -> Rotated:
 def _rotated(x: Tensor, problem: Problem) -> Tensor:
     wide, cos, sin = x.to(accumulate_dtype(x.dtype)), problem.cos[:, None], problem.sin[:, None]
     turned = -_rotate_half(wide * sin) if problem.transposed else _rotate_half(wide) * sin
-    return (wide * cos + turned).to(x.dtype)
+    return (wide * cos + turned).to(x.dtype).contiguous()
 
 
 def _rotate_half(x: Tensor) -> Tensor:
@@ -40,4 +40,4 @@ def _rotated_in_place(x: Tensor, problem: Problem) -> Tensor:
         s1, s2 = -s2, -s1
     out1.addcmul_(x2, s1, value=-1)
     out2.addcmul_(x1, s2)
-    return out.to(x.dtype)
+    return out.to(x.dtype).contiguous()

@@ -205,6 +205,60 @@ def test_a_wrong_argument_is_named(name):
         ngram_bag(tokens, cu, table, **{"vocabulary": VOCABULARY, **options})
 
 
+def sparse(rows, values, size=(4, 2), **options):
+    return torch.sparse_coo_tensor(torch.tensor(rows), torch.as_tensor(values), size, check_invariants=False, **options)
+
+
+WRONG_STEPS = {
+    "a row before": (IndexError, "names rows -1 to 2", {"gradient": sparse([[-1, 2]], torch.ones(2, 2))}),
+    "a row beyond": (IndexError, "names rows 0 to 4", {"gradient": sparse([[0, 4]], torch.ones(2, 2))}),
+    "a row far beyond": (IndexError, "names rows", {"gradient": sparse([[2**40]], torch.ones(1, 2))}),
+    "a row beyond, said to be in order": (
+        IndexError,
+        "names rows 1 to 9",
+        {"gradient": sparse([[9, 1]], torch.ones(2, 2), is_coalesced=True)},
+    ),
+    "sparse in both": (ValueError, "sparse in its rows alone", {"gradient": torch.eye(4, 2).to_sparse()}),
+    "another size": (ValueError, "gradient must be sparse", {"gradient": torch.zeros(5, 2).to_sparse(1)}),
+    "another dtype": (ValueError, "gradient must be sparse", {"gradient": torch.zeros(4, 2).double().to_sparse(1)}),
+    "elsewhere": (ValueError, "gradient is on meta", {"gradient": torch.zeros(4, 2).to_sparse(1).to("meta")}),
+    "sums elsewhere": (ValueError, "sums is on meta", {"sums": torch.zeros(4, device="meta")}),
+    "sums apart": (ValueError, "contiguous", {"sums": torch.zeros(8)[::2]}),
+    "sums negated": (ValueError, "contiguous", {"sums": torch._neg_view(torch.zeros(4))}),
+    "integers": (TypeError, "table must be float32", {"table": torch.zeros(4, 2, dtype=torch.int64)}),
+    "flat": (ValueError, "table must have shape", {"table": torch.zeros(4)}),
+    "a rate": (TypeError, "rate must be a number", {"rate": "0.1"}),
+}
+
+
+@as_subtests("backend, name", itertools.product(["cpu", "reference"], WRONG_STEPS))
+def test_a_wrong_step_is_named_and_changes_nothing(backend, name):
+    error, message, change = WRONG_STEPS[name]
+    given = {
+        "table": torch.zeros(4, 2),
+        "sums": torch.zeros(4),
+        "gradient": sparse([[0]], torch.ones(1, 2)),
+        "rate": 0.1,
+    }
+    given |= change
+    with use_backend(backend), pytest.raises(error, match=message):
+        adagrad_rows(**given)
+    assert given["table"].count_nonzero() == 0
+
+
+@as_subtests("backend", ["cpu", "reference"])
+def test_autograd_sees_that_a_step_has_written(backend):
+    table, sums = torch.ones(4, 2, requires_grad=True), torch.ones(4, requires_grad=True)
+    products = (table * table).sum(), (sums * sums).sum()
+    with use_backend(backend):
+        adagrad_rows(table.detach(), sums.detach(), sparse([[0]], torch.ones(1, 2)), rate=0.1)
+    for product in products:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+    with torch.inference_mode():
+        adagrad_rows(torch.ones(4, 2), torch.ones(4), sparse([[0]], torch.ones(1, 2)), rate=0.1)
+
+
 def test_a_wrong_gradient_is_named():
     table = torch.zeros(4, 2)
     with pytest.raises(ValueError, match="gradient must be sparse"):

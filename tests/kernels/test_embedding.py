@@ -42,6 +42,13 @@ def test_an_id_beyond_the_table():
         embedding(torch.tensor([50]), weight)
 
 
+@pytest.mark.parametrize("shape", [(3,), (0,), (2, 0)])
+def test_a_table_without_columns(shape):
+    weight = torch.zeros(5, 0, requires_grad=True)
+    embedding(torch.zeros(shape, dtype=torch.int64), weight, 1).sum().backward()
+    assert weight.grad.shape == (5, 0)
+
+
 def test_double_backward():
     ids, weight, _ = problem(torch.float64, (3,), 5, 4)
     assert torch.autograd.gradgradcheck(lambda w: embedding(ids, w, 2), weight)

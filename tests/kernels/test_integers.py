@@ -1,7 +1,8 @@
-"""Whatever must be an integer is one: nothing is rounded, True is not 1, and no dtype is read as another."""
+"""Whatever must be a number is one: no integer is rounded, True is not 1, and no dtype is read as another."""
 
 import itertools
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,25 @@ import torch
 from subtested import as_subtests
 from torch import Tensor
 
-from penstock.kernels import LSTM, Ragged, lstm, philox, residual_norm, segment_pool, varlen_attention
+from penstock.kernels import (
+    LSTM,
+    Ragged,
+    bias_gelu,
+    geglu,
+    linear,
+    lstm,
+    lstm_cell,
+    ngram_bag,
+    philox,
+    residual_norm,
+    rotary,
+    segment_pool,
+    varlen_attention,
+)
 from penstock.kernels.dropout import dropout, keep_mask
 from penstock.kernels.embedding import embedding
 from penstock.kernels.lstm import LayerWeights
+from penstock.kernels.packed_linear import PackedLinear
 
 BOUNDS = torch.tensor([0, 2, 5], dtype=torch.int32)
 IDS, SEED = torch.tensor([3, 4]), torch.tensor(5)
@@ -21,6 +37,7 @@ X, TABLE = torch.randn(5, 4), torch.randn(6, 4)
 WEIGHTS = [LayerWeights([torch.randn(8, 4)], [torch.randn(8, 2)], [], [], [])]
 WORDS = torch.tensor([0, 1, 5, 2, 2])
 QKV = torch.randn(5, 1, 4)
+X6, QKV6 = torch.randn(6), torch.randn(5, 6)
 
 
 def ops(name: str) -> Any:
@@ -124,6 +141,96 @@ def test_tensors(name: str) -> None:
             continue
         with pytest.raises((TypeError, AttributeError, RuntimeError)):
             call(wrong)
+
+
+# each takes one real number; the one beside it is a good one, and what lies beyond what is allowed, if anything does
+REALS: dict[str, tuple[Callable[[Any], Any], float, list[float]]] = {
+    "varlen_attention softmax_scale": (
+        lambda s: varlen_attention(QKV, QKV, QKV, BOUNDS, BOUNDS, 3, 3, softmax_scale=s),
+        0.5,
+        [],
+    ),
+    "varlen_attention dropout_p": (
+        lambda p: varlen_attention(QKV, QKV, QKV, BOUNDS, BOUNDS, 3, 3, dropout_p=p, seed=SEED),
+        0.5,
+        [-0.1, 1.1],
+    ),
+    "residual_norm eps": (lambda e: residual_norm(X, X, X[0], eps=e), 0.5, []),
+    "residual_norm dropout_p": (
+        lambda p: residual_norm(X, X, X[0], dropout_p=p, cu_seqlens=BOUNDS, seed=SEED),
+        0.5,
+        [-0.1, 1.1],
+    ),
+    "PackedLinear eps": (lambda e: PackedLinear([TABLE], [], torch.float32).norm(X, QKV6, X6, X6, eps=e)[0], 0.5, []),
+    "dropout": (lambda p: dropout(X, BOUNDS, p, SEED, 0), 0.5, [-0.1, 1.1]),
+    "keep_mask": (lambda p: keep_mask(BOUNDS, 5, p, SEED, 0, None, 3), 0.5, [-0.1, 1.1]),
+    **{
+        f"lstm {name}, training={training}": (
+            lambda p, options=options, training=training: lstm(
+                X, BOUNDS, 3, WEIGHTS, training=training, seed=SEED, **options(p)
+            )[0],
+            0.5,
+            [-0.1, 1.1, float("nan")],
+        )
+        for training in (True, False)
+        for name, options in (
+            ("dropout", lambda p: {"dropout": p}),
+            ("zoneout of h", lambda p: {"zoneout": (p, 0.0)}),
+            ("zoneout of c", lambda p: {"zoneout": (0.0, p)}),
+        )
+    },
+}
+WRONG_REALS = [True, "0.5", torch.tensor(0.5), np.bool_(True), [0.5], 0.5j]
+
+
+@as_subtests("name", REALS)
+def test_real_numbers(name: str) -> None:
+    """What a number is made of does not show in a result."""
+    call, good, beyond = REALS[name]
+    expected = call(good)
+    for number in (np.float32(good), np.float64(good), np.float16(good), Fraction(good)):
+        assert torch.equal(call(number), expected)
+    call(1)
+    call(np.int64(1))
+    for wrong in WRONG_REALS:
+        with pytest.raises(TypeError, match="must be a number"):
+            call(wrong)
+    for wrong in beyond:
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+            call(wrong)
+
+
+# each takes one tensor of real numbers
+FLOATING: dict[str, tuple[Callable[[Tensor], Any], Tensor]] = {
+    "linear weight": (lambda t: linear(X, [t]), TABLE),
+    "linear bias": (lambda t: linear(X, [TABLE], [t]), X6),
+    "bias_gelu": (lambda t: bias_gelu(X, t), X[0]),
+    "geglu": (lambda t: geglu(X, t), X[0]),
+    "residual_norm weight": (lambda t: residual_norm(X, X, t), X[0]),
+    "residual_norm bias": (lambda t: residual_norm(X, X, X[0], t), X[0]),
+    "residual_norm x_bias": (lambda t: residual_norm(X, X, X[0], x_bias=t), X[0]),
+    "rotary cos": (lambda t: rotary(QKV, QKV, t, X), X),
+    "rotary sin": (lambda t: rotary(QKV, QKV, X, t), X),
+    "lstm_cell gates": (lambda t: lstm_cell(t, X[:, :1]), X),
+    "lstm_cell c": (lambda t: lstm_cell(X, t), X[:, :1]),
+    "lstm x": (lambda t: lstm(t, BOUNDS, 3, WEIGHTS), X),
+    "lstm c0": (lambda t: lstm(X, BOUNDS, 3, WEIGHTS, c0=t), torch.zeros(1, 2, 2)),
+    "lstm h0": (lambda t: lstm(X, BOUNDS, 3, WEIGHTS, h0=t), torch.zeros(1, 2, 2)),
+    "segment_pool": (lambda t: segment_pool(t, BOUNDS, "max"), X),
+    "segment_pool scores": (lambda t: segment_pool(X, BOUNDS, "attention", t), X[:, 0]),
+    "ngram_bag": (lambda t: ngram_bag(WORDS.int(), BOUNDS, t, vocabulary=6, ngrams=1), TABLE),
+    "attention": (lambda t: varlen_attention(t, t, t, BOUNDS, BOUNDS, 3, 3), QKV),
+    "dropout": (lambda t: dropout(t, BOUNDS, 0.5, SEED, 0), X),
+}
+
+
+@as_subtests("name", FLOATING)
+def test_floating_point(name: str) -> None:
+    call, good = FLOATING[name]
+    call(good)
+    for dtype in (torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64):
+        with pytest.raises(TypeError):
+            call(good.to(dtype))
 
 
 @as_subtests(

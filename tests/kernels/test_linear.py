@@ -1,5 +1,7 @@
 """Linear layers side by side, against float64 and against torch's own."""
 
+import itertools
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -113,6 +115,39 @@ def test_frozen_parts_get_no_gradient(backend):
     assert not linear(x, weights).requires_grad
 
 
+NEEDS = [needs for needs in itertools.product([True, False], repeat=3) if any(needs)]
+
+
+@as_subtests("needs, dtype, layers", itertools.product(NEEDS, [torch.float32, torch.bfloat16], [1, 2]))
+def test_what_no_gradient_needs_may_change(needs, dtype, layers):
+    """x serves the weights' gradient alone, the weights that of x: as torch has it, they are not kept for others."""
+    x, weights, biases, grad_out = tensors((9, 8, (4, 6)[:layers]), torch.float32)
+    grad_out = grad_out.to(dtype)
+    parts = [[x.to(dtype)], [w.to(dtype) for w in weights], biases]
+    inputs = [part.requires_grad_(need) for tensors_, need in zip(parts, needs, strict=True) for part in tensors_]
+    wanted = [each for each in inputs if each.requires_grad]
+    expected = torch.autograd.grad(linear(inputs[0], parts[1], biases), wanted, grad_out)
+    changed = [part for part, serves in ((parts[0], needs[1]), (parts[1], needs[0])) if not serves]
+    out = linear(inputs[0], parts[1], biases)
+    with torch.no_grad():
+        for each in (each for part in changed for each in part):
+            each.zero_()
+    for mine, true in zip(torch.autograd.grad(out, wanted, grad_out), expected, strict=True):
+        assert torch.equal(mine, true)
+
+
+def test_an_output_may_change_before_a_frozen_layer_is_differentiated():
+    x, (weight,), _, _ = tensors((9, 8, (8,)), torch.float32)
+    results = []
+    for layer in (lambda x: linear(x, [weight]), lambda x: F.linear(x, weight)):
+        start = x.clone().requires_grad_()
+        hidden = layer(start)
+        out = layer(hidden)
+        hidden.relu_()
+        results.append(torch.autograd.grad((out * hidden).sum(), start)[0])
+    torch.testing.assert_close(*results)
+
+
 def test_autocast_casts_once():
     x, weights, biases, _ = tensors((9, 8, (4, 6)), torch.float32)
     weights[0].requires_grad_()
@@ -144,6 +179,9 @@ def test_compiles_to_one_graph_for_every_number_of_tokens():
     assert counter.frame_count == 1
 
 
+W, NOT_FLOATING = torch.zeros(2, 4), [torch.int64, torch.uint8, torch.bool, torch.complex64]
+
+
 @as_subtests(
     "change, error, message",
     [
@@ -151,6 +189,8 @@ def test_compiles_to_one_graph_for_every_number_of_tokens():
         ({"x": torch.zeros(3, 2, 4)}, ValueError, r"x must have shape \(tokens, in_features\), got \(3, 2, 4\)"),
         ({"weights": []}, ValueError, "got 0 and 1"),
         ({"weights": [torch.zeros(2, 5)]}, ValueError, r"a weight must have shape \(out_features, 4\).* got \(2, 5\)"),
+        *[({"weights": [W.to(dtype)]}, TypeError, "a weight must be floating point") for dtype in NOT_FLOATING],
+        *[({"biases": [W[:, 0].to(dtype)]}, TypeError, "a bias must be floating point") for dtype in NOT_FLOATING],
         ({"biases": [torch.zeros(3)]}, ValueError, r"a bias must have shape \(2,\).* got \(3,\)"),
     ],
 )

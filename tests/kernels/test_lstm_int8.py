@@ -295,6 +295,13 @@ def test_refuses_weights_that_are_not_finite(value: float) -> None:
         answers(prepared, batch)
 
 
+def test_refuses_more_features_than_its_sums_can_count() -> None:
+    module = LSTM(133_145, 1).eval()
+    with pytest.raises(ValueError, match="int8 takes up to 133,144 input features, and weight_ih_l0 has 133,145"):
+        module.prepare_inference(torch.int8)
+    module.prepare_inference(torch.bfloat16)
+
+
 def test_autocast() -> None:
     """All but the recurrent product is in autocast's dtype."""
     module, batch = module_of(30), batch_of(LENGTHS)

@@ -261,6 +261,24 @@ def test_parametrized_weights() -> None:
     assert module.parametrizations.weight_hh_l0.original0.grad is not None
 
 
+@pytest.mark.parametrize("inside", ["both", "backward"])
+def test_autocast_rounds_no_gradient_that_is_differentiated_again(inside: str) -> None:
+    module = LSTM(3, 4, bidirectional=True)
+    batch = Ragged.from_lengths(torch.randn(5, 3, requires_grad=True), [2, 3])
+
+    def gradient(forward: bool, backward: bool, create_graph: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            loss = module(batch)[0].values.square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            return torch.autograd.grad(loss, batch.values, create_graph=create_graph)[0].detach()
+
+    forward = inside == "both"
+    assert torch.equal(gradient(forward, True, True), gradient(forward, False, True))
+    torch.testing.assert_close(
+        gradient(forward, True, True), gradient(forward, False, False), rtol=0, atol=2e-2 if forward else 1e-6
+    )
+
+
 def test_double_backward() -> None:
     module = LSTM(3, 4, 2, bidirectional=True).double()
     batch = Ragged.from_lengths(torch.randn(5, 3, dtype=torch.float64, requires_grad=True), [2, 3])
@@ -269,6 +287,7 @@ def test_double_backward() -> None:
     assert all(float(p.grad.norm()) > 0 for p in module.parameters())
 
 
+PIECES = [torch.randn(2, 4), torch.randn(3, 4)]
 ERRORS = [
     (lambda: LSTM(0, 4), ValueError, "input_size"),
     (lambda: LSTM(4, 0), ValueError, "hidden_size"),
@@ -276,6 +295,8 @@ ERRORS = [
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 5)), ValueError, "input"),
     (lambda: LSTM(4, 4)(torch.randn(3)), ValueError, "input"),
     (lambda: LSTM(4, 4)([1, 2]), TypeError, "input"),
+    (lambda: LSTM(4, 4)(torch.nested.nested_tensor(PIECES, layout=torch.jagged).transpose(1, 2)), ValueError, "input"),
+    (lambda: LSTM(4, 4)(torch.nested.nested_tensor(PIECES)), ValueError, "input"),
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 4).double()), TypeError, "w_ih"),
     (lambda: LSTM(4, 4)(torch.ones(2, 3, 4, dtype=torch.int32)), TypeError, "x"),
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 4), (torch.zeros(1, 2, 4), torch.zeros(1, 3, 4))), ValueError, "h0"),

@@ -149,3 +149,6 @@ def test_cell_errors() -> None:
         lstm_cell(torch.randn(3, 9), torch.randn(3, 2))
     with pytest.raises(TypeError, match="gates"):
         lstm_cell(torch.ones(3, 8, dtype=torch.int32), torch.randn(3, 2))
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(TypeError, match="c must be floating point"):
+            lstm_cell(torch.randn(3, 8), torch.ones(3, 2, dtype=dtype))

@@ -306,6 +306,7 @@ UNDOING: dict[str, Callable[[LSTM], LSTM]] = {
     "to": lambda m: m.to(torch.bfloat16).to(torch.float32),
     "half": lambda m: m.half().float(),
     "cpu": lambda m: m.cpu(),
+    "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
     "torch.save": saved_and_loaded,

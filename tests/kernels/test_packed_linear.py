@@ -1,5 +1,6 @@
 """Linear layers on packed weights: against float64, in int8 against the exact sums of the whole numbers."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from subtested import as_subtests
 from torch import Tensor
 
 from penstock import _native
-from penstock.kernels import compiled
+from penstock.kernels import compiled, packing
 from penstock.kernels.packed_linear import PackedLinear
 
 ISAS, DTYPES = isas("linear"), [torch.float32, torch.bfloat16]
@@ -240,8 +241,48 @@ def test_changes_are_seen(monkeypatch) -> None:
             packed(layer.x)
 
 
+@as_subtests("features", [packing.MOST_INT8_FEATURES, packing.MOST_INT8_FEATURES + 1])
+def test_int8_takes_as_many_features_as_its_sums_can_count(features) -> None:
+    """At the bound the sum is exact: 127 * 127 * 133,144 is 2^31 less 14,072."""
+    x, weight = torch.full((1, features), -1.0), torch.ones(1, features)
+    if features == packing.MOST_INT8_FEATURES:
+        assert PackedLinear([weight], [], torch.int8)(x).item() == pytest.approx(-features, rel=1e-6)
+    else:
+        with pytest.raises(ValueError, match="int8 takes up to 133,144 input features, and one has 133,145"):
+            PackedLinear([weight], [], torch.int8)
+    assert PackedLinear([weight], [], torch.float32)(x).item() == -features
+
+
 X, W = torch.zeros(3, 4), torch.zeros(2, 4)
 INT8, BF16 = (PackedLinear([W], [], kind) for kind in (torch.int8, torch.bfloat16))
+# {what is wrong: (weights, biases, what the message says)}
+WRONG = {
+    "flat": ([W.flatten()], [], r"weights must have shapes"),
+    "a number": ([W.sum()], [], r"weights must have shapes"),
+    "three dimensions": ([W[None]], [], r"weights must have shapes"),
+    "other in_features": ([W, torch.zeros(2, 5)], [], r"weights must have shapes"),
+    "other dtypes": ([W, W.bfloat16()], [], "one floating-point dtype"),
+    **{f"{dtype}": ([W.to(dtype)], [], "one floating-point dtype") for dtype in (torch.int8, torch.int64, torch.bool)},
+    "complex": ([W.to(torch.complex64)], [], "one floating-point dtype"),
+    "meta": ([W.to("meta")], [], "contiguous on the CPU, got .* on meta"),
+    "expanded": ([torch.zeros(1, 4).expand(2, 4)], [], "contiguous on the CPU"),
+    "transposed": ([torch.zeros(4, 2).t()], [], "contiguous on the CPU"),
+    "negated": ([torch._neg_view(W)], [], "contiguous on the CPU"),
+    "sparse": ([torch.ones(2, 4).to_sparse()], [], "contiguous on the CPU"),
+    "a bias too few": ([W, W], [W[:, 0].clone()], "biases must be none, or of shapes"),
+    "a bias too long": ([W], [torch.zeros(3)], "biases must be none, or of shapes"),
+    "a bias of two dimensions": ([W], [torch.zeros(2, 1)], "biases must be none, or of shapes"),
+    "a bias of integers": ([W], [torch.zeros(2, dtype=torch.int32)], "biases must be floating point"),
+    "a bias on meta": ([W], [torch.zeros(2, device="meta")], "contiguous on the CPU"),
+    "an expanded bias": ([W], [torch.zeros(1).expand(2)], "contiguous on the CPU"),
+}
+
+
+@as_subtests("what, kind", itertools.product(WRONG, [torch.float32, torch.bfloat16, torch.int8]))
+def test_weights_are_what_is_documented(what, kind) -> None:
+    weights, biases, message = WRONG[what]
+    with pytest.raises(ValueError, match=message):
+        PackedLinear(weights, biases, kind)
 
 
 @as_subtests(
@@ -260,6 +301,10 @@ INT8, BF16 = (PackedLinear([W], [], kind) for kind in (torch.int8, torch.bfloat1
         (lambda: INT8.norm(X, torch.zeros(3, 3), W[0, :2], None), ValueError, r"residual must have shape \(3, 2\)"),
         (lambda: INT8.norm(X, torch.zeros(3, 2).half(), W[0, :2], None), ValueError, "or float32, got"),
         (lambda: INT8.norm(X, torch.zeros(3, 2), W[0], None), ValueError, r"parameters must have shape \(2,\)"),
+        (lambda: INT8.norm(X, X[:, :2], W[0, :2].long(), None), TypeError, "parameters must be floating point"),
+        (lambda: INT8.norm(X, X[:, :2].to("meta"), W[0, :2], None), ValueError, "must be on the CPU"),
+        (lambda: INT8.norm(X, X[:, :2], W[0, :2], W[0, :2].to("meta")), ValueError, "must be on the CPU"),
+        (lambda: INT8.norm(X, X[:, :2], W[0, :2], None, eps="0"), TypeError, "eps must be a number"),
     ],
 )
 def test_wrong_arguments_are_refused(call, error, message) -> None:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -92,6 +94,21 @@ def test_error_against_float64_is_within_bounds(mode, dtype, bound):
     assert out.dtype == dtype
     for y, r, limit in [(out, expected, bound), *((y, r, 2 * bound) for y, r in zip(found, wanted, strict=True))]:
         assert (y.double() - r).norm() <= limit * r.norm()
+
+
+@as_subtests("backend, dtype", itertools.product(BACKENDS, [torch.float64, torch.float32, torch.bfloat16]))
+def test_max_of_what_is_not_finite_is_torchs_own(backend, dtype):
+    """Each order of three of these, in sequences side by side."""
+    largest = torch.finfo(dtype).max
+    texts = list(itertools.product([torch.nan, torch.inf, -torch.inf, largest, -largest, 0.0], repeat=3))
+    values = torch.tensor(texts, dtype=dtype).flatten()[:, None].requires_grad_()
+    with use_backend(backend):
+        out = segment_pool(values, bounds([3] * len(texts)), "max")
+    expected, place = values.detach().view(-1, 3).max(1, keepdim=True)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert torch.equal(out.nan_to_num(nan=1), expected.nan_to_num(nan=1))
+    out.sum().backward()
+    assert torch.equal(values.grad.view(-1, 3), torch.zeros(len(texts), 3, dtype=dtype).scatter(1, place, 1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

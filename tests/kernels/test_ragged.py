@@ -51,3 +51,13 @@ def test_check_cu_seqlens(bounds: list[int], message: str) -> None:
         check_cu_seqlens("cu_seqlens", torch.tensor(bounds, dtype=torch.int32), 5, 3)
     check_cu_seqlens("cu_seqlens", torch.tensor([0, 3, 3, 5], dtype=torch.int32), 5, 3)
     check_cu_seqlens("cu_seqlens", torch.tensor([0], dtype=torch.int32), 0, 0)
+
+
+@as_subtests("batch", [3, 63, 64, 65, 500])
+def test_bounds_whose_lengths_no_int32_holds(batch: int) -> None:
+    """In 32 bits, which wrap, it is two steps ahead from the largest number to its negative."""
+    top = 2**31 - 1
+    bounds = torch.zeros(batch + 1, dtype=torch.int32)
+    bounds[1], bounds[2] = top, -top
+    with pytest.raises(ValueError, match="decrease"):
+        check_cu_seqlens("cu_seqlens", bounds, 0, top)
