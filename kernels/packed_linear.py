@@ -43,7 +43,7 @@ class PackedLinear:
         self._kept = [tensor.untyped_storage() for tensor in (*weights, *biases)]  # an address means the same tensor
         quantised = dtype == torch.int8
         if quantised:
-            packing.check_finite(weights)
+            packing.check_quantisable(weights)
         with torch.no_grad():
             low = torch.bfloat16 if all(weight.dtype == torch.bfloat16 for weight in weights) else torch.float32
             made_from = low if quantised else dtype

@@ -20,7 +20,7 @@ def check_asked(module: nn.Module, dtype: torch.dtype | None) -> None:
         raise ValueError(f"prepare_inference takes {', '.join(map(str, DTYPES))}, got {dtype}")
 
 
-def check_finite(weights: Iterable[Tensor], name: str = "one") -> None:
+def check_quantisable(weights: Iterable[Tensor], name: str = "one") -> None:
     """Raises ValueError where int8 cannot stand for one of them, nor its products."""
     for weight in weights:
         features = weight.shape[1]

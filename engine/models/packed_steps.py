@@ -74,7 +74,7 @@ def prepare(layers: nn.ModuleList, dtype: torch.dtype | None) -> None:
             raise ValueError(f"prepare_inference packs no weights here: {reason}")
         dense = [module for module in layer.modules() if isinstance(module, nn.Linear)]
         if dtype == torch.int8:
-            packing.check_finite(module.weight for module in dense)
+            packing.check_quantisable(module.weight for module in dense)
     for layer in layers:
         vars(layer)["prepared"] = PackedSteps(dtype)
 

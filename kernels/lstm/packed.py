@@ -139,7 +139,7 @@ def _pack(weights: list[LayerWeights], call_dtype: torch.dtype, dtype: torch.dty
     layers = []
     for number, layer in enumerate(weights):
         for kind, each in (("ih", layer.w_ih), ("hh", layer.w_hh)) if quantised else ():
-            packing.check_finite(each, f"weight_{kind}_l{number}")
+            packing.check_quantisable(each, f"weight_{kind}_l{number}")
         with torch.no_grad():
             layer = LayerWeights(*([cast(weight, dtype) for weight in kind] for kind in layer))
         layers.append(cpu.pack(layer, quantised))
