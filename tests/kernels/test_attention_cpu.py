@@ -133,6 +133,23 @@ def test_every_element_is_written(isa, dtype, uninitialised_is_nan):
 
 
 @all_codes
+def test_scores_of_minus_infinity(isa, dtype):
+    """Weights of 0, as torch has it: for a query that scores no other, and for a block of keys before others."""
+    q, k, v, _ = make_inputs(LONG, LONG, 2, 1, 32, dtype)
+    q[..., 0], k[..., 0] = 1, 1
+    q[:2, :, 0] = float("-inf")
+    k[3:900, :, 0] = float("-inf")
+    cu_seqlens, longest = bounds(LONG), max(LONG)
+    with use_backend("reference"):
+        expected = varlen_attention(q.double(), k.double(), v.double(), cu_seqlens, cu_seqlens, longest, longest)
+    with use_backend("cpu"):
+        actual = varlen_attention(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
+    assert expected.isfinite().all()
+    assert actual[:2].count_nonzero() == 0
+    assert relative_error(actual, expected) < BOUND[dtype][0]
+
+
+@all_codes
 def test_same_bits_for_any_number_of_threads(isa, dtype):
     lengths = (300, 17, 1, 0, 64, 90, 33)
     inputs = make_inputs(lengths, lengths, 3, 3, 32, dtype)

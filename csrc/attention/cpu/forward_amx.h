@@ -59,6 +59,7 @@ static void softmax_strip(const Problem& p, const Spans& s, int64_t first, int64
     const Floats factor = before == -__builtin_inff() ? splat(1.0f) : exp2(before - largest[j]);
     store(rescale + j * kLanes, factor);
     store(state.max + j * kLanes, largest[j]);
+    largest[j] = largest[j] == -__builtin_inff() ? Floats{} : largest[j];  // scores of -inf alone have weights of 0
   }
   __m512i pair[2];
   for_pairs([&](int64_t key, int r, auto seen) __attribute__((always_inline)) {

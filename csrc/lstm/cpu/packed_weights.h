@@ -4,7 +4,7 @@
 #include "gate_layout.h"
 #include "layer.h"
 #include "packed_columns.h"
-#include "team.h"
+#include "threads.h"
 
 namespace penstock::lstm::PENSTOCK_ISA {
 
@@ -44,28 +44,25 @@ struct PackedWeights {
     static_assert(kPanel * sizeof(float) % 64 == 0, "each part begins a line");
   }
 
+  // Packing in int8 takes memory in each thread, so both may throw std::bad_alloc.
   void pack_input(const Layer& layer) const {
     const int64_t H = layer.hidden_size, I = layer.input_size, all = columns(layer);
-    auto pack = [&](int member, int members) {
-      const Range mine = share(panels_of(all), members, member);
-      for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-        const int64_t first = panel * kPanel, width = vecs_of_panel(all, panel) * kLanes;
-        w_ih.template pack<T>(first, width, I, 1.0f, [&](int64_t j) -> const T* {
-          const int64_t column = first + j;
-          if (column >= all) return nullptr;
-          return static_cast<const T*>(layer.weights[column / (4 * H)].w_ih) + gate_row(column % (4 * H), H) * I;
-        });
-        for (int64_t column = first; column < first + width; ++column) {
-          bias[column] = 0;
-          if (column >= all) continue;
-          const Weights& weights = layer.weights[column / (4 * H)];
-          const int64_t row = gate_row(column % (4 * H), H);
-          if (weights.b_ih) bias[column] += to_float(static_cast<const T*>(weights.b_ih)[row]);
-          if (weights.b_hh) bias[column] += to_float(static_cast<const T*>(weights.b_hh)[row]);
-        }
+    parallel_for(panels_of(all), layer.threads, [&](int64_t panel, int) {
+      const int64_t first = panel * kPanel, width = vecs_of_panel(all, panel) * kLanes;
+      w_ih.template pack<T>(first, width, I, 1.0f, [&](int64_t j) -> const T* {
+        const int64_t column = first + j;
+        if (column >= all) return nullptr;
+        return static_cast<const T*>(layer.weights[column / (4 * H)].w_ih) + gate_row(column % (4 * H), H) * I;
+      });
+      for (int64_t column = first; column < first + width; ++column) {
+        bias[column] = 0;
+        if (column >= all) continue;
+        const Weights& weights = layer.weights[column / (4 * H)];
+        const int64_t row = gate_row(column % (4 * H), H);
+        if (weights.b_ih) bias[column] += to_float(static_cast<const T*>(weights.b_ih)[row]);
+        if (weights.b_hh) bias[column] += to_float(static_cast<const T*>(weights.b_hh)[row]);
       }
-    };
-    parallel(layer.threads, pack);
+    });
   }
 
   PackedColumns<R> recurrent(const Layer& layer, int64_t direction) const {
@@ -75,20 +72,16 @@ struct PackedWeights {
 
   void pack_recurrent(const Layer& layer) const {
     const int64_t H = layer.hidden_size, panels = RecurrentPanels::count(H);
-    auto pack = [&](int member, int members) {
-      const Range mine = share(layer.directions * panels, members, member);
-      for (int64_t i = mine.begin; i < mine.end; ++i) {
-        const int64_t direction = i / panels, panel = i % panels;
-        const T* w = static_cast<const T*>(layer.weights[direction].w_hh);
-        const auto row_of = [&](int64_t column) -> const T* {
-          const int64_t unit = panel * kLanes + column % kLanes;
-          return unit < H ? w + (column / kLanes * H + unit) * H : nullptr;
-        };
-        constexpr int64_t width = RecurrentPanels::kColumns;
-        recurrent(layer, direction).template pack<T>(panel * width, width, H, 1 / kLargest, row_of);
-      }
-    };
-    parallel(layer.threads, pack);
+    parallel_for(layer.directions * panels, layer.threads, [&](int64_t i, int) {
+      const int64_t direction = i / panels, panel = i % panels;
+      const T* w = static_cast<const T*>(layer.weights[direction].w_hh);
+      const auto row_of = [&](int64_t column) -> const T* {
+        const int64_t unit = panel * kLanes + column % kLanes;
+        return unit < H ? w + (column / kLanes * H + unit) * H : nullptr;
+      };
+      constexpr int64_t width = RecurrentPanels::kColumns;
+      recurrent(layer, direction).template pack<T>(panel * width, width, H, 1 / kLargest, row_of);
+    });
   }
 };
 
