@@ -131,8 +131,14 @@ def run_in_bash(block: Block, folder: Path) -> None:
     if block.language == "python":
         command = [sys.executable, "-c", block.text]
     else:
-        shorter = f'penstock() {{ case "$1" in {"|".join(SHORTENED)}) command penstock "$1" {STEPS} "${{@:2}}";; '
-        shorter += '*) command penstock "$@";; esac; }\n'
+        shorter = f"""penstock() {{
+            case "$* " in
+                *training.max_steps=*) command penstock "$@";;
+                {"|".join(f"{name}\\ *" for name in SHORTENED)}) command penstock "$1" {STEPS} "${{@:2}}";;
+                *) command penstock "$@";;
+            esac
+        }}
+        """
         command = ["bash", "-euo", "pipefail", "-c", shorter + block.text]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout}\n{done.stderr}"
@@ -143,7 +149,8 @@ def run_in_process(block: Block) -> None:
         exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
         return
     for command in block.commands:
-        shortened = [command[0], STEPS, *command[1:]] if command[0] in SHORTENED else command
+        own = any(each.startswith("training.max_steps=") for each in command)
+        shortened = [command[0], STEPS, *command[1:]] if command[0] in SHORTENED and not own else command
         result = CliRunner().invoke(app, shortened, catch_exceptions=False)
         assert result.exit_code == 0, f"{block}\n{command}\n{result.output}"
 
