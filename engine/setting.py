@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal
 
@@ -152,3 +152,18 @@ def split_key_value(item: str, wanted: str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"{item!r} is no setting: write {wanted}")
     return key.strip(), value
+
+
+def check_given_once(items: Sequence[str], wanted: str) -> None:
+    """
+    Args:
+        items: `key=value`, as one command line has them. wanted: as of `split_key_value`.
+
+    Raises:
+        ConfigError: two of them give the same key other values.
+    """
+    seen: dict[str, str] = {}
+    for item in items:
+        key, value = split_key_value(item, wanted)
+        if seen.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is given twice, as {seen[key]} and as {value}: leave one out")

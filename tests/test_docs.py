@@ -131,10 +131,11 @@ def run_in_bash(block: Block, folder: Path) -> None:
     if block.language == "python":
         command = [sys.executable, "-c", block.text]
     else:
+        shortened = "|".join(rf"{name}\ *" for name in SHORTENED)
         shorter = f"""penstock() {{
             case "$* " in
                 *training.max_steps=*) command penstock "$@";;
-                {"|".join(f"{name}\\ *" for name in SHORTENED)}) command penstock "$1" {STEPS} "${{@:2}}";;
+                {shortened}) command penstock "$1" {STEPS} "${{@:2}}";;
                 *) command penstock "$@";;
             esac
         }}

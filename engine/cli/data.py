@@ -59,7 +59,9 @@ def prepare(
             "resample them whole.",
         ),
     ] = None,
-    like: Annotated[Path | None, typer.Option(help="Take tokenizer, labels and lengths from this store.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Take tokenizer, labels, lengths and, unless named, columns from this store.")
+    ] = None,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="The texts alone, for penstock distil: no label is read or kept.")
     ] = False,
@@ -75,7 +77,7 @@ def prepare(
     from penstock.engine.data import prepare as preparing
     from penstock.engine.data.job import Job
     from penstock.engine.data.sources import Reading
-    from penstock.engine.errors import ConfigError
+    from penstock.engine.errors import ConfigError, StoreError
 
     if finalize:
         if given := [name for name in stated_options(context) if name not in ("--out", "--finalize")]:
@@ -84,7 +86,10 @@ def prepare(
         store = parts.finalize(out)
         _describe(store)
         if job is not None and job.like is not None and store.is_labelled:
-            _say_overlap(Path(job.like), store)
+            try:
+                _say_overlap(Path(job.like), store)
+            except StoreError as error:  # the store is finished all the same
+                typer.echo(f"overlap with {job.like} is not known: {error}", err=True)
         return
     if not sources:
         raise ConfigError("say what to prepare: one source at least")

@@ -95,9 +95,12 @@ def distil(
     Example:  penstock distil --teacher run --unlabelled raw.store --train reviews.store --model lstm --out student
     """
     from penstock.engine.data.sources import Reading
+    from penstock.engine.errors import ConfigError
     from penstock.engine.training.distil_command import Options, read_distil_command
 
     check_resume(resume)
+    if shard is not None and resume is not None:
+        raise ConfigError("--resume has no effect: --shard makes logits alone and trains nothing; leave it out")
     share = None if shard is None else parse_share(shard)
     models: dict[str, str | None] = {"model.kind": model, "model.encoder": encoder, "model.start_from": from_}
     if drop_overlap:

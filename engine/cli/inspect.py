@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +55,7 @@ def inspect(
     from penstock.engine.data.progress import RowProgress
     from penstock.engine.data.sources import Reading
     from penstock.engine.data.sources.labels import notices
-    from penstock.engine.data.sources.open import check_splits
+    from penstock.engine.data.sources.open import check_once, check_splits
     from penstock.engine.errors import ConfigError
 
     if out is not None and out.suffix.lower() not in (".csv", ".jsonl"):
@@ -63,10 +64,14 @@ def inspect(
         raise ConfigError(f"--out {out}: {'a folder' if out.is_dir() else 'its folder does not exist'}")
     reading = Reading(separator, encoding, label_separator)
     train_sources = _open(sources, text, label, reading)
-    test_sources = _open(against, text, label, reading) if against else []
+    test_sources = _open(against, text, label, reading, train_sources[0]) if against else []
     if out is not None and any(_same_file(out, source.path) for source in [*train_sources, *test_sources]):
         raise ConfigError(f"--out {out}: it is a source, which would be overwritten; give another file")
+    check_once(train_sources)
+    check_once(test_sources)
     check_splits([*train_sources, *test_sources], label_separator)
+    if test_sources:
+        _check_kinds(train_sources[0], test_sources[0])
     with RowProgress("reading", shown=True) as bar:
         train = look(train_sources, bar.advance)
         require_rows(train)
@@ -88,20 +93,43 @@ def inspect(
         print(_summary(train, found, test, shared))
 
 
-def _open(names: list[str], text: str | None, label: str | None, reading: "Reading") -> "list[Source]":
-    """The sources, without labels where they have no column of a usual name and none was asked for."""
+def _open(
+    names: list[str], text: str | None, label: str | None, reading: "Reading", train: "Source | None" = None
+) -> "list[Source]":
+    """The sources, without labels where they have no column of a usual name and none was asked for.
+
+    Args:
+        train: whose columns those of a test set are.
+    """
     from penstock.engine.data.sources import open_sources
+    from penstock.engine.data.sources.alike import Columns, open_alike
     from penstock.engine.errors import SourceError
 
     for name in names:
         if (Path(name) / "manifest.json").is_file():
             raise SourceError(f"{name}: a store, which keeps no texts; inspect the sources it was prepared from")
+    opened: Any = open_sources
+    if train is not None:
+        opened = partial(open_alike, like=Columns(train.text, train.label, train.is_pair, train.name))
     try:
-        return open_sources(names, text=text, label=label, reading=reading)
+        return opened(names, text=text, label=label, reading=reading)
     except SourceError:
         if label is not None or reading.label_separator is not None:
             raise
-        return open_sources(names, text=text, need_label=False, reading=reading)
+        return opened(names, text=text, need_label=False, reading=reading)
+
+
+def _check_kinds(train: "Source", test: "Source") -> None:
+    """Raises SourceError: one has lists of labels, the other a label for each row, which cannot be compared."""
+    from penstock.engine.errors import SourceError
+
+    if None in (train.label, test.label) or train.multi_label == test.multi_label:
+        return
+    lists, single = (train, test) if train.multi_label else (test, train)
+    raise SourceError(
+        f"{lists.name} has lists of labels, {single.name} a single label for each row (column {single.label!r}): "
+        "--label-separator says what stands between the labels of a text"
+    )
 
 
 def _same_file(path: Path, other: Path | None) -> bool:

@@ -78,7 +78,7 @@ def evaluate(
     from penstock.engine.data.store import Store
     from penstock.engine.errors import ConfigError
     from penstock.engine.training.bad_rows import BadRowReport
-    from penstock.engine.training.outputs import check_output, open_output
+    from penstock.engine.training.outputs import check_distinct, check_output, open_output
     from penstock.engine.training.run_record import (
         check_fits,
         check_labels,
@@ -89,8 +89,8 @@ def evaluate(
     )
 
     _check_choice("--bad-rows", bad_rows, ("fail", "skip", "quarantine"))
-    if json_file == html and html is not None:
-        raise ConfigError(f"--json and --html both write {html}")
+    outputs = [out for out in (json_file, html) if out is not None]
+    check_distinct(outputs)
     reading = Reading(separator, encoding, label_separator)
     record = read_trained_record(run)
     store, sources = None, []
@@ -107,7 +107,6 @@ def evaluate(
         check_splits(sources, label_separator)
         for source in sources:
             check_labels(source, record["data"])
-    outputs = [out for out in (json_file, html) if out is not None]
     for out in outputs:
         check_output(out, files_of(sources), [run, *([Path(data)] if store else [])])
     if html == "-":
@@ -119,6 +118,7 @@ def evaluate(
         if bad_rows == "quarantine":
             name = re.sub(r"[^\w.-]+", "_", Path(data).name) + ".bad-rows.jsonl"
             check_output(name, files_of(sources))
+            check_distinct([*outputs, name])
             quarantine = (name, stack.enter_context(open_output(name)))
         report = BadRowReport(bad_rows, quarantine)
 
@@ -226,6 +226,7 @@ def predict(
     from penstock.engine.training.bad_rows import BadRowReport
     from penstock.engine.training.inputs import opened_for_predicting
     from penstock.engine.training.outputs import (
+        check_distinct,
         check_output,
         check_separator,
         open_output,
@@ -246,6 +247,8 @@ def predict(
     several = record["data"].get("multi_label", False)
     if label_separator is not None and not several:
         raise ConfigError(f"--label-separator has no effect: the run {run} gives each text one label")
+    if label_separator is not None and chosen in ("jsonl", "parquet"):
+        raise ConfigError(f"--label-separator has no effect: {chosen} has lists of labels: leave it out, or write csv")
     between = Reading(label_separator=label_separator or record["data"].get("label_separator")).label_separator
     if several:
         check_separator(chosen, record["data"]["label_names"], between)
@@ -253,7 +256,6 @@ def predict(
         check_output(out, [Path("/dev/stdin" if source == "-" else source).expanduser()], [run])
         opened = stack.enter_context(opened_for_predicting(source, format, record["data"], text, reading))
         check_output(out, files_of(opened), [run])
-        _say_columns(opened, record["data"]["text"], text)
         for each in opened:
             each.carry(kept)
         schema = common_schema(opened)
@@ -271,6 +273,7 @@ def predict(
         if bad_rows == "quarantine":
             beside = f"{out}.bad-rows.jsonl"
             check_output(beside, files_of(opened), [run])
+            check_distinct([out, beside])
             quarantine = (beside, stack.enter_context(open_output(beside)))
         report = BadRowReport(bad_rows, quarantine)
 
@@ -304,15 +307,6 @@ def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
 
 def _say(line: str) -> None:
     typer.echo(f"penstock: {line}", err=True)
-
-
-def _say_columns(opened: Sequence, in_training: str, given: str | None) -> None:
-    for source in opened:
-        if given is None and source.text != in_training and source.columns != ["text"]:
-            _say(
-                f"{source.name}: texts are read from column {source.text!r}; there is none called {in_training!r}, as "
-                "in training"
-            )
 
 
 def _output_format(source: str, out: str, format: str | None, out_format: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -69,18 +70,22 @@ def pretrain(
     Example:  penstock pretrain --model lstm --texts reviews.store --out pretrained pretraining.tokens=3000000
     """
     from penstock.engine.data.sources import Reading
+    from penstock.engine.training.memory import keep_freed_memory
     from penstock.engine.training.pretrain_command import RawTexts, read_pretrain_command
 
     check_resume(resume, dry_run)
     options = {"model.kind": model, "model.encoder": encoder}
     raw = RawTexts(tokenizer, text, Reading(separator, encoding))
-    command = read_pretrain_command(out, texts, raw, config, options, overrides or [])
+    read = partial(read_pretrain_command, out, texts, raw, config, options, overrides or [])
+    if dry_run:  # leaves nothing behind, raw texts neither
+        with TemporaryDirectory(prefix="penstock-") as temporary:
+            command = read(Path(temporary))
+            keep_freed_memory()
+            try_out(command.settings, command.train, None, out)
+        return
+    command = read()
 
-    from penstock.engine.training.memory import keep_freed_memory
     from penstock.engine.training.train import train as run_training
 
     keep_freed_memory()
-    if dry_run:
-        try_out(command.settings, command.train, None, out)
-        return
     train_to_end(out, partial(run_training, command.settings, command.train, out), resume)

@@ -152,7 +152,6 @@ def study(
 
     if bool(train) != bool(test):
         raise ConfigError("give both --train and --test, or neither for the generated reviews")
-    Prices.of(price_label, price_hour, predictions)  # says what is wrong with them before anything is trained
     seconds = None if budget is None else parse_budget(budget)
     chosen = check_families([name.strip() for name in families.split(",") if name.strip()])
     most = SYNTHETIC_MOST if not (train or sizes) and REFERENCE in chosen else []
@@ -176,19 +175,22 @@ def study(
         cluster=cluster,
         external=parse_externals(external or []),
         pretrain_tokens=parse_tokens(pretrain_tokens),
+        prices=Prices.of(price_label, price_hour, predictions, out),
     )
     keep_freed_memory()
     if plan:
         show_plan(settings, out, jobs, keep_runs, seconds)
         return
     run_study(settings, out, jobs=jobs, keep_runs=keep_runs, budget=seconds)
-    report(out, price_label, price_hour, predictions)
+    report(out)
 
 
 def show_plan(settings: "StudySettings", out: Path, jobs: int, keep_runs: bool, budget: float | None) -> None:
     """Prints what the study would do; the figures go to OUT/plan.json."""
     from rich.console import Console
 
+    from penstock.engine.study.directory import read_study
+    from penstock.engine.study.money import Prices
     from penstock.engine.study.plan import PLAN_NAME
     from penstock.engine.study.plan_tables import plan_lines, plan_table
     from penstock.engine.study.planning import plan_study
@@ -196,7 +198,7 @@ def show_plan(settings: "StudySettings", out: Path, jobs: int, keep_runs: bool, 
     plan = plan_study(settings, out, jobs=jobs, keep_runs=keep_runs)
     console = Console()
     console.print(plan_table(plan))
-    for line in plan_lines(plan, budget):
+    for line in plan_lines(plan, budget, Prices.in_study(read_study(out))):
         console.print(line, highlight=False, markup=False)
     print(f"plan: {out / PLAN_NAME}; the same command without --plan runs the study")
 
@@ -207,7 +209,8 @@ def report(
     price_hour: PriceHour = None,
     predictions: Predictions = None,
 ) -> None:
-    """Write the report of a study again, from the trials that are finished. It remembers prices.
+    """Write the report of a study again, from the trials that are finished. Prices that are not given are those that
+    were given last.
 
     Example:  penstock report answer --price-label 0.05 --price-hour 0.4 --predictions 1e6
     """
@@ -217,7 +220,7 @@ def report(
     from penstock.engine.study.report import break_even_lines, headline, rich_table, write_report
     from penstock.engine.study.report_costs import exchange_lines
 
-    findings = write_report(directory, Prices.of(price_label, price_hour, predictions))
+    findings = write_report(directory, Prices.of(price_label, price_hour, predictions, directory))
     console = Console()
 
     def show(*lines: str) -> None:

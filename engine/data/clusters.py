@@ -7,6 +7,7 @@ numbered the values there, which says nothing of another store's rows.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from penstock.engine.files import committed
 FORMAT = "2"
 _NUMBERED = "1"  # of the format that has numbers in place of keys
 _REMEMBERED = 1 << 18  # values whose keys are kept at hand
+# What tables with a null in a column of whole numbers make of these, and csv then keeps as text.
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class ClusterKeys:
         except ValueError as error:
             place = source.position(position)
             raise SourceError(f"{place}: column {error}: --cluster needs a single value in every row") from None
+        if (number := _WHOLE.fullmatch(name)) is not None:
+            name = number[1]
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         if len(self._keys) >= _REMEMBERED:
             self._keys.clear()

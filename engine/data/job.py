@@ -111,7 +111,9 @@ class Job:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, OSError) as error:
-            raise StoreError(f"{folder / JOB_NAME}: damaged: {error}; --overwrite starts from nothing") from None
+            raise StoreError(
+                f"{folder / JOB_NAME}: damaged: {error}; remove the folder {folder}, and prepare it again"
+            ) from None
 
 
 @dataclass(frozen=True)

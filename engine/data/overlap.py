@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.data.cut import texts_cut_short
 from penstock.engine.data.store import Store
 from penstock.engine.errors import StoreError
 
@@ -51,16 +52,16 @@ def _tokens_of_shard(store: Store, number: int, start: int) -> tuple[np.ndarray,
 def find_overlap(train: Store, test: Store) -> Overlap:
     """Reads both stores once; memory grows with the test store's rows and one shard of the training store's.
 
-    Rows are compared by 128 bits of a hash.
+    Rows are compared by 128 bits of a hash. Where one of the two keeps fewer tokens of a text, both are compared as
+    that one keeps them.
 
     Raises:
-        StoreError: the stores have different tokenizers, so that their tokens cannot be compared, or one has lists of
-            labels and the other has not.
+        StoreError: the stores have different tokenizers or keep other parts of long texts, so that their tokens cannot
+            be compared, or one has lists of labels and the other has not.
     """
-    if test.manifest.tokenizer.fingerprint != train.manifest.tokenizer.fingerprint:
-        raise StoreError(f"{test.path} and {train.path} have different tokenizers: prepare one --like the other")
     if test.multi_label != train.multi_label:
         raise StoreError(f"one of {test.path} and {train.path} has lists of labels: prepare one --like the other")
+    train, test = _cut_alike(train, test)
     wanted = np.concatenate([hashes for _, hashes in row_hashes(test)])
     keys, first, group = np.unique(wanted[:, 0], return_index=True, return_inverse=True)
     checks = wanted[first, 1]
@@ -82,16 +83,41 @@ def shared_rows(store: Store, test: Store) -> np.ndarray:
     Where one of the two keeps fewer tokens of a text, both are compared as that one keeps them.
 
     Raises:
-        StoreError: the stores have different tokenizers, so that their tokens cannot be compared.
+        StoreError: the stores have different tokenizers or keep other parts of long texts, so that their tokens cannot
+            be compared.
     """
-    if test.manifest.tokenizer.fingerprint != store.manifest.tokenizer.fingerprint:
-        raise StoreError(f"{test.path} and {store.path} have different tokenizers: prepare one --like the other")
-    if not store.is_pair:
-        shorter = min(store, test, key=lambda one: one.max_length)
-        store, test = (one.cut_to(shorter.max_length, shorter.truncation) for one in (store, test))
+    store, test = _cut_alike(store, test)
     wanted = np.unique(np.concatenate([_whole(hashes) for _, hashes in row_hashes(test)]))
     found = [start + np.flatnonzero(np.isin(_whole(hashes), wanted)) for start, hashes in row_hashes(store)]
     return np.concatenate(found).astype(np.int64)
+
+
+def _cut_alike(first: Store, other: Store) -> tuple[Store, Store]:
+    """The stores, cut so that both have the same tokens of the same text.
+
+    Raises:
+        StoreError: that cannot be had.
+    """
+    for what, here, there in (
+        ("different tokenizers", other.manifest.tokenizer.fingerprint, first.manifest.tokenizer.fingerprint),
+        ("different columns of text", other.is_pair, first.is_pair),
+    ):
+        if here != there:
+            raise StoreError(f"{other.path} and {first.path} have {what}: prepare one --like the other")
+    shorter = min(first, other, key=lambda one: one.max_length)
+    length, truncation = shorter.max_length, shorter.truncation
+    longer = other if shorter is first else first
+    # pairs of texts are not cut after they were prepared
+    unlike = first.is_pair and shorter.manifest.truncated_texts > 0 and longer.longest > length
+    if unlike or texts_cut_short(longer, length, truncation):
+        kept = [f"{one.max_length:,} tokens ({one.truncation})" for one in (other, first)]
+        raise StoreError(
+            f"{other.path} and {first.path} have long texts cut to {kept[0]} and {kept[1]}: which of them are the same "
+            "cannot be seen; prepare one --like the other"
+        )
+    if first.is_pair:
+        return first, other
+    return first.cut_to(length, truncation), other.cut_to(length, truncation)
 
 
 def _whole(hashes: np.ndarray) -> np.ndarray:

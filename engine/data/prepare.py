@@ -39,8 +39,9 @@ from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.parts import make_shards, write_part
 from penstock.engine.data.progress import RowProgress
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
+from penstock.engine.data.sources.alike import Columns, open_alike
 from penstock.engine.data.sources.labels import notices, sort_labels
-from penstock.engine.data.sources.open import check_splits
+from penstock.engine.data.sources.open import BAD_ROWS, check_once, check_splits
 from penstock.engine.data.sources.text_columns import single_texts
 from penstock.engine.data.store import Store
 from penstock.engine.data.survey import Survey, survey, usable_rows
@@ -108,7 +109,7 @@ def prepare(
         truncation: "head", "tail" or "head+tail", which part of a long text is kept; by default the tokenizer's own.
         bad_rows: "fail" at the first row that cannot be used, or "quarantine" them in OUT.bad-rows.jsonl.
         like: a store whose tokenizer, labels, max_length and truncation are taken: for test sets; of unlabelled texts
-            all but the labels.
+            all but the labels. Columns that are not named are those that it was prepared from.
         overwrite: replace what `out` holds, when it is a store or an unfinished one.
         rows_per_shard: rows of each file; by default as many as bound a shard to 2^26 tokens, at most 2^18.
         progress: show it on stderr.
@@ -192,7 +193,7 @@ def prepare_part(
     """
     if not 0 <= part[0] < part[1]:
         raise ConfigError(f"shard {part[0]}/{part[1]}: expected i/n with 0 <= i < n")
-    options = _Options(text, label, bad_rows, False, rows_per_shard, progress, reading, cluster, unlabelled)
+    options = _Options(text, label, bad_rows, None, rows_per_shard, progress, reading, cluster, unlabelled)
     settings = _Settings(tokenizer, max_length, truncation, like, unlabelled)
     preparation = _survey(sources, Path(out), settings, options, shared=True)
     if preparation is not None:
@@ -205,19 +206,26 @@ class _Options:
     text: str | None
     label: str | None
     bad_rows: str
-    overwrite: bool
+    overwrite: bool | None  # None: it cannot be asked for
     rows_per_shard: int | None
     progress: bool
     reading: Reading
     cluster: str | None
     unlabelled: bool
 
+    @property
+    def remedy(self) -> str:
+        """What to do about a folder that holds something else."""
+        if self.overwrite is None:
+            return "choose another folder, or remove it before the first share is made"
+        return "choose another folder, or --overwrite it"
+
 
 def _survey(
     sources: Any, folder: Path, settings: "_Settings", options: _Options, shared: bool = False
 ) -> "_Preparation | None":
     """Reads the sources once, to know what is to be made; None if it is there already."""
-    bad_rows, overwrite, progress = options.bad_rows, options.overwrite, options.progress
+    bad_rows, overwrite, progress = options.bad_rows, bool(options.overwrite), options.progress
     if bad_rows not in ("fail", "quarantine"):
         raise ConfigError(f"bad rows: expected fail or quarantine, got {bad_rows!r}")
     rows_per_shard = options.rows_per_shard
@@ -229,10 +237,13 @@ def _survey(
         if value is not None:
             raise ConfigError(f"{name} {value} has no effect: --unlabelled reads no labels; leave one of the two out")
     options = replace(options, reading=settings.reading(options.reading))
-    text = options.text
-    if text is None and settings.like is not None and settings.like.is_pair:
-        text = settings.like.manifest.sources[0].text  # there are no usual names of pairs
-    opened = open_sources(sources, text=text, label=options.label, need_label=not unlabelled, reading=options.reading)
+    wanted: dict[str, Any] = {"text": options.text, "label": options.label, "need_label": not unlabelled}
+    wanted |= {"reading": options.reading, "out": folder}
+    if settings.like is None:
+        opened = open_sources(sources, **wanted)
+    else:
+        opened = open_alike(sources, settings.columns, **wanted)
+    check_once(opened)
     if unlabelled and opened[0].label is not None:
         raise SourceError(f"{opened[0].name}: was opened with its labels; open it with need_label=False")
     check_splits(opened, separator)
@@ -245,7 +256,7 @@ def _survey(
         rows_per_shard = max(1, min(ROWS_PER_SHARD, TOKENS_PER_SHARD // settings.max_length))
     settings.load_tokenizer(is_pair)
 
-    quarantine = _beside(folder, ".bad-rows.jsonl") if bad_rows == "quarantine" else None
+    quarantine = _beside(folder, BAD_ROWS) if bad_rows == "quarantine" else None
     with RowProgress("reading", shown=progress) as bar:
         found = survey(
             opened,
@@ -277,13 +288,11 @@ def _survey(
     )
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         if Manifest.read(folder).preparation != preparation:
-            raise OtherDataError(
-                f"{folder}: a store of other data or settings; choose another folder, or --overwrite it"
-            )
+            raise OtherDataError(f"{folder}: a store of other data or settings; {options.remedy}")
         with locked(folder, shared=False):
             remove_leftovers(folder)
             if options.cluster is not None and found.clusters is not None:
-                _add_clusters(folder, options.cluster, found.clusters)
+                _add_clusters(folder, options.cluster, found.clusters, options.remedy)
         return None
     return _Preparation(opened, found, settings, folder, preparation, label_names, rows_per_shard, options)
 
@@ -333,6 +342,13 @@ class _Settings:
             raise TokenizerError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
         if max_length is not None and not 1 <= max_length <= 1 << 24:
             raise ConfigError(f"max length must be between 1 and {1 << 24}, got {max_length}")
+
+    @property
+    def columns(self) -> Columns:
+        """Those that the other store was prepared from."""
+        assert self.like is not None
+        first = self.like.manifest.sources[0]
+        return Columns(first.text, first.label or None, self.like.is_pair, str(self.like.path))
 
     def reading(self, given: Reading) -> Reading:
         """How the sources are read; unless something else is given, labels are separated as for the other store."""
@@ -450,8 +466,8 @@ class _Preparation:
         job = None if self.options.overwrite else Job.read(self.folder)
         if job is not None and (job.preparation, job.cluster, job.cluster_content) != self._identity:
             raise OtherDataError(
-                f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, choose "
-                "another folder, or --overwrite it"
+                f"{self.folder}: holds an unfinished preparation of other data or settings; finish that, "
+                f"{self.options.remedy}"
             )
         if job is not None and self._has_tokenizer(job):
             self.begun = True
@@ -534,8 +550,11 @@ class _Preparation:
             self.folder.rmdir()
 
 
-def _add_clusters(folder: Path, column: str, keys: np.ndarray) -> None:
+def _add_clusters(folder: Path, column: str, keys: np.ndarray, remedy: str) -> None:
     """Keeps the rows' clusters in a finished store, which has none yet.
+
+    Args:
+        remedy: what to do if it has others.
 
     Raises:
         OtherDataError: it has others.
@@ -546,9 +565,7 @@ def _add_clusters(folder: Path, column: str, keys: np.ndarray) -> None:
         entry = write_clusters(folder, store.manifest.preparation, column, keys)
         write_committed(folder / MANIFEST_NAME, replace(store.manifest, clusters=entry).to_json())
     elif there.column != column or not np.array_equal(store.clusters, keys):
-        raise OtherDataError(
-            f"{folder}: a store with other groups, by column {there.column!r}; choose another folder, or --overwrite it"
-        )
+        raise OtherDataError(f"{folder}: a store with other groups, by column {there.column!r}; {remedy}")
 
 
 def _beside(folder: Path, ending: str) -> Path:

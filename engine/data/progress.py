@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 15.0
 
 
+def print_line(line: str) -> None:
+    """Says something on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class RowProgress:
     """Counts rows; use as a context manager.
 

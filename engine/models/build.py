@@ -264,7 +264,9 @@ def check_tokenizer(encoder: str, vocab_size: int, tokenizer: PreTrainedTokenize
     try:
         own = None if tokenizer is None else load_with_transformers(encoder)
     except (OSError, ValueError):
-        own = None  # a checkpoint without a tokenizer: the number of ids is all there is to compare
+        own = None
+    if own is not None and len(own.get_vocab()) == len(own.all_special_tokens):
+        own = None  # a checkpoint without a tokenizer, for which transformers makes one: there are only ids to compare
     if vocab_size > rows:
         if own is not None and max(own.get_vocab().values(), default=-1) >= rows:
             remedy = (

@@ -33,14 +33,17 @@ class Series:
     Attributes:
         scores: float64, (seeds, rows): right or wrong (0 or 1), or a difference of two such.
         size: training examples.
-        seeds: the seeds' numbers.
         fixed: nothing about it depends on the seed, as of the most frequent class: it says nothing of how others do.
     """
 
     scores: np.ndarray
     size: int
-    seeds: tuple[int, ...]
     fixed: bool = False
+
+    @property
+    def seeds(self) -> int:
+        """How many."""
+        return len(self.scores)
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,8 @@ def draw_groups(
 
 def _check(series: Mapping[Key, Series], clusters: Clusters) -> None:
     for key, own in series.items():
-        if own.scores.ndim != 2 or len(own.scores) != len(own.seeds) or not len(own.seeds):
-            raise ValueError(f"{key}: scores must be (seeds, rows), got {own.scores.shape} of {len(own.seeds)} seeds")
+        if own.scores.ndim != 2 or not own.seeds:
+            raise ValueError(f"{key}: scores must be (seeds, rows), got {own.scores.shape}")
         if own.scores.shape[1] != clusters.rows:
             raise ValueError(f"{key}: scores are of {own.scores.shape[1]} rows, the clusters of {clusters.rows}")
 
@@ -132,7 +135,7 @@ def _draw(
         if not of_rows[:, place].any():  # the same in every resample
             rows = _of_unseen_rows(means[place], scale, clusters.count, draws, randoms[place]) - means[place]
         drawn = _on_scale(means[place], rows, of_seeds[place], scale, clusters.count)
-        found[key] = Drawn(float(means[place]), drawn, len(own.seeds), clusters.rows, clusters.count)
+        found[key] = Drawn(float(means[place]), drawn, own.seeds, clusters.rows, clusters.count)
     return found
 
 
@@ -157,8 +160,8 @@ def _rows_alone(scores: np.ndarray, clusters: Clusters) -> float:
 
 def _of_seeds(series: Sequence[Series], draws: int, randoms: Sequence[np.random.Generator]) -> list[np.ndarray]:
     """The seeds' part of each series, (draws,) each; zero for a lone seed, and for what is fixed."""
-    several = [place for place, own in enumerate(series) if len(own.seeds) > 1 and not own.fixed]
-    counts = np.array([len(series[place].seeds) for place in several])
+    several = [place for place, own in enumerate(series) if own.seeds > 1 and not own.fixed]
+    counts = np.array([series[place].seeds for place in several])
     variances, freedoms = moderate(
         np.array([series[place].scores.mean(1).var(ddof=1) for place in several]),
         counts - 1,

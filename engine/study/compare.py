@@ -93,8 +93,8 @@ def compare(truth: Truth, first: Judged, second: Judged, margin: float = MARGIN)
     right = [own == truth.labels[rows] for own in labels]
     clusters = Clusters.single(len(rows)) if truth.clusters is None else Clusters.of(truth.clusters[rows])
     scores = [own.astype(np.float64)[None] for own in right]
-    shares = {number: Series(own, 1, (0,)) for number, own in enumerate(scores)}
-    differences = {0: Series(scores[0] - scores[1], 1, (0,))}
+    shares = {number: Series(own, 1) for number, own in enumerate(scores)}
+    differences = {0: Series(scores[0] - scores[1], 1)}
     accuracies, drawn = draw_groups([(shares, "share"), (differences, "difference")], clusters)
     differ = np.flatnonzero(labels[0] != labels[1])
     flips = differ[np.argsort(right[0][differ] == right[1][differ], kind="stable")]

@@ -1,7 +1,7 @@
 """What `penstock compare` is given: the test data, and two runs, files of predictions or trials of a study."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from penstock.engine.data.clusters import ClusterKeys, carried_values, read_clusters
-from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_source, open_sources
-from penstock.engine.data.sources.labels import LabelNames, merged_spellings, sort_labels, spelling
+from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
+from penstock.engine.data.sources.labels import LabelNames, merged_spellings, sort_labels
 from penstock.engine.data.sources.open import form_of
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError, first_line
+from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError
 from penstock.engine.study.compare import Judged, Truth
+from penstock.engine.study.prediction_files import IdColumn, PredictionFile, read_content, read_prediction_file
 from penstock.engine.study.predictions import Predictions, parse_predictions
 from penstock.engine.training.run_record import (
     as_trained,
@@ -24,8 +25,7 @@ from penstock.engine.training.run_record import (
     read_trained_record,
 )
 
-PREDICTION_FORMS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-ID, LABEL = "id", "label"
+ID = "id"
 _LISTED = 10
 
 
@@ -44,6 +44,16 @@ class Options:
     id: str | None = None
     reading: Reading = PLAIN_READING
 
+    def id_column(self, name: str, columns: Sequence[str]) -> str | None:
+        """The one of a file with these columns.
+
+        Raises:
+            SourceError: it lacks the one that was asked for.
+        """
+        if self.id is not None and self.id not in columns:
+            raise SourceError(f"{name}: no column {self.id!r}; there are: {', '.join(columns)}")
+        return self.id or (ID if ID in columns else None)
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -53,17 +63,8 @@ class _Run:
     record: dict[str, Any]
 
     @property
-    def label_names(self) -> list[str]:
+    def label_names(self) -> Sequence[str]:
         return self.record["data"]["label_names"]
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file of predictions: each row's label as it is spelled, and its id."""
-
-    name: str
-    spelled: list[str]
-    ids: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,42 @@ class _Trial:
     name: str
     predictions: Predictions
 
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self.predictions.label_names
 
-Given = _Run | _File | _Trial
+
+Given = _Run | PredictionFile | _Trial
+
+
+class _Classes:
+    """The classes of several label columns, each read as that column was: in runs and trials, then in the test data.
+
+    Attributes:
+        names: of all of them. A class that no test row has may well be predicted.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._columns: list[tuple[LabelNames, dict[str, int]]] = []
+
+    def numbers_of(self, names: Sequence[str]) -> np.ndarray:
+        """int64: for each class of a column its number here. Those that are new are added."""
+        numbers = {}
+        for name in names:
+            if (found := self(name)) is None:
+                found = len(self.names)
+                self.names.append(name)
+            numbers[name] = found
+        self._columns.append((LabelNames(names), numbers))
+        return np.array(list(numbers.values()), np.int64)
+
+    def __call__(self, spelled: str) -> int | None:
+        """A class's number by its spelling; None if there is no such."""
+        for known, numbers in self._columns:
+            if (name := known(spelled)) is not None:
+                return numbers[name]
+        return None
 
 
 def read_inputs(first: str, second: str, data: str, options: Options) -> tuple[Truth, Judged, Judged, list[str]]:
@@ -83,13 +118,13 @@ def read_inputs(first: str, second: str, data: str, options: Options) -> tuple[T
     Raises:
         PenstockError: one of them is missing, damaged or does not fit the others.
     """
-    given = [_open(name, options) for name in (first, second)]
+    given = [_open(name, options.id_column) for name in (first, second)]
     if is_store(data):
         return _on_store(given, data, options)
     return _on_source(given, data, options)
 
 
-def _open(name: str, options: Options) -> Given:
+def _open(name: str, id_column: IdColumn) -> Given:
     path = Path(name).expanduser()
     if path.is_dir():
         record = read_trained_record(path)
@@ -100,101 +135,12 @@ def _open(name: str, options: Options) -> Given:
         raise SourceError(f"{name}: no such run or file of predictions")
     if form_of(path) == ".parquet":
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise SourceError(f"{name}: cannot be read: {error.strerror}") from None
-        try:
-            found = parse_predictions(path, content)
+            found = parse_predictions(path, read_content(name))
         except RunError as error:
             raise SourceError(str(error)) from None
-        return _Trial(name, found) if found is not None else _read_parquet(name, content, options.id)
-    if form_of(path) not in PREDICTION_FORMS:
-        raise SourceError(f"{name}: predictions are csv, tsv, jsonl or parquet files, or the folder of a run")
-    return _read_file(name, options.id)
-
-
-def _read_file(name: str, id_column: str | None) -> _File:
-    """csv, tsv, jsonl. The label is read as a text, and what it cannot be is found by its spelling."""
-    try:
-        source = open_source(name, text=LABEL, need_label=False)
-    except SourceError as error:
-        if "no column" in str(error):
-            raise SourceError(f"{error}; a file of predictions has such a column") from None
-        raise
-    wanted = _id_column(name, source.columns, id_column)
-    source.carry([LABEL, *([wanted] if wanted else [])])
-    labels: list[Any] = []
-    ids: list[Any] = []
-    for rows in source.rows():
-        count = len(rows.texts) + len(rows.bad)
-        labels += carried_values(rows.carried, LABEL, count)
-        ids += carried_values(rows.carried, wanted, count) if wanted else []
-    return _file(name, labels, ids if wanted else None)
-
-
-def _read_parquet(name: str, content: bytes, id_column: str | None) -> _File:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(pa.BufferReader(content))
-    columns = file.schema_arrow.names
-    if LABEL not in columns:
-        raise SourceError(
-            f"{name}: no column {LABEL!r}; there are: {', '.join(columns)}; a file of predictions has such a column"
-        )
-    wanted = _id_column(name, columns, id_column)
-    table = file.read([LABEL, *([wanted] if wanted else [])])
-    return _file(name, table[LABEL].to_pylist(), table[wanted].to_pylist() if wanted else None)
-
-
-def _id_column(name: str, columns: Sequence[str], given: str | None) -> str | None:
-    if given is not None and given not in columns:
-        raise SourceError(f"{name}: no column {given!r}; there are: {', '.join(columns)}")
-    return given or (ID if ID in columns else None)
-
-
-def read_prediction_file(name: str, id_columns: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
-    """A file with a label for each row: (labels as they are spelled, which of `id_columns` it has, that one's values).
-
-    Raises:
-        SourceError: there is no such file, it is of another form, it has no labels, or a row lacks one.
-    """
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise SourceError(f"{name}: no such file of predictions")
-    if form_of(path) not in PREDICTION_FORMS:
-        raise SourceError(f"{name}: predictions are csv, tsv, jsonl or parquet files")
-    if form_of(path) == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        content = path.read_bytes()
-        try:
-            columns: Sequence[str] = pq.ParquetFile(pa.BufferReader(content)).schema_arrow.names
-        except pa.ArrowException as error:
-            raise SourceError(f"{name}: cannot be read: {first_line(error)}") from None
-        column = next((own for own in id_columns if own in columns), None)
-        found = _read_parquet(name, content, column)
-    else:
-        try:
-            columns = open_source(name, text=LABEL, need_label=False).columns
-        except SourceError as error:
-            if "no column" in str(error):
-                raise SourceError(f"{error}; a file of predictions has such a column") from None
-            raise
-        column = next((own for own in id_columns if own in columns), None)
-        found = _read_file(name, column)
-    return found.spelled, column, found.ids if column is not None and found.ids is not None else []
-
-
-def _file(name: str, labels: list[Any], ids: list[Any] | None) -> _File:
-    spelled = []
-    for number, label in enumerate(labels, 1):
-        try:
-            spelled.append(spelling(label, LABEL))
-        except ValueError as error:
-            raise SourceError(f"{name}: row {number}: {error}: every row needs a prediction") from None
-    return _File(name, spelled, None if ids is None else [str(value) for value in ids])
+        if found is not None:
+            return _Trial(name, found)
+    return read_prediction_file(name, id_column)
 
 
 def _on_store(given: Sequence[Given], data: str, options: Options) -> tuple[Truth, Judged, Judged, list[str]]:
@@ -211,17 +157,11 @@ def _on_store(given: Sequence[Given], data: str, options: Options) -> tuple[Trut
         if isinstance(each, _Trial) and each.predictions.test != store.fingerprint:
             raise StoreError(f"{each.name}: predictions of another test store than {data}")
     clusters = None if options.cluster is None else read_clusters(store, options.cluster).keys
-    truth = Truth(
-        data, store.labels, store.label_names, clusters, lambda rows: _decoded(store, rows), options.cluster or ""
-    )
-    judged = [_judged(each, truth, None) if not isinstance(each, _Run) else None for each in given]
-    for place, each in enumerate(given):
-        if isinstance(each, _Run):
-            judged[place] = Judged(each.name, None, _run_on_store(each, store))
-    first, second = judged
-    assert first is not None
-    assert second is not None
-    return truth, first, second, []
+    classes = _Classes()
+    labels = classes.numbers_of(store.label_names)[store.labels]
+    _add(given, classes)
+    truth = Truth(data, labels, classes.names, clusters, lambda rows: _decoded(store, rows), options.cluster or "")
+    return truth, *_judged(given, truth, classes, None, lambda run: _run_on_store(run, store)), []
 
 
 def _on_source(given: Sequence[Given], data: str, options: Options) -> tuple[Truth, Judged, Judged, list[str]]:
@@ -234,34 +174,29 @@ def _on_source(given: Sequence[Given], data: str, options: Options) -> tuple[Tru
         return open_sources(data, text=options.text, label=options.label, reading=options.reading)
 
     spelled, ids, clusters = _read_truth(opened(), options)
-    merged = merged_spellings(Counter(spelled))
-    names = sort_labels(list(merged))
-    known = {one: name for name, alike in merged.items() for one in alike}
-    of_runs = [LabelNames(run.label_names) for run in runs]
+    classes = _Classes()
+    _add(given, classes)
+    merged = merged_spellings({one: 1 for one in spelled if classes(one) is None})
+    classes.numbers_of(sort_labels(list(merged)))
+    numbers = {one: classes(one) for one in set(spelled)}
+    labels = np.array([numbers[one] for one in spelled], np.int64)
+    rows_of = Counter(labels.tolist())
     notes = [
-        f"{run.name} does not know the class {name!r} ({sum(alike.values()):,} rows): they count as wrong"
-        for run, names_of in zip(runs, of_runs, strict=True)
-        for name, alike in merged.items()
-        if names_of(name) is None
+        f"{run.name} does not know the class {classes.names[number]!r} ({rows_of[number]:,} rows): they count as wrong"
+        for run in runs
+        for number in sorted(rows_of.keys() - set(classes.numbers_of(run.label_names).tolist()))
     ]
-    # a class that no test row has may well be predicted
-    own = LabelNames(names)
+    truth = Truth(
+        data, labels, classes.names, clusters, lambda rows: list(_texts(opened(), rows)), options.cluster or ""
+    )
+    judged = _judged(given, truth, classes, ids, lambda run: _run_on_source(run, data, options))
+    return truth, *judged, notes
+
+
+def _add(given: Sequence[Given], classes: _Classes) -> None:
     for each in given:
-        others = each.label_names if isinstance(each, _Run) else ()
-        others = each.predictions.label_names if isinstance(each, _Trial) else others
-        names += [name for name in others if own(name) is None and name not in names]
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = np.array([numbers[known[one]] for one in spelled], np.int64)
-    truth = Truth(data, labels, names, clusters, lambda rows: list(_texts(opened(), rows)), options.cluster or "")
-    judged = [_judged(each, truth, ids) if not isinstance(each, _Run) else None for each in given]
-    for place, each in enumerate(given):
-        if isinstance(each, _Run):
-            of_run = _renumbered(each.name, each.label_names, truth)
-            judged[place] = Judged(each.name, None, of_run[_run_on_source(each, data, options)])
-    first, second = judged
-    assert first is not None
-    assert second is not None
-    return truth, first, second, notes
+        if not isinstance(each, PredictionFile):
+            classes.numbers_of(each.label_names)
 
 
 def _read_truth(sources: Sequence[Source], options: Options) -> tuple[list[str], list[str] | None, np.ndarray | None]:
@@ -287,28 +222,49 @@ def _read_truth(sources: Sequence[Source], options: Options) -> tuple[list[str],
     return spelled, ids if wanted else None, np.concatenate(clusters) if options.cluster is not None else None
 
 
-def _judged(given: _File | _Trial, truth: Truth, ids: Sequence[str] | None) -> Judged:
-    if isinstance(given, _Trial):
-        return _of_trial(given, truth)
+def _judged(
+    given: Sequence[Given],
+    truth: Truth,
+    classes: _Classes,
+    ids: Sequence[str] | None,
+    predicted: Callable[[_Run], np.ndarray],
+) -> tuple[Judged, Judged]:
+    """
+    Args:
+        ids: of the test rows. predicted: gives a run's classes of them.
+    """
+    found = {}
+    for each in sorted(given, key=lambda one: isinstance(one, _Run)):  # what is wrong shows before a model is loaded
+        if isinstance(each, _Run):
+            found[each.name] = Judged(each.name, None, classes.numbers_of(each.label_names)[predicted(each)])
+        else:
+            own = _of_trial(each, truth, classes) if isinstance(each, _Trial) else _of_file(each, truth, classes, ids)
+            found[each.name] = own
+    first, second = (found[each.name] for each in given)
+    return first, second
+
+
+def _of_file(given: PredictionFile, truth: Truth, classes: _Classes, ids: Sequence[str] | None) -> Judged:
     if len(given.spelled) != len(truth.labels):
         raise SourceError(
             f"{given.name}: {len(given.spelled):,} rows, and {truth.name} has {len(truth.labels):,}: each needs one "
             "prediction"
         )
-    known, numbers = LabelNames(truth.label_names), {name: number for number, name in enumerate(truth.label_names)}
-    labels = np.empty(len(given.spelled), np.int64)
+    numbers = {spelled: classes(spelled) for spelled in set(given.spelled)}
     for place, spelled in enumerate(given.spelled):
-        name = known(spelled)
-        if name is None:
-            listed = ", ".join(truth.label_names[:_LISTED]) + (", …" if len(truth.label_names) > _LISTED else "")
-            raise SourceError(f"{given.name}: row {place + 1}: {truth.name} has no class {spelled!r} ({listed})")
-        labels[place] = numbers[name]
+        if numbers[spelled] is None:
+            listed = ", ".join(classes.names[:_LISTED]) + (", …" if len(classes.names) > _LISTED else "")
+            raise SourceError(
+                f"{given.name}: row {place + 1}: {truth.name} has no class {spelled!r} ({listed}); if no test row has "
+                "it, give the data as a store that is prepared --like the training data"
+            )
+    labels = np.array([numbers[spelled] for spelled in given.spelled], np.int64)
     if ids is None or given.ids is None:
         return Judged(given.name, None, labels)
     return Judged(given.name, None, labels[_places(given, given.ids, truth, ids)])
 
 
-def _places(given: _File, theirs: Sequence[str], truth: Truth, ids: Sequence[str]) -> np.ndarray:
+def _places(given: PredictionFile, theirs: Sequence[str], truth: Truth, ids: Sequence[str]) -> np.ndarray:
     """int64: for each test row the place of its prediction in the file."""
     places: dict[str, int] = {}
     for what, values in ((truth.name, ids), (given.name, theirs)):
@@ -322,28 +278,18 @@ def _places(given: _File, theirs: Sequence[str], truth: Truth, ids: Sequence[str
     return np.array([places[value] for value in ids], np.int64)
 
 
-def _of_trial(given: _Trial, truth: Truth) -> Judged:
+def _of_trial(given: _Trial, truth: Truth, classes: _Classes) -> Judged:
     found = given.predictions
     if found.test_rows != len(truth.labels):
         raise SourceError(
             f"{given.name}: predictions of a test set of {found.test_rows:,} rows, and {truth.name} has "
             f"{len(truth.labels):,}"
         )
-    numbers = _renumbered(given.name, found.label_names, truth)
+    numbers = classes.numbers_of(found.label_names)
     if not np.array_equal(numbers[found.truth], truth.labels[found.rows]):
         raise SourceError(f"{given.name}: predictions of other test rows than those of {truth.name}: labels differ")
     rows = None if len(found.rows) == found.test_rows else found.rows
     return Judged(given.name, rows, numbers[found.labels])
-
-
-def _renumbered(name: str, label_names: Sequence[str], truth: Truth) -> np.ndarray:
-    """int64: for each of these classes its number in the test data's."""
-    known, numbers = LabelNames(truth.label_names), {own: number for number, own in enumerate(truth.label_names)}
-    found = [known(own) for own in label_names]
-    for own, theirs in zip(label_names, found, strict=True):
-        if theirs is None:
-            raise SourceError(f"{name}: its class {own!r} is none of {truth.name}")
-    return np.array([numbers[own] for own in found if own is not None], np.int64)
 
 
 def _run_on_store(given: _Run, store: Store) -> np.ndarray:

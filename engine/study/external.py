@@ -22,10 +22,10 @@ from penstock.engine.setting import split_key_value
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar
 from penstock.engine.statistics.resample import Series, draw
-from penstock.engine.study.compare_inputs import read_prediction_file
 from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.paired import GapTest
+from penstock.engine.study.prediction_files import read_prediction_file
 from penstock.engine.study.predictions import Predictions, PredictionsEntry, read_predictions, write_labels
 from penstock.engine.study.subsets import subset
 from penstock.engine.study.trials import TrialResult
@@ -76,7 +76,8 @@ def read_external(file: str, test: Store, rows: np.ndarray) -> np.ndarray:
     Raises:
         SourceError: it lacks rows, or has others, or a row twice, or a label that is none of the test data's.
     """
-    spelled, column, ids = read_prediction_file(file, [ROW])
+    found = read_prediction_file(file, lambda name, columns: ROW if ROW in columns else None)
+    spelled, ids = found.spelled, found.ids
     known, numbers = LabelNames(test.label_names), {name: number for number, name in enumerate(test.label_names)}
     labels = np.empty(len(spelled), np.int64)
     for place, own in enumerate(spelled):
@@ -85,7 +86,7 @@ def read_external(file: str, test: Store, rows: np.ndarray) -> np.ndarray:
             listed = ", ".join(test.label_names[:_LISTED]) + (", …" if test.num_labels > _LISTED else "")
             raise SourceError(f"{file}: row {place + 1}: the test data has no class {own!r} ({listed})")
         labels[place] = numbers[name]
-    if column is None:
+    if ids is None:
         if len(labels) != test.num_examples:
             raise SourceError(
                 f"{file}: {len(labels):,} rows, and the test data has {test.num_examples:,}: each needs a prediction, "
@@ -206,9 +207,9 @@ def _figures(
                     f"{external.name}=FILE again"
                 )
         right = np.stack([theirs.right for _, theirs in of_seeds]).astype(np.float64)
-        series[size] = Series(right - own, size, tuple(seed for seed, _ in of_seeds))
+        series[size] = Series(right - own, size)
         pairs[size] = mcnemar(right > 0, np.broadcast_to(own > 0, right.shape), groups)
-    accuracy = draw({external.name: Series(own[None], 1, (0,))}, groups, "share")
+    accuracy = draw({external.name: Series(own[None], 1)}, groups, "share")
     gaps = draw(series, groups, "difference")
     p_values = [gaps[size].p_value() for size in series]
     exact = [pairs[size].p_value for size in series]

@@ -1,15 +1,19 @@
 """What a study's models cost in money: their labels, the hours that train them, the hours that predict with them."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.files import disk_errors
 from penstock.engine.records import check_range, read_record
 from penstock.engine.study.costs import Cost
+from penstock.engine.study.directory import STUDY_NAME, read_study, write_study
 from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.table import Table
 
@@ -27,8 +31,13 @@ class Prices:
     predictions: float = 0.0
 
     @classmethod
-    def of(cls, label: float | None, hour: float | None, predictions: float | None) -> "Prices | None":
+    def of(
+        cls, label: float | None, hour: float | None, predictions: float | None, folder: Path | None = None
+    ) -> "Prices | None":
         """As the options give them; None if none is given.
+
+        Args:
+            folder: of the study, which keeps those that are not given now.
 
         Raises:
             ConfigError: one is negative or no number, or predictions have no price.
@@ -39,9 +48,18 @@ class Prices:
                 raise ConfigError(f"{name} must be a number, 0 at least, got {value}")
         if all(value is None for value in given.values()):
             return None
-        if predictions and not hour:
+        kept = cls()
+        if folder is not None and (folder / STUDY_NAME).exists():
+            with contextlib.suppress(RunError):  # damaged prices are replaced
+                kept = cls.in_study(read_study(folder)) or kept
+        prices = cls(
+            kept.label if label is None else label,
+            kept.hour if hour is None else hour,
+            kept.predictions if predictions is None else predictions,
+        )
+        if prices.predictions and not prices.hour:
             raise ConfigError("--predictions: what a prediction costs follows from --price-hour: give it too")
-        return cls(label or 0.0, hour or 0.0, predictions or 0.0)
+        return prices
 
     @classmethod
     def in_study(cls, study: Mapping[str, Any]) -> "Prices | None":
@@ -61,8 +79,26 @@ class Prices:
         except ValueError as error:
             raise RunError(f"study.json is damaged: {error}; give the prices again, or take the entry out") from None
 
+    def keep(self, folder: Path) -> None:
+        """Puts them into study.json, where they change nothing but reports.
+
+        Raises:
+            RunError: there is no study.
+            DiskError: it cannot be written.
+        """
+        study = read_study(folder)
+        if study.get("prices") != self.to_json():
+            with disk_errors(folder):
+                write_study(folder, study | {"prices": self.to_json()})
+
     def to_json(self) -> dict[str, float]:
         return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [f"{self.label:g} a label"] if self.label else []
+        parts += [f"{self.hour:g} an hour of this machine"] if self.hour else []
+        parts += [f"{self.predictions:,.0f} predictions"] if self.predictions else []
+        return ", ".join(parts) or "prices of nothing"
 
 
 @dataclass(frozen=True)
@@ -105,6 +141,15 @@ class Exchange:
     low: Bill | None
     high: Bill | None
     even_at: float | None
+
+
+def money(amount: float | None) -> str:
+    """Three significant digits; whole units from 100 on."""
+    if amount is None:
+        return "an unknown sum"
+    if amount >= 100:
+        return f"{amount:,.0f}"
+    return f"{amount:.2f}" if amount >= 1 else f"{amount:.2g}"
 
 
 def bills(table: Table, costs: Mapping[str, Cost], prices: Prices) -> list[Bill]:

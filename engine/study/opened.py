@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.data.clusters import ClusterOverlap
+from penstock.engine.data.cut import texts_cut_short
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.data.verify import check_files
@@ -71,6 +72,8 @@ def opened(
     for note in check_plan(settings):
         shown.note(note)
     with claim(folder, settings.identity()):
+        if settings.prices is not None:
+            settings.prices.keep(folder)
         existing = Existing(folder)
         train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress)
         existing.check_data("train", train)
@@ -118,10 +121,14 @@ def opened(
         ]
         tasks = with_teachers(tasks, existing)
         existing.check_trials(from_now)
+        _check_encoders(tasks, train)
         if pretraining is not None:
             pretraining.taken()  # which was this one
         if existing.old:
             shown.note(_about_old(existing))
+        if keep_runs:
+            for line in _about_runs(tasks, existing):
+                shown.note(line)
         yield OpenedStudy(settings, train, test, tasks, existing, clusters, pretraining)
 
 
@@ -204,10 +211,29 @@ def _check_alike(train: Store, test: Store) -> None:
             raise StoreError(f"{store.path} {HAS_LISTS}")
     for what, here, there in (
         ("another tokenizer", test.manifest.tokenizer.fingerprint, train.manifest.tokenizer.fingerprint),
+        ("other columns of text", test.is_pair, train.is_pair),
         ("other labels", test.label_names, train.label_names),
     ):
         if here != there:
             raise StoreError(f"{test.path} has {what} than {train.path}: prepare it with --like {train.path}")
+    if cut := texts_cut_short(test, train.max_length, train.truncation):
+        here, there = (f"{one.max_length:,} tokens ({one.truncation})" for one in (test, train))
+        raise StoreError(
+            f"{test.path}: {cut:,} of its {test.num_examples:,} texts were cut to {here} when it was prepared, those "
+            f"of {train.path} to {there}: prepare it with --like {train.path}"
+        )
+
+
+def _check_encoders(tasks: Sequence[TrialTask], train: Store) -> None:
+    """
+    Raises:
+        ModelError: the data was prepared with another tokenizer than an encoder's, which a family starts from.
+    """
+    from penstock.engine.models.build import check_tokenizer
+
+    encoders = {name for task in tasks if (name := task.settings.flat().get("model.encoder")) is not None}
+    for encoder in sorted(encoders):
+        check_tokenizer(encoder, train.vocab_size, train.tokenizer())
 
 
 def _about_old(existing: Existing) -> str:
@@ -217,6 +243,20 @@ def _about_old(existing: Existing) -> str:
         f"{len(existing.old)} trials of an earlier penstock do not say what they were made from (the first is "
         f"{existing.old[0]}): {checked}; settings and encoder cannot be compared"
     )
+
+
+def _about_runs(tasks: Sequence[TrialTask], existing: Existing) -> Iterator[str]:
+    """What --keep-runs cannot keep."""
+    trained = [task for task in tasks if FAMILIES[task.trial.family].baseline is None]
+    if not trained:
+        yield "--keep-runs has no effect: the training loop, which makes runs, trains none of these families"
+    over = [task.trial for task in trained if not task.run.exists() and task.trial in existing.results]
+    gone = [trial.name for trial in over if existing.results[trial].status == "done"]
+    if gone:
+        yield (
+            f"--keep-runs: {len(gone):,} {'trial is' if len(gone) == 1 else 'trials are'} finished without it, and the "
+            f"models are gone (the first is {gone[0]}): remove trials/NAME.json of those to train again"
+        )
 
 
 def _task(

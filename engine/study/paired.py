@@ -94,7 +94,7 @@ class Paired:
         both = {key: own for key, own in shared.items() if own and kept.has(key, own)}
         both = {key: own for key, own in both.items() if kept.has((REFERENCE, key[1]), own)}
         gaps = {
-            key: Series(kept.right((REFERENCE, key[1]), own) - kept.right(key, own), key[1], tuple(own))
+            key: Series(kept.right((REFERENCE, key[1]), own) - kept.right(key, own), key[1])
             for key, own in both.items()
         }
         accuracies, macro_f1, drawn = draw_groups(
@@ -161,9 +161,7 @@ class _Kept:
         return np.stack([macro_f1_scores(self.first.truth, own, classes) for own in labels])
 
     def series(self, scores, seeds: Mapping[Key, Sequence[int]]) -> dict[Key, Series]:
-        return {
-            key: Series(scores(key, own), key[1], tuple(own), fixed=not learns(key[0])) for key, own in seeds.items()
-        }
+        return {key: Series(scores(key, own), key[1], fixed=not learns(key[0])) for key, own in seeds.items()}
 
 
 def macro_f1_scores(truth: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -92,6 +92,11 @@ class Plan:
         return 3600 * self.likely_hours + (self.pretraining or 0.0)
 
     @property
+    def most_seconds(self) -> float:
+        """As `likely_seconds`, if no training stops early."""
+        return 3600 * self.hours + (self.pretraining or 0.0)
+
+    @property
     def likely_hours(self) -> float:
         """As `hours`, as it is expected."""
         return in_parallel([self.likely[name] for name in self.to_do], self.jobs) / 3600

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from penstock.engine.machine import is_busy
 from penstock.engine.study.families import FAMILIES, REFERENCE
+from penstock.engine.study.money import Prices, money
 from penstock.engine.study.plan import Plan, duration, in_parallel
 from penstock.engine.study.resolution import resolution_lines
 from penstock.engine.study.trials import Trial, trial_named
@@ -52,11 +53,11 @@ def _cell(names: Sequence[str], plan: Plan, done: set[str]) -> str:
     return f"{finished} done, {text}" if finished else text
 
 
-def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
+def plan_lines(plan: Plan, budget: float | None = None, prices: Prices | None = None) -> list[str]:
     """What the table does not say, in sentences.
 
     Args:
-        budget: seconds that the study may take; None for no limit.
+        budget: seconds that the study may take; None for no limit. prices: None for none.
     """
     to_do = plan.to_do
     if to_do:
@@ -75,6 +76,7 @@ def plan_lines(plan: Plan, budget: float | None = None) -> list[str]:
         first,
         *_pretraining(plan),
         *_within(plan, budget),
+        *_money(plan, prices),
         *_sources(plan),
         *_stopping(plan),
         _disk_line(plan),
@@ -115,6 +117,22 @@ def _within(plan: Plan, budget: float | None) -> list[str]:
         f"Of a budget of {duration(budget)}, {seeds} take {duration(first)}; what is left goes to further seeds, "
         f"{where}."
     ]
+
+
+def _money(plan: Plan, prices: Prices | None) -> list[str]:
+    """What the study itself costs; what its models do is the report's."""
+    if prices is None:
+        return []
+    parts = []
+    if prices.hour:
+        hourly = prices.hour / 3600
+        likely, most = (money(hourly * seconds) for seconds in (plan.likely_seconds, plan.most_seconds))
+        parts.append(f"the trials to do cost about {likely}" + (f", {most} at most" if most != likely else ""))
+    if prices.label:
+        largest = max(trial.size for name in plan.seconds if (trial := trial_named(name)) is not None)
+        parts.append(f"the {largest:,} labels of the largest size {money(prices.label * largest)}")
+    found = f": {', '.join(parts)}" if parts else ""
+    return [f"At {prices}{found}. The report says what each family's model costs."]
 
 
 def _sources(plan: Plan) -> list[str]:

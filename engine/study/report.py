@@ -8,7 +8,6 @@ from penstock.engine.page import Block, Bullets, Figure, Files, Heading, Headlin
 from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.classes import class_blocks
 from penstock.engine.study.csv_files import csv_files
-from penstock.engine.study.directory import read_study, write_study
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.method import method_blocks
 from penstock.engine.study.money import Prices
@@ -45,7 +44,7 @@ def write_report(folder: Path | str, prices: Prices | None = None) -> Findings:
     """
     folder = Path(folder)
     if prices is not None:
-        keep_prices(folder, prices)
+        prices.keep(folder)
     findings = Findings.of(folder)
     from penstock.engine.study import plots
 
@@ -68,19 +67,6 @@ def write_report(folder: Path | str, prices: Prices | None = None) -> Findings:
         write_committed(folder / "report.md", to_markdown(TITLE, blocks))
         write_committed(folder / "report.html", to_html(TITLE, blocks, folder))
     return findings
-
-
-def keep_prices(folder: Path, prices: Prices) -> None:
-    """Puts them into study.json, where they change nothing but reports.
-
-    Raises:
-        RunError: there is no study.
-        DiskError: it cannot be written.
-    """
-    study = read_study(folder)
-    if study.get("prices") != prices.to_json():
-        with disk_errors(folder):
-            write_study(folder, study | {"prices": prices.to_json()})
 
 
 def rich_table(findings: Findings) -> "RichTable":

@@ -8,7 +8,7 @@ from penstock.engine.study.break_even import rounded
 from penstock.engine.study.costs import Cost
 from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.findings import Findings
-from penstock.engine.study.money import Bill, Exchange
+from penstock.engine.study.money import Bill, Exchange, money
 from penstock.engine.study.names import capital, name_of, title_of
 from penstock.engine.study.trials import TrialResult
 
@@ -114,20 +114,12 @@ def money_blocks(findings: Findings) -> list[Block]:
     prices = findings.prices
     if prices is None:
         return []
-    parts = []
-    if prices.label:
-        parts.append(f"{prices.label:g} a label")
-    if prices.hour:
-        parts.append(f"{prices.hour:g} an hour of this machine")
-    if prices.predictions:
-        parts.append(f"{prices.predictions:,.0f} predictions")
     chosen = exchange_lines(findings)
     beside = any((trial.jobs or 1) > 1 for trial in findings.table.results)
     return [
         Heading("In money"),
         Paragraph(
-            f"At {', '.join(parts) or 'prices of nothing'}: the labels, the hours that training took, and the hours "
-            "that the predictions take."
+            f"At {prices}: the labels, the hours that training took, and the hours that the predictions take."
             + (" Trials that ran side by side share the machine's hours." if beside else "")
         ),
         *([Bullets(chosen)] if chosen else []),
@@ -184,15 +176,6 @@ def _range(exchange: Exchange) -> str:
 def _of_size(bills: Sequence[Bill], family: str, size: int) -> str:
     own = next((bill for bill in bills if (bill.family, bill.size) == (family, size)), None)
     return "–" if own is None else money(own.total)
-
-
-def money(amount: float | None) -> str:
-    """Three significant digits; whole units from 100 on."""
-    if amount is None:
-        return "an unknown sum"
-    if amount >= 100:
-        return f"{amount:,.0f}"
-    return f"{amount:.2f}" if amount >= 1 else f"{amount:.2g}"
 
 
 def pretraining_lines(trials: Sequence[TrialResult]) -> list[str]:

@@ -19,6 +19,7 @@ from penstock.engine.study.trials import Trial
 if TYPE_CHECKING:
     from penstock.engine.data.store import Store
     from penstock.engine.study.baselines.settings import BaselineSettings
+    from penstock.engine.study.money import Prices
     from penstock.engine.training.settings import Settings
 
 _OVERRIDE_FORM = (
@@ -50,6 +51,7 @@ class StudySettings:
         cluster: column of the test source whose equal values mark rows that belong together; None for none.
         external: {name: file} of predictions of the test rows that were made elsewhere; they change no trial.
         pretrain_tokens: tokens that the study's pretraining reads at most; None for the usual number.
+        prices: kept in study.json for plans and reports; they change no trial. None for those that are there.
         whole: an earlier penstock began the study: its store keeps `max_length` tokens, and every family reads them.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one; of a baseline also
             `FAMILY.key=value`.
@@ -75,6 +77,7 @@ class StudySettings:
     external: dict[str, str] = field(default_factory=dict)
     whole: bool = False
     pretrain_tokens: int | None = None
+    prices: "Prices | None" = None
 
     @property
     def stored_length(self) -> int:
@@ -119,8 +122,8 @@ class StudySettings:
         return replace(now, max_length=self.max_length or identity["max_length"], whole=True)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two studies different ones: all but the grid, which may grow, and the clusters, which change no
-        trial.
+        """What makes two studies different ones: all but the grid, which may grow, and the clusters and prices, which
+        change no trial.
 
         A way of reading the files is part of it only where it was given, as older studies have none.
         """
@@ -328,6 +331,9 @@ def _check_options(study: StudySettings, used: Mapping[str, Any]) -> None:
             "are, --seed what they follow from"
         )
     for_all = overrides_for(study.overrides, "")
+    encoder = for_all.get("model.encoder", study.encoder)
+    if encoder != study.encoder:
+        raise ConfigError(f"model.encoder={encoder}: for all families, and their tokenizer, give --encoder {encoder}")
     if not study.whole:
         _check_same("--max-length", study.max_length, LENGTH, for_all)
         _check_same("--truncation", study.truncation, TRUNCATION, for_all)

@@ -13,10 +13,10 @@ from scipy.special import expit, log_softmax
 from penstock.engine.models import load_model
 from penstock.engine.models.build import TEMPERATURE
 from penstock.engine.models.start import output_layer_name
+from penstock.engine.training.evaluation import calibration_error, reliability_bins
 
 CONFIG_ENTRY = TEMPERATURE
 _BOUNDS = 1e-2, 1e2
-_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Calibration:
     Attributes:
         temperature: what the logits were divided by.
         loss_before, loss_after: mean cross-entropy on the validation rows, nats.
-        error_before, error_after: expected calibration error there, 15 bins of equal width; with lists of labels, over
-            all examples and labels.
+        error_before, error_after: expected calibration error there; with lists of labels, over all examples and labels.
     """
 
     temperature: float
@@ -88,12 +87,9 @@ def calibrated(folder: Path, fit: Callable[[Any], Calibration]) -> tuple[Any, Ca
 
 
 def _calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the examples of |accuracy - confidence| of their bins."""
     if labels.ndim == 2:
         confidence, right = expit(logits).ravel(), labels.ravel() > 0
     else:
         probabilities = np.exp(log_softmax(logits, axis=1))
         confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, right - confidence, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+    return calibration_error(reliability_bins(confidence, right))

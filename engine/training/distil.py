@@ -5,7 +5,6 @@ other, on a store that has them (`TransferSet`).
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from penstock.engine.data.logits import Logits, LogitsOf, make_logits, missing_parts
 from penstock.engine.data.overlap import shared_rows
-from penstock.engine.data.progress import RowProgress
+from penstock.engine.data.progress import RowProgress, print_line
 from penstock.engine.data.store import Store
 from penstock.engine.data.transfer_set import TransferSet, check_alike
 from penstock.engine.errors import ConfigError, PenstockError, StoreError
@@ -24,6 +23,7 @@ from penstock.engine.training.progress import Mode
 from penstock.engine.training.result import TrainResult
 from penstock.engine.training.resume import Confirm, Resume
 from penstock.engine.training.run_directory import check_out
+from penstock.engine.training.run_record import about_cut
 from penstock.engine.training.settings import Settings
 from penstock.engine.training.teachers import Labeller, Teacher, check_store, folder_of, logits_of, open_teachers
 
@@ -214,7 +214,8 @@ def material_for(
     Raises:
         StoreError: it does not, or the unlabelled texts hold test texts that are not to be left out.
     """
-    for store in (unlabelled, *([] if labelled is None else [labelled])):
+    read = [unlabelled, *([] if labelled is None else [labelled])]
+    for store in read:
         if store.multi_label:
             raise StoreError(f"{store.path} has lists of labels: only rows with one label can be learned from here")
     check_store(unlabelled, teachers, labels=False)
@@ -223,6 +224,9 @@ def material_for(
         check_alike(labelled, unlabelled)
     if test is not None:
         check_store(test, teachers, labels=True)
+    lines = [about_cut(store, teacher.data) for store in read for teacher in teachers]
+    for line in dict.fromkeys(line for line in lines if line is not None):
+        say(line)
     choice = settings.distillation
     rows = np.arange(unlabelled.num_examples)
     for which, store in _test_stores(teachers, test, say):
@@ -243,10 +247,6 @@ def chosen(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:
     if most is None or most >= len(rows):
         return rows
     return np.sort(np.random.default_rng([seed, 0xD157]).permutation(rows)[:most])
-
-
-def print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _silent(line: str) -> None:

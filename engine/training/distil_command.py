@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.data.sources import Reading
+from penstock.engine.data.sources.alike import Columns, open_alike
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.errors import ConfigError, OtherDataError, RunError
 from penstock.engine.training.command import read_settings
 from penstock.engine.training.run_directory import another_run, check_out
 from penstock.engine.training.run_record import has_checkpoint, is_store, read_record
@@ -29,6 +30,12 @@ class Options:
     text: str | None
     reading: Reading
     config: Path | None
+
+    @property
+    def of_raw_texts(self) -> list[str]:
+        """The options that were given and say how raw texts are read."""
+        given = {"--text": self.text, "--separator": self.reading.separator, "--encoding": self.reading.encoding}
+        return [option for option, value in given.items() if value is not None]
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ def _as_it_was(out: Path, options: Options, settings: Settings, asked: bool) -> 
         raise ConfigError(f"{out} is no distillation: penstock train --out {out} goes on with it")
     if options.train is not None or options.test is not None or options.logits is not None:
         raise ConfigError(f"give --teacher and --unlabelled too, or leave all of them out: {out} knows what it had")
+    if options.of_raw_texts:
+        raise ConfigError(f"{options.of_raw_texts[0]} has no effect: {out} goes on with the texts that it had")
     if not has_checkpoint(out):
         # nothing to go on from: the run begins again, with what it was begun with
         if asked:
@@ -125,10 +134,9 @@ def _as_begun(out: Path, settings: Settings) -> Settings:
 
 
 def _open_unlabelled(options: Options, name: str, train: Store | None) -> Store:
-    raw = {"--text": options.text, "--separator": options.reading.separator, "--encoding": options.reading.encoding}
     if is_store(name):
-        if named := [option for option, value in raw.items() if value is not None]:
-            raise ConfigError(f"{named[0]} has no effect: {name} is a store")
+        if options.of_raw_texts:
+            raise ConfigError(f"{options.of_raw_texts[0]} has no effect: {name} is a store")
         return Store.open(name, labelled=False)
     if options.out is None:
         raise ConfigError(f"--shard reads a store, and {name} is none: penstock prepare --unlabelled makes one")
@@ -137,11 +145,18 @@ def _open_unlabelled(options: Options, name: str, train: Store | None) -> Store:
     teacher = options.teachers[0]
     data = read_record(teacher, described=True)["data"]
     whole = options.out.resolve()
-    return prepare(
-        name,
-        whole.with_name(f"{whole.name}.unlabelled"),
-        text=options.text or (data["text"] if data.get("is_pair", False) else None),
-        reading=options.reading,
-        unlabelled=True,
-        **({"tokenizer": str(teacher / "best")} if train is None else {"like": train.path}),
-    )
+    place = whole.with_name(f"{whole.name}.unlabelled")
+    columns = Columns(data["text"], None, data.get("is_pair", False), f"the training of {teacher}")
+    reading = options.reading
+    try:
+        return prepare(
+            open_alike(name, columns, text=options.text, need_label=False, reading=reading, out=place),
+            place,
+            reading=reading,
+            unlabelled=True,
+            **({"tokenizer": str(teacher / "best")} if train is None else {"like": train.path}),
+        )
+    except OtherDataError:
+        raise OtherDataError(
+            f"{place} was prepared from other texts or settings than {name} gives now: remove it, or give another --out"
+        ) from None

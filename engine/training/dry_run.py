@@ -71,6 +71,8 @@ def dry_run(
     with torch.random.fork_rng(devices), tf32(settings.training.tf32 if devices else None):
         loop = Loop(settings, data, world, directory, say, found=None, precision=precision)
         say(opening_line(loop))
+        if (line := data.about_test) is not None:
+            say(line)
         if settings.training.shard:
             say(
                 "note: --dry-run holds the whole model; with training.shard=true each of N processes holds 1/N of "

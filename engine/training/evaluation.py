@@ -144,7 +144,6 @@ class EvaluationCounter:
         truth, scores = self._scores.rows()
         areas = [binary_auroc(truth == number, scores[:, number]) for number in range(len(self._names))]
         counts = np.stack([self._confusion.diagonal(), self._confusion.sum(0), self._confusion.sum(1)])
-        examples, confidence, right = self._bins
         return Evaluation(
             metrics=metrics,
             classes=[
@@ -154,7 +153,7 @@ class EvaluationCounter:
             confusion=self._confusion,
             auroc=known_mean(areas),
             auroc_examples=len(truth),
-            ece=float(np.abs(confidence - right).sum() / examples.sum()),
+            ece=calibration_error(self._bins),
             reliability=ReliabilityBin.of(self._bins),
             bad_rows=bad_rows,
         )
@@ -179,6 +178,16 @@ class ScoreSample:
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         truth, scores = zip(*self._parts, strict=True)
         return np.concatenate(truth), np.concatenate(scores)
+
+
+def calibration_error(bins: np.ndarray) -> float:
+    """The expected one: the mean |confidence - accuracy| over the bins, weighted by their examples.
+
+    Args:
+        bins: (3, RELIABILITY_BINS), as `reliability_bins` gives them.
+    """
+    examples, confidence, right = bins
+    return float(np.abs(confidence - right).sum() / examples.sum())
 
 
 def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:

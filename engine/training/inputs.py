@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from penstock.engine.data.progress import print_line
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source
 from penstock.engine.errors import ConfigError, SourceError
 from penstock.engine.files import disk_errors
@@ -47,8 +48,12 @@ def opened_for_predicting(
             else:
                 with open(name, "rb") as pipe:
                     shutil.copyfileobj(pipe, copy, 1 << 20)
+
+        def say(line: str) -> None:
+            print_line(line.replace(str(path), shown))
+
         try:
-            (source,) = open_like_training(str(path), data, text=text, need_label=False, reading=reading)
+            (source,) = open_like_training(str(path), data, text=text, need_label=False, reading=reading, say=say)
         except SourceError as error:
             raise SourceError(str(error).replace(str(path), shown)) from None
         source.name = shown

@@ -15,6 +15,7 @@ from penstock.engine.training.evaluation import (
     ReliabilityBin,
     ScoreSample,
     binary_auroc,
+    calibration_error,
     figures_of,
     known_mean,
     reliability_bins,
@@ -125,7 +126,6 @@ class MultiLabelCounter:
         numbers = range(len(self._names))
         areas = [binary_auroc(truth[:, number], scores[:, number]) for number in numbers]
         precisions = [average_precision(truth[:, number], scores[:, number]) for number in numbers]
-        pairs, confidence, positive = self._bins
         return MultiLabelEvaluation(
             metrics=metrics,
             labels=self._figures(areas, precisions),
@@ -134,7 +134,7 @@ class MultiLabelCounter:
             average_precision=known_mean(precisions),
             micro_average_precision=average_precision(truth.ravel(), scores.ravel()),
             score_examples=len(truth),
-            ece=float(np.abs(confidence - positive).sum() / pairs.sum()),
+            ece=calibration_error(self._bins),
             reliability=ReliabilityBin.of(self._bins),
             bad_rows=bad_rows,
         )

@@ -5,6 +5,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -96,8 +97,7 @@ def check_output(out: str, inputs: Sequence[Path], folders: Sequence[Path] = ())
     if path.is_dir():
         raise ConfigError(f"{out} is a folder: name a file")
     for file in inputs:
-        same = path.exists() and file.exists() and path.samefile(file)
-        if same or os.path.realpath(path) == os.path.realpath(file):
+        if _same_file(path, file):
             raise ConfigError(f"{out} is {file}, which is being read: write somewhere else")
     real = Path(os.path.realpath(path))
     for folder in folders:
@@ -107,6 +107,23 @@ def check_output(out: str, inputs: Sequence[Path], folders: Sequence[Path] = ())
         raise DiskError(f"{out}: cannot be written: there is no folder {real.parent}")
     if not os.access(real if _is_device(real) else real.parent, os.W_OK):
         raise DiskError(f"{out}: cannot be written: permission denied")
+
+
+def check_distinct(outputs: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: two outputs of one command are the same file, by whatever names.
+    """
+    for one, other in combinations(outputs, 2):
+        first, second = Path(one).expanduser(), Path(other).expanduser()
+        if one == other == "-" or (_same_file(first, second) and not _is_device(first)):
+            where = "stdout" if one == "-" else one if one == other else f"{one} and {other}"
+            raise ConfigError(f"two outputs go to {where}, one file: name another for one of them")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    same = path.exists() and other.exists() and path.samefile(other)
+    return same or os.path.realpath(path) == os.path.realpath(other)
 
 
 def _stdout_number() -> int:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from penstock.engine.data.manifest import MANIFEST_NAME
 from penstock.engine.data.sources import Reading
-from penstock.engine.errors import ConfigError
+from penstock.engine.errors import ConfigError, OtherDataError
 from penstock.engine.training.command import TrainCommand, read_command, read_settings
 from penstock.engine.training.run_directory import check_out
 from penstock.engine.training.run_record import is_store, objective_of, read_record
@@ -46,11 +47,13 @@ def read_pretrain_command(
     config: Path | None,
     options: Mapping[str, str | None],
     overrides: Sequence[str],
+    temporary: Path | None = None,
 ) -> TrainCommand:
     """As `read_command`.
 
     Args:
         texts: a store, or a source, which is then prepared in RUN.texts; None for a run that is there.
+        temporary: a folder to prepare it in instead, unless RUN.texts is finished; None for none.
     """
     check_out(out)
     there = objective_of(read_record(out)) if (out / "run.json").exists() else None
@@ -68,6 +71,14 @@ def read_pretrain_command(
         whole = out.resolve()
         tokenizer = raw.tokenizer or settings.model.encoder or TRAINED_TOKENIZER
         place = whole.with_name(f"{whole.name}.texts")
-        prepared = prepare(texts, place, tokenizer=tokenizer, text=raw.text, reading=raw.reading, unlabelled=True)
+        if temporary is not None and not (place / MANIFEST_NAME).is_file():
+            place = temporary / place.name
+        try:
+            prepared = prepare(texts, place, tokenizer=tokenizer, text=raw.text, reading=raw.reading, unlabelled=True)
+        except OtherDataError:
+            raise OtherDataError(
+                f"{place} was prepared from other texts or settings than {texts} gives now: remove it, or give another "
+                "--out"
+            ) from None
         store = prepared.path
     return read_command(out, store, None, config, options, overrides, usual)

@@ -12,7 +12,7 @@ from penstock.engine.data.transfer_set import TransferSet
 from penstock.engine.errors import RunError
 from penstock.engine.training.reading import Reading, read_by
 from penstock.engine.training.run_directory import VALIDATION_NAME
-from penstock.engine.training.run_record import as_trained
+from penstock.engine.training.run_record import about_cut, as_trained, how_stored
 from penstock.engine.training.settings import FREE_KEYS, Settings, load_saved_settings
 from penstock.engine.training.split import split_rows
 
@@ -52,7 +52,7 @@ class RunData:
         train = read_by(settings, train.read_with(settings.data.reader))
         rows, validation_rows = split_rows(settings, train, rows, validation_rows)
         if test is not None:
-            test = as_trained(test.read_with(settings.data.reader), describe_data(train))
+            test = as_trained(test.read_with(settings.data.reader), describe_data(train), say=lambda line: None)
         return cls(train, rows, validation_rows, test, Reading.of(train, np.concatenate([rows, validation_rows])))
 
     @property
@@ -60,6 +60,11 @@ class RunData:
         """Those on the disk that are read."""
         read = list(self.train.parts) if isinstance(self.train, TransferSet) else [self.train]
         return read if self.test is None else [*read, self.test]
+
+    @property
+    def about_test(self) -> str | None:
+        """A line about test texts of which less is left than the run reads."""
+        return None if self.test is None else about_cut(self.test, describe_data(self.train))
 
     def description(self) -> dict[str, Any]:
         """The entry `data` of run.json."""
@@ -99,6 +104,7 @@ def describe_data(store: Store) -> dict[str, Any]:
         "label_names": store.label_names,
         "max_length": store.max_length,
         "truncation": store.truncation,
+        "stored": how_stored(store),
         "text": manifest.sources[0].text,
         "label": manifest.sources[0].label,
         **lists,

@@ -1,7 +1,7 @@
 """What a run's folder says of itself, read without torch: so that mistakes show at once."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from penstock.engine.checked import SEAL_NAME, DamageError, crc32_of, without_checksum
+from penstock.engine.data.cut import texts_cut_short
 from penstock.engine.data.job import JOB_NAME
 from penstock.engine.data.manifest import MANIFEST_NAME, Truncation
-from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
+from penstock.engine.data.progress import print_line
+from penstock.engine.data.sources import PLAIN_READING, Reading, Source
+from penstock.engine.data.sources.alike import Columns, open_alike
+from penstock.engine.data.sources.open import check_once
 from penstock.engine.data.store import Store
 from penstock.engine.errors import RunError, SourceError, StoreError
 from penstock.engine.records import check_entries, check_range, read_json
@@ -35,6 +39,7 @@ _DATA: dict[str, Any] = {
     "multi_label": bool,
     "label_separator": str | None,
     "is_pair": bool,
+    "stored": str,
     "test": str,
     "distillation": dict,
 }
@@ -172,17 +177,43 @@ def check_fits(store: Store, data: dict[str, Any], *, labels: bool = True) -> No
         )
 
 
-def as_trained(store: Store, data: dict[str, Any], *, labels: bool = True) -> Store:
+def as_trained(
+    store: Store, data: dict[str, Any], *, labels: bool = True, say: Callable[[str], None] = print_line
+) -> Store:
     """A store as the run reads it, its texts cut where those of the training data were.
 
     Args:
         data: the entry `data` of run.json. labels: whether the store's are to be used.
+        say: is told where that cannot be had, for texts were cut to less when the store was prepared.
 
     Raises:
         StoreError: as `check_fits`. ConfigError: its pairs of texts are longer than those of the training data.
     """
     check_fits(store, data, labels=labels)
+    if (line := about_cut(store, data)) is not None:
+        say(line)
     return store.cut_to(data["max_length"], data["truncation"])
+
+
+def how_stored(store: Store) -> str:
+    """Where the texts of a store were cut when it was prepared."""
+    return f"{store.manifest.max_length:,} tokens ({store.manifest.truncation})"
+
+
+def about_cut(store: Store, data: dict[str, Any]) -> str | None:
+    """A line about texts of a store of which less is left than the run reads; None where there are none.
+
+    Args:
+        data: the entry `data` of run.json.
+    """
+    length, truncation, stored = data["max_length"], data["truncation"], how_stored(store)
+    if stored == data.get("stored") or not (cut := texts_cut_short(store, length, truncation)):
+        return None
+    return (
+        f"warning: {store.path}: {cut:,} of its {store.num_examples:,} texts were cut to {stored} when it was "
+        f"prepared; the run reads {length:,} tokens ({truncation}), which these no longer have: prepare it with --like "
+        f"{data['store']}"
+    )
 
 
 def check_labels(source: Source, data: dict[str, Any]) -> None:
@@ -228,26 +259,24 @@ def open_like_training(
     label: str | None = None,
     need_label: bool = True,
     reading: Reading = PLAIN_READING,
+    say: Callable[[str], None] = print_line,
 ) -> list[Source]:
     """Raw sources, with the training data's column names and separator of labels where none are given.
 
     Args:
         name: of a file, a data set, or a folder or pattern, whose files are read one after the other.
         data: the entry `data` of run.json.
+        say: is told where a source has no such columns, and others are read.
 
     Raises:
-        SourceError: one cannot be opened, or has no such columns.
+        SourceError: one cannot be opened, has no such columns, or would be counted twice.
     """
     if reading.label_separator is None:
         reading = replace(reading, label_separator=data.get("label_separator"))
-    wanted: dict[str, Any] = {"need_label": need_label, "reading": reading}
-    try:
-        sources = open_sources(name, text=text or data["text"], label=label or data["label"], **wanted)
-    except SourceError:
-        if text is None and data.get("is_pair", False):
-            raise  # there are no usual names of pairs
-        # other columns than in training: the usual names, or a message that lists what is there
-        sources = open_sources(name, text=text, label=label, **wanted)
+    like = Columns(data["text"], data["label"], data.get("is_pair", False), "training")
+    sources = open_alike(name, like, text=text, label=label, need_label=need_label, reading=reading, say=say)
+    if need_label:
+        check_once(sources)
     check_texts(sources, data)
     return sources
 

@@ -147,7 +147,7 @@ def train(
                 directory.record = world.on_main(create)
             say(opening_line(loop))
             say(str(data.reading))
-            for line in _notes(settings, data.train, world):
+            for line in _notes(settings, data, world):
                 say(line)
             if data.train.truncation == "head+tail":
                 say(
@@ -181,8 +181,11 @@ def _answering(world: World, timeout: float) -> contextlib.AbstractContextManage
     return answering(timeout) if world.size > 1 else contextlib.nullcontext()
 
 
-def _notes(settings: Settings, store: Store, world: World) -> Iterator[str]:
-    """What a setting does not do here, or does of its own accord."""
+def _notes(settings: Settings, data: RunData, world: World) -> Iterator[str]:
+    """What a setting does not do here, or does of its own accord, and what the data cannot give."""
+    store = data.train
+    if (line := data.about_test) is not None:
+        yield line
     if settings.training.tf32 is not None and world.device.type != "cuda":
         yield f"note: training.tf32={str(settings.training.tf32).lower()} changes nothing here: only GPUs have TF32"
     if settings.training.shard and world.size == 1:

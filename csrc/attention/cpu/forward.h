@@ -26,7 +26,7 @@ static float softmax_row(const float* scores, float scale, Range range, const ui
                 largest = max(largest, seen(c, whole, load(scores + c) * scale, largest));
               });
   const float before = state.max, highest = horizontal_max(largest);
-  state.max = before > highest ? before : highest;  // in this order NaN passes
+  state.max = before > highest ? before : highest;                       // in this order NaN passes
   const float from = state.max == -__builtin_inff() ? 0.0f : state.max;  // scores of -inf alone have weights of 0
   Floats total{};
   for_vectors(0, end, range, [&](int64_t c, auto whole) __attribute__((always_inline)) {

@@ -35,7 +35,7 @@ class ColumnarSource(Source):
             for batch in _slices(whole, self.text_columns.names):
                 columns = [_to_list(batch.column(name)) for name in self.text_columns.names]
                 texts = columns[0] if self.text_columns.is_plain else list(zip(*columns, strict=True))
-                labels = _labels(batch.column(self.label)) if self.label is not None else []
+                labels = label_values(batch.column(self.label)) if self.label is not None else []
                 if self.class_names is not None:
                     labels = [self._class_name(label) for label in labels]
                 yield RawRows(texts, labels, range(position, position + len(texts)), carried=self._carry_from(batch))
@@ -78,7 +78,7 @@ class ParquetSource(ColumnarSource):
         self.path = self._path = path
         from pyarrow.parquet import ParquetFile  # a tenth of a second that only these files take
 
-        with _columnar_errors(name), ParquetFile(path) as file:
+        with columnar_errors(name), ParquetFile(path) as file:
             schema = file.schema_arrow
         self.choose(schema, text, label, need_label)
 
@@ -86,7 +86,7 @@ class ParquetSource(ColumnarSource):
         columns = self.wanted()
         from pyarrow.parquet import ParquetFile
 
-        with _columnar_errors(self.name), ParquetFile(self._path, pre_buffer=False) as file:
+        with columnar_errors(self.name), ParquetFile(self._path, pre_buffer=False) as file:
             yield from file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
 
 
@@ -96,7 +96,7 @@ class ArrowSource(ColumnarSource):
     def __init__(self, name: str, path: Path, text: str | None, label: str | None, need_label: bool) -> None:
         super().__init__(name)
         self.path = self._path = path
-        with _columnar_errors(name):
+        with columnar_errors(name):
             if path.stat().st_size == 0:
                 raise SourceError(f"{name}: empty")
             with pa.memory_map(str(path)) as file:
@@ -104,7 +104,7 @@ class ArrowSource(ColumnarSource):
         self.choose(schema, text, label, need_label)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        with _columnar_errors(self.name), pa.memory_map(str(self._path)) as file:
+        with columnar_errors(self.name), pa.memory_map(str(self._path)) as file:
             reader = self._open(file)
             if isinstance(reader, pa.RecordBatchFileReader):
                 yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -183,7 +183,7 @@ class HubSource(DataSetSource):
 
 
 @contextmanager
-def _columnar_errors(name: str) -> Iterator[None]:
+def columnar_errors(name: str) -> Iterator[None]:
     """Turns Arrow's refusals to read a file into a SourceError of one line."""
     try:
         yield
@@ -217,13 +217,13 @@ def _slices(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[pa.Record
         yield batch.slice(start, rows)
 
 
-def _labels(column: pa.Array) -> list[Any]:
+def label_values(column: pa.Array) -> list[Any]:
     """The values as they are meant: a float32 of 0.1 is not its nearest double, a moment ends where its zeros begin."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type
     if _is_list(kind):
-        items = iter(_labels(column.flatten()))
+        items = iter(label_values(column.flatten()))
         from pyarrow.compute import list_value_length
 
         sizes = list_value_length(column).to_pylist()

@@ -18,8 +18,8 @@ from penstock.engine.data.sources.text import COMPRESSIONS, CsvSource, JsonLines
 from penstock.engine.errors import ConfigError, SourceError
 
 FORMS = (
-    "csv, tsv, jsonl, txt (also .gz and .zst), parquet, arrow, hf:name[:config][:split], "
-    "synthetic:reviews?n=4000&seed=0"
+    "csv, tsv, jsonl, ndjson, json, txt (also .gz and .zst), parquet, arrow, hf:name[:config][:split], "
+    "synthetic:reviews?n=4000&seed=0, synthetic:titles?n=4000&seed=0&classes=2500"
 )
 
 
@@ -49,7 +49,10 @@ class SyntheticSource(Source):
         if parts.path not in _SYNTHETIC:
             raise SourceError(f"{name}: only {' and '.join(_FORMS_OF_SYNTHETIC)} are known")
         defaults, self._module, self._generate = _SYNTHETIC[parts.path]
-        given = dict(parse_qsl(parts.query, keep_blank_values=True))
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+        given = dict(pairs)
+        if len(given) < len(pairs):
+            raise SourceError(f"{name}: an option is given twice; leave one out")
         if not given.keys() <= defaults.keys() or not all(value.isdecimal() for value in given.values()):
             raise SourceError(f"{name}: expected {_form_of_synthetic(parts.path)} with whole numbers")
         self._options = defaults | {key: int(value) for key, value in given.items()}
@@ -114,12 +117,14 @@ def open_sources(
     label: str | None = None,
     need_label: bool = True,
     reading: Reading = PLAIN_READING,
+    out: Path | None = None,
 ) -> list[Source]:
     """Opens several sources, read one after the other as one.
 
     Args:
         given: one of what `open_source` takes, or a list of them; of folders and patterns all files, sorted. A list of
             strings names sources; texts come as `MemorySource` or as (text, label).
+        out: the folder of the store that is made of them, whose own files are none of them.
 
     Raises:
         SourceError: as `open_source`; or two sources have their texts, or their labels, in columns of different names.
@@ -128,7 +133,7 @@ def open_sources(
     sources: list[Source] = []
     for one in given if many else [given]:
         if isinstance(one, str | os.PathLike):
-            sources += [_open_named(name, text, label, need_label, reading) for name in expand(os.fspath(one))]
+            sources += [_open_named(name, text, label, need_label, reading) for name in expand(os.fspath(one), out)]
         else:
             sources.append(_open_object(one, text, label, need_label))
     for source in sources:
@@ -159,13 +164,30 @@ def open_sources(
     return sources
 
 
-def expand(name: str) -> list[str]:
+def check_once(sources: Sequence[Source]) -> None:
+    """
+    Raises:
+        SourceError: two are the same file or the same name, so that its rows would count twice.
+    """
+    seen: dict[str, str] = {}
+    for source in sources:
+        key = str(source.path.resolve()) if source.path is not None else source.name
+        if key in seen and source.resumable:
+            also = f", also as {source.name}" if source.name != seen[key] else ""
+            raise SourceError(f"{seen[key]} is given twice{also}: its rows would count twice; leave one out")
+        seen[key] = source.name
+
+
+def expand(name: str, out: Path | None = None) -> list[str]:
     """The sources that a name stands for: the files of a folder or of a pattern, sorted; otherwise itself.
 
     Hidden files, and those that begin with "_" (as `_SUCCESS`), are passed over, and so are folders of that kind.
 
+    Args:
+        out: as `open_sources` takes it.
+
     Raises:
-        SourceError: there is none, or a folder holds a file of unknown form.
+        SourceError: there is none, or a folder holds a file of unknown form, or a store's.
     """
     if name.startswith(SCHEMES):
         return [name]
@@ -176,6 +198,7 @@ def expand(name: str) -> list[str]:
         if any((path / mark).is_file() for mark in ("manifest.json", "preparing.json")):
             raise SourceError(f"{name}: a store, not a source")
         found = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
+        found = _without_stores(name, found, out)
         if not found:
             raise SourceError(f"{name}: no file in this folder")
         unknown = sorted(str(file) for file in found if form_of(file) not in FORMS_BY_ENDING)
@@ -186,7 +209,7 @@ def expand(name: str) -> list[str]:
             )
     elif glob.has_magic(name) and not path.exists():
         matches = [Path(match) for match in glob.iglob(str(path), recursive=True)]
-        found = [file for file in matches if file.is_file()]
+        found = _without_stores(name, [file for file in matches if file.is_file()], out)
         if not found:
             raise SourceError(f"{name}: no file matches this pattern")
     else:
@@ -194,6 +217,31 @@ def expand(name: str) -> list[str]:
     return sorted(map(str, found))
 
 
+def _without_stores(name: str, files: Sequence[Path], out: Path | None) -> list[Path]:
+    """The files but those that `prepare` writes for its store in `out`.
+
+    Raises:
+        SourceError: there are files of another store.
+    """
+    own = None if out is None else out.resolve()
+    found = []
+    for file in files:
+        whole = file.resolve()
+        if own is not None and (own in whole.parents or whole == own.with_name(f"{own.name}{BAD_ROWS}")):
+            continue
+        for folder in (file.parent, file.parent.parent):  # a store has one folder in it
+            if (folder / "preparing.json").is_file() or (
+                (folder / "manifest.json").is_file() and (folder / "index.arrow").is_file()
+            ):
+                raise SourceError(
+                    f"{name}: {folder} in it is a store, not a source: move it elsewhere, or name a pattern that "
+                    "leaves it out"
+                )
+        found.append(file)
+    return found
+
+
+BAD_ROWS = ".bad-rows.jsonl"  # what follows a store's name in that of the file beside it
 SCHEMES = ("hf:", "synthetic:", "memory:")
 FORMS_BY_ENDING = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt")
 
@@ -241,8 +289,8 @@ def check_splits(sources: Sequence[Source], separator: str | None) -> None:
     Raises:
         ConfigError: a separator of labels was asked for, and there is nothing to take apart.
     """
-    lists = next((source for source in sources if source.holds_lists), None)
-    if separator is not None and lists is not None:
+    if separator is not None and all(source.holds_lists for source in sources):
+        lists = sources[0]
         raise ConfigError(
             f"--label-separator {separator!r} has no effect: column {lists.label!r} of {lists.name} holds lists "
             "already: leave it out"

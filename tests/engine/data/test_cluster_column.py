@@ -255,3 +255,31 @@ def test_what_an_earlier_penstock_kept_beside_a_store_is_read(plain, tmp_path):
     assert ClusterOverlap.of(found, found) is None  # numbers of two stores say nothing of each other
     with pytest.raises(StoreError, match="of column 'film', not 'case'"):
         read_clusters(store, "case")
+
+
+NUMBERS = {
+    "whole.csv": [str(n) for n in (17, 3, 0, -4, 10**15)],
+    "with a null.csv": [f"{n}.0" for n in (17, 3, 0, -4, 10**15)],
+    "whole.parquet": [17, 3, 0, -4, 10**15],
+    "with a null.parquet": [17.0, 3.0, 0.0, -4.0, 1e15],
+    "whole.jsonl": [17, 3, 0, -4, 10**15],
+    "texts.jsonl": ["17.00", "3.0", "0.0", "-4.0", "1000000000000000.0"],
+}
+
+
+def test_a_whole_number_is_one_group_however_its_column_is_written(plain, tmp_path):
+    made = {
+        name: make(
+            write(tmp_path / name, rows_of(values, 10)), tmp_path / f"{name}.store", like=plain.path, cluster="film"
+        )
+        for name, values in NUMBERS.items()
+    }
+    keys = {name: store.clusters.tolist() for name, store in made.items()}
+    assert all(own == keys["whole.csv"] for own in keys.values()), keys
+    versions = make(
+        write(tmp_path / "v.csv", rows_of(["1.1", "1.10", "01", "1"], 10)),
+        tmp_path / "v",
+        like=plain.path,
+        cluster="film",
+    )
+    assert len(set(versions.clusters.tolist())) == 4

@@ -2,6 +2,7 @@ import csv
 import itertools
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -302,3 +303,37 @@ def test_rows_that_cannot_be_read_are_an_error(tmp_path, content, message):
     file.write_bytes(content)
     with pytest.raises(SourceError, match=message):
         require_rows(look(open_sources([str(file)])))
+
+
+def write_lists(path: Path, rows: list[tuple[str, list[str]]]) -> str:
+    path.write_text("".join(json.dumps({"text": text, "label": labels}) + "\n" for text, labels in rows))
+    return str(path)
+
+
+LISTS = [("one", ["a", "b"]), ("two", ["b"]), ("three", [])]
+SEPARATED = [("one", "b|a"), ("two", "b"), ("four", "a")]
+
+
+@pytest.mark.parametrize("lists_train", [True, False])
+def test_lists_and_separated_texts_are_compared_as_lists(tmp_path: Path, lists_train: bool):
+    given = [write_lists(tmp_path / "lists.jsonl", LISTS), write_csv(tmp_path / "texts.csv", SEPARATED)]
+    train, test = given if lists_train else reversed(given)
+    overlap = json.loads(run(train, "--against", test, "--label-separator", "|", "--json"))["against"]["overlap"]
+    assert (overlap["exact"], overlap["other_label"]) == (2, 0)
+    refused = CliRunner().invoke(cli.app, ["inspect", train, "--against", test])
+    assert re.search(
+        r"lists\.jsonl has lists of labels, .*texts\.csv a single label .*--label-sep", str(refused.exception)
+    )
+    lists = given[0]
+    refused = CliRunner().invoke(cli.app, ["inspect", lists, "--against", lists, "--label-separator", "|"])
+    assert "--label-separator '|' has no effect" in str(refused.exception)
+
+
+def test_a_test_set_is_read_from_the_columns_of_the_training_set(tmp_path: Path):
+    (tmp_path / "train.csv").write_text("review,verdict\na film,x\nplots,y\n")
+    (tmp_path / "test.csv").write_text("text,label,review,verdict\nplots,z,a film,x\nq,z,r,y\n")
+    (tmp_path / "other.csv").write_text("review,label\na film,z\n")
+    options = ["--text", "review", "--label", "verdict", "--json"]
+    train = str(tmp_path / "train.csv")
+    named = json.loads(run(train, "--against", str(tmp_path / "test.csv"), *options))
+    assert named["against"]["overlap"] == {"exact": 1, "normalised": 0, "share": 0.5, "other_label": 0}

@@ -7,7 +7,7 @@ from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine import cli
-from penstock.engine.data.overlap import Overlap, find_overlap
+from penstock.engine.data.overlap import Overlap, find_overlap, shared_rows
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import StoreError
@@ -76,3 +76,42 @@ def test_prepare_like_says_it(tmp_path: Path):
         f"overlap with {train.path}: 2 of 3 test rows (66.7%) agree in all tokens kept with a training row, "
         "1 under another label"
     )
+
+
+CUTS = [
+    ((64, "head"), (5, "head")),
+    ((5, "head"), (64, "head")),
+    ((64, "tail"), (5, "tail")),
+    ((5, "head"), (64, "tail")),
+]
+
+
+@as_subtests("ours, theirs", CUTS)
+def test_stores_that_keep_different_lengths_are_compared_by_the_shorter(tmp_path: Path, ours, theirs):
+    rows = [("red green blue red green blue red", "a"), ("blue", "b"), ("red green", "a")]
+    train, _ = stores(tmp_path, rows, rows, max_length=ours[0], truncation=ours[1])
+    again = {"tokenizer": str(train.path / "tokenizer"), "max_length": theirs[0], "truncation": theirs[1]}
+    other = prepare(write_csv(tmp_path / "other.csv", rows), tmp_path / "other", progress=False, **again)
+    for one, two in ((train, other), (other, train)):
+        assert find_overlap(one, two) == Overlap(3, 3, 0)
+        assert shared_rows(one, two).tolist() == [0, 1, 2]
+
+
+UNLIKE = [
+    ({"max_length": 5}, {"max_length": 5, "truncation": "tail"}),
+    ({"max_length": 6, "truncation": "tail"}, {"max_length": 5, "truncation": "head"}),
+    ({"text": "text,label", "max_length": 5}, {"text": "text,label", "max_length": 64}),
+    ({}, {"text": "text,label"}),
+]
+
+
+@as_subtests("ours, theirs", UNLIKE)
+def test_overlap_that_cannot_be_seen_is_an_error(tmp_path: Path, ours, theirs):
+    """Rather than none."""
+    source = write_csv(tmp_path / "a.csv", [("red green blue red green blue red", "a"), ("blue", "b")])
+    first = prepare(source, tmp_path / "one", tokenizer="train:wordpiece:200", unlabelled=True, progress=False, **ours)
+    tokenizer = str(first.path / "tokenizer")
+    other = prepare(source, tmp_path / "two", tokenizer=tokenizer, unlabelled=True, progress=False, **theirs)
+    for one, two in ((first, other), (other, first)):
+        with pytest.raises(StoreError, match="prepare one --like the other"):
+            shared_rows(one, two)

@@ -1,6 +1,7 @@
 """What prepare writes, what it refuses, and what it does when it is run again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from subtested import as_subtests
 from typer.testing import CliRunner
 
+from penstock.engine import cli
 from penstock.engine.data import parts
 from penstock.engine.data import prepare as preparing
 from penstock.engine.data.parts import finalize, write_part
@@ -451,3 +453,33 @@ def test_joined_parts_are_compared_with_what_they_are_like(tmp_path, tokenizer_p
     for i in "01":
         assert run(app, ["prepare", reviews_file, "--out", out, "--like", like, "--shard", f"{i}/2"]).exit_code == 0
     assert run(app, ["prepare", "--out", out, "--finalize"]).stdout.splitlines()[-1] == whole.splitlines()[-1]
+
+
+def test_what_is_said_of_shares_can_be_done(tmp_path, reviews_file, tokenizer_path):
+    """Shares cannot overwrite: what they find, they ask to remove."""
+    out, options = tmp_path / "out", {"tokenizer": tokenizer_path, "rows_per_shard": 30, "progress": False}
+
+    def refused(match: str, **changed) -> None:
+        with pytest.raises(StoreError, match=match) as caught:
+            prepare_part(reviews_file, out, (0, 1), **{**options, **changed})
+        assert "--overwrite" not in str(caught.value)
+
+    prepare_part(reviews_file, out, (0, 2), **options)
+    refused("unfinished preparation of other data.* remove it before the first share is made", max_length=9)
+    (out / "preparing.json").write_text("{")
+    refused("damaged: .*; remove the folder .*out, and prepare it again")
+    shutil.rmtree(out)
+    prepare_part(reviews_file, out, (0, 1), **options)
+    made = finalize(out)
+    refused("a store of other data or settings; .* remove it before the first share is made", max_length=9)
+    assert contents(out) == contents(made.path)
+
+
+def test_parts_are_joined_though_what_they_are_like_is_gone(tmp_path, tokenizer_path, reviews_file):
+    like = prepare(reviews_file, tmp_path / "like", tokenizer=tokenizer_path, progress=False)
+    prepare_part(reviews_file, tmp_path / "out", (0, 1), like=like.path, progress=False)
+    shutil.rmtree(like.path)
+    result = CliRunner().invoke(cli.app, ["prepare", "--out", str(tmp_path / "out"), "--finalize"])
+    assert result.exit_code == 0, result.output
+    assert f"overlap with {like.path} is not known: {like.path}: no such store" in result.stderr
+    assert Store.open(tmp_path / "out").num_examples == 103

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny_encoders import LABELS, VOCAB, stock_model
+from subtested import as_subtests
+from tiny_encoders import CONFIGS, LABELS, VOCAB, stock_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from penstock.engine.errors import ModelError
 from penstock.engine.models import EncoderClassifier, LSTMClassifier, ModelSettings, build_model, load_model
+from penstock.engine.models.build import check_tokenizer
 from penstock.kernels import Ragged
 
 NAMES = ["bad", "fair", "good"]
@@ -211,6 +213,15 @@ def test_what_cannot_be_built_is_refused_in_one_line(checkpoint: str, tmp_path: 
     gpt2 = tmp_path / "gpt2"
     transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2).save_pretrained(gpt2)
     refused(r"is a 'gpt2' model, which cannot run unpadded", ModelSettings(kind="encoder", encoder=str(gpt2)))
+
+
+@as_subtests("name", CONFIGS)
+def test_a_checkpoint_without_a_tokenizer_is_compared_by_the_number_of_ids(name: str, tmp_path: Path) -> None:
+    """For some architectures transformers makes one that knows nothing but special tokens."""
+    CONFIGS[name]().save_pretrained(tmp_path)
+    check_tokenizer(str(tmp_path), 90, tokenizer(words=90))
+    with pytest.raises(ModelError, match="the data has 500 token ids"):
+        check_tokenizer(str(tmp_path), 500, tokenizer(words=90))
 
 
 def test_a_checkpoint_without_the_encoders_weights_is_refused(tmp_path: Path) -> None:

@@ -64,15 +64,14 @@ WORLDS = {
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_intervals_hold_the_truth(world):
     random = np.random.default_rng(0)
-    seeds = tuple(range(world.seeds))
     held, gaps_held, alarms = [], [], []
     for number in range(1000):
         right, clusters = world.study(random)
-        accuracies = {key: Series(scores, key[1], seeds) for key, scores in right.items()}
+        accuracies = {key: Series(scores, key[1]) for key, scores in right.items()}
         for (_, size), found in draw(accuracies, clusters, "share", seed=number, draws=800).items():
             low, high = found.interval
             held.append(low <= world.truth(SIZES.index(size)) <= high)
-        gaps = {(f, n): Series(right[0, n] - right[f, n], n, seeds) for f, n in right if f}
+        gaps = {(f, n): Series(right[0, n] - right[f, n], n) for f, n in right if f}
         for found in draw(gaps, clusters, "difference", seed=number, draws=800).values():
             low, high = found.interval
             gaps_held.append(low <= 0 <= high)
@@ -103,8 +102,8 @@ def test_intervals_of_what_follows_from_several_series(seeds):
     for number in range(200):
         right, clusters = world.study(random, {1: lags})
         right = {key: scores for key, scores in right.items() if key[0] < 2}
-        found = draw({key: Series(own, key[1], of_seeds) for key, own in right.items()}, clusters, "share", seed=number)
-        gaps = {n: Series(right[0, n] - right[1, n], n, of_seeds) for n in SIZES}
+        found = draw({key: Series(own, key[1]) for key, own in right.items()}, clusters, "share", seed=number)
+        gaps = {n: Series(right[0, n] - right[1, n], n) for n in SIZES}
         drawn = draw(gaps, clusters, "difference", seed=number)
         rises = found[1, SIZES[2]].draws - found[1, SIZES[1]].draws
         low, high = np.quantile(rises, [0.025, 0.975])

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from subtested import as_subtests
 
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.errors import ConfigError, ModelError, RunError
 from penstock.engine.study.baselines import baseline, frozen, linear, majority
 from penstock.engine.study.baselines.fitting import FitTask, read_chunks
 from penstock.engine.study.baselines.logistic import GRID, Logistic, choose_c, fit_logistic
@@ -414,6 +414,22 @@ def test_the_frozen_encoder_refuses_pairs_before_anything_is_trained(minilm, stu
 
     with pytest.raises(ConfigError, match="the family frozen reads single texts: leave it out with --families"):
         run_study(pairs, tmp_path / "study", progress=False, run_trial=never, measure=never)
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.needs_encoder])
+def test_stores_with_another_tokenizer_than_the_encoders_are_refused_before_anything_is_trained(
+    minilm, tiny, study, tmp_path, family
+):
+    """Token ids of a small vocabulary are rows of the encoder's embeddings too: those of other tokens."""
+    stores = {"train": tiny["train"], "test": tiny["test"]}
+    other = replace(study, **stores, encoder=minilm, families=("majority", family), max_sizes={}, overrides=())
+
+    def never(*_):
+        raise AssertionError("measured or trained")
+
+    with pytest.raises(ModelError, match=r"prepared with another tokenizer than encoder .*--tokenizer") as error:
+        run_study(other, tmp_path / "study", progress=False, run_trial=never, measure=never)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """`penstock compare`: two classifiers on the same rows, whatever form their predictions come in."""
 
 import csv
+import datetime
 import gzip
 import itertools
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +201,7 @@ def test_flips_are_listed_and_written(source, store, truth, tmp_path, ending):
 def trial(path: Path, store: Store, given: list[str], rows: np.ndarray | None = None, test: str | None = None) -> Path:
     import torch
 
-    rows = np.arange(ROWS) if rows is None else rows
+    rows = np.arange(store.num_examples) if rows is None else rows
     recorder = PredictionsRecorder(rows, store.num_labels)
     classes = np.array([store.label_names.index(given[row]) for row in rows])
     scores = np.eye(store.num_labels, dtype=np.float32)[classes]
@@ -230,6 +232,66 @@ def test_trials_of_a_study_are_compared(source, store, truth, tmp_path):
     code, message = run(foreign, second, "--data", store.path)
     assert code == 5
     assert "predictions of another test store" in message
+
+
+MOMENTS = [datetime.datetime(2024, 1, 1, hour, tzinfo=datetime.UTC) for hour in range(3)]
+# fmt: off
+COLUMNS = {
+    "small integers": ([1, 2, 3], pa.int8()),
+    "integers in floats": ([1.0, 2.0, 3.0], pa.float64()),
+    "halves": ([0.1, 0.5, 3.0], pa.float16()),
+    "single precision": ([0.1, 0.7, 3.0], pa.float32()),
+    "decimals": ([Decimal("1.00"), Decimal("2.50"), Decimal("3.00")], pa.decimal128(5, 2)),
+    "truth values": ([True, False, True], pa.bool_()),
+    "days": ([moment.date() for moment in MOMENTS[:1]] * 2 + [datetime.date(2024, 2, 1)], pa.date32()),
+    "moments": (MOMENTS, pa.timestamp("ns", "UTC")),
+    "moments without a zone": ([moment.replace(tzinfo=None) for moment in MOMENTS], pa.timestamp("us")),
+    "durations": ([datetime.timedelta(hours=hour) for hour in range(3)], pa.duration("s")),
+    "coded texts": (["a", "b", "c"], pa.dictionary(pa.int8(), pa.string())),
+    "coded numbers": ([1, 2, 3], pa.dictionary(pa.int32(), pa.int64())),
+}
+# fmt: on
+
+
+@as_subtests("values, kind", [pytest.param(*case, id=name) for name, case in COLUMNS.items()])
+def test_a_typed_column_of_labels_is_read_as_that_of_the_data(values, kind, tmp_path):
+    """What is predicted is the truth, in a column of the same type."""
+    column = pa.array(values * 20, kind)
+    pq.write_table(pa.table({"text": [f"text {row}" for row in range(60)], "label": column}), tmp_path / "data.parquet")
+    pq.write_table(pa.table({"label": column}), tmp_path / "a.parquet")
+    _, output = run(*[tmp_path / "a.parquet"] * 2, "--data", tmp_path / "data.parquet")
+    assert output.count("accuracy 100.00%") == 2, output
+
+
+def test_a_class_that_no_test_row_has_may_be_predicted(store, truth, tmp_path):
+    """Where a store or a trial knows it; elsewhere it may as well be a slip."""
+    few = [row for row in truth if row["label"] != "5"]
+    source = write(tmp_path / "few.csv", [{"text": row["text"], "label": row["label"]} for row in few])
+    fewer = prepare(str(source), tmp_path / "few", like=store.path, progress=False)
+    truly = [row["label"] for row in few]
+    file = labels(tmp_path / "a.csv", ["5.0", *truly[1:]])
+    made = trial(tmp_path / "b.parquet", fewer, truly)
+    for others, data in itertools.product(([made], [file]), (source, fewer.path)):
+        code, output = run(file, *others, "--data", data)
+        if others == [file] and data == source:
+            assert code == 3
+            assert "a.csv: row 1: " in output
+            assert "no class '5.0' (1, 2, 3, 4); if no test row has it, give the data as a store" in output
+        else:
+            assert f"accuracy {100 * (1 - 1 / len(few)):.2f}%" in output, output
+
+
+def test_labels_are_read_as_the_training_datas_were(tmp_path):
+    """Beside a word 1.0 is a word too, also in test data that happens to have numbers alone."""
+    for name, values in (("train", ["1.0", "beta"]), ("test", ["1.0", "1.0"])):
+        write(tmp_path / f"{name}.csv", [{"text": f"text {row}", "label": values[row % 2]} for row in range(40)])
+    train = prepare(str(tmp_path / "train.csv"), tmp_path / "train", tokenizer="train:bpe:300", progress=False)
+    test = prepare(str(tmp_path / "test.csv"), tmp_path / "test", like=train.path, progress=False)
+    assert test.label_names == ["1.0", "beta"]
+    made = trial(tmp_path / "a.parquet", test, ["1.0"] * 39 + ["beta"])
+    file = labels(tmp_path / "b.csv", ["beta", *["1.0"] * 39])
+    for data in (tmp_path / "test.csv", test.path):
+        assert run(made, file, "--data", data)[1].count("accuracy 97.50%") == 2
 
 
 @pytest.fixture(scope="module")

@@ -341,6 +341,18 @@ def test_stores_that_do_not_fit_each_other_are_refused(place: Place):
     assert place.ran == []
 
 
+@pytest.mark.parametrize("paired", ["train", "test"])
+def test_pairs_beside_single_texts_are_refused(place: Place, paired):
+    shutil.rmtree(place.out)
+    rows = (place.folder / f"{paired}.csv").read_text().splitlines()[1:]
+    (place.folder / "pairs.csv").write_text("\n".join(["text,label,more", *(f"{row},more" for row in rows)]) + "\n")
+    like = {"tokenizer": str(place.folder / "train" / "tokenizer"), "text": "text,more", "progress": False}
+    pairs = prepare(str(place.folder / "pairs.csv"), place.folder / "pairs", **like)
+    with pytest.raises(StoreError, match=r"has other columns of text than .*: prepare it with --like"):
+        place.start(families=("lstm",), **{paired: (str(pairs.path),)})
+    assert place.ran == place.measured == []
+
+
 def test_the_report_refuses_a_mixture(place: Place):
     write_report(place.out)
     path = place.out / "trials" / "lstm-10-0.json"

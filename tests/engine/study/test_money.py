@@ -15,7 +15,7 @@ from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.costs import Cost
 from penstock.engine.study.families import REFERENCE
 from penstock.engine.study.money import Prices, bills, exchanges, training_seconds
-from penstock.engine.study.report import keep_prices, write_report
+from penstock.engine.study.report import write_report
 from penstock.engine.study.report_costs import exchange_line
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import Pretrained
@@ -133,6 +133,23 @@ def test_prices_are_kept_and_change_nothing_else(tmp_path):
     assert {own["family"] for own in document["exchanges"]} == {"lstm", "lstm-embeddings"}
 
 
+@as_subtests(
+    "given, expected",
+    [
+        ((None, None, None), None),
+        ((0.06, None, None), Prices(0.06, 0.4, 1e6)),
+        ((None, 0.5, None), Prices(0.05, 0.5, 1e6)),
+        ((None, None, 2e6), Prices(0.05, 0.4, 2e6)),
+        ((None, None, 0.0), Prices(0.05, 0.4, 0.0)),
+        ((0.0, 0.5, 0.0), Prices(0.0, 0.5, 0.0)),
+    ],
+)
+def test_prices_that_are_not_given_are_those_that_were(given, expected, tmp_path):
+    fabricate(tmp_path / "study")
+    PRICES.keep(tmp_path / "study")
+    assert Prices.of(*given, tmp_path / "study") == expected
+
+
 def test_a_wrong_price_is_one_line(tmp_path):
     shown = penstock("report", str(tmp_path), "--price-label", "-1")
     assert shown.returncode != 0
@@ -151,5 +168,5 @@ def test_prices_given_again_replace_damaged_ones(tmp_path):
     folder = fabricate(tmp_path / "study")
     study = json.loads((folder / "study.json").read_text())
     (folder / "study.json").write_text(json.dumps({**study, "prices": {"lable": 1}}))
-    keep_prices(folder, Prices(0.05))
+    Prices(0.05).keep(folder)
     assert Prices.in_study(json.loads((folder / "study.json").read_text())) == Prices(0.05)

@@ -74,7 +74,7 @@ def test_figures_are_those_of_the_kept_predictions(tmp_path):
     gaps, p_values, exact = {}, [], []
     for size in (100, 1000, 10000):
         encoder, own = (right_of(folder, findings, family, size) for family in ("encoder", "lstm"))
-        gaps["lstm", size] = Series(encoder - own, size, (0, 1, 2))
+        gaps["lstm", size] = Series(encoder - own, size)
         exact.append(mcnemar(encoder > 0, own > 0))
     drawn = draw(gaps, single, "difference")
     for key, test in zip(gaps, exact, strict=True):
@@ -270,7 +270,7 @@ def test_macro_f1_moves_as_a_bootstraps_does():
     assert scores.mean() == pytest.approx(macro_f1(truth, labels))
     samples = random.integers(2000, size=(2000, 2000))
     exact = [macro_f1(truth[sample], labels[sample]) for sample in samples]
-    found = draw({"f1": Series(scores[None], 1, (0,))}, Clusters.single(2000), "share")["f1"]
+    found = draw({"f1": Series(scores[None], 1)}, Clusters.single(2000), "share")["f1"]
     assert np.diff(found.interval) == pytest.approx(np.diff(np.quantile(exact, [0.025, 0.975])), rel=0.06)
 
 

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 from penstock.engine.cli import app
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.study.directory import read_study
 from penstock.engine.study.estimate import Load, Loads, Speed, speed_of
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.measure_speed import line_through, measure_speed
 from penstock.engine.study.method import method_blocks
+from penstock.engine.study.money import Prices
 from penstock.engine.study.opened import opened
 from penstock.engine.study.plan import Disk, Plan, expected_and_taken, in_parallel, read_plan
 from penstock.engine.study.plan_tables import plan_lines
@@ -301,6 +303,39 @@ def test_a_budget_has_to_suffice_for_the_pretraining_too(budget, said):
     assert any(line.startswith(said) for line in plan_lines(made, budget)), plan_lines(made, budget)
 
 
+@as_subtests(
+    "prices, said",
+    [
+        (Prices(hour=3.6), "At 3.6 an hour of this machine: the trials to do cost about 0.07. The report says"),
+        (Prices(label=0.05), "At 0.05 a label: the 200 labels of the largest size 10.00. The report says"),
+        (
+            Prices(0.05, 3.6, 1e6),
+            "At 0.05 a label, 3.6 an hour of this machine, 1,000,000 predictions: the trials to do cost about 0.07, "
+            "the 200 labels of the largest size 10.00. The report says what each family's model costs.",
+        ),
+    ],
+)
+def test_a_plan_in_money(prices, said, settings, tmp_path):
+    """Prices stay with the study, whose report needs them; a start without them leaves them."""
+    made = plan(replace(settings, prices=prices), tmp_path / "study", at(5.0, 0.0, 0.0))
+    lines = plan_lines(made, None, Prices.in_study(read_study(tmp_path / "study")))
+    assert len(lines) == len(plan_lines(made)) + 1
+    assert lines[1].startswith(said), lines[1]
+    plan(settings, tmp_path / "study")
+    assert Prices.in_study(read_study(tmp_path / "study")) == prices
+
+
+def test_an_interrupted_study_keeps_its_prices(settings, tmp_path):
+    def stopped(task: TrialTask) -> TrialResult:
+        raise KeyboardInterrupt
+
+    priced = replace(settings, prices=Prices(0.05, 0.4, 1e6))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(priced, tmp_path / "study", progress=False, run_trial=stopped, measure=no_cost)
+    run_study(settings, tmp_path / "study", progress=False, run_trial=quick, measure=no_cost)
+    assert Findings.of(tmp_path / "study").prices == Prices(0.05, 0.4, 1e6)
+
+
 def test_a_plan_knows_the_groups_of_test_rows(settings, tmp_path):
     rows = "".join(f"{'good' if row % 2 else 'bad'} film {row},{row % 2},{row // 10}\n" for row in range(60))
     (tmp_path / "test.csv").write_text("text,label,film\n" + rows)
@@ -359,12 +394,14 @@ def test_a_plan_from_the_command_line(settings, tmp_path):
     out = tmp_path / "study"
     options = ["--sizes", "40,80", "--seeds", "1", "--families", "linear,bag,encoder", "--max-test", "50"]
     sources = ["--train", "synthetic:reviews?n=100&seed=0", "--test", "synthetic:reviews?n=60&seed=1"]
+    options += ["--price-hour", "0.4"]
     command = ["study", "--plan", *sources, "--encoder", settings.encoder, *options, "--out", str(out)]
     done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert re.search(r"encoder +│ +1 × <?\d+ s", done.output)
     assert "6 trials to do, 0 done: about" in done.output
     assert "50 test rows settle" in done.output
+    assert "At 0.4 an hour of this machine: the trials to do cost about" in done.output
     assert "stores, which are there already" in done.output
     assert not list((out / "trials").iterdir())
     assert read_plan(out).test_rows == 50

@@ -10,9 +10,10 @@ from fabricated_study import stand_in
 from subtested import as_subtests
 from tiny_encoders import POSITIONS, stock_model
 
+from penstock.engine.data.overlap import find_overlap
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.errors import ConfigError, RunError, StoreError
 from penstock.engine.study import costs, measure_cost
 from penstock.engine.study.report import write_report
 from penstock.engine.study.settings import STORED_LENGTH, StudySettings, trial_settings
@@ -105,6 +106,42 @@ def test_what_a_family_reads(plain, store, max_length, overrides, expected, kept
             chosen("encoder")
     else:
         assert tuple(chosen(family) for family in FAMILIES) == expected
+
+
+# (how the test store is prepared beside a training store of 40 tokens and heads, what is said of it)
+UNLIKE = [
+    ({"max_length": 90}, None),
+    ({"max_length": 40}, None),
+    (
+        {"max_length": 39},
+        r"of its 30 texts were cut to 39 tokens \(head\) .* to 40 tokens \(head\): prepare it with --like",
+    ),
+    ({"max_length": 40, "truncation": "tail"}, r"were cut to 40 tokens \(tail\) .* prepare it with --like"),
+    ({"text": "text,text2", "max_length": 40}, "other columns of text than .* prepare it with --like"),
+]
+
+
+@as_subtests("options, message", UNLIKE)
+def test_a_test_store_of_which_less_is_left_is_refused(plain, tmp_path, options, message):
+    """Rather than called worse, or without a row of the training data."""
+    with open(plain.test[0], newline="") as file:
+        rows = [{**row, "text2": "more"} for row in csv.DictReader(file)]
+    with open(tmp_path / "test.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    like = {"tokenizer": plain.encoder, "progress": False}
+    train = prepare(plain.train[0], tmp_path / "train", max_length=40, **like)
+    test = prepare(str(tmp_path / "test.csv"), tmp_path / "test", **like, **options)
+    study = replace(plain, train=(str(train.path),), test=(str(test.path),), families=("lstm",), encoder=None)
+    study = replace(study, overrides=("training.epochs=1",))
+    if message is None:
+        assert start(study, tmp_path / "out")
+        found = json.loads((tmp_path / "out" / "study.json").read_text())["overlap"]
+        assert found["shared"] == find_overlap(train, test.cut_to(40)).shared > 0
+    else:
+        with pytest.raises(StoreError, match=message):
+            start(study, tmp_path / "out")
 
 
 def test_what_is_kept_of_longer_texts(plain, store):

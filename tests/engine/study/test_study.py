@@ -156,6 +156,7 @@ def test_costs_are_those_of_the_largest_trial(study, tmp_path, capsys):
             r"--pretrain-tokens 100 and pretraining\.tokens=200 contradict",
         ),
         ({"pretrain_tokens": 100, "overrides": ("pretraining.tokens=100",)}, None),
+        ({"overrides": ("model.encoder=other",)}, r"model\.encoder=other: for all .*, give --encoder other"),
     ],
 )
 def test_options_and_settings_that_contradict_each_other(study, change, said):
@@ -182,6 +183,26 @@ def test_failed_trials_are_tried_again_and_diverged_ones_are_not(study, tmp_path
     assert (statuses["lstm-50-0"], statuses["lstm-50-1"]) == ("done", "diverged")
     ran = marks(tmp_path / "study")
     assert (ran["lstm-50-0"], ran["lstm-50-1"], ran["encoder-50-0"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("families", "said"),
+    [
+        (
+            ("majority", "lstm"),
+            "--keep-runs: 4 trials are finished without it, and the models are gone (the first is ls",
+        ),
+        (("majority", "linear"), "--keep-runs has no effect: "),
+    ],
+)
+def test_models_that_are_not_there_to_keep_get_a_line(study, tmp_path, capsys, families, said):
+    small = replace(study, families=families, sizes=parse_sizes("50,100"), max_sizes={})
+    made = lambda task: replace(result("lstm", task.trial.size, task.trial.seed), trial=task.trial)  # noqa: E731
+    for kept, lines in ((False, 0), (True, 1)):
+        run_study(small, tmp_path / "study", run_trial=made, measure=no_cost, keep_runs=kept)
+        assert capsys.readouterr().err.count(said) == lines
+    run_study(small, tmp_path / "other", run_trial=made, measure=no_cost, keep_runs=True)
+    assert capsys.readouterr().err.count("--keep-runs:") == 0, "they are kept from the first"
 
 
 def test_when_every_trial_fails_the_study_fails(study, tmp_path):

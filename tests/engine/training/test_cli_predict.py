@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -26,6 +27,7 @@ from penstock.engine.cli import app
 from penstock.engine.cli import predict as cli_predict
 from penstock.engine.data.sources import open_source
 from penstock.engine.errors import ConfigError, DiskError, RunError, SourceError, StoreError
+from penstock.engine.training.outputs import check_distinct
 from penstock.engine.training.trained import TrainedRun
 
 TINY = ["model.hidden_size=8", "model.embedding_size=8", "data.tokens_per_batch=256", "training.learning_rate=3e-2"]
@@ -203,6 +205,24 @@ def test_the_source_is_never_overwritten(run, texts, tmp_path, how):
     assert source.read_bytes() == texts["test"].read_bytes()
 
 
+@as_subtests("how", SAME)
+def test_two_outputs_are_two_files(run, texts, tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    first = tmp_path / "held.csv.bad-rows.jsonl"
+    first.write_text("earlier")
+    second = SAME[how](first, tmp_path)
+    with pytest.raises(ConfigError, match=r"two outputs go to .*, one file"):
+        penstock("evaluate", run, "--data", texts["test"], "--json", first, "--html", second)
+    held = shutil.copy(texts["test"], "held.csv")
+    with pytest.raises(ConfigError, match=r"two outputs go to .*, one file"):
+        penstock("evaluate", run, "--data", held, "--bad-rows", "quarantine", "--json", second)
+    Path("out.csv.bad-rows.jsonl").symlink_to("out.csv")
+    with pytest.raises(ConfigError, match=r"two outputs go to .*, one file"):
+        penstock("predict", run, held, "--out", "out.csv", "--bad-rows", "quarantine")
+    assert first.read_text() == "earlier"
+    check_distinct(["/dev/null", "/dev/null"])
+
+
 def test_another_file_is_replaced_through_its_link(run, texts, tmp_path):
     (tmp_path / "old.csv").write_text("old")
     (tmp_path / "link.csv").symlink_to("old.csv")
@@ -352,7 +372,7 @@ WRONG = [
     (["evaluate", "RUN", "--data", "TEXTS", "--bad-rows", "keep"], ConfigError, "must be one of fail, skip"),
     (["evaluate", "RUN", "--data", "TEXTS", "--json", "no/where.json"], DiskError, "there is no folder"),
     (["evaluate", "RUN", "--data", "TEXTS", "--html", "RUN/run.json"], ConfigError, "belongs to"),
-    (["evaluate", "RUN", "--data", "TEXTS", "--json", "x", "--html", "x"], ConfigError, "both write"),
+    (["evaluate", "RUN", "--data", "TEXTS", "--json", "x", "--html", "./x"], ConfigError, "x and ./x, one file"),
     (["evaluate", "RUN", "--data", "STORE", "--text", "text"], ConfigError, "is a store"),
     (["evaluate", "RUN", "--data", "empty-folder"], StoreError, "empty-folder"),
     (["evaluate", "RUN", "--data", "lines.txt"], SourceError, "holds no labels"),

@@ -1,12 +1,16 @@
 import csv
 import json
+import re
+import shutil
 
 import pyarrow.parquet
 import pytest
+from subtested import as_subtests
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
 from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError
+from penstock.engine.training.run_record import open_like_training
 
 TINY = [
     "model.hidden_size=8",
@@ -72,6 +76,62 @@ def test_predict(run, texts, tmp_path, form):
         probabilities = [float(row[f"probability_{name}"]) for name in ("bad", "fair", "good")]
         assert sum(probabilities) == pytest.approx(1, abs=1e-4)
         assert row["label"] == ("bad", "fair", "good")[probabilities.index(max(probabilities))]
+
+
+# (header of new data, what is read, of a run on the columns review and verdict, what is said to be missing)
+COLUMNS = [
+    ("review,verdict,text,label", ("review", "verdict"), []),
+    ("review,text,label", ("review", "label"), ["verdict"]),
+    ("text,verdict,label", ("text", "verdict"), ["review"]),
+    ("text,label", ("text", "label"), ["review", "verdict"]),
+]
+
+
+def write_columns(path, header):
+    """Texts that `write_texts` might have made."""
+    cells = {"review": "a lovely film", "text": "the awful plot", "verdict": "good", "label": "bad"}
+    names = header.split(",")
+    path.write_text("\n".join([header, *[",".join(cells[name] for name in names)] * 3]) + "\n")
+    return path
+
+
+@as_subtests("header, read, missing", COLUMNS)
+def test_columns_are_those_of_the_training_or_said(run, tmp_path, header, read, missing):
+    """Where there is but one of them too."""
+    named = {"text": "review", "label": "verdict"}
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed, symlinks=True)
+    record = json.loads((changed / "run.json").read_text())
+    del record["crc32"]
+    (changed / "run.json").write_text(json.dumps({**record, "data": {**record["data"], **named}}))
+    data = write_columns(tmp_path / "new.csv", header)
+    result = penstock("evaluate", changed, "--data", data, "--json", tmp_path / "found.json")
+    lines = [line for line in result.stderr.splitlines() if "there is none called" in line]
+    assert [re.search("none called '(.*)', as in training", line)[1] for line in lines] == missing
+    assert [line.split("column ")[1].split(";")[0] for line in lines] == [
+        repr(now) for now, before in zip(read, named.values(), strict=True) if now != before
+    ]
+    (source,) = open_like_training(str(data), {**record["data"], **named})
+    assert (source.text, source.label) == read
+    out = tmp_path / "out.csv"
+    predicted = penstock("predict", changed, data, "--out", out).stderr
+    assert ("there is none called 'review'" in predicted) == ("review" in missing)
+    assert "verdict" not in predicted
+
+
+def test_rows_are_not_evaluated_twice(run, tmp_path):
+    write_columns(tmp_path / "one.csv", "text,label")
+    (tmp_path / "two.csv").symlink_to(tmp_path / "one.csv")
+    with pytest.raises(SourceError, match=r"one\.csv is given twice, also as .*two\.csv: its rows would count twice"):
+        penstock("evaluate", run, "--data", tmp_path)
+    assert penstock("predict", run, tmp_path / "two.csv", "--out", "-").exit_code == 0
+
+
+def test_a_setting_is_given_one_value(store, tmp_path):
+    train = ["train", "--train", store.path, "--out", tmp_path / "new", *TINY]
+    with pytest.raises(ConfigError, match=r"training\.seed is given twice, as 2 and as 4: leave one out"):
+        penstock(*train, "training.seed=2", "training.seed=4")
+    assert not (tmp_path / "new").exists()
 
 
 def test_wrong_uses(run, texts, store, tmp_path):

@@ -391,6 +391,35 @@ def test_raw_texts_are_prepared(teachers, raw, settings, tmp_path):
     made = Store.open(tmp_path / "run.unlabelled", labelled=False)
     assert all(np.array_equal(made.tokens(row), raw.tokens(row)) for row in range(RAW))
     assert penstock("distil", "--out", tmp_path / "run").returncode == 0
+    for option in (["--text", "text"], ["--separator", ";"], ["--encoding", "utf-8"]):
+        again = penstock("distil", "--out", tmp_path / "run", *option)
+        assert again.returncode == ConfigError.exit_code
+        assert f"{option[0]} has no effect: {tmp_path / 'run'} goes on with the texts that it had" in again.stderr
+    (tmp_path / "other.csv").write_text("text\nanother film\n")
+    arguments = ["distil", "--teacher", teachers[0], "--out", tmp_path / "run", *quick]
+    other = penstock(*arguments, "--unlabelled", tmp_path / "other.csv")
+    assert other.returncode == StoreError.exit_code
+    assert f"run.unlabelled was prepared from other texts or settings than {tmp_path}/other.csv gives" in other.stderr
+    assert "--overwrite" not in other.stderr
+
+
+@pytest.mark.parametrize("with_train", [False, True])
+def test_raw_texts_are_read_from_the_teachers_column(store, texts, settings, tmp_path, with_train):
+    lines = texts["train"].read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(["review,label", *lines[1:]]) + "\n")
+    tokenizer = str(store.path / "tokenizer")
+    like = {"text": "review", "tokenizer": tokenizer, "max_length": 64, "progress": False}
+    own = prepare(str(tmp_path / "train.csv"), tmp_path / "train", **like)
+    train(settings("training.max_steps=1"), own, tmp_path / "teacher", progress="none")
+    (tmp_path / "raw.csv").write_text("text,review\n" + "".join(f"x,a film {i}\n" for i in range(30)))
+    quick = ["training.max_steps=1", "training.tensorboard=false", "model.hidden_size=8"]
+    arguments = ["distil", "--teacher", tmp_path / "teacher", *(["--train", store.path] if with_train else []), *quick]
+    done = penstock(*arguments, "--unlabelled", tmp_path / "raw.csv", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert Store.open(tmp_path / "run.unlabelled", labelled=False).manifest.sources[0].text == "review"
+    (tmp_path / "other.csv").write_text("id,text\n" + "".join(f"{i},a film {i}\n" for i in range(30)))
+    done = penstock(*arguments, "--unlabelled", tmp_path / "other.csv", "--out", tmp_path / "second")
+    assert "texts are read from column 'text'; there is none called 'review', as in the training of" in done.stderr
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------
@@ -491,6 +520,11 @@ MISFITS = {
     "no texts": ({"unlabelled": None}, ConfigError, "say what to learn from: --unlabelled STORE"),
     "no such texts": ({"unlabelled": "{folder}/none.csv"}, PenstockError, "none.csv"),
     "options of raw texts": ({"more": ["--text", "text"]}, ConfigError, "--text has no effect: .* is a store"),
+    "a shard and a resumption": (
+        {"more": ["--shard", "0/2", "--resume", "last"], "out": None},
+        ConfigError,
+        "--resume has no effect: --shard makes logits alone",
+    ),
     "a shard and a run": ({"more": ["--shard", "0/2"]}, ConfigError, "--shard makes logits alone"),
     "no share": ({"more": ["--shard", "2/2"], "out": None}, ConfigError, "expected i/n with 0 <= i < n"),
     "no out": ({"out": None}, ConfigError, "say where the student goes: --out RUN"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from subtested import as_subtests
 
 from penstock.engine.data.loader import Loader
 from penstock.engine.data.plan import PlanParameters
+from penstock.engine.data.prepare import begin
 from penstock.engine.errors import ConfigError
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.training import rehearsal
@@ -49,6 +51,26 @@ def test_it_says_what_a_run_needs_and_writes_nothing(store, test_store, tmp_path
     assert whole.startswith(f"the run: at most {3 * steps:,} steps, about ")
     assert list(tmp_path.iterdir()) == []
     assert everything(store.path.parent) == before
+
+
+@pytest.mark.slow
+def test_raw_texts_are_prepared_elsewhere(texts, tmp_path, monkeypatch):
+    """Where a run has prepared its texts, or has begun to, nothing changes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    raw = ["--texts", texts["train"], "--text", "text", "--tokenizer", "train:bpe:300", "--out", tmp_path / "run"]
+    command = ["pretrain", *raw, *TINY, "training.max_steps=2"]
+    for made in ("nothing", "begun", "finished"):
+        if made == "begun":
+            begin(str(texts["train"]), tmp_path / "run.texts", tokenizer="train:bpe:300", text="text", unlabelled=True)
+        if made == "finished":
+            assert penstock(*command).returncode == 0
+        before = everything(tmp_path)
+        done = penstock(*command, "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert "dry run: nothing is written" in done.stdout
+        assert everything(tmp_path) == before, made
+        assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.slow

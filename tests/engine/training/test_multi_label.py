@@ -568,8 +568,11 @@ def test_files_of_predictions(tmp_path, run, rows):
     assert all(len(json.loads(line)["label"]) == 2 for line in (tmp_path / "k.jsonl").read_text().splitlines())
     done = invoke("predict", run[0], source, "--out", tmp_path / "b.csv", "--label-separator", "o")
     assert isinstance(done.exception, ConfigError) or done.exit_code == 6
-    done = invoke("predict", run[0], source, "--out", tmp_path / "b.jsonl", "--label-separator", "o")
-    assert done.exit_code == 0
+    for name in ("b.jsonl", "b.parquet"):
+        done = invoke("predict", run[0], source, "--out", tmp_path / name, "--label-separator", ";")
+        assert isinstance(done.exception, ConfigError)
+        assert "--label-separator has no effect" in str(done.exception)
+        assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("prepared", [True, False])

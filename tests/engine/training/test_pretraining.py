@@ -157,6 +157,11 @@ def test_texts_without_labels_prepared_or_raw(tmp_path, texts, store):
     assert Store.open(tmp_path / "two.texts", labelled=False).num_examples == len(lines)
     tuned = load_settings(None, [f"model.start_from={tmp_path / 'two'}", "training.max_steps=1", *TINY[2:]])
     assert train(tuned, store, tmp_path / "tuned", progress="none").steps == 1
+    source.write_text("another film\n")
+    with pytest.raises(
+        PenstockError, match=r"two\.texts was prepared from other texts .* than .* gives now: remove it"
+    ):
+        penstock("pretrain", "--texts", source, *tokenizer, "--out", tmp_path / "two", *quick)
     for stated, said in {
         ("--texts", bare.path, *tokenizer): "--tokenizer has no effect: .* is a store",
         tuple(tokenizer): "--tokenizer has no effect: no raw texts are given",

@@ -14,9 +14,11 @@ from transformers import AutoTokenizer
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
+from penstock.engine.training.distil import material_for
 from penstock.engine.training.reading import Reading, read_by, recipe_lines, settle_reading, share
 from penstock.engine.training.recipe import most_tokens
 from penstock.engine.training.settings import load_settings
+from penstock.engine.training.teachers import Teacher
 from penstock.engine.training.train import train
 from penstock.engine.training.trained import TrainedRun
 
@@ -185,6 +187,67 @@ def test_what_was_read_is_said_and_recorded(tmp_path, long_store, settings, caps
     assert (record["data"]["max_length"], record["data"]["truncation"]) == (20, "head")
     assert record["identity"]["data.max_length"] == 20
     assert record["identity"]["training data"] == long_store.fingerprint
+
+
+# (a store's limit and truncation, what the run reads, whether texts that were cut lack some of that)
+CUT_BEFORE = [
+    (90, "head", ["data.max_length=20"], False),
+    (62, "tail", ["data.max_length=20"], False),  # its longest texts have 62 tokens: none was cut
+    (20, "head", ["data.max_length=20"], False),
+    (20, "head", [], True),
+    (19, "head", ["data.max_length=20"], True),
+    (20, "tail", ["data.max_length=20"], True),
+    (20, "head", ["data.max_length=20", "data.truncation=tail"], True),
+    (60, "head+tail", ["data.max_length=10"], False),  # more than its first ten tokens are there
+    (30, "head+tail", ["data.max_length=20"], True),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(long_store, tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("prepared"), {}
+
+    def make(max_length: int, truncation: str) -> Store:
+        if (max_length, truncation) not in made:
+            made[max_length, truncation] = prepare(
+                rows_of(60, 60),
+                folder / f"{max_length}-{truncation}",
+                tokenizer=str(long_store.path / "tokenizer"),
+                max_length=max_length,
+                truncation=truncation,
+                progress=False,
+            )
+        return made[max_length, truncation]
+
+    return make
+
+
+@as_subtests("limit, truncation, reads, lacking", CUT_BEFORE)
+def test_texts_that_were_cut_to_less_than_a_run_reads_are_said(
+    tmp_path, long_store, prepared, settings, capsys, limit, truncation, reads, lacking
+):
+    """Beside a training, in an evaluation and by a teacher."""
+    store, run = prepared(limit, truncation), tmp_path / f"run-{limit}-{truncation}-{len(reads)}"
+    cut = store.manifest.truncated_texts
+    said = (
+        f"warning: {store.path}: {cut} of its 60 texts were cut to {limit} tokens ({truncation}) when it was prepared; "
+        "the run reads "
+    )
+    begun = settings(*QUICK, *reads, "training.max_steps=1")
+    train(begun, long_store, run, test_store=store, progress="plain")
+    assert (said in capsys.readouterr().err) == lacking
+    TrainedRun.open(run).evaluate_store(store)
+    assert (said in capsys.readouterr().err) == lacking
+    heard: list[str] = []
+    material_for(begun, [replace(Teacher.open(run), test=None)], store, None, None, heard.append)
+    assert [line.startswith(said) for line in heard] == [True] * lacking
+
+
+def test_texts_cut_as_the_training_data_are_read_as_that(tmp_path, prepared, settings, capsys):
+    store = prepared(20, "head")
+    train(settings(*QUICK, "data.max_length=10", "data.truncation=tail"), store, tmp_path / "run", test_store=store)
+    TrainedRun.open(tmp_path / "run").evaluate_store(store)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_an_encoder_reads_what_it_has_positions_for(tmp_path, long_store, encoder):
