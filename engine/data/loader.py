@@ -10,6 +10,7 @@ from torch import Tensor
 
 from penstock._native import Prefetcher
 from penstock.engine.data.plan import Plan, PlanParameters, plan_epoch, plan_fingerprint
+from penstock.engine.data.rows import checked_rows
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError, StoreError
 from penstock.kernels.ragged import Ragged
@@ -162,7 +163,7 @@ class Loader:
         self.store = store
         self.seed = seed
         self.parameters = parameters
-        self.rows = None if rows is None else np.ascontiguousarray(rows, np.int64)
+        self.rows = None if rows is None else checked_rows(rows, store.num_examples)
         self.rank = rank
         self.world_size = world_size
         self.shuffle = shuffle

@@ -9,6 +9,7 @@ import numpy as np
 from penstock._native import plan_epoch as native_plan_epoch
 from penstock.engine.data.cut import Cut
 from penstock.engine.data.manifest import digest
+from penstock.engine.data.rows import checked_rows
 from penstock.engine.errors import ConfigError
 
 PLAN_VERSION = 2  # of the algorithm: another one gives other batches, and an old run must not go on with them
@@ -173,9 +174,9 @@ def plan_epoch(
 
     Raises:
         ConfigError: fewer examples than a step of a training has batches.
-        ValueError: rows outside the store.
+        TypeError, ValueError: as `checked_rows`.
     """
-    rows = None if rows is None else np.ascontiguousarray(rows, np.int64)
+    rows = None if rows is None else checked_rows(rows, len(lengths))
     count = len(lengths) if rows is None else len(rows)
     if shuffle and count < parameters.batches_per_step:
         raise ConfigError(

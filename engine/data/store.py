@@ -28,6 +28,7 @@ from penstock.engine.data.manifest import (
     clusters_schema,
     shard_schema,
 )
+from penstock.engine.data.rows import checked_rows
 from penstock.engine.errors import ConfigError, StoreError, TokenizerError, first_line
 
 if TYPE_CHECKING:
@@ -351,11 +352,12 @@ class Store:
         """The token ids of rows end to end, as they are cut, and their bounds: int32 (tokens,), int32 (rows + 1,).
 
         Args:
-            rows: int64, contiguous.
+            rows: integers, (count,).
 
         Raises:
-            StoreError: the store is damaged.
+            StoreError: the store is damaged. TypeError, ValueError: as `checked_rows`.
         """
+        rows = checked_rows(rows, self.num_examples)
         values = np.empty(int(self.lengths[rows].sum(dtype=np.int64)), np.int32)
         cu_seqlens, labels = np.empty(len(rows) + 1, np.int32), np.empty(len(rows), np.int64)
         try:

@@ -28,10 +28,31 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The autocast context of a resolved precision; nothing for fp32."""
+    """The autocast context of a resolved precision, whatever context the caller is in."""
     if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=_DTYPES[precision])
+        return torch.autocast(device.type, enabled=False)
+    # torch keeps what it cast until the outermost context is left: in a caller's own, weights would be those of before
+    return torch.autocast(device.type, dtype=_DTYPES[precision], cache_enabled=not _is_within_autocast())
+
+
+def _is_within_autocast() -> bool:
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth > 1
+
+
+@contextlib.contextmanager
+def usual_defaults(device: torch.device) -> Iterator[None]:
+    """What torch begins with, whatever the caller has set: gradients, float32 where nothing else is said, no autocast,
+    which would reach backward too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    no_autocast = torch.autocast(device.type, enabled=False) if _is_within_autocast() else contextlib.nullcontext()
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast:
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

@@ -42,8 +42,9 @@ class Interrupted(PenstockError):
 class StopSignal:
     """While open, remembers the first signal in `received`; in threads other than the main one it hears nothing.
 
-    Signals that this process was told to ignore (nohup) stay ignored. When it is left with a signal that nothing was
-    done about, it raises Interrupted, unless an error that the user has to read is on its way.
+    Signals that this process was told to ignore (nohup) stay ignored, those that C code handles stay with it. When it
+    is left with a signal that nothing was done about, it raises Interrupted, unless an error that the user has to read
+    is on its way.
 
     Args:
         run: the run's directory, for messages.
@@ -63,7 +64,8 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
-                if signal.getsignal(signum) is not signal.SIG_IGN:
+                # None: set by a program that Python is embedded in, which alone could put it back
+                if signal.getsignal(signum) not in (signal.SIG_IGN, None):
                     self._previous[signum] = signal.signal(signum, self._handle)
         return self
 

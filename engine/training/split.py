@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from penstock.engine.data.rows import checked_rows
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError
 from penstock.engine.training.settings import Settings
@@ -42,6 +43,31 @@ def split_validation(
     return np.sort(shuffled[~chosen]), np.sort(shuffled[chosen])
 
 
+def check_split(
+    num_examples: int, rows: np.ndarray | None, validation_rows: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The rows that a caller gives, sorted; of validation rows alone follow the training rows: all others.
+
+    Raises:
+        TypeError, ValueError: as `checked_rows`, or a row is given twice.
+    """
+    given = {}
+    for name, found in (("rows", rows), ("validation_rows", validation_rows)):
+        if found is None:
+            continue
+        given[name] = np.sort(checked_rows(found, num_examples, name))
+        if (again := given[name][1:][np.diff(given[name]) == 0]).size:
+            raise ValueError(f"{name}: row {again[0]:,} is given more than once")
+    rows, validation_rows = given.get("rows"), given.get("validation_rows")
+    if validation_rows is None:
+        return rows, None
+    if rows is None:
+        return np.setdiff1d(np.arange(num_examples, dtype=np.int64), validation_rows, True), validation_rows
+    if (both := np.intersect1d(rows, validation_rows, True)).size:
+        raise ValueError(f"rows and validation_rows share {both.size:,} rows, row {both[0]:,} among them")
+    return rows, validation_rows
+
+
 def split_rows(
     settings: Settings, store: Store, rows: np.ndarray | None, validation_rows: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -52,13 +78,14 @@ def split_rows(
         rows: those to train on; None for all. validation_rows: those of the user; None to carve them from `rows`.
 
     Raises:
-        ConfigError: there are none, or too few for both.
+        ConfigError: there are none, or too few for both. TypeError, ValueError: as `check_split`.
     """
-    rows = np.arange(store.num_examples, dtype=np.int64) if rows is None else np.sort(rows)
+    rows, validation_rows = check_split(store.num_examples, rows, validation_rows)
+    rows = np.arange(store.num_examples, dtype=np.int64) if rows is None else rows
     if not len(rows):
         raise ConfigError("there are no training rows")
     if validation_rows is not None:
-        return rows, np.sort(validation_rows)
+        return rows, validation_rows
     data = settings.data
     assert data.validation_fraction is not None
     return split_validation(

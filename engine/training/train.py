@@ -28,7 +28,7 @@ from penstock.engine.training.checkpoint import clear_leftovers
 from penstock.engine.training.conclude import conclude
 from penstock.engine.training.distributed import Stopped, World, answering
 from penstock.engine.training.loop import Loop
-from penstock.engine.training.precision import tf32
+from penstock.engine.training.precision import tf32, usual_defaults
 from penstock.engine.training.progress import Mode
 from penstock.engine.training.result import TrainResult, recorded_result
 from penstock.engine.training.resume import Confirm, Found, Resume, find_checkpoint, settle_links
@@ -37,6 +37,7 @@ from penstock.engine.training.run_directory import RunDirectory
 from penstock.engine.training.settings import FREE_KEYS, Settings
 from penstock.engine.training.shard import check_can_shard
 from penstock.engine.training.signals import StopSignal
+from penstock.engine.training.split import check_split
 from penstock.engine.training.timers import timers_for
 from penstock.engine.training.token_budget import AUTO, with_measured_budget
 
@@ -67,8 +68,8 @@ def train(
     Args:
         out_dir: the run's directory. If it holds the same run, that is resumed or, if complete, its result returned;
             with more epochs, steps or patience than it had, it resumes from its last checkpoint.
-        rows: int64, the training rows; all by default.
-        validation_rows: int64, rows of the same store for validation; by default carved from `rows`.
+        rows: integers, the training rows; by default all that are not for validation.
+        validation_rows: integers, other rows of the same store for validation; by default carved from `rows`.
         test_store: read once, at the end, by the best model.
         device: by default a GPU if there is one. Under torchrun each process has its own.
         progress: "auto", "live" (a terminal), "plain" (lines) or "none".
@@ -77,16 +78,18 @@ def train(
 
     Raises:
         ConfigError: settings that do not fit each other, the data or the number of processes.
+        TypeError, ValueError: rows are no numbers of rows, are given twice, or are not in the store.
         ModelError: the model cannot be built for this data.
         RunError: the directory holds something else, or something in it is damaged.
         StoreError: the test store, or the run to start from, has other labels or another tokenizer.
         NonFiniteError: the loss or the gradients are no longer finite; the last checkpoint stands as it was.
         DiskError: a checkpoint cannot be written; the earlier one stands.
         RankError: another process of the run did not answer for `training.rank_timeout`, or is gone.
-        Interrupted: SIGTERM, SIGINT or SIGHUP came; the run was checkpointed.
+        Interrupted: SIGTERM, SIGINT or SIGHUP came; the run was checkpointed. (A second one ends the process at once.)
     """
     if train_store.max_length != train_store.manifest.max_length:
         raise ConfigError("the training store is cut already: give the whole one, and data.max_length")
+    rows, validation_rows = check_split(train_store.num_examples, rows, validation_rows)
     timeout = settings.training.rank_timeout
     world = World.join(device, timeout)
     timers = timers_for(world.device)
@@ -125,6 +128,7 @@ def train(
         with (
             _answering(world, settings.training.rank_timeout),
             torch.random.fork_rng(devices),
+            usual_defaults(world.device),
             tf32(settings.training.tf32 if devices else None),
             StopSignal(directory.path) as stop,
         ):

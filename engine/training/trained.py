@@ -251,6 +251,9 @@ class TrainedRun:
         # the items of a mapping are its keys, those of a pandas frame its columns' names, and a set has no order
         if isinstance(texts, Mapping | Set) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
             raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}: give its column of texts")
+        column: Any = texts
+        if hasattr(column, "notna"):  # of pandas, which has several values for a missing one
+            texts = column.astype(object).where(column.notna(), None)
         return self._in_memory([None if isinstance(text, float) and math.isnan(text) else text for text in texts])
 
     def _in_memory(self, texts: list[Any]) -> MemorySource:

@@ -111,6 +111,15 @@ def test_rows_restrict(store):
     assert sorted(seen) == sorted(rows.tolist())
     in_order = make(store, rows=rows, shuffle=False, parameters=PlanParameters(10_000))
     assert ids(in_order) == [[rows.tolist()]]
+    for wrong, error in (
+        (np.arange(len(store)) < 9, TypeError),
+        (np.array([0.5]), TypeError),
+        ([len(store)], ValueError),
+    ):
+        with pytest.raises(error, match="rows must be"):
+            make(store, rows=wrong)
+        with pytest.raises(error, match="rows must be"):
+            store.gather(wrong)
 
 
 def test_evaluation_is_the_same_every_time(store):

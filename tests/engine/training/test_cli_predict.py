@@ -14,6 +14,7 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -489,7 +490,8 @@ def test_from_python(trained, tmp_path):
         trained.predict(["dull"], top_k=0)
     expected = trained.predict(["a lovely film", None])["label"].to_pylist()
     column = pa.array(["a lovely film", None])
-    for same in (column, pa.chunked_array([column]), ["a lovely film", float("nan")]):
+    columns = [pd.Series(["a lovely film", None], dtype=kind) for kind in ("object", "string", "category")]
+    for same in (column, pa.chunked_array([column]), ["a lovely film", float("nan")], *columns):
         assert trained.predict(same)["label"].to_pylist() == expected
     from datasets import Dataset
 

@@ -153,6 +153,18 @@ def test_what_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_what_a_program_around_python_handles_stays_with_it(monkeypatch):
+    """Python has no handler to give back for a signal that C code had taken before Python began."""
+    known = signal.getsignal
+    before = [known(signum) for signum in SIGNALS]
+    monkeypatch.setattr(signal, "getsignal", lambda signum: None if signum == signal.SIGTERM else known(signum))
+    with StopSignal():
+        within = [known(signum) for signum in SIGNALS]
+    assert within[SIGNALS.index(signal.SIGTERM)] is before[SIGNALS.index(signal.SIGTERM)]
+    assert sum(one is not other for one, other in zip(within, before, strict=True)) == len(SIGNALS) - 1
+    assert [known(signum) for signum in SIGNALS] == before
+
+
 def test_signals_that_come_together_are_one_request():
     """A terminal that closes sends SIGHUP to all; torchrun sends SIGTERM after the terminal's SIGINT."""
 

@@ -1,4 +1,6 @@
+import contextlib
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from stopping import stop_at
 from penstock.engine.errors import ConfigError, NonFiniteError, RunError, StoreError
 from penstock.engine.training.evaluate import evaluate
 from penstock.engine.training.train import train
+from penstock.engine.training.trained import TrainedRun
 
 
 def records(run, split):
@@ -207,6 +210,50 @@ def test_given_validation_rows_and_a_subset(tmp_path, store, settings):
     again = evaluate(model, store, rows=np.arange(60, 90))
     assert again.accuracy == result.validation.accuracy
     assert again.loss == pytest.approx(result.validation.loss, rel=1e-6)
+
+
+def test_without_rows_those_that_validate_are_not_trained_on(tmp_path, store, settings):
+    held = np.arange(3, store.num_examples, 5)
+    found = [
+        train(settings("training.max_steps=3"), store, tmp_path / name, validation_rows=held, progress="none", **rows)
+        for name, rows in (("all", {}), ("others", {"rows": np.setdiff1d(np.arange(store.num_examples), held)}))
+    ]
+    assert found[0].validation.num_examples == len(held)
+    assert same_weights(tmp_path / "all/last", tmp_path / "others/last")
+
+
+@contextlib.contextmanager
+def float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+AROUND = {
+    "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+    "autocast, off": partial(torch.autocast, "cpu", enabled=False),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "float64": float64,
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("around", AROUND)
+def test_what_the_caller_has_set_changes_nothing(tmp_path, store, settings, around, precision):
+    chosen = settings("training.max_steps=8", f"training.precision={precision}", "training.learning_rate=0.02")
+    with AROUND[around]():
+        within = train(chosen, store, tmp_path / "within", progress="none")
+    alone = train(chosen, store, tmp_path / "alone", progress="none")
+    assert same_weights(tmp_path / "within/last", tmp_path / "alone/last")
+    assert within.validation.loss == alone.validation.loss
+    run, text = TrainedRun.open(tmp_path / "alone"), ["a lovely film"]
+    with AROUND["autocast"]():
+        answers = run.predict(text)
+    assert answers == run.predict(text)
 
 
 def test_a_test_set_with_other_labels(tmp_path, texts, store, settings):
