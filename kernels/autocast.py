@@ -14,16 +14,18 @@ _MaybeTensor = TypeVar("_MaybeTensor", Tensor, None, Tensor | None)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast asks for on x's device, None where it is off or x is float64."""
+    """The dtype that autocast asks for on x's device, None where it is off, or x is float64 or not floating point."""
     device = x.device.type
     has_autocast = _HAS_AUTOCAST[device] if device in _HAS_AUTOCAST else torch.amp.is_autocast_available(device)
-    if x.dtype == torch.float64 or not has_autocast or not torch.is_autocast_enabled(device):
+    is_cast = x.is_floating_point() and x.dtype != torch.float64
+    if not is_cast or not has_autocast or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
 
 def cast(tensor: _MaybeTensor, dtype: torch.dtype) -> _MaybeTensor:
-    return None if tensor is None else tensor.to(dtype)
+    """In the dtype, if it is floating point; else as it is, for the caller's checks to refuse."""
+    return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:

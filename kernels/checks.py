@@ -60,6 +60,12 @@ def floating(name: str, *tensors: Tensor | None) -> None:
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
 
 
+def as_int32(integers: Tensor) -> Tensor:
+    """Integers as int32. What is beyond becomes its least or greatest, where a cast would wrap it to a valid one."""
+    ends = torch.iinfo(torch.int32)
+    return integers if integers.dtype == torch.int32 else integers.clamp(ends.min, ends.max).to(torch.int32)
+
+
 def ids(tensor: Any, batch: int, device: torch.device) -> None:
     """Examples' names: int64, (batch,), on the tokens' device; None is allowed.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from penstock.kernels import checks
 from penstock.kernels.ragged import Ragged, check_token_count
 
 
@@ -45,7 +46,7 @@ class RaggedForm:
         if input.is_nested:
             return _of_nested(input)
         if input.ndim == 2:
-            return cls(_rectangle(input[None]), lambda tokens: tokens, lambda values: values, batched=False)
+            return cls(rectangle(input[None]), lambda tokens: tokens, lambda values: values, batched=False)
         if input.ndim == 3:
             return _of_padded(input, batch_first)
         raise ValueError(f"input must have 2 dimensions (unbatched) or 3, got {input.ndim}")
@@ -59,22 +60,23 @@ class RaggedForm:
         return state if self.batched else state.squeeze(1)
 
 
-def _rectangle(values: Tensor) -> Ragged:
+def rectangle(values: Tensor) -> Ragged:
     """(B, T, ...), all tokens of it."""
     batch, time = values.shape[:2]
     if not torch.compiler.is_compiling():  # where sizes may be symbols, of which this would make a condition
         check_token_count(batch * time)
     cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=values.device) * time
-    return Ragged(values.flatten(0, 1), cu_seqlens, time)
+    # torch.jit.trace has tensors for sizes
+    return Ragged(values.flatten(0, 1), cu_seqlens, int(time) if torch.jit.is_tracing() else time)
 
 
 def _of_padded(input: Tensor, batch_first: bool) -> RaggedForm:
     if batch_first:
         batch, time = input.shape[:2]
-        return RaggedForm(_rectangle(input), lambda tokens: tokens.flatten(), lambda y: y.view(batch, time, y.shape[1]))
+        return RaggedForm(rectangle(input), lambda tokens: tokens.flatten(), lambda y: y.view(batch, time, y.shape[1]))
     time, batch = input.shape[:2]
     return RaggedForm(
-        _rectangle(input.transpose(0, 1)),
+        rectangle(input.transpose(0, 1)),
         lambda tokens: tokens.t().flatten(),
         lambda y: y.view(batch, time, y.shape[1]).transpose(0, 1).contiguous(),
     )
@@ -98,7 +100,12 @@ def _of_packed(input: PackedSequence) -> RaggedForm:
     token = torch.empty_like(packed_row)
     token[packed_row] = torch.arange(data.shape[0], dtype=torch.int64, device=data.device)
     ragged = Ragged(data[packed_row], starts.to(data.device, torch.int32), len(sizes))
-    return RaggedForm(ragged, lambda tokens: tokens[packed_row], lambda y: input._replace(data=y[token]))
+
+    def out(values: Tensor) -> PackedSequence:
+        # by name: torch.compile makes an empty one of input._replace
+        return PackedSequence(values[token], sizes, input.sorted_indices, input.unsorted_indices)
+
+    return RaggedForm(ragged, lambda tokens: tokens[packed_row], out)
 
 
 def _of_nested(input: Any) -> RaggedForm:
@@ -111,7 +118,8 @@ def _of_nested(input: Any) -> RaggedForm:
     if max_seqlen is None:
         max_seqlen = int(offsets.diff().max()) if offsets.numel() > 1 else 0
     check_token_count(input.values().shape[0])
-    ragged = Ragged(input.values(), offsets.to(torch.int32), max_seqlen)
+    cu_seqlens = checks.as_int32(checks.integers("the NestedTensor's offsets", offsets))
+    ragged = Ragged(input.values(), cu_seqlens, max_seqlen)
 
     def out(values: Tensor) -> Tensor:
         return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=max_seqlen)

@@ -43,7 +43,7 @@ def keep_mask(
         TypeError: cu_seqlens is not int32, seed or ids not int64, or a number not an integer.
         ValueError: a shape, a device or the contents of cu_seqlens are wrong, p is outside [0, 1], or stream is.
     """
-    _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
+    _check(None, cu_seqlens, seed, stream, ids)
     p = checks.real("p", p)
     tokens, units = checks.integer("tokens", tokens, 0), checks.integer("units", units, 0)
     return _keep_mask(cu_seqlens, tokens, p, seed, stream, ids, units, per_sequence)
@@ -72,13 +72,13 @@ def dropout(
     return _dropout(x, cu_seqlens, p, seed, stream, ids, per_sequence)
 
 
-def _check(device: torch.device, cu_seqlens: Tensor, seed: Tensor, stream: int, ids: Tensor | None) -> None:
+def _check(device: torch.device | None, cu_seqlens: Tensor, seed: Tensor, stream: int, ids: Tensor | None) -> None:
     """Everything that the operations' kernels read by address: a caller of the operation itself meets it too."""
     check_cu_seqlens_form("cu_seqlens", cu_seqlens, device)
-    checks.ids(ids, cu_seqlens.shape[0] - 1, device)
+    checks.ids(ids, cu_seqlens.shape[0] - 1, cu_seqlens.device)
     if seed is None:
         raise TypeError("seed must be a tensor of int64, got None")
-    checks.seed(seed, device)
+    checks.seed(seed, cu_seqlens.device)
     if not 0 <= checks.integer("stream", stream) < 2**32:
         raise ValueError(f"stream must lie in [0, 2**32), got {stream}")
 
@@ -93,7 +93,7 @@ def _plain_keep_mask(
     units: int,
     per_sequence: bool,
 ) -> Tensor:
-    _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
+    _check(None, cu_seqlens, seed, stream, ids)
     batch = cu_seqlens.shape[0] - 1
     ids = torch.arange(batch, dtype=torch.int64, device=cu_seqlens.device) if ids is None else ids
     rows = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
@@ -115,7 +115,7 @@ def _cpu_keep_mask(
 ) -> Tensor:
     if native is None:
         return _plain_keep_mask(cu_seqlens, tokens, p, seed, stream, ids, units, per_sequence)
-    _check(cu_seqlens.device, cu_seqlens, seed, stream, ids)
+    _check(None, cu_seqlens, seed, stream, ids)
     check_cu_seqlens("cu_seqlens", cu_seqlens, tokens, tokens)
     cu_seqlens, ids = cu_seqlens.contiguous(), None if ids is None else ids.contiguous()
     mask = torch.empty(tokens, units, dtype=torch.bool, device="cpu")

@@ -103,33 +103,40 @@ def _is_tensor(name: str, tensor: Any, dtype: torch.dtype) -> None:
         raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
+_FIELDS = "values", "cu_seqlens", "max_seqlen", "ids"
+
+
 def _of_leaves(*leaves: Any) -> Ragged:
     """Unchecked: torch puts whatever it likes in the place of tensors."""
     ragged = object.__new__(Ragged)
-    for name, leaf in zip(("values", "cu_seqlens", "max_seqlen", "ids"), leaves, strict=True):
+    for name, leaf in zip(_FIELDS, leaves, strict=True):
         object.__setattr__(ragged, name, leaf)
     return ragged
 
 
 pytree.register_pytree_node(
     Ragged,
-    lambda ragged: ([ragged.values, ragged.cu_seqlens, ragged.max_seqlen, ragged.ids], None),
+    lambda ragged: ([getattr(ragged, name) for name in _FIELDS], None),
     lambda leaves, _: _of_leaves(*leaves),
     serialized_type_name="penstock.kernels.Ragged",
+    flatten_with_keys_fn=lambda ragged: ([(pytree.GetAttrKey(name), getattr(ragged, name)) for name in _FIELDS], None),
 )
 
 
-def check_cu_seqlens_form(name: str, cu_seqlens: Tensor, device: torch.device) -> None:
+def check_cu_seqlens_form(name: str, cu_seqlens: Tensor, device: torch.device | None) -> None:
     """Checks what can be known without reading sequence bounds, also while a compiler traces.
 
     Raises:
-        TypeError: not int32. ValueError: not of shape (batch + 1,), or not on the tokens' device.
+        TypeError: not a tensor of int32. ValueError: not of shape (batch + 1,), or not on the tokens' device, unless
+            that is None.
     """
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"{name} must be a tensor of int32, got {type(cu_seqlens).__name__}")
     if cu_seqlens.dtype != torch.int32:
         raise TypeError(f"{name} must be int32, got {cu_seqlens.dtype}")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
         raise ValueError(f"{name} must have shape (batch + 1,), got {tuple(cu_seqlens.shape)}")
-    if cu_seqlens.device != device:
+    if device is not None and cu_seqlens.device != device:
         raise ValueError(f"{name} is on {cu_seqlens.device}, the tokens are on {device}")
 
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForSequenceClassification
 
 from penstock.engine.models.bag_config import BagClassifierConfig
 from penstock.engine.models.classifier import RaggedClassifier
-from penstock.kernels import Ragged, ngram_bag
+from penstock.kernels import Ragged, checks, ngram_bag
 
 
 class BagClassifier(RaggedClassifier):
@@ -47,7 +47,11 @@ class BagClassifier(RaggedClassifier):
         table, config = self.embeddings.weight, self.config
         with torch.autocast(table.device.type, enabled=False):
             means = ngram_bag(
-                batch.values.int(), batch.cu_seqlens, table, vocabulary=config.vocab_size, ngrams=config.ngrams
+                checks.as_int32(batch.values),
+                batch.cu_seqlens,
+                table,
+                vocabulary=config.vocab_size,
+                ngrams=config.ngrams,
             )
             return self.classifier(means)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import checks, dispatch, philox, triton_support
-from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.autocast import autocast_dtype, cast
 from penstock.kernels.operation import Operation, Rows
 from penstock.kernels.precision import accumulate_dtype
 from penstock.kernels.ragged import check_cu_seqlens, check_cu_seqlens_form
@@ -182,7 +182,7 @@ def varlen_attention(
     device_type = q.device.type
     dtype = autocast_dtype(q)
     if dtype is not None:
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        q, k, v = cast(q, dtype), cast(k, dtype), cast(v, dtype)
     _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window, ids, seed)
     dropout_p = checks.real("dropout_p", dropout_p)
     scale = q.shape[2] ** -0.5 if softmax_scale is None else checks.real("softmax_scale", softmax_scale)

@@ -116,7 +116,8 @@ def ngram_bag(tokens: Tensor, cu_seqlens: Tensor, table: Tensor, *, vocabulary: 
         ngrams: tokens of the longest n-gram, 1 to 8; the shorter ones count too.
     Returns:
         (batch, width). The gradient of the table is a coalesced sparse tensor of the rows named, whose sums are made in
-        the order of the texts, whatever the number of threads. Autocast changes nothing.
+        the order of the texts, whatever the number of threads. Autocast changes nothing. torch.compile breaks its graph
+        where the table asks for a gradient.
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. IndexError: a token is not in the vocabulary.
         RuntimeError: the backend that `use_backend` forces cannot serve the call.
@@ -134,7 +135,10 @@ def ngram_bag(tokens: Tensor, cu_seqlens: Tensor, table: Tensor, *, vocabulary: 
     check_cu_seqlens_form("cu_seqlens", cu_seqlens, tokens.device)
     vocabulary, ngrams = checks.integer("vocabulary", vocabulary, 1), checks.integer("ngrams", ngrams, 1)
     backend = dispatch.choose("ngram_bag", device_type=table.device.type, dtype=table.dtype)
-    return _operation.call(table, tokens, cu_seqlens, vocabulary, ngrams, backend)
+    call, traced = _operation.call, torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if traced and torch.is_grad_enabled() and table.requires_grad:
+        call = torch.compiler.disable(call, reason="no graph holds the gradient of ngram_bag, which is sparse")
+    return call(table, tokens, cu_seqlens, vocabulary, ngrams, backend)
 
 
 @torch.no_grad()

@@ -187,11 +187,10 @@ def _check_ids(x: Tensor, embeddings: Tensor, weights: Sequence[LayerWeights]) -
         raise ValueError(f"embeddings must be (rows, input size), got shape {tuple(embeddings.shape)}")
     wanted = [torch.float32, *(weight.dtype for layer in weights[:1] for weight in layer.w_ih)]
     if embeddings.dtype not in wanted:
-        raise TypeError(f"embeddings must be {' or '.join(map(str, wanted[:2]))}, got {embeddings.dtype}")
+        raise TypeError(f"embeddings must be {_either(wanted[:2])}, got {embeddings.dtype}")
     if x.device != embeddings.device:
         raise ValueError(f"x is on {x.device}, embeddings on {embeddings.device}")
-    # an id beyond int32 must not come back as a valid one
-    return x if x.dtype == torch.int32 else x.clamp(-1, embeddings.shape[0]).to(torch.int32)
+    return checks.as_int32(x)
 
 
 def _check(
@@ -248,6 +247,10 @@ def _check_tensor(
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+        raise TypeError(f"{name} must be {_either(dtypes)}, got {tensor.dtype}")
     if tensor.device != x.device:
         raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+
+
+def _either(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(dict.fromkeys(map(str, dtypes)))

@@ -229,7 +229,7 @@ def residual_norm(
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
-        residual = residual if prenorm and residual.dtype == torch.float32 else residual.to(dtype)
+        residual = residual if prenorm and residual.dtype == torch.float32 else cast(residual, dtype)
     _check(x, residual, x_bias, weight, bias, prenorm)
     eps, dropout_p = checks.real("eps", eps), checks.real("dropout_p", dropout_p)
     if philox.threshold(dropout_p) == 0:

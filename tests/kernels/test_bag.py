@@ -270,6 +270,25 @@ def test_a_wrong_gradient_is_named():
         adagrad_rows(torch.zeros(2, 4).t(), torch.zeros(4), sparse, rate=0.1)
 
 
+@pytest.mark.parametrize("kind", ["eager", "aot_eager"])
+def test_compiles_around_the_call_that_has_a_gradient(kind):
+    tokens, cu, table = case([3, 0, 7])
+
+    def squared(table):
+        return (2 * bag(tokens, cu, table, 2)).square()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(squared, backend=kind)
+    found, expected = (torch.autograd.grad(f(table).sum(), table)[0] for f in (compiled, squared))
+    torch.testing.assert_close(found.to_dense(), expected.to_dense())
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(squared, backend=kind, fullgraph=True)(table), squared(table))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="no graph holds the gradient of ngram_bag"):
+        torch.compile(squared, backend=kind, fullgraph=True)(table)
+
+
 def test_gradients_of_several_batches_add_up():
     tokens, cu, table = case(LENGTHS[3], 6)
     for _ in range(2):

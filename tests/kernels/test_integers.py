@@ -110,6 +110,7 @@ TENSORS: dict[str, tuple[Callable[[Tensor], Any], Tensor, set[torch.dtype]]] = {
     "keep_mask operation, ids": (lambda t: ops("keep_mask")(BOUNDS, 5, 0.5, SEED, 0, t, 3, False), IDS, INT64),
     "embedding ids": (lambda t: embedding(t, TABLE), WORDS, INT32 | INT64),
 }
+MAY_BE_NONE = {"norm cu_seqlens", *(name for name in TENSORS if name.endswith((" ids", " seed")))}
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64]
 
 
@@ -136,10 +137,13 @@ def test_tensors(name: str) -> None:
         else:
             with pytest.raises(TypeError):
                 call(good.to(dtype))
-    for wrong in (good.tolist(), 2, "2"):
-        if name == "from_lengths" and isinstance(wrong, list):
+    refused = (
+        TypeError if "cu_seqlens" in name and "operation" not in name else (TypeError, AttributeError, RuntimeError)
+    )
+    for wrong in (good.tolist(), 2, "2", None):
+        if (name == "from_lengths" and isinstance(wrong, list)) or (wrong is None and name in MAY_BE_NONE):
             continue
-        with pytest.raises((TypeError, AttributeError, RuntimeError)):
+        with pytest.raises(refused):
             call(wrong)
 
 
@@ -213,6 +217,16 @@ FLOATING: dict[str, tuple[Callable[[Tensor], Any], Tensor]] = {
     "rotary sin": (lambda t: rotary(QKV, QKV, X, t), X),
     "lstm_cell gates": (lambda t: lstm_cell(t, X[:, :1]), X),
     "lstm_cell c": (lambda t: lstm_cell(X, t), X[:, :1]),
+    "linear x": (lambda t: linear(t, [TABLE]), X),
+    "bias_gelu x": (bias_gelu, X),
+    "geglu x": (geglu, X),
+    "residual_norm x": (lambda t: residual_norm(t, X, X[0]), X),
+    "residual_norm residual": (lambda t: residual_norm(X, t, X[0]), X),
+    "residual_norm residual, prenorm": (lambda t: residual_norm(X, t, X[0], prenorm=True), X),
+    "LSTM input": (lambda t: LSTM(4, 2)(t), X),
+    "LSTM h0": (lambda t: LSTM(4, 2)(X, (t, torch.zeros(1, 2))), torch.zeros(1, 2)),
+    "lstm weights": (lambda t: lstm(X, BOUNDS, 3, [WEIGHTS[0]._replace(w_ih=[t])]), torch.zeros(8, 4)),
+    "lstm embeddings": (lambda t: lstm(WORDS, BOUNDS, 3, WEIGHTS, embeddings=t), TABLE),
     "lstm x": (lambda t: lstm(t, BOUNDS, 3, WEIGHTS), X),
     "lstm c0": (lambda t: lstm(X, BOUNDS, 3, WEIGHTS, c0=t), torch.zeros(1, 2, 2)),
     "lstm h0": (lambda t: lstm(X, BOUNDS, 3, WEIGHTS, h0=t), torch.zeros(1, 2, 2)),
@@ -220,17 +234,21 @@ FLOATING: dict[str, tuple[Callable[[Tensor], Any], Tensor]] = {
     "segment_pool scores": (lambda t: segment_pool(X, BOUNDS, "attention", t), X[:, 0]),
     "ngram_bag": (lambda t: ngram_bag(WORDS.int(), BOUNDS, t, vocabulary=6, ngrams=1), TABLE),
     "attention": (lambda t: varlen_attention(t, t, t, BOUNDS, BOUNDS, 3, 3), QKV),
+    "attention q": (lambda t: varlen_attention(t, QKV, QKV, BOUNDS, BOUNDS, 3, 3), QKV),
+    "attention k": (lambda t: varlen_attention(QKV, t, QKV, BOUNDS, BOUNDS, 3, 3), QKV),
+    "attention v": (lambda t: varlen_attention(QKV, QKV, t, BOUNDS, BOUNDS, 3, 3), QKV),
     "dropout": (lambda t: dropout(t, BOUNDS, 0.5, SEED, 0), X),
 }
 
 
-@as_subtests("name", FLOATING)
-def test_floating_point(name: str) -> None:
+@as_subtests("name, autocast", itertools.product(FLOATING, [False, True]))
+def test_floating_point(name: str, autocast: bool) -> None:
     call, good = FLOATING[name]
-    call(good)
-    for dtype in (torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64):
-        with pytest.raises(TypeError):
-            call(good.to(dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        call(good)
+        for dtype in (torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64):
+            with pytest.raises(TypeError):
+                call(good.to(dtype))
 
 
 @as_subtests(

@@ -206,7 +206,7 @@ def test_compiles_as_one_graph() -> None:
 
 def test_ids_beyond_the_table() -> None:
     module, table, batch = model()
-    for wrong in (VOCABULARY, -1, 2**31 + 1, 2**32 + 1):
+    for wrong in (VOCABULARY, -1, 2**31 + 1, 2**32 + 1, -(2**32) + 1):
         ids = batch.values.long()
         ids[4] = wrong
         for backend in cases.BACKENDS:
@@ -220,7 +220,7 @@ ERRORS = [
     (lambda m, t, b: m(b, embeddings=t, pooling="median"), ValueError, "pooling"),
     (lambda m, t, b: m(b, embeddings=t[:, :5]), ValueError, "embeddings"),
     (lambda m, t, b: m(b, embeddings=t[0]), ValueError, "embeddings"),
-    (lambda m, t, b: m(b, embeddings=t.half()), TypeError, "embeddings"),
+    (lambda m, t, b: m(b, embeddings=t.half()), TypeError, r"embeddings must be torch\.float32, got"),
     (lambda m, t, b: m(b.with_values(b.values.float()), embeddings=t), TypeError, "x must be int32 or int64"),
     (lambda m, t, b: m(b.with_values(b.values[:, None]), embeddings=t), ValueError, "x must be"),
 ]

@@ -287,7 +287,7 @@ def test_double_backward() -> None:
     assert all(float(p.grad.norm()) > 0 for p in module.parameters())
 
 
-PIECES = [torch.randn(2, 4), torch.randn(3, 4)]
+PIECES, ZERO = [torch.randn(2, 4), torch.randn(3, 4)], torch.zeros(1, 4)
 ERRORS = [
     (lambda: LSTM(0, 4), ValueError, "input_size"),
     (lambda: LSTM(4, 0), ValueError, "hidden_size"),
@@ -304,6 +304,11 @@ ERRORS = [
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 4), (torch.zeros(3, 4), torch.zeros(3, 4))), ValueError, "hx"),
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 4), resets=torch.zeros(2, 2, dtype=torch.bool)), ValueError, "resets"),
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 4, device="meta")), ValueError, "w_ih"),
+    (lambda: LSTM(4, 4)(torch.randn(3, 4), (ZERO, ZERO.double())), TypeError, r"c0 must be torch\.float32, got"),
+    (lambda: nested([0, 2, 2**32 + 5]), ValueError, "cu_seqlens"),
+    (lambda: nested([2**32, 2, 5]), ValueError, "cu_seqlens"),
+    (lambda: nested([0, 2**32 + 2, 5]), ValueError, "cu_seqlens"),
+    (lambda: nested([0.0, 2.7, 5.0]), TypeError, "offsets must be integers"),
     (lambda: ragged([0, 2, 1, 4]), ValueError, "cu_seqlens"),
     (lambda: ragged([0, 2, 5]), ValueError, "cu_seqlens"),
     (lambda: ragged([1, 4]), ValueError, "cu_seqlens"),
@@ -313,6 +318,10 @@ ERRORS = [
     (lambda: ragged([0, 4], dtype=torch.int64), TypeError, "cu_seqlens"),
     (lambda: ragged([0, 4], ids=torch.zeros(2, dtype=torch.int64)), ValueError, "ids"),
 ]
+
+
+def nested(offsets: list) -> object:
+    return LSTM(4, 4)(torch.nested.nested_tensor_from_jagged(torch.randn(5, 4), torch.tensor(offsets), max_seqlen=5))
 
 
 def ragged(bounds: list, max_seqlen: int = 4, dtype: torch.dtype = torch.int32, ids: Tensor | None = None) -> object:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from kernel_cases import pairwise
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from penstock.kernels import LSTM, Ragged, lstm_cell
 
@@ -84,6 +85,18 @@ def test_compiles_padded_input_and_inference() -> None:
         torch.testing.assert_close(compiled(x)[0], module(x)[0])
         with torch.no_grad():
             torch.testing.assert_close(compiled(x)[0], module(x)[0])
+
+
+@pytest.mark.parametrize("lengths", [[4, 2], [2, 1, 5, 2]], ids=["sorted", "unsorted"])
+def test_compiles_packed_input_around_its_lengths(lengths: list[int]) -> None:
+    module = LSTM(5, 7, bidirectional=True)
+    packed = pack_sequence([torch.randn(length, 5) for length in lengths], enforce_sorted=len(lengths) == 2)
+    torch._dynamo.reset()
+    (found, states), (expected, expected_states) = (f(packed) for f in (torch.compile(module, backend="eager"), module))
+    assert tuple.__len__(found) == 4
+    torch.testing.assert_close(states, expected_states)
+    for mine, true in zip(pad_packed_sequence(found), pad_packed_sequence(expected), strict=True):
+        torch.testing.assert_close(mine, true)
 
 
 def test_compiled_autocast() -> None:
