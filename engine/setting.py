@@ -146,11 +146,13 @@ def split_key_value(item: str, wanted: str) -> tuple[str, str]:
         wanted: what to write instead, for the message.
 
     Raises:
-        ConfigError: it has another form.
+        ConfigError: it has another form, or no value.
     """
     key, equals, value = item.partition("=")
     if not equals:
         raise ConfigError(f"{item!r} is no setting: write {wanted}")
+    if not value.strip():
+        raise ConfigError(f"{item!r} has no value: write {wanted}")
     return key.strip(), value
 
 

@@ -96,7 +96,7 @@ def _print(found: "Comparison", first: str, second: str, cluster: str | None) ->
             f"{letter}  {name:<{width}}  accuracy {100 * accuracy.mean:.2f}% ({100 * low:.2f} to {100 * high:.2f})"
         )
     low, high = found.difference.interval
-    difference = f"{100 * found.difference.mean:+.2f} points (95% interval {100 * low:+.2f} to {100 * high:+.2f})"
+    difference = f"{100 * found.difference.mean:+z.2f} points (95% interval {100 * low:+z.2f} to {100 * high:+z.2f})"
     typer.echo(f"A - B: {difference}")
     pairs = found.pairs
     test = "the exact test of signs by groups" if cluster else "McNemar's exact test"

@@ -23,3 +23,18 @@ def why_missing(name: str) -> str | None:
     if constants.HF_HUB_OFFLINE and not (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
         return "no local folder has this name and it cannot be had from the hub (HF_HUB_OFFLINE is set)"
     return None
+
+
+def settled(name: str) -> str:
+    """A local folder or file by its absolute path, which is the same from everywhere; a name on the hub as it is."""
+    place = Path(name).expanduser()
+    return str(place.resolve()) if place.exists() else name
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two names stand for one model: a relative path does for every absolute one that ends so, for it may have
+    been given elsewhere, or all of it moved."""
+    relative, absolute = sorted((Path(name).expanduser() for name in (one, other)), key=Path.is_absolute)
+    if not relative.is_absolute() and absolute.parts[-len(relative.parts) :] == relative.parts:
+        return True
+    return relative.resolve() == absolute.resolve()

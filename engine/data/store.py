@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -555,3 +555,10 @@ def check_label_lists(path: Path, offsets: np.ndarray, ids: np.ndarray, manifest
         raise StoreError(f"{path}: damaged: a label outside the {len(manifest.label_names)} there are")
     if np.bincount(ids, minlength=len(manifest.label_names)).tolist() != manifest.label_counts:
         raise StoreError(f"{path}: damaged: its labels are not as many as the manifest says")
+
+
+def check_stores(**stores: Any) -> None:
+    """Raises TypeError for what is neither a Store nor None."""
+    for name, store in stores.items():
+        if not isinstance(store, Store | None):
+            raise TypeError(f"{name} must be a Store, got {type(store).__name__}: give Store.open(path)")

@@ -1,5 +1,6 @@
 """From settings, or from a folder, to a model."""
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Sequence
@@ -66,6 +67,24 @@ def build_model(
     if settings.kind == "bag":
         return _build_bag(settings, vocab_size, labels, tokenizer)
     return build_lstm(LSTMClassifier, settings, vocab_size, tokenizer, pooling=settings.pooling, **labels)
+
+
+def settings_of_saved(settings: ModelSettings, folder: Path) -> ModelSettings:
+    """The settings that build the model in a folder from what is in that folder: a run's encoder may be gone by then,
+    or another one.
+
+    Args:
+        settings: those that the model was built by.
+
+    Raises:
+        ModelError: there is no saved model.
+    """
+    if settings.kind == "encoder":
+        return dataclasses.replace(settings, encoder=str(folder))
+    size = getattr(load_config(folder), "embedding_size", None)
+    return dataclasses.replace(
+        settings, embeddings="scratch", embedding_size=size, encoder=None, start_from=str(folder)
+    )
 
 
 def load_model(path: str | os.PathLike) -> LSTMClassifier | EncoderClassifier | BagClassifier:

@@ -107,6 +107,8 @@ class EncoderBody(nn.Module):
         inputs["position_ids"] = positions(batch, self._padding_idx())[None]
         if token_types is not None:
             inputs["token_type_ids"] = F.pad(token_types, (0, batch.values.shape[0] - tokens))[None]
+        if getattr(self.config, "use_cache", False):  # a decoder's, of which transformers warns in checkpointed layers
+            inputs["use_cache"] = False
         return self.model(**inputs)
 
     def _padding_idx(self) -> int | None:

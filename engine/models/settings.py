@@ -116,6 +116,11 @@ class ModelSettings:
                 raise ConfigError(
                     f"model.{name}={given} contradicts model.preset={self.preset}, which is {value}; leave one out"
                 )
+        if self.lora_targets is not None and not self.lora_targets.replace(",", "").strip():
+            raise ConfigError(
+                f"model.lora_targets={self.lora_targets!r} names no layers: give all, attention, or names such as "
+                "query,value"
+            )
         if self.embedding_size is None and self.embeddings == "scratch" and self.kind != "bag":
             object.__setattr__(self, "embedding_size", 256)
         needs_encoder = self.kind == "encoder" or (self.kind == "lstm" and self.embeddings == "encoder")

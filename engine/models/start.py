@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from penstock.engine.errors import ModelError
-from penstock.engine.models.build import adapt, build_model, forget_run, is_pretraining, load_model, model_folder
+from penstock.engine.models.build import (
+    adapt,
+    build_model,
+    forget_run,
+    is_pretraining,
+    load_model,
+    model_folder,
+    settings_of_saved,
+)
 from penstock.engine.models.loading import load_config
 from penstock.engine.models.output import is_multi_label
 from penstock.engine.models.pretrained import pretrained_body
@@ -51,14 +59,9 @@ def start_model(
     there = [str(earlier.config.id2label[index]) for index in range(len(earlier.config.id2label))]
     folder = folder if (folder / "config.json").is_file() else folder / "best"
     wanted = settings
-    if settings.kind == "encoder":
-        # its own weights first: adapters come beside them
-        lora: dict[str, Any] = dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"))
-        settings = dataclasses.replace(settings, encoder=str(folder), **lora)
-    else:
-        size = getattr(earlier.config, "embedding_size", None)
-        settings = dataclasses.replace(settings, embeddings="scratch", embedding_size=size, encoder=None)
-    model: Any = build(settings)
+    # its own weights first: adapters come beside them
+    lora: dict[str, Any] = dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"))
+    model: Any = build(dataclasses.replace(settings_of_saved(settings, folder), **lora))
     model.config.pad_token_id = earlier.config.pad_token_id
     # a calibrated model's temperature lies in its weights: the new run begins without one of its own
     forget_run(model.config)
@@ -93,12 +96,7 @@ def _from_pretraining(settings: ModelSettings, place: Path, build: Callable[[Mod
     Args:
         place: the folder of the saved model itself. build: makes a classifier for the data.
     """
-    if settings.kind == "encoder":
-        wanted = dataclasses.replace(settings, encoder=str(place))
-    else:
-        size = load_config(place).embedding_size
-        wanted = dataclasses.replace(settings, embeddings="scratch", embedding_size=size, encoder=None)
-    model = build(wanted)
+    model = build(settings_of_saved(settings, place))
     say(f"{place}: pretrained on texts without labels: the classifier is new, all below it is kept")
     body = pretrained_body(place)
     if body is None:

@@ -38,7 +38,7 @@ def verdict(difference: Drawn, first: str, second: str, margin: float = MARGIN) 
         margin: how much worse still counts as no worse, a share.
     """
     low, high = difference.interval
-    figures = f"{100 * difference.mean:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}"
+    figures = f"{100 * difference.mean:+z.1f} points, 95% interval {100 * low:+z.1f} to {100 * high:+z.1f}"
     points = f"{100 * margin:g} point" + ("" if margin == 0.01 else "s")
     kind = kind_of(low, high, margin)
     if kind in ("better", "worse"):

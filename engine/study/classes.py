@@ -125,4 +125,4 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+    return "–" if value is None else f"{100 * value:z.1f}"

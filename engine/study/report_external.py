@@ -38,4 +38,4 @@ def _gap(external: ExternalFigures, size: int) -> str:
     assert gap.low is not None
     assert gap.high is not None
     shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-    return f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}; {100 * gap.high:+.1f}], {shown}"
+    return f"{100 * gap.mean:+z.1f} [{100 * gap.low:+z.1f}; {100 * gap.high:+z.1f}], {shown}"

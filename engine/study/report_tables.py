@@ -31,7 +31,7 @@ def _accuracy_entry(point: Point) -> str:
         return f"none of {point.unfinished} done"
     text = points(point.accuracy)
     if point.gap is not None:
-        text += f"\n({100 * point.gap.mean:+.1f})"
+        text += f"\n({100 * point.gap.mean:+z.1f})"
     return text + (f" [{point.unfinished} not done]" if point.unfinished else "")
 
 
@@ -49,8 +49,8 @@ def gap_blocks(table: Table) -> list[Block]:
         rows.append(
             [
                 f"{title_of(point.family)}, {point.size:,}",
-                f"{100 * gap.mean:+.1f}",
-                "–" if gap.low is None or gap.high is None else f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}",
+                f"{100 * gap.mean:+z.1f}",
+                "–" if gap.low is None or gap.high is None else f"{100 * gap.low:+z.1f} to {100 * gap.high:+z.1f}",
                 _p_value(test.adjusted),
                 str(gap.count),
                 f"{test.pairs.first:,} / {test.pairs.second:,}",

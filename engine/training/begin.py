@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from penstock.engine.data.hub_names import is_same, settled
 from penstock.engine.data.label_lists import counts_of
 from penstock.engine.data.store import Store
 from penstock.engine.data.transfer_set import TransferSet
@@ -22,8 +23,10 @@ from penstock.engine.training.recipe import TrainingSet
 from penstock.engine.training.run_directory import RunDirectory, another_run
 from penstock.engine.training.run_record import check_kind, read_record
 from penstock.engine.training.settings import (
+    DECIDED,
     ENDING_KEYS,
     FREE_KEYS,
+    LIMITS,
     WITH_VALIDATION,
     Settings,
     check_distillation,
@@ -31,6 +34,7 @@ from penstock.engine.training.settings import (
     check_used,
     inherit,
     load_saved_settings,
+    used_by,
 )
 
 
@@ -47,6 +51,8 @@ def new_settings(
     if (run := asked.model.start_from) is not None:
         asked = inherit(asked)
         _check_tokenizer(store, run)
+    elif asked.model.encoder is not None:
+        asked = asked.replace({"model.encoder": settled(asked.model.encoder)})
     if asked.given is None:  # others were checked when they were read
         check_used(asked, sorted(asked.stated() - (set() if validation_rows is None else WITH_VALIDATION)))
     if store.multi_label and not asked.pretrains:
@@ -75,14 +81,15 @@ def _for_label_lists(asked: Settings, store: Store) -> Settings:
     return asked if "training.metric" in asked.stated() else asked.replace({"training.metric": "micro_f1"})
 
 
-def settings_as_begun(directory: RunDirectory, asked: Settings, store: Store) -> Settings:
+def settings_as_begun(directory: RunDirectory, asked: Settings, store: Store, say: Say = lambda line: None) -> Settings:
     """The settings of the run that is there, with what may change as it is asked for now.
 
     Args:
         store: the training data, whole.
+        say: is told what is left open and stays as it is.
 
     Raises:
-        RunError: something else is asked for.
+        RunError: something else is asked for. ConfigError: nothing would end the run.
     """
     check_kind(directory.path, directory.record, asked.pretrains)
     saved = saved_settings(directory)
@@ -92,31 +99,78 @@ def settings_as_begun(directory: RunDirectory, asked: Settings, store: Store) ->
     for key in [key for key in here if key in asked.stated() - FREE_KEYS]:
         if key in ENDING_KEYS:
             changed[key] = here[key]
-        elif here[key] != there[key] and _in_effect(key, here[key], store) != there[key]:
+        elif not _agree(key, here[key], there[key], store):
             raise another_run(directory.path, key, there[key], here[key])
+    changed |= _left_open(directory.path, asked, saved.replace(changed), say)
     return saved.replace(changed)
 
 
-def _in_effect(key: str, value: Any, store: Store) -> Any:
-    """A stated value as a run's configuration has it."""
+def _agree(key: str, here: Any, there: Any, store: Store) -> bool:
+    """Whether a stated value is that which a run's configuration has."""
     if key == LENGTH:
-        return as_settled(value, store)
-    return OWN if key == TRUNCATION and value == store.truncation else value
+        here = as_settled(here, store)
+    if key == TRUNCATION and here == store.truncation:
+        here = OWN
+    is_place = key in ("model.encoder", "model.start_from") and there is not None
+    return here == there or (is_place and is_same(here, there))
+
+
+def _left_open(run: Path, asked: Settings, begun: Settings, say: Say) -> dict[str, Any]:
+    """What changes in a run that has begun where a setting is now stated to be left open: limits are lifted, and what a
+    new run decides stays.
+
+    Raises:
+        RunError: the run was begun with a value of another setting. ConfigError: no limit is left.
+    """
+    here, there = asked.flat(), begun.flat()
+    left_open = sorted(key for key in asked.left_open() - FREE_KEYS if here[key] != there[key])
+    lifted = dict.fromkeys(key for key in left_open if key in LIMITS)
+    if "training.epochs" in left_open and any((there | lifted)[key] is not None for key in LIMITS):
+        lifted["training.epochs"] = None
+    if lifted and all((there | lifted)[key] is None for key in (*LIMITS, "training.epochs")):
+        raise ConfigError(f"{', '.join(lifted)}=null leaves nothing that ends {run}: give training.epochs")
+    kept = [key for key in left_open if key not in lifted]
+    for key in kept:
+        if key not in DECIDED and begun.model.is_of(used_by(key)):
+            raise another_run(run, key, there[key], here[key])
+    if kept:
+        values = ", ".join(f"{key}={there[key]}" for key in kept)
+        say(f"note: what is left open now stays as {run} has it: {values}")
+    return lifted
 
 
 def saved_settings(directory: RunDirectory) -> Settings:
     return load_saved_settings(directory.path / "config.yaml")
 
 
+def comes_to_the_same(directory: RunDirectory, settings: Settings) -> bool:
+    """Whether the run that is there has the result that it would have with these settings."""
+    here, there = settings.flat(), saved_settings(directory).flat()
+    return all(here[key] == there[key] for key in here if key not in FREE_KEYS)
+
+
 def go_on(loop: Loop, identity: Mapping[str, Any]) -> list[str]:
     """Makes the run that is there one that ends where the settings now say; returns what changed.
+
+    Raises:
+        ConfigError: see `extension_of`.
+    """
+    changed = extension_of(loop)
+    if changed:
+        # the record first: as long as it says "complete", its result is that of config.yaml
+        loop.directory.update(loop.settings.to_yaml(), status="running", identity=dict(identity))
+    return changed
+
+
+def extension_of(loop: Loop) -> list[str]:
+    """The settings by which the run that is there would now end elsewhere.
 
     Raises:
         ConfigError: they end it before where it is, or where it is.
     """
     directory, counters, training = loop.directory, loop.counters, loop.settings.training
     before, after = saved_settings(directory).flat(), loop.settings.flat()
-    changed = [f"{key} {before[key]} -> {after[key]}" for key in ENDING_KEYS if before[key] != after[key]]
+    changed = [f"{key} {_text(before[key])} -> {_text(after[key])}" for key in ENDING_KEYS if before[key] != after[key]]
     if not changed:
         return []
     for key, limit, done in (
@@ -132,9 +186,11 @@ def go_on(loop: Loop, identity: Mapping[str, Any]) -> list[str]:
         raise ConfigError(
             f"{', '.join(changed)} changes nothing: {directory.path} is over by {reason}={after[reason]}; raise that"
         )
-    # the record first: as long as it says "complete", its result is that of config.yaml
-    directory.update(loop.settings.to_yaml(), status="running", identity=dict(identity))
     return changed
+
+
+def _text(value: int | None) -> str:
+    return "null" if value is None else str(value)
 
 
 def precision_of(directory: RunDirectory, settings: Settings, device: torch.device, say: Say) -> str:
@@ -164,7 +220,9 @@ def opening_line(loop: Loop) -> str:
     data, training = settings.data, settings.training
     parameters = sum(parameter.numel() for parameter in loop.model.parameters())
     trainable = sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad)
-    size = f"{parameters:,} parameters" + (f", {trainable:,} of them trained" if trainable != parameters else "")
+    size = f"{parameters:,} parameters"
+    if trainable != parameters:
+        size += f", {trainable:,} of them trained{_why_not_all(settings.model)}"
     if settings.pretrains:
         classes = f" without labels ({settings.pretraining.objective} tokens, {settings.pretraining.share:.0%} of them)"
     elif store.multi_label:
@@ -221,6 +279,18 @@ def _total_steps(loop: Loop) -> str:
         limits.append((-(-tokens * epoch // int(loop.plan.tokens.sum())), "about "))
     steps, about = min(limits)
     return f"{about}{steps:,} steps"
+
+
+def _why_not_all(model: ModelSettings) -> str:
+    """Why some weights are not trained, in brackets: it may be by the settings of an earlier run."""
+    parts = []
+    if model.lora_rank is not None:
+        parts.append(f"adapters of rank {model.lora_rank}")
+    if model.freeze_layers is not None:
+        parts.append(f"frozen: embeddings, {model.freeze_layers} layer{'s' if model.freeze_layers > 1 else ''}")
+    elif model.freeze_embeddings:
+        parts.append("frozen: embeddings")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _origin(model: ModelSettings) -> str:

@@ -26,6 +26,8 @@ class Calibration:
         temperature: what the logits were divided by.
         loss_before, loss_after: mean cross-entropy on the validation rows, nats.
         error_before, error_after: expected calibration error there; with lists of labels, over all examples and labels.
+        bound: 0.01 or 100 where the cross-entropy is least there, at an end of what is tried: the rows do not tell
+            which temperature is right, and it is 1. None where they do.
     """
 
     temperature: float
@@ -33,10 +35,25 @@ class Calibration:
     loss_after: float
     error_before: float
     error_after: float
+    bound: float | None = None
+
+    def describe(self, rows: int) -> str:
+        """One line, for the user. Args: rows: how many there were to find it on."""
+        if self.bound is not None:
+            why = "all of them are told right" if self.bound < 1 else "the model tells them no better than chance"
+            return (
+                f"warning: training.calibrate changes nothing: on {rows:,} validation rows the best temperature is at "
+                f"the bound of {self.bound:g}: they are too few, or {why}; the probabilities stay as they are"
+            )
+        return (
+            f"calibrated: temperature {self.temperature:.3f}; on the validation rows the expected calibration error "
+            f"goes from {self.error_before:.4f} to {self.error_after:.4f}, "
+            f"the loss from {self.loss_before:z.4f} to {self.loss_after:z.4f}"
+        )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """The temperature of the least cross-entropy.
+    """The temperature of the least cross-entropy; 1 where none is better, or the rows do not tell which is.
 
     Args:
         logits: float (examples, classes).
@@ -49,16 +66,21 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Calibration:
         scaled = logits / np.exp(log_temperature)
         if labels.ndim == 2:
             return float((np.logaddexp(0, scaled) - labels * scaled).mean())
-        return float(-log_softmax(scaled, axis=1)[rows, labels].mean())
+        return 0.0 - float(log_softmax(scaled, axis=1)[rows, labels].mean())  # of 0 it is 0, not -0
 
     found = minimize_scalar(loss, bounds=tuple(np.log(_BOUNDS)), method="bounded", options={"xatol": 1e-6})
-    temperature = float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+    temperature, bound = 1.0, None
+    if found.fun < loss(0.0):
+        # towards it the loss only falls, or is 0 from somewhere on
+        bound = next((end for end in _BOUNDS if loss(np.log(end)) <= found.fun), None)
+        temperature = float(np.exp(found.x)) if bound is None else 1.0
     return Calibration(
         temperature,
         loss(0.0),
         loss(np.log(temperature)),
         _calibration_error(logits, labels),
         _calibration_error(logits / temperature, labels),
+        bound,
     )
 
 

@@ -127,9 +127,9 @@ def clear_leftovers(run: Path, found: Path | None, keep: int) -> None:
         remove_leftovers(folder)
         remove_tree(folder / _WRITING)
         linked = {name_of(run / link) for link in ("best", "last")}
-        place = () if found is None else _place(found.resolve())
+        place = () if found is None else place_of(found.resolve())
         for checkpoint in folder.iterdir():
-            if _place(checkpoint) > place and checkpoint.name not in linked:
+            if place_of(checkpoint) > place and checkpoint.name not in linked:
                 remove_folder(checkpoint)
         if found is not None and found.resolve().name == name_of(run / "last"):
             _remove_old(run, keep)
@@ -162,13 +162,13 @@ def resumable(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if _place(path) and (path / STATE_NAME).exists()), key=_place)
+    return sorted((path for path in folder.iterdir() if place_of(path) and (path / STATE_NAME).exists()), key=place_of)
 
 
 def before(run: Path, checkpoint: Path) -> list[Path]:
     """The checkpoints to go on from that are older than this one, newest first."""
-    place = _place(checkpoint)
-    return [path for path in reversed(resumable(run)) if not place or _place(path) < place]
+    place = place_of(checkpoint)
+    return [path for path in reversed(resumable(run)) if not place or place_of(path) < place]
 
 
 def is_name(name: Any) -> bool:
@@ -177,7 +177,7 @@ def is_name(name: Any) -> bool:
 
 
 def step_of(checkpoint: Path) -> int:
-    place = _place(checkpoint)
+    place = place_of(checkpoint)
     return place[0] if place else 0
 
 
@@ -213,7 +213,7 @@ class _File(BulkFile):
             raise
 
 
-def _place(checkpoint: Path) -> tuple[int, int]:
+def place_of(checkpoint: Path) -> tuple[int, int]:
     """Where it stands among the others; empty for what is no checkpoint."""
     found = _NAME.fullmatch(checkpoint.name)
     return (int(found[1]), int(found[2] or 0)) if found else ()  # type: ignore[return-value]

@@ -87,7 +87,7 @@ def read_settings(
     """As `read_command` has them.
 
     Args:
-        out: of the run, which, once begun, needs no encoder any more; None for none.
+        out: of the run, which, once begun, needs neither its encoder nor the run that it started from; None for none.
         usual: {"section.key": value} of a run that learns from texts without labels, where nothing else is stated.
 
     Raises:
@@ -99,12 +99,14 @@ def read_settings(
         key, text = split_key_value(override, OVERRIDE_FORM)
         if key in given and parse_value(text) != parse_value(given[key]):
             raise ConfigError(f"{_OPTIONS[key]} {given[key]} contradicts {override}: leave one out")
-    settings = load_settings(config, [*(f"{key}={value}" for key, value in given.items()), *overrides], usual)
+    begun = out if out is not None and has_checkpoint(out) else None
+    stated = [*(f"{key}={value}" for key, value in given.items()), *overrides]
+    settings = load_settings(config, stated, usual, begun=begun)
     if settings.pretrains and usual is None:
         raise ConfigError("pretraining.objective is for penstock pretrain: leave it out")
     encoder = settings.model.encoder
-    begun = out is not None and has_checkpoint(out)
-    if encoder is not None and not begun and (reason := why_missing(encoder)):
+    loads = encoder is not None and begun is None and settings.model.start_from is None
+    if encoder is not None and loads and (reason := why_missing(encoder)):
         raise ModelError(f"encoder {encoder}: {reason}")
     return settings
 

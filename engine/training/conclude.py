@@ -98,11 +98,7 @@ def _calibrate(loop: Loop, stop: StopSignal, say: Say) -> Calibration:
     # noted before the model counts as the best one: what is calibrated is never without its record
     directory.update(calibration=dataclasses.asdict(calibration))
     loop.saver.save_best(model, loop.counters.best_step)
-    say(
-        f"calibrated: temperature {calibration.temperature:.3f}; on the validation rows the expected calibration error "
-        f"goes from {calibration.error_before:.4f} to {calibration.error_after:.4f}, "
-        f"the loss from {calibration.loss_before:.4f} to {calibration.loss_after:.4f}"
-    )
+    say(calibration.describe(len(loop.data.validation_rows)))
     return calibration
 
 

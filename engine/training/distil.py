@@ -15,7 +15,7 @@ import numpy as np
 from penstock.engine.data.logits import Logits, LogitsOf, make_logits, missing_parts
 from penstock.engine.data.overlap import shared_rows
 from penstock.engine.data.progress import RowProgress, print_line
-from penstock.engine.data.store import Store
+from penstock.engine.data.store import Store, check_stores
 from penstock.engine.data.transfer_set import TransferSet, check_alike
 from penstock.engine.errors import ConfigError, PenstockError, StoreError
 from penstock.engine.models.start import Say
@@ -92,7 +92,7 @@ def distil(
     *,
     train_store: Store | None = None,
     test_store: Store | None = None,
-    logits: Path | None = None,
+    logits: Path | str | None = None,
     device: Any = None,
     progress: Mode = "auto",
     resume: Resume = "last",
@@ -126,9 +126,9 @@ def distil(
 
     check_out(Path(out_dir))
     shown = progress != "none"
-    opened = open_teachers([Path(teacher) for teacher in teachers])
+    opened = open_teachers(teachers)
     material = material_for(settings, opened, unlabelled, train_store, test_store, print_line if shown else _silent)
-    made = material.logits(opened, logits)
+    made = material.logits(opened, None if logits is None else Path(logits))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _check_there(made)
     found = []
@@ -158,7 +158,7 @@ def label_share(
     *,
     train_store: Store | None = None,
     test_store: Store | None = None,
-    logits: Path | None = None,
+    logits: Path | str | None = None,
     progress: Mode = "auto",
 ) -> list[tuple[Path, int]]:
     """The i-th of n shares of what the teachers read for `distil`, for share = (i, n), which any machine may make.
@@ -171,10 +171,11 @@ def label_share(
     if not 0 <= share[0] < share[1]:
         raise ConfigError(f"shard {share[0]}/{share[1]}: expected i/n with 0 <= i < n")
     shown = progress != "none"
-    opened = open_teachers([Path(teacher) for teacher in teachers])
+    opened = open_teachers(teachers)
     material = material_for(settings, opened, unlabelled, train_store, test_store, print_line if shown else _silent)
+    made = material.logits(opened, None if logits is None else Path(logits))
     found = []
-    for (folder, of), (store, rows) in zip(material.logits(opened, logits), material.parts, strict=True):
+    for (folder, of), (store, rows) in zip(made, material.parts, strict=True):
         make(folder, of, store, rows, opened, share=share, shown=shown)
         found.append((folder, len(missing_parts(folder, of))))
     return found
@@ -212,8 +213,10 @@ def material_for(
     """What is learned from, once all of it is seen to fit together.
 
     Raises:
+        TypeError: a store is none.
         StoreError: it does not, or the unlabelled texts hold test texts that are not to be left out.
     """
+    check_stores(unlabelled=unlabelled, train_store=labelled, test_store=test)
     read = [unlabelled, *([] if labelled is None else [labelled])]
     for store in read:
         if store.multi_label:

@@ -110,7 +110,7 @@ def _averages(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def figure_text(value: float | None) -> str:
     """Four decimals; a dash for no value."""
-    return "–" if value is None else f"{value:.4f}"
+    return "–" if value is None else f"{value:z.4f}"
 
 
 def _class_rows(classes: Sequence[ClassFigures]) -> list[list[str]]:

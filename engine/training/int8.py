@@ -12,13 +12,14 @@ from penstock.engine.errors import ConfigError, StoreError
 from penstock.engine.models.encoder import EncoderClassifier
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.training.evaluate import evaluate
+from penstock.engine.training.multi_label import MultiLabelMetrics
 from penstock.engine.training.run_data import digest_of, validation_rows_of
 from penstock.engine.training.run_record import as_trained, read_trained_record
 
 if TYPE_CHECKING:
     from penstock.engine.training.trained import TrainedRun
 
-LARGEST_LOSS = 0.002  # of accuracy: 0.2 points
+LARGEST_LOSS = 0.002  # 0.2 points
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,23 @@ class Int8Check:
 
     Attributes:
         rows: how many there are.
-        accuracy_before, accuracy: without int8 and with it.
+        before, after: without int8 and with it.
+        measure: of what: accuracy, for lists of labels micro-F1, as few lists are right as a whole.
     """
 
     rows: int
-    accuracy_before: float
-    accuracy: float
+    before: float
+    after: float
+    measure: str = "accuracy"
 
     @property
     def kept(self) -> bool:
         """Whether the run now answers in int8."""
-        lost = round((self.accuracy_before - self.accuracy) * self.rows)
-        return lost <= LARGEST_LOSS * self.rows
+        return self.before - self.after <= LARGEST_LOSS + 1e-9
 
     def summary(self) -> str:
         found = (
-            f"int8: accuracy {self.accuracy:.2%} on the {self.rows:,} validation rows, "
-            f"{self.accuracy_before:.2%} without it"
+            f"int8: {self.measure} {self.after:.2%} on the {self.rows:,} validation rows, {self.before:.2%} without it"
         )
         return found if self.kept else f"{found}: more than 0.2 points lost, so these answers are without it"
 
@@ -62,16 +63,17 @@ def answer_in_int8(trained: "TrainedRun") -> Int8Check:
             f"int8 is for LSTMs and encoders, and {trained.path} has a model of another kind: leave --int8 out"
         )
 
-    def accuracy() -> float:
+    def measured() -> float:
         tokens, precision = trained.tokens_per_batch, trained.precision
-        return evaluate(model, store, rows=rows, tokens_per_batch=tokens, precision=precision).accuracy
+        found = evaluate(model, store, rows=rows, tokens_per_batch=tokens, precision=precision)
+        return found.micro_f1 if isinstance(found, MultiLabelMetrics) else found.accuracy
 
-    before = accuracy()
+    before, measure = measured(), "micro-F1" if store.multi_label else "accuracy"
     try:
         trained.prepare(torch.int8)
     except ValueError as error:
         raise ConfigError(f"{trained.path} cannot answer in int8 here: {error}; leave --int8 out") from None
-    check = Int8Check(len(rows), before, accuracy())
+    check = Int8Check(len(rows), before, measured(), measure)
     if not check.kept:
         trained.prepare()
     return check
@@ -88,7 +90,13 @@ def _validation_data(trained: "TrainedRun") -> tuple[Store, np.ndarray]:
         store = Store.open(data["store"])
         check_files(store)
     except StoreError as error:
-        raise StoreError(f"{what}: {error}; leave --int8 out") from None
+        again = f"{'distil' if taught else 'train'} --out {trained.path}"
+        again += " --teacher RUN --unlabelled STORE" if taught else ""
+        again += " --train STORE" if not taught or taught["labelled"] else ""
+        again += " --eval STORE" if identity.get("test data") is not None else ""
+        raise StoreError(
+            f"{what}: {error}; leave --int8 out or, if the store is elsewhere, tell the run: penstock {again}"
+        ) from None
     rows = validation_rows_of(trained.path, store)
     # a student's rows are numbered through all its stores, that with true labels first
     there = identity.get("stores", identity["training data"]).partition(" + ")[0]

@@ -135,15 +135,15 @@ class Loop:
     @property
     def plan(self) -> Plan:
         """The present epoch's."""
-        return self._loader.plan()
+        return self._loader.plan(self.counters.epoch)
 
     def rehearse_step(self, index: int) -> None:
-        """Takes a step of the first epoch at a learning rate of 0 and counts nothing.
+        """Takes a step of the present epoch at a learning rate of 0 and counts nothing.
 
         Raises:
             OutOfMemoryError, NonFiniteError: as a step of the run would.
         """
-        self._loader.seek(0, index)
+        self._loader.seek(self.counters.epoch, index)
         step = next(iter(self._loader))
         weight = self._weight(step)
         self._stepper(step.batches, step=1, num_examples=step.num_examples, weight=weight, learning_rate=0.0)

@@ -96,7 +96,7 @@ class Metrics:
     def summary(self) -> str:
         """One line: the figures, and what puts the accuracy into its place."""
         line = (
-            f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}, loss {self.loss:.4f} "
+            f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}, loss {self.loss:z.4f} "
             f"on {self.num_examples:,} examples"
         )
         return "; ".join([line, *self.caveats()])

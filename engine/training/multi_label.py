@@ -80,7 +80,7 @@ class MultiLabelMetrics(Metrics):
     def summary(self) -> str:
         line = (
             f"micro-F1 {self.micro_f1:.4f}, macro-F1 {self.macro_f1:.4f}, all labels right {self.accuracy:.4f}, "
-            f"loss {self.loss:.4f} on {self.num_examples:,} examples"
+            f"loss {self.loss:z.4f} on {self.num_examples:,} examples"
         )
         return "; ".join([line, *self.caveats()])
 

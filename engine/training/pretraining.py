@@ -11,7 +11,7 @@ from torch import nn
 from penstock.engine.data.loader import Batch
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError
-from penstock.engine.models.build import check_pair_types
+from penstock.engine.models.build import check_pair_types, settings_of_saved
 from penstock.engine.models.pretrained import build_pretraining, load_pretraining
 from penstock.engine.models.pretraining import PretrainingOutput, Vocabulary
 from penstock.engine.training.distributed import World
@@ -34,7 +34,8 @@ def build_pretraining_run_model(settings: Settings, store: Store, rows: np.ndarr
         ModelError: it cannot be built for this data. ConfigError: there is nothing to learn from.
         StateError: the checkpoint is not of this model.
     """
-    model: Any = build_pretraining(settings.model, settings.pretraining, store.vocab_size, store.tokenizer())
+    wanted = settings.model if last is None else settings_of_saved(settings.model, last)
+    model: Any = build_pretraining(wanted, settings.pretraining, store.vocab_size, store.tokenizer())
     if store.seconds is not None:
         check_pair_types(model)
     model.learn_from(vocabulary_of(store, rows))

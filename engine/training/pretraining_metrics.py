@@ -25,6 +25,6 @@ class PretrainingMetrics:
     def summary(self) -> str:
         """One line."""
         return (
-            f"loss {self.loss:.4f}, accuracy {self.accuracy:.4f} of {self.num_told:,} tokens told, "
+            f"loss {self.loss:z.4f}, accuracy {self.accuracy:.4f} of {self.num_told:,} tokens told, "
             f"in {self.num_examples:,} texts"
         )

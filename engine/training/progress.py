@@ -100,7 +100,7 @@ def describe_step(record: Mapping[str, Any]) -> str:
     parts = [
         f"step {record['step']}",
         f"epoch {record['epoch']}",
-        f"loss {record['loss']:.4f}",
+        f"loss {record['loss']:z.4f}",
         f"lr {record['learning_rate']:.2e}",
         f"{record['tokens_per_second']:,.0f} tokens/s",
         f"{record['examples_per_second']:,.0f} examples/s",
@@ -124,18 +124,18 @@ def describe_evaluation(record: Mapping[str, Any]) -> str:
     caveats = "".join(f"  {part}" for part in _caveats(record))
     if "num_told" in record:
         return (
-            f"{record['split']} at step {record['step']}: loss {record['loss']:.4f}  "
+            f"{record['split']} at step {record['step']}: loss {record['loss']:z.4f}  "
             f"accuracy {record['accuracy']:.4f}  ({record['num_told']:,} tokens told){best}"
         )
     if "hamming_loss" in record:
         return (
             f"{record['split']} at step {record['step']}: micro-F1 {record['micro_f1']:.4f}  "
-            f"macro-F1 {record['macro_f1']:.4f}  all right {record['accuracy']:.4f}  loss {record['loss']:.4f}  "
+            f"macro-F1 {record['macro_f1']:.4f}  all right {record['accuracy']:.4f}  loss {record['loss']:z.4f}  "
             f"({record['num_examples']:,} examples){caveats}{best}"
         )
     return (
         f"{record['split']} at step {record['step']}: accuracy {record['accuracy']:.4f}  "
-        f"macro-F1 {record['macro_f1']:.4f}  loss {record['loss']:.4f}  ({record['num_examples']:,} examples)"
+        f"macro-F1 {record['macro_f1']:.4f}  loss {record['loss']:z.4f}  ({record['num_examples']:,} examples)"
         f"{caveats}{best}"
     )
 

@@ -40,7 +40,7 @@ class Rehearsal:
         peak: bytes that the process held at most, in steps, evaluations and with the copy that a checkpoint makes; on a
             GPU, of its memory. None where the system does not tell.
         limit: bytes that it may hold; None where the system does not tell.
-        worst_seconds: of the slowest step of the heaviest ones.
+        worst_seconds: of the slowest step that was taken, the heaviest ones among them.
         seconds: of a step in the mean over the epoch. steps: of an epoch.
         validation, test: of the evaluation of those rows; None where there are none.
     """
@@ -60,7 +60,6 @@ class Rehearsal:
 
     def lines(self, loop: Loop) -> Iterator[str]:
         """For the user."""
-        training = loop.settings.training
         yield f"dry run: nothing is written; the heaviest batch has {self.heaviest}"
         if self.peak is None:
             yield "peak memory: this system does not tell"
@@ -79,16 +78,35 @@ class Rehearsal:
             f"{self.steps:,} steps and about {_hours(epoch_hours)} an epoch; {self._evaluations()}checkpoints not "
             "counted"
         )
-        limits = [training.epochs * self.steps] if training.epochs is not None else []
-        limits += [training.max_steps] if training.max_steps is not None else []
-        if (most := loop.settings.pretraining.tokens) is not None:
-            limits.append(-(-most * self.steps // int(loop.plan.tokens.sum())))
-        steps = min(limits)
+        steps = self._steps_left(loop)
         seconds = steps * self.seconds + (0 if self.test is None else self.test.seconds)
         if self.validation is not None:
-            # after the last step there is always one
-            seconds += -(-steps // (training.evaluate_every_steps or self.steps)) * self.validation.seconds
-        yield f"the run: at most {steps:,} steps, about {_hours(seconds / 3600)} with its evaluations"
+            seconds += self._evaluations_left(loop, steps) * self.validation.seconds
+        what = "the rest of the run" if loop.counters.step else "the run"
+        yield f"{what}: at most {steps:,} steps, about {_hours(seconds / 3600)} with its evaluations"
+
+    def _steps_left(self, loop: Loop) -> int:
+        """At most."""
+        training, counters, limits = loop.settings.training, loop.counters, []
+        if counters.stopped_by:
+            return 0
+        if training.epochs is not None:
+            limits.append(-(-(training.epochs * loop.num_rows - counters.examples) * self.steps // loop.num_rows))
+        if training.max_steps is not None:
+            limits.append(training.max_steps - counters.step)
+        if (most := loop.settings.pretraining.tokens) is not None:
+            limits.append(-(-(most - counters.tokens) * self.steps // int(loop.plan.tokens.sum())))
+        return min(limits)
+
+    def _evaluations_left(self, loop: Loop, steps: int) -> int:
+        """Args: steps: that are left."""
+        counters, every = loop.counters, loop.settings.training.evaluate_every_steps
+        # epochs differ by a few steps: where they end the examples say
+        done = counters.step if every else counters.examples * self.steps // loop.num_rows
+        every = every or self.steps
+        # after the last step there is always one
+        left = (done + steps - 1) // every - done // every + 1 if steps else 0
+        return left + (counters.unfinished is not None)
 
     def _evaluations(self) -> str:
         kinds = (("validation", self.validation, ""), ("test", self.test, ", once at the end"))
@@ -105,11 +123,11 @@ class EvaluationTime:
 
 
 def rehearse(loop: Loop) -> Rehearsal:
-    """Takes the heaviest steps of the first epoch, and some of its others, with weights that stay as they are; and
+    """Takes the heaviest steps of the present epoch, and some of its others, with weights that stay as they are; and
     evaluates the heaviest batches of the validation and test rows, and some of the others.
 
     Args:
-        loop: new, and of no use afterwards but for this.
+        loop: new or just resumed, and of no use afterwards but for this.
 
     Raises:
         OutOfMemoryError: a batch does not fit.
@@ -129,7 +147,9 @@ def rehearse(loop: Loop) -> Rehearsal:
         test = _evaluation(loop, loop.data.test, np.arange(loop.data.test.num_examples))
         del best
     peak = peak_of(device)
-    seconds = _total_seconds(plan, loop.rehearse_step) / plan.num_steps
+    total, slowest = _total_seconds(plan, loop.rehearse_step)
+    worst = max(worst, slowest)
+    seconds = min(total / plan.num_steps, worst)  # a few steps that happen to be slow for their tokens stand for all
     return Rehearsal(heaviest_batch(plan), peak, limit_of(device), worst, seconds, plan.num_steps, validation, test)
 
 
@@ -151,14 +171,15 @@ def _evaluation(loop: Loop, store: Store, rows: np.ndarray) -> EvaluationTime | 
 
     for index in heaviest_steps(loader.plan()):
         evaluate_batch(index)
-    return EvaluationTime(len(rows), _total_seconds(loader.plan(), evaluate_batch))
+    return EvaluationTime(len(rows), _total_seconds(loader.plan(), evaluate_batch)[0])
 
 
-def _total_seconds(plan: Plan, take: Callable[[int], None]) -> float:
-    """Seconds of all steps of a plan, by the tokens that some of them from all over it go through in a second."""
+def _total_seconds(plan: Plan, take: Callable[[int], None]) -> tuple[float, float]:
+    """Seconds of all steps of a plan, by the tokens that some of them from all over it go through in a second; seconds
+    of the slowest of these."""
     some = np.linspace(0, plan.num_steps - 1, min(_TYPICAL_STEPS, plan.num_steps)).round().astype(int).tolist()
-    spent = sum(_timed(lambda: take(index)) for index in some)  # noqa: B023 -- called at once
-    return int(plan.tokens.sum()) * spent / max(sum(plan.step_tokens(index) for index in some), 1)
+    spent = [_timed(lambda: take(index)) for index in some]  # noqa: B023 -- called at once
+    return int(plan.tokens.sum()) * sum(spent) / max(sum(plan.step_tokens(index) for index in some), 1), max(spent)
 
 
 def heaviest_steps(plan: Plan) -> list[int]:

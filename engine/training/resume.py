@@ -1,7 +1,9 @@
 """From which checkpoint a run goes on, once every file that it goes on from has been found whole."""
 
 import contextlib
+import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, Literal
 
 from penstock.engine.checked import DamageError, crc32_of
 from penstock.engine.errors import RunError
-from penstock.engine.files import point, remove_committed
+from penstock.engine.files import point, remove_committed, write_committed
 from penstock.engine.models.start import Say
 from penstock.engine.training.checkpoint import (
     STATE_NAME,
@@ -17,6 +19,7 @@ from penstock.engine.training.checkpoint import (
     check_whole,
     is_name,
     name_of,
+    place_of,
     read_state,
     resumable,
     seal_earlier,
@@ -37,7 +40,9 @@ class Found:
         best: the name of the best model's checkpoint when it was written; None if there was none, or for a checkpoint
             of an earlier penstock, which does not say.
         sealed: whether its files have checksums.
-        log_size, log_crc32: of metrics.jsonl when it was written; no checksum of an earlier penstock's.
+        log_size, log_crc32: of the part of metrics.jsonl that stays: what it was when the checkpoint was written; no
+            checksum of an earlier penstock's.
+        log_begins: whether that is gone and the file begins again, with a line that says so.
     """
 
     folder: Path
@@ -45,6 +50,7 @@ class Found:
     sealed: bool
     log_size: int
     log_crc32: int | None
+    log_begins: bool = False
 
     @property
     def step(self) -> int:
@@ -86,6 +92,7 @@ def find_checkpoint(
             )
     newest = _newest(run)
     if newest is None:
+        say(f"{run} was stopped before its first checkpoint to resume from: it begins again")
         return None
     try:
         found = _examine(run, newest, sealed)
@@ -104,14 +111,16 @@ def find_checkpoint(
     else:
         if resume == "previous":
             say(f"--resume=previous: the last checkpoint, of step {found.step:,}, is whole and is gone on from")
-    if found.log_size and not (run / METRICS_NAME).exists():
-        say(f"{run / METRICS_NAME} is missing: it begins again after step {found.step:,}")
-        return Found(found.folder, found.best, found.sealed, 0, None)
+    if found.log_begins:
+        why = "has no earlier lines" if (run / METRICS_NAME).exists() else "is missing"
+        say(f"{run / METRICS_NAME} {why}: it begins again after step {found.step:,}")
     return found
 
 
 def settle_links(run: Path, found: Found | None) -> None:
     """Makes the run what it was when the checkpoint was written, or had none: its best model is that of then."""
+    if found is not None and found.log_begins:
+        write_committed(run / METRICS_NAME, _first_line(found.folder))
     if found is not None and not found.sealed:
         seal_earlier(run, found.folder, log=[found.log_size, found.log_crc32])
         return
@@ -159,8 +168,7 @@ def _examine(run: Path, checkpoint: Path, sealed: bool) -> Found:
         _check_best(run, best)
     if not (isinstance(log, list) and len(log) == 2 and isinstance(log[0], int) and isinstance(log[1], int | None)):
         raise DamageError("checkpoint.json is damaged: it does not say how long metrics.jsonl was")
-    _check_log(run, *log)
-    return Found(checkpoint, best, True, *log)
+    return Found(checkpoint, best, True, *_log_that_stays(run, checkpoint, *log))
 
 
 def _check_best(run: Path, best: Any) -> None:
@@ -176,18 +184,55 @@ def _check_best(run: Path, best: Any) -> None:
         raise DamageError(f"its best model, {folder}: {damage}") from None
 
 
-def _check_log(run: Path, size: int, crc32: int | None) -> None:
+def _log_that_stays(run: Path, checkpoint: Path, size: int, crc32: int | None) -> tuple[int, int | None, bool]:
+    """`log_size`, `log_crc32` and `log_begins` of what is found.
+
+    Args:
+        size, crc32: of metrics.jsonl when the checkpoint was written.
+    """
     file = run / METRICS_NAME
+    if not size or _is_whole(file, checkpoint, size, crc32):
+        return size, crc32, False
+    line = _first_line(checkpoint)
+    return len(line), zlib.crc32(line), True
+
+
+def _is_whole(file: Path, checkpoint: Path, size: int, crc32: int | None) -> bool:
+    """Whether the lines that were written before the checkpoint are there; they are not needed to go on.
+
+    Raises:
+        DamageError: they are damaged.
+    """
     if not os.path.lexists(file):
-        return  # its lines are not needed to go on
+        return False
     remedy = "(put it back, or move it away to go on without its lines)"
     if not file.is_file():
         raise DamageError(f"{file} is no file {remedy}")
     there = file.stat().st_size
+    if there >= size and (crc32 is None or crc32_of(file, size) == crc32):
+        return True
+    if _begun_since(file, checkpoint):
+        return False
     if there < size:
         raise DamageError(f"{file} has {there:,} bytes, {size:,} had been written {remedy}")
-    if crc32 is not None and crc32_of(file, size) != crc32:
-        raise DamageError(f"{file} is damaged: its checksum is not that of what was written {remedy}")
+    raise DamageError(f"{file} is damaged: its checksum is not that of what was written {remedy}")
+
+
+def _first_line(checkpoint: Path) -> bytes:
+    """The line of a metrics.jsonl that has none of those before the checkpoint."""
+    name = checkpoint.resolve().name
+    return json.dumps({"split": "log", "step": step_of(Path(name)), "after": name}).encode() + b"\n"
+
+
+def _begun_since(file: Path, checkpoint: Path) -> bool:
+    """Whether the file was begun when the run went on from this checkpoint or a later one."""
+    with open(file, "rb") as source:
+        line = source.readline(200)
+    try:
+        after = json.loads(line)["after"]
+    except (ValueError, TypeError, KeyError):
+        return False
+    return is_name(after) and place_of(Path(after)) >= place_of(checkpoint.resolve())
 
 
 def _examine_unsealed(run: Path, checkpoint: Path) -> Found:
@@ -207,5 +252,4 @@ def _examine_unsealed(run: Path, checkpoint: Path) -> Found:
         if not (run / "best" / "config.json").is_file():
             raise DamageError(f"{run / 'best'}, the best model, is missing")
         check_whole(run / "best")
-    _check_log(run, log, None)
-    return Found(checkpoint, None, False, log, None)
+    return Found(checkpoint, None, False, *_log_that_stays(run, checkpoint, log, None))

@@ -68,8 +68,13 @@ class RunData:
 
     def description(self) -> dict[str, Any]:
         """The entry `data` of run.json."""
-        place = {} if self.test is None else {"test": str(self.test.path.resolve())}
-        return {**describe_data(self.train), "reads": self.reading.to_json(), **place}
+        return {**describe_data(self.train), "reads": self.reading.to_json(), **self.places()}
+
+    def places(self) -> dict[str, Any]:
+        """The part of `description` that says where the stores are."""
+        described = describe_data(self.train)
+        places: dict[str, Any] = {key: described[key] for key in ("store", "distillation") if key in described}
+        return places if self.test is None else {**places, "test": str(self.test.path.resolve())}
 
     def identity(self, settings: Settings) -> dict[str, Any]:
         """All that decides a run's result."""

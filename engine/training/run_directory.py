@@ -3,7 +3,8 @@
 config.yaml      the resolved settings
 run.json         identity (settings, data), status, versions, result, checksums of itself and of config.yaml
 validation_rows.npy   int64, by which the best model was chosen
-metrics.jsonl    one line per logged step, evaluation, checkpoint or epoch's plan (fill, balance)
+metrics.jsonl    one line per logged step, evaluation, checkpoint or epoch's plan (fill, balance); first, where the
+                 lines before are gone, after which checkpoint it begins
 checkpoints/     see checkpoint.py; best/ and last/ lead into it
 config.json, model.safetensors, tokenizer.json ...   the best model, once the run is complete
 """
@@ -148,6 +149,16 @@ class RunDirectory:
             self._write()
             if config is not None:
                 write_committed(file, config)
+
+    def note_places(self, places: Mapping[str, Any]) -> None:
+        """Notes where the run's stores are by now: its own, at another place.
+
+        Args:
+            places: entries of the record's `data`.
+        """
+        data = self.record["data"]
+        if any(data.get(key) != place for key, place in places.items()):
+            self.update(data={**data, **places})
 
     def upgrade(self, **entries: Any) -> None:
         """Makes the record of an earlier penstock's run one with a checksum, once its checkpoints have theirs."""

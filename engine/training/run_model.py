@@ -10,7 +10,7 @@ from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import save_tokenizer
 from penstock.engine.errors import RunError
 from penstock.engine.models import build_model, load_model
-from penstock.engine.models.build import check_pair_types
+from penstock.engine.models.build import check_pair_types, settings_of_saved
 from penstock.engine.models.settings import ModelSettings
 from penstock.engine.models.start import Say, start_model
 from penstock.engine.training.resume import Found
@@ -37,7 +37,7 @@ def build_run_model(
         )
     else:
         model = build_model(
-            settings,
+            settings if last is None else settings_of_saved(settings, last),
             vocab_size=store.vocab_size,
             num_labels=len(store.label_names),
             label_names=store.label_names,

@@ -246,7 +246,7 @@ def saved_thresholds(path: Path | str, num_labels: int) -> np.ndarray:
 def is_store(path: str) -> bool:
     """A folder is a store, finished or not, or meant to be one: it has a store's files or none at all."""
     folder = Path(path)
-    if not folder.is_dir():
+    if not path or not folder.is_dir():  # an empty name is not the current folder
         return False
     return any((folder / name).exists() for name in (MANIFEST_NAME, JOB_NAME)) or not any(folder.iterdir())
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from penstock.engine.data.hub_names import is_same
 from penstock.engine.errors import ConfigError
 from penstock.engine.models.pretraining_settings import PretrainingSettings
 from penstock.engine.models.settings import ModelSettings
@@ -174,6 +175,26 @@ FREE_KEYS = frozenset(
 )
 # What says when a run is over: it may go on with larger ones.
 ENDING_KEYS = ("training.epochs", "training.max_steps", "training.patience", "pretraining.tokens")
+# Those of them without which a run has one limit less; without epochs it has the recipe's.
+LIMITS = ("training.max_steps", "pretraining.tokens")
+# What a new run decides where it is left open: one that has begun keeps what it has.
+DECIDED = frozenset(
+    (
+        "model.kind",
+        "model.preset",
+        "model.embedding_size",
+        "model.buckets",
+        "model.encoder",
+        "data.tokens_per_batch",
+        "data.mode",
+        "data.validation_fraction",
+        "data.max_length",
+        "data.truncation",
+        "training.epochs",
+        "training.learning_rate",
+        "training.patience",
+    )
+)
 
 # What has no meaning without validation rows.
 WITH_VALIDATION = frozenset(
@@ -261,6 +282,11 @@ class Settings:
             return {key for key, value in flat.items() if value != _defaults()[key] and value not in _OPEN}
         return {key for key in self.given if flat[key] not in _OPEN}
 
+    def left_open(self) -> set[str]:
+        """What the user stated to be left open."""
+        flat = self.flat()
+        return {key for key in self.given or () if flat[key] in _OPEN}
+
     def replace(self, values: Mapping[str, Any]) -> "Settings":
         """With other values of {"section.key": value}; what was stated stays so."""
         return self._with(values)
@@ -302,7 +328,11 @@ class Settings:
 
 
 def load_settings(
-    file: Path | str | None = None, overrides: Iterable[str] = (), usual: Mapping[str, Any] | None = None
+    file: Path | str | None = None,
+    overrides: Iterable[str] = (),
+    usual: Mapping[str, Any] | None = None,
+    *,
+    begun: Path | None = None,
 ) -> Settings:
     """Defaults, under `usual` values {"section.key": value}, under the YAML file's, under overrides of the form
     `section.key=value`.
@@ -311,6 +341,9 @@ def load_settings(
         >>> from penstock.engine import load_settings
         >>> load_settings(None, ["training.epochs=3", "model.preset=lstm-4-256"]).model.num_layers
         4
+
+    Args:
+        begun: a run that these settings are to go on with; `model.start_from` may be gone by then.
 
     Raises:
         ConfigError: the file cannot be read, or a key is unknown, or a value has the wrong type or lies out of range,
@@ -322,7 +355,7 @@ def load_settings(
     for override in overrides:
         key, text = split_key_value(override, OVERRIDE_FORM)
         values[key] = (parse_value(text), "")
-    return settings_from(values)
+    return settings_from(values, begun=begun)
 
 
 def load_saved_settings(file: Path) -> Settings:
@@ -335,28 +368,32 @@ def load_saved_settings(file: Path) -> Settings:
     return dataclasses.replace(settings, given=frozenset(settings.flat()))
 
 
-def settings_from(values: Mapping[str, Any]) -> Settings:
+def settings_from(values: Mapping[str, Any], *, begun: Path | None = None) -> Settings:
     """Settings from {"section.key": value}, or of (value, prefix of its messages); the rest is left at its default.
+
+    Args:
+        begun: as of `load_settings`.
 
     Raises:
         ConfigError, RunError: as `load_settings`.
     """
     settings = _settings(values)
     if settings.model.start_from is not None:
-        settings = inherit(settings)
+        settings = inherit(settings, begun)
     defaults, flat = _defaults(), settings.flat()
     for key, entry in values.items():
         where = entry[1] if isinstance(entry, tuple) else ""
         # a default asks for nothing; a run's own config.yaml lists every setting
-        if flat[key] != defaults[key] and not (where and flat[key] == _FILLED_IN.get(key)):
+        is_filled_in = where and not settings.pretrains and flat[key] == _FILLED_IN.get(key)
+        if flat[key] != defaults[key] and not is_filled_in:
             check_used(settings, [key], where)
     return settings
 
 
 # What a run of an earlier version had no choice of: it read all that its store keeps.
 _FORMERLY_FIXED = ("data.max_length",)
-# What earlier versions wrote into a run's config.yaml, whether the run had a use for it or not.
-_FILLED_IN = {"training.patience": 3}
+# What stands in a run's config.yaml, the first one in those of earlier versions, whether it has a use for it or not.
+_FILLED_IN = {"training.patience": 3, "training.metric": "micro_f1"}
 
 
 def parse_value(text: str) -> Any:
@@ -367,8 +404,11 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def inherit(settings: Settings) -> Settings:
+def inherit(settings: Settings, begun: Path | None = None) -> Settings:
     """The same settings, with the model of the run that `model.start_from` names where nothing else is stated.
+
+    Args:
+        begun: the run that they are to go on with, of the same model: read where the other is gone; None for none.
 
     Raises:
         RunError: there is no such run.
@@ -377,33 +417,42 @@ def inherit(settings: Settings) -> Settings:
     from penstock.engine.training.run_record import read_record
 
     run = Path(str(settings.model.start_from))
-    read_record(run)
-    saved = load_saved_settings(run / "config.yaml")
+    source = begun if begun is not None and not run.exists() else run
+    read_record(source)
+    saved = load_saved_settings(source / "config.yaml")
     there, here, stated = saved.flat(), settings.flat(), settings.stated()
     if "model.preset" in stated:
         stated |= {"model.num_layers", "model.hidden_size"}
-    for name in (
-        "kind",
-        "encoder",
-        "num_layers",
-        "hidden_size",
-        "bidirectional",
-        "embedding_size",
-        "embeddings",
-        "pooling",
-        "ngrams",
-        "buckets",
-    ):
-        key = f"model.{name}"
+    for key in _ARCHITECTURE:
         if saved.pretrains and key in CLASSIFIER_ONLY:
             continue  # which it left open
-        if key in stated and here[key] != there[key]:
+        is_there = key == "model.encoder" and there[key] is not None and is_same(str(here[key]), there[key])
+        if key in stated and here[key] != there[key] and not is_there:
             raise ConfigError(
                 f"{key}={here[key]} contradicts model.start_from={run}, where it is {there[key]}: leave it out"
             )
-    keep = {key: here[key] for key in stated if key.startswith("model.") and key != "model.preset"}
+    # null undoes what the earlier run froze or adapted; an architecture that is left open is the earlier run's
+    stated |= settings.left_open() - {*_ARCHITECTURE}
+    keep = {key: here[key] for key in stated if key.startswith("model.")}
     inherited = {key: value for key, value in there.items() if key.startswith("model.")} | keep
+    inherited |= {key: there[key] for key in ("model.preset", "model.encoder")}
+    if inherited["model.lora_rank"] is None:
+        inherited |= dict.fromkeys({"model.lora_alpha", "model.lora_dropout", "model.lora_targets"} - stated)
     return settings.replace(inherited | {"model.start_from": str(run.resolve())})
+
+
+_ARCHITECTURE = (
+    "model.kind",
+    "model.encoder",
+    "model.num_layers",
+    "model.hidden_size",
+    "model.bidirectional",
+    "model.embedding_size",
+    "model.embeddings",
+    "model.pooling",
+    "model.ngrams",
+    "model.buckets",
+)
 
 
 def check_used(settings: Settings, keys: Iterable[str], where: str = "") -> None:
@@ -436,6 +485,8 @@ def _unused(settings: Settings, key: str) -> str | None:
         )
     if key == "pretraining.candidates" and settings.pretraining.objective == "replaced":
         return "pretraining.objective=replaced tells no tokens from others: leave it out"
+    if key == "training.precision" and value == "fp32" and model.kind == "bag":
+        return None  # that is what a bag computes in, and its config.yaml says
     if value is not None and not model.is_of(used_by(key)):
         return f"this model is {model.named}, which does not use it: leave it out"
     if key in WITH_VALIDATION and value and settings.data.validation_fraction == 0:
@@ -459,11 +510,12 @@ def check_distillation(settings: Settings) -> None:
 def check_not_distilled(settings: Settings) -> None:
     """
     Raises:
-        ConfigError: a setting of the section `distillation` is stated, of a run that learns from labels alone.
+        ConfigError: a setting of the section `distillation` asks for something, of a run that learns from labels alone.
     """
-    for key in sorted(key for key in settings.stated() if key.startswith("distillation.")):
+    flat, defaults = settings.flat(), _defaults()
+    for key in sorted(key for key in flat if key.startswith("distillation.") and flat[key] != defaults[key]):
         raise ConfigError(
-            f"{key}={settings.flat()[key]} has no effect: this run learns from labels alone; leave it out, or learn "
+            f"{key}={flat[key]} has no effect: this run learns from labels alone; leave it out, or learn "
             "from a teacher with penstock distil"
         )
 
@@ -548,6 +600,8 @@ def _from_file(file: Path) -> dict[str, tuple[Any, str]]:
     """{"section.key": (value, prefix of its messages)}"""
     values: dict[str, tuple[Any, str]] = {}
     for section, entries in _read_yaml(file).items():
+        if entries is None and section in _sections():
+            continue
         if not isinstance(entries, Mapping):
             keys = ", ".join(_sections())
             raise ConfigError(f"{file}: {section!r} must be a section of keys (one of {keys}), got {entries!r}")

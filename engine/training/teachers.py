@@ -53,12 +53,18 @@ class Teacher:
         return cls(path, record["data"], weights, record["identity"].get("test data"))
 
 
-def open_teachers(paths: Sequence[Path]) -> list[Teacher]:
-    """
+def open_teachers(paths: Sequence[Path | str]) -> list[Teacher]:
+    """Runs, in an order of their own: that in which they are given changes nothing.
+
     Raises:
+        TypeError: a single path. ValueError: there are none.
         RunError: as `Teacher.open`; or two of them have other labels, or one is given twice.
     """
-    teachers = [Teacher.open(path) for path in paths]
+    if isinstance(paths, str | Path):
+        raise TypeError(f"teachers must be a list of runs, as in [{str(paths)!r}]")
+    if not paths:
+        raise ValueError("there are no teachers: give the folder of one run at least")
+    teachers = [Teacher.open(Path(path)) for path in paths]
     first = teachers[0]
     for number, other in enumerate(teachers):
         if other.data["label_names"] != first.data["label_names"]:
@@ -68,7 +74,7 @@ def open_teachers(paths: Sequence[Path]) -> list[Teacher]:
             )
         if other.weights in [one.weights for one in teachers[:number]]:
             raise RunError(f"{other.path} is given twice, or has the weights of another teacher: leave it out")
-    return teachers
+    return sorted(teachers, key=lambda teacher: teacher.weights)
 
 
 def check_store(store: Store, teachers: Sequence[Teacher], *, labels: bool) -> None:

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 
 from penstock.engine.data.file_systems import file_system_of
-from penstock.engine.data.store import Store
+from penstock.engine.data.store import Store, check_stores
 from penstock.engine.data.verify import check_files
 from penstock.engine.errors import ConfigError
 from penstock.engine.models.start import Say
 from penstock.engine.training.begin import (
+    comes_to_the_same,
     extension_line,
     go_on,
     new_settings,
     opening_line,
     precision_of,
-    saved_settings,
     settings_as_begun,
 )
 from penstock.engine.training.checkpoint import clear_leftovers
@@ -34,7 +34,7 @@ from penstock.engine.training.result import TrainResult, recorded_result
 from penstock.engine.training.resume import Confirm, Found, Resume, find_checkpoint, settle_links
 from penstock.engine.training.run_data import RunData
 from penstock.engine.training.run_directory import RunDirectory
-from penstock.engine.training.settings import FREE_KEYS, Settings
+from penstock.engine.training.settings import Settings
 from penstock.engine.training.shard import check_can_shard
 from penstock.engine.training.signals import StopSignal
 from penstock.engine.training.split import check_split
@@ -78,7 +78,7 @@ def train(
 
     Raises:
         ConfigError: settings that do not fit each other, the data or the number of processes.
-        TypeError, ValueError: rows are no numbers of rows, are given twice, or are not in the store.
+        TypeError, ValueError: a store is none; rows are no numbers of rows, are given twice, or are not in the store.
         ModelError: the model cannot be built for this data.
         RunError: the directory holds something else, or something in it is damaged.
         StoreError: the test store, or the run to start from, has other labels or another tokenizer.
@@ -87,6 +87,7 @@ def train(
         RankError: another process of the run did not answer for `training.rank_timeout`, or is gone.
         Interrupted: SIGTERM, SIGINT or SIGHUP came; the run was checkpointed. (A second one ends the process at once.)
     """
+    check_stores(train_store=train_store, test_store=test_store)
     if train_store.max_length != train_store.manifest.max_length:
         raise ConfigError("the training store is cut already: give the whole one, and data.max_length")
     rows, validation_rows = check_split(train_store.num_examples, rows, validation_rows)
@@ -100,7 +101,7 @@ def train(
         began = world.on_main(lambda: directory.has_checkpoint)
         asked = settings
         if began:
-            settings = world.on_main(lambda: settings_as_begun(directory, asked, train_store))
+            settings = world.on_main(lambda: settings_as_begun(directory, asked, train_store, say))
         else:
             settings = world.on_main(lambda: new_settings(asked, train_store, rows, validation_rows))
         world.wait_at_most(settings.training.rank_timeout)
@@ -116,7 +117,8 @@ def train(
         identity = data.identity(settings)
         if began:
             directory.check_identity(data.own_identity())
-            if directory.is_complete and _is_same(settings, saved_settings(directory)):
+            world.on_main(partial(directory.note_places, data.places()))
+            if directory.is_complete and comes_to_the_same(directory, settings):
                 return recorded_result(directory)
         elif resume == "previous":
             say(f"--resume=previous changes nothing: there is no run in {directory.path} yet")
@@ -200,10 +202,7 @@ def _notes(settings: Settings, data: RunData, world: World) -> Iterator[str]:
 
 
 def _find(directory: RunDirectory, resume: Resume, confirm: Confirm | None, say: Say) -> Found | None:
-    found = find_checkpoint(directory.path, sealed=directory.is_sealed, resume=resume, confirm=confirm, say=say)
-    if found is None:
-        say(f"{directory.path} was stopped before its first checkpoint to resume from: it begins again")
-    return found
+    return find_checkpoint(directory.path, sealed=directory.is_sealed, resume=resume, confirm=confirm, say=say)
 
 
 def _go_on(loop: Loop, found: Found | None, identity: dict[str, Any]) -> list[str]:
@@ -215,9 +214,3 @@ def _go_on(loop: Loop, found: Found | None, identity: dict[str, Any]) -> list[st
     if not directory.is_sealed:
         directory.upgrade(precision=loop.precision)
     return go_on(loop, identity)
-
-
-def _is_same(settings: Settings, saved: Settings) -> bool:
-    """Whether two runs with these settings come to the same result."""
-    here, there = settings.flat(), saved.flat()
-    return all(here[key] == there[key] for key in here if key not in FREE_KEYS)

@@ -1,4 +1,5 @@
 import copy
+import logging
 
 import pytest
 import torch
@@ -201,7 +202,12 @@ def test_an_empty_sequence_leaves_the_others_alone(stock: transformers.PreTraine
         assert model(Ragged.from_lengths(ragged.values[:0], [])).logits.shape == (0, logits.shape[1])
 
 
-def test_gradient_checkpointing_changes_nothing(stock: transformers.PreTrainedModel) -> None:
+def test_gradient_checkpointing_changes_nothing(
+    stock: transformers.PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is said of it."""
+    said: list[str] = []
+    monkeypatch.setattr(logging.Logger, "warning_once", lambda self, line, *_, **__: said.append(line))
     ragged, _, _ = batch_of(LENGTHS)
     gradients = []
     for checkpointing in (False, True):
@@ -213,6 +219,7 @@ def test_gradient_checkpointing_changes_nothing(stock: transformers.PreTrainedMo
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-6, atol=1e-7)
+    assert said == []
 
 
 @pytest.mark.parametrize(

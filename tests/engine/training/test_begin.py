@@ -108,6 +108,26 @@ def test_an_unstarted_run_is_replaced_whenever_that_is_interrupted(tmp_path, sto
     assert number > 1, "it was never killed"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "distil", "pretrain"])
+def test_out_alone_begins_again_what_was_killed_before_its_first_checkpoint(tmp_path, store, command):
+    def dies(*args, **rest):
+        raise Killed
+
+    run, chosen = tmp_path / "run", ["--model", "lstm", *TINY, "training.max_steps=2"]
+    data = ["--texts" if command == "pretrain" else "--train", store.path]
+    if command == "distil":
+        penstock("train", *data, "--out", tmp_path / "teacher", *chosen)
+        data = ["--teacher", tmp_path / "teacher", "--unlabelled", store.path, "--logits", tmp_path / "logits"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penstock.engine.training.saver.write_checkpoint", dies)
+        with pytest.raises(Killed):
+            penstock(command, *data, "--out", run, *chosen)
+    if command != "distil":
+        assert "nothing is written" in penstock(command, "--out", run, "--dry-run")
+    assert "in 2 steps" in penstock(command, "--out", run)
+
+
 def test_out_alone_goes_on(tmp_path, store, test_store):
     run = tmp_path / "run"
     command = ["train", "--train", store.path, "--eval", test_store.path, "--out", run, *TINY, "training.max_steps=6"]
@@ -151,6 +171,34 @@ def test_out_alone_where_the_data_are_gone_or_changed(tmp_path, store, settings)
             penstock("train", "--out", run)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_stores_that_were_moved_are_given_once(tmp_path, store, test_store, ends):
+    """To a run that is complete, too, which keeps all else that it was."""
+    run = tmp_path / "run"
+    for name, one in (("train", store), ("test", test_store)):
+        shutil.copytree(one.path, tmp_path / name)
+    given = ["--train", tmp_path / "train", "--eval", tmp_path / "test"]
+    command = ["train", "--out", run, *given, *TINY, "training.max_steps=4"]
+    with pytest.MonkeyPatch.context() as patch:
+        if not ends:
+            stop_at(patch, 2)
+        with contextlib.nullcontext() if ends else pytest.raises(Interrupted):
+            penstock(*command)
+    before = json.loads((run / "run.json").read_text())
+    for name in ("train", "test"):
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
+    with pytest.raises(StoreError, match="give --train STORE if it is elsewhere"):
+        penstock("train", "--out", run)
+    penstock("train", "--out", run, "--train", tmp_path / "moved-train", "--eval", tmp_path / "moved-test")
+    after = json.loads((run / "run.json").read_text())
+    if ends:
+        places = {name: str(tmp_path / f"moved-{where}") for name, where in (("store", "train"), ("test", "test"))}
+        assert after.pop("crc32") != before.pop("crc32")
+        assert after == {**before, "data": {**before["data"], **places}}
+    assert "4 steps" in penstock("train", "--out", run)
+    assert "8 steps" in penstock("train", "--out", run, "training.max_steps=8")
+
+
 @pytest.mark.parametrize(
     ("first", "then", "steps"),
     [
@@ -172,6 +220,44 @@ def test_a_finished_run_is_extended(tmp_path, store, settings, capsys, first, th
     assert json.loads((run / "run.json").read_text())["status"] == "complete"
     assert train(load_settings(), store, run, progress="none") == after
     assert train(settings(*first, *then), store, run, progress="none") == after
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "after"),
+    [
+        (["max_steps=3"], ["max_steps=null", "epochs=1"], "training.epochs"),
+        (["epochs=1"], ["max_steps=9", "epochs=null"], "training.max_steps"),
+        (["epochs=1", "max_steps=2"], ["max_steps=null"], "training.epochs"),
+        (["epochs=1"], ["epochs=2", "max_steps=null"], "training.epochs"),
+    ],
+)
+def test_null_lifts_a_limit(tmp_path, store, first, then, after):
+    first, then = ([f"training.{key}" for key in given] for given in (first, then))
+    common = [*TINY, "data.tokens_per_batch=512"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 1)
+        with pytest.raises(Interrupted):
+            train(load_settings(None, [*common, *first]), store, tmp_path / "run", progress="none")
+    result = train(load_settings(None, [*common, *then]), store, tmp_path / "run", progress="none")
+    fresh = train(load_settings(None, [*common, *first, *then]), store, tmp_path / "fresh", progress="none")
+    assert (result.steps, result.stopped_by) == (fresh.steps, after.partition(".")[2])
+
+
+def test_what_is_left_open_later_stays_as_it_was_begun(tmp_path, store, settings, capsys):
+    given = ["training.max_steps=2", "training.patience=null", "data.tokens_per_batch=null"]
+    begun = train(load_settings(None, [*TINY, *given]), store, tmp_path, progress="none")
+    assert (
+        train(load_settings(None, [*TINY, *given, "training.epochs=null"]), store, tmp_path, progress="plain") == begun
+    )
+    assert "note: what is left open now stays as" in (said := capsys.readouterr().err)
+    assert "training.patience=" in said
+    with pytest.raises(
+        ConfigError, match=r"training\.max_steps=null leaves nothing that ends .*: give training\.epochs"
+    ):
+        train(load_settings(None, ["training.max_steps=null"]), store, tmp_path, progress="none")
+    train(load_settings(None, [*TINY, "training.layer_decay=0.9", *given]), store, tmp_path / "other", progress="none")
+    with pytest.raises(RunError, match=r"training\.layer_decay is 0\.9 there and None here"):
+        train(load_settings(None, ["training.layer_decay=null"]), store, tmp_path / "other", progress="none")
 
 
 def test_an_extended_run_goes_on_with_its_optimizer(tmp_path, store, settings):

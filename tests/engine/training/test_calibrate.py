@@ -1,4 +1,6 @@
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +27,26 @@ def test_the_temperature_that_made_the_logits_is_found(temperature):
     assert found.error_after < 0.01
 
 
+@as_subtests(
+    "right, lists, sure, rows", itertools.product([True, False], [False, True], [0.1, 5.0, 60.0], [1, 2, 40, 80])
+)
+def test_rows_that_do_not_tell_the_temperature_leave_the_probabilities_alone(right, lists, sure, rows):
+    """All of them right at any temperature, or all wrong: the least loss is at an end of what is tried."""
+    labels = np.arange(rows) % 2
+    logits = np.float32(sure if right else -sure) * (np.eye(2, dtype=np.float32)[labels] * 2 - 1)
+    found = fit_temperature(logits, np.eye(2, dtype=np.int64)[labels] if lists else labels)
+    assert found.temperature == 1
+    assert (found.loss_after, found.error_after) == (found.loss_before, found.error_before)
+    if right and found.loss_before == 0:
+        assert found.bound is None  # nothing is better
+    else:
+        assert found.bound == (0.01 if right else 100)
+        line = found.describe(rows)
+        assert line.startswith(f"warning: training.calibrate changes nothing: on {rows} validation rows")
+        assert ("told right" in line) == right
+    assert not re.search(r"-0\.0+\b", f"{found.describe(rows)} {found}")
+
+
 @pytest.mark.slow
 @as_subtests("name", tiny_encoders.CONFIGS)
 def test_every_architectures_saved_logits_are_divided_in_stock_transformers(tmp_path, name):
@@ -42,11 +64,23 @@ def test_every_architectures_saved_logits_are_divided_in_stock_transformers(tmp_
     assert getattr(again.config, CONFIG_ENTRY) == 2.5
 
 
+def test_a_run_that_cannot_be_calibrated_says_so(tmp_path, store, settings, capsys):
+    """It is over and repeated as any other."""
+    rows = np.arange(store.num_examples)
+    chosen = settings("training.calibrate=true", "training.max_steps=40", "training.evaluate_every_steps=40")
+    split = {"rows": rows[9:], "validation_rows": rows[:1]}
+    result = train(chosen, store, tmp_path, progress="plain", **split)
+    assert "warning: training.calibrate changes nothing: on 1 validation rows" in capsys.readouterr().err
+    assert (result.calibration.temperature, result.calibration.bound is None) == (1, False)
+    assert train(chosen, store, tmp_path, progress="none", **split) == result
+
+
 @pytest.mark.slow
 def test_a_calibrated_run(tmp_path, store, settings, capsys):
     """Only the best model is scaled, once: a run that is repeated or extended starts from what it trained."""
-    chosen = ("training.calibrate=true", "training.precision=fp32")
-    plain = train(settings("training.precision=fp32"), store, tmp_path / "plain", progress="none")
+    plainly = ("training.precision=fp32", "training.learning_rate=3e-3")
+    chosen = ("training.calibrate=true", *plainly)
+    plain = train(settings(*plainly), store, tmp_path / "plain", progress="none")
     result = train(settings(*chosen), store, tmp_path / "run", progress="plain")
     assert "calibrated: temperature" in capsys.readouterr().err
     found = result.calibration

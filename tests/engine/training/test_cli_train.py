@@ -6,6 +6,7 @@ import shutil
 import pyarrow.parquet
 import pytest
 from subtested import as_subtests
+from tiny_encoders import stock_model
 from typer.testing import CliRunner
 
 from penstock.engine.cli import app
@@ -158,6 +159,43 @@ def test_a_configuration_file_under_the_command_line(store, tmp_path):
     config.write_text("model:\n  kind: lstm\n  hidden_size: 8\ntraining:\n  max_steps: 3\n  tensorboard: false\n")
     arguments = ["--config", config, "training.max_steps=2"]
     assert "2 steps" in penstock("train", "--train", store.path, "--out", tmp_path / "run", *arguments).output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    ["lstm", "lstm-of-encoder", "encoder", "bag", "lists", "from", "pretrain", "pretrain-encoder", "distil"],
+)
+def test_the_configuration_of_a_run_makes_the_same_run(kind, store, texts, tmp_path):
+    quick = ["training.max_steps=3", "training.tensorboard=false", "training.epochs=2"]
+    lstm = ["model.hidden_size=8", "model.embedding_size=8"]
+    if "encoder" in kind:
+        stock_model("bert", vocab_size=store.vocab_size).save_pretrained(tmp_path / "encoder")
+        store.tokenizer().save_pretrained(tmp_path / "encoder")
+        lstm = ["--model", "lstm", "model.hidden_size=8", "model.embeddings=encoder"] if kind.startswith("lstm") else []
+        lstm += ["--encoder", tmp_path / "encoder"]
+    command, data = "train", ["--train", store.path]
+    if kind == "bag":
+        lstm = ["--model", "bag"]
+    if kind == "lists":
+        lists = tmp_path / "lists.csv"
+        lists.write_text("text,label\n" + "".join(f"a film {i},{['x', 'x|y', ''][i % 3]}\n" for i in range(40)))
+        tokenizer = ["--tokenizer", store.path / "tokenizer"]
+        penstock("prepare", lists, "--out", tmp_path / "lists", *tokenizer, "--label-separator", "|")
+        data, lstm = ["--train", tmp_path / "lists"], [*lstm, "data.validation_fraction=0"]
+    if kind in ("from", "distil"):
+        penstock("train", *data, "--out", tmp_path / "earlier", *lstm, *quick)
+    if kind == "from":
+        lstm = ["--from", tmp_path / "earlier"]
+    if kind == "distil":
+        command, logits = "distil", ["--logits", tmp_path / "logits"]
+        data = ["--teacher", tmp_path / "earlier", "--unlabelled", store.path, *logits]
+    if kind.startswith("pretrain"):
+        command, data = "pretrain", ["--texts", store.path]
+    penstock(command, *data, "--out", tmp_path / "run", *lstm, *quick)
+    penstock(command, *data, "--out", tmp_path / "again", "--config", tmp_path / "run" / "config.yaml")
+    for name in ("config.yaml", "last/config.json", "last/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_every_setting_is_listed():

@@ -383,6 +383,30 @@ def test_shards_on_the_command_line(teachers, raw, tmp_path):
     assert penstock(*arguments, "--shard", "0/2").stdout == f"{tmp_path / 'logits'}: complete\n"
 
 
+def test_the_order_of_teachers_changes_nothing(plain, teachers, raw, store, settings):
+    run, result = plain
+    read = sorted(raw.path.parent.rglob("logits.json"))
+    assert distil(settings(), teachers[::-1], raw, run, train_store=store, progress="none") == result
+    assert sorted(raw.path.parent.rglob("logits.json")) == read
+
+
+def test_mistakes_in_python(teachers, raw, store, settings, tmp_path):
+    for arguments, named, error, said in (
+        ([], {}, ValueError, "there are no teachers"),
+        (str(teachers[0]), {}, TypeError, "teachers must be a list of runs, as in "),
+        (teachers[0], {}, TypeError, "teachers must be a list of runs, as in "),
+        (teachers, {"unlabelled": str(raw.path)}, TypeError, "unlabelled must be a Store, got str: give Store.open"),
+        (teachers, {"train_store": store.path}, TypeError, "train_store must be a Store, got PosixPath"),
+        (teachers, {"test_store": "x"}, TypeError, "test_store must be a Store, got str"),
+    ):
+        named = {"unlabelled": raw, "out_dir": tmp_path / "run", "progress": "none", **named}
+        with pytest.raises(error, match=said):
+            distil(settings(), arguments, **named)
+    with pytest.raises(TypeError, match="train_store must be a Store, got str"):
+        train(settings(), str(store.path), tmp_path / "run", progress="none")
+    assert not (tmp_path / "run").exists()
+
+
 def test_raw_texts_are_prepared(teachers, raw, settings, tmp_path):
     source = raw.path.parent / "raw.csv"
     quick = ["training.max_steps=2", "training.tensorboard=false", "model.hidden_size=8"]

@@ -1,23 +1,28 @@
 """A dry run says what a run will need, by its heaviest batches, and leaves nothing behind."""
 
+import dataclasses
 import os
 import re
+import shutil
 import tempfile
 
 import numpy as np
 import pytest
 from command_line import penstock
+from stopping import stop_at
 from subtested import as_subtests
 
 from penstock.engine.data.loader import Loader
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.prepare import begin
-from penstock.engine.errors import ConfigError
+from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.models.lstm import LSTMClassifier
 from penstock.engine.training import rehearsal
+from penstock.engine.training.checkpoint import read_state
 from penstock.engine.training.dry_run import dry_run
 from penstock.engine.training.loop import Loop
 from penstock.engine.training.memory import _free_of_the_control_groups, _free_of_the_machine, memory_limit
+from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.step import Stepper, derive_seed
 from penstock.engine.training.train import train
 
@@ -33,6 +38,11 @@ def everything(folder):
             state = os.lstat(file)
             found[file] = (state.st_size, state.st_mtime_ns, state.st_ino)
     return found
+
+
+def plan_of(store, mode="pack", width=1):
+    parameters = PlanParameters(tokens_per_batch=256, batches_per_step=width, mode=mode)
+    return Loader(store, seed=derive_seed(0, "order"), parameters=parameters).plan()
 
 
 @pytest.mark.slow
@@ -68,7 +78,7 @@ def test_raw_texts_are_prepared_elsewhere(texts, tmp_path, monkeypatch):
         before = everything(tmp_path)
         done = penstock(*command, "--dry-run")
         assert done.returncode == 0, done.stderr
-        assert "dry run: nothing is written" in done.stdout
+        assert ("is complete" if made == "finished" else "dry run: nothing is written") in done.stdout
         assert everything(tmp_path) == before, made
         assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -81,11 +91,75 @@ def test_of_a_run_that_is_there_nothing_changes(store, settings, tmp_path):
     found, lines = dry_run(asked, store, tmp_path)
     assert everything(tmp_path) == before
     assert found.steps > 1
-    assert lines[-1].startswith("the run: at most 9 steps")
-    # as the run was begun, whatever is said now
-    assert penstock("train", "--out", tmp_path, "--dry-run").returncode == 0
+    assert lines[-1].startswith("the rest of the run: at most 6 steps")
+    done = penstock("train", "--out", tmp_path, "--dry-run")
+    assert done.stdout == f"dry run: {tmp_path} is complete: there is nothing left to do\n"
     assert everything(tmp_path) == before
     assert train(asked, store, tmp_path, progress="none").steps == 9
+
+
+@pytest.mark.slow
+def test_it_says_what_going_on_takes(store, settings, tmp_path):
+    """In the epoch that the run has come to, by the steps that it has left, with the evaluations after them."""
+    chosen = settings("training.epochs=3", "training.checkpoint_every_steps=1")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 15)
+        with pytest.raises(Interrupted):
+            train(chosen, store, tmp_path, progress="none")
+    said = []
+    found, lines = dry_run(chosen, store, tmp_path, say=said.append)
+    stopped = read_state(tmp_path)["counters"]["step"]
+    assert found.steps < stopped < 2 * found.steps
+    left = int(re.match(r"the rest of the run: at most (\d+) steps", lines[-1])[1])
+    assert left == pytest.approx(3 * found.steps - stopped, abs=2)
+    assert f"resumes after step {stopped} of" in said[0]
+    known = dataclasses.replace(found, seconds=3600.0, validation=rehearsal.EvaluationTime(5, 7200.0))
+    loops = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "rehearse_checkpoint", lambda self: loops.append(self))
+        dry_run(chosen, store, tmp_path)
+    hours = float(re.search(r"about (\S+) hours with its evaluations", list(known.lines(loops[0]))[-1])[1])
+    assert hours == left + 2 * 2  # of three evaluations one has been
+
+
+@pytest.mark.slow
+def test_it_checks_what_going_on_checks(store, settings, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Interrupted):
+            train(settings("training.max_steps=9"), store, tmp_path / "stopped", progress="none")
+    train(settings("training.max_steps=9"), store, tmp_path / "complete", progress="none")
+    shutil.copytree(tmp_path / "stopped", tmp_path / "damaged", symlinks=True)
+    (tmp_path / "damaged" / "last" / "model.safetensors").write_bytes(b"nothing")
+    for run, asked, error, message in (
+        ("stopped", "training.max_steps=2", ConfigError, r"max_steps=2: .* has done \d steps already"),
+        ("complete", "training.max_steps=5", ConfigError, r"max_steps=5: .* has done 9 steps already"),
+        ("complete", "training.patience=7", ConfigError, r"changes nothing: .* is over by training\.max_steps=9"),
+        ("damaged", "training.max_steps=9", RunError, r"model\.safetensors has 7 bytes"),
+    ):
+        chosen = settings("training.max_steps=9", asked)
+        for attempt in (dry_run, train):
+            with pytest.raises(error, match=message):
+                attempt(chosen, store, tmp_path / run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("heaviest", "others"), [(1.0, 3.0), (2.0, 0.5), (1.0, 1.0)])
+def test_no_step_is_slower_in_the_mean_than_the_slowest(store, settings, tmp_path, monkeypatch, heaviest, others):
+    """Whatever the few that are timed take for their tokens."""
+    timed = []
+
+    def known(action):
+        timed.append(action())
+        return heaviest if len(timed) <= count else others
+
+    monkeypatch.setattr(rehearsal, "_timed", known)
+    monkeypatch.setattr(rehearsal, "_TYPICAL_STEPS", 2)
+    chosen = settings("data.validation_fraction=0", "data.mode=pack")
+    count = len(rehearsal.heaviest_steps(plan_of(store)))
+    found, _ = dry_run(chosen, store, tmp_path / "run")
+    assert found.worst_seconds == max(heaviest, others)
+    assert found.seconds <= found.worst_seconds
 
 
 @pytest.mark.slow
@@ -102,11 +176,7 @@ def test_the_heaviest_batches_are_tried(store, settings, tmp_path, monkeypatch, 
     monkeypatch.setattr(Stepper, "__call__", noted)
     chosen = settings(f"data.mode={mode}", f"data.batches_per_step={width}", "data.validation_fraction=0")
     found, _ = dry_run(chosen, store, tmp_path / "run")
-    plan = Loader(
-        store,
-        seed=derive_seed(0, "order"),
-        parameters=PlanParameters(tokens_per_batch=256, batches_per_step=width, mode=mode),
-    ).plan()
+    plan = plan_of(store, mode, width)
     sums = [int(store.lengths[plan.rows(batch)].sum()) for batch in range(plan.num_batches)]
     assert (found.heaviest.tokens, found.steps) == (max(sums), plan.num_steps)
     assert max(tokens for tokens, _ in tried) == max(sums)

@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 from penstock.engine import LSTMClassifier, evaluate, train
 from penstock.engine.cli import app
 from penstock.engine.data.prepare import prepare
+from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, PenstockError, RunError, StoreError
 from penstock.engine.models import LSTMClassifierConfig
 from penstock.engine.training import evaluate as evaluation
 from penstock.engine.training import int8
 from penstock.engine.training.distil import distil
 from penstock.engine.training.int8 import Int8Check
+from penstock.engine.training.run_record import read_record
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.trained import TrainedRun
 from penstock.kernels import use_backend
@@ -197,6 +199,24 @@ def test_without_the_validation_rows(how: str, texts, tmp_path) -> None:
     assert trained.predict(TEXTS).num_rows == 3
 
 
+@as_subtests("tested", [False, True])
+def test_a_store_that_was_moved_is_told_as_the_message_says(tested: bool, store, test_store, texts, tmp_path) -> None:
+    folder = tmp_path / str(tested)
+    shutil.copytree(store.path, folder / "store")
+    sizes = ["--model", "lstm", "model.hidden_size=4", "model.embedding_size=4", "training.max_steps=1"]
+    test = ["--eval", test_store.path] if tested else []
+    penstock("train", "--out", folder / "run", "--train", folder / "store", *test, *sizes)
+    (folder / "store").rename(folder / "moved")
+    command = ["predict", folder / "run", texts["test"], "--out", folder / "out.csv", "--int8"]
+    with pytest.raises(StoreError) as caught:
+        penstock(*command)
+    told = str(caught.value).rpartition("tell the run: penstock ")[2]
+    for option, place in (("--train", folder / "moved"), ("--eval", test_store.path)):
+        told = told.replace(f"{option} STORE", f"{option} {place}")
+    penstock(*told.split())
+    assert "penstock: int8: accuracy" in penstock(*command)[1]
+
+
 def test_rows_that_were_chosen(store, tmp_path) -> None:
     settings = load_settings(None, ["model.kind=lstm", "model.hidden_size=4", "training.max_steps=1"])
     chosen = {"some": {"rows": np.arange(0, 60)}, "own": {"validation_rows": np.arange(7), "rows": np.arange(7, 60)}}
@@ -221,6 +241,17 @@ def test_a_student(store, texts, tmp_path) -> None:
     held = np.load(tmp_path / "student" / "validation_rows.npy")
     assert 0 < check.rows == (held < store.num_examples).sum() < len(held)
     distil(settings, [tmp_path / "teacher"], unlabelled, tmp_path / "alone", progress="none")
+    unlabelled.path.rename(tmp_path / "moved")
+    distil(
+        settings,
+        [tmp_path / "teacher"],
+        Store.open(tmp_path / "moved", labelled=False),
+        tmp_path / "student",
+        train_store=store,
+        progress="none",
+    )
+    origin = read_record(tmp_path / "student")["data"]["distillation"]
+    assert (origin["unlabelled"], origin["labelled"]) == (str(tmp_path / "moved"), str(store.path))
     with pytest.raises(ConfigError, match="whose labels are its teachers' own"):
         TrainedRun.open(tmp_path / "alone").answer_in_int8()
 

@@ -1,9 +1,20 @@
+import dataclasses
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
+from subtested import as_subtests
 
+from penstock.engine.statistics.resample import Drawn
+from penstock.engine.statistics.verdict import verdict
+from penstock.engine.training.calibrate import Calibration
+from penstock.engine.training.evaluation_page import figure_text
 from penstock.engine.training.metrics import Metrics, count_confusion
+from penstock.engine.training.multi_label import MultiLabelMetrics
+from penstock.engine.training.pretraining_metrics import PretrainingMetrics
+from penstock.engine.training.progress import describe_evaluation
 
 
 def confusion_of(labels, predictions, num_labels):
@@ -33,6 +44,23 @@ def test_a_class_that_is_never_predicted_counts_as_zero_and_an_absent_one_not_at
 def test_counts():
     assert confusion_of([0, 1, 1, 1], [1, 1, 0, 1], 2).tolist() == [[0, 1], [1, 2]]
     assert confusion_of([], [], 2).sum() == 0
+
+
+@as_subtests("value", [-0.0, -1e-9])
+def test_no_figure_is_printed_as_a_negative_zero(value):
+    """Those that may be below 0, or come to it from there."""
+    all_metrics = [cls(1.0, 1.0, value, 3) for cls in (Metrics, MultiLabelMetrics)]
+    all_metrics.append(PretrainingMetrics(loss=value, accuracy=1.0, num_told=3, num_examples=3))
+    lines = [
+        *(each.summary() for each in all_metrics),
+        *(describe_evaluation({"split": "x", "step": 1, **dataclasses.asdict(each)}) for each in all_metrics),
+        figure_text(value),
+        Calibration(1.0, value, value, 0.0, 0.0).describe(9),
+        verdict(Drawn(value, np.full(9, value), 1, 9, 9), "A", "B").text,
+    ]
+    for line in lines:
+        assert re.search(r"0\.0+\b", line)
+        assert not re.search(r"[-−]0\.0+\b", line), line
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "loss"])

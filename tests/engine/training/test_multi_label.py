@@ -124,6 +124,14 @@ def encoder_folder(folder, store):
     return str(folder)
 
 
+def test_int8_is_judged_by_micro_f1(lists_store, tmp_path):
+    settings = bare_settings("training.max_steps=8", *LSTM)
+    result = train(settings, lists_store, tmp_path, progress="none")
+    check = TrainedRun.open(tmp_path).answer_in_int8()
+    assert check.before == pytest.approx(result.thresholds.micro_f1_after)
+    assert check.summary().startswith("int8: micro-F1 ")
+
+
 @pytest.mark.slow
 def test_an_lstm_learns(run, lists_test_store):
     _, result = run

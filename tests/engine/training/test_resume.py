@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from stopping import stop_at
+from tiny_encoders import stock_model
 
 from penstock.engine.checked import check_sealed, read_seal
 from penstock.engine.data.store import Store
@@ -17,6 +18,7 @@ from penstock.engine.files import settle_pointer
 from penstock.engine.training import saver
 from penstock.engine.training.checkpoint import write_checkpoint
 from penstock.engine.training.resume import settle_links
+from penstock.engine.training.settings import load_settings
 from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.step import Stepper
 from penstock.engine.training.train import train
@@ -251,6 +253,100 @@ def test_a_run_does_not_go_on_with_another_tokenizer(tmp_path, store, settings):
         file.write("\n\n")
     with pytest.raises(StoreError, match=r"tokenizer_config\.json: damaged"):
         train(settings(*OFTEN), Store.open(tmp_path / "store"), tmp_path / "run", progress="none")
+
+
+def _changed(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.6}))
+    for file in ("model.safetensors", "tokenizer.json"):
+        (folder / file).unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [_changed, shutil.rmtree, lambda folder: folder.rename(folder.with_name("moved"))])
+@pytest.mark.parametrize("kind", ["encoder", "lora", "lstm", "pretraining"])
+def test_a_run_that_has_begun_needs_its_encoder_no_more(tmp_path, store, settings, monkeypatch, kind, harm):
+    """Named by a relative path, and gone on with from another folder."""
+    chosen = {
+        "encoder": ["model.kind=encoder"],
+        "lora": ["model.kind=encoder", "model.lora_rank=2"],
+        "lstm": ["model.kind=lstm", "model.embeddings=encoder", "model.freeze_embeddings=true", "model.hidden_size=8"],
+        "pretraining": ["model.kind=encoder", "pretraining.objective=masked"],
+    }[kind]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    stock_model("bert", vocab_size=store.vocab_size).save_pretrained("encoder")
+    store.tokenizer().save_pretrained("encoder")
+    quiet = ["training.tensorboard=false", "data.tokens_per_batch=256", *OFTEN, "training.max_steps=5"]
+    same = load_settings(None, ["model.encoder=encoder", *chosen, *quiet])
+    train(same, store, tmp_path / "whole", progress="none")
+    for run in ("run", "same"):
+        stopped(same, store, tmp_path / run, 3)
+    harm(tmp_path / "here" / "encoder")
+    assert train(same, store, tmp_path / "same", progress="none").steps == 5
+    monkeypatch.chdir(tmp_path)
+    alone = load_settings(None, ["pretraining.objective=masked"] if kind == "pretraining" else [])
+    train(alone, store, tmp_path / "run", progress="none")
+    for run in ("run", "same"):
+        for file in ("model.safetensors", "config.json"):
+            found = (tmp_path / run / "last" / file).read_bytes()
+            assert found == (tmp_path / "whole" / "last" / file).read_bytes()
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed(settings, store, run, step, **options):
+    """Before it takes the step."""
+    take_step, last = Stepper.__call__, step
+
+    def dying(self, *args, step, **kwargs):
+        if step == last:
+            raise Killed
+        return take_step(self, *args, step=step, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "__call__", dying)
+        with pytest.raises(Killed):
+            train(settings, store, run, progress="none", **options)
+
+
+@pytest.mark.parametrize("keeps", ["the checkpoint", "the one before"])
+def test_a_log_that_was_moved_away_begins_again(tmp_path, store, settings, capsys, keeps):
+    """Killed before the next checkpoint, which would know its new size, and again; from the same checkpoint, or, where
+    that was damaged meanwhile, from the one before it."""
+    chosen = settings(*OFTEN, "training.checkpoint_every_steps=3", "training.log_every_steps=1")
+    train(chosen, store, tmp_path / "whole", progress="none")
+    run, begins, resume = tmp_path / "run", 6, "last"
+    stopped(chosen, store, run, 5)
+    (run / "metrics.jsonl").unlink()
+    killed(chosen, store, run, 8)
+    if keeps == "the one before":
+        (run / "last" / "config.json").write_text("{}")
+        begins, resume = 3, "previous"
+    capsys.readouterr()
+    killed(chosen, store, run, begins + 2, resume=resume)
+    train(chosen, store, run, progress="plain", resume=resume)
+    assert f"metrics.jsonl has no earlier lines: it begins again after step {begins}" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0] == {"split": "log", "step": begins, "after": f"step-{begins:08d}"}
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(begins + 1, 11))
+    assert weights(run) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed"])
+def test_a_log_that_began_again_is_compared_as_well(tmp_path, store, settings, harm):
+    chosen = settings(*OFTEN, "training.log_every_steps=1")
+    run = tmp_path / "run"
+    stopped(chosen, store, run, 3)
+    (run / "metrics.jsonl").unlink()
+    killed(chosen, store, run, 8)
+    content = (run / "metrics.jsonl").read_bytes()
+    place = len(content) // 3  # written before the checkpoint of step 6
+    (run / "metrics.jsonl").write_bytes(content[:place] + (b"" if harm == "cut" else b"?" + content[place + 1 :]))
+    with pytest.raises(RunError, match=r"metrics\.jsonl (has \d+ bytes|is damaged)"):
+        train(chosen, store, run, progress="none")
 
 
 def empty_model(folder):

@@ -38,6 +38,12 @@ def test_overrides_stand_above_the_file(tmp_path):
     assert settings.data.tokens_per_batch == 100
 
 
+def test_an_empty_section_is_none(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("model:\ntraining:\n  # epochs: 4\ndata:\n  tokens_per_batch: 100\n")
+    assert load_settings(file) == load_settings(None, ["data.tokens_per_batch=100"])
+
+
 def test_yaml_round_trip():
     settings = load_settings(None, ["training.learning_rate=3e-4", "model.hidden_size=12"]).resolve(MIDDLING)
     sections = yaml.safe_load(settings.to_yaml())
@@ -56,6 +62,10 @@ def test_yaml_round_trip():
         ("train.epochs=3", r"did you mean 'training.epochs'\?"),
         ("xyzzy=3", "the sections are model, data, training"),
         ("training.epochs", "'training.epochs' is no setting: write section.key=value"),
+        ("model.lora_targets=", "'model.lora_targets=' has no value: write section.key=value"),
+        ("training.wandb_project= ", "'training.wandb_project= ' has no value: write section.key=value"),
+        ("model.lora_targets=''", "model.lora_targets='' names no layers: give all, attention, or names"),
+        ("model.lora_targets=' , '", "model.lora_targets=' , ' names no layers"),
         ("training.epochs=0", "training.epochs must be at least 1, got 0"),
         ("training.epochs=2.5", "training.epochs must be a whole number or null, got 2.5"),
         ("training.epochs=many", "training.epochs must be a whole number or null, got 'many'"),
@@ -81,6 +91,7 @@ def test_a_wrong_setting_is_one_clear_line(override, message):
     [
         ("training:\n  epoch: 3\n", r"config.yaml: unknown setting 'training.epoch': did you mean"),
         ("training: 3\n", "'training' must be a section of keys"),
+        ("train:\n", "'train' must be a section of keys"),
         ("training: [\n", r"config.yaml:2: not YAML"),
         ("- a\n", "expected sections"),
     ],
@@ -232,7 +243,7 @@ def test_a_tracker_that_is_not_installed(monkeypatch):
 
 def test_the_configuration_that_a_run_saved_is_taken_again(tmp_path):
     """Also one of an earlier version, with settings that its model did not use."""
-    for overrides in ([], KIND["encoder"], ["data.validation_fraction=0"], ["model.preset=lstm-4-512"]):
+    for overrides in ([], KIND["encoder"], KIND["bag"], ["data.validation_fraction=0"], ["model.preset=lstm-4-512"]):
         file = tmp_path / "config.yaml"
         settings = load_settings(None, overrides).resolve(MIDDLING)
         file.write_text(settings.to_yaml())

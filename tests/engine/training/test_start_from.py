@@ -1,13 +1,18 @@
 """Runs that start from an earlier run's weights."""
 
+import shutil
+
 import pytest
 import torch
+from stopping import stop_at
 from transformers import BertConfig, BertForSequenceClassification
 
 from penstock.engine.data.prepare import prepare
 from penstock.engine.errors import ConfigError, RunError, StoreError
 from penstock.engine.models import load_model
+from penstock.engine.training.command import read_settings
 from penstock.engine.training.settings import load_settings
+from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.train import train
 
 QUICK = ["training.tensorboard=false", "training.max_steps=2", "training.learning_rate=0", "training.precision=fp32"]
@@ -63,14 +68,51 @@ def test_other_labels_get_a_new_output_layer(tmp_path, other_labels, earlier, ca
 
 
 def test_it_resumes_without_the_earlier_run(tmp_path, other_labels, earlier):
-    import shutil
-
     run = tmp_path / "run"
     chosen = load_settings(None, [f"model.start_from={earlier}", *QUICK])
     train(chosen, other_labels, run, progress="none")
     shutil.rmtree(earlier)
     longer = load_settings(None, ["training.max_steps=4"])
     assert train(longer, other_labels, run, progress="none").steps == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("earlier", ["encoder"], indirect=True)
+@pytest.mark.parametrize(
+    ("chosen", "said", "undone"),
+    [
+        (["model.freeze_layers=1"], "frozen: embeddings, 1 layer", ["model.freeze_layers=null"]),
+        (["model.lora_rank=2", "model.lora_alpha=3"], "adapters of rank 2", ["model.lora_rank=null"]),
+    ],
+)
+def test_null_undoes_what_the_earlier_run_had(tmp_path, store, earlier, capsys, chosen, said, undone):
+    pytest.importorskip("peft")
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    train(load_settings(None, [f"model.start_from={earlier}", *chosen, *QUICK]), store, first, progress="none")
+    for run, more in ((second, []), (third, undone)):
+        train(load_settings(None, [f"model.start_from={first}", *more, *QUICK]), store, run, progress="plain")
+        line = capsys.readouterr().err.splitlines()[0]
+        assert (" of them trained" in line) == (said in line) == (run == second), line
+    before, after = state(first), state(third)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert load_settings(third / "config.yaml").model.lora_alpha is None
+    with pytest.raises(RunError, match=f"holds another run: {undone[0].partition('=')[0]} is . there and None here"):
+        train(load_settings(None, undone), store, second, progress="none")
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_without_the_earlier_run_and_its_encoder(tmp_path, store, earlier):
+    shutil.rmtree(tmp_path / "encoder", ignore_errors=True)
+    options = {"model.start_from": str(earlier)}
+    run, chosen = tmp_path / "run", [*QUICK, "training.checkpoint_every_steps=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 1)
+        with pytest.raises(Interrupted):
+            train(read_settings(None, options, chosen, run), store, run, progress="none")
+    shutil.rmtree(earlier)
+    assert train(read_settings(None, options, chosen, run), store, run, progress="none").steps == 2
+    with pytest.raises(RunError, match="holds no run"):
+        read_settings(None, options, chosen, tmp_path / "new")
 
 
 def test_what_does_not_fit(tmp_path, texts, store, earlier, settings):
