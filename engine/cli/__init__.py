@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from penstock.engine.cli import bench, compare, data, distil, doctor, export, inspect, predict, pretrain, study, train
+from penstock.engine.cli.stopping import Stopped, ended_by_signals
 from penstock.engine.errors import DiskError, OutOfMemoryError, PenstockError, is_out_of_memory
 
 
@@ -72,7 +74,8 @@ def main() -> None:
     # Tokenizers warn about forks, which a study makes on purpose, and no progress bar but ours is wanted.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app(prog_name="penstock")
+        with ended_by_signals():
+            app(prog_name="penstock")
     except PenstockError as error:
         fail(error)
     except OSError as error:
@@ -84,6 +87,9 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         fail(OutOfMemoryError(f"out of memory ({error}); data.tokens_per_batch and model sizes decide what is needed"))
+    except Stopped as stop:
+        print(f"penstock: stopped by {signal.Signals(stop.signum).name}", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("penstock: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -11,7 +11,10 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
+from penstock.engine.checked import SEAL_NAME
 from penstock.engine.csv_text import csv_text
+from penstock.engine.data.job import JOB_NAME
+from penstock.engine.data.manifest import INDEX_NAME, MANIFEST_NAME
 from penstock.engine.errors import ConfigError, DiskError
 from penstock.engine.files import committed, disk_errors
 from penstock.engine.training.plain_values import as_text, plain_list, to_json
@@ -86,7 +89,8 @@ def check_output(out: str, inputs: Sequence[Path], folders: Sequence[Path] = ())
         inputs: files that are read. folders: whose files are not to be touched.
 
     Raises:
-        ConfigError: it is one of them, by whatever name, or a folder. DiskError: it cannot be written.
+        ConfigError: it is one of them, by whatever name, or a folder, or within a checkpoint or a store.
+        DiskError: it cannot be written.
     """
     if out == "-":
         for file in inputs:
@@ -100,6 +104,9 @@ def check_output(out: str, inputs: Sequence[Path], folders: Sequence[Path] = ())
         if _same_file(path, file):
             raise ConfigError(f"{out} is {file}, which is being read: write somewhere else")
     real = Path(os.path.realpath(path))
+    for parent in real.parents:
+        if (owner := _owner(parent)) is not None:
+            raise ConfigError(f"{out} is in {owner}: write somewhere else")
     for folder in folders:
         if real.exists() and Path(os.path.realpath(folder)) in real.parents:
             raise ConfigError(f"{out} belongs to {folder}: write somewhere else")
@@ -107,6 +114,19 @@ def check_output(out: str, inputs: Sequence[Path], folders: Sequence[Path] = ())
         raise DiskError(f"{out}: cannot be written: there is no folder {real.parent}")
     if not os.access(real if _is_device(real) else real.parent, os.W_OK):
         raise DiskError(f"{out}: cannot be written: permission denied")
+
+
+def _owner(folder: Path) -> str | None:
+    """What a folder is that holds only what was written into it at once; None for others, runs among them."""
+    if (folder / "run.json").is_file():
+        return None
+    if (folder / SEAL_NAME).is_file():
+        return f"the checkpoint {folder}"
+    if folder.name == "checkpoints" and (folder.parent / "run.json").is_file():
+        return f"the checkpoints of {folder.parent}"
+    if (folder / JOB_NAME).is_file() or all((folder / name).is_file() for name in (MANIFEST_NAME, INDEX_NAME)):
+        return f"the store {folder}"
+    return None
 
 
 def check_distinct(outputs: Sequence[str]) -> None:

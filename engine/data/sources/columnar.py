@@ -24,7 +24,7 @@ class ColumnarSource(Source):
             kind = _value_type(schema.field(column).type)
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                 raise SourceError(f"{self.name}: column {column!r} holds {kind}, not text")
-        self.multi_label = self.label is not None and _is_list(schema.field(self.label).type)
+        self.multi_label = self.label is not None and is_list(schema.field(self.label).type)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         raise NotImplementedError
@@ -197,7 +197,7 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
     return (
         pa.types.is_list(kind)
         or pa.types.is_large_list(kind)
@@ -222,7 +222,7 @@ def label_values(column: pa.Array) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type
-    if _is_list(kind):
+    if is_list(kind):
         items = iter(label_values(column.flatten()))
         from pyarrow.compute import list_value_length
 

@@ -191,6 +191,8 @@ def expand(name: str, out: Path | None = None) -> list[str]:
     """
     if name.startswith(SCHEMES):
         return [name]
+    if not name:  # which would be the current folder
+        raise SourceError("'': no such file: the name of a source is empty")
     path = Path(name).expanduser()
     if path.is_dir():
         if any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json", "dataset_info.json")):

@@ -41,6 +41,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SAMPLE_LINES = 1000  # of JSON, which say what columns there are
 NOT_AN_OBJECT = "not a JSON object"
 JSON_ARRAY = "{}: a JSON array; JSON lines are needed, one object a line"
+EXACT_IN_FLOATS = 1 << 53  # beyond it float64 has not every integer
 MAX_RECORD = 1 << 26  # bytes or characters: a longer line or field is a fault of the file, not a text
 
 csv.field_size_limit(MAX_RECORD)
@@ -370,15 +371,19 @@ def _visible(field: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 63:
-        return "other"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > EXACT_IN_FLOATS:
+        return "long" if -(1 << 63) <= value < 1 << 63 else "other"
     return {bool: "bool", int: "int", float: "float", str: "str", type(None): ""}.get(type(value), "other")
 
 
 def _arrow_type(kinds: set[str]) -> pa.DataType:
-    """What holds values of these kinds; a string holds any."""
-    types = {("bool",): pa.bool_(), ("int",): pa.int64(), ("float",): pa.float64(), ("float", "int"): pa.float64()}
-    return types.get(tuple(sorted(kinds - {""})), pa.string())
+    """What holds values of these kinds exactly; a string holds any."""
+    kinds = kinds - {""}
+    if kinds and kinds <= {"int", "long"}:
+        return pa.int64()
+    if kinds and kinds <= {"int", "float"}:
+        return pa.float64()
+    return pa.bool_() if kinds == {"bool"} else pa.string()
 
 
 def _append(rows: RawRows, text: Any, label: Any, position: int) -> None:
@@ -418,9 +423,10 @@ def _refuse_doubles(line: bytes, columns: tuple[str | None, ...]) -> None:
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
-    """
+    """The line's object; half a character in a field's name, which no table can hold, is spelled out as in \\ud800.
+
     Raises:
-        ValueError: why the line is not a JSON object.
+        ValueError: why the line is not a JSON object, or two of its fields would then have one name.
     """
     try:
         record = json.loads(line.rstrip().decode())
@@ -432,4 +438,17 @@ def _parse_object(line: bytes) -> dict[str, Any]:
         raise ValueError("broken JSON: nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError(NOT_AN_OBJECT)
-    return record
+    return _with_sound_names(record) if b"\\u" in line else record
+
+
+def _with_sound_names(record: dict[str, Any]) -> dict[str, Any]:
+    with suppress(UnicodeEncodeError):
+        "".join(record).encode()
+        return record
+    sound: dict[str, Any] = {}
+    for name, value in record.items():
+        spelled = name.encode("utf-8", "backslashreplace").decode()
+        if spelled in sound or (spelled != name and spelled in record):
+            raise ValueError(f"two fields are called {spelled!r}")
+        sound[spelled] = value
+    return sound

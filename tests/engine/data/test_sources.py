@@ -244,6 +244,17 @@ def test_bad_jsonl_rows(tmp_path):
     ]
 
 
+def test_names_that_hold_half_a_character(tmp_path):
+    """They are spelled out, as values are; two fields of one name would be one."""
+    lines = [r'{"text": "a", "label": 1, "\ud800": 1}', r'{"text": "b", "label": 1, "\ud800": 1, "\\ud800": 2}']
+    lines += [r'{"text": "c", "label": 1, "\ud83d\ude00": 1}', r'{"text": "d", "label": 1, "n": {"\ud800": 1}}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = open_source(str(tmp_path / "a.jsonl"))
+    assert source.columns == ["text", "label", r"\ud800", "\U0001f600", "n"]
+    assert read(source).texts == ["a", "c", "d"]
+    assert bad_rows(tmp_path / "a.jsonl") == [(2, r"two fields are called '\\ud800'")]
+
+
 def test_bad_csv_rows(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(
@@ -325,6 +336,7 @@ def test_text_column_of_numbers(tmp_path):
 @as_subtests(
     "name",
     [
+        "",
         "nowhere.csv",
         "synthetic:poems",
         "synthetic:reviews?n=x",

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from datetime import date
@@ -28,7 +29,9 @@ from penstock.engine.cli import app
 from penstock.engine.cli import predict as cli_predict
 from penstock.engine.data.sources import open_source
 from penstock.engine.errors import ConfigError, DiskError, RunError, SourceError, StoreError
+from penstock.engine.files import CommittedFile
 from penstock.engine.training.outputs import check_distinct
+from penstock.engine.training.plain_values import plain_list
 from penstock.engine.training.trained import TrainedRun
 
 TINY = ["model.hidden_size=8", "model.embedding_size=8", "data.tokens_per_batch=256", "training.learning_rate=3e-2"]
@@ -319,6 +322,168 @@ def test_fields_that_differ_from_line_to_line(run, tmp_path):
         assert [row["n"] for row in found] == ["1", "two", str(2**80)]
         assert found[1]["late"] == "\\ud800"
         assert found[2]["m"] == "[1]"
+
+
+NAMES_WITH_HALVES = {
+    "alone": ([{"\ud800": 1}], [["\\ud800"]], 0),
+    "the second half": ([{"a\udc80": 1}], [["a\\udc80"]], 0),
+    "a whole character": ([{"\U0001f600": 1}], [["\U0001f600"]], 0),
+    "among others": ([{"ü": 1}, {"x": 2, "\ud800y": [1]}], [["ü"], ["x", "\\ud800y"]], 0),
+    "as another is spelled": ([{"\\ud800": 1}, {"\ud800": 2, "\\ud800": 3}], [["\\ud800"], []], 1),
+}
+
+
+@as_subtests("case, out", itertools.product(NAMES_WITH_HALVES, ["csv", "jsonl", "parquet"]))
+def test_names_that_hold_half_a_character_are_spelled_out(run, tmp_path, case, out):
+    extras, names, bad = NAMES_WITH_HALVES[case]
+    rows = [{"text": "lovely", "label": "good", **extra} for extra in extras]
+    source, target = write(tmp_path / "in.jsonl", rows), tmp_path / f"out.{out}"
+    assert penstock("predict", run, source, "--out", target).exit_code == 0
+    found = read(target)
+    for row, extra, spelled in zip(found, extras, names, strict=True):
+        assert [str(row[name]) for name in spelled] == list(map(str, extra.values()))[: len(spelled)]
+    assert sum(row["label"] in (None, "") for row in found) == bad
+    if not bad:
+        assert "accuracy" in penstock("evaluate", run, "--data", source).stdout
+
+
+MIXED_NUMBERS = {
+    "ids": ([2**53 + 1, 1.5], [str(2**53 + 1), "1.5"]),
+    "negative ids": ([-(2**53) - 1, 2, 0.5], [str(-(2**53) - 1), "2", "0.5"]),
+    "not even in 64 bits": ([2**64 + 1, 1.5], [str(2**64 + 1), "1.5"]),
+    "ids alone": ([2**53 + 1, 1], [str(2**53 + 1), "1"]),
+    "small ones": ([2**53, 1.5], [str(float(2**53)), "1.5"]),
+    "a null among them": ([None, 2**53 + 1, 1.5], ["", str(2**53 + 1), "1.5"]),
+}
+
+
+@as_subtests("case, out", itertools.product(MIXED_NUMBERS, ["csv", "parquet"]))
+def test_no_integer_is_rounded(run, tmp_path, case, out):
+    values, expected = MIXED_NUMBERS[case]
+    source = write(tmp_path / "in.jsonl", [{"text": "dull", "id": value} for value in values])
+    assert penstock("predict", run, source, "--out", tmp_path / f"out.{out}").exit_code == 0
+    found = [row["id"] for row in read(tmp_path / f"out.{out}")]
+    assert ["" if value is None else str(value) for value in found] == expected
+
+
+SECOND = pa.duration("us")
+DURATIONS = {
+    "s": (pa.array([1, None, -90], pa.duration("s")), ["PT1S", None, "-PT90S"]),
+    "ms": (pa.array([1500, 0, -1], pa.duration("ms")), ["PT1.5S", "PT0S", "-PT0.001S"]),
+    "us": (pa.array([1_000_000, 1], SECOND), ["PT1S", "PT0.000001S"]),
+    "ns": (pa.array([1, 2**63 - 1], pa.duration("ns")), ["PT0.000000001S", "PT9223372036.854775807S"]),
+    "dictionary": (pa.array([10**6, None], SECOND).dictionary_encode(), ["PT1S", None]),
+    "fixed list": (pa.array([[10**6, None], None], pa.list_(SECOND, 2)), [["PT1S", None], None]),
+    "struct": (
+        pa.array([{"x": 10**6, "y": [0]}, None, {"x": None, "y": None}],
+                 pa.struct([("x", SECOND), ("y", pa.list_(SECOND))])),
+        [{"x": "PT1S", "y": ["PT0S"]}, None, {"x": None, "y": None}],
+    ),
+    "map": (pa.array([[("a", 10**6)], None, []], pa.map_(pa.string(), SECOND)), [[["a", "PT1S"]], None, []]),
+    **{
+        kind.__name__: (pa.array([[10**6, None], None, []], kind(SECOND)), [["PT1S", None], None, []])
+        for kind in (pa.list_, pa.large_list, pa.list_view, pa.large_list_view)
+    },
+}  # fmt: skip
+
+
+@as_subtests("kind", DURATIONS)
+def test_durations_keep_their_unit(kind):
+    column, expected = DURATIONS[kind]
+    assert plain_list(column) == expected
+    assert plain_list(column.slice(1)) == expected[1:]
+
+
+@as_subtests("out", ["csv", "jsonl"])
+def test_durations_come_out_with_their_unit(run, tmp_path, out):
+    table = pa.table({"text": ["dull"], "took": pa.array([10**6], SECOND), "each": pa.array([[1]], pa.list_(SECOND))})
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert penstock("predict", run, tmp_path / "in.parquet", "--out", tmp_path / f"out.{out}").exit_code == 0
+    (row,) = read(tmp_path / f"out.{out}")
+    assert row["took"] == "PT1S"
+    assert row["each"] in (["PT0.000001S"], '["PT0.000001S"]')
+
+
+WRITING = [
+    ["predict", "RUN", "TEXTS", "--out", "out.csv"],
+    ["predict", "RUN", "TEXTS", "--out", "out.parquet", "--bad-rows", "quarantine"],
+    ["predict", "RUN", "TEXTS", "--out", "out.jsonl.gz"],
+    ["evaluate", "RUN", "--data", "TEXTS", "--json", "out.json", "--html", "out.html"],
+    ["inspect", "TWICE", "--out", "out.jsonl"],
+]
+
+
+@as_subtests("arguments, signum", itertools.product(WRITING, [signal.SIGTERM, signal.SIGHUP]))
+@pytest.mark.usefixtures("heard_signals")
+def test_a_signal_leaves_no_half_written_file(run, texts, tmp_path, monkeypatch, arguments, signum):
+    write_part = CommittedFile.write
+
+    def stopped(file, data):
+        write_part(file, data)
+        signal.raise_signal(signum)
+        signal.raise_signal(signal.SIGTERM)  # at once after it: one request
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CommittedFile, "write", stopped)
+    twice = write(tmp_path / "twice.jsonl", [{"text": "dull", "label": "bad"}] * 2)
+    places = {"RUN": run, "TEXTS": texts["test"], "TWICE": twice}
+    done = in_a_shell(*(places.get(part, part) for part in arguments))
+    assert done.returncode == 128 + signum, done.stderr
+    assert done.stderr.splitlines()[-1] == f"penstock: stopped by {signum.name}"
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [twice]
+    assert signal.getsignal(signum) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("heard_signals")
+def test_an_ignored_signal_stays_ignored(run, texts, tmp_path, monkeypatch):
+    write_part = CommittedFile.write
+    monkeypatch.setattr(CommittedFile, "write", lambda *given: (signal.raise_signal(signal.SIGHUP), write_part(*given)))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert in_a_shell("predict", run, texts["test"], "--out", tmp_path / "out.csv").returncode == 0
+    assert len(read(tmp_path / "out.csv")) == 90
+
+
+@as_subtests("folder", ["", "texts", "store", "empty"])
+def test_a_source_without_a_name_is_not_the_current_folder(run, texts, store, tmp_path, monkeypatch, folder):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "empty").mkdir()
+    shutil.copy(texts["test"], tmp_path / "texts")
+    monkeypatch.chdir(store.path if folder == "store" else tmp_path / folder)
+    with pytest.raises(SourceError, match="no such file"):
+        penstock("predict", run, "", "--out", "-")
+    with pytest.raises(SourceError, match="no such file"):
+        penstock("evaluate", run, "--data", "")
+
+
+@as_subtests("name", ["best", "last", "checkpoints", "checkpoints/step", "store", "store/tokenizer", "preparing"])
+def test_nothing_is_written_into_a_checkpoint_or_a_store(run, texts, store, tmp_path, name):
+    folder = run / name
+    if name == "checkpoints/step":
+        folder = (run / "best").resolve()
+    elif name == "preparing":
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "preparing.json").write_text("{}")
+    elif name.startswith("store"):
+        folder = store.path.parent / name.replace("store", store.path.name)
+    before = sorted(folder.iterdir())
+    other = shutil.copytree(run, tmp_path / "other", symlinks=True)  # not the run that it belongs to
+    for of in (run, other):
+        with pytest.raises(
+            ConfigError, match=r"is in the (checkpoints? |checkpoints of |store ).*: write somewhere else"
+        ):
+            penstock("predict", of, texts["test"], "--out", folder / "x.csv")
+        with pytest.raises(
+            ConfigError, match=r"is in the (checkpoints? |checkpoints of |store ).*: write somewhere else"
+        ):
+            penstock("evaluate", of, "--data", texts["test"], "--json", folder / "x.json")
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_runs_own_folder_takes_predictions(run, texts, tmp_path):
+    own = shutil.copytree(run, tmp_path / "own", symlinks=True)
+    assert penstock("predict", own, texts["test"], "--out", own / "x.csv").exit_code == 0
 
 
 PIPES = [("csv", None), ("jsonl", None), ("txt", None), ("parquet", "parquet"), ("tsv", "jsonl")]
