@@ -8,6 +8,7 @@ from typing import Any
 from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.data.clusters import ClusterOverlap
 from penstock.engine.data.overlap import Overlap
+from penstock.engine.data.sources.open import SCHEMES
 from penstock.engine.errors import RunError
 from penstock.engine.files import FolderLock, disk_errors, remove_leftovers
 from penstock.engine.records import check_entries
@@ -28,6 +29,7 @@ _ENTRIES: dict[str, Any] = {
     "train": dict[str, int | str],
     "test": dict[str, int | str],
     "max_length": int,
+    "reads": dict,
     "cluster": str | None,
     "cluster_overlap": ClusterOverlap,
     "encoders": dict[str, str],
@@ -106,16 +108,38 @@ def _is_alike(key: str, there: Any, here: Any, families: Collection[str]) -> boo
     """Whether an entry of two identities makes no difference.
 
     An earlier penstock wrote "head" where no truncation was given: what the data was made with, it says itself. A
-    family that is added may bring settings of its own.
+    family that is added may bring settings of its own. A file may be named from another directory.
     """
     if key == "truncation":
         return there == here or {there, here} == {"head", None}
+    if key in ("train", "test") and isinstance(there, list):
+        return len(there) == len(here) and all(map(_is_same_place, there, here))
+    if key == "encoder" and None not in (there, here):
+        return _is_same_place(there, here)
     if key == "overrides":
         there, here = (
             [each for each in every or () if (name := each.split(".")[0]) not in FAMILIES or name in families]
             for every in (there, here)
         )
+        return len(there) == len(here) and all(map(_is_same_override, there, here))
     return there == here
+
+
+def _is_same_override(there: str, here: str) -> bool:
+    (key, _, place), (other, _, now) = there.partition("="), here.partition("=")
+    return there == here or (key == other and key.endswith("model.encoder") and _is_same_place(place, now))
+
+
+def _is_same_place(there: str, here: str) -> bool:
+    """Whether two names may be of one file or folder. A relative one that the study began with counts by its end, as
+    where it was given is not known, and all of it may have moved; what it held has fingerprints, compared later."""
+    if there == here or there.startswith(SCHEMES) or here.startswith(SCHEMES):
+        return there == here
+    then, now = Path(there).expanduser(), Path(here).expanduser().resolve()
+    if then.is_absolute():
+        return then.resolve() == now
+    parts = tuple(part for part in Path(os.path.normpath(then)).parts if part != "..")
+    return now.parts[-len(parts) :] == parts
 
 
 def _families(folder: Path, study: dict[str, Any]) -> set[str]:

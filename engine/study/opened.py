@@ -14,7 +14,7 @@ from penstock.engine.data.verify import check_files
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
 from penstock.engine.study.clusters import settle_clusters
-from penstock.engine.study.directory import STUDY_NAME, claim, read_study, trials_folder
+from penstock.engine.study.directory import STUDY_NAME, claim, planned_trials, read_study, trials_folder
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.external import keep_external
 from penstock.engine.study.families import FAMILIES
@@ -31,7 +31,7 @@ from penstock.engine.study.settings import (
     unlabelled_texts,
 )
 from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
-from penstock.engine.study.trials import Trial, plan_trials
+from penstock.engine.study.trials import Trial, plan_trials, trial_named
 
 _LONG_TRIAL = 20_000  # examples from which a trial shows its own progress
 
@@ -43,6 +43,8 @@ class OpenedStudy:
         settings: those of the study as it was begun.
         train, test: the stores.
         tasks: of all trials of the grid.
+        planned: those, and what earlier starts have planned or finished; see `with_earlier`.
+        largest: {family: the largest of its planned trials}, of the grid's families.
         existing: what earlier starts have left.
         pretraining: that some of the trials begin with; None where none does.
         clusters: the groups of test rows of which the training data has rows too; None where that is not known.
@@ -52,6 +54,8 @@ class OpenedStudy:
     train: Store
     test: Store
     tasks: list[TrialTask]
+    planned: list[Trial]
+    largest: dict[str, TrialTask]
     existing: Existing
     clusters: ClusterOverlap | None = None
     pretraining: Pretraining | None = None
@@ -77,7 +81,7 @@ def opened(
         existing = Existing(folder)
         train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress)
         existing.check_data("train", train)
-        trials = planned_trials(settings, train)
+        trials = grid_of(settings, train)
         test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
         existing.check_data("test", test)
         _check_alike(train, test)
@@ -94,7 +98,10 @@ def opened(
         for name, file in settings.external.items():
             keep_external(folder / "external", name, file, test, settings.max_test)
 
-        tasks = [_task(settings, trial, folder, train, test, keep_runs, jobs) for trial in trials]
+        def task_of(trial: Trial) -> TrialTask:
+            return _task(settings, trial, folder, train, test, keep_runs, jobs)
+
+        tasks = [task_of(trial) for trial in trials]
         pretraining, before = None, None
         if settings.pretrains:
             existing.check_pretraining(folder / "pretraining")
@@ -129,7 +136,14 @@ def opened(
         if keep_runs:
             for line in _about_runs(tasks, existing):
                 shown.note(line)
-        yield OpenedStudy(settings, train, test, tasks, existing, clusters, pretraining)
+        planned = with_earlier(trials, settings, existing, train)
+        if later := [trial for trial in planned if trial not in {*trials, *existing.results}]:
+            shown.note(_about_later(later))
+        largest = {trial.family: trial for trial in sorted(planned, key=lambda trial: (trial.size, -trial.seed))}
+        measured = {
+            name: replace(task_of(largest[name]), made_from=from_now(largest[name])) for name in settings.families
+        }
+        yield OpenedStudy(settings, train, test, tasks, planned, measured, existing, clusters, pretraining)
 
 
 def with_teachers(tasks: Sequence[TrialTask], existing: Existing) -> list[TrialTask]:
@@ -146,7 +160,7 @@ def with_teachers(tasks: Sequence[TrialTask], existing: Existing) -> list[TrialT
     ]
 
 
-def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
+def grid_of(settings: StudySettings, train: Store) -> list[Trial]:
     """
     Raises:
         ConfigError: a size does not fit the data, or a family has none.
@@ -168,6 +182,25 @@ def planned_trials(settings: StudySettings, train: Store) -> list[Trial]:
         if not kept:
             raise ConfigError(f"--max-size leaves no size for {family}: the smallest is {sizes[0]:,}")
     return plan_trials(own, seeds)
+
+
+def with_earlier(trials: Sequence[Trial], settings: StudySettings, existing: Existing, train: Store) -> list[Trial]:
+    """The trials of a grid, those that are finished, and those that an earlier start has planned, with as many examples
+    as --max-size allows now; small ones first."""
+    recorded = existing.study.get("train", {}).get("fingerprint", train.fingerprint)
+    names = planned_trials(existing.study) if recorded == train.fingerprint else []
+    before = [
+        trial
+        for trial in map(trial_named, names)
+        if trial is not None
+        and all(
+            sizes_up_to([trial.size], settings.max_sizes, name, train.num_examples)
+            for name in (trial.family, FAMILIES[trial.family].teacher)
+            if name is not None
+        )
+    ]
+    finished = [trial for trial in existing.results if trial.family in FAMILIES]
+    return sorted({*trials, *before, *finished})
 
 
 def open_or_prepare(
@@ -234,6 +267,14 @@ def _check_encoders(tasks: Sequence[TrialTask], train: Store) -> None:
     encoders = {name for task in tasks if (name := task.settings.flat().get("model.encoder")) is not None}
     for encoder in sorted(encoders):
         check_tokenizer(encoder, train.vocab_size, train.tokenizer())
+
+
+def _about_later(trials: Sequence[Trial]) -> str:
+    what = "trial is" if len(trials) == 1 else "trials are"
+    return (
+        f"{len(trials):,} {what} planned by an earlier command and not part of this one (the first is "
+        f"{trials[0].name}): the report counts what is still to run"
+    )
 
 
 def _about_old(existing: Existing) -> str:

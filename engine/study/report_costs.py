@@ -53,7 +53,8 @@ def cost_blocks(findings: Findings) -> list[Block]:
     if not predicting:
         return blocks
     counts = [cost.texts for cost in findings.costs.values() if cost.texts]
-    texts = f" of {min(counts):,} to {max(counts):,} test texts" if counts else ""
+    ends = sorted({min(counts), max(counts)}) if counts else []
+    texts = f" of {' to '.join(f'{count:,}' for count in ends)} test texts" if ends else ""
     blocks += [
         Paragraph(
             "Predicting: the median, 95th and 99th percentile of the time that one prediction takes, for one text or "

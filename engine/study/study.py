@@ -22,20 +22,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.clusters import ClusterOverlap, cluster_file
+from penstock.engine.data.clusters import cluster_file
 from penstock.engine.data.overlap import Overlap, find_overlap
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.study.budget import Scheduler
 from penstock.engine.study.costs import read_cost, write_cost
 from penstock.engine.study.directory import read_study, trials_folder, write_study
-from penstock.engine.study.families import learns
-from penstock.engine.study.fingerprints import MadeFrom, difference
+from penstock.engine.study.families import FAMILIES, learns
+from penstock.engine.study.fingerprints import MadeFrom, changed, difference
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.measure_cost import device_name, measure_cost
 from penstock.engine.study.measure_speed import SECONDS
 from penstock.engine.study.measure_speed import measure_speed as measure_speed_here
-from penstock.engine.study.opened import opened
+from penstock.engine.study.opened import OpenedStudy, opened
 from penstock.engine.study.paired import Key, Paired
 from penstock.engine.study.plan import plan_for
 from penstock.engine.study.planning import MeasureSpeed, estimates_for, pretraining_seconds
@@ -65,15 +65,16 @@ def run_study(
     """Runs what is missing of a study and returns the results of its trials: of all of them, or with a budget of those
     that it sufficed for.
 
-    A study may be continued with more sizes, seeds or families. Trials that failed are tried again; those that diverged
-    are not: they would again.
+    A study may be continued with more sizes, seeds or families; with fewer, the others stay planned. Trials that failed
+    are tried again; those that diverged are not: they would again.
 
     All that can be found wrong without reading the data is, before any of it is read. Nothing is trained where
     something in `out` was made from other data, settings or weights than are there now.
 
     Args:
         out: the study's directory, new or of the same study.
-        jobs: trials run at a time, each in a process of its own if there are several.
+        jobs: trials run at a time, each in a process of its own if there are several. Those import the main module
+            again: a script calls this under `if __name__ == "__main__":`, and is a file.
         keep_runs: keep the trials' run directories, with the trained models.
         run_trial, measure: what runs a trial and measures a family's cost; None: `measure_cost`.
         budget: seconds of `clock` that the trials and their pretraining may take, see `penstock.engine.study.budget`;
@@ -83,7 +84,7 @@ def run_study(
     Raises:
         ConfigError: sizes, seeds or overrides do not fit the data or each other, or no trial fits into the budget.
         RunError: `out` belongs to another study or holds what was made from something else, or another process works in
-            it.
+            it; or a process that was to run trials could not import the main module.
         StoreError: the two stores have other labels or tokenizers.
         PenstockError: of the sources, the encoder, the disk.
     """
@@ -97,8 +98,8 @@ def run_study(
         }
         for family, reading in reads.items():
             shown.note(f"{family} {reading}")
-        _describe(folder, settings, existing.study, train, test, tasks, overlap, reads, study.clusters)
-        _measure(folder / "costs", settings, existing.study, tasks, train, test, measure or measure_cost, shown)
+        _describe(folder, study, overlap, reads)
+        _measure(folder / "costs", study, measure or measure_cost, shown)
         finished = {task.trial: existing.results[task.trial] for task in tasks if task.trial in existing.results}
 
         @functools.cache
@@ -142,40 +143,42 @@ def _overlap(study: dict[str, Any], train: Store, test: Store) -> Overlap:
     return Overlap(**study["overlap"]) if same and "overlap" in study else find_overlap(train, test)
 
 
-def _measure(
-    folder: Path,
-    settings: StudySettings,
-    study: dict[str, Any],
-    tasks: Sequence[TrialTask],
-    train: Store,
-    test: Store,
-    measure: Callable,
-    progress: StudyProgress,
-) -> None:
+def _measure(folder: Path, study: OpenedStudy, measure: Callable, progress: StudyProgress) -> None:
     """The cost of each family that has none, or one of another model or for other data. A model may grow with its
     training examples: that of the family's largest trial is measured."""
-    for family in settings.families:
+    train, test, before = study.train, study.test, study.existing.study
+    for family, task in study.largest.items():
         path = folder / f"{family}.json"
-        task = max((task for task in tasks if task.trial.family == family), key=lambda task: task.trial.size)
-        now = _of_cost(task.made_from)
+        assert task.made_from is not None
+        now = _of_cost(family, task.made_from)
         if path.exists():
-            then = read_cost(path).made_from
-            last = (study.get("train", {}).get("fingerprint"), study.get("test", {}).get("fingerprint"))
+            made_from = read_cost(path).made_from
+            then = None if made_from is None else _of_cost(family, made_from)
+            last = (before.get("train", {}).get("fingerprint"), before.get("test", {}).get("fingerprint"))
             if (then is not None and _same_cost(then, now)) or (then is None and last == (now.train, now.test)):
                 continue
-            found = "other data" if then is None else difference(then, now) or "another model"
+            found = "other data" if then is None else _other_size(then, now) or difference(then, now) or "another model"
             progress.note(f"{path} is of something else than the largest trial now ({found}): measured again")
         write_cost(path, dataclasses.replace(measure(family, task.settings, train, test), made_from=now))
 
 
-def _of_cost(trial: MadeFrom | None) -> MadeFrom:
-    """The part of what a trial was made from that its model's size and speed depend on."""
-    assert trial is not None
-    if "model.kind" not in trial.settings:  # of a baseline
-        return dataclasses.replace(trial, max_test=None, precision=None)
-    model = {key: value for key, value in trial.settings.items() if key.startswith("model.") and key != "model.encoder"}
-    model |= {key: value for key in (LENGTH, TRUNCATION) if (value := trial.settings[key]) not in (WHOLE, OWN)}
-    return dataclasses.replace(trial, settings=model, max_test=None, precision=None, teacher=None)
+def _of_cost(family: str, trial: MadeFrom) -> MadeFrom:
+    """The part of what a trial was made from that its model's size and speed depend on; of that part, itself."""
+    settings = {key: value for key, value in trial.settings.items() if key not in ("model.encoder", "training.seed")}
+    if not learns(family):
+        settings = {}
+    elif FAMILIES[family].baseline is None:
+        read = {key: settings[key] for key in (LENGTH, TRUNCATION) if settings.get(key) not in (None, WHOLE, OWN)}
+        settings = {key: value for key, value in settings.items() if key.startswith("model.")} | read
+        trial = dataclasses.replace(trial, teacher=None)
+    return dataclasses.replace(trial, settings=settings, max_test=None, precision=None)
+
+
+def _other_size(then: MadeFrom, now: MadeFrom) -> str | None:
+    """As `difference`, of the training examples that a baseline's model grows with, and nothing else."""
+    sizes = [made.settings.get("examples") for made in (then, now)]
+    same = dataclasses.replace(then, settings=then.settings | {"examples": sizes[1]}) == now
+    return changed("its training examples", *sizes) if same else None
 
 
 def _same_cost(then: MadeFrom, now: MadeFrom) -> bool:
@@ -189,32 +192,24 @@ def _same_cost(then: MadeFrom, now: MadeFrom) -> bool:
     return dataclasses.replace(then, settings=then.settings | added) == now
 
 
-def _describe(
-    folder: Path,
-    settings: StudySettings,
-    before: dict[str, Any],
-    train: Store,
-    test: Store,
-    tasks: Sequence[TrialTask],
-    overlap: Overlap,
-    reads: Mapping[str, Reading],
-    clusters: ClusterOverlap | None,
-) -> None:
+def _describe(folder: Path, study: OpenedStudy, overlap: Overlap, reads: Mapping[str, Reading]) -> None:
     """What the report says of the study besides its trials, and what the next start compares with what it finds."""
-    now = [task.made_from for task in tasks if task.made_from is not None]
+    settings, train, test, before = study.settings, study.train, study.test, study.existing.study
+    families = {trial.family for trial in study.planned}
+    now = [task.made_from for task in study.tasks if task.made_from is not None]
     encoders = {made.settings["model.encoder"]: made.encoder for made in now if made.encoder is not None}
     kept = {name: before[name] for name in ("machine", "prices") if name in before}
     document = {
         "identity": settings.identity(),
-        "families": list(settings.families),
-        "trials": [task.trial.name for task in tasks],
+        "families": [name for name in FAMILIES if name in families],
+        "trials": [trial.name for trial in study.planned],
         "labels": train.label_names,
         "train": {"examples": train.num_examples, "tokens": train.num_tokens, "fingerprint": train.fingerprint},
         "test": {"examples": test.num_examples, "tokens": test.num_tokens, "fingerprint": test.fingerprint},
         "max_length": train.max_length,
-        "reads": {family: reading.to_json() for family, reading in reads.items()},
+        "reads": before.get("reads", {}) | {family: reading.to_json() for family, reading in reads.items()},
         "cluster": settings.cluster,
-        **({} if clusters is None else {"cluster_overlap": clusters.to_json()}),
+        **({} if study.clusters is None else {"cluster_overlap": study.clusters.to_json()}),
         "encoders": before.get("encoders", {}) | encoders,
         "overlap": overlap.to_json(),
     }

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -16,6 +17,7 @@ from penstock.engine.study.trials import Trial, TrialResult
 
 RunTrial = Callable[[TrialTask], TrialResult]
 NextTask = Callable[[], TrialTask | None]
+_BEGUN = "begun"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def run_trials(tasks: Sequence[TrialTask] | NextTask, jobs: int, run_trial: RunT
 
     Raises:
         PenstockError: of the first trial that cannot be run; the others are checkpointed and stopped.
-        RunError: a worker was stopped by a signal.
+        RunError: a worker was stopped by a signal, or could not begin.
     """
     if jobs == 1:
         next_task = tasks if callable(tasks) else _in_order(tasks)
@@ -115,7 +117,9 @@ def _in_workers(
                 break
             ready = set(wait([worker.connection for worker in workers if worker.task is not None]))
             for worker in [one for one in workers if one.connection in ready]:
-                task, outcome = worker.take()
+                if (taken := worker.take()) is None:
+                    continue
+                task, outcome = taken
                 if isinstance(outcome, Death):
                     workers.remove(worker)
                 if isinstance(outcome, PenstockError):
@@ -132,12 +136,13 @@ def _in_workers(
 
 
 class _Worker:
-    """A process that runs one trial after the other."""
+    """A process that runs one trial after the other. It says first that it has begun."""
 
     def __init__(self, run_trial: RunTrial, threads: int) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.task: TrialTask | None = None
+        self.begun = False
         self.process = context.Process(target=_work, args=(theirs, run_trial, threads))
         self.process.start()
         theirs.close()  # so that its end is seen here
@@ -147,27 +152,41 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):  # it has died, which `take` finds
             self.connection.send(task)
 
-    def take(self) -> tuple[TrialTask, TrialResult | PenstockError | Death]:
-        """The task that it was given, and what became of it.
+    def take(self) -> tuple[TrialTask, TrialResult | PenstockError | Death] | None:
+        """The task that it was given, and what became of it; None while it has only begun.
 
         Raises:
-            RunError: it was stopped by a signal.
+            RunError: it was stopped by a signal, or could not begin.
         """
-        task, self.task = self.task, None
-        assert task is not None
+        outcome: Any
         try:
-            return task, self.connection.recv()
+            outcome = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-        code = self.process.exitcode or 0
+            outcome = Death(self.process.exitcode or 0)
+        if outcome == _BEGUN:
+            self.begun = True
+            return None
+        task, self.task = self.task, None
+        assert task is not None
+        if not isinstance(outcome, Death):
+            return task, outcome
+        code = outcome.exit_code
+        if not self.begun and code >= 0:
+            main = getattr(sys.modules["__main__"], "__file__", None) or "the main module"
+            raise RunError(
+                f"a process that was to run trials {outcome} before it took one, for the reason written above. It "
+                f'imports {main} again: call run_study in a file, under if __name__ == "__main__":, or with jobs=1'
+            )
         if code > 128:
             name = signal.Signals(code - 128).name
             raise RunError(f"the process of {task.trial.name} was stopped by {name}: the same command resumes")
-        return task, Death(code)
+        return task, outcome
 
 
 def _work(connection: Connection, run_trial: RunTrial, threads: int) -> None:
     _prepare_worker(threads)
+    connection.send(_BEGUN)
     while True:
         try:
             task = connection.recv()

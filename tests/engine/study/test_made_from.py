@@ -213,6 +213,45 @@ def test_what_is_the_same_goes_on(from_files: Place):
     assert from_files.measured == []
 
 
+def test_the_same_files_may_be_named_from_another_directory(from_files: Place, monkeypatch):
+    folder, trials = from_files.folder, 4
+    shutil.rmtree(from_files.out)
+    (folder / "elsewhere").mkdir()
+
+    def named(beginning: str) -> dict[str, object]:
+        names = {name: f"{beginning}{name}" for name in ("train.csv", "test.csv", "encoder")}
+        overrides = ("lstm.training.epochs=2", f"encoder.model.encoder={names['encoder']}")
+        files = {"train": (names["train.csv"],), "test": (names["test.csv"],), "encoder": names["encoder"]}
+        return {**files, "overrides": overrides}
+
+    for where, beginning in (
+        ("elsewhere", "../"),
+        (".", ""),
+        ("..", f"{folder.name}/"),
+        (".", f"{folder}/"),
+        ("elsewhere", "../elsewhere/../"),
+        ("..", f"./{folder.name}/"),
+        (".", "./"),
+    ):
+        monkeypatch.chdir(folder / where)
+        from_files.start(**named(beginning))
+        assert (len(from_files.ran), len(from_files.measured)) == (trials, trials // 2), beginning
+        trials = 0
+    for part, said in (("train", "data/train was prepared from other data"), ("test", "data/test was prepared")):
+        other = folder / "elsewhere" / f"{part}.csv"
+        write_csv(other, 31, salt=4)
+        with pytest.raises(RunError, match=said):
+            from_files.start(**{**named(""), part: (f"elsewhere/{part}.csv",)})
+    from_files.start(**named(f"{folder}/"))
+    for change in (
+        {"train": ("elsewhere/train.csv",)},
+        {"test": ("synthetic:reviews?n=9",)},
+        {"train": ("train.csv", "elsewhere/train.csv")},
+    ):
+        with pytest.raises(RunError, match=f"belongs to another study: {next(iter(change))} is"):
+            from_files.start(**{**named(""), **change})
+
+
 def test_a_store_rebuilt_from_the_same_goes_on(place: Place):
     build(place.folder)
     place.start()

@@ -14,11 +14,14 @@ from fabricated_study import fabricate, result, with_predictions
 from penstock.engine.errors import RunError
 from penstock.engine.statistics.mcnemar import Discordant
 from penstock.engine.study.classes import class_blocks, class_rows
+from penstock.engine.study.costs import read_cost, write_cost
 from penstock.engine.study.external import ExternalFigures
+from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
 from penstock.engine.study.paired import GapTest
 from penstock.engine.study.plots import Level, accuracy_axis, frontier, limits
 from penstock.engine.study.report import break_even_lines, headline, rich_table, write_report
+from penstock.engine.study.report_costs import cost_blocks
 from penstock.engine.study.report_external import external_blocks
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import Pretrained, Trial, TrialResult, read_result, write_result
@@ -40,6 +43,17 @@ def test_a_result_survives_the_disk(tmp_path):
     made = result("lstm", 500, 1)
     write_result(tmp_path, made)
     assert read_result(tmp_path / "lstm-500-1.json") == made
+
+
+@pytest.mark.parametrize(("counts", "said"), [((80, 80), "80"), ((64, 4000), "64 to 4,000")])
+def test_of_how_many_texts_the_speeds_are(tmp_path, counts, said):
+    families = ("lstm", "encoder")
+    folder = fabricate(tmp_path / "study", families=families)
+    for family, count in zip(families, counts, strict=True):
+        path = folder / "costs" / f"{family}.json"
+        write_cost(path, replace(read_cost(path), texts=count, texts_per_second=9.0))
+    (text,) = (block.text for block in cost_blocks(Findings.of(folder)) if "test texts" in getattr(block, "text", ""))
+    assert f"from raw text to label of {said} test texts, decoded" in text
 
 
 def test_tables_hold_the_figures_of_the_trials(written):

@@ -2,6 +2,8 @@ import json
 import multiprocessing
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,6 +25,8 @@ from penstock.engine.study import run_trial as run_trial_module
 from penstock.engine.study import study as study_module
 from penstock.engine.study.check import check_plan
 from penstock.engine.study.directory import claim
+from penstock.engine.study.estimate import Speed
+from penstock.engine.study.findings import Findings
 from penstock.engine.study.opened import open_or_prepare
 from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import StudySettings, overrides_for, subset_seed, trial_settings
@@ -134,6 +138,61 @@ def test_costs_are_those_of_the_largest_trial(study, tmp_path, capsys):
     assert (
         "is of something else than the largest trial now (model.num_layers: 1 then, 2 now)" in capsys.readouterr().err
     )
+
+
+def test_a_smaller_grid_leaves_the_larger_one_planned(study, tmp_path, capsys):
+    """Costs stay those of the largest trial, and what is missing is known."""
+    out, measured = tmp_path / "study", []
+
+    def measure(family, settings, train, test):
+        measured.append(f"{family} {getattr(settings, 'examples', '')}".strip())
+        return no_cost(family)
+
+    def made(task: TrialTask) -> TrialResult:
+        if task.trial.name == "lstm-100-1":
+            raise KeyboardInterrupt
+        return TrialResult(task.trial, "done", accuracy=0.5, macro_f1=0.5, loss=1.0)
+
+    def start(families: str, sizes: str, seeds: str, limits: tuple[str, ...] = (), **options) -> str:
+        chosen = tuple(families.split(","))
+        grid = {"sizes": parse_sizes(sizes), "seeds": parse_seeds(seeds), "max_sizes": parse_max_sizes(limits, chosen)}
+        measured.clear()
+        run_study(replace(study, families=chosen, **grid), out, run_trial=made, measure=measure, **options)
+        return capsys.readouterr().err
+
+    def planned() -> tuple[list[str], int, int]:
+        described = json.loads((out / "study.json").read_text())
+        return described["families"], len(described["trials"]), Findings.of(out).missing
+
+    with pytest.raises(KeyboardInterrupt):
+        start("majority,linear,lstm", "50,100", "2")
+    assert measured == ["majority 100", "linear 100", "lstm"]
+    everything = ["majority", "linear", "lstm"], 12, 2
+    assert planned() == everything
+    said = start("majority,linear", "50", "1")
+    assert "2 trials are planned by an earlier command and not part of this one (the first is lstm-100-1)" in said
+    assert (measured, planned()) == ([], everything)
+    shutil.rmtree(out / "costs")
+    start("majority,linear", "50", "1", budget=1e9, measure_speed=lambda *_: Speed(1.0, 0.0, 0.0, 1_000))
+    assert (measured, planned()) == (["majority 100", "linear 100"], everything)
+    start("lstm", "50", "1", ("lstm=50",))
+    assert (measured, planned()) == (["lstm"], (everything[0], 11, 1)), "--max-size takes back what is not finished"
+    said = start("majority,linear", "100,200", "2,200:1")
+    assert (measured, planned()) == (["linear 200"], (everything[0], 13, 0)), "majority does not grow"
+    assert "than the largest trial now (its training examples: 100 then, 200 now): measured again" in said
+
+
+def test_what_was_planned_for_other_data_is_planned_no_longer(study, tmp_path, stores):
+    """A size may be more than there is now."""
+    small = replace(study, families=("majority",), max_sizes={}, seeds=parse_seeds("1"), sizes=parse_sizes("50,400"))
+    store = Path(shutil.copytree(stores["train"][0], tmp_path / "store"))
+    made = lambda task: TrialResult(task.trial, "done", accuracy=0.5, macro_f1=0.5, loss=1.0)  # noqa: E731
+    run(replace(small, train=(str(store),)), tmp_path / "study", made)
+    for folder in (store, *(tmp_path / "study" / name for name in ("trials", "costs"))):
+        shutil.rmtree(folder)
+    shutil.copytree(stores["test"][0], store)
+    run(replace(small, train=(str(store),), sizes=parse_sizes("50")), tmp_path / "study", made)
+    assert json.loads((tmp_path / "study" / "study.json").read_text())["trials"] == ["majority-50-0"]
 
 
 @pytest.mark.parametrize(
@@ -370,6 +429,37 @@ def test_a_worker_that_dies_takes_its_trial_with_it_and_nothing_else(study, tmp_
     found = run(study, tmp_path / "once", dies_once, jobs=2)
     assert {made.jobs for made in found} == {1, 2}
     assert alone(found) == run(study, tmp_path / "one")
+
+
+CANNOT_BEGIN = r"ended with exit code 1 before it took one, .* imports .*{} again: .*, under if __name__ ==.* jobs=1"
+
+
+def test_workers_that_cannot_begin_are_no_failed_trials(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
+    with pytest.raises(RunError, match=CANNOT_BEGIN.format("<stdin>")) as raised:
+        run(study, tmp_path / "study", jobs=2)
+    assert len(str(raised.value).splitlines()) == 1
+    assert not list((tmp_path / "study" / "trials").iterdir())
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["<stdin>", "script.py"])
+def test_a_script_whose_workers_cannot_begin(stores, tmp_path, name):
+    script = f"""
+from penstock.engine.study.settings import StudySettings
+from penstock.engine.study.sizes import parse_seeds, parse_sizes
+from penstock.engine.study.study import run_study
+grid = dict(sizes=parse_sizes("50"), seeds=parse_seeds("2"), max_sizes={{}}, families=("majority",))
+run_study(StudySettings(**{stores!r}, encoder=None, **grid), "study", jobs=2)
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, "-" if name == "<stdin>" else name]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, bool(re.search(CANNOT_BEGIN.format(name), last))) == (1, True), done.stderr
+    assert not list((tmp_path / "study" / "trials").iterdir())
 
 
 @pytest.mark.slow
