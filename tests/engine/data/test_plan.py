@@ -277,5 +277,5 @@ def test_parameters_as_json():
 
 
 def test_rows_outside_the_store():
-    with pytest.raises(ValueError, match="row 3 of 3"):
+    with pytest.raises(ValueError, match="rows must be from 0 to 2, got 0 to 3"):
         plan_epoch(np.ones(3, np.int32), "s", 0, 0, PlanParameters(8), np.array([0, 3]))
