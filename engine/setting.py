@@ -156,16 +156,20 @@ def split_key_value(item: str, wanted: str) -> tuple[str, str]:
     return key.strip(), value
 
 
-def check_given_once(items: Sequence[str], wanted: str) -> None:
-    """
+def notes_on_overruled(items: Sequence[str], wanted: str) -> list[str]:
+    """A line for each key that is given twice with other values, of which the last one counts: scripts append theirs.
+
     Args:
         items: `key=value`, as one command line has them. wanted: as of `split_key_value`.
 
     Raises:
-        ConfigError: two of them give the same key other values.
+        ConfigError: an item has another form.
     """
     seen: dict[str, str] = {}
+    lines = []
     for item in items:
         key, value = split_key_value(item, wanted)
-        if seen.setdefault(key, value) != value:
-            raise ConfigError(f"{key} is given twice, as {seen[key]} and as {value}: leave one out")
+        if seen.get(key, value) != value:
+            lines.append(f"note: {key}={value} counts, not {key}={seen[key]}, which is given before it")
+        seen[key] = value
+    return lines

@@ -14,7 +14,7 @@ from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TRUNCATIONS
 from penstock.engine.errors import ConfigError, ModelError, SourceError, StoreError
-from penstock.engine.setting import check_given_once
+from penstock.engine.setting import notes_on_overruled
 from penstock.engine.study.baselines import check_installed
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.settings import StudySettings, family_settings, pretraining_settings
@@ -48,7 +48,6 @@ def check_plan(study: StudySettings) -> list[str]:
             "lstm-pretrained"
         )
     encoders = set(_checked_overrides(study))
-    check_given_once(study.overrides, "[FAMILY.]section.key=value")
     prepared = [is_store(sources) for sources in (study.train, study.test)]
     if not all(prepared) and study.encoder is not None:
         encoders.add(study.encoder)  # whose tokenizer it takes
@@ -75,7 +74,7 @@ def check_plan(study: StudySettings) -> list[str]:
     for name, file in study.external.items():
         if not Path(file).expanduser().is_file():
             raise SourceError(f"--external {name}={file}: no such file")
-    notes = list(_unused(study, *prepared))
+    notes = [*notes_on_overruled(study.overrides, "[FAMILY.]section.key=value"), *_unused(study, *prepared)]
     if study.encoder is None and not prepared[0]:
         notes.append(
             f"no family needs an encoder, and none is given: the tokenizer is trained on the training texts "

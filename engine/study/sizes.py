@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.engine.errors import ConfigError
-from penstock.engine.setting import check_given_once, split_key_value
+from penstock.engine.setting import split_key_value
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|%)?", re.IGNORECASE)
@@ -122,10 +122,11 @@ def parse_max_sizes(items: Sequence[str], families: Sequence[str]) -> dict[str, 
         ConfigError: an item has another form or names no family of the study.
     """
     wanted = f"--max-size FAMILY=SIZE with a family of {', '.join(families)}"
-    check_given_once(items, wanted)
     limits = {}
     for item in items:
         family, size = split_key_value(item, wanted)
+        if family in limits:
+            raise ConfigError(f"--max-size {item!r}: {family} is given twice; leave one out")
         if family not in families:
             raise ConfigError(f"--max-size {item!r}: write {wanted}")
         limits[family] = parse_size(size)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.data.hub_names import why_missing
+from penstock.engine.data.progress import print_line
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, ModelError, RunError, StoreError
-from penstock.engine.setting import check_given_once, split_key_value
+from penstock.engine.setting import notes_on_overruled, split_key_value
 from penstock.engine.training.run_directory import check_out
 from penstock.engine.training.run_record import check_kind, has_checkpoint, read_record
 from penstock.engine.training.settings import OVERRIDE_FORM, Settings, load_saved_settings, load_settings, parse_value
@@ -93,7 +94,8 @@ def read_settings(
     Raises:
         ConfigError, ModelError, RunError: an option, a name or a setting is wrong.
     """
-    check_given_once(overrides, OVERRIDE_FORM)
+    for line in notes_on_overruled(overrides, OVERRIDE_FORM):
+        print_line(line)
     given = {key: value for key, value in options.items() if value is not None}
     for override in overrides:
         key, text = split_key_value(override, OVERRIDE_FORM)

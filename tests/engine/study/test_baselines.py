@@ -152,6 +152,11 @@ def test_settings_that_some_family_uses_are_not(study, override):
     assert check_plan(replace(study, overrides=(override,))) == []
 
 
+def test_of_a_setting_given_twice_the_last_one_counts(study):
+    (note,) = check_plan(replace(study, overrides=("training.epochs=3", "training.epochs=5")))
+    assert note == "note: training.epochs=5 counts, not training.epochs=3, which is given before it"
+
+
 def test_a_setting_for_a_family_that_is_left_out_is_said(study):
     (note,) = check_plan(replace(study, families=("bag",), overrides=("linear.C=3",)))
     assert note == "settings for linear, which is not among --families: not used"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from penstock.engine.cli import app
 from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError
 from penstock.engine.training.run_record import open_like_training
+from penstock.engine.training.settings import load_saved_settings
 
 TINY = [
     "model.hidden_size=8",
@@ -128,11 +129,13 @@ def test_rows_are_not_evaluated_twice(run, tmp_path):
     assert penstock("predict", run, tmp_path / "two.csv", "--out", "-").exit_code == 0
 
 
-def test_a_setting_is_given_one_value(store, tmp_path):
+def test_of_a_setting_given_twice_the_last_one_counts(store, tmp_path):
     train = ["train", "--train", store.path, "--out", tmp_path / "new", *TINY]
-    with pytest.raises(ConfigError, match=r"training\.seed is given twice, as 2 and as 4: leave one out"):
-        penstock(*train, "training.seed=2", "training.seed=4")
-    assert not (tmp_path / "new").exists()
+    said = penstock(*train, "training.max_steps=1", "training.seed=2", "training.seed=4", "training.seed=4").stderr
+    assert [line for line in said.splitlines() if "given before it" in line] == [
+        "note: training.seed=4 counts, not training.seed=2, which is given before it"
+    ]
+    assert load_saved_settings(tmp_path / "new/config.yaml").training.seed == 4
 
 
 def test_wrong_uses(run, texts, store, tmp_path):
