@@ -97,6 +97,7 @@ def distil(
     from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
     from penstock.engine.training.distil_command import Options, read_distil_command
+    from penstock.engine.training.raw_texts import RawTexts
 
     check_resume(resume)
     if shard is not None and resume is not None:
@@ -106,7 +107,15 @@ def distil(
     if drop_overlap:
         models["distillation.drop_overlap"] = "true"
     options = Options(
-        out, teacher or [], unlabelled, train, eval_, logits, share, text, Reading(separator, encoding), config
+        out,
+        teacher or [],
+        unlabelled,
+        train,
+        eval_,
+        logits,
+        share,
+        RawTexts(text, Reading(separator, encoding)),
+        config,
     )
     command = read_distil_command(options, models, overrides or [])
 

@@ -71,11 +71,12 @@ def pretrain(
     """
     from penstock.engine.data.sources import Reading
     from penstock.engine.training.memory import keep_freed_memory
-    from penstock.engine.training.pretrain_command import RawTexts, read_pretrain_command
+    from penstock.engine.training.pretrain_command import read_pretrain_command
+    from penstock.engine.training.raw_texts import RawTexts
 
     check_resume(resume, dry_run)
     options = {"model.kind": model, "model.encoder": encoder}
-    raw = RawTexts(tokenizer, text, Reading(separator, encoding))
+    raw = RawTexts(text, Reading(separator, encoding), tokenizer)
     read = partial(read_pretrain_command, out, texts, raw, config, options, overrides or [])
     if dry_run:  # leaves nothing behind, raw texts neither
         with TemporaryDirectory(prefix="penstock-") as temporary:

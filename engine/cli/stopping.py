@@ -35,12 +35,12 @@ def ended_by_signals() -> Iterator[None]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         nonlocal since
-        if since or os.getpid() != process:
-            if os.getpid() != process or time.monotonic() - since > _ONE_REQUEST:
-                os._exit(128 + signum)
-            return
-        since = time.monotonic()
-        raise Stopped(signum)
+        now = time.monotonic()
+        if os.getpid() != process or (since and now - since > _ONE_REQUEST):
+            os._exit(128 + signum)
+        if not since:
+            since = now
+            raise Stopped(signum)
 
     previous: dict[signal.Signals, Any] = {}
     try:

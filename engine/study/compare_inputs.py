@@ -133,14 +133,16 @@ def _open(name: str, id_column: IdColumn) -> Given:
         return _Run(name, record)
     if not path.is_file():
         raise SourceError(f"{name}: no such run or file of predictions")
+    content = None
     if form_of(path) == ".parquet":
+        content = read_content(name)
         try:
-            found = parse_predictions(path, read_content(name))
+            found = parse_predictions(path, content)
         except RunError as error:
             raise SourceError(str(error)) from None
         if found is not None:
             return _Trial(name, found)
-    return read_prediction_file(name, id_column)
+    return read_prediction_file(name, id_column, content)
 
 
 def _on_store(given: Sequence[Given], data: str, options: Options) -> tuple[Truth, Judged, Judged, list[str]]:

@@ -29,8 +29,11 @@ class PredictionFile:
     ids: list[str] | None
 
 
-def read_prediction_file(name: str, id_column: IdColumn) -> PredictionFile:
+def read_prediction_file(name: str, id_column: IdColumn, content: bytes | None = None) -> PredictionFile:
     """
+    Args:
+        content: of a parquet file that has been read already.
+
     Raises:
         SourceError: there is no such file, it is of another form, it has no labels, or a row lacks one.
     """
@@ -39,7 +42,10 @@ def read_prediction_file(name: str, id_column: IdColumn) -> PredictionFile:
         raise SourceError(f"{name}: no such file of predictions")
     if form_of(path) not in FORMS:
         raise SourceError(f"{name}: predictions are csv, tsv, jsonl or parquet files")
-    labels, ids = (_from_parquet if form_of(path) == ".parquet" else _from_text)(name, id_column)
+    if form_of(path) == ".parquet":
+        labels, ids = _from_parquet(name, id_column, read_content(name) if content is None else content)
+    else:
+        labels, ids = _from_text(name, id_column)
     spelled = []
     for number, label in enumerate(labels, 1):
         try:
@@ -75,13 +81,13 @@ def _from_text(name: str, id_column: IdColumn) -> tuple[list[Any], list[Any] | N
     return labels, ids if wanted else None
 
 
-def _from_parquet(name: str, id_column: IdColumn) -> tuple[list[Any], list[Any] | None]:
+def _from_parquet(name: str, id_column: IdColumn, content: bytes) -> tuple[list[Any], list[Any] | None]:
     """A column of any type has the labels that a store has which is prepared from it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with columnar_errors(name):
-        file = pq.ParquetFile(pa.BufferReader(read_content(name)))
+        file = pq.ParquetFile(pa.BufferReader(content))
         columns = file.schema_arrow.names
         if LABEL not in columns:
             raise SourceError(

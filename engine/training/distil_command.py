@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.sources import Reading
 from penstock.engine.data.sources.alike import Columns, open_alike
 from penstock.engine.data.store import Store
-from penstock.engine.errors import ConfigError, OtherDataError, RunError
+from penstock.engine.errors import ConfigError, RunError
 from penstock.engine.training.command import read_settings
+from penstock.engine.training.raw_texts import RawTexts
 from penstock.engine.training.run_directory import another_run, check_out
 from penstock.engine.training.run_record import has_checkpoint, is_store, read_record
 from penstock.engine.training.settings import Settings, load_saved_settings
@@ -27,15 +27,8 @@ class Options:
     test: Path | None
     logits: Path | None
     share: tuple[int, int] | None
-    text: str | None
-    reading: Reading
+    raw: RawTexts
     config: Path | None
-
-    @property
-    def of_raw_texts(self) -> list[str]:
-        """The options that were given and say how raw texts are read."""
-        given = {"--text": self.text, "--separator": self.reading.separator, "--encoding": self.reading.encoding}
-        return [option for option, value in given.items() if value is not None]
 
 
 @dataclass(frozen=True)
@@ -93,8 +86,8 @@ def _as_it_was(out: Path, options: Options, settings: Settings, asked: bool) -> 
         raise ConfigError(f"{out} is no distillation: penstock train --out {out} goes on with it")
     if options.train is not None or options.test is not None or options.logits is not None:
         raise ConfigError(f"give --teacher and --unlabelled too, or leave all of them out: {out} knows what it had")
-    if options.of_raw_texts:
-        raise ConfigError(f"{options.of_raw_texts[0]} has no effect: {out} goes on with the texts that it had")
+    if options.raw.stated:
+        raise ConfigError(f"{options.raw.stated[0]} has no effect: {out} goes on with the texts that it had")
     if not has_checkpoint(out):
         # nothing to go on from: the run begins again, with what it was begun with
         if asked:
@@ -135,28 +128,21 @@ def _as_begun(out: Path, settings: Settings) -> Settings:
 
 def _open_unlabelled(options: Options, name: str, train: Store | None) -> Store:
     if is_store(name):
-        if options.of_raw_texts:
-            raise ConfigError(f"{options.of_raw_texts[0]} has no effect: {name} is a store")
+        if options.raw.stated:
+            raise ConfigError(f"{options.raw.stated[0]} has no effect: {name} is a store")
         return Store.open(name, labelled=False)
     if options.out is None:
         raise ConfigError(f"--shard reads a store, and {name} is none: penstock prepare --unlabelled makes one")
-    from penstock.engine.data.prepare import prepare
 
     teacher = options.teachers[0]
     data = read_record(teacher, described=True)["data"]
     whole = options.out.resolve()
     place = whole.with_name(f"{whole.name}.unlabelled")
     columns = Columns(data["text"], None, data.get("is_pair", False), f"the training of {teacher}")
-    reading = options.reading
-    try:
-        return prepare(
-            open_alike(name, columns, text=options.text, need_label=False, reading=reading, out=place),
-            place,
-            reading=reading,
-            unlabelled=True,
-            **({"tokenizer": str(teacher / "best")} if train is None else {"like": train.path}),
-        )
-    except OtherDataError:
-        raise OtherDataError(
-            f"{place} was prepared from other texts or settings than {name} gives now: remove it, or give another --out"
-        ) from None
+    raw = options.raw
+    return raw.prepare(
+        open_alike(name, columns, text=raw.text, need_label=False, reading=raw.reading, out=place),
+        name,
+        place,
+        **({"tokenizer": str(teacher / "best")} if train is None else {"like": train.path}),
+    )

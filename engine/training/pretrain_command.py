@@ -2,42 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.engine.data.manifest import MANIFEST_NAME
-from penstock.engine.data.sources import Reading
-from penstock.engine.errors import ConfigError, OtherDataError
+from penstock.engine.errors import ConfigError
 from penstock.engine.training.command import TrainCommand, read_command, read_settings
+from penstock.engine.training.raw_texts import RawTexts
 from penstock.engine.training.run_directory import check_out
 from penstock.engine.training.run_record import is_store, objective_of, read_record
 
 DEFAULT_OBJECTIVE = "masked"
 TRAINED_TOKENIZER = "train:bpe:30000"
-
-
-@dataclass(frozen=True)
-class RawTexts:
-    """How texts are prepared that are no store: as `prepare` has it.
-
-    Attributes:
-        tokenizer: by default the encoder's, or one that is trained on the texts.
-    """
-
-    tokenizer: str | None
-    text: str | None
-    reading: Reading
-
-    @property
-    def stated(self) -> list[str]:
-        """The options that were given."""
-        given = {
-            "--tokenizer": self.tokenizer,
-            "--text": self.text,
-            "--separator": self.reading.separator,
-            "--encoding": self.reading.encoding,
-        }
-        return [option for option, value in given.items() if value is not None]
 
 
 def read_pretrain_command(
@@ -66,19 +41,10 @@ def read_pretrain_command(
     if texts is not None and not is_store(texts):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(f"several processes read a store, and {texts} is none: penstock prepare --unlabelled")
-        from penstock.engine.data.prepare import prepare
-
         whole = out.resolve()
         tokenizer = raw.tokenizer or settings.model.encoder or TRAINED_TOKENIZER
         place = whole.with_name(f"{whole.name}.texts")
         if temporary is not None and not (place / MANIFEST_NAME).is_file():
             place = temporary / place.name
-        try:
-            prepared = prepare(texts, place, tokenizer=tokenizer, text=raw.text, reading=raw.reading, unlabelled=True)
-        except OtherDataError:
-            raise OtherDataError(
-                f"{place} was prepared from other texts or settings than {texts} gives now: remove it, or give another "
-                "--out"
-            ) from None
-        store = prepared.path
+        store = raw.prepare(texts, texts, place, tokenizer=tokenizer, text=raw.text).path
     return read_command(out, store, None, config, options, overrides, usual)

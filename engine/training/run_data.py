@@ -68,13 +68,12 @@ class RunData:
 
     def description(self) -> dict[str, Any]:
         """The entry `data` of run.json."""
-        return {**describe_data(self.train), "reads": self.reading.to_json(), **self.places()}
+        place = {} if self.test is None else {"test": str(self.test.path.resolve())}
+        return {**describe_data(self.train), "reads": self.reading.to_json(), **place}
 
     def places(self) -> dict[str, Any]:
         """The part of `description` that says where the stores are."""
-        described = describe_data(self.train)
-        places: dict[str, Any] = {key: described[key] for key in ("store", "distillation") if key in described}
-        return places if self.test is None else {**places, "test": str(self.test.path.resolve())}
+        return {key: place for key, place in self.description().items() if key in ("store", "distillation", "test")}
 
     def identity(self, settings: Settings) -> dict[str, Any]:
         """All that decides a run's result."""
