@@ -60,10 +60,11 @@ def compare(
     Example:  penstock compare runs/new runs/old --data held-out.csv --cluster film --margin 0.005
     """
     from penstock.engine.data.sources import Reading
+    from penstock.engine.output_file import check_output
     from penstock.engine.study.compare import compare as compared
     from penstock.engine.study.compare import flip_records
     from penstock.engine.study.compare_inputs import Options, read_inputs
-    from penstock.engine.training.outputs import check_output, output_format
+    from penstock.engine.training.outputs import output_format
 
     form = None
     if flips is not None:
@@ -119,7 +120,7 @@ def _print_flips(records: list[dict[str, Any]], count: int) -> None:
 
 def _write(out: str, form: str, records: list[dict[str, Any]]) -> None:
     from penstock.engine.csv_text import csv_text
-    from penstock.engine.training.outputs import open_output
+    from penstock.engine.output_file import open_output
     from penstock.engine.training.plain_values import to_json
 
     columns = ["row", "text", "truth", "a", "b", "right"]

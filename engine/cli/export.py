@@ -34,7 +34,7 @@ def export(
     """
     from penstock.engine.errors import ConfigError
     from penstock.engine.export.installed import check_installed
-    from penstock.engine.training.outputs import check_output
+    from penstock.engine.output_file import check_output
     from penstock.engine.training.run_record import read_trained_record
 
     if out.suffix != ".onnx":

@@ -57,16 +57,15 @@ def inspect(
     from penstock.engine.data.sources.labels import notices
     from penstock.engine.data.sources.open import check_once, check_splits
     from penstock.engine.errors import ConfigError
+    from penstock.engine.output_file import check_output
 
     if out is not None and out.suffix.lower() not in (".csv", ".jsonl"):
         raise ConfigError(f"--out {out}: write a .csv or a .jsonl file")
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise ConfigError(f"--out {out}: {'a folder' if out.is_dir() else 'its folder does not exist'}")
     reading = Reading(separator, encoding, label_separator)
     train_sources = _open(sources, text, label, reading)
     test_sources = _open(against, text, label, reading, train_sources[0]) if against else []
-    if out is not None and any(_same_file(out, source.path) for source in [*train_sources, *test_sources]):
-        raise ConfigError(f"--out {out}: it is a source, which would be overwritten; give another file")
+    if out is not None:
+        check_output(str(out), [source.path for source in [*train_sources, *test_sources] if source.path is not None])
     check_once(train_sources)
     check_once(test_sources)
     check_splits([*train_sources, *test_sources], label_separator)
@@ -132,10 +131,6 @@ def _check_kinds(train: "Source", test: "Source") -> None:
     )
 
 
-def _same_file(path: Path, other: Path | None) -> bool:
-    return other is not None and path.exists() and other.exists() and path.samefile(other)
-
-
 def _kinds(found: "Duplicates", has_labels: bool = True) -> "list[tuple[str, str, Any]]":
     """(name, description, groups) of what can be found in one data set."""
     if not has_labels:
@@ -179,23 +174,20 @@ def _found_rows(
 
 
 def _write(path: Path, records: Iterator[dict[str, Any]]) -> None:
-    import csv
-    import io
     import json
-    from itertools import chain
 
-    from penstock.engine.files import committed, disk_errors
+    from penstock.engine.csv_text import csv_text
+    from penstock.engine.output_file import open_output
 
     columns = ["kind", "group", "set", "source", "unit", "position", "label"]
-    with disk_errors(path), committed(path) as file:
+    with open_output(str(path)) as file:
         if path.suffix.lower() == ".jsonl":
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             return
-        for record in chain([dict(zip(columns, columns, strict=True))], records):
-            line = io.StringIO()
-            csv.writer(line).writerow([record[column] for column in columns])
-            file.write(line.getvalue().encode())
+        file.write(csv_text([columns]).encode())
+        for record in records:
+            file.write(csv_text([[record[column] for column in columns]]).encode())
 
 
 def _classes(looked: "Looked") -> list[tuple[str, int]]:

@@ -77,8 +77,8 @@ def evaluate(
     from penstock.engine.data.sources.open import check_splits
     from penstock.engine.data.store import Store
     from penstock.engine.errors import ConfigError
+    from penstock.engine.output_file import check_distinct, check_output, open_output
     from penstock.engine.training.bad_rows import BadRowReport
-    from penstock.engine.training.outputs import check_distinct, check_output, open_output
     from penstock.engine.training.run_record import (
         check_fits,
         check_labels,
@@ -223,15 +223,10 @@ def predict(
     """
     from penstock.engine.data.sources import Reading
     from penstock.engine.errors import ConfigError
+    from penstock.engine.output_file import check_distinct, check_output, open_output
     from penstock.engine.training.bad_rows import BadRowReport
     from penstock.engine.training.inputs import opened_for_predicting
-    from penstock.engine.training.outputs import (
-        check_distinct,
-        check_output,
-        check_separator,
-        open_output,
-        open_writer,
-    )
+    from penstock.engine.training.outputs import check_separator, open_writer
     from penstock.engine.training.predictions import Columns, ListColumns, common_schema
     from penstock.engine.training.run_record import files_of, read_trained_record, saved_thresholds
 

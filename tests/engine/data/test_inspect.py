@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from penstock.engine import cli
 from penstock.engine.data import inspect as inspecting
 from penstock.engine.data.inspect import Groups, Lengths, duplicates, look, normal_form, require_rows, shared_texts
+from penstock.engine.data.manifest import INDEX_NAME, MANIFEST_NAME
 from penstock.engine.data.sources import open_sources
 from penstock.engine.errors import SourceError
 
@@ -288,7 +289,17 @@ def test_how_files_are_read_can_be_said(tmp_path: Path):
     document = json.loads(run(str(folder), "--against", str(folder / "*.csv"), *options))
     assert (document["rows"], document["against"]["overlap"]["share"]) == (4, 1.0)
     refused = CliRunner().invoke(cli.app, ["inspect", str(folder), *options, "--out", str(folder / "a.csv")])
-    assert "would be overwritten" in str(refused.exception)
+    assert "which is being read" in str(refused.exception)
+
+
+def test_what_is_found_is_not_written_into_a_store(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text,label\ngood,1\nbad,0\n")
+    store = tmp_path / "store"
+    store.mkdir()
+    for name in (MANIFEST_NAME, INDEX_NAME):
+        (store / name).touch()
+    refused = CliRunner().invoke(cli.app, ["inspect", str(tmp_path / "a.csv"), "--out", str(store / "found.csv")])
+    assert f"is in the store {store}" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from penstock.engine.cli import predict as cli_predict
 from penstock.engine.data.sources import open_source
 from penstock.engine.errors import ConfigError, DiskError, RunError, SourceError, StoreError
 from penstock.engine.files import CommittedFile
-from penstock.engine.training.outputs import check_distinct
+from penstock.engine.output_file import check_distinct
 from penstock.engine.training.plain_values import plain_list
 from penstock.engine.training.trained import TrainedRun
 
