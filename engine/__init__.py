@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from penstock.engine.data.loader import Loader
     from penstock.engine.data.plan import PlanParameters
     from penstock.engine.data.prepare import prepare
+    from penstock.engine.data.sources.open import open_source
     from penstock.engine.data.store import Store
+    from penstock.engine.data.torch_dataset import BatchDataset
     from penstock.engine.models.bag import BagClassifier
     from penstock.engine.models.build import load_model
     from penstock.engine.models.encoder import EncoderClassifier
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BagClassifier",
+    "BatchDataset",
     "EncoderClassifier",
     "LSTMClassifier",
     "Loader",
@@ -49,12 +52,14 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_settings",
+    "open_source",
     "prepare",
     "train",
 ]
 
 _MODULES = {
     "BagClassifier": "models.bag",
+    "BatchDataset": "data.torch_dataset",
     "EncoderClassifier": "models.encoder",
     "LSTMClassifier": "models.lstm",
     "Loader": "data.loader",
@@ -66,6 +71,7 @@ _MODULES = {
     "evaluate": "training.evaluate",
     "load_model": "models.build",
     "load_settings": "training.settings",
+    "open_source": "data.sources.open",
     "prepare": "data.prepare",
     "train": "training.train",
 }

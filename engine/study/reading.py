@@ -11,11 +11,12 @@ from penstock.engine.errors import PenstockError
 
 def find_test_store(folder: Path, study: Mapping[str, Any]) -> Store | None:
     """The study's test data where it still is; None elsewhere: a study's folder may be carried away from it."""
-    fingerprint = study.get("test", {}).get("fingerprint")
-    for place in (folder / "data" / "test", *map(Path, study["identity"]["test"])):
+    described = study.get("test", {})
+    given = [*study["identity"]["test"], *([described["place"]] if "place" in described else [])]
+    for place in (folder / "data" / "test", *map(Path, given)):
         with contextlib.suppress(PenstockError, OSError):
             store = Store.open(place)
-            if store.fingerprint == fingerprint:
+            if store.fingerprint == described.get("fingerprint"):
                 return store
     return None
 

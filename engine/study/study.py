@@ -205,7 +205,12 @@ def _describe(folder: Path, study: OpenedStudy, overlap: Overlap, reads: Mapping
         "trials": [trial.name for trial in study.planned],
         "labels": train.label_names,
         "train": {"examples": train.num_examples, "tokens": train.num_tokens, "fingerprint": train.fingerprint},
-        "test": {"examples": test.num_examples, "tokens": test.num_tokens, "fingerprint": test.fingerprint},
+        "test": {
+            "examples": test.num_examples,
+            "tokens": test.num_tokens,
+            "fingerprint": test.fingerprint,
+            "place": str(test.path.resolve()),  # `identity` has it as it was given, from a directory that is not known
+        },
         "max_length": train.max_length,
         "reads": before.get("reads", {}) | {family: reading.to_json() for family, reading in reads.items()},
         "cluster": settings.cluster,

@@ -265,3 +265,18 @@ def test_a_store_that_keeps_less_is_said(plain, tmp_path, capsys):
     )
     said = capsys.readouterr().err
     assert f"--max-length 50: {train.path} keeps 39 tokens of a text, and no more is read" in said
+
+
+def test_a_report_from_another_directory_finds_the_test_store(plain, store, tmp_path, monkeypatch):
+    prepare(plain.test[0], tmp_path / "test", like=store.path, progress=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    start(replace(plain, train=(str(store.path),), test=("test",)), tmp_path / "answer")
+    reports = []
+    for where in (".", "elsewhere"):
+        monkeypatch.chdir(tmp_path / where)
+        write_report(tmp_path / "answer")
+        reports.append((tmp_path / "answer" / "report.md").read_text())
+    assert reports[0] == reports[1]
+    assert f"| {POSITIONS} tokens | –" not in reports[0]
+    assert f"| {POSITIONS} tokens | " in reports[0]
