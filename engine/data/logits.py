@@ -122,7 +122,7 @@ def make_logits(
         sync_folder(folder.parent)
     busy = RunError(f"{folder}: another process is clearing it: start this one again")
     with FolderLock(folder, busy, shared=True):
-        there = _read_of(folder)
+        there = read_of(folder)
         if there is None:
             write_checked(folder / LOGITS_NAME, asdict(of))
         else:
@@ -179,7 +179,7 @@ class Logits:
         Raises:
             RunError: they are not there, incomplete, damaged, or of something else.
         """
-        there = _read_of(folder)
+        there = read_of(folder)
         if there is None:
             raise RunError(f"{folder} holds no logits: there is no {LOGITS_NAME}; penstock distil --teacher makes them")
         if of is not None:
@@ -214,6 +214,12 @@ def check_of(folder: Path, there: LogitsOf, here: LogitsOf) -> None:
     Raises:
         RunError: the folder's logits are of something else than they should be; says of what.
     """
+    if (other := difference(there, here)) is not None:
+        raise RunError(f"{folder} holds logits of {other}: {_REMEDY}")
+
+
+def difference(there: LogitsOf, here: LogitsOf) -> str | None:
+    """What logits that are there are of instead of what they should be; None if they are of the same."""
     for what, a, b in (
         ("another store", there.store, here.store),
         ("another tokenizer", there.tokenizer, here.tokenizer),
@@ -224,10 +230,16 @@ def check_of(folder: Path, there: LogitsOf, here: LogitsOf) -> None:
         ("another penstock", there.format, here.format),
     ):
         if a != b:
-            raise RunError(f"{folder} holds logits of {what}: {_REMEDY}")
+            return what
+    return None
 
 
-def _read_of(folder: Path) -> LogitsOf | None:
+def read_of(folder: Path) -> LogitsOf | None:
+    """What a folder's logits are of; None where there are none.
+
+    Raises:
+        RunError: what says so is damaged.
+    """
     file = folder / LOGITS_NAME
     try:
         found = read_record(LogitsOf, read_checked(file))

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from penstock.engine.data.logits import Logits, LogitsOf, make_logits, missing_parts
+from penstock.engine.data.logits import Logits, LogitsOf, difference, make_logits, missing_parts, read_of
 from penstock.engine.data.overlap import shared_rows
 from penstock.engine.data.progress import RowProgress, print_line
 from penstock.engine.data.store import Store, check_stores
 from penstock.engine.data.transfer_set import TransferSet, check_alike
-from penstock.engine.errors import ConfigError, PenstockError, StoreError
+from penstock.engine.errors import ConfigError, PenstockError, RunError, StoreError
 from penstock.engine.models.start import Say
 from penstock.engine.training.progress import Mode
 from penstock.engine.training.result import TrainResult
 from penstock.engine.training.resume import Confirm, Resume
 from penstock.engine.training.run_directory import check_out
-from penstock.engine.training.run_record import about_cut
+from penstock.engine.training.run_record import about_cut, has_checkpoint, read_record
 from penstock.engine.training.settings import Settings
 from penstock.engine.training.teachers import Labeller, Teacher, check_store, folder_of, logits_of, open_teachers
 
@@ -131,6 +131,7 @@ def distil(
     made = material.logits(opened, None if logits is None else Path(logits))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _check_there(made)
+    _check_begun(Path(out_dir), [of for _, of in made])
     found = []
     for (folder, of), (store, rows) in zip(made, material.parts, strict=True):
         make(folder, of, store, rows, opened, shown=shown)
@@ -250,6 +251,22 @@ def chosen(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:
     if most is None or most >= len(rows):
         return rows
     return np.sort(np.random.default_rng([seed, 0xD157]).permutation(rows)[:most])
+
+
+def _check_begun(run: Path, made: Sequence[LogitsOf]) -> None:
+    """The run that is there is compared with what it was begun from before the teachers read for hours, by what its
+    logits are of where they still are; the training compares all of it.
+
+    Raises:
+        RunError: it was begun with other teachers or texts.
+    """
+    if not has_checkpoint(run):
+        return
+    places = read_record(run)["data"].get("distillation", {}).get("logits", [])
+    for place, here in zip(map(Path, places), made, strict=False):
+        there = read_of(place)
+        if there is not None and (other := difference(there, here)) is not None:
+            raise RunError(f"{run} holds another run, which learns from logits of {other}; give another --out")
 
 
 def _silent(line: str) -> None:

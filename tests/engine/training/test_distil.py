@@ -390,6 +390,13 @@ def test_the_order_of_teachers_changes_nothing(plain, teachers, raw, store, sett
     assert sorted(raw.path.parent.rglob("logits.json")) == read
 
 
+def test_a_run_of_other_teachers_is_named_before_they_read(plain, teachers, raw, store, settings):
+    read = sorted(raw.path.parent.rglob("logits.json"))
+    with pytest.raises(RunError, match="holds another run, which learns from logits of other teachers; give another"):
+        distil(settings(), teachers[:1], raw, plain[0], train_store=store, progress="none")
+    assert sorted(raw.path.parent.rglob("logits.json")) == read
+
+
 def test_mistakes_in_python(teachers, raw, store, settings, tmp_path):
     for arguments, named, error, said in (
         ([], {}, ValueError, "there are no teachers"),
