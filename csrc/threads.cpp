@@ -49,12 +49,13 @@ struct Job {
 }  // namespace
 
 void parallel_for(int64_t items, int threads, const std::function<void(int64_t, int)>& work) {
+  // by the team that could work, for torch's own operations use it even where there is one item here
+  if (threads > 1 && openmp().parallel != nullptr) follow_load(threads);
   threads = int(std::min<int64_t>(threads, items));
   Job job{items, work};
   if (threads <= 1) {
     job.run();
   } else if (openmp().parallel != nullptr) {
-    follow_load(threads);
     openmp().parallel([](void* data) { static_cast<Job*>(data)->run(); }, &job, unsigned(threads), 0);
   } else {
     std::vector<std::jthread> helpers;

@@ -26,7 +26,7 @@ CLASSES = 20
 MODELS = ("bag", "lstm", "encoder")
 DONE = ("prepare", "plan", "linear", *MODELS)
 COLUMNS = ("what", "rows", "seconds", "cpu_seconds", "memory_bytes", "disk_bytes")
-EVERY = 0.1  # seconds: how often memory is looked at
+EVERY = 0.5  # seconds: how often memory is looked at
 PENSTOCK = (sys.executable, "-m", "penstock.engine.cli")
 
 

@@ -24,11 +24,12 @@ from penstock import _native
 from penstock.kernels.gelu import bias_gelu
 torch.set_num_threads({threads})
 x, bias = torch.randn(4096, 256), torch.randn(256)
+rows = x[:{rows}]
 end = time.monotonic() + float(sys.argv[1])
 def work_until(briefly):
     found = None
     while found != briefly and time.monotonic() < end:
-        bias_gelu(x, bias)
+        bias_gelu(rows, bias)
         x @ x.T
         found = _native.waits_briefly()
     print(found, flush=True)
@@ -48,14 +49,14 @@ def busy_cores() -> Iterator[list[subprocess.Popen]]:
         process.wait()
 
 
-def program(first: str, threads: int, then: str = "") -> str:
-    return PROGRAM.format(first=first, threads=threads, then=then)
+def program(first: str, threads: int, then: str = "", rows: int = 4096) -> str:
+    return PROGRAM.format(first=first, threads=threads, then=then, rows=rows)
 
 
-def found(first: str, seconds: float, threads: int = 2, **environment: str) -> str:
+def found(first: str, seconds: float, threads: int = 2, rows: int = 4096, **environment: str) -> str:
     others = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
     kept = {name: value for name, value in os.environ.items() if name not in others}
-    command = [sys.executable, "-c", program(first, threads), str(seconds)]
+    command = [sys.executable, "-c", program(first, threads, rows=rows), str(seconds)]
     done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -66,6 +67,12 @@ def found(first: str, seconds: float, threads: int = 2, **environment: str) -> s
 @pytest.mark.parametrize("first", ["", NOTEBOOK], ids=["fresh", "notebook"])
 def test_threads_sleep_at_once_beside_busy_processes(first: str) -> None:
     assert found(first, 60) == "True"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("busy_cores")
+def test_threads_of_torch_sleep_too_where_a_kernel_has_work_for_one_alone() -> None:
+    assert found("", 60, rows=1) == "True"
 
 
 @pytest.mark.slow
