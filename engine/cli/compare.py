@@ -1,5 +1,6 @@
 """`penstock compare`: is one classifier better than another, or no worse, on these test rows?"""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,7 @@ def compare(
     form = None
     if flips is not None:
         form = output_format(flips, None)
-        paths = [Path(name).expanduser() for name in (first, second, data)]
+        paths = [Path(os.path.expanduser(name)) for name in (first, second, data)]
         check_output(flips, [path for path in paths if path.is_file()], [path for path in paths if path.is_dir()])
     options = Options(text, label, cluster, id_column, Reading(separator, encoding))
     truth, judged_first, judged_second, notes = read_inputs(first, second, data, options)

@@ -2,8 +2,9 @@
 
 A row has a key, 64 bits of a hash of its value: rows of one store and of two belong together where their keys are
 equal, whoever made them. `clusters.arrow` in a store has one int64 column, `cluster`. A study of other sources keeps
-the same beside its own store `NAME`, in `NAME.clusters.parquet` with the store's fingerprint; an earlier penstock
-numbered the values there, which says nothing of another store's rows.
+the same beside its own store `NAME`, in `NAME.clusters.parquet` with the store's fingerprint. Earlier penstocks
+numbered the values there, then had other keys for `17.0` in a csv than for 17: neither says anything of another store's
+rows.
 """
 
 import hashlib
@@ -15,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from penstock.engine.data.manifest import CLUSTERS_FORMAT
 from penstock.engine.data.sources import Rows, Source
 from penstock.engine.data.sources.labels import spelling
 from penstock.engine.data.store import Store
 from penstock.engine.errors import SourceError, StoreError
 from penstock.engine.files import committed
 
-FORMAT = "2"
+FORMAT = "3"
 _NUMBERED = "1"  # of the format that has numbers in place of keys
+_OTHER_KEYS = "2"
 _REMEMBERED = 1 << 18  # values whose keys are kept at hand
 # What tables with a null in a column of whole numbers make of these, and csv then keeps as text.
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")
@@ -33,7 +36,8 @@ class KeptClusters:
     """
     Attributes:
         column: of the sources. keys: int, (rows,), equal for rows that belong together.
-        comparable: whether they are keys, so that those of another store's rows may be equal to them.
+        comparable: whether they are keys as they are made now, so that those of another store's rows may be equal to
+            them.
     """
 
     column: str
@@ -144,7 +148,7 @@ def keep_clusters(path: Path, store: Store, clusters: KeptClusters) -> None:
     import pyarrow.parquet as pq
 
     metadata = {
-        "penstock.clusters": FORMAT if clusters.comparable else _NUMBERED,
+        "penstock.clusters": FORMAT if clusters.comparable else _OTHER_KEYS,
         "penstock.column": clusters.column,
         "penstock.store": store.fingerprint,
     }
@@ -166,7 +170,7 @@ def read_cluster_file(path: Path, fingerprint: str) -> KeptClusters:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         metadata = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
         version = metadata["penstock.clusters"]
-        if version not in (FORMAT, _NUMBERED):
+        if version not in (FORMAT, _OTHER_KEYS, _NUMBERED):
             raise StoreError(f"{path}: of another version of penstock")
         keys = file.read()["cluster"].to_numpy()
         column, store = metadata["penstock.column"], metadata["penstock.store"]
@@ -178,7 +182,7 @@ def read_cluster_file(path: Path, fingerprint: str) -> KeptClusters:
         raise StoreError(f"{path}: of another store than the test data; remove it, and run again")
     if keys.dtype.kind != "i" or not len(keys) or (version == _NUMBERED and int(keys.min()) < 0):
         raise StoreError(f"{path}: damaged: its clusters are no numbers of clusters; remove it, and run again")
-    return KeptClusters(column, keys, version != _NUMBERED)
+    return KeptClusters(column, keys, version == FORMAT)
 
 
 def kept_clusters(store: Store) -> KeptClusters | None:
@@ -189,7 +193,8 @@ def kept_clusters(store: Store) -> KeptClusters | None:
     """
     if store.manifest.clusters is not None:
         assert store.clusters is not None
-        return KeptClusters(store.manifest.clusters.column, store.clusters)
+        entry = store.manifest.clusters
+        return KeptClusters(entry.column, store.clusters, entry.format == CLUSTERS_FORMAT)
     path = cluster_file(store.path)
     if not path.exists():
         return None

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from penstock.engine.checked import crc32_of, read_checked, with_checksum
 from penstock.engine.data.manifest import (
+    CLUSTERS_FORMAT,
     CLUSTERS_NAME,
     INDEX_NAME,
     INDEX_SCHEMA,
@@ -84,6 +85,7 @@ class Job:
     token_types: bool = False  # and their tokens types
     cluster: str | None = None  # the column of rows that belong together, and
     cluster_content: str | None = None  # a digest of their keys
+    cluster_format: int = 1  # as `ClusterEntry`
 
     @property
     def rows(self) -> int:
@@ -188,7 +190,7 @@ def write_clusters(folder: Path, preparation: str, column: str, keys: np.ndarray
     with committed(folder / CLUSTERS_NAME) as file:
         write_batch(file, batch)
     entry = FileEntry(CLUSTERS_NAME, file.size, file.crc32, len(keys), 0)
-    return ClusterEntry(column, len(np.unique(keys)), entry)
+    return ClusterEntry(column, len(np.unique(keys)), entry, CLUSTERS_FORMAT)
 
 
 def _cluster_entry(folder: Path, job: Job) -> ClusterEntry | None:
@@ -207,7 +209,7 @@ def _cluster_entry(folder: Path, job: Job) -> ClusterEntry | None:
     if len(keys) != job.rows or digest_of_keys(keys) != job.cluster_content:
         raise StoreError(f"{path}: damaged: not the clusters that were found; begin the preparation again")
     entry = FileEntry(CLUSTERS_NAME, len(content), zlib.crc32(content), job.rows, 0)
-    return ClusterEntry(job.cluster, len(np.unique(keys)), entry)
+    return ClusterEntry(job.cluster, len(np.unique(keys)), entry, job.cluster_format)
 
 
 def write_tokenizer(folder: Path, files: dict[str, bytes]) -> None:

@@ -35,6 +35,9 @@ LABELS_SCHEMA = pa.schema([pa.field("labels", _LABEL_LIST, False)])
 SECONDS_SCHEMA = pa.schema([pa.field("second", pa.int32(), False)])
 
 
+CLUSTERS_FORMAT = 2  # of `ClusterEntry`: 1 had other keys for 17.0 in a csv than for 17
+
+
 def clusters_schema(column: str, preparation: str) -> pa.Schema:
     """The clusters' file has a key for each row, see `clusters.ClusterKeys`; the metadata says whose it is."""
     metadata = {"penstock.clusters": "1", "penstock.column": column, "penstock.preparation": preparation}
@@ -115,11 +118,13 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class ClusterEntry:
-    """Which rows belong together: those with the same value in `column` of the sources, in `count` clusters."""
+    """Which rows belong together: those with the same value in `column` of the sources, in `count` clusters. Keys of
+    another `format` say nothing of another store's rows."""
 
     column: str
     count: int
     file: FileEntry
+    format: int = 1
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ class Manifest:
         except NotADirectoryError:
             raise StoreError(
                 f"{folder}: not a store, a store is a folder; make one from this file first: "
-                f"penstock prepare {folder} --out STORE --tokenizer NAME"
+                f"penstock prepare {folder} --out STORE --tokenizer NAME, or --like TRAINING_STORE for a test set"
             ) from None
         except (ValueError, OSError) as error:
             raise StoreError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -28,6 +28,7 @@ from penstock.engine.data.job import (
     write_tokenizer,
 )
 from penstock.engine.data.manifest import (
+    CLUSTERS_FORMAT,
     MANIFEST_NAME,
     TOKENIZER_NAME,
     Manifest,
@@ -518,6 +519,7 @@ class _Preparation:
             token_types=encoder.gives_types,
             cluster=self._identity[1],
             cluster_content=self._identity[2],
+            cluster_format=CLUSTERS_FORMAT,
             tokenizer=TokenizerEntry(
                 self.settings.origin, encoder.fingerprint(), encoder.probes(), crc32_of_files(files)
             ),
@@ -551,7 +553,7 @@ class _Preparation:
 
 
 def _add_clusters(folder: Path, column: str, keys: np.ndarray, remedy: str) -> None:
-    """Keeps the rows' clusters in a finished store, which has none yet.
+    """Keeps the rows' clusters in a finished store, which has none yet, or those of an earlier penstock.
 
     Args:
         remedy: what to do if it has others.
@@ -561,7 +563,7 @@ def _add_clusters(folder: Path, column: str, keys: np.ndarray, remedy: str) -> N
     """
     store = Store.open(folder, labelled=False)
     there = store.manifest.clusters
-    if there is None or store.clusters is None:
+    if there is None or store.clusters is None or (there.column == column and there.format != CLUSTERS_FORMAT):
         entry = write_clusters(folder, store.manifest.preparation, column, keys)
         write_committed(folder / MANIFEST_NAME, replace(store.manifest, clusters=entry).to_json())
     elif there.column != column or not np.array_equal(store.clusters, keys):

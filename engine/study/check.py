@@ -2,6 +2,7 @@
 transformers, which take seconds to import."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ from penstock.engine.data.clusters import read_clusters
 from penstock.engine.data.hub_names import why_missing
 from penstock.engine.data.manifest import MANIFEST_NAME
 from penstock.engine.data.own_code import NONE_IS_RUN, code_of_model
-from penstock.engine.data.sources import open_sources
+from penstock.engine.data.sources import Source, open_sources
+from penstock.engine.data.sources.alike import Columns, open_alike
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TRUNCATIONS
 from penstock.engine.errors import ConfigError, ModelError, SourceError, StoreError
 from penstock.engine.setting import notes_on_overruled
 from penstock.engine.study.baselines import check_installed
 from penstock.engine.study.families import FAMILIES
-from penstock.engine.study.settings import StudySettings, family_settings, pretraining_settings
+from penstock.engine.study.settings import StudySettings, family_settings, pretraining_settings, used_earlier
 
 HAS_LISTS = "has lists of labels; a study compares models that choose one label: penstock train takes lists"
 
@@ -66,13 +68,14 @@ def check_plan(study: StudySettings) -> list[str]:
                 raise ConfigError(f"{source}: a store; give it alone, or prepare one of all the sources first")
         # the hub's data sets are not opened twice: that is the loading itself
         local = [name for name in sources if not name.startswith("hf:")]
-        for opened in open_sources(local, text=study.text, label=study.label, reading=study.reading) if local else ():
+        like = Store.open(study.train[0]) if prepared[0] else None
+        for opened in open_as_prepared(local, study, like) if local else ():
             if opened.multi_label:
                 raise SourceError(f"{opened.name}: column {opened.label!r} {HAS_LISTS}")
             if sources is study.test and study.cluster is not None:
                 opened.carry([study.cluster])  # which says if there is no such column
     for name, file in study.external.items():
-        if not Path(file).expanduser().is_file():
+        if not Path(os.path.expanduser(file)).is_file():
             raise SourceError(f"--external {name}={file}: no such file")
     notes = [*notes_on_overruled(study.overrides, "[FAMILY.]section.key=value"), *_unused(study, *prepared)]
     if study.encoder is None and not prepared[0]:
@@ -80,8 +83,28 @@ def check_plan(study: StudySettings) -> list[str]:
             f"no family needs an encoder, and none is given: the tokenizer is trained on the training texts "
             f"({study.tokenizer}); families with an encoder then need a study of their own"
         )
+    notes += [
+        f"{each}: not used: only families of an earlier command have a use for it" for each in used_earlier(study)
+    ]
     families = {override.split(".")[0] for override in study.overrides} & FAMILIES.keys() - set(study.families)
     return notes + [f"settings for {family}, which is not among --families: not used" for family in sorted(families)]
+
+
+def open_as_prepared(sources: Sequence[str], study: StudySettings, like: Store | None) -> list[Source]:
+    """A study's sources, from whose columns its store is prepared.
+
+    Args:
+        like: the store whose columns are taken where none are named, as `prepare` has it; None for none.
+
+    Raises:
+        SourceError: as `open_sources`.
+    """
+    options: dict[str, Any] = {"text": study.text, "label": study.label, "reading": study.reading}
+    if like is None:
+        return open_sources(list(sources), **options)
+    first = like.manifest.sources[0]
+    columns = Columns(first.text, first.label or None, like.is_pair, str(like.path))
+    return open_alike(list(sources), columns, say=lambda line: None, **options)  # who prepares says it
 
 
 def is_store(sources: Sequence[str]) -> bool:
@@ -94,7 +117,7 @@ def check_encoder(name: str) -> None:
     Raises:
         ModelError: there is no such folder, or it holds no model, or the hub cannot have such a name.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"encoder {name}: the folder holds no config.json, so no model")

@@ -16,10 +16,9 @@ from penstock.engine.data.clusters import (
     read_clusters,
     write_cluster_file,
 )
-from penstock.engine.data.sources import open_sources
 from penstock.engine.data.store import Store
 from penstock.engine.errors import SourceError, StoreError
-from penstock.engine.study.check import is_store
+from penstock.engine.study.check import is_store, open_as_prepared
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.subsets import subset
 
@@ -38,22 +37,27 @@ def settle_clusters(settings: StudySettings, folder: Path, train: Store, test: S
     column = settings.cluster
     assert column is not None
     data = folder / "data"
-    found = _kept(settings.test, data / "test", test, column, settings)
+    found = _kept(settings.test, data / "test", test, train, settings)
     rows = np.arange(test.num_examples)
     if settings.max_test is not None:
         rows = subset(test.labels, settings.max_test, 0)
     check_several(found.keys[rows], column, "the test data")
     try:
-        of_train = _kept(settings.train, data / "train", train, column, settings)
+        of_train = _kept(settings.train, data / "train", train, train, settings)
     except (SourceError, StoreError) as error:
         return str(error)
     both = ClusterOverlap.of(of_train, KeptClusters(column, found.keys[rows], found.comparable))
-    return both or "an earlier penstock kept the groups, whose numbers cannot be compared"
+    return both or "an earlier penstock kept the groups of one, which cannot be compared: prepare it again"
 
 
-def _kept(sources: Sequence[str], beside: Path, store: Store, column: str, settings: StudySettings) -> KeptClusters:
-    """The clusters of the store, which are then kept beside `beside`."""
-    path = cluster_file(beside)
+def _kept(sources: Sequence[str], beside: Path, store: Store, like: Store, settings: StudySettings) -> KeptClusters:
+    """The clusters of the store, which are then kept beside `beside`.
+
+    Args:
+        like: whose columns the store was prepared from, where none are named.
+    """
+    path, column = cluster_file(beside), settings.cluster
+    assert column is not None
     if path.exists():
         with contextlib.suppress(StoreError):  # of another column, store or penstock: they are made again
             there = read_cluster_file(path, store.fingerprint)
@@ -62,6 +66,5 @@ def _kept(sources: Sequence[str], beside: Path, store: Store, column: str, setti
     if is_store(sources):
         keep_clusters(path, store, read_clusters(store, column))
         return read_cluster_file(path, store.fingerprint)
-    opened = open_sources(list(sources), text=settings.text, label=settings.label, reading=settings.reading)
-    write_cluster_file(path, store, opened, column)
+    write_cluster_file(path, store, open_as_prepared(sources, settings, like), column)
     return read_cluster_file(path, store.fingerprint)

@@ -1,7 +1,7 @@
 """Two classifiers on the same test rows: what they have right, what they differ in, and what that difference means."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from penstock.engine.data.clusters import check_several
 from penstock.engine.errors import SourceError
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import Discordant, mcnemar
-from penstock.engine.statistics.resample import Drawn, Series, draw_groups
+from penstock.engine.statistics.resample import LEVEL, Drawn, Series, draw_groups
 from penstock.engine.statistics.verdict import MARGIN, Verdict, verdict
 
 EXIT_CODES = {"better": 0, "no worse": 0, "worse": 20, "cannot tell": 21}  # of a verdict; errors have others
@@ -56,7 +56,8 @@ class Comparison:
     """
     Attributes:
         rows: int64: the test rows that both predicted.
-        first, second: accuracies. difference: first minus second, paired.
+        first, second: accuracies. difference: first minus second, paired; its interval holds 0 unless the exact test
+            of `pairs` rejects that.
         pairs: rows that exactly one has right, with McNemar's exact test, of groups where rows belong together.
         flips: int64: the test rows that the two predict differently, those that exactly one has right first.
         labels: of both, for each of `rows`.
@@ -96,15 +97,17 @@ def compare(truth: Truth, first: Judged, second: Judged, margin: float = MARGIN)
     shares = {number: Series(own, 1) for number, own in enumerate(scores)}
     differences = {0: Series(scores[0] - scores[1], 1)}
     accuracies, drawn = draw_groups([(shares, "share"), (differences, "difference")], clusters)
+    pairs = mcnemar(right[0], right[1], clusters)
+    difference = drawn[0] if pairs.p_value < 1 - LEVEL else replace(drawn[0], unrejected=0.0)
     differ = np.flatnonzero(labels[0] != labels[1])
     flips = differ[np.argsort(right[0][differ] == right[1][differ], kind="stable")]
     return Comparison(
         rows=rows,
         first=accuracies[0],
         second=accuracies[1],
-        difference=drawn[0],
-        pairs=mcnemar(right[0], right[1], clusters),
-        verdict=verdict(drawn[0], "A", "B", margin),
+        difference=difference,
+        pairs=pairs,
+        verdict=verdict(difference, "A", "B", margin),
         flips=rows[flips],
         labels=(labels[0], labels[1]),
         notes=notes,

@@ -1,7 +1,8 @@
 """What `penstock compare` is given: the test data, and two runs, files of predictions or trials of a study."""
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from penstock.engine.data.clusters import ClusterKeys, carried_values, read_clusters
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
-from penstock.engine.data.sources.labels import LabelNames, merged_spellings, sort_labels
+from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, sort_labels
 from penstock.engine.data.sources.open import form_of
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError
@@ -84,26 +85,51 @@ class _Classes:
     """The classes of several label columns, each read as that column was: in runs and trials, then in the test data.
 
     Attributes:
-        names: of all of them. A class that no test row has may well be predicted.
+        numbers: {class: its number}, of all of them. A class that no test row has may well be predicted.
     """
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        self.numbers: dict[str, int] = {}
         self._columns: list[tuple[LabelNames, dict[str, int]]] = []
 
+    @property
+    def names(self) -> list[str]:
+        return list(self.numbers)
+
+    def add(self, names: Sequence[str]) -> None:
+        """The classes of a store, a run or a trial; those that are known already are the same."""
+        self._columns.append((LabelNames(names), self._settle(names)))
+
+    def add_spelled(self, spelled: Collection[str]) -> None:
+        """The classes of a column as they are spelled in it. What is a number is a fact of all of it, and of the
+        classes that are known: beside a word, or a class that is one, 1.10 is another class than 1.1."""
+        rule = KINDS[kind_of([*self.numbers, *spelled])]
+        self._settle(sort_labels(list({str(rule(one)) for one in spelled})))
+        self.add(self.names)
+
+    def _settle(self, names: Sequence[str]) -> dict[str, int]:
+        """{class: its number}. Two that a column tells apart stay apart, though one that came before it, of numbers
+        alone, would read both as the same."""
+        alike = Counter(map(self, names))
+        return {
+            name: known
+            if (known := self(name)) is not None and alike[known] == 1
+            else self.numbers.setdefault(name, len(self.numbers))
+            for name in names
+        }
+
     def numbers_of(self, names: Sequence[str]) -> np.ndarray:
-        """int64: for each class of a column its number here. Those that are new are added."""
-        numbers = {}
-        for name in names:
-            if (found := self(name)) is None:
-                found = len(self.names)
-                self.names.append(name)
-            numbers[name] = found
-        self._columns.append((LabelNames(names), numbers))
-        return np.array(list(numbers.values()), np.int64)
+        """int64: for each of a column's classes its number here.
+
+        Args:
+            names: of a column that was added.
+        """
+        return np.array([self(name) for name in names], np.int64)
 
     def __call__(self, spelled: str) -> int | None:
         """A class's number by its spelling; None if there is no such."""
+        if spelled in self.numbers:
+            return self.numbers[spelled]
         for known, numbers in self._columns:
             if (name := known(spelled)) is not None:
                 return numbers[name]
@@ -125,7 +151,7 @@ def read_inputs(first: str, second: str, data: str, options: Options) -> tuple[T
 
 
 def _open(name: str, id_column: IdColumn) -> Given:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         record = read_trained_record(path)
         if record["data"].get("multi_label"):
@@ -160,8 +186,9 @@ def _on_store(given: Sequence[Given], data: str, options: Options) -> tuple[Trut
             raise StoreError(f"{each.name}: predictions of another test store than {data}")
     clusters = None if options.cluster is None else read_clusters(store, options.cluster).keys
     classes = _Classes()
-    labels = classes.numbers_of(store.label_names)[store.labels]
+    classes.add(store.label_names)
     _add(given, classes)
+    labels = classes.numbers_of(store.label_names)[store.labels]
     truth = Truth(data, labels, classes.names, clusters, lambda rows: _decoded(store, rows), options.cluster or "")
     return truth, *_judged(given, truth, classes, None, lambda run: _run_on_store(run, store)), []
 
@@ -178,8 +205,7 @@ def _on_source(given: Sequence[Given], data: str, options: Options) -> tuple[Tru
     spelled, ids, clusters = _read_truth(opened(), options)
     classes = _Classes()
     _add(given, classes)
-    merged = merged_spellings({one: 1 for one in spelled if classes(one) is None})
-    classes.numbers_of(sort_labels(list(merged)))
+    classes.add_spelled(set(spelled))
     numbers = {one: classes(one) for one in set(spelled)}
     labels = np.array([numbers[one] for one in spelled], np.int64)
     rows_of = Counter(labels.tolist())
@@ -198,7 +224,7 @@ def _on_source(given: Sequence[Given], data: str, options: Options) -> tuple[Tru
 def _add(given: Sequence[Given], classes: _Classes) -> None:
     for each in given:
         if not isinstance(each, PredictionFile):
-            classes.numbers_of(each.label_names)
+            classes.add(each.label_names)
 
 
 def _read_truth(sources: Sequence[Source], options: Options) -> tuple[list[str], list[str] | None, np.ndarray | None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from penstock.engine.checked import read_checked, write_checked
 from penstock.engine.data.clusters import ClusterOverlap
+from penstock.engine.data.hub_names import is_same, settled
 from penstock.engine.data.overlap import Overlap
 from penstock.engine.data.sources.open import SCHEMES
 from penstock.engine.errors import RunError
@@ -84,7 +85,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
     try:
         if path.exists():
             study = read_study(folder)
-            there, families = study["identity"], _families(folder, study)
+            there, families = study["identity"], families_of(folder, study)
             for key in [*identity, *there]:
                 if not _is_alike(key, there.get(key), identity.get(key), families):
                     raise RunError(
@@ -113,9 +114,9 @@ def _is_alike(key: str, there: Any, here: Any, families: Collection[str]) -> boo
     if key == "truncation":
         return there == here or {there, here} == {"head", None}
     if key in ("train", "test") and isinstance(there, list):
-        return len(there) == len(here) and all(map(_is_same_place, there, here))
+        return len(there) == len(here) and all(map(_is_same_source, there, here))
     if key == "encoder" and None not in (there, here):
-        return _is_same_place(there, here)
+        return is_same(there, settled(here))
     if key == "overrides":
         there, here = (
             [each for each in every or () if (name := each.split(".")[0]) not in FAMILIES or name in families]
@@ -127,22 +128,19 @@ def _is_alike(key: str, there: Any, here: Any, families: Collection[str]) -> boo
 
 def _is_same_override(there: str, here: str) -> bool:
     (key, _, place), (other, _, now) = there.partition("="), here.partition("=")
-    return there == here or (key == other and key.endswith("model.encoder") and _is_same_place(place, now))
+    return there == here or (key == other and key.endswith("model.encoder") and is_same(place, settled(now)))
 
 
-def _is_same_place(there: str, here: str) -> bool:
-    """Whether two names may be of one file or folder. A relative one that the study began with counts by its end, as
-    where it was given is not known, and all of it may have moved; what it held has fingerprints, compared later."""
+def _is_same_source(there: str, here: str) -> bool:
+    """Whether two names may be of the same data: what it holds has fingerprints, compared later."""
     if there == here or there.startswith(SCHEMES) or here.startswith(SCHEMES):
         return there == here
-    then, now = Path(there).expanduser(), Path(here).expanduser().resolve()
-    if then.is_absolute():
-        return then.resolve() == now
-    parts = tuple(part for part in Path(os.path.normpath(then)).parts if part != "..")
-    return now.parts[-len(parts) :] == parts
+    place = os.path.abspath(os.path.expanduser(here))
+    # the name itself and, if it is a link, what it leads to
+    return is_same(there, place) or is_same(there, os.path.realpath(place))
 
 
-def _families(folder: Path, study: dict[str, Any]) -> set[str]:
+def families_of(folder: Path, study: dict[str, Any]) -> set[str]:
     """Those that the study has planned or that something is there of."""
     names = [path.stem for path in trials_folder(folder).glob("*.json")]
     names += [path.name for path in (folder / "runs").glob("*")] + planned_trials(study)

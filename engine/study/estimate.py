@@ -134,11 +134,11 @@ class Loads:
 
     def _lengths(self, task: "TrialTask") -> tuple[float, float]:
         """Tokens that are read of a training text on average, and of all the test rows."""
-        from penstock.engine.training.reading import read_by
+        from penstock.engine.training.reading import read_alike, read_by
 
         key = task.settings.reading
         if key not in self._mean_lengths:
-            read = [read_by(task.settings, store) for store in self._stores]
+            read = read_by(task.settings, self._stores[0]), read_alike(task.settings, *self._stores)
             train, test = (store.num_tokens / max(store.num_examples, 1) for store in read)
             self._mean_lengths[key] = train, test
         train, test = self._mean_lengths[key]

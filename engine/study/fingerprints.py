@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def encoder_fingerprint(name: str) -> str:
     Raises:
         ModelError: there is no such encoder.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         files = [path for path in sorted(folder.iterdir()) if path.is_file() and _matters(path, folder)]
         states = tuple((str(path), (stat := path.stat()).st_size, stat.st_ctime_ns, stat.st_ino) for path in files)

@@ -61,14 +61,14 @@ def _of_the_loop(task: TrialTask, train: "Store", test: "Store", threads: int, s
     from penstock.engine.training.distributed import World
     from penstock.engine.training.evaluate import run, store_batches
     from penstock.engine.training.precision import resolve_precision
-    from penstock.engine.training.reading import read_by
+    from penstock.engine.training.reading import read_alike, read_by
     from penstock.engine.training.settings import Settings
     from penstock.engine.training.step import Stepper
 
     settings = task.settings
     assert isinstance(settings, Settings)
     assert settings.data.mode != "auto"
-    train, test = read_by(settings, train), read_by(settings, test)
+    train, test = read_by(settings, train), read_alike(settings, train, test)
     world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     began = time.perf_counter()
     model: Any = build_model(
@@ -119,12 +119,12 @@ def _of_a_baseline(task: TrialTask, train: "Store", test: "Store", threads: int,
     from penstock.engine.study.baselines import baseline, import_required
     from penstock.engine.study.baselines.fitting import FitTask
     from penstock.engine.study.baselines.settings import BaselineSettings
-    from penstock.engine.training.reading import read_by
+    from penstock.engine.training.reading import read_alike, read_by
 
     settings = task.settings
     assert isinstance(settings, BaselineSettings)
     import_required(settings.name)
-    train, test = read_by(settings, train), read_by(settings, test)
+    train, test = read_by(settings, train), read_alike(settings, train, test)
     size = min(task.trial.size, max(_FIRST_ROWS, 4 * train.num_labels))
     fits: list[tuple[int, float]] = []  # tokens, seconds
     while True:

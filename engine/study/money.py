@@ -58,7 +58,12 @@ class Prices:
             kept.predictions if predictions is None else predictions,
         )
         if prices.predictions and not prices.hour:
-            raise ConfigError("--predictions: what a prediction costs follows from --price-hour: give it too")
+            if predictions is None:
+                raise ConfigError(
+                    f"--price-hour 0: the {prices.predictions:,.0f} predictions that were given before then have no "
+                    "price: give --predictions 0 too"
+                )
+            raise ConfigError("--predictions: what a prediction costs follows from --price-hour: give one above 0 too")
         return prices
 
     @classmethod

@@ -1,6 +1,7 @@
 """A study's stores, trials and what is there of them, checked: all that comes before the first training."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,17 @@ from penstock.engine.data.verify import check_files
 from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreError
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
 from penstock.engine.study.clusters import settle_clusters
-from penstock.engine.study.directory import STUDY_NAME, claim, planned_trials, read_study, trials_folder
+from penstock.engine.study.directory import (
+    STUDY_NAME,
+    claim,
+    families_of,
+    planned_trials,
+    read_study,
+    trials_folder,
+)
 from penstock.engine.study.existing import Existing, remains
 from penstock.engine.study.external import keep_external
-from penstock.engine.study.families import FAMILIES
+from penstock.engine.study.families import FAMILIES, learns
 from penstock.engine.study.fingerprints import MadeFrom, made_from
 from penstock.engine.study.predictions import predictions_path
 from penstock.engine.study.pretraining import Pretraining, planned_pretraining
@@ -32,6 +40,8 @@ from penstock.engine.study.settings import (
 )
 from penstock.engine.study.sizes import resolve_sizes, sizes_up_to
 from penstock.engine.study.trials import Trial, plan_trials, trial_named
+from penstock.engine.training.reading import read_alike, read_by
+from penstock.engine.training.run_record import how_stored
 
 _LONG_TRIAL = 20_000  # examples from which a trial shows its own progress
 
@@ -71,8 +81,11 @@ def opened(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs must be 1 at least, got {jobs}")
+    _check_apart(folder, (*settings.train, *settings.test))
     if (folder / STUDY_NAME).exists():
-        settings = settings.as_begun(read_study(folder).get("identity", {}))
+        begun = read_study(folder)
+        earlier = [name for name in FAMILIES if name in families_of(folder, begun)]
+        settings = replace(settings.as_begun(begun["identity"]), earlier=tuple(earlier))
     for note in check_plan(settings):
         shown.note(note)
     with claim(folder, settings.identity()):
@@ -102,6 +115,7 @@ def opened(
             return _task(settings, trial, folder, train, test, keep_runs, jobs)
 
         tasks = [task_of(trial) for trial in trials]
+        _check_cuts(tasks, train, test)
         pretraining, before = None, None
         if settings.pretrains:
             existing.check_pretraining(folder / "pretraining")
@@ -238,6 +252,20 @@ def open_or_prepare(
         ) from None
 
 
+def _check_apart(folder: Path, sources: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: the study's files would lie among those of a folder that is read as data.
+    """
+    out = folder.resolve()
+    for name in sources:
+        place = Path(os.path.expanduser(name)).resolve()
+        if not name or not place.is_dir() or is_store([name]) or not out.is_relative_to(place):
+            continue
+        if not any(part.startswith((".", "_")) for part in out.relative_to(place).parts):  # which nobody reads
+            raise ConfigError(f"{folder} lies in {name}, all of whose files are data: give an --out outside of it")
+
+
 def _check_alike(train: Store, test: Store) -> None:
     for store in (train, test):
         if store.multi_label:
@@ -249,12 +277,23 @@ def _check_alike(train: Store, test: Store) -> None:
     ):
         if here != there:
             raise StoreError(f"{test.path} has {what} than {train.path}: prepare it with --like {train.path}")
-    if cut := texts_cut_short(test, train.max_length, train.truncation):
-        here, there = (f"{one.max_length:,} tokens ({one.truncation})" for one in (test, train))
-        raise StoreError(
-            f"{test.path}: {cut:,} of its {test.num_examples:,} texts were cut to {here} when it was prepared, those "
-            f"of {train.path} to {there}: prepare it with --like {train.path}"
-        )
+
+
+def _check_cuts(tasks: Sequence[TrialTask], train: Store, test: Store) -> None:
+    """
+    Raises:
+        StoreError: less is left of test texts than a family reads of such texts.
+        ConfigError: its pairs of texts are longer than those of the training data.
+    """
+    for family, settings in {task.trial.family: task.settings for task in tasks}.items():
+        read_alike(settings, train, test)  # whether that can be done
+        read = read_by(settings, train)
+        if learns(family) and (cut := texts_cut_short(test, read.max_length, read.truncation)):
+            raise StoreError(
+                f"{test.path}: {cut:,} of its {test.num_examples:,} texts were cut to {how_stored(test)} when it was "
+                f"prepared, and {family} reads {read.max_length:,} tokens ({read.truncation}): prepare it with --like "
+                f"{train.path}"
+            )
 
 
 def _check_encoders(tasks: Sequence[TrialTask], train: Store) -> None:

@@ -1,5 +1,6 @@
 """Files of predictions that anybody may have made: a label for each row."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,10 @@ def read_prediction_file(name: str, id_column: IdColumn, content: bytes | None =
         content: of a parquet file that has been read already.
 
     Raises:
-        SourceError: there is no such file, it is of another form, it has no labels, or a row lacks one.
+        SourceError: there is no such file, it is of another form, it has no labels or two columns of them, or a row
+            lacks one.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not path.is_file():
         raise SourceError(f"{name}: no such file of predictions")
     if form_of(path) not in FORMS:
@@ -57,7 +59,7 @@ def read_prediction_file(name: str, id_column: IdColumn, content: bytes | None =
 
 def read_content(name: str) -> bytes:
     try:
-        return Path(name).expanduser().read_bytes()
+        return Path(os.path.expanduser(name)).read_bytes()
     except OSError as error:
         raise SourceError(f"{name}: cannot be read: {error.strerror}") from None
 
@@ -94,6 +96,9 @@ def _from_parquet(name: str, id_column: IdColumn, content: bytes) -> tuple[list[
                 f"{name}: no column {LABEL!r}; there are: {', '.join(columns)}; a file of predictions has such a column"
             )
         wanted = id_column(name, columns)
+        for column in filter(None, (LABEL, wanted)):
+            if columns.count(column) > 1:
+                raise SourceError(f"{name}: two columns are called {column!r}; rename one of them")
         table = file.read([LABEL, *([wanted] if wanted else [])])
     labels = [value for chunk in table[LABEL].chunks for value in label_values(chunk)]
     return labels, table[wanted].to_pylist() if wanted else None

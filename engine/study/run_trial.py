@@ -301,11 +301,11 @@ def _fit_baseline(
     from penstock.engine.study.baselines import baseline, import_required
     from penstock.engine.study.baselines.fitting import FitTask
     from penstock.engine.study.baselines.settings import BaselineSettings
-    from penstock.engine.training.reading import read_by
+    from penstock.engine.training.reading import read_alike, read_by
 
     assert isinstance(task.settings, BaselineSettings)
     import_required(task.settings.name)
-    store = read_by(task.settings, store)
+    store, test = read_by(task.settings, store), read_alike(task.settings, store, test)
     fit = FitTask(task.settings, store, rows, torch.get_num_threads(), task.cache)
     started, cpu_started = time.perf_counter(), time.process_time()
     fitted = baseline(task.settings.name).fit(fit)
@@ -323,7 +323,7 @@ def _fit_baseline(
         chosen=fitted.chosen or None,
         notes=fitted.notes,
     )
-    return result, _parts_of_baseline(fitted, read_by(task.settings, test), test_rows)
+    return result, _parts_of_baseline(fitted, test, test_rows)
 
 
 def _parts_of_baseline(fitted: "Fitted", test: "Store", test_rows: np.ndarray) -> Iterator[_Part]:

@@ -53,6 +53,7 @@ class StudySettings:
         pretrain_tokens: tokens that the study's pretraining reads at most; None for the usual number.
         prices: kept in study.json for plans and reports; they change no trial. None for those that are there.
         whole: an earlier penstock began the study: its store keeps `max_length` tokens, and every family reads them.
+        earlier: families that earlier commands have planned; this one may have fewer.
         overrides: `section.key=value` for every family, `FAMILY.section.key=value` for one; of a baseline also
             `FAMILY.key=value`.
     """
@@ -76,6 +77,7 @@ class StudySettings:
     cluster: str | None = None
     external: dict[str, str] = field(default_factory=dict)
     whole: bool = False
+    earlier: tuple[str, ...] = ()
     pretrain_tokens: int | None = None
     prices: "Prices | None" = None
 
@@ -374,18 +376,8 @@ def _baseline_settings(study: StudySettings, name: str, size: int, shared: "Sett
 
 
 def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[str, Any]:
-    """The overrides without those for all families that this one has no use for and another one has."""
-    from penstock.engine.study.baselines.settings import SHARED_KEYS
-    from penstock.engine.training.settings import NOT_DISTILLED, used_by
-
-    def has_use(key: str, name: str) -> bool:
-        kind, taught = FAMILIES[name].kind, FAMILIES[name].teacher is not None
-        if key.startswith("pretraining."):
-            return FAMILIES[name].pretrains
-        if (taught and key in NOT_DISTILLED) or (not taught and key.startswith("distillation.")):
-            return False
-        return key in SHARED_KEYS if kind is None else not used_by(key) or kind in used_by(key)
-
+    """The overrides without those for all families that this one has no use for and another one has, now or in what
+    the study has planned."""
     keys = [split_key_value(override, _OVERRIDE_FORM)[0] for override in study.overrides]
     own = {key.removeprefix(f"{family}.") for key in keys if key.startswith(f"{family}.")}
     return {
@@ -393,9 +385,33 @@ def _used(study: StudySettings, overrides: dict[str, Any], family: str) -> dict[
         for key, value in overrides.items()
         if key in own
         or key.startswith(f"{family}.")
-        or has_use(key, family)
-        or not any(has_use(key, name) for name in study.families)
+        or _has_use(key, family)
+        or not any(_has_use(key, name) for name in (*study.families, *study.earlier))
     }
+
+
+def used_earlier(study: StudySettings) -> list[str]:
+    """The overrides for all families that none has a use for but those of earlier commands."""
+    return [
+        override
+        for override in study.overrides
+        for key in overrides_for([override], "")
+        if not any(_has_use(key, name) for name in study.families)
+        and any(_has_use(key, name) for name in study.earlier)
+    ]
+
+
+def _has_use(key: str, family: str) -> bool:
+    """Whether a setting for all families means something to this one."""
+    from penstock.engine.study.baselines.settings import SHARED_KEYS
+    from penstock.engine.training.settings import NOT_DISTILLED, used_by
+
+    kind, taught = FAMILIES[family].kind, FAMILIES[family].teacher is not None
+    if key.startswith("pretraining."):
+        return FAMILIES[family].pretrains
+    if (taught and key in NOT_DISTILLED) or (not taught and key.startswith("distillation.")):
+        return False
+    return key in SHARED_KEYS if kind is None else not used_by(key) or kind in used_by(key)
 
 
 def overrides_for(overrides: Sequence[str], family: str) -> dict[str, Any]:

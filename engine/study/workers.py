@@ -104,7 +104,9 @@ def _in_workers(
     next_task: NextTask, jobs: int, threads: int, run_trial: RunTrial
 ) -> Iterator[tuple[TrialTask, TrialResult | Death]]:
     workers: list[_Worker] = []
-    previous = {signum: signal.signal(signum, _exit_on_signal) for signum in _stopping_signals()}
+    # who has a handler, as the command line has, ends this by itself
+    unhandled = [signum for signum in _stopping_signals() if signal.getsignal(signum) is signal.SIG_DFL]
+    previous = {signum: signal.signal(signum, _exit_on_signal) for signum in unhandled}
     try:
         while True:
             while sum(worker.task is not None for worker in workers) < jobs and (task := next_task()) is not None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from penstock.engine import cli
 from penstock.engine.data import parts
-from penstock.engine.data.clusters import ClusterOverlap, cluster_file, kept_clusters, read_clusters
+from penstock.engine.data.clusters import ClusterOverlap, cluster_file, keep_clusters, kept_clusters, read_clusters
 from penstock.engine.data.manifest import CLUSTERS_NAME, MANIFEST_NAME
 from penstock.engine.data.prepare import begin, prepare, prepare_part
 from penstock.engine.data.reviews import generate_reviews
@@ -243,16 +243,19 @@ def test_clusters_on_both_sides_are_said(tmp_path, kind):
     assert (f"{shared} of {count} groups" if shared else f"none of the {count} groups") in str(found)
 
 
-def test_what_an_earlier_penstock_kept_beside_a_store_is_read(plain, tmp_path):
+@pytest.mark.parametrize(("version", "first"), [("1", 0), ("2", -(1 << 60))], ids=["numbers", "other keys for 17.0"])
+def test_what_an_earlier_penstock_kept_beside_a_store_is_read(plain, tmp_path, version, first):
     store = make(write(tmp_path / "a.csv", rows_of(["a", "b"])), tmp_path / "a", like=plain.path)
-    metadata = {"penstock.clusters": "1", "penstock.column": "film", "penstock.store": store.fingerprint}
-    numbers = np.arange(ROWS, dtype=np.int32) % 2
+    metadata = {"penstock.clusters": version, "penstock.column": "film", "penstock.store": store.fingerprint}
+    numbers = first + np.arange(ROWS, dtype=np.int64) % 2
     table = pa.table({"cluster": numbers}).replace_schema_metadata(metadata)
     pq.write_table(table, cluster_file(store.path))
     found = read_clusters(store, "film")
     assert np.array_equal(found.keys, numbers)
     assert not found.comparable
-    assert ClusterOverlap.of(found, found) is None  # numbers of two stores say nothing of each other
+    assert ClusterOverlap.of(found, found) is None  # those of two stores say nothing of each other
+    keep_clusters(cluster_file(store.path), store, found)
+    assert not read_clusters(store, "film").comparable
     with pytest.raises(StoreError, match="of column 'film', not 'case'"):
         read_clusters(store, "case")
 
@@ -283,3 +286,16 @@ def test_a_whole_number_is_one_group_however_its_column_is_written(plain, tmp_pa
         cluster="film",
     )
     assert len(set(versions.clusters.tolist())) == 4
+
+
+def test_keys_of_an_earlier_penstock_are_not_compared_and_made_again(plain, tmp_path):
+    """It had other ones for 17.0 in a csv than for 17."""
+    source = write(tmp_path / "a.csv", rows_of(["17.0", "3.0"]))
+    store = make(source, tmp_path / "a", like=plain.path, cluster="film")
+    manifest = json.loads((store.path / MANIFEST_NAME).read_text())
+    del manifest["clusters"]["format"], manifest["crc32"]
+    (store.path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    old = read_clusters(Store.open(store.path), "film")
+    assert not old.comparable
+    assert ClusterOverlap.of(old, read_clusters(store, "film")) is None
+    assert read_clusters(make(source, store.path, like=plain.path, cluster="film"), "film").comparable

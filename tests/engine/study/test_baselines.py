@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated_study import result, with_predictions
+from fabricated_study import no_cost, result, with_predictions
 from sklearn.feature_extraction.text import TfidfTransformer
 from subtested import as_subtests
 
@@ -25,6 +25,7 @@ from penstock.engine.study.check import check_plan
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.paired import Paired
 from penstock.engine.study.report import write_report
+from penstock.engine.study.run_trial import TrialTask
 from penstock.engine.study.settings import StudySettings, check_families
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
@@ -160,6 +161,26 @@ def test_of_a_setting_given_twice_the_last_one_counts(study):
 def test_a_setting_for_a_family_that_is_left_out_is_said(study):
     (note,) = check_plan(replace(study, families=("bag",), overrides=("linear.C=3",)))
     assert note == "settings for linear, which is not among --families: not used"
+
+
+def test_a_setting_that_only_families_left_out_now_have_a_use_for(study, tmp_path):
+    """Where the study in the folder has planned them, it is no mistake."""
+    began = replace(study, families=("majority", "bag"), max_sizes={}, overrides=("training.epochs=1",))
+    fewer, out = replace(began, families=("majority",)), tmp_path / "study"
+    with pytest.raises(ConfigError, match=r"training\.epochs=1 has no effect: majority is not trained"):
+        run_study(fewer, out, progress=False, run_trial=just_done, measure=no_cost)
+    run_study(began, out, progress=False, run_trial=just_done, measure=no_cost)
+    found = run_study(fewer, out, progress=False, run_trial=just_done, measure=no_cost)
+    assert {result.trial.family for result in found} == {"majority"}
+    assert check_plan(replace(fewer, earlier=("majority", "bag"))) == [
+        "training.epochs=1: not used: only families of an earlier command have a use for it"
+    ]
+    with pytest.raises(ConfigError, match=r"distillation\.texts=9"):
+        check_plan(replace(fewer, earlier=("majority", "bag"), overrides=("distillation.texts=9",)))
+
+
+def just_done(task: TrialTask) -> TrialResult:
+    return replace(result("lstm", task.trial.size, task.trial.seed), trial=task.trial)
 
 
 def test_without_scikit_learn_a_line_says_so(study, monkeypatch):

@@ -26,6 +26,7 @@ from penstock.engine.data.store import Store
 from penstock.engine.errors import PenstockError
 from penstock.engine.statistics.resample import Drawn
 from penstock.engine.statistics.verdict import verdict
+from penstock.engine.study import compare_inputs
 from penstock.engine.study.compare import Judged, Truth, compare
 from penstock.engine.study.predictions import PredictionsRecorder
 
@@ -294,6 +295,62 @@ def test_labels_are_read_as_the_training_datas_were(tmp_path):
         assert run(made, file, "--data", data)[1].count("accuracy 97.50%") == 2
 
 
+# the classes that a trial knows, the labels of the test data, and what each of them is to be read as
+SPELLED = {
+    "a version of its own": (["1.1", "1.2", "beta"], ["1.1", "1.2", "beta", "1.10"], ["1.1", "1.2", "beta", "1.10"]),
+    "without the word": (["1.1", "1.2", "beta"], ["1.1", "1.2", "1.10"], ["1.1", "1.2", "1.10"]),
+    "a word in the data alone": (["1.1", "1.2"], ["1.1", "1.2", "beta", "1.10"], ["1.1", "1.2", "beta", "1.10"]),
+    "numbers": (["1", "2"], ["1.0", "2.00", "2", "3.0"], ["1", "2", "2", "3"]),
+    "numbers and a word": (["1", "2"], ["1.0", "2.0", "unsure"], ["1", "2", "unsure"]),
+    "truth values": (["false", "true"], ["TRUE", "False", "true"], ["true", "false", "true"]),
+}
+
+
+def test_classes_of_two_runs_that_one_of_them_tells_apart():
+    found = compare_inputs._Classes()
+    for names in (["1.1", "1.2"], ["1.1", "1.10", "beta"]):
+        found.add(names)
+    found.add_spelled(["1.10", "beta"])
+    assert found.numbers_of(["1.1", "1.2"]).tolist() == [0, 1]
+    assert found.numbers_of(["1.1", "1.10", "beta"]).tolist() == [0, 2, 3]
+    assert [found("1.10"), found("1.20")] == [2, 1]
+
+
+@as_subtests("known, spelled, classes", [pytest.param(*case, id=name) for name, case in SPELLED.items()])
+def test_what_is_one_class_is_a_fact_of_the_whole_column(known, spelled, classes, tmp_path):
+    """A run's classes and the test data's; a file of predictions is read as these are."""
+    count = 5 * len(spelled)
+    write(
+        tmp_path / "data.csv", [{"text": f"text {row}", "label": spelled[row % len(spelled)]} for row in range(count)]
+    )
+    found = compare_inputs._Classes()
+    found.add(known)
+    found.add_spelled(set(spelled))
+    assert [found.names[found(one)] for one in spelled] == classes
+    assert [found.names[number] for number in found.numbers_of(known)] == known
+    file = labels(tmp_path / "a.csv", [spelled[row % len(spelled)] for row in range(count)])
+    other = labels(tmp_path / "b.csv", [spelled[0]] * count)
+    same = [spelled[row % len(spelled)] == spelled[0] for row in range(count)]
+    if "1.10" in spelled and "beta" in spelled:
+        output = run(file, other, "--data", tmp_path / "data.csv")[1]
+        assert "accuracy 100.00%" in output
+        assert f"accuracy {100 * np.mean(same):.2f}%" in output
+
+
+@pytest.mark.slow
+def test_a_class_that_a_run_does_not_know_is_none_of_its_own(tmp_path):
+    words = {"1.1": "alpha red", "1.2": "gamma blue", "beta": "delta green"}
+    rows = [{"text": f"{words[label]} w{row}", "label": label} for row in range(40) for label in words]
+    source = write(tmp_path / "train.csv", rows)
+    train = prepare(str(source), tmp_path / "train", tokenizer="train:bpe:300", progress=False)
+    arguments = ["train", "--model", "bag", "--train", train.path, "--out", tmp_path / "run", "training.max_steps=20"]
+    assert CliRunner().invoke(cli.app, list(map(str, arguments))).exit_code == 0
+    data = write(tmp_path / "data.csv", [*rows[:30], *[{"text": "alpha red w1", "label": "1.10"}] * 10])
+    _, output = run(tmp_path / "run", tmp_path / "run", "--data", data)
+    assert "run does not know the class '1.10' (10 rows): they count as wrong" in output
+    assert "accuracy 75.00%" in output
+
+
 @pytest.fixture(scope="module")
 def runs(source, store, tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("runs")
@@ -330,6 +387,9 @@ def bad_inputs(folder: Path, truth, source, store) -> dict[str, tuple[list, int,
     (folder / "noise.parquet").write_bytes(b"PAR1 not a table PAR1")
     (folder / "run").mkdir()
     (folder / "empty.csv").write_text("")
+    column = pa.array(values)
+    for name, names in (("labels", ["label", "label"]), ("ids", ["label", "id", "id"])):
+        pq.write_table(pa.table([column] * len(names), names=names), folder / f"{name}.parquet")
     damaged = trial(folder / "damaged.parquet", store, values)
     damaged.write_bytes(damaged.read_bytes()[:-100])
     short = labels(folder / "short.csv", values[:-1])
@@ -342,6 +402,8 @@ def bad_inputs(folder: Path, truth, source, store) -> dict[str, tuple[list, int,
         "lists": ([good, labels(folder / "l.jsonl", [*values[:-1], ["1"]])], 3, "l.jsonl: row 400: 'label' is a list"),
         "no_column": ([good, write(folder / "c.csv", [{"klass": v} for v in values])], 3, "c.csv: no column 'label'"),
         "in_parquet": ([write(folder / "c.parquet", [{"klass": v} for v in values]), good], 3, "no column 'label'"),
+        "two_columns": ([folder / "labels.parquet", good], 3, "labels.parquet: two columns are called 'label'; rename"),
+        "two_ids": ([good, folder / "ids.parquet"], 3, "ids.parquet: two columns are called 'id'; rename one of them"),
         "no_file": ([good, folder / "nope.csv"], 3, "nope.csv: no such run or file of predictions"),
         "no_run": ([folder / "run", good], 7, "holds no run"),
         "another_form": ([good, write(folder / "p.xlsx", [{"label": v} for v in values])], 3, "p.xlsx: predictions"),
@@ -392,6 +454,18 @@ def test_equal_classifiers_are_rarely_told_apart(pairs):
         found = compare(truth, Judged("a", None, own[0]), Judged("b", None, own[1]))
         alarms += found.verdict.kind in ("better", "worse")
     assert alarms / pairs < 0.05 + 3 * (0.05 * 0.95 / pairs) ** 0.5  # three standard deviations
+
+
+@pytest.mark.parametrize("clusters", [None, np.arange(300) // 3], ids=["rows", "groups"])
+def test_a_verdict_is_one_that_the_exact_test_supports(clusters):
+    """Four rows that all speak for one side are no proof (p = 0.12), though few resamples have none of them."""
+    for differ in range(9):
+        ours = np.ones(300, np.int64)
+        ours[::9][:differ] = 0
+        truth = Truth("t", ours, ["0", "1"], clusters, lambda rows: [], "film")
+        found = compare(truth, Judged("a", None, ours), Judged("b", None, np.ones(300, np.int64)))
+        assert (found.verdict.kind == "better") == (found.pairs.p_value < 0.05) == (differ >= 6)
+        assert (found.difference.interval[0] > 0) == (differ >= 6)
 
 
 def test_a_margin_of_nothing_holds_where_there_is_no_difference():

@@ -150,6 +150,20 @@ def test_prices_that_are_not_given_are_those_that_were(given, expected, tmp_path
     assert Prices.of(*given, tmp_path / "study") == expected
 
 
+@as_subtests(
+    "given, said",
+    [
+        ((None, 0.0, None), "--price-hour 0: the 1,000,000 predictions that were given before .* --predictions 0 too"),
+        ((None, 0.0, 2e6), "--predictions: .* follows from --price-hour: give one above 0 too"),
+    ],
+)
+def test_predictions_without_a_price(given, said, tmp_path):
+    fabricate(tmp_path / "study")
+    PRICES.keep(tmp_path / "study")
+    with pytest.raises(ConfigError, match=said):
+        Prices.of(*given, tmp_path / "study")
+
+
 def test_a_wrong_price_is_one_line(tmp_path):
     shown = penstock("report", str(tmp_path), "--price-label", "-1")
     assert shown.returncode != 0

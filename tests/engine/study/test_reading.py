@@ -1,6 +1,7 @@
 """One store of whole texts serves every family; what each reads of them is its recipe's or the user's choice."""
 
 import csv
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,15 @@ from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError, StoreError
 from penstock.engine.study import costs, measure_cost
+from penstock.engine.study.estimate import Loads
+from penstock.engine.study.measure_speed import measure_speed
 from penstock.engine.study.report import write_report
+from penstock.engine.study.run_trial import TrialTask, run_trial
 from penstock.engine.study.settings import STORED_LENGTH, StudySettings, trial_settings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import Trial, read_results
+from penstock.engine.training.reading import read_alike
 from penstock.engine.training.trained import TrainedRun
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -114,9 +119,12 @@ UNLIKE = [
     ({"max_length": 40}, None),
     (
         {"max_length": 39},
-        r"of its 30 texts were cut to 39 tokens \(head\) .* to 40 tokens \(head\): prepare it with --like",
+        r"of its 30 texts were cut to 39 tokens \(head\) .* lstm reads 40 tokens \(head\): prepare it with --like",
     ),
-    ({"max_length": 40, "truncation": "tail"}, r"were cut to 40 tokens \(tail\) .* prepare it with --like"),
+    (
+        {"max_length": 40, "truncation": "tail"},
+        r"were cut to 40 tokens \(tail\) .* lstm reads .* prepare it with --like",
+    ),
     ({"text": "text,text2", "max_length": 40}, "other columns of text than .* prepare it with --like"),
 ]
 
@@ -142,6 +150,39 @@ def test_a_test_store_of_which_less_is_left_is_refused(plain, tmp_path, options,
     else:
         with pytest.raises(StoreError, match=message):
             start(study, tmp_path / "out")
+
+
+def test_a_test_store_has_to_keep_what_families_read_and_no_more(plain, tmp_path):
+    train = prepare(plain.train[0], tmp_path / "train", tokenizer=plain.encoder, max_length=40, progress=False)
+    test = prepare(plain.test[0], tmp_path / "test", tokenizer=plain.encoder, max_length=20, progress=False)
+    study = replace(plain, train=(str(train.path),), test=(str(test.path),), families=("lstm", "encoder"), overrides=())
+    few = ("encoder.data.max_length=12", "lstm.data.max_length=20")
+    assert start(replace(study, overrides=few), tmp_path / "few")
+    for more in ((), ("lstm.data.max_length=21",), ("lstm.data.max_length=12", "lstm.data.truncation=tail")):
+        with pytest.raises(StoreError, match=r"cut to 20 tokens \(head\) .* and lstm reads .* prepare it with --like"):
+            start(replace(study, overrides=(few[0], *more)), tmp_path / f"{len(more)}")
+
+
+@as_subtests("truncation, read", itertools.product(("head", "tail"), ((), ("data.max_length=9",))))
+def test_test_texts_are_cut_where_those_of_the_training_store_are(plain, tmp_path, truncation, read):
+    """Whatever the test store keeps: also by families without a run that says it, and where speeds are measured."""
+    options = {"tokenizer": plain.encoder, "progress": False}
+    train = prepare(plain.train[0], tmp_path / "train", max_length=24, **options)
+    like = prepare(plain.test[0], tmp_path / "like", like=train.path, progress=False)
+    longer = prepare(plain.test[0], tmp_path / "longer", max_length=92, truncation=truncation, **options)
+    assert longer.longest > POSITIONS
+    for family in ("linear", "encoder"):
+        settings = trial_settings(replace(plain, overrides=read), Trial(40, 0, family), train)
+        alike, own = (read_alike(settings, train, test) for test in (longer, like))
+        assert all(alike.tokens(row).tolist() == own.tokens(row).tolist() for row in range(like.num_examples))
+        one, other = (
+            TrialTask(Trial(40, 0, family), settings, train.path, test.path, 0, None, tmp_path / "run")
+            for test in (longer, like)
+        )
+        assert Loads(train, longer)(one) == Loads(train, like)(other)
+        assert measure_speed(one, train, longer, threads=1, seconds=0.01).predict > 0
+        if family == "linear":
+            assert run_trial(one).evaluation == run_trial(other).evaluation
 
 
 def test_what_is_kept_of_longer_texts(plain, store):

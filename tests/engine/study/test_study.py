@@ -1,7 +1,10 @@
+import contextlib
 import json
 import multiprocessing
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ import pytest
 from fabricated_study import no_cost, result, stand_in
 from spawned import dies_once, is_killed, is_stopped
 
+from penstock.engine.cli.stopping import Stopped, ended_by_signals
 from penstock.engine.data.reviews import generate_reviews
 from penstock.engine.data.sources import Reading
 from penstock.engine.data.store import Store
@@ -33,6 +37,7 @@ from penstock.engine.study.settings import StudySettings, overrides_for, subset_
 from penstock.engine.study.sizes import parse_max_sizes, parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import Trial, TrialResult
+from penstock.engine.study.workers import run_trials
 from penstock.engine.training.reading import read_by
 from penstock.engine.training.recipe import TrainingSet, recipe
 
@@ -281,6 +286,37 @@ def test_another_study_in_the_directory(study, tmp_path):
         run(study, tmp_path / "full" / "thesis.txt")
 
 
+def test_a_link_is_the_same_source_from_another_directory(study, tmp_path, monkeypatch):
+    """As versioned data is linked: to a file named after its content."""
+    for name in ("kept", "data", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "kept" / "8f3a").write_text("text,label\n")
+    (tmp_path / "data" / "train.csv").symlink_to("../kept/8f3a")
+    monkeypatch.chdir(tmp_path)
+    claim(Path("study"), replace(study, train=("data/train.csv",)).identity()).close()
+    monkeypatch.chdir("elsewhere")
+    for name in ("../data/train.csv", str(tmp_path / "data" / "train.csv")):
+        claim(tmp_path / "study", replace(study, train=(name,)).identity()).close()
+    with pytest.raises(RunError, match="belongs to another study: train is"):
+        claim(tmp_path / "study", replace(study, train=("../data/test.csv",)).identity())
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_study_keeps_out_of_the_folders_that_it_reads(study, tmp_path, monkeypatch, part):
+    for name, seed in (("train", 0), ("test", 1)):
+        (tmp_path / name).mkdir()
+        rows = "".join(f'"{text}",{label}\n' for text, label in generate_reviews(60, seed))
+        (tmp_path / name / "a.csv").write_text("text,label\n" + rows)
+    monkeypatch.chdir(tmp_path)
+    small = replace(study, train=("train",), test=("test",), sizes=parse_sizes("50"), seeds=parse_seeds("1"))
+    small = replace(small, families=("lstm",), max_sizes={})
+    for out in (Path(part), Path(part) / "answer", tmp_path / part / "more" / "answer"):
+        with pytest.raises(ConfigError, match=f"lies in {part}, all of whose files are data: give an --out outside of"):
+            run(small, out)
+    assert [path.name for path in (tmp_path / part).iterdir()] == ["a.csv"]
+    assert run(small, Path(part) / ".answer"), "hidden files are no data"
+
+
 def test_two_processes_cannot_work_in_one_study(study, tmp_path):
     def second(task: TrialTask) -> TrialResult:
         with pytest.raises(RunError, match="in use by another process"):
@@ -489,6 +525,19 @@ def test_a_worker_that_is_stopped_stops_the_study(study, tmp_path):
     with pytest.raises(RunError, match="lstm-100-0 was stopped by SIGTERM: the same command resumes"):
         run(study, tmp_path / "stopped", is_stopped, jobs=2)
     assert not multiprocessing.active_children()
+
+
+def test_a_signal_that_the_caller_handles_is_the_callers():
+    """The command line says what stopped it; without a handler a study ends with the signal's exit code."""
+
+    def signalled() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for handled, expected in ((ended_by_signals, Stopped), (contextlib.nullcontext, SystemExit)):
+        with pytest.raises(SystemExit) as raised, handled():
+            list(run_trials(signalled, 2, stand_in))
+        assert (type(raised.value), raised.value.code) == (expected, 128 + signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.slow

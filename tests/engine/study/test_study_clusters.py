@@ -125,6 +125,25 @@ def test_what_an_earlier_penstock_kept_is_made_again(settings, tmp_path):
     assert read_cluster_file(path, document["test"]["fingerprint"]).comparable
 
 
+def test_test_data_beside_a_store_has_its_columns(settings, stores, minilm, tmp_path):
+    """As `prepare --like` takes them, though they are not the usual ones."""
+    sources = {}
+    for name in ("train", "test"):
+        with open(getattr(settings, name)[0], newline="") as file:
+            rows = [("film", "body", "stars", "topic"), *((row[0], row[1], row[2], "t") for row in csv.reader(file))]
+        sources[name] = tmp_path / f"{name}.csv"
+        with open(sources[name], "w", newline="") as file:
+            csv.writer(file).writerows([rows[0], *rows[2:]])
+    options = {"tokenizer": minilm, "text": "body", "label": "stars", "cluster": "film", "progress": False}
+    train = prepare(str(sources["train"]), tmp_path / "train", **options)
+    own = dataclasses.replace(settings, train=(str(train.path),), test=(str(sources["test"]),))
+    document = run(own, tmp_path / "study")
+    assert document["cluster_overlap"] == OVERLAP
+    assert document["test"]["fingerprint"] == stores[1].fingerprint
+    with pytest.raises(SourceError, match="no column 'title'"):
+        run(dataclasses.replace(own, text="title"), tmp_path / "other")
+
+
 # column, --max-test, and what is said
 REFUSED = {
     "one group": ("alone", None, SourceError, "same value in all 60 rows"),
