@@ -4,15 +4,15 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from penstock.engine.checked import SEAL_NAME
-from penstock.engine.data.job import JOB_NAME
+from penstock.engine.checked import DamageError, read_seal
+from penstock.engine.data.job import Job
 from penstock.engine.data.manifest import INDEX_NAME, MANIFEST_NAME
-from penstock.engine.errors import ConfigError, DiskError
+from penstock.engine.errors import ConfigError, DiskError, StoreError
 from penstock.engine.files import committed, disk_errors
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -33,7 +33,7 @@ def check_output(out: str, inputs: Sequence[Path], folders: Sequence[Path] = ())
             if file.exists() and os.path.samestat(os.fstat(_stdout_number()), file.stat()):
                 raise ConfigError(f"stdout is {file}, which is being read: write somewhere else")
         return
-    path = Path(out).expanduser()
+    path = Path(os.path.expanduser(out))
     if path.is_dir():
         raise ConfigError(f"{out} is a folder: name a file")
     for file in inputs:
@@ -56,11 +56,16 @@ def _owner(folder: Path) -> str | None:
     """What a folder is that holds only what was written into it at once; None for others, runs among them."""
     if (folder / "run.json").is_file():
         return None
-    if (folder / SEAL_NAME).is_file():
-        return f"the checkpoint {folder}"
+    # other programs have files of these names, with something else in them
+    with suppress(DamageError):
+        if read_seal(folder) is not None:
+            return f"the checkpoint {folder}"
+    with suppress(StoreError):
+        if Job.read(folder) is not None:
+            return f"the store {folder}"
     if folder.name == "checkpoints" and (folder.parent / "run.json").is_file():
         return f"the checkpoints of {folder.parent}"
-    if (folder / JOB_NAME).is_file() or all((folder / name).is_file() for name in (MANIFEST_NAME, INDEX_NAME)):
+    if all((folder / name).is_file() for name in (MANIFEST_NAME, INDEX_NAME)):
         return f"the store {folder}"
     return None
 
@@ -71,7 +76,7 @@ def check_distinct(outputs: Sequence[str]) -> None:
         ConfigError: two outputs of one command are the same file, by whatever names.
     """
     for one, other in combinations(outputs, 2):
-        first, second = Path(one).expanduser(), Path(other).expanduser()
+        first, second = Path(os.path.expanduser(one)), Path(os.path.expanduser(other))
         if one == other == "-" or (_same_file(first, second) and not _is_device(first)):
             where = "stdout" if one == "-" else one if one == other else f"{one} and {other}"
             raise ConfigError(f"two outputs go to {where}, one file: name another for one of them")
@@ -101,7 +106,7 @@ def open_output(out: str) -> Iterator[Any]:
     Raises:
         DiskError: the disk is full or cannot be written.
     """
-    path = Path(os.path.realpath(Path(out).expanduser()))
+    path = Path(os.path.realpath(os.path.expanduser(out)))
     if out == "-":
         stream: BinaryIO = sys.stdout.buffer
         yield stream

@@ -1,5 +1,6 @@
 """Names of models and tokenizers, looked at without the libraries that load them: those take seconds to import."""
 
+import os
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def why_missing(name: str) -> str | None:
     A local folder or file comes first. What is none is a name on the hub if it looks like one; offline, the hub's cache
     has to hold it.
     """
-    if Path(name).expanduser().exists():
+    if os.path.exists(os.path.expanduser(name)):
         return None
     if name.startswith(("/", ".", "~")):
         return "no such folder or file"
@@ -26,15 +27,21 @@ def why_missing(name: str) -> str | None:
 
 
 def settled(name: str) -> str:
-    """A local folder or file by its absolute path, which is the same from everywhere; a name on the hub as it is."""
-    place = Path(name).expanduser()
-    return str(place.resolve()) if place.exists() else name
+    """A local folder or file by its absolute path, which is the same from everywhere; a name on the hub as it is.
+
+    A link stays one: what it leads to may be gone when its name is given again.
+    """
+    place = os.path.expanduser(name)
+    return os.path.abspath(place) if os.path.exists(place) else name
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two names stand for one model: a relative path does for every absolute one that ends so, for it may have
-    been given elsewhere, or all of it moved."""
-    relative, absolute = sorted((Path(name).expanduser() for name in (one, other)), key=Path.is_absolute)
-    if not relative.is_absolute() and absolute.parts[-len(relative.parts) :] == relative.parts:
+    """Whether two names stand for one model, run or file: a relative path does for every absolute one that ends so, for
+    it may have been given elsewhere, or all of it moved. Two relative ones may be names on the hub, of which only equal
+    ones are the same."""
+    places = [os.path.normpath(os.path.expanduser(name)) for name in (one, other)]
+    if os.path.realpath(places[0]) == os.path.realpath(places[1]):
         return True
-    return relative.resolve() == absolute.resolve()
+    relative, absolute = sorted(map(Path, places), key=Path.is_absolute)
+    end = tuple(part for part in relative.parts if part != "..")  # how far up it began is not part of the absolute one
+    return absolute.is_absolute() and not relative.is_absolute() and absolute.parts[-len(end) :] == end

@@ -49,7 +49,7 @@ def new_settings(
         StoreError: the run to start from was trained with another tokenizer.
     """
     if (run := asked.model.start_from) is not None:
-        asked = inherit(asked)
+        asked = inherit(asked).replace({"model.start_from": settled(run)})
         _check_tokenizer(store, run)
     elif asked.model.encoder is not None:
         asked = asked.replace({"model.encoder": settled(asked.model.encoder)})

@@ -91,7 +91,7 @@ def dry_run(
         say(opening_line(loop))
         if changed:
             say(extension_line(loop, changed))
-        if (line := data.about_test) is not None:
+        for line in data.about_test:
             say(line)
         if settings.training.shard:
             say(

@@ -89,7 +89,8 @@ class Evaluation:
 
     def summary(self) -> str:
         """The metrics' line, and what it does not say."""
-        bad = f"; {self.bad_rows:,} rows could not be used" if self.bad_rows else ""
+        rows = "row" if self.bad_rows == 1 else "rows"
+        bad = f"; {self.bad_rows:,} {rows} could not be used" if self.bad_rows else ""
         return self.metrics.summary() + bad
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from penstock.engine.errors import ConfigError
 from penstock.engine.training.command import TrainCommand, read_command, read_settings
 from penstock.engine.training.raw_texts import RawTexts
 from penstock.engine.training.run_directory import check_out
-from penstock.engine.training.run_record import is_store, objective_of, read_record
+from penstock.engine.training.run_record import has_checkpoint, is_store, objective_of, read_record
 
 DEFAULT_OBJECTIVE = "masked"
 TRAINED_TOKENIZER = "train:bpe:30000"
@@ -27,7 +27,8 @@ def read_pretrain_command(
     """As `read_command`.
 
     Args:
-        texts: a store, or a source, which is then prepared in RUN.texts; None for a run that is there.
+        texts: a store, or a source, which is then prepared in RUN.texts; None for a run that is there. A run that has
+            begun needs no tokenizer for it any more.
         temporary: a folder to prepare it in instead, unless RUN.texts is finished; None for none.
     """
     check_out(out)
@@ -46,5 +47,9 @@ def read_pretrain_command(
         place = whole.with_name(f"{whole.name}.texts")
         if temporary is not None and not (place / MANIFEST_NAME).is_file():
             place = temporary / place.name
-        store = raw.prepare(texts, texts, place, tokenizer=tokenizer, text=raw.text).path
+        begun = has_checkpoint(out) and (place / MANIFEST_NAME).is_file()
+        made = raw.as_begun(texts, place) if begun else None
+        if made is None:
+            made = raw.prepare(texts, texts, place, tokenizer=tokenizer, text=raw.text)
+        store = made.path
     return read_command(out, store, None, config, options, overrides, usual)

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.data.sources import Reading
+from penstock.engine.data.hub_names import is_same, settled
+from penstock.engine.data.progress import RowProgress
+from penstock.engine.data.sources import Reading, open_sources
 from penstock.engine.data.store import Store
+from penstock.engine.data.survey import survey
 from penstock.engine.errors import OtherDataError
 
 
@@ -45,7 +48,32 @@ class RawTexts:
         try:
             return prepare(sources, place, reading=self.reading, unlabelled=True, **choices)
         except OtherDataError:
-            raise OtherDataError(
-                f"{place} was prepared from other texts or settings than {name} gives now: remove it, or give another "
-                "--out"
-            ) from None
+            raise _other_texts(name, place) from None
+
+    def as_begun(self, name: str, place: Path) -> Store | None:
+        """The store that a run was begun with, if it has the tokenizer that is asked for. That may be gone by now, so
+        the texts alone are compared.
+
+        Args:
+            name: of the sources.
+
+        Raises:
+            OtherDataError: `place` has a store of other texts. PenstockError: they cannot be read, or the store cannot.
+        """
+        store = Store.open(place, labelled=False)
+        origin = store.manifest.tokenizer.origin
+        if self.tokenizer is not None and not is_same(settled(self.tokenizer), origin):
+            return None
+        opened = open_sources(name, text=self.text, need_label=False, reading=self.reading, out=place)
+        with RowProgress("reading") as bar:
+            found = survey(opened, quarantine=None, advance=bar.advance)
+        if (found.rows, found.content) != (store.num_examples, store.manifest.content):
+            raise _other_texts(name, place)
+        return store
+
+
+def _other_texts(name: str, place: Path) -> OtherDataError:
+    return OtherDataError(
+        f"{place} was prepared from other texts or settings than {name} gives now: give another --out, or remove it if "
+        "no run needs it"
+    )

@@ -62,9 +62,15 @@ class RunData:
         return read if self.test is None else [*read, self.test]
 
     @property
-    def about_test(self) -> str | None:
-        """A line about test texts of which less is left than the run reads."""
-        return None if self.test is None else about_cut(self.test, describe_data(self.train))
+    def about_test(self) -> list[str]:
+        """Lines about a test set of which less is left than the run reads, or that is the training set."""
+        if self.test is None:
+            return []
+        cut = about_cut(self.test, describe_data(self.train))
+        lines = [] if cut is None else [cut]
+        if self.test.fingerprint in [store.fingerprint for store in self.stores[:-1]]:
+            lines.append(f"warning: {self.test.path} is the training data: accuracy there says nothing of other texts")
+        return lines
 
     def description(self) -> dict[str, Any]:
         """The entry `data` of run.json."""

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -229,7 +230,14 @@ def check_out(path: Path) -> None:
 
 
 def another_run(path: Path, key: str, there: Any, here: Any) -> RunError:
-    return RunError(f"{path} holds another run: {key} is {there!r} there and {here!r} here; give another --out")
+    return RunError(
+        f"{path} holds another run: {key} is {_shown(there)} there and {_shown(here)} here; give another --out"
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; of a digest so much as tells two apart."""
+    return f"{value[:8]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
 
 
 def _lock(path: Path) -> FolderLock:

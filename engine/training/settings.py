@@ -343,12 +343,12 @@ def load_settings(
         4
 
     Args:
-        begun: a run that these settings are to go on with; `model.start_from` may be gone by then.
+        begun: a run that these settings are to go on with; `model.start_from` may be gone by then, and is not read.
 
     Raises:
         ConfigError: the file cannot be read, or a key is unknown, or a value has the wrong type or lies out of range,
             or the model or the run has no use for a setting.
-        RunError: `model.start_from` names no run.
+        RunError: `model.start_from` names no run, or `begun` is of another model.
     """
     values = {key: (value, "") for key, value in (usual or {}).items()}
     values |= {} if file is None else _from_file(Path(file))
@@ -408,16 +408,17 @@ def inherit(settings: Settings, begun: Path | None = None) -> Settings:
     """The same settings, with the model of the run that `model.start_from` names where nothing else is stated.
 
     Args:
-        begun: the run that they are to go on with, of the same model: read where the other is gone; None for none.
+        begun: the run that they are to go on with, of the same model, which is read instead; None for none.
 
     Raises:
-        RunError: there is no such run.
+        RunError: there is no such run, or a stated size or kind is not that of `begun`.
         ConfigError: a stated size or kind is not the run's.
     """
+    from penstock.engine.training.run_directory import another_run
     from penstock.engine.training.run_record import read_record
 
     run = Path(str(settings.model.start_from))
-    source = begun if begun is not None and not run.exists() else run
+    source = run if begun is None else begun
     read_record(source)
     saved = load_saved_settings(source / "config.yaml")
     there, here, stated = saved.flat(), settings.flat(), settings.stated()
@@ -428,6 +429,8 @@ def inherit(settings: Settings, begun: Path | None = None) -> Settings:
             continue  # which it left open
         is_there = key == "model.encoder" and there[key] is not None and is_same(str(here[key]), there[key])
         if key in stated and here[key] != there[key] and not is_there:
+            if begun is not None:
+                raise another_run(begun, key, there[key], here[key])
             raise ConfigError(
                 f"{key}={here[key]} contradicts model.start_from={run}, where it is {there[key]}: leave it out"
             )
@@ -435,10 +438,11 @@ def inherit(settings: Settings, begun: Path | None = None) -> Settings:
     stated |= settings.left_open() - {*_ARCHITECTURE}
     keep = {key: here[key] for key in stated if key.startswith("model.")}
     inherited = {key: value for key, value in there.items() if key.startswith("model.")} | keep
+    inherited |= {"model.start_from": here["model.start_from"]}
     inherited |= {key: there[key] for key in ("model.preset", "model.encoder")}
     if inherited["model.lora_rank"] is None:
         inherited |= dict.fromkeys({"model.lora_alpha", "model.lora_dropout", "model.lora_targets"} - stated)
-    return settings.replace(inherited | {"model.start_from": str(run.resolve())})
+    return settings.replace(inherited)
 
 
 _ARCHITECTURE = (

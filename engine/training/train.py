@@ -119,12 +119,15 @@ def train(
             directory.check_identity(data.own_identity())
             world.on_main(partial(directory.note_places, data.places()))
             if directory.is_complete and comes_to_the_same(directory, settings):
+                say(f"{directory.path} is complete: nothing is trained, this is its result; another --out trains again")
                 return recorded_result(directory)
         elif resume == "previous":
             say(f"--resume=previous changes nothing: there is no run in {directory.path} yet")
         for store in data.stores:
             world.on_main(partial(check_files, store))
-        found = world.on_main(lambda: _find(directory, resume, confirm, say) if began else None)
+        sealed = directory.is_sealed
+        find = partial(find_checkpoint, directory.path, sealed=sealed, resume=resume, confirm=confirm, say=say)
+        found = world.on_main(find) if began else None
         precision = world.on_main(lambda: precision_of(directory, settings, world.device, say))
         devices = [world.device] if world.device.type == "cuda" else []
         with (
@@ -190,8 +193,7 @@ def _answering(world: World, timeout: float) -> contextlib.AbstractContextManage
 def _notes(settings: Settings, data: RunData, world: World) -> Iterator[str]:
     """What a setting does not do here, or does of its own accord, and what the data cannot give."""
     store = data.train
-    if (line := data.about_test) is not None:
-        yield line
+    yield from data.about_test
     if settings.training.tf32 is not None and world.device.type != "cuda":
         yield f"note: training.tf32={str(settings.training.tf32).lower()} changes nothing here: only GPUs have TF32"
     if settings.training.shard and world.size == 1:
@@ -199,10 +201,6 @@ def _notes(settings: Settings, data: RunData, world: World) -> Iterator[str]:
     if settings.data.reader == "auto" and store.reader == "pread":
         kind = file_system_of(store.path)
         yield f"note: {store.path} lies on {kind or 'an unknown file system'}: it is read with pread (data.reader)"
-
-
-def _find(directory: RunDirectory, resume: Resume, confirm: Confirm | None, say: Say) -> Found | None:
-    return find_checkpoint(directory.path, sealed=directory.is_sealed, resume=resume, confirm=confirm, say=say)
 
 
 def _go_on(loop: Loop, found: Found | None, identity: dict[str, Any]) -> list[str]:

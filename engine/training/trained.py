@@ -13,6 +13,7 @@ import torch
 from penstock.engine.data.loader import Batch
 from penstock.engine.data.pair_tokenizing import text_tokenizer
 from penstock.engine.data.sources import Source, open_source
+from penstock.engine.data.sources.base import NoColumn
 from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.store import Store
 from penstock.engine.data.tokenizers import TextTokenizer, load_saved_tokenizer
@@ -244,16 +245,16 @@ class TrainedRun:
         if isinstance(texts, pa.Table | pa.RecordBatch) or is_data_set:
             try:
                 return open_source(texts, text=self.text, need_label=False)
-            except SourceError:
-                return open_source(texts, need_label=False)  # without that column: the usual ones, or what is there
+            except NoColumn:
+                return open_source(texts, need_label=False)  # the usual ones
         if isinstance(texts, pa.Array | pa.ChunkedArray):
             texts = texts.to_pylist()
         # the items of a mapping are its keys, those of a pandas frame its columns' names, and a set has no order
         if isinstance(texts, Mapping | Set) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
             raise TypeError(f"texts must be a list of strings, got {type(texts).__name__}: give its column of texts")
         column: Any = texts
-        if hasattr(column, "notna"):  # of pandas, which has several values for a missing one
-            texts = column.astype(object).where(column.notna(), None)
+        if hasattr(column, "isna"):  # of pandas, which has several values for a missing one
+            texts = [None if missing else text for text, missing in zip(column, column.isna(), strict=True)]
         return self._in_memory([None if isinstance(text, float) and math.isnan(text) else text for text in texts])
 
     def _in_memory(self, texts: list[Any]) -> MemorySource:

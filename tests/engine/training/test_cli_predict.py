@@ -1,6 +1,7 @@
 """`penstock predict` and `evaluate`: every form in and out, every way for a row or a path to be wrong."""
 
 import csv
+import dataclasses
 import gzip
 import io
 import itertools
@@ -27,10 +28,11 @@ from typer.testing import CliRunner
 
 from penstock.engine.cli import app
 from penstock.engine.cli import predict as cli_predict
+from penstock.engine.data.prepare import begin
 from penstock.engine.data.sources import open_source
 from penstock.engine.errors import ConfigError, DiskError, RunError, SourceError, StoreError
 from penstock.engine.files import CommittedFile
-from penstock.engine.output_file import check_distinct
+from penstock.engine.output_file import check_distinct, check_output
 from penstock.engine.training.plain_values import plain_list
 from penstock.engine.training.trained import TrainedRun
 
@@ -463,8 +465,7 @@ def test_nothing_is_written_into_a_checkpoint_or_a_store(run, texts, store, tmp_
         folder = (run / "best").resolve()
     elif name == "preparing":
         folder = tmp_path / name
-        folder.mkdir()
-        (folder / "preparing.json").write_text("{}")
+        begin(str(texts["test"]), folder, tokenizer=str(store.path / "tokenizer"), progress=False)
     elif name.startswith("store"):
         folder = store.path.parent / name.replace("store", store.path.name)
     before = sorted(folder.iterdir())
@@ -479,6 +480,21 @@ def test_nothing_is_written_into_a_checkpoint_or_a_store(run, texts, store, tmp_
         ):
             penstock("evaluate", of, "--data", texts["test"], "--json", folder / "x.json")
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "preparing.json"])
+@pytest.mark.parametrize("content", ["{}", "[1", '{"format": 1, "files": {}}'])
+def test_another_programs_files_are_no_checkpoint_and_no_store(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "out").mkdir()
+    check_output(str(tmp_path / "out" / "x.csv"), [])
+
+
+def test_an_output_in_a_home_that_is_not_there():
+    with pytest.raises(DiskError, match=r"~nobody-here/x\.csv: cannot be written: there is no folder"):
+        check_output("~nobody-here/x.csv", [])
+    with pytest.raises(ConfigError, match=r"two outputs go to ~nobody-here/x\.csv"):
+        check_distinct(["~nobody-here/x.csv"] * 2)
 
 
 def test_a_runs_own_folder_takes_predictions(run, texts, tmp_path):
@@ -656,6 +672,7 @@ def test_from_python(trained, tmp_path):
     expected = trained.predict(["a lovely film", None])["label"].to_pylist()
     column = pa.array(["a lovely film", None])
     columns = [pd.Series(["a lovely film", None], dtype=kind) for kind in ("object", "string", "category")]
+    columns += [pd.Index(columns[0]), pd.Categorical(columns[0]), pd.array(columns[0], "string")]
     for same in (column, pa.chunked_array([column]), ["a lovely film", float("nan")], *columns):
         assert trained.predict(same)["label"].to_pylist() == expected
     from datasets import Dataset
@@ -664,6 +681,10 @@ def test_from_python(trained, tmp_path):
     for same in (table, table.to_batches()[0], Dataset(table)):
         found = trained.predict(same)
         assert (found["id"].to_pylist(), found["label"].to_pylist()) == ([7, 8], expected)
+    of_bodies = dataclasses.replace(trained, data={**trained.data, "text": "body"})
+    assert of_bodies.predict(table)["label"].to_pylist() == expected
+    with pytest.raises(SourceError, match="column 'body' holds int64, not text"):
+        of_bodies.predict(pa.table({"body": [7, 8], "text": column}))
 
 
 # What stdin is, what stdout is appended to.

@@ -53,6 +53,20 @@ def test_evaluate_gives_the_same_of_a_store_and_of_its_source(run, texts, test_s
     )
 
 
+def test_a_test_set_that_is_the_training_data_is_named(run, store, test_store, tmp_path):
+    said = "accuracy there says nothing of other texts"
+    assert (
+        f"{store.path} is what {run} was trained on: {said}" in penstock("evaluate", run, "--data", store.path).stderr
+    )
+    assert said not in penstock("evaluate", run, "--data", test_store.path).stderr
+    made = ["train", "--model", "bag", "--train", store.path, "--eval", store.path, "--out", tmp_path / "bag"]
+    begun = penstock(*made, "training.max_steps=2", "training.tensorboard=false")
+    assert f"warning: {store.path} is the training data: {said}" in begun.stderr
+    again = penstock(*made, "training.max_steps=2", "training.tensorboard=false")
+    assert f"{tmp_path / 'bag'} is complete: nothing is trained, this is its result" in again.stderr
+    assert again.stdout == begun.stdout
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_predict(run, texts, tmp_path, form):
     out = tmp_path / f"predictions.{form}"

@@ -152,16 +152,19 @@ def test_texts_without_labels_prepared_or_raw(tmp_path, texts, store):
     bare = prepare(str(source), tmp_path / "bare", like=store.path, unlabelled=True, progress=False)
     penstock("pretrain", "--texts", bare.path, "--out", tmp_path / "one", *quick)
     assert "3 steps" in penstock("pretrain", "--out", tmp_path / "one", "training.max_steps=3")
-    tokenizer = ["--tokenizer", store.path / "tokenizer"]
+    tokenizer = ["--tokenizer", shutil.copytree(store.path / "tokenizer", tmp_path / "tokenizer")]
     penstock("pretrain", "--texts", source, *tokenizer, "--out", tmp_path / "two", *quick)
+    shutil.rmtree(tmp_path / "tokenizer")  # which the run has
+    for number, same in enumerate((tokenizer, []), 3):
+        more = ["--out", tmp_path / "two", f"training.max_steps={number}", *TINY]
+        assert f"two: {number} steps" in penstock("pretrain", "--texts", source, *same, *more)
     assert Store.open(tmp_path / "two.texts", labelled=False).num_examples == len(lines)
     tuned = load_settings(None, [f"model.start_from={tmp_path / 'two'}", "training.max_steps=1", *TINY[2:]])
     assert train(tuned, store, tmp_path / "tuned", progress="none").steps == 1
     source.write_text("another film\n")
-    with pytest.raises(
-        PenstockError, match=r"two\.texts was prepared from other texts .* than .* gives now: remove it"
-    ):
-        penstock("pretrain", "--texts", source, *tokenizer, "--out", tmp_path / "two", *quick)
+    for asked in (tokenizer, ["--tokenizer", "train:bpe:300"]):
+        with pytest.raises(PenstockError, match=r"two\.texts was prepared from other texts .* gives now: give another"):
+            penstock("pretrain", "--texts", source, *asked, "--out", tmp_path / "two", *quick)
     for stated, said in {
         ("--texts", bare.path, *tokenizer): "--tokenizer has no effect: .* is a store",
         tuple(tokenizer): "--tokenizer has no effect: no raw texts are given",

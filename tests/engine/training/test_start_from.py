@@ -1,6 +1,7 @@
 """Runs that start from an earlier run's weights."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,30 @@ def test_the_same_command_goes_on_without_the_earlier_run_and_its_encoder(tmp_pa
     assert train(read_settings(None, options, chosen, run), store, run, progress="none").steps == 2
     with pytest.raises(RunError, match="holds no run"):
         read_settings(None, options, chosen, tmp_path / "new")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_same_command_goes_on_in_a_folder_that_was_moved(tmp_path, store, settings, monkeypatch, gone):
+    project, moved, run = tmp_path / "project", tmp_path / "moved", Path("run")
+    project.mkdir()
+    monkeypatch.chdir(project)
+    train(settings("training.max_steps=1"), store, "earlier", progress="none")
+    options = {"model.start_from": "earlier"}
+    train(read_settings(None, options, QUICK, run), store, run, progress="none")
+    assert load_settings(run / "config.yaml").model.start_from == str(project / "earlier")
+    project.rename(moved)
+    monkeypatch.chdir(moved)
+    if gone:  # but for a folder of its name
+        shutil.rmtree("earlier")
+        Path("earlier").mkdir()
+    longer = [*QUICK[:1], *QUICK[2:], "training.max_steps=3"]
+    assert train(read_settings(None, options, longer, run), store, run, progress="none").steps == 3
+    with pytest.raises(
+        RunError, match=r"run holds another run: model\.start_from is .*earlier' there and 'other' here"
+    ):
+        train(read_settings(None, {"model.start_from": "other"}, longer, run), store, run, progress="none")
+    with pytest.raises(RunError, match=r"run holds another run: model\.hidden_size is 8 there and 9 here"):
+        read_settings(None, options, [*longer, "model.hidden_size=9"], run)
 
 
 def test_what_does_not_fit(tmp_path, texts, store, earlier, settings):
