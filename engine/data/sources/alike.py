@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.data.progress import print_line
-from penstock.engine.data.sources.base import PLAIN_READING, Reading, Source
+from penstock.engine.data.sources.base import PLAIN_READING, NoColumn, Reading, Source
 from penstock.engine.data.sources.open import open_sources
-from penstock.engine.errors import SourceError
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def open_alike(
     out: Path | None = None,
 ) -> list[Source]:
     """As `open_sources`; columns that are not named are those of the earlier data. Where a source lacks one of them,
-    the usual one is taken instead.
+    the usual one is taken instead; one that is there and cannot be read is an error.
 
     Args:
         say: is told which.
@@ -54,7 +53,7 @@ def open_alike(
             sources = open_sources(
                 given, text=own_text, label=own_label, need_label=need_label, reading=reading, out=out
             )
-        except SourceError:
+        except NoColumn:
             if place < len(choices) - 1:
                 continue
             raise  # which lists the columns that are there

@@ -25,6 +25,8 @@ DEFAULT_COLUMNS = (("text", "label"), ("text", "stars"), ("reviewText", "overall
 # as they are (None: not even read), for their fields differ from row to row.
 Carried: TypeAlias = pa.RecordBatch | list[dict[str, Any] | None]
 
+NAME_IT = "name it, as in --encoding cp1252 (Japanese: cp932, Chinese: gb18030)"  # of messages
+
 MAX_REMEMBERED = 20_000  # labels whose spelling is looked up instead of made
 
 
@@ -129,8 +131,8 @@ class Rows:
     carried: Carried | None = None
 
 
-class DoubledColumn(SourceError):
-    """Two columns have the name of one that is to be read."""
+class NoColumn(SourceError):
+    """There is no column of the name that is to be read, nor of a usual one where none is named."""
 
 
 class Source(ABC):
@@ -143,7 +145,7 @@ class Source(ABC):
         columns: names of all the columns there are, each once.
         path: of the file that is read, if it is one.
         named_columns: whether their names are the source's, not ours.
-        may_be_foreign: its bytes are read as UTF-8 because nothing says otherwise.
+        may_be_foreign: its bytes are read as UTF-8 because nothing says otherwise. encoding: for messages.
         resumable: whether another process can open it by its name.
         multi_label: each row has a list of labels, possibly empty, where others have one label.
         holds_lists: the label column itself holds lists, not texts to be taken apart.
@@ -153,6 +155,7 @@ class Source(ABC):
     unit = "row"
     named_columns = True
     may_be_foreign = False
+    encoding = "UTF-8"
     resumable = True
     multi_label = False
     holds_lists = False
@@ -207,13 +210,14 @@ class Source(ABC):
         """Settles which columns are read.
 
         Raises:
-            SourceError: a column that was asked for is not there, or none was and no usual pair is.
+            NoColumn: a column that was asked for is not there, or none was and no usual pair is.
+            SourceError: one is there twice or is to be read twice, or a row would have more than two texts.
         """
         self.columns = unique_names(present)
         listed = ", ".join(map(str, present)) or "none"
         chosen = None if text is None else self._text_columns(text, present, listed)
         if need_label and label is not None and label not in present:
-            raise SourceError(f"{self.name}: no column {label!r}; there are: {listed}")
+            raise NoColumn(f"{self.name}: no column {label!r}; there are: {listed}")
         for default_text, default_label in DEFAULT_COLUMNS:
             pair = text or default_text, label or default_label
             if (chosen or pair[0] in present) and (not need_label or pair[1] in present):
@@ -226,10 +230,10 @@ class Source(ABC):
                         raise SourceError(f"{self.name}: --text {self.text}: column {name!r} is {twice}")
                 for column in (*names, self.label):
                     if column is not None and list(present).count(column) > 1:
-                        raise DoubledColumn(f"{self.name}: two columns are called {column!r}; rename one of them")
+                        raise SourceError(f"{self.name}: two columns are called {column!r}; rename one of them")
                 return
         wanted = "text" if label or not need_label else "label" if text else "text and label"
-        raise SourceError(f"{self.name}: say which columns hold {wanted} (--text, --label); there are: {listed}")
+        raise NoColumn(f"{self.name}: say which columns hold {wanted} (--text, --label); there are: {listed}")
 
     def split_labels(self, separator: str | None) -> None:
         """Reads texts in the label column as several labels, with this between them; None leaves them as they are."""
@@ -241,7 +245,7 @@ class Source(ABC):
         try:
             return text_columns(text, present)
         except NoSuchColumn as error:
-            raise SourceError(f"{self.name}: no column {str(error)!r}; there are: {listed}") from None
+            raise NoColumn(f"{self.name}: no column {str(error)!r}; there are: {listed}") from None
         except TooManyTexts:
             raise SourceError(
                 f"{self.name}: --text {text}: a row has one text or a pair of two; '+' joins columns to one text, as "
@@ -255,7 +259,7 @@ class Source(ABC):
     def advice(self, row: BadRow) -> str:
         """What to add to a bad row's reason."""
         foreign = row.foreign and self.may_be_foreign
-        return " (if the file is in another encoding, name it, as in --encoding cp1252)" if foreign else ""
+        return f" (if the file is in another encoding, {NAME_IT})" if foreign else ""
 
     @abstractmethod
     def read(self) -> Iterator[RawRows]:
@@ -296,7 +300,7 @@ class Source(ABC):
         found = []
         for one in self._items(label) if self.multi_label else [label]:
             name = spelling(one, self.label)
-            check_text(name, self.label)
+            check_text(name, self.label, self.encoding)
             names[type(one), one] = name
             found.append(name)
         return tuple(dict.fromkeys(found)) if self.multi_label else found[0]
@@ -306,10 +310,12 @@ class Source(ABC):
         raw_labels = raw.labels if self.label is not None else [""] * len(raw.texts)
         columns = self.text_columns
         for text, label, position in zip(raw.texts, raw_labels, raw.positions, strict=True):
+            if not columns.is_plain:
+                text = self._filled(text)
             values = (text,) if columns.is_plain else text
             try:
                 for value, column in zip(values, columns.names, strict=True):
-                    check_text(value, column)
+                    check_text(value, column, self.encoding)
                 name = self._spelled(label, names)
             except ValueError as error:
                 foreign = any(map(looks_foreign, (*values, label)))
@@ -319,6 +325,18 @@ class Source(ABC):
             labels.append(name)
             positions.append(position)
         return Rows(texts, labels, positions, sorted(bad, key=lambda row: row.position), self._packed(raw))
+
+    def _filled(self, values: Sequence[Any]) -> list[Any]:
+        """A row's values of the columns of its texts: one that is not there is empty, as csv has it, where others are
+        joined with it."""
+        found: list[Any] = []
+        begin = 0
+        for columns in self.text_columns.texts:
+            own = values[begin : begin + len(columns)]
+            gone = [value is None or value is MISSING for value in own]
+            found += own if all(gone) else ["" if lost else value for value, lost in zip(own, gone, strict=True)]
+            begin += len(columns)
+        return found
 
     def _packed(self, raw: RawRows) -> Carried | None:
         return None if raw.carried is None else self.pack(raw.carried)
@@ -336,8 +354,11 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def check_text(text: Any, column: str) -> None:
+def check_text(text: Any, column: str, encoding: str = "UTF-8") -> None:
     """
+    Args:
+        encoding: of the file, whose bytes that are of none are escaped in the text.
+
     Raises:
         ValueError: not a string of valid Unicode.
     """
@@ -346,7 +367,7 @@ def check_text(text: Any, column: str) -> None:
     if text is None:
         raise ValueError(f"{column!r} is null")
     if isinstance(text, bytes):
-        raise ValueError(f"{column!r} is not valid UTF-8")
+        raise ValueError(f"{column!r} is not valid {encoding}")
     if not isinstance(text, str):
         raise ValueError(f"{column!r} is {kind_of_value(text)}, not a text")
     try:
@@ -354,7 +375,7 @@ def check_text(text: Any, column: str) -> None:
     except UnicodeEncodeError as error:
         escaped = 0xDC80 <= ord(text[error.start]) <= 0xDCFF
         raise ValueError(
-            f"{column!r} is not valid UTF-8" if escaped else f"{column!r} holds half a character"
+            f"{column!r} is not valid {encoding}" if escaped else f"{column!r} holds half a character"
         ) from None
 
 

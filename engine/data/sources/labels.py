@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Context, Decimal
 from typing import Any
 
+import numpy as np
+
 MISSING = object()  # a column that a row does not have, as against one that is null
 
 MIN_ROWS_FOR_SINGLES = 50  # fewer rows may well have a class each: somebody tries something out
@@ -35,6 +37,8 @@ def spelling(label: Any, column: str) -> str:
     """
     if label is MISSING:
         raise ValueError(f"no field {column!r}")
+    if isinstance(label, np.bool_ | np.integer | np.floating):
+        label = label.item()
     if label is None or (isinstance(label, float) and math.isnan(label)):
         raise ValueError(f"{column!r} is null")
     if isinstance(label, bool):
@@ -60,8 +64,12 @@ def list_items(label: Any, column: str, separator: str | None) -> list[Any]:
         separator: between the labels in a text; None where there are lists alone.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither; or it says of each label whether the row has it.
     """
+    if isinstance(label, np.ndarray):
+        label = label.tolist()
+    if isinstance(label, list | tuple) and len(label) > 1 and _marks(label):
+        raise ValueError(f"{column!r} has a 0 or 1 for each label, {label!r:.60}: give the names of a row's labels")
     if isinstance(label, list | tuple | set | frozenset):
         return sorted(label, key=repr) if isinstance(label, set | frozenset) else list(label)
     if label is MISSING:
@@ -76,6 +84,16 @@ def list_items(label: Any, column: str, separator: str | None) -> list[Any]:
     if separator is not None:
         return [label]
     raise ValueError(f"{column!r} is {kind_of_value(label)} where other rows have lists of labels")
+
+
+def _marks(items: Sequence[Any]) -> bool:
+    """Whether these are a row of a matrix that says of each label whether a text has it, not labels: zeros and ones,
+    one of them more than once."""
+    try:
+        distinct = set(items)
+    except TypeError:  # of lists, say, which are refused as labels
+        return False
+    return len(distinct) < len(items) and distinct <= {0, 1}
 
 
 def kind_of_value(value: Any) -> str:
@@ -158,7 +176,8 @@ def merged_spellings(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
 
 
 def notices(column: str, merged: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Lines about labels that are, or may not be, what was meant: merged ones, words for nothing, lookalikes.
+    """Lines about labels that are, or may not be, what was meant: merged ones, words for nothing, several in one,
+    lookalikes.
 
     Args:
         column: the label column's name.
@@ -179,6 +198,14 @@ def notices(column: str, merged: Mapping[str, Mapping[str, int]]) -> list[str]:
             f"warning: column {column!r}: labels that may mean that there is none: {_listed(nothing)}; they are kept "
             "as classes: take those rows out if they are not"
         )
+    for separator in ",;|":
+        made = sorted(name for name in counts if separator in name)
+        parts = {part.strip() for name in made for part in name.split(separator)}
+        if made and parts <= counts.keys():
+            lines.append(
+                f"warning: column {column!r}: labels made of other labels: {_listed([repr(name) for name in made])}; "
+                f"they are classes of their own: --label-separator '{separator}' gives a row several"
+            )
     alike = defaultdict(list)
     for name, rows in counts.items():
         alike[_look(name)].append(f"{name!a} ({rows:,} rows)")

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from penstock.engine.data.sources.base import BATCH_ROWS, PLAIN_READING, RawRows
 from penstock.engine.data.sources.columnar import ArrowSource, DataSetSource, HubSource, ParquetSource, TableSource
 from penstock.engine.data.sources.memory import MemorySource
 from penstock.engine.data.sources.text import COMPRESSIONS, CsvSource, JsonLinesSource, LinesSource
-from penstock.engine.errors import ConfigError, SourceError
+from penstock.engine.errors import ConfigError, SourceError, first_line
 
 FORMS = (
     "csv, tsv, jsonl, ndjson, json, txt (also .gz and .zst), parquet, arrow, hf:name[:config][:split], "
@@ -93,7 +93,8 @@ def open_source(
 
     Args:
         given: a file's path, by whose endings its form is known, or `hf:...`, or `synthetic:...`; a folder or a pattern
-            with one file; a list of texts or of (text, label); a `pyarrow.Table`; a `datasets.Dataset`; a `Source`.
+            with one file; a list of texts or of (text, label); a `pyarrow.Table`, a frame of pandas or polars,
+            a `datasets.Dataset`; a `Source`.
         text, label: column names; without them the usual ones are looked for (text and label, Yelp's, Amazon's). For
             several columns of text, see `text_columns`.
         need_label: False for texts to be classified.
@@ -193,7 +194,7 @@ def expand(name: str, out: Path | None = None) -> list[str]:
         return [name]
     if not name:  # which would be the current folder
         raise SourceError("'': no such file: the name of a source is empty")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json", "dataset_info.json")):
             raise SourceError(f"{name}: a data set of the hub's library: name it as hf:{name}")
@@ -267,7 +268,7 @@ def _open_named(name: str, text: str | None, label: str | None, need_label: bool
         return SyntheticSource(name, need_label)
     if name.startswith("memory:"):
         raise SourceError(f"{name}: was in the memory of the process that began; write it to a file to share the work")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     form = form_of(path)
     if form not in FORMS_BY_ENDING:
         raise SourceError(f"{name}: unknown form; known are {FORMS}")
@@ -308,6 +309,13 @@ def _are_pairs(given: Any) -> bool:
     return bool(given) and all(isinstance(one, list | tuple) and len(one) == 2 for one in given)
 
 
+def _as_table(frame: Any) -> pa.Table:
+    try:
+        return pa.table(frame)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise SourceError(f"{type(frame).__name__}: Arrow cannot take it: {first_line(error)}") from None
+
+
 def _open_object(given: Any, text: str | None, label: str | None, need_label: bool) -> Source:
     if isinstance(given, Source):
         if need_label and given.label is None:
@@ -319,6 +327,10 @@ def _open_object(given: Any, text: str | None, label: str | None, need_label: bo
         source: Source = TableSource("memory:table", given, text, label, need_label)
     elif hasattr(given, "features") and hasattr(given, "select_columns") and hasattr(given, "num_rows"):
         source = DataSetSource("memory:dataset", given, text, label, need_label)
+    elif hasattr(given, "__arrow_c_stream__"):  # frames of pandas and polars
+        source = TableSource("memory:frame", _as_table(given), text, label, need_label)
+    elif isinstance(given, Mapping):
+        raise SourceError(f"{type(given).__name__} is no source: give one of its parts, as in data['train']")
     elif isinstance(given, list | tuple) and _are_pairs(given):
         source = MemorySource.of_pairs(given)
         source.label = "label" if need_label else None
@@ -328,6 +340,6 @@ def _open_object(given: Any, text: str | None, label: str | None, need_label: bo
         raise SourceError("a list without labels: give a list of (text, label)")
     else:
         raise SourceError(f"{type(given).__name__} is no source; known are names of files, lists of (text, label), "
-                          "pyarrow tables and data sets")  # fmt: skip
+                          "pyarrow tables, frames and data sets")  # fmt: skip
     source.resumable = False
     return source

@@ -17,9 +17,10 @@ from penstock.engine.data.sources.base import (
     BATCH_CHARACTERS,
     BATCH_ROWS,
     MISSING,
+    NAME_IT,
     BadRow,
     Carried,
-    DoubledColumn,
+    NoColumn,
     RawRows,
     Reading,
     Source,
@@ -82,6 +83,8 @@ class TextFileSource(Source):
                 raise SourceError(f"{name}: not UTF-8; it looks like --encoding {guess}")
         self.may_be_foreign = marked is None and reading.encoding is None
         self._encoding = marked or reading.encoding or "utf-8"
+        if reading.encoding is not None and marked is None:
+            self.encoding = reading.encoding
         self._is_utf8 = codecs.lookup(self._encoding).name in ("utf-8", "utf-8-sig")
 
     def _open_text(self, file: io.BufferedReader, newline: str) -> io.TextIOWrapper:
@@ -135,7 +138,7 @@ class JsonLinesSource(TextFileSource):
                     if first_fault == "no line in it":
                         first_fault = f"line {number}: {error}"
                         if looks_foreign(line) and self.may_be_foreign:
-                            first_fault += " (if the file is in another encoding, name it, as in --encoding cp1252)"
+                            first_fault += f" (if the file is in another encoding, {NAME_IT})"
                     if number >= SAMPLE_LINES and not records:
                         break
                     continue
@@ -274,13 +277,11 @@ class CsvSource(TextFileSource):
             raise SourceError(f"{name}: line 1: {headers[separators[0]]}")
         # By the number of fields: the usual separator comes first where it makes as many.
         by_width = sorted(split, key=lambda separator: -len(split[separator]))
-        refused: SourceError | None = None
+        refused: NoColumn | None = None
         for separator in by_width:
             try:
                 self.choose_columns(split[separator], text, label, need_label)
-            except DoubledColumn:
-                raise
-            except SourceError as error:
+            except NoColumn as error:
                 refused = refused or error
                 continue
             self._separator, self._header = separator, split[separator]
@@ -304,8 +305,7 @@ class CsvSource(TextFileSource):
                 return error
         if self.may_be_foreign and any(looks_foreign(column) for column in header):
             raise SourceError(
-                f"{self.name}: line {reader.line_num}: not valid UTF-8: in another encoding? Name it, as in "
-                "--encoding cp1252"
+                f"{self.name}: line {reader.line_num}: not valid UTF-8: if the file is in another encoding, {NAME_IT}"
             )
         return [column.encode("utf-8", "backslashreplace").decode() for column in header]
 

@@ -126,14 +126,23 @@ def test_a_column_that_is_there_twice(tmp_path, given):
 def test_a_row_that_lacks_one_of_its_texts_is_a_bad_one(tmp_path):
     records = [{"title": "a", "body": "b"}, {"title": "a"}, {"title": None, "body": "b"}, {"title": "a", "body": 3}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record | {"label": 1}) + "\n" for record in records))
-    for text, good in (("title,body", [("a", "b")]), ("title+body", ["a\nb"])):
-        (rows,) = open_source(str(tmp_path / "a.jsonl"), text=text).rows()
-        assert rows.texts == good
-        reasons = ["no field 'body'", "'title' is null", "'body' is a number, not a text"]
-        assert [row.reason for row in rows.bad] == reasons
+    (rows,) = open_source(str(tmp_path / "a.jsonl"), text="title,body").rows()
+    assert rows.texts == [("a", "b")]
+    assert [row.reason for row in rows.bad] == ["no field 'body'", "'title' is null", "'body' is a number, not a text"]
     memory = MemorySource([("a", "b"), ("a",), "text", None, ("a", None)], [1] * 5)
     (rows,) = memory.rows()
     assert (rows.texts, [row.position for row in rows.bad]) == ([("a", "b")], [2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_what_is_joined_may_lack_a_part(tmp_path, form):
+    """A ticket with a subject and no body is a text, in every form alike; one with neither is none."""
+    rows = [("a", "b"), ("a", None), (None, "b")]
+    (read,) = open_source(write(tmp_path / f"a.{form}", rows, range(3)), text="title+body").rows()
+    assert (read.texts, read.bad) == (["a\nb", "a\n", "\nb"], [])
+    if form != "csv":
+        (read,) = open_source(write(tmp_path / f"b.{form}", [*rows, (None, None)], range(4)), text="title+body").rows()
+        assert [(row.position, "null" in row.reason) for row in read.bad] == [(4, True)]
 
 
 def test_pairs_and_single_texts_are_not_mixed(tmp_path):

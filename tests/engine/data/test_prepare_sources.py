@@ -4,10 +4,14 @@ import csv
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from subtested import as_subtests
 
 from penstock.engine.data.prepare import prepare, prepare_part
+from penstock.engine.data.sources import open_sources
+from penstock.engine.data.sources.alike import Columns, open_alike
 from penstock.engine.errors import SourceError
 
 
@@ -52,6 +56,28 @@ def test_columns_are_those_of_the_other_store_or_said(
     assert [(entry.text, entry.label) for entry in made.manifest.sources] == [read]
     said = capsys.readouterr().err
     assert re.findall(r"note: .*new\.csv: .* there is none called '(\w+)', as in .*like", said) == missing
+
+
+@as_subtests(
+    "names, values, said",
+    [
+        (["body", "topic", "text"], [[1, 2], ["x", "y"], ["a", "b"]], "column 'body' holds int64, not text"),
+        (["body", "body", "topic", "text"], [["a", "b"]] * 4, "two columns are called 'body'"),
+        (["body", "topic", "topic", "label"], [["a", "b"]] * 4, "two columns are called 'topic'"),
+    ],
+)
+def test_a_column_that_is_there_and_cannot_be_read_is_an_error(tmp_path, names, values, said):
+    """Another one is not read in its place."""
+    table = pa.table([pa.array(column) for column in values], names=names)
+    pq.write_table(table, tmp_path / "new.parquet")
+    for given in (table, str(tmp_path / "new.parquet")):
+        with pytest.raises(SourceError, match=said):
+            open_alike(given, Columns("body", "topic", False, "training"))
+
+
+def test_a_source_in_a_home_that_is_not_there():
+    with pytest.raises(SourceError, match=r"^~nobody-here/x\.csv: no such file$"):
+        open_sources("~nobody-here/x.csv")
 
 
 @pytest.mark.parametrize("given", ["{folder}", "{folder}/**/*", "{folder}/*"])

@@ -6,14 +6,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 from subtested import as_subtests
 
-from penstock.engine.data.sources import Rows, open_source
-from penstock.engine.data.sources.labels import merged_spellings, sort_labels, spelling
+from penstock.engine.data.sources import Reading, Rows, open_source
+from penstock.engine.data.sources.labels import list_items, merged_spellings, notices, sort_labels, spelling
 from penstock.engine.data.titles import _own_words, _word
 from penstock.engine.errors import SourceError
 
@@ -191,7 +192,8 @@ def test_dictionary_and_large_types(tmp_path):
 @as_subtests(
     "label, name",
     [(5, "5"), (5.0, "5"), ("5", "5"), ("5.0", "5"), (" 5. ", "5"), ("-0.0", "0"), (4.5, "4.5"), ("007", "007"),
-     ("pos ", "pos"), (True, "true"), (-1, "-1")],
+     ("pos ", "pos"), (True, "true"), (-1, "-1"), (np.int64(5), "5"), (np.float32(5), "5"), (np.bool_(True), "true"),
+     (np.str_("pos"), "pos")],
 )  # fmt: skip
 def test_label_names(label, name):
     assert list(merged_spellings({spelling(label, "label"): 1})) == [name]
@@ -201,6 +203,62 @@ def test_label_names(label, name):
 def test_no_label(label):
     with pytest.raises(ValueError, match="'stars'"):
         spelling(label, "stars")
+
+
+@as_subtests("row", [[0, 1, 0], (1, 1), [True, False, False], [0.0, 1.0, 1.0], np.array([0, 0, 1]), np.zeros(4, bool)])
+def test_a_row_of_a_matrix_is_no_list_of_labels(row):
+    """As a MultiLabelBinarizer makes: every text would have the labels 0 and 1."""
+    with pytest.raises(ValueError, match=r"'tags' has a 0 or 1 for each label, .* give the names"):
+        list_items(row, "tags", None)
+
+
+@as_subtests("row", [[0, 1], [1], [], ["0", "1", "0"], [0, 1, 2, 2], np.array([3, 4]), {0, 1}])
+def test_numbers_may_be_labels(row):
+    assert list_items(row, "tags", None) == list(row)
+
+
+@as_subtests(
+    "names, separator",
+    [
+        (["api", "auth", "api, auth", "auth,api"], ","),
+        (["a", "b", "c", "a|b|c"], "|"),
+        (["x;y", "x", "y"], ";"),
+        (["a", "b", "a, c"], None),
+        (["New York, NY", "Paris"], None),
+        (["a,", "a"], None),
+        (["1,5", "2,5"], None),
+    ],
+)
+def test_labels_made_of_others_are_told(names, separator):
+    lines = [line for line in notices("tags", merged_spellings(dict.fromkeys(names, 9))) if "made of other" in line]
+    assert [line.split("--label-separator ")[1][1] for line in lines] == ([] if separator is None else [separator])
+
+
+@as_subtests("frame", ["pandas", "polars"])
+def test_frames_are_read(frame):
+    library = pytest.importorskip(frame)
+    texts, labels = ["a", "b", "c"], [2, 1, 2]
+    given = library.DataFrame({"text": texts, "label": labels, "other": [None, 1.5, 2.5]})
+    rows = read(open_source(given))
+    assert (rows.texts, rows.labels) == (texts, ["2", "1", "2"])
+
+
+def test_a_row_that_is_not_in_the_named_encoding_says_which_that_is(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        "text,label\n\u6620\u753b\u0081,1\nplain,2\n".encode("cp932", "ignore") + b"\x81\x8d,3\n"
+    )
+    rows = read(open_source(str(tmp_path / "a.csv"), reading=Reading(encoding="cp1252")))
+    assert "'text' is not valid cp1252" in {bad.reason for bad in rows.bad}
+
+
+def test_what_is_no_source_is_named():
+    pandas = pytest.importorskip("pandas")
+    for given, said in (
+        ({"train": [], "test": []}, "dict is no source: give one of its parts"),
+        (pandas.DataFrame({"text": ["a", 1], "label": [1, 2]}), "DataFrame: Arrow cannot take it: "),
+    ):
+        with pytest.raises(SourceError, match=said):
+            open_source(given)
 
 
 def test_label_order():
