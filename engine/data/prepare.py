@@ -243,7 +243,7 @@ def _survey(
     if settings.like is None:
         opened = open_sources(sources, **wanted)
     else:
-        opened = open_alike(sources, settings.columns, **wanted)
+        opened = open_alike(sources, Columns.of(settings.like), **wanted)
     check_once(opened)
     if unlabelled and opened[0].label is not None:
         raise SourceError(f"{opened[0].name}: was opened with its labels; open it with need_label=False")
@@ -343,13 +343,6 @@ class _Settings:
             raise TokenizerError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
         if max_length is not None and not 1 <= max_length <= 1 << 24:
             raise ConfigError(f"max length must be between 1 and {1 << 24}, got {max_length}")
-
-    @property
-    def columns(self) -> Columns:
-        """Those that the other store was prepared from."""
-        assert self.like is not None
-        first = self.like.manifest.sources[0]
-        return Columns(first.text, first.label or None, self.like.is_pair, str(self.like.path))
 
     def reading(self, given: Reading) -> Reading:
         """How the sources are read; unless something else is given, labels are separated as for the other store."""

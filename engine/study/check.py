@@ -55,20 +55,20 @@ def check_plan(study: StudySettings) -> list[str]:
         encoders.add(study.encoder)  # whose tokenizer it takes
     for encoder in sorted(encoders):
         check_encoder(encoder)
+    like: Store | None = None  # the training data's, when it is the test data's turn
     for sources, store in zip((study.train, study.test), prepared, strict=True):
         if store:
-            opened_store = Store.open(sources[0])
-            if opened_store.multi_label:
+            like = Store.open(sources[0])
+            if like.multi_label:
                 raise StoreError(f"{sources[0]} {HAS_LISTS}")
             if sources is study.test and study.cluster is not None:
-                read_clusters(opened_store, study.cluster)
+                read_clusters(like, study.cluster)
             continue
         for source in sources:
             if is_store([source]):
                 raise ConfigError(f"{source}: a store; give it alone, or prepare one of all the sources first")
         # the hub's data sets are not opened twice: that is the loading itself
         local = [name for name in sources if not name.startswith("hf:")]
-        like = Store.open(study.train[0]) if prepared[0] else None
         for opened in open_as_prepared(local, study, like) if local else ():
             if opened.multi_label:
                 raise SourceError(f"{opened.name}: column {opened.label!r} {HAS_LISTS}")
@@ -102,9 +102,7 @@ def open_as_prepared(sources: Sequence[str], study: StudySettings, like: Store |
     options: dict[str, Any] = {"text": study.text, "label": study.label, "reading": study.reading}
     if like is None:
         return open_sources(list(sources), **options)
-    first = like.manifest.sources[0]
-    columns = Columns(first.text, first.label or None, like.is_pair, str(like.path))
-    return open_alike(list(sources), columns, say=lambda line: None, **options)  # who prepares says it
+    return open_alike(list(sources), Columns.of(like), say=lambda line: None, **options)  # who prepares says it
 
 
 def is_store(sources: Sequence[str]) -> bool:

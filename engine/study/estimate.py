@@ -138,7 +138,8 @@ class Loads:
 
         key = task.settings.reading
         if key not in self._mean_lengths:
-            read = read_by(task.settings, self._stores[0]), read_alike(task.settings, *self._stores)
+            own = read_by(task.settings, self._stores[0])
+            read = own, read_alike(own, self._stores[1])
             train, test = (store.num_tokens / max(store.num_examples, 1) for store in read)
             self._mean_lengths[key] = train, test
         train, test = self._mean_lengths[key]

@@ -68,7 +68,8 @@ def _of_the_loop(task: TrialTask, train: "Store", test: "Store", threads: int, s
     settings = task.settings
     assert isinstance(settings, Settings)
     assert settings.data.mode != "auto"
-    train, test = read_by(settings, train), read_alike(settings, train, test)
+    train = read_by(settings, train)
+    test = read_alike(train, test)
     world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     began = time.perf_counter()
     model: Any = build_model(
@@ -124,7 +125,8 @@ def _of_a_baseline(task: TrialTask, train: "Store", test: "Store", threads: int,
     settings = task.settings
     assert isinstance(settings, BaselineSettings)
     import_required(settings.name)
-    train, test = read_by(settings, train), read_alike(settings, train, test)
+    train = read_by(settings, train)
+    test = read_alike(train, test)
     size = min(task.trial.size, max(_FIRST_ROWS, 4 * train.num_labels))
     fits: list[tuple[int, float]] = []  # tokens, seconds
     while True:

@@ -286,8 +286,8 @@ def _check_cuts(tasks: Sequence[TrialTask], train: Store, test: Store) -> None:
         ConfigError: its pairs of texts are longer than those of the training data.
     """
     for family, settings in {task.trial.family: task.settings for task in tasks}.items():
-        read_alike(settings, train, test)  # whether that can be done
         read = read_by(settings, train)
+        read_alike(read, test)  # whether that can be done
         if learns(family) and (cut := texts_cut_short(test, read.max_length, read.truncation)):
             raise StoreError(
                 f"{test.path}: {cut:,} of its {test.num_examples:,} texts were cut to {how_stored(test)} when it was "

@@ -305,7 +305,8 @@ def _fit_baseline(
 
     assert isinstance(task.settings, BaselineSettings)
     import_required(task.settings.name)
-    store, test = read_by(task.settings, store), read_alike(task.settings, store, test)
+    store = read_by(task.settings, store)
+    test = read_alike(store, test)
     fit = FitTask(task.settings, store, rows, torch.get_num_threads(), task.cache)
     started, cpu_started = time.perf_counter(), time.process_time()
     fitted = baseline(task.settings.name).fit(fit)

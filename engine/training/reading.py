@@ -153,15 +153,14 @@ def read_by(settings: "Settings | BaselineSettings", store: Store) -> Store:
     return store.cut_to(length, None if truncation == OWN else truncation)
 
 
-def read_alike(settings: "Settings | BaselineSettings", train: Store, test: Store) -> Store:
+def read_alike(train: Store, test: Store) -> Store:
     """A test store as the run reads it: its texts cut where those of the training store are, whatever it keeps itself.
     `run_record.as_trained` is the same of a run that is there.
 
     Args:
-        settings: settled for `train`.
+        train: as `read_by` gives it.
 
     Raises:
         ConfigError: its pairs of texts are longer than those of the training data.
     """
-    own = read_by(settings, train)
-    return test.cut_to(own.max_length, own.truncation)
+    return test.cut_to(train.max_length, train.truncation)

@@ -8,6 +8,7 @@ from typing import Any
 from penstock.engine.data.progress import print_line
 from penstock.engine.data.sources.base import PLAIN_READING, NoColumn, Reading, Source
 from penstock.engine.data.sources.open import open_sources
+from penstock.engine.data.store import Store
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class Columns:
     label: str | None
     is_pair: bool
     where: str
+
+    @classmethod
+    def of(cls, store: Store) -> "Columns":
+        """Those that a store was prepared from."""
+        first = store.manifest.sources[0]
+        return cls(first.text, first.label or None, store.is_pair, str(store.path))
 
 
 def open_alike(

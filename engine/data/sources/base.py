@@ -310,9 +310,7 @@ class Source(ABC):
         raw_labels = raw.labels if self.label is not None else [""] * len(raw.texts)
         columns = self.text_columns
         for text, label, position in zip(raw.texts, raw_labels, raw.positions, strict=True):
-            if not columns.is_plain:
-                text = self._filled(text)
-            values = (text,) if columns.is_plain else text
+            values = (text,) if columns.is_plain else self._filled(text)
             try:
                 for value, column in zip(values, columns.names, strict=True):
                     check_text(value, column, self.encoding)
@@ -321,7 +319,7 @@ class Source(ABC):
                 foreign = any(map(looks_foreign, (*values, label)))
                 bad.append(BadRow(position, str(error), excerpt(text), foreign))
                 continue
-            texts.append(text if columns.is_plain else columns.combine(text))
+            texts.append(text if columns.is_plain else columns.combine(values))
             labels.append(name)
             positions.append(position)
         return Rows(texts, labels, positions, sorted(bad, key=lambda row: row.position), self._packed(raw))

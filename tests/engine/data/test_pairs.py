@@ -142,6 +142,7 @@ def test_what_is_joined_may_lack_a_part(tmp_path, form):
     assert (read.texts, read.bad) == (["a\nb", "a\n", "\nb"], [])
     if form != "csv":
         (read,) = open_source(write(tmp_path / f"b.{form}", [*rows, (None, None)], range(4)), text="title+body").rows()
+        assert [row.excerpt for row in read.bad] == ["\n"]  # the values themselves, not what stands for them
         assert [(row.position, "null" in row.reason) for row in read.bad] == [(4, True)]
 
 

@@ -24,7 +24,7 @@ from penstock.engine.study.settings import STORED_LENGTH, StudySettings, trial_s
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
 from penstock.engine.study.trials import Trial, read_results
-from penstock.engine.training.reading import read_alike
+from penstock.engine.training.reading import read_alike, read_by
 from penstock.engine.training.trained import TrainedRun
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -173,7 +173,7 @@ def test_test_texts_are_cut_where_those_of_the_training_store_are(plain, tmp_pat
     assert longer.longest > POSITIONS
     for family in ("linear", "encoder"):
         settings = trial_settings(replace(plain, overrides=read), Trial(40, 0, family), train)
-        alike, own = (read_alike(settings, train, test) for test in (longer, like))
+        alike, own = (read_alike(read_by(settings, train), test) for test in (longer, like))
         assert all(alike.tokens(row).tolist() == own.tokens(row).tolist() for row in range(like.num_examples))
         one, other = (
             TrialTask(Trial(40, 0, family), settings, train.path, test.path, 0, None, tmp_path / "run")
