@@ -21,6 +21,15 @@ class BatchDataset(IterableDataset):
         loader: where the batches come from.
         pad_token_id: None for `Batch` objects; otherwise padded dictionaries, as the transformers library's models take
             them.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from penstock.engine import BatchDataset, Loader, PlanParameters, Store
+        >>> parameters = PlanParameters(tokens_per_batch=128, batches_per_step=1, mode="pack")
+        >>> loader = Loader(Store.open("train"), seed=0, parameters=parameters)
+        >>> batches = DataLoader(BatchDataset(loader, pad_token_id=0), batch_size=None)
+        >>> sum(len(batch["input_ids"]) for batch in batches)
+        60
     """
 
     def __init__(self, loader: Loader, pad_token_id: int | None = None) -> None:

@@ -102,6 +102,12 @@ def open_source(
 
     Raises:
         SourceError: it is not there, of no known form, empty, or without such columns.
+
+    Example:
+        >>> from penstock.engine import open_source
+        >>> source = open_source("synthetic:reviews?n=3&seed=1")
+        >>> source.columns, [label for rows in source.rows() for label in rows.labels]
+        (['text', 'label'], ['1', '3', '5'])
     """
     if not isinstance(given, str | os.PathLike):
         return _splitting(_open_object(given, text, label, need_label), reading)
