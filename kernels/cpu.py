@@ -11,7 +11,8 @@ from torch import Tensor
 
 from penstock.kernels import gelu, norm, philox
 from penstock.kernels.compiled import address, call, native
-from penstock.kernels.linear import Problem as LinearProblem
+from penstock.kernels.linear import Backward as LinearBackward
+from penstock.kernels.linear import Gradients as LinearGradients
 from penstock.kernels.rotary import Problem as RotaryProblem
 from penstock.kernels.rotary import Rotated
 
@@ -110,11 +111,12 @@ def _heads(x: Tensor, out: Tensor) -> tuple[int, int, int, int, int]:
     return x.data_ptr(), out.data_ptr(), x.shape[1], x.stride(0), x.stride(1)
 
 
-def linear_weight_gradient(problem: LinearProblem) -> Tensor:
+def linear_backward(problem: LinearBackward) -> LinearGradients:
     """On Intel's matrix unit. Without one, torch's own product is as fast."""
     (tokens, rows), columns = problem.grad_out.shape, problem.x.shape[1]
-    gradient = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
-    arguments = {"tokens": tokens, "rows": rows, "columns": columns}
-    tensors = {"grad_out": problem.grad_out, "x": problem.x, "grad_weight": gradient}
-    call(native.weight_gradient, arguments | {name: tensor.data_ptr() for name, tensor in tensors.items()})
-    return gradient
+    weight = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
+    made = LinearGradients(weight, weight.new_empty(rows) if problem.with_bias else None)
+    tensors = {"grad_out": problem.grad_out, "x": problem.x, "grad_weight": made.weight, "grad_bias": made.bias}
+    arguments: dict[str, Any] = {"tokens": tokens, "rows": rows, "columns": columns}
+    call(native.weight_gradient, arguments | {name: address(tensor) for name, tensor in tensors.items()})
+    return made

@@ -1,5 +1,6 @@
-"""Linear layers side by side, with a gradient of the weights of our own: `linear`."""
+"""Linear layers side by side, with gradients of their parameters of our own: `linear`."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,32 +14,47 @@ from penstock.kernels.operation import Operation
 from penstock.kernels.precision import accumulate_dtype
 
 
-class Problem(NamedTuple):
-    """grad_out^T x, (out_features, in_features), in `accumulate_dtype`: the gradient of a linear layer's weight."""
+class Backward(NamedTuple):
+    """What the gradients of a linear layer's parameters are made of; that of its bias is asked for or not."""
 
     grad_out: Tensor  # (tokens, out_features)
     x: Tensor  # (tokens, in_features)
+    with_bias: bool
+
+
+class Gradients(NamedTuple):
+    """Sums over tokens, in `accumulate_dtype`.
+
+    Attributes:
+        weight: grad_out^T x, (out_features, in_features).
+        bias: of grad_out, (out_features,); None if it was not asked for.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
 
 
 class Reference:
     """Summed in float32 or float64."""
 
     @staticmethod
-    def linear_weight_gradient(problem: Problem) -> Tensor:
+    def linear_backward(problem: Backward) -> Gradients:
         wide = accumulate_dtype(problem.x.dtype)
-        return problem.grad_out.to(wide).t() @ problem.x.to(wide)
+        grad_out = problem.grad_out.to(wide)
+        return Gradients(grad_out.t() @ problem.x.to(wide), grad_out.sum(0) if problem.with_bias else None)
 
 
 class Torch:
     """Torch's own product; on a CPU it is rounded to the dtype of x, where that is one of 16 bits."""
 
     @staticmethod
-    def linear_weight_gradient(problem: Problem) -> Tensor:
+    def linear_backward(problem: Backward) -> Gradients:
         grad_out, x = problem.grad_out.t(), problem.x
         wide = accumulate_dtype(x.dtype)
+        bias = problem.grad_out.sum(0, dtype=wide) if problem.with_bias else None
         if x.is_cuda and x.dtype != wide and torch.version.hip is None:
-            return torch.mm(grad_out, x, out_dtype=wide)  # one launch, no rounding on the way
-        return (grad_out @ x).to(wide)
+            return Gradients(torch.mm(grad_out, x, out_dtype=wide), bias)  # one launch, no rounding on the way
+        return Gradients((grad_out @ x).to(wide), bias)
 
 
 def _why_not_cpu(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:
@@ -59,13 +75,13 @@ dispatch.register("linear", "torch", Torch)
 dispatch.register("linear", "reference", Reference)
 
 _forms = {"grad_out": "tokens, rows", "x": "tokens, columns"}
-_weight_gradient = Operation("linear_weight_gradient", Problem, family="linear", forms=_forms)
+_backward = Operation("linear_backward", Backward, Gradients, forms=_forms)
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> Tensor:
     """Linear layers that read the same input, side by side, by one product.
 
-    The weights' gradients are sums in float32, as a float32 weight under autocast wants them, and not rounded to the
+    The parameters' gradients are sums in float32, as a float32 weight under autocast wants them, and not rounded to the
     dtype of x on the way; on Intel's matrix unit penstock makes them, two to three times as fast as torch.
 
     Args:
@@ -89,7 +105,7 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) 
         weight, *bias = (torch.cat([part.to(x.dtype) for part in parts]) for parts in (weights, biases) if parts)
         return F.linear(x, weight, *bias)
     if not transforms.wants_gradient(tensors):
-        return F.linear(x, _join(weights, x.dtype), _join(biases, x.dtype) if biases else None)
+        return _product(x, _join(weights, x.dtype), _join(biases, x.dtype) if biases else None)
     return _Linear.apply(x, backend, len(weights), *weights, *biases)
 
 
@@ -115,6 +131,24 @@ def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> No
             raise ValueError(
                 f"a bias must have shape ({weight.shape[0]},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
             )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + bias. On a CPU F.linear in bfloat16 writes the bias to every row before it multiplies, on one thread;
+    the same product of the same library adds it as it goes."""
+    if bias is None or x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.shape[0]:
+        return F.linear(x, weight, bias)
+    if torch.compiler.is_compiling() or not _adds_bias():
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@functools.cache
+def _adds_bias() -> bool:
+    """Whether torch was built with oneDNN, and that multiplies bfloat16 on this processor."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -144,7 +178,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x if weights_needed else None, weight if x_needed else None, *weights)
         ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
         ctx.backend, ctx.count, ctx.parts = backend, count, [(part.shape[0], part.dtype) for part in parts]
-        return F.linear(x, weight, _join(parts[count:], x.dtype) if parts[count:] else None)
+        return _product(x, weight, _join(parts[count:], x.dtype) if parts[count:] else None)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> Any:
@@ -158,13 +192,12 @@ class _Linear(torch.autograd.Function):
             weight = torch.cat([part.to(weight.dtype) for part in weights])
         if x_needed:
             x_gradient = grad_out @ weight
-        if any(needed[: ctx.count]):
-            gradient = _weight_gradient.from_backward(grad_out, x, ctx.backend)
-            gradients[: ctx.count] = _split(gradient, ctx.parts[: ctx.count])
-        if any(needed[ctx.count :]):
-            parts = ctx.parts[ctx.count :]
-            widest = parts[0][1]
-            for _, dtype in parts:  # torch.compile traces no max by a key
-                widest = dtype if dtype.itemsize > widest.itemsize else widest
-            gradients[ctx.count :] = _split(grad_out.sum(0, dtype=widest), parts)
+        of_weights, of_biases = any(needed[: ctx.count]), any(needed[ctx.count :])
+        if of_weights:
+            weight_gradient, bias_gradient = _backward.from_backward(grad_out, x, of_biases, ctx.backend)
+            gradients[: ctx.count] = _split(weight_gradient, ctx.parts[: ctx.count])
+        if of_biases:
+            if not of_weights:
+                bias_gradient = grad_out.sum(0, dtype=accumulate_dtype(grad_out.dtype))
+            gradients[ctx.count :] = _split(bias_gradient, ctx.parts[ctx.count :])
         return x_gradient, None, None, *gradients

@@ -31,7 +31,7 @@ def make(shape: dict[str, int], dtype: str, peers: bool) -> dict[str, Contestant
     grad_out, x, weight = (torch.randn(size, generator=generator).to(kind) for size in sizes)
     backend = dispatch.choose("linear", device_type="cpu", dtype=kind)
     contestants: dict[str, Contestant | str] = {
-        OURS: lambda: torch.ops.penstock.linear_weight_gradient(grad_out, x, backend)
+        OURS: lambda: torch.ops.penstock.linear_backward(grad_out, x, False, backend)
     }
     if peers:
         contestants["torch"] = lambda: (grad_out.t() @ x).float()

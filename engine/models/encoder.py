@@ -12,11 +12,13 @@ from penstock.engine.errors import ModelError
 from penstock.engine.models.architectures import layers_of, pools_mean
 from penstock.engine.models.bridge import first_tokens
 from penstock.engine.models.encoder_body import EncoderBody, load_stock
+from penstock.engine.models.fuse import is_fused
 from penstock.engine.models.loading import quiet
 from penstock.engine.models.lora import has_lora, merged_state
 from penstock.engine.models.output import classifier_output, is_multi_label
 from penstock.engine.models.packed_steps import PackedSteps, forget, prepare, prepared
 from penstock.engine.models.ragged_input import as_ragged
+from penstock.engine.models.stock import has_hooks, has_stock_forward
 from penstock.kernels import Ragged, segment_pool
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.packing import check_asked
@@ -110,6 +112,16 @@ class EncoderClassifier(EncoderBody):
 
     def extra_repr(self) -> str:
         return "" if self.prepared is None else f"prepared={self.prepared}"
+
+    def looked_up(self) -> Tensor | None:
+        """The table of the token embeddings, as `LSTMClassifier.looked_up`; the tokens that fill a batch up to a round
+        size have no gradient.
+
+        None where something else than a look-up may stand on it.
+        """
+        table: Any = self.get_input_embeddings()
+        plain = is_fused(table) and has_stock_forward(table) and not has_hooks(table)
+        return table.weight if plain and not (table.sparse or table.max_norm or table.weight._backward_hooks) else None
 
     def freeze_layers(self, count: int) -> None:
         """Leaves the embeddings and the lowest `count` layers as they are.

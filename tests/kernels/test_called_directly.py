@@ -66,7 +66,7 @@ CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]], tuple[str, ...]]] = {
         ALL,
     ),
     "ngram_bag": ("ngram_bag", lambda: (x(7, 4), IDS.int().repeat(2)[:5] % 4, CU, 4, 2), ("cpu", "reference")),
-    "linear_weight_gradient": ("linear_weight_gradient", lambda: (x(5, 3), x(5, 4)), PLAIN),
+    "linear_backward": ("linear_backward", lambda: (x(5, 3), x(5, 4), True), PLAIN),
     **{
         f"segment_pool, {mode}": (
             "segment_pool",

@@ -70,7 +70,9 @@ def test_weight_gradients_are_not_rounded_on_the_way(backend):
 
 
 @pytest.mark.skipif(not AMX, reason="needs AMX")
-@pytest.mark.parametrize(("tokens", "rows", "columns"), [(1, 1, 1), (33, 40, 70), (700, 33, 1030), (515, 800, 65)])
+@pytest.mark.parametrize(
+    ("tokens", "rows", "columns"), [(1, 1, 1), (40, 70, 0), (33, 40, 70), (700, 33, 1030), (515, 800, 65)]
+)
 def test_every_element_is_written_and_none_depends_on_the_threads(tokens, rows, columns):
     """Memory around the operands is NaN, and so is the result before."""
 
@@ -82,17 +84,19 @@ def test_every_element_is_written_and_none_depends_on_the_threads(tokens, rows, 
     grad_out, x = padded(tokens, rows), padded(tokens, columns)
     results = []
     for threads in (1, 2, 3, 16):
-        whole = torch.full((rows * columns + 512,), torch.nan)
-        gradient = whole[256:-256]
+        whole, of_bias = (torch.full((size + 512,), torch.nan) for size in (rows * columns, rows))
+        gradient, bias = whole[256:-256], of_bias[256:-256]
         arguments = {"tokens": tokens, "rows": rows, "columns": columns, "grad_out": grad_out.data_ptr()}
-        arguments |= {"x": x.data_ptr(), "grad_weight": gradient.data_ptr()}
+        arguments |= {"x": x.data_ptr(), "grad_weight": gradient.data_ptr(), "grad_bias": bias.data_ptr()}
         _native.weight_gradient(isa="amx_bf16", threads=threads, **arguments)
-        assert whole[:256].isnan().all()
-        assert whole[-256:].isnan().all()
-        results.append(gradient)
-    expected = (grad_out.double().t() @ x.double()).flatten()
-    assert (results[0].double() - expected).norm() <= 1e-6 * expected.norm()
-    assert all(torch.equal(result, results[0]) for result in results[1:])
+        for each in (whole, of_bias):
+            assert each[:256].isnan().all()
+            assert each[-256:].isnan().all()
+        results.append((gradient, bias))
+    expected = (grad_out.double().t() @ x.double()).flatten(), grad_out.double().sum(0)
+    for found, true in zip(results[0], expected, strict=True):
+        assert (found.double() - true).norm() <= 1e-6 * true.norm()
+    assert all(torch.equal(*pair) for result in results[1:] for pair in zip(result, results[0], strict=True))
 
 
 @every_backend
@@ -162,7 +166,7 @@ def test_autocast_casts_once():
 @every_backend
 def test_passes_opcheck(backend):
     x, _, _, grad_out = tensors((9, 8, (4,)), torch.bfloat16)
-    torch.library.opcheck(torch.ops.penstock.linear_weight_gradient, (grad_out, x, backend))
+    torch.library.opcheck(torch.ops.penstock.linear_backward, (grad_out, x, True, backend))
 
 
 @pytest.mark.slow

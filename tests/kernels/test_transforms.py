@@ -405,7 +405,7 @@ def raw() -> dict[str, tuple[list[Any], list[int]]]:
         "geglu": ([halves, wide, "torch"], [0, 1]),
         "geglu_backward": ([halves[:, :3], halves, wide, "torch"], [0, 1, 2]),
         "rotary": ([*drawn("rotary"), False, "torch"], [0, 1, 2, 3]),
-        "linear_weight_gradient": ([halves, gelu, "torch"], [0, 1]),
+        "linear_backward": ([halves, gelu, True, "torch"], [0, 1]),
         "ngram_bag": ([table, TOKENS, BOUNDS, 4, 1, "reference"], [0]),
         "embedding": ([WORDS, table, 0], [1]),
         "embedding_backward": ([lookup, WORDS, 5, 0], [0]),

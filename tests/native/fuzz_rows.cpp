@@ -155,7 +155,8 @@ void weight_gradient(int64_t isas, int64_t round) {
   linear::WeightGradient p{};
   p.tokens = pick(1, chance(0.2) ? 700 : 90), p.rows = pick(1, 120), p.columns = pick(1, chance(0.2) ? 600 : 90);
   Tensor grad_out(DType::bfloat16, p.tokens * p.rows), x(DType::bfloat16, p.tokens * p.columns);
-  Tensor result(DType::float32, p.rows * p.columns);
+  Tensor result(DType::float32, p.rows * p.columns), bias(DType::float32, p.rows);
+  if (chance(0.5)) p.grad_bias = bias.as<float>();
   p.grad_out = grad_out.random(1.0f).as<bf16>(), p.x = x.random(1.0f).as<bf16>(), p.grad_weight = result.as<float>();
   const int64_t rows = 32 * pick(1, 4), columns = 32 * pick(1, 16);
   Scratch scratch;
@@ -166,6 +167,7 @@ void weight_gradient(int64_t isas, int64_t round) {
                              scratch);
     }
   check("a weight's gradient", result, round);
+  if (p.grad_bias != nullptr) check("a bias's gradient", bias, round);
 #else
   (void)isas, (void)round;
 #endif

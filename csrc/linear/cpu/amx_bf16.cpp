@@ -1,7 +1,9 @@
-// The gradient of a linear layer's weight on Intel's matrix unit. Both operands have tokens in their rows, and tokens
-// are what is summed over: pairs of them have to come together, and grad_out has to be transposed besides. The matrix
-// library does that at a third of the speed of its other products; here it costs a quarter of the product.
+// The gradients of a linear layer's parameters on Intel's matrix unit. Both operands have tokens in their rows, and
+// tokens are what is summed over: pairs of them have to come together, and grad_out has to be transposed besides. The
+// matrix library does that at a third of the speed of its other products; here it costs a quarter of the product.
 #ifdef __AMX_BF16__
+#include <algorithm>
+
 #define PENSTOCK_ISA amx_bf16
 #include "linear/cpu/packed.h"
 #include "linear/cpu/problem.h"
@@ -95,12 +97,30 @@ static void pair_tokens(const bf16* from, int64_t stride, int64_t tokens, int64_
     }
 }
 
+// sums[row] += both of each of `pairs` pairs, in a vector's lanes; rows are `to_row` pairs apart.
+static void add_pairs(const Pair* rows, int64_t to_row, int64_t pairs, Floats* sums) {
+  const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3F803F80);
+  for (int64_t row = 0; row < kTile; row += 4) {
+    Floats sum[4];
+    for (int i = 0; i < 4; ++i) sum[i] = sums[row + i];
+    for (int64_t k = 0; k < pairs; k += kLanes)
+      for (int i = 0; i < 4; ++i) {
+        const auto pair = load_as<__m512bh>(rows + (row + i) * to_row + k);
+        sum[i] = (Floats)_mm512_dpbf16_ps((__m512)sum[i], pair, ones);
+      }
+    for (int i = 0; i < 4; ++i) sums[row + i] = sum[i];
+  }
+}
+
 static void compute(const WeightGradient& p, const Block& block, Scratch& scratch) {
   const int64_t rows = round_up(block.rows, kTile), columns = round_up(block.columns, kTile);
   const int64_t chunks = (p.tokens + kDepth - 1) / kDepth;
   const int64_t depth = round_up((p.tokens + chunks - 1) / chunks, kTokens), pairs = depth / 2;
   Pair *left = scratch.take<Pair>(kTile * pairs), *right = scratch.take<Pair>(columns * pairs);
   float* sums = scratch.take<float>(rows * columns);
+  // blocks side by side have the same rows
+  Floats* bias_sums = p.grad_bias == nullptr || block.column > 0 ? nullptr : scratch.take<Floats>(rows);
+  if (bias_sums != nullptr) std::fill_n(bias_sums, rows, Floats{});
   const MatrixUnit unit;
   for (int64_t token = 0; token < p.tokens; token += depth) {
     const int64_t tokens = p.tokens - token < depth ? p.tokens - token : depth;
@@ -109,6 +129,7 @@ static void compute(const WeightGradient& p, const Block& block, Scratch& scratc
     pair_tokens(p.x + token * p.columns + block.column, p.columns, tokens, block.columns, right, pairs * kAmxRows);
     for (int64_t row = 0; row < block.rows; row += kTile) {
       transpose_tokens(grad_out + row, p.rows, tokens, block.rows - row, left, pairs);
+      if (bias_sums != nullptr) add_pairs(left, pairs, summed, bias_sums + row);
       for (int64_t column = 0; column < columns; column += kTile)
         multiply_registers<2, 2>(left, pairs, right + column * pairs,
                                  {kAmxRows, pairs * kAmxRows, kAmxPairs * kAmxRows}, sums + row * columns + column,
@@ -118,6 +139,8 @@ static void compute(const WeightGradient& p, const Block& block, Scratch& scratc
   for (int64_t row = 0; row < block.rows; ++row)
     std::memcpy(p.grad_weight + (block.row + row) * p.columns + block.column, sums + row * columns,
                 size_t(block.columns) * sizeof(float));
+  if (bias_sums == nullptr) return;
+  for (int64_t row = 0; row < block.rows; ++row) p.grad_bias[block.row + row] = horizontal_sum(bias_sums[row]);
 }
 
 }  // namespace amx_bf16

@@ -7,11 +7,11 @@
 
 namespace penstock::linear {
 
-// grad_weight = grad_out^T x, (rows, columns), summed over tokens in float32. Tensors are dense.
+// grad_weight = grad_out^T x, (rows, columns), and grad_bias, (rows), summed over tokens in float32. Tensors are dense.
 struct WeightGradient {
   int64_t tokens, rows, columns;
-  const bf16 *grad_out, *x;  // (tokens, rows), (tokens, columns)
-  float* grad_weight;
+  const bf16 *grad_out, *x;        // (tokens, rows), (tokens, columns)
+  float *grad_weight, *grad_bias;  // the latter may be null
 };
 
 // What of the result is computed at a time.

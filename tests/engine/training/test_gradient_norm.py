@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 from penstock.engine.data.loader import Loader
 from penstock.engine.data.plan import PlanParameters
-from penstock.engine.models import build_model
+from penstock.engine.models import EncoderClassifier, build_model
 from penstock.engine.models.settings import ModelSettings
 from penstock.engine.training.distributed import World
 from penstock.engine.training.settings import TrainingSettings
 from penstock.engine.training.step import Stepper, _norm_by_row
+from penstock.kernels import Ragged
 
 CPU = torch.device("cpu")
 MODELS = {
@@ -19,6 +21,7 @@ MODELS = {
     "frozen embeddings": {"frozen": True},
     "last": {"pooling": "last"},
     "bag": {"kind": "bag", "buckets": 64},
+    "encoder": {"kind": "encoder"},
 }
 
 
@@ -29,11 +32,19 @@ def steps_of(store, width):
 
 def model_of(store, frozen=False, **settings):
     torch.manual_seed(0)
+    if settings.get("kind") == "encoder":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+        config = BertConfig(vocab_size=store.vocab_size, num_labels=store.num_labels, **sizes)
+        return EncoderClassifier(BertForSequenceClassification(config))
     small = {} if settings.get("kind") == "bag" else {"hidden_size": 8}
     chosen = ModelSettings(embedding_size=8, **small, **settings)
     model = build_model(chosen, vocab_size=store.vocab_size, num_labels=store.num_labels)
     model.embeddings.weight.requires_grad_(not frozen)
     return model
+
+
+def table_of(model):
+    return model.get_input_embeddings() if isinstance(model, EncoderClassifier) else model.embeddings
 
 
 def steps(model, taken, limit):
@@ -75,22 +86,34 @@ def test_only_rows_that_are_looked_up_are_read(store, name):
     looked_up = getattr(model, "looked_up", lambda: None)()
     assert (looked_up is None) == (name == "bag")
     if looked_up is not None:
-        assert looked_up is model.embeddings.weight
+        assert looked_up is table_of(model).weight
 
 
+@pytest.mark.parametrize("name", ["plain", "encoder"])
 @pytest.mark.parametrize(
     "put",
     [
-        lambda model: model.embeddings.register_forward_hook(lambda *given: None),
-        lambda model: model.embeddings.weight.register_hook(lambda gradient: gradient + 1),
-        lambda model: torch.nn.utils.parametrizations.weight_norm(model.embeddings),
+        lambda table: table.register_forward_hook(lambda *given: None),
+        lambda table: table.weight.register_hook(lambda gradient: gradient + 1),
+        lambda table: torch.nn.utils.parametrizations.weight_norm(table),
     ],
     ids=["forward hook", "gradient hook", "parametrization"],
 )
-def test_all_rows_are_where_something_stands_on_the_table(store, put):
-    model = model_of(store)
-    put(model)
+def test_all_rows_are_where_something_stands_on_the_table(store, put, name):
+    model = model_of(store, **MODELS[name])
+    put(table_of(model))
     assert model.looked_up() is None
+
+
+def test_tokens_that_fill_an_encoders_batch_have_no_gradient(store):
+    """They are token 0, which no text here has; with the gradient's norm they would count."""
+    model = model_of(store, **MODELS["encoder"])
+    tokens = Ragged.from_lengths(torch.arange(1, 8, dtype=torch.int32), [4, 3])
+    model(tokens).logits.sum().backward()
+    gradient = table_of(model).weight.grad
+    assert gradient[1:8].any(1).all()
+    assert not gradient[0].any()
+    assert not gradient[8:].any()
 
 
 def test_a_gradient_in_every_row_counts(store):
