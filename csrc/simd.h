@@ -111,6 +111,28 @@ PENSTOCK_INLINE Floats max(Floats a, Floats b) {
 #endif
 }
 
+PENSTOCK_INLINE Floats min(Floats a, Floats b) {
+#if defined(__AVX512BW__)
+  return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// x as a number of its own: the compiler does not join the product that it is with a sum to one instruction.
+PENSTOCK_INLINE Floats rounded(Floats x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__SSE__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 // Halves the vector until one lane is left, so that the order of the operations is the same everywhere.
 template <class Operation>
 PENSTOCK_INLINE float reduce(Floats v, Operation operation) {

@@ -135,20 +135,24 @@ def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> No
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + bias. On a CPU F.linear in bfloat16 writes the bias to every row before it multiplies, on one thread;
-    the same product of the same library adds it as it goes."""
-    if bias is None or x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.shape[0]:
+    the same product of the same library adds it as it goes, of a bias that it takes for dense."""
+    if bias is None or x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.numel():
         return F.linear(x, weight, bias)
-    if torch.compiler.is_compiling() or not _adds_bias():
+    plain = all(type(tensor) in transforms.PLAIN for tensor in (x, weight, bias))
+    if transforms.is_intercepted() or not plain or not _adds_bias():
         return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias.contiguous(), "none", [], "")
+
+
+def _adds_bias() -> bool:
+    """Whether oneDNN is there, switched on, and multiplies bfloat16 on this processor."""
+    return torch._C._get_mkldnn_enabled() and _has_bfloat16()
 
 
 @functools.cache
-def _adds_bias() -> bool:
-    """Whether torch was built with oneDNN, and that multiplies bfloat16 on this processor."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def _has_bfloat16() -> bool:
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

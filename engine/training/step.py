@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,14 @@ def _entries(parameter: torch.Tensor) -> torch.Tensor:
         return local(parameter.grad)
     parameter.grad = coalesced(parameter.grad)
     return parameter.grad.values()
+
+
+def _looked_up(model: nn.Module) -> Callable[[], torch.Tensor | None] | None:
+    """What gives the table that the model only looks up rows of; None where it has none, or another use for it."""
+    ask = getattr(model, "looked_up", None)
+    table = None if ask is None else ask()
+    uses = [one for _, one in model.named_parameters(remove_duplicate=False) if one is table]
+    return ask if table is None or len(uses) == 1 else None
 
 
 def _norm_by_row(gradient: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
@@ -170,7 +178,7 @@ class Stepper:
         self._sharded = is_sharded(model)
         self._divides = isinstance(self._optimizer, torch.optim.AdamW) and not self._scaler.is_enabled()
         self._divides &= not self._sharded  # whose gradients are shares
-        self._looked_up = None if self._sharded else getattr(model, "looked_up", None)
+        self._looked_up = None if self._sharded else _looked_up(model)
         self._overflows = 0
         self._layout = optimizer_layout(model, self._optimizer)
         self._loaded_from: object = None  # of a state that no step has used yet
@@ -281,8 +289,8 @@ class Stepper:
         table = self._looked_up() if self._world.device.type == "cpu" and self._looked_up is not None else None
         if table is None or table.grad is None:
             return nn.utils.get_total_norm(gradients)
-        rows = None  # other processes looked up others
-        if self._world.size == 1:
+        rows = None  # other processes looked up others, and a hook may have written to any
+        if self._world.size == 1 and not table._post_accumulate_grad_hooks:
             # sorted by counting: `unique` takes four times as long
             rows = torch.bincount(torch.cat([batch.tokens.values for batch in batches])).nonzero()[:, 0]
         others = [gradient for gradient in gradients if gradient is not table.grad]

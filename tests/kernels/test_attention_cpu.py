@@ -150,6 +150,38 @@ def test_scores_of_minus_infinity(isa, dtype):
 
 
 @all_codes
+@pytest.mark.parametrize("infinite", ["keys", "values"])
+def test_what_fills_a_block_up_has_no_gradient(isa, dtype, infinite):
+    """Queries of zeros beside the last ones: 0 times a key or a value of infinity is NaN."""
+    for length in (11, 16, 17, 33, 40, 48, 100, 129):
+        q, k, v, grad_out = make_inputs((length,), (length,), 2, 1, 32, dtype)
+        if infinite == "keys":
+            q[..., 0], k[length // 2 :, :, 0] = 1, float("-inf")
+        else:
+            v[length // 2, :, 3], grad_out[..., 3] = float("inf"), 1
+        results = {}
+        for backend, kind in (("cpu", dtype), ("reference", torch.float64)):
+            inputs = [x.to(kind).requires_grad_() for x in (q, k, v)]
+            with use_backend(backend):
+                out = varlen_attention(*inputs, *[bounds((length,))] * 2, length, length)
+            results[backend] = torch.autograd.grad(out, inputs, grad_out.to(kind))
+        for found, expected in zip(results["cpu"], results["reference"], strict=True):
+            assert torch.equal(found.isnan(), expected.isnan())
+
+
+@all_codes
+@pytest.mark.parametrize("factor", [4e4, 1e15])
+def test_weights_of_large_scores_are_one_at_most(isa, dtype, factor):
+    """The largest score is rounded, its difference to itself is not where both are one instruction."""
+    q, k, v, grad_out = make_inputs((40,), (40,), 1, 1, 32, dtype)
+    out, *gradients = attend("cpu", q * factor, k * factor, v, grad_out, (40,), (40,))
+    assert all(each.isfinite().all() for each in (out, *gradients))
+    # the largest score takes all: out is rows of v
+    scores = torch.einsum("qhd,khd->hqk", q.double(), k.double())
+    torch.testing.assert_close(out.double(), v.double()[scores.argmax(-1), torch.arange(1)[:, None]].transpose(0, 1))
+
+
+@all_codes
 def test_same_bits_for_any_number_of_threads(isa, dtype):
     lengths = (300, 17, 1, 0, 64, 90, 33)
     inputs = make_inputs(lengths, lengths, 3, 3, 32, dtype)

@@ -8,6 +8,7 @@ import torch._dynamo.testing
 import torch.nn.functional as F
 from kernel_cases import BOUND, is_implemented, pairwise
 from subtested import as_subtests
+from torch.utils.flop_counter import FlopCounterMode
 
 from penstock import _native
 from penstock.kernels import linear, use_backend
@@ -48,6 +49,41 @@ def test_values_and_gradients(backend, shape, dtype, with_biases):
     for y, r in zip(found, expected, strict=True):
         assert (y.double() - r).norm() <= BOUND[dtype] * r.norm()
     assert [y.dtype for y in found] == [dtype] * 2 + [torch.float32] * (len(found) - 2)
+
+
+_NUMBERS = torch.arange(16, dtype=torch.bfloat16)
+
+
+@as_subtests("bias", [_NUMBERS[:8], _NUMBERS[1:9], _NUMBERS[::2], _NUMBERS[3:4].expand(8), _NUMBERS.view(8, 2)[:, 1]])
+def test_a_bias_may_lie_anyhow(bias):
+    x = torch.zeros(2, 5, dtype=torch.bfloat16)
+    for weights in ([torch.zeros(8, 5)], [torch.zeros(8, 5), torch.zeros(8, 5)]):
+        out = linear(x, weights, [bias] * len(weights))
+        assert torch.equal(out[1], torch.cat([bias] * len(weights)))
+
+
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(0, 3, 2), (3, 0, 2), (3, 2, 0), (0, 0, 2)])
+def test_sizes_of_nothing(dtype, tokens, inputs, outputs):
+    x = torch.randn(tokens, inputs).to(dtype).requires_grad_()
+    weight, bias = torch.randn(outputs, inputs, requires_grad=True), torch.randn(outputs, requires_grad=True)
+    out = linear(x, [weight], [bias])
+    torch.testing.assert_close(out, F.linear(x, weight.to(dtype), bias.to(dtype)))
+    gradients = torch.autograd.grad(out, [x, weight, bias], torch.ones_like(out))
+    assert [each.shape for each in gradients] == [x.shape, weight.shape, bias.shape]
+    assert torch.equal(gradients[2], torch.full((outputs,), float(tokens)))
+
+
+def test_who_looks_at_calls_sees_torchs_own():
+    """A mode that counts, a tracer, a switch: none of them knows oneDNN's product with a bias."""
+    x, (weight,), (bias,), _ = tensors((9, 8, (4,)), torch.bfloat16)
+    with FlopCounterMode(display=False) as counter:
+        expected = linear(x, [weight], [bias])
+    assert counter.get_total_flops() == 2 * 9 * 8 * 4
+    assert torch.equal(torch.jit.trace(lambda x: linear(x, [weight], [bias]), x)(x), expected)
+    with torch.backends.mkldnn.flags(enabled=False), torch.autograd.profiler.profile() as calls:
+        linear(x, [weight], [bias])
+    assert not any("mkldnn" in event.key for event in calls.key_averages())
 
 
 def test_equals_torchs_layers():

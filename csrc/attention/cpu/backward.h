@@ -148,7 +148,8 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
             for (int64_t i = 0; i < strip_rows; i += 2) {
               const int64_t query = first + strip + i, offset = block + tile;
               const Range even = visible_keys(p, s, query), odd = visible_keys(p, s, query + 1);
-              const Range range[2]{{even.begin - offset, even.end - offset}, {odd.begin - offset, odd.end - offset}};
+              Range range[2]{{even.begin - offset, even.end - offset}, {odd.begin - offset, odd.end - offset}};
+              if (strip + i + 1 == rows) range[1] = {};  // it fills the block up: 0 times a key of infinity is NaN
               const uint64_t* words[2]{};
               if (dropout)
                 for (int j = 0; j < 2; ++j) words[j] = kept.of(p, s, rule, query + j);
@@ -158,12 +159,14 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
                 Floats weight[2], gradient[2];
                 for (int j = 0; j < 2; ++j) {
                   const auto [lse, delta] = saved[strip + i + j];
-                  weight[j] = exp2(load(scores + (i + j) * kTileRow + c) * scale - lse);
-                  if (!whole) weight[j] = keep(lanes_between(c, range[j].begin, range[j].end), weight[j]);
                   Floats grad = load(grad_weights + (i + j) * kTileRow + c);
+                  weight[j] = exp2(min(Floats{}, load(scores + (i + j) * kTileRow + c) * scale - lse));  // NaN passes
                   if (dropout) grad = keep(keep_lanes(words[j], c), grad);
                   gradient[j] = weight[j] * (grad - delta);
                   if (dropout) weight[j] = keep(keep_lanes(words[j], c), weight[j]);
+                  if (whole) continue;
+                  const uint32_t seen_lanes = lanes_between(c, range[j].begin, range[j].end);
+                  weight[j] = keep(seen_lanes, weight[j]), gradient[j] = keep(seen_lanes, gradient[j]);
                 }
                 gradients.put(strip + i, tile + c, weight, gradient);
               };

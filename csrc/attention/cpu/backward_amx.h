@@ -142,7 +142,9 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
             if (dropout) kept.fill(rule, first + strip, strip_rows, block + tile);
             const int64_t halves = strip_rows > kLanes ? 2 : 1;
             Floats lse[2], delta[2];
+            uint32_t there[2];  // the queries of a strip; the others fill it up, and 0 times a key of infinity is NaN
             for (int j = 0; j < 2; ++j) {
+              there[j] = lanes_between(j * kLanes, 0, strip_rows);
               lse[j] = load(saved.lse + strip + j * kLanes);
               delta[j] = load(saved.delta + strip + j * kLanes);
             }
@@ -152,12 +154,14 @@ static void backward_item(const Problem& p, const Item& item, Scratch& scratch) 
                 const Range range = whole ? Range{} : visible_queries(p, s, block + tile + key + r);
                 for (int64_t j = 0; j < halves; ++j) {
                   const int64_t at = (key + r) * kColumns + j * kLanes;
-                  Floats w = exp2(load(scores + at) * scale - lse[j]), g = load(grad_weights + at);
-                  if (!whole) w = keep(lanes_between(first + strip + j * kLanes, range.begin, range.end), w);
+                  const Floats w = exp2(min(Floats{}, load(scores + at) * scale - lse[j]));  // in this order NaN passes
+                  Floats g = load(grad_weights + at);
+                  uint32_t lanes = there[j];
+                  if (!whole) lanes &= lanes_between(first + strip + j * kLanes, range.begin, range.end);
                   const uint32_t kept_lanes = dropped ? kept.lanes[key + r][j] : kAllLanes;
                   if (dropped) g = keep(kept_lanes, g);
-                  gradient[r][j] = w * (g - delta[j]);
-                  weight[r][j] = dropped ? keep(kept_lanes, w) : w;
+                  gradient[r][j] = keep(lanes, w * (g - delta[j]));
+                  weight[r][j] = keep(lanes & kept_lanes, w);
                 }
               }
               gradients.put(key, strip, weight, gradient);

@@ -29,8 +29,9 @@ static float softmax_row(const float* scores, float scale, Range range, const ui
   state.max = before > highest ? before : highest;                       // in this order NaN passes
   const float from = state.max == -__builtin_inff() ? 0.0f : state.max;  // scores of -inf alone have weights of 0
   Floats total{};
+  // rounded as the largest was, of which the weight would not be 1 else if it is large
   for_vectors(0, end, range, [&](int64_t c, auto whole) __attribute__((always_inline)) {
-    Floats weight = seen(c, whole, exp2(load(scores + c) * scale - from), Floats{});
+    Floats weight = seen(c, whole, exp2(rounded(load(scores + c) * scale) - from), Floats{});
     total += weight;
     if (words != nullptr) weight = keep(keep_lanes(words, c), weight);
     store(weights + c, weight);

@@ -65,8 +65,8 @@ static void softmax_strip(const Problem& p, const Spans& s, int64_t first, int64
   for_pairs([&](int64_t key, int r, auto seen) __attribute__((always_inline)) {
     Floats weight[2]{};
     for (int64_t j = 0; j < halves; ++j) {
-      const Floats score = load(scores + (key + r) * kColumns + j * kLanes);
-      weight[j] = seen(j, exp2(score * scale - largest[j]), Floats{});
+      const Floats score = rounded(load(scores + (key + r) * kColumns + j * kLanes) * scale);  // as the largest was
+      weight[j] = seen(j, exp2(score - largest[j]), Floats{});
       total[j] += weight[j];
       if (kDropout) weight[j] = keep(kept[(key + r) / kGroup].lanes[(key + r) % kGroup][j], weight[j]);
     }

@@ -11,7 +11,7 @@ from penstock.engine.models import EncoderClassifier, build_model
 from penstock.engine.models.settings import ModelSettings
 from penstock.engine.training.distributed import World
 from penstock.engine.training.settings import TrainingSettings
-from penstock.engine.training.step import Stepper, _norm_by_row
+from penstock.engine.training.step import Stepper, _looked_up, _norm_by_row
 from penstock.kernels import Ragged
 
 CPU = torch.device("cpu")
@@ -125,6 +125,28 @@ def test_a_gradient_in_every_row_counts(store):
     hooked.embeddings.weight.register_hook(lambda gradient: gradient + 1)
     (after,) = steps(hooked, taken, 0)
     assert after.grad_norm > before.grad_norm + hooked.embeddings.weight.numel() ** 0.5 / 2
+
+
+@pytest.mark.parametrize("name", ["plain", "encoder"])
+def test_whatever_else_makes_the_tables_gradient_counts(store, name):
+    """A hook that writes to it when it is there; another module whose weight it is."""
+
+    def add(parameter):
+        parameter.grad.add_(0.01)
+
+    def norms(change):
+        model = model_of(store, **MODELS[name])
+        change(model)
+        (report,) = steps(model, steps_of(store, 1)[:1], 0)
+        return report.grad_norm
+
+    hooked = norms(lambda model: table_of(model).weight.register_post_accumulate_grad_hook(add))
+    assert hooked == pytest.approx(norms(lambda model: table_of(model).weight.register_hook(lambda g: g + 0.01)))
+    model = model_of(store, **MODELS[name])
+    assert _looked_up(model)() is table_of(model).weight
+    model.second = torch.nn.Embedding(1, 1)
+    model.second.weight = table_of(model).weight
+    assert _looked_up(model) is None
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000, 5000])
