@@ -13,7 +13,7 @@ TextOption = Annotated[
         "--text",
         metavar="COLUMN[,SECOND]",
         help="Column of the texts. title,body: pairs, encoded as the tokenizer makes pairs; title+body: one text, the "
-        "columns joined by a newline.",
+        "columns joined by a newline; ticket.body: a field inside of objects.",
         show_default=False,
     ),
 ]

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from penstock.engine.data.sources.fields import Names, Steps
 from penstock.engine.data.sources.labels import MISSING, kind_of_value, list_items, spelling
 from penstock.engine.data.sources.text_columns import NoSuchColumn, Text, TextColumns, TooManyTexts, plain, text_columns
 from penstock.engine.errors import ConfigError, SourceError
@@ -143,6 +144,7 @@ class Source(ABC):
         unit: what positions count, "line" or "row".
         text, label: the columns read; label is None when labels are not wanted. text_columns: what text means.
         columns: names of all the columns there are, each once.
+        inner: the columns read, or carried, that are fields inside of objects, each with the steps that lead to it.
         path: of the file that is read, if it is one.
         named_columns: whether their names are the source's, not ours.
         may_be_foreign: its bytes are read as UTF-8 because nothing says otherwise. encoding: for messages.
@@ -168,6 +170,7 @@ class Source(ABC):
         self.label: str | None = "label"
         self.path: Path | None = None
         self.columns: list[str] = ["text", "label"]
+        self.inner: dict[str, Steps] = {}
         self._carries = False
         self._carried: list[str] = []
 
@@ -187,11 +190,27 @@ class Source(ABC):
         Raises:
             SourceError: there is no such column.
         """
+        present = Names(self.columns, self.fields_in)
         for name in names or ():
-            if name not in self.columns:
-                raise SourceError(f"{self.name}: no column {name!r}; there are: {', '.join(self.columns)}")
+            if name not in self.inner and name not in present:
+                raise SourceError(f"{self.name}: no column {name!r}; {present.there_are(name)}")
+            self._settle(name, present)
         self._carries = True
         self._carried = list(self.columns if names is None else dict.fromkeys(names))
+
+    def fields_in(self, steps: Steps) -> Sequence[str]:
+        """The names of the fields of the objects to which some steps lead; none here, where no column has objects."""
+        return ()
+
+    def steps(self, name: str) -> Steps:
+        """What leads to a column that is read, or carried."""
+        return self.inner.get(name, (name,))
+
+    def _settle(self, name: str, present: Names) -> None:
+        """Notes where a column is, if it is inside of another; one that is read is carried from where it is read."""
+        steps = present.steps(name)
+        if steps is not None and len(steps) > 1:
+            self.inner.setdefault(name, steps)
 
     def carried_schema(self) -> pa.Schema:
         """The types of the carried columns."""
@@ -214,26 +233,30 @@ class Source(ABC):
             SourceError: one is there twice or is to be read twice, or a row would have more than two texts.
         """
         self.columns = unique_names(present)
-        listed = ", ".join(map(str, present)) or "none"
-        chosen = None if text is None else self._text_columns(text, present, listed)
-        if need_label and label is not None and label not in present:
-            raise NoColumn(f"{self.name}: no column {label!r}; there are: {listed}")
+        self.inner = {}
+        names = Names(present, self.fields_in)
+        chosen = None if text is None else self._text_columns(text, names)
+        if need_label and label is not None and label not in names:
+            raise NoColumn(f"{self.name}: no column {label!r}; {names.there_are(label)}")
         for default_text, default_label in DEFAULT_COLUMNS:
             pair = text or default_text, label or default_label
-            if (chosen or pair[0] in present) and (not need_label or pair[1] in present):
+            if (chosen or pair[0] in present) and (not need_label or pair[1] in names):
                 self.text, self.label = pair[0], pair[1] if need_label else None
                 self.text_columns = chosen or plain(pair[0])
-                names = self.text_columns.names
-                for name in names:
-                    if name == self.label or names.count(name) > 1:
+                read = self.text_columns.names
+                for name in read:
+                    if name == self.label or read.count(name) > 1:
                         twice = "the label too" if name == self.label else "there twice"
                         raise SourceError(f"{self.name}: --text {self.text}: column {name!r} is {twice}")
-                for column in (*names, self.label):
-                    if column is not None and list(present).count(column) > 1:
+                for column in (*read, self.label):
+                    if column is None:
+                        continue
+                    self._settle(column, names)
+                    if names.are_double(self.steps(column)):
                         raise SourceError(f"{self.name}: two columns are called {column!r}; rename one of them")
                 return
         wanted = "text" if label or not need_label else "label" if text else "text and label"
-        raise NoColumn(f"{self.name}: say which columns hold {wanted} (--text, --label); there are: {listed}")
+        raise NoColumn(f"{self.name}: say which columns hold {wanted} (--text, --label); {names.there_are('')}")
 
     def split_labels(self, separator: str | None) -> None:
         """Reads texts in the label column as several labels, with this between them; None leaves them as they are."""
@@ -241,11 +264,11 @@ class Source(ABC):
         if separator is not None and self.label is not None:
             self.label_separator, self.multi_label = separator, True
 
-    def _text_columns(self, text: str, present: Sequence[str], listed: str) -> TextColumns:
+    def _text_columns(self, text: str, present: Names) -> TextColumns:
         try:
             return text_columns(text, present)
         except NoSuchColumn as error:
-            raise NoColumn(f"{self.name}: no column {str(error)!r}; there are: {listed}") from None
+            raise NoColumn(f"{self.name}: no column {str(error)!r}; {present.there_are(str(error))}") from None
         except TooManyTexts:
             raise SourceError(
                 f"{self.name}: --text {text}: a row has one text or a pair of two; '+' joins columns to one text, as "

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.engine.data.sources.base import BATCH_CHARACTERS, BATCH_ROWS, Carried, RawRows, Source
+from penstock.engine.data.sources.fields import Steps
 from penstock.engine.errors import SourceError, first_line
 
 
@@ -21,10 +22,10 @@ class ColumnarSource(Source):
         self._schema = schema.remove_metadata()
         self.choose_columns(schema.names, text, label, need_label)
         for column in self.text_columns.names:
-            kind = _value_type(schema.field(column).type)
+            kind = _value_type(self._type(self.steps(column)))
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                 raise SourceError(f"{self.name}: column {column!r} holds {kind}, not text")
-        self.multi_label = self.label is not None and is_list(schema.field(self.label).type)
+        self.multi_label = self.label is not None and is_list(self._type(self.steps(self.label)))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         raise NotImplementedError
@@ -32,7 +33,7 @@ class ColumnarSource(Source):
     def read(self) -> Iterator[RawRows]:
         position = 1
         for whole in self.batches():
-            for batch in _slices(whole, self.text_columns.names):
+            for batch in _slices(self._lifted(whole), self.text_columns.names):
                 columns = [_to_list(batch.column(name)) for name in self.text_columns.names]
                 texts = columns[0] if self.text_columns.is_plain else list(zip(*columns, strict=True))
                 labels = label_values(batch.column(self.label)) if self.label is not None else []
@@ -41,15 +42,29 @@ class ColumnarSource(Source):
                 yield RawRows(texts, labels, range(position, position + len(texts)), carried=self._carry_from(batch))
                 position += len(texts)
 
-    def wanted(self) -> list[str] | None:
-        """The columns to read, None for all."""
+    def fields_in(self, steps: Steps) -> Sequence[str]:
+        kind = self._type(steps)
+        return [field.name for field in kind] if pa.types.is_struct(kind) else []
+
+    def _type(self, steps: Steps) -> pa.DataType:
+        kind = self._schema.field(self.columns.index(steps[0])).type
+        for name in steps[1:]:
+            kind = next(field.type for field in kind if field.name == name)
+        return kind
+
+    def wanted(self, depth: int | None = 1) -> list[str] | None:
+        """The columns to read, None for all.
+
+        Args:
+            depth: None to name of a column of objects those fields alone that are read.
+        """
         if self._carries and (self._carried == self.columns or self.columns != self._schema.names):
             return None
         read = (*self.text_columns.names, self.label, *self._carried)
-        return list(dict.fromkeys(name for name in read if name is not None))
+        return list(dict.fromkeys(".".join(self.steps(name)[:depth]) for name in read if name is not None))
 
     def carried_schema(self) -> pa.Schema:
-        return pa.schema([self._schema.field(self.columns.index(name)).with_name(name) for name in self._carried])
+        return pa.schema([(name, self._type(self.steps(name))) for name in self._carried])
 
     def pack(self, carried: Any) -> Carried:
         return carried
@@ -61,8 +76,24 @@ class ColumnarSource(Source):
             return [{}] * batch.num_rows
         if self.wanted() is not None:
             return batch.select(self._carried)
-        columns = [batch.column(self.columns.index(name)) for name in self._carried]
+        columns = [self._column(batch, name) for name in self._carried]
         return pa.RecordBatch.from_arrays(columns, schema=self.carried_schema())
+
+    def _column(self, batch: pa.RecordBatch, name: str) -> pa.Array:
+        by_name = name in self.inner or self.wanted() is not None
+        return batch.column(name if by_name else self.columns.index(name))
+
+    def _lifted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with the fields inside of objects that are read or carried as columns of their own; null too where
+        there is no object."""
+        for name, (outer, *inner) in self.inner.items():
+            from pyarrow.compute import struct_field
+
+            column = self._column(batch, outer)
+            for field in inner:
+                column = struct_field(column, [[each.name for each in column.type].index(field)])
+            batch = batch.append_column(name, column)
+        return batch
 
     def _class_name(self, label: Any) -> Any:
         assert self.class_names is not None
@@ -83,7 +114,7 @@ class ParquetSource(ColumnarSource):
         self.choose(schema, text, label, need_label)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        columns = self.wanted()
+        columns = self.wanted(depth=None)
         from pyarrow.parquet import ParquetFile
 
         with columnar_errors(self.name), ParquetFile(self._path, pre_buffer=False) as file:
@@ -128,7 +159,9 @@ class DataSetSource(ColumnarSource):
         super().__init__(name)
         self._data = data
         self.choose(data.features.arrow_schema, text, label, need_label)
-        feature = data.features.get(self.label)
+        feature = data.features
+        for step in () if self.label is None else self.steps(self.label):
+            feature = feature[step]
         self.class_names = getattr(getattr(feature, "feature", feature), "names", None)
 
     def batches(self) -> Iterator[pa.RecordBatch]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from penstock.engine.data.sources.base import (
     excerpt,
     looks_foreign,
 )
+from penstock.engine.data.sources.fields import Steps, objects_in, value_at
 from penstock.engine.errors import SourceError, first_line
 
 # UTF-32's before UTF-16's, which begins alike. The codecs named without an order of bytes take the mark away.
@@ -117,15 +119,19 @@ _NAMES_SEPARATOR = re.compile(r'"?sep=(?P<separator>[^"\r\n])"?[\r\n]+', re.IGNO
 
 
 class JsonLinesSource(TextFileSource):
-    """One JSON object a line. Blank lines are no rows. The columns are those of its records together."""
+    """One JSON object a line. Blank lines are no rows. The columns are those of its records together; inside of objects
+    only such fields are looked for as are asked for."""
 
     def __init__(
         self, name: str, path: Path, text: str | None, label: str | None, need_label: bool, reading: Reading
     ) -> None:
         super().__init__(name, path, reading)
-        present: dict[str, None] = {}
+        # Of the records, and of objects in them: each field, and whether its first value is a list (None: only nulls).
+        self._fields: dict[Steps, dict[str, bool | None]] = {(): {}}
+        self._kinds: dict[Steps, dict[str, set[str]]] = {}
+        self._asked = _dotted(text, label)
+        present = self._fields[()]
         first_fault, records, array, refused = "no line in it", 0, False, None
-        self._holds_lists: dict[str, bool] = {}  # by a field's first value
         with open_bytes(path, name) as file:
             for number, line in self._lines(file):
                 try:
@@ -143,11 +149,13 @@ class JsonLinesSource(TextFileSource):
                         break
                     continue
                 records += 1
-                new = record.keys() - present.keys()
-                present.update(dict.fromkeys(record))
-                for field, value in record.items():
-                    if value is not None:
-                        self._holds_lists.setdefault(field, isinstance(value, list))
+                new = False
+                for steps, fields in objects_in(record, self._asked):
+                    known = self._fields.setdefault(steps, {})
+                    new = new or not fields.keys() <= known.keys()
+                    for field, value in fields.items():
+                        if known.get(field) is None:
+                            known[field] = None if value is None else isinstance(value, list)
                 # After a good sample, the usual columns or the given ones; if they are not in it, wherever they begin.
                 if number >= SAMPLE_LINES and (refused is None or new):
                     try:
@@ -164,13 +172,18 @@ class JsonLinesSource(TextFileSource):
 
     def choose_columns(self, present: Sequence[str], text: str | None, label: str | None, need_label: bool) -> None:
         super().choose_columns(present, text, label, need_label)
-        self.multi_label = self.label is not None and self._holds_lists.get(self.label, False)
+        if self.label is not None:
+            *_, name = steps = self.steps(self.label)
+            self.multi_label = bool(self._fields[steps[:-1]][name])
+
+    def fields_in(self, steps: Steps) -> Sequence[str]:
+        return list((self._kinds or self._fields).get(steps, ()))
 
     def read(self) -> Iterator[RawRows]:
         rows, characters = _new_rows(self), 0
         names = self.text_columns.names
-        wanted = (*names, self.label)
-        keys = [json.dumps(column).encode() for column in wanted if column is not None]
+        wanted = [self.steps(column) for column in (*names, self.label) if column is not None]
+        keys = [json.dumps(name).encode() for name in set(chain.from_iterable(wanted))]
         with open_bytes(self._path, self.name) as file:
             for number, line in self._lines(file):
                 try:
@@ -182,6 +195,8 @@ class JsonLinesSource(TextFileSource):
                     _carry(rows, None)
                 else:
                     _carry(rows, record)
+                    if self.inner:
+                        record = self._lifted(record)
                     label = MISSING if self.label is None else record.get(self.label, MISSING)
                     texts = tuple(record.get(name, MISSING) for name in names)
                     _append(rows, texts[0] if self.text_columns.is_plain else texts, label, number)
@@ -193,30 +208,40 @@ class JsonLinesSource(TextFileSource):
 
     def carry(self, names: Sequence[str] | None = None) -> None:
         """As of any source; the fields, which can differ from line to line, are looked for in all the lines."""
+        self._asked = [*self._asked, *_dotted(*names or ())]
         self._kinds = self._survey_fields()
-        self.columns = list(self._kinds)
+        self.columns = list(self._kinds[()])
         super().carry(names)
 
     def carried_schema(self) -> pa.Schema:
-        return pa.schema([(name, _arrow_type(self._kinds[name])) for name in self._carried])
+        places = {name: self.steps(name) for name in self._carried}
+        return pa.schema([(name, _arrow_type(self._kinds[at[:-1]][at[-1]])) for name, at in places.items()])
 
     def pack(self, carried: Any) -> Carried:
         if self._carried == self.columns:
             return carried
         wanted = dict.fromkeys(self._carried)
-        return [None if row is None else {name: row[name] for name in wanted if name in row} for row in carried]
+        rows = [row and self._lifted(row) for row in carried] if self.inner else carried
+        return [None if row is None else {name: row[name] for name in wanted if name in row} for row in rows]
 
-    def _survey_fields(self) -> dict[str, set[str]]:
-        """Each field's name and the kinds of its values."""
-        kinds: dict[str, set[str]] = {}
+    def _lifted(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record with the fields inside of its objects that are read or carried as fields of its own."""
+        found = {name: value_at(record, steps) for name, steps in self.inner.items()}
+        return record | {name: value for name, value in found.items() if value is not MISSING}
+
+    def _survey_fields(self) -> dict[Steps, dict[str, set[str]]]:
+        """Each field's name and the kinds of its values, in the records and in objects inside of them."""
+        kinds: dict[Steps, dict[str, set[str]]] = {(): {}}
         with open_bytes(self._path, self.name) as file:
             for _, line in self._lines(file):
                 try:
                     record = _parse_object(line)
                 except ValueError:
                     continue  # a bad row, by the caller's choice
-                for name, value in record.items():
-                    kinds.setdefault(name, set()).add(_kind(value))
+                for steps, fields in objects_in(record, self._asked):
+                    known = kinds.setdefault(steps, {})
+                    for name, value in fields.items():
+                        known.setdefault(name, set()).add(_kind(value))
         return kinds
 
 
@@ -407,19 +432,27 @@ def _lines(read: Callable[[int], bytes], name: str, blank: bool = False) -> Iter
             yield number, line
 
 
-def _refuse_doubles(line: bytes, columns: tuple[str | None, ...]) -> None:
+class _Pairs(list[tuple[str, Any]]):
+    """An object's names and values as they stand there."""
+
+
+def _refuse_doubles(line: bytes, columns: Sequence[Steps]) -> None:
     """
     Raises:
-        ValueError: the object has one of the columns twice.
+        ValueError: the object has one of the columns twice, or an object in it a field that is read.
     """
+    record = json.loads(line.decode(), object_pairs_hook=_Pairs)
+    for steps in columns:
+        value = record
+        for depth, name in enumerate(steps, 1):
+            found = [each for own, each in value if own == name] if isinstance(value, _Pairs) else []
+            if len(found) > 1:
+                raise ValueError(f"two fields are called {'.'.join(steps[:depth])!r}")
+            value = found[0] if found else None
 
-    def check(pairs: list[tuple[str, Any]]) -> list[str]:
-        return [name for name, _ in pairs]
 
-    names = json.loads(line.decode(), object_pairs_hook=check)  # the outermost object's, which is made last
-    for column in columns:
-        if names.count(column) > 1:
-            raise ValueError(f"two fields are called {column!r}")
+def _dotted(*names: str | None) -> list[str]:
+    return [name for name in names if name is not None and "." in name]
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Which columns make a row's text: one column, several joined, or two texts that belong together.
 
 `title` is a column; `title+body` is one text, the columns' joined by a newline; `title,body` is a pair of texts, each
-made of one column or of several joined. A column whose own name holds a comma or a plus is found first.
+made of one column or of several joined. A column whose own name holds a comma or a plus is found first. Fields
+inside of objects are columns too, see `fields.Names`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -62,7 +63,7 @@ def plain(name: str) -> TextColumns:
     return TextColumns(((name,),))
 
 
-def text_columns(given: str, present: Sequence[str]) -> TextColumns:
+def text_columns(given: str, present: Container[str]) -> TextColumns:
     """What `given` means where these columns are present.
 
     Raises:
@@ -72,7 +73,7 @@ def text_columns(given: str, present: Sequence[str]) -> TextColumns:
     if given in present:
         return plain(given)
     parts = re.split(r"([,+])", given)  # names at even places, what stands between them at odd ones
-    found = _columns(parts, set(present))
+    found = _columns(parts, present)
     if found is None:
         missing = [part.strip() for part in parts[::2] if part.strip() not in present]
         raise NoSuchColumn(missing[0] if missing else given)
@@ -86,7 +87,7 @@ def text_columns(given: str, present: Sequence[str]) -> TextColumns:
     return TextColumns(tuple(texts))
 
 
-def _columns(parts: list[str], present: set[str], mark: str = "") -> list[tuple[str, str]] | None:
+def _columns(parts: list[str], present: Container[str], mark: str = "") -> list[tuple[str, str]] | None:
     """The columns with the mark before each, the longest names first; None if these are not all there."""
     for count in range(len(parts), 0, -2):
         written = "".join(parts[:count])
