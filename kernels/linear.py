@@ -53,8 +53,10 @@ class Torch:
         wide = accumulate_dtype(x.dtype)
         bias = problem.grad_out.sum(0, dtype=wide) if problem.with_bias else None
         if x.is_cuda and x.dtype != wide and torch.version.hip is None:
-            return Gradients(torch.mm(grad_out, x, out_dtype=wide), bias)  # one launch, no rounding on the way
-        return Gradients((grad_out @ x).to(wide), bias)
+            weight = torch.mm(grad_out, x, out_dtype=wide)  # one launch, no rounding on the way
+        else:
+            weight = (grad_out @ x).to(wide)
+        return Gradients(weight, bias)
 
 
 def _why_not_cpu(*, device_type: str, dtype: torch.dtype, **_: object) -> str | None:

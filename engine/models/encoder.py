@@ -18,7 +18,7 @@ from penstock.engine.models.lora import has_lora, merged_state
 from penstock.engine.models.output import classifier_output, is_multi_label
 from penstock.engine.models.packed_steps import PackedSteps, forget, prepare, prepared
 from penstock.engine.models.ragged_input import as_ragged
-from penstock.engine.models.stock import has_hooks, has_stock_forward
+from penstock.engine.models.stock import has_hooks, only_looks_up
 from penstock.kernels import Ragged, segment_pool
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.packing import check_asked
@@ -120,8 +120,8 @@ class EncoderClassifier(EncoderBody):
         None where something else than a look-up may stand on it.
         """
         table: Any = self.get_input_embeddings()
-        plain = is_fused(table) and has_stock_forward(table) and not has_hooks(table)
-        return table.weight if plain and not (table.sparse or table.max_norm or table.weight._backward_hooks) else None
+        plain = is_fused(table) and only_looks_up(table) and not has_hooks(table)
+        return table.weight if plain and not table.weight._backward_hooks else None
 
     def freeze_layers(self, count: int) -> None:
         """Leaves the embeddings and the lowest `count` layers as they are.

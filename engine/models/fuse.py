@@ -40,6 +40,7 @@ from penstock.engine.models.stock import (
     has_stock_forward,
     is_lora,
     is_made_of,
+    only_looks_up,
 )
 from penstock.kernels import philox, rotary
 from penstock.kernels.autocast import autocast_dtype
@@ -115,7 +116,7 @@ def _can_fuse(layer: nn.Module, parts: Parts, hidden_states: Tensor) -> bool:
 
 
 def _look_up(self: nn.Embedding, ids: Tensor) -> Tensor:
-    if self.sparse or self.scale_grad_by_freq or self.max_norm or not has_stock_forward(self):
+    if not only_looks_up(self):
         return type(self).forward(self, ids)
     return embedding(ids, self.weight, self.padding_idx)
 

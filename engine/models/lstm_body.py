@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from penstock.engine.models.classifier import RaggedModel
 from penstock.engine.models.lstm_config import LSTMClassifierConfig
-from penstock.engine.models.stock import has_hooks, is_untouched
+from penstock.engine.models.stock import has_hooks, is_untouched, only_looks_up
 from penstock.kernels import LSTM, Ragged
 from penstock.kernels.dropout import dropout
 
@@ -74,9 +74,8 @@ class LSTMBody(RaggedModel):
 
     def _embeddings_are_plain(self) -> bool:
         table = self.embeddings
-        if not is_untouched(table, frozenset({nn.Embedding})) or table.padding_idx is not None:
-            return False
-        return not (table.sparse or table.scale_grad_by_freq or table.max_norm)
+        untouched = is_untouched(table, frozenset({nn.Embedding}))
+        return untouched and only_looks_up(table) and table.padding_idx is None
 
     def _lstm_is_plain(self) -> bool:
         return type(self.lstm) is LSTM and "forward" not in vars(self.lstm) and not has_hooks(self.lstm)

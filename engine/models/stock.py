@@ -56,6 +56,11 @@ def has_stock_forward(module: nn.Module) -> bool:
     return _FORWARDS.get(cls) is cls.forward
 
 
+def only_looks_up(table: nn.Embedding) -> bool:
+    """Whether what its class does is a plain look-up: of rows as they are, with a gradient that is a sum of each."""
+    return has_stock_forward(table) and not (table.sparse or table.scale_grad_by_freq or table.max_norm)
+
+
 def is_untouched(module: nn.Module, classes: frozenset[type]) -> bool:
     """Whether a module without parts is one of the classes and a call of it runs that class's forward, nothing else."""
     return type(module) in classes and not _has_any_global_hook() and _is_leaf(module, set())
