@@ -49,11 +49,23 @@ struct PackedColumns {
     }
   }
 
-  // What a product with columns from `column` on means, and `rest`; `unit` is what 1 stands for in the left operand.
+  // A vector of columns, from `column` on.
+  struct Columns {
+    Ints correction;
+    Floats scale;
+
+    // What a product with them means, and `rest`; `unit` is what 1 stands for in the left operand.
+    PENSTOCK_INLINE Floats result(Floats product, float unit, Floats rest) const {
+      if constexpr (!kQuantised) return product + rest;
+      return __builtin_convertvector((Ints)product + correction, Floats) * (scale * unit) + rest;
+    }
+  };
+  PENSTOCK_INLINE Columns at(int64_t column) const {
+    if constexpr (!kQuantised) return Columns{};
+    return Columns{load_as<Ints>(correction + column), load(scale + column)};
+  }
   PENSTOCK_INLINE Floats result(int64_t column, Floats product, float unit, Floats rest) const {
-    if constexpr (!kQuantised) return product + rest;
-    const Ints whole = (Ints)product + load_as<Ints>(correction + column);
-    return __builtin_convertvector(whole, Floats) * (load(scale + column) * unit) + rest;
+    return at(column).result(product, unit, rest);
   }
 };
 

@@ -16,13 +16,15 @@ constexpr int kZero = kHasByteProducts ? 128 : 0;
 
 using QuantisedWeight = std::conditional_t<kHasByteProducts, int8_t, int16_t>;
 using QuantisedState = typename Operand<int8_t>::Element;
-typedef QuantisedState QuantisedStates __attribute__((vector_size(sizeof(QuantisedState) * kLanes)));
 
 // The first n lanes of value * factor, which lies within 127; what a NaN becomes is a number.
 PENSTOCK_INLINE void store_quantised(QuantisedState* to, Floats value, float factor, int64_t n) {
   constexpr float kShift = 12582912.0f + kZero;  // 1.5 * 2^23: the low bits of the sum are the whole number
   const Uints bits = (Uints)(value * factor + kShift);
-  const QuantisedStates low = __builtin_convertvector(bits, QuantisedStates);
+  const auto low = [&] {
+    if constexpr (kHasByteProducts) return low_bytes(bits);
+    if constexpr (!kHasByteProducts) return low_halves(bits);
+  }();
   if (__builtin_expect(n == kLanes, 1)) {
     store_as(to, low);
   } else {
@@ -30,21 +32,38 @@ PENSTOCK_INLINE void store_quantised(QuantisedState* to, Floats value, float fac
   }
 }
 
+// The largest size of a row's elements, NaN unless all are finite. Sizes are in the order of their bits.
+template <class T>
+PENSTOCK_INLINE float largest_size(const T* row, int64_t size) {
+  using Word = std::conditional_t<std::is_same_v<T, bf16>, uint16_t, uint32_t>;
+  typedef Word Words __attribute__((vector_size(4 * kLanes)));
+  constexpr int64_t kWords = 4 * kLanes / sizeof(Word);
+  constexpr Word kSign = Word(Word{1} << (8 * sizeof(Word) - 1));
+  Words largest = {};
+  const auto take = [&](Words x) __attribute__((always_inline)) {
+    x &= Word(~kSign);
+    largest = x > largest ? x : largest;
+  };
+  int64_t k = 0;
+  for (; k + kWords <= size; k += kWords) take(load_as<Words>(row + k));
+  if (k < size) {
+    Words x = {};
+    std::memcpy(&x, row + k, size_t(size - k) * sizeof(T));
+    take(x);
+  }
+  Floats sizes = (Floats)largest;
+  if constexpr (sizeof(Word) == 2) sizes = max((Floats)((Uints)largest << 16), (Floats)((Uints)largest & 0xFFFF0000u));
+  return horizontal_max(sizes) + horizontal_sum(sizes - sizes);
+}
+
 // A row of x; returns its scale, NaN if x is not finite, 0 if it is next to nothing.
 template <class T>
 float quantise_input(const T* row, int64_t size, QuantisedState* out) {
-  Floats largest = {}, rest = {};
-  for (int64_t k = 0; k < size; k += kLanes) {
-    const Floats x = load(row + k, size - k < kLanes ? size - k : kLanes);
-    largest = max(largest, max(x, -x));
-    rest += x - x;  // 0, or NaN
-  }
-  const float most = horizontal_max(largest), factor = most > 1e-30f ? kLargest / most : 0.0f;
-  for (int64_t k = 0; k < size; k += kLanes) {
-    const int64_t n = size - k < kLanes ? size - k : kLanes;
-    store_quantised(out + k, load(row + k, n), factor, n);
-  }
-  return (factor > 0 ? most / kLargest : 0.0f) + horizontal_sum(rest);
+  const float most = largest_size(row, size), factor = most > 1e-30f ? kLargest / most : 0.0f;
+  int64_t k = 0;
+  for (; k + kLanes <= size; k += kLanes) store_quantised(out + k, load(row + k), factor, kLanes);
+  if (k < size) store_quantised(out + k, load(row + k, size - k), factor, size - k);
+  return factor > 0 ? most / kLargest : 0.0f * most;
 }
 
 // One row of W_ih or W_hh.

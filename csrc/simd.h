@@ -28,6 +28,7 @@ typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Uints __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 PENSTOCK_INLINE Floats splat(float x) { return x - Floats{}; }
 PENSTOCK_INLINE Uints splat(uint32_t x) { return x - Uints{}; }
@@ -54,6 +55,24 @@ PENSTOCK_INLINE Uints widen(Halves x) {
   return __builtin_convertvector(x, Uints);
 #endif
 }
+// The low bits of each lane; gcc 12 takes them one lane at a time.
+PENSTOCK_INLINE Halves low_halves(Uints x) {
+#if defined(__AVX512BW__)
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)x);
+#elif defined(__AVX2__)
+  const __m256i pairs = (__m256i)(x & 0xFFFFu);
+  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(pairs, pairs), 0x08));
+#else
+  return __builtin_convertvector(x, Halves);
+#endif
+}
+PENSTOCK_INLINE Bytes low_bytes(Uints x) {
+#if defined(__AVX512BW__)
+  return (Bytes)_mm512_cvtepi32_epi8((__m512i)x);
+#else
+  return __builtin_convertvector(x, Bytes);
+#endif
+}
 PENSTOCK_INLINE Floats load(const bf16* p) { return (Floats)(widen(load_as<Halves>(p)) << 16); }
 
 // Round to nearest even; NaN stays NaN.
@@ -64,7 +83,7 @@ PENSTOCK_INLINE Halves to_halves(Floats x) {
   const Uints bits = (Uints)x;
   const Uints rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
   const Uints nan = bits >> 16 | 64u;
-  return __builtin_convertvector(x != x ? nan : rounded, Halves);
+  return low_halves(x != x ? nan : rounded);
 #endif
 }
 PENSTOCK_INLINE void store(float* p, Floats v) { store_as(p, v); }

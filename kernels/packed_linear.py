@@ -1,7 +1,7 @@
-"""Linear layers for inference, on weights that stay packed between calls (csrc/linear/cpu/packed.h): `PackedLinear`."""
+"""Linear layers for inference, on weights that stay packed between calls (csrc/linear/cpu/packed.h)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,15 +72,15 @@ class PackedLinear:
         Raises:
             TypeError, ValueError: x is another.
         """
-        return self._run("", x, self.out_features)
+        return run_layers(x, [Layer(self)])[0]
 
     def gelu(self, x: Tensor) -> Tensor:
-        """GELU of that, as `bias_gelu` has it."""
-        return self._run("gelu", x, self.out_features)
+        """GELU of that, as `bias_gelu` has it; in bfloat16 within 6e-5 before it is rounded."""
+        return run_layers(x, [Layer(self, "gelu")])[0]
 
     def geglu(self, x: Tensor) -> Tensor:
-        """GEGLU of that, (rows, out_features / 2), as `geglu` has it."""
-        return self._run("geglu", x, self.out_features // 2)
+        """GEGLU of that, (rows, out_features / 2), as `geglu` has it, with the GELU of `gelu`."""
+        return run_layers(x, [Layer(self, "geglu")])[0]
 
     def norm(
         self,
@@ -97,44 +97,106 @@ class PackedLinear:
         Args:
             residual: (rows, out_features), in the dtype of x or float32.
         """
-        eps = checks.real("eps", eps)
-        out_shape = (x.shape[0], self.out_features)
-        if residual.shape != out_shape or residual.dtype not in (x.dtype, torch.float32):
-            raise ValueError(
-                f"residual must have shape {out_shape}, in {x.dtype} or float32, got {tuple(residual.shape)} in "
-                f"{residual.dtype}"
-            )
-        for each in (weight, bias):
-            if each is not None and each.shape != (self.out_features,):
-                raise ValueError(f"a norm's parameters must have shape ({self.out_features},), got {tuple(each.shape)}")
-        checks.floating("a norm's parameters", weight, bias)
-        if any(each is not None and each.device.type != "cpu" for each in (residual, weight, bias)):
-            raise ValueError("residual and a norm's parameters must be on the CPU")
-        residual, weight = _dense(residual), _dense(weight.float())
-        bias = None if bias is None else _dense(bias.float())
-        z = torch.empty_like(residual) if prenorm else None
-        out = self._run(
-            "norm", x, self.out_features, residual=residual, z=z, norm_weight=weight, norm_bias=bias, eps=eps
-        )
-        return out if z is None else (out, z)
+        out, *z = run_layers(x, [Layer(self, "norm", residual, weight, bias, eps, prenorm)])
+        return (out, *z) if prenorm else out
 
-    def _run(self, then: str, x: Tensor, width: int, *, eps: float = 0.0, **tensors: Tensor | None) -> Tensor:
-        if x.dtype not in ((torch.float32, torch.bfloat16) if self.dtype == torch.int8 else (self.dtype,)):
-            raise TypeError(f"products in {self.dtype} do not take x in {x.dtype}")
-        if x.ndim != 2 or x.shape[1] != self.in_features or x.device.type != "cpu":
-            raise ValueError(
-                f"x must have shape (rows, {self.in_features}) on the CPU, got {tuple(x.shape)} on {x.device}"
-            )
-        x, out = _dense(x), torch.empty(x.shape[0], width, dtype=x.dtype, device="cpu")
-        residual = tensors.get("residual")
-        low_residual = residual is not None and residual.dtype == torch.bfloat16
-        arguments: dict[str, Any] = {"packed": self._packed, "bfloat16": x.dtype == torch.bfloat16, "then": then}
-        arguments |= {"rows": x.shape[0], "x": x.data_ptr(), "out": out.data_ptr(), "eps": eps}
-        arguments |= {"bfloat16_residual": low_residual}
-        for each in ("residual", "z", "norm_weight", "norm_bias"):
-            arguments[each] = address(tensors.get(each))
-        compiled.call(compiled.native.packed_linear, arguments)
-        return out
+
+class Layer(NamedTuple):
+    """A layer of `run_layers` and what follows its product.
+
+    Attributes:
+        then: "", "gelu", "geglu" or "norm", as of `PackedLinear`'s methods.
+        residual: of a norm: (rows, out_features), in the dtype of x or float32; or the number of the layer before that
+            gives it.
+        weight, bias, eps, prenorm: of a norm.
+    """
+
+    packed: PackedLinear
+    then: str = ""
+    residual: Tensor | int | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+    prenorm: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of what it gives."""
+        return self.packed.out_features // (2 if self.then == "geglu" else 1)
+
+
+def run_layers(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
+    """Linear layers one after the other, each reading what the one before it gives: one call for all of a row's way.
+
+    What lies between two layers stays in the cache; it is rounded to the dtype of x, as if they were called one by one.
+
+    Args:
+        x: (rows, in_features) of the first layer, float32 or bfloat16; unless products are in int8, of their dtype.
+    Returns:
+        What the last layer gives, in the dtype of x, and the sums z of those with prenorm.
+    Raises:
+        TypeError, ValueError: x, a residual or a norm's parameters are others.
+    """
+    if not layers:
+        raise ValueError("there must be a layer")
+    if x.ndim != 2 or x.shape[1] != layers[0].packed.in_features or x.device.type != "cpu":
+        wanted = f"(rows, {layers[0].packed.in_features})"
+        raise ValueError(f"x must have shape {wanted} on the CPU, got {tuple(x.shape)} on {x.device}")
+    x = _dense(x)
+    rows, low = x.shape[0], x.dtype == torch.bfloat16
+    out = torch.empty(rows, layers[-1].width, dtype=x.dtype, device="cpu")
+    kept: list[Tensor] = [x, out]  # their addresses are in use
+    sums: list[Tensor] = []
+    described: list[dict[str, Any]] = []
+    for layer in layers:
+        kind = layer.packed.dtype
+        if x.dtype not in ((torch.float32, torch.bfloat16) if kind == torch.int8 else (kind,)):
+            raise TypeError(f"products in {kind} do not take x in {x.dtype}")
+        tensors: dict[str, Tensor | None] = {"z": None, "residual": None, "norm_weight": None, "norm_bias": None}
+        if layer.then == "norm":
+            tensors = _of_norm(layer, (rows, layer.width), x.dtype)
+        if tensors["z"] is not None:
+            sums.append(tensors["z"])
+        kept += [tensor for tensor in tensors.values() if tensor is not None]
+        residual = tensors["residual"]
+        described.append(
+            {
+                **{name: address(tensor) for name, tensor in tensors.items()},
+                "packed": layer.packed._packed,
+                "then": layer.then,
+                "out": out.data_ptr() if layer is layers[-1] else None,
+                "residual_of": layer.residual if isinstance(layer.residual, int) else -1,
+                "bfloat16_residual": low if residual is None else residual.dtype == torch.bfloat16,
+                "eps": checks.real("eps", layer.eps),
+            }
+        )
+    arguments = {"bfloat16": low, "rows": rows, "x": x.data_ptr(), "layers": described}
+    compiled.call(compiled.native.packed_layers, arguments)
+    return [out, *sums]
+
+
+def _of_norm(layer: Layer, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor | None]:
+    residual, weight, bias = layer.residual, layer.weight, layer.bias
+    if not isinstance(residual, int) and (
+        residual is None or residual.shape != shape or residual.dtype not in (dtype, torch.float32)
+    ):
+        found = None if residual is None else f"{tuple(residual.shape)} in {residual.dtype}"
+        raise ValueError(f"residual must have shape {shape}, in {dtype} or float32, got {found}")
+    for each in (weight, bias):
+        if each is not None and each.shape != shape[1:]:
+            raise ValueError(f"a norm's parameters must have shape {shape[1:]}, got {tuple(each.shape)}")
+    checks.floating("a norm's parameters", weight, bias)
+    if weight is None:
+        raise ValueError("a norm needs a weight")
+    tensors = [each for each in (residual, weight, bias) if isinstance(each, Tensor)]
+    if any(each.device.type != "cpu" for each in tensors):
+        raise ValueError("residual and a norm's parameters must be on the CPU")
+    of_norm = {"norm_weight": _dense(weight.float()), "norm_bias": None if bias is None else _dense(bias.float())}
+    residual = _dense(residual) if isinstance(residual, Tensor) else None
+    z = None
+    if layer.prenorm:
+        z = torch.empty(shape, dtype=dtype if residual is None else residual.dtype, device="cpu")
+    return {"residual": residual, "z": z, **of_norm}
 
 
 def _dense(tensor: Tensor) -> Tensor:

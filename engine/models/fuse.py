@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from penstock.engine.models.architectures import layers_of, pools_mean
 from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.packed_steps import check_unprepared, forget, steps_of
-from penstock.engine.models.steps import Steps
+from penstock.engine.models.steps import Steps, Sublayer
 from penstock.engine.models.stock import (
     ACTIVATION,
     DROPOUT,
@@ -153,10 +153,12 @@ def _rate(dropout: nn.Module) -> float:
 
 
 def _bert_after_attention(self: Any, steps: Steps, out: Tensor, residual: Tensor, bounds: dict[str, Any]) -> Tensor:
-    attention, output, intermediate = self.attention.output, self.output, self.intermediate
-    hidden = steps.add(out, attention.dense, residual, attention.LayerNorm, _rate(attention.dropout), bounds)
-    inner = steps.activated(hidden, intermediate.dense, intermediate.intermediate_act_fn)
-    return steps.add(inner, output.dense, hidden, output.LayerNorm, _rate(output.dropout), bounds)
+    inner = self.intermediate
+    first, second = (
+        Sublayer(part.dense, part.LayerNorm, _rate(part.dropout)) for part in (self.attention.output, self.output)
+    )
+    activation = inner.intermediate_act_fn
+    return steps.after_attention(out, residual, first, inner.dense, activation, second, bounds)
 
 
 def _bert_layer(
@@ -183,9 +185,9 @@ def _bert_last_layer(
 def _distilbert_after_attention(
     self: Any, steps: Steps, out: Tensor, residual: Tensor, bounds: dict[str, Any]
 ) -> Tensor:
-    hidden = steps.add(out, self.attention.out_lin, residual, self.sa_layer_norm, 0.0, bounds)
-    inner = steps.activated(hidden, self.ffn.lin1, self.ffn.activation)
-    return steps.add(inner, self.ffn.lin2, hidden, self.output_layer_norm, _rate(self.ffn.dropout), bounds)
+    first = Sublayer(self.attention.out_lin, self.sa_layer_norm)
+    second = Sublayer(self.ffn.lin2, self.output_layer_norm, _rate(self.ffn.dropout))
+    return steps.after_attention(out, residual, first, self.ffn.lin1, self.ffn.activation, second, bounds)
 
 
 def _distilbert_layer(

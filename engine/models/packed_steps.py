@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penstock.engine.models.steps import Steps, biases_of
+from penstock.engine.models.steps import Steps, Sublayer, biases_of, is_gelu
 from penstock.engine.models.stock import is_lora
 from penstock.kernels import compiled, dispatch, packing
 from penstock.kernels.autocast import autocast_dtype
-from penstock.kernels.packed_linear import PackedLinear
+from penstock.kernels.packed_linear import Layer, PackedLinear, run_layers
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = Steps()
@@ -31,40 +31,71 @@ class PackedSteps(Steps):
     def bytes(self) -> int:
         return sum(packed.bytes for packed in self._packed.values())
 
+    def after_attention(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        first: Sublayer,
+        inner: nn.Linear,
+        activation: nn.Module,
+        second: Sublayer,
+        bounds: dict[str, Any],
+    ) -> Tensor:
+        if not is_gelu(activation):
+            return super().after_attention(x, residual, first, inner, activation, second, bounds)
+        x = _as_called(x)
+        layers = [
+            self._norm(x, first, residual),
+            Layer(self._of(x, [inner.weight], biases_of(inner)), "gelu"),
+            self._norm(x, second, 0),
+        ]
+        return run_layers(x, layers)[0]
+
     def _gelu(self, x: Tensor, dense: nn.Linear) -> Tensor:
-        packed, x = self._of(x, [dense.weight], biases_of(dense))
-        return packed.gelu(x)
+        return self._run(x, dense, "gelu")
 
     def _geglu(self, x: Tensor, dense: nn.Linear) -> Tensor:
-        packed, x = self._of(x, [dense.weight], biases_of(dense))
-        return packed.geglu(x)
+        return self._run(x, dense, "geglu")
 
     def add(
         self, x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, /, *_: Any, prenorm: bool = False
     ) -> Any:
-        packed, x = self._of(x, [dense.weight], biases_of(dense))
-        return packed.norm(x, residual, norm.weight, norm.bias, eps=norm.eps, prenorm=prenorm)
+        x = _as_called(x)
+        out, *z = run_layers(x, [self._norm(x, Sublayer(dense, norm), residual)._replace(prenorm=prenorm)])
+        return (out, *z) if prenorm else out
+
+    def _norm(self, x: Tensor, part: Sublayer, residual: Tensor | int) -> Layer:
+        packed, norm = self._of(x, [part.dense.weight], biases_of(part.dense)), part.norm
+        return Layer(packed, "norm", residual, norm.weight, norm.bias, norm.eps)
+
+    def _run(self, x: Tensor, dense: nn.Linear, then: str) -> Tensor:
+        x = _as_called(x)
+        return run_layers(x, [Layer(self._of(x, [dense.weight], biases_of(dense)), then)])[0]
 
     def _linear(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-        packed, x = self._of(x, weights, biases)
-        return packed(x)
+        x = _as_called(x)
+        return self._of(x, weights, biases)(x)
 
-    def _of(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[PackedLinear, Tensor]:
-        """The layers packed as they are now, and x in the dtype that autocast asks for."""
-        dtype = autocast_dtype(x)
-        x = x if dtype is None else x.to(dtype)
+    def _of(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> PackedLinear:
+        """The layers packed as they are now, for rows of x."""
         kind = self.dtype or x.dtype
         key = (*(weight.data_ptr() for weight in weights), weights[-1].shape[0])
         found = self._packed.get(key)
         if found is None or found.dtype != kind or not found.is_of(weights, biases):
             found = self._packed[key] = PackedLinear(weights, biases, kind)
-        return found, x
+        return found
 
     def __repr__(self) -> str:
         return "as called" if self.dtype is None else packing.name(self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return packing.nothing, ()
+
+
+def _as_called(x: Tensor) -> Tensor:
+    """In the dtype that autocast asks for."""
+    dtype = autocast_dtype(x)
+    return x if dtype is None else x.to(dtype)
 
 
 def prepare(layers: nn.ModuleList, dtype: torch.dtype | None) -> None:

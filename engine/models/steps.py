@@ -1,6 +1,6 @@
 """What the layers of a fused encoder are made of: its linear layers' products, and what follows each of them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,6 +8,14 @@ from transformers.activations import GELUActivation
 
 from penstock.engine.models.stock import is_lora
 from penstock.kernels import bias_gelu, geglu, linear, residual_norm
+
+
+class Sublayer(NamedTuple):
+    """A linear layer whose product, dropped out, is added to what came before it, and the norm of the sum."""
+
+    dense: nn.Linear
+    norm: nn.LayerNorm
+    dropout: float = 0.0
 
 
 class Steps:
@@ -37,14 +45,31 @@ class Steps:
         return linear(x, weights, biases)
 
     def activated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
-        return self._gelu(x, dense) if _is_gelu(activation) else activation(self.product(x, dense))
+        return self._gelu(x, dense) if is_gelu(activation) else activation(self.product(x, dense))
 
     def gated(self, x: Tensor, dense: nn.Linear, activation: nn.Module) -> Tensor:
         """activation(gate) * value, of the halves (gate, value) of a row of the product."""
-        if _is_gelu(activation):
+        if is_gelu(activation):
             return self._geglu(x, dense)
         gate, value = self.product(x, dense).chunk(2, -1)
         return activation(gate) * value
+
+    def after_attention(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        first: Sublayer,
+        inner: nn.Linear,
+        activation: nn.Module,
+        second: Sublayer,
+        bounds: dict[str, Any],
+    ) -> Tensor:
+        """The rest of a layer that normalises last: what attention gave, x, added to the residual by `first`, and what
+        the feed-forward network makes of that by `second`.
+        """
+        hidden = self.add(x, first.dense, residual, first.norm, first.dropout, bounds)
+        wide = self.activated(hidden, inner, activation)
+        return self.add(wide, second.dense, hidden, second.norm, second.dropout, bounds)
 
     def _gelu(self, x: Tensor, dense: nn.Linear) -> Tensor:
         return bias_gelu(*_product_and_bias(x, dense))
@@ -85,7 +110,7 @@ def biases_of(*parts: nn.Linear) -> list[Tensor]:
     return [part.bias for part in parts if part.bias is not None]
 
 
-def _is_gelu(activation: nn.Module) -> bool:
+def is_gelu(activation: nn.Module) -> bool:
     return type(activation) is GELUActivation and activation.act is F.gelu
 
 

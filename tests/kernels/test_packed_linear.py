@@ -12,7 +12,8 @@ from torch import Tensor
 
 from penstock import _native
 from penstock.kernels import compiled, packing
-from penstock.kernels.packed_linear import PackedLinear
+from penstock.kernels.packed_linear import Layer as Step
+from penstock.kernels.packed_linear import PackedLinear, run_layers
 
 ISAS, DTYPES = isas("linear"), [torch.float32, torch.bfloat16]
 # rows, in_features, and the layers' out_features; the last are of several blocks of rows and visits of a sum
@@ -142,6 +143,53 @@ def test_a_residual_stream_in_float32(isa, kind, prenorm) -> None:
         assert (mine.double() - true).norm() <= BOUND[dtype] * true.norm()
 
 
+# rows, widths (outside, inside); the last are of several pieces of a block, with weights beyond 1.5 MB in float32
+CHAINS = [(0, 5, 7), (1, 1, 1), (7, 33, 70), (50, 64, 130), (203, 70, 300), (230, 384, 600)]
+
+
+@pairwise({"isa": ISAS, "kind": [*DTYPES, torch.int8], "low": [True, False], "chain": CHAINS, "then": ["gelu", "geglu"]})
+@pytest.mark.parametrize("prenorm", [False, True])
+def test_layers_in_one_call_are_layers_one_by_one(isa, kind, low, chain, then, prenorm, uninitialised_is_nan) -> None:
+    """The same bits, on any number of threads: norm, activation, norm with what the first gave as its residual."""
+    rows, outer, inner = chain
+    dtype = kind if kind != torch.int8 else torch.bfloat16 if low else torch.float32
+    shapes = [(outer, outer), (inner * (2 if then == "geglu" else 1), outer), (outer, inner), (5, outer)]
+    first, up, down, last = (
+        PackedLinear([torch.randn(n, size) / size**0.5], [torch.randn(n)], kind) for n, size in shapes
+    )
+    x, residual = torch.randn(2, rows, outer).to(dtype)
+    weights, biases = torch.randn(2, 2, outer)
+    layers = [
+        Step(first, "norm", residual, weights[0], biases[0], EPS, prenorm),
+        Step(up, then),
+        Step(down, "norm", 0, weights[1], biases[1], EPS, prenorm),
+        Step(last),
+    ]
+    found, *others = on_threads([1, 2, 5], lambda: run_layers(x, layers))
+    hidden, *sums = run_layers(x, layers[:1])
+    wide = getattr(up, then)(hidden)
+    normal, *more = run_layers(wide, [layers[2]._replace(residual=hidden)])
+    expected = [last(normal), *sums, *more]
+    for each in (found, *others):
+        assert len(each) == (3 if prenorm else 1)
+        assert all(torch.equal(a, b) for a, b in zip(each, expected, strict=True))
+
+
+@as_subtests("isa", ISAS)
+def test_gelu_in_bfloat16_is_within_6e_5(isa, monkeypatch) -> None:
+    monkeypatch.setenv("PENSTOCK_ISA", isa)
+    sizes = torch.cat([torch.linspace(0, 13, 4000), torch.logspace(-30, 30, 400), torch.tensor([torch.inf])])
+    values = torch.cat([sizes, -sizes]).bfloat16().unique()
+    found = PackedLinear([values[:, None]], [], torch.bfloat16).gelu(torch.ones(1, 1, dtype=torch.bfloat16))[0]
+    exact = F.gelu(values.double())
+    finite = values.isfinite()
+    error = (found.double() - exact)[finite].abs()
+    assert (error <= 6e-5 + exact[finite].abs() * (2.0**-8 + 1e-5)).all()
+    assert found[-1] == torch.inf
+    nothing = torch.full((1, 1), torch.nan, dtype=torch.bfloat16)
+    assert PackedLinear([values[:, None]], [], torch.bfloat16).gelu(nothing).isnan().all()
+
+
 def inside(tensor: Tensor) -> Tensor:
     """The same in the middle of memory that is NaN."""
     whole = torch.full((tensor.numel() + 512,), torch.nan, dtype=tensor.dtype)
@@ -159,11 +207,12 @@ def test_memory_around_the_tensors_is_left_alone(isa, kind, shape, then) -> None
     x, residual, weight, bias = map(inside, (layer.x, layer.residual, layer.norm_weight, layer.norm_bias))
     out = inside(torch.full_like(expected, torch.nan))
     low = dtype == torch.bfloat16
-    arguments = {"packed": layer.packed(kind)._packed, "bfloat16": low, "bfloat16_residual": low, "then": then}
-    arguments |= {"rows": x.shape[0], "x": x.data_ptr(), "out": out.data_ptr(), "eps": EPS, "z": None}
+    described = {"packed": layer.packed(kind)._packed, "then": then, "out": out.data_ptr(), "z": None, "eps": EPS}
     of_norm = {"residual": residual, "norm_weight": weight, "norm_bias": bias}
-    arguments |= {name: each.data_ptr() if then == "norm" else None for name, each in of_norm.items()}
-    compiled.call(_native.packed_linear, arguments)
+    described |= {name: each.data_ptr() if then == "norm" else None for name, each in of_norm.items()}
+    described |= {"residual_of": -1, "bfloat16_residual": low}
+    arguments = {"bfloat16": low, "rows": x.shape[0], "x": x.data_ptr(), "layers": [described]}
+    compiled.call(_native.packed_layers, arguments)
     assert torch.equal(out, expected)
     whole = out._base
     assert whole is not None
@@ -305,6 +354,14 @@ def test_weights_are_what_is_documented(what, kind) -> None:
         (lambda: INT8.norm(X, X[:, :2].to("meta"), W[0, :2], None), ValueError, "must be on the CPU"),
         (lambda: INT8.norm(X, X[:, :2], W[0, :2], W[0, :2].to("meta")), ValueError, "must be on the CPU"),
         (lambda: INT8.norm(X, X[:, :2], W[0, :2], None, eps="0"), TypeError, "eps must be a number"),
+        (lambda: INT8.norm(X, None, W[0, :2], None), ValueError, "residual must have shape .*, got None"),
+        (lambda: INT8.norm(X, torch.zeros(3, 2), None, None), ValueError, "a norm needs a weight"),
+        (lambda: run_layers(X, []), ValueError, "there must be a layer"),
+        (lambda: run_layers(X, [Step(INT8, "gleu")]), ValueError, "then must be empty, gelu, geglu or norm, got gleu"),
+        (lambda: run_layers(X, [Step(INT8), Step(INT8)]), ValueError, "another number of features than the one before"),
+        (lambda: run_layers(X, [Step(INT8), Step(BF16)]), TypeError, "products in torch.bfloat16 do not take x in"),
+        (lambda: run_layers(X, [Step(INT8, "norm", 0, W[0, :2])]), ValueError, "a norm needs residual, or residual_of"),
+        (lambda: run_layers(X, [Step(INT8, "norm", -1, W[0, :2])]), ValueError, "a norm needs residual, or"),
     ],
 )
 def test_wrong_arguments_are_refused(call, error, message) -> None:

@@ -5,6 +5,8 @@
 // never rounded or written before its bias, activation or norm.
 #pragma once
 
+#include <algorithm>
+
 #include "linear/cpu/packed_problem.h"
 #include "row_product.h"
 #include "rowwise/cpu/gelu.h"
@@ -67,11 +69,21 @@ void take_rows(const T* x, int64_t rows, int64_t size, typename Operand<R>::Lane
   }
 }
 
-// sums (rows, `row` apart) = a b, as products leave them: whole numbers if quantised. Rows are there up to a multiple
-// of kRowStep.
-template <class R>
+// Whether what follows a layer's product needs a column alone: it is then done tile by tile, while the sums are in the
+// first-level cache. Else the sums of whole rows are kept.
+PENSTOCK_INLINE bool by_tile(const PackedLayer& p, int64_t lanes) {
+  return (p.then == Then::nothing || p.then == Then::gelu) && lanes <= kPanelDepth;
+}
+
+// Lanes from row to row of an operand: an odd number of lines spreads the rows over the cache's sets.
+PENSTOCK_INLINE int64_t operand_stride(int64_t lanes) { return (lanes + kLinePad - 1) / kLinePad * kLinePad | kLinePad; }
+
+// sums (rows, stride) = a b, as products leave them: whole numbers if quantised. Rows are there up to a multiple of
+// kRowStep. If `tiles_alone`, each tile's sums (rows, kPanel) take the place of the last one's, after
+// done(rows, first column, vectors).
+template <class R, class Done>
 void multiply_panels(Rows<typename Operand<R>::Lane> a, int64_t rows, const PackedColumns<R>& b, int64_t lanes,
-                     int64_t columns, float* sums, int64_t row) {
+                     int64_t columns, float* sums, int64_t stride, bool tiles_alone, const Done& done) {
   [[maybe_unused]] const typename Operand<R>::Unit unit{};
   const Tiling<R> tiles(rows);
   for (int64_t k = 0; k < lanes; k += kPanelDepth) {
@@ -84,61 +96,100 @@ void multiply_panels(Rows<typename Operand<R>::Lane> a, int64_t rows, const Pack
         Prefetches prefetches;  // the next panel, which comes from beyond the second-level cache
         if (panel + 1 < panels)
           prefetches.add_panel(part + (lanes - k) * width + k * kPanel, depth * width, tiles.count, i);
-        multiply_rows<R>(tile.size(), vecs, {a.data + tile.begin * a.stride + k, a.stride}, part, depth,
-                         sums + tile.begin * row + panel * kPanel, row, k > 0, prefetches);
+        float* const to = sums + (tiles_alone ? 0 : tile.begin * stride + panel * kPanel);
+        multiply_rows<R>(tile.size(), vecs, {a.data + tile.begin * a.stride + k, a.stride}, part, depth, to, stride,
+                         k > 0, prefetches);
+        if (tiles_alone) done(tile, panel * kPanel, vecs);
       }
     }
   }
 }
 
-// What becomes of rows of a product, read(row, column) being a vector of one with its bias.
+template <class T>
+PENSTOCK_INLINE Floats gelu_as(Floats x) {
+  if constexpr (std::is_same_v<T, bf16>) return gelu_coarse(x);
+  return gelu(x).value;
+}
+
+// A block of rows on its way through the layers of a call.
+template <class T>
+struct RowBlock {
+  const PackedCall& call;
+  Range rows;
+  uint32_t* operand;  // x as products want it
+  float *units, *sums;
+  T** given;  // what each layer gave, of all pieces
+  Scratch& scratch;
+  int64_t offset = 0;  // rows of pieces before this one
+};
+
+// What becomes of a layer's product, read(row, column) being a vector of it with its bias.
 template <class T, class Read>
-void finish(const PackedCall& p, Range block, Scratch& scratch, const Read& read) {
-  const rowwise::Item all{0, 0, block.size()};
-  const int64_t width = p.then == Then::geglu ? p.out_features / 2 : p.out_features;
-  T* const out = static_cast<T*>(p.out) + block.begin * width;
+void finish(const PackedLayer& p, const RowBlock<T>& block, T* out, const Read& read) {
+  const int64_t width = p.width(), first = block.rows.begin * width;
   const auto map = [&](auto value) __attribute__((always_inline)) {
-    for (int64_t row = 0; row < block.size(); ++row)
+    for (int64_t row = 0; row < block.rows.size(); ++row)
       for_columns(width,
                   [&](auto c) __attribute__((always_inline)) { c.store(out + row * width, value(row, c.begin)); });
   };
-  const auto norm = [&]<class Residual>(const Residual* residual, Residual* z) {
+  const auto norm = [&]<class Residual>(const Residual* residual) {
     rowwise::NormProblem n{};
     n.width = width, n.eps = p.eps, n.weight = p.norm_weight, n.bias = p.norm_bias, n.out = out;
-    n.residual = residual + block.begin * width, n.z = z == nullptr ? nullptr : z + block.begin * width;
-    norm_rows<T, Residual>(n, all, scratch,
+    n.residual = residual, n.z = p.z == nullptr ? nullptr : static_cast<Residual*>(p.z) + first;
+    norm_rows<T, Residual>(n, {0, 0, block.rows.size()}, block.scratch,
                            [&](int64_t row, auto c) __attribute__((always_inline)) { return read(row, c.begin); });
   };
   if (p.then == Then::nothing)
     map(read);
   else if (p.then == Then::gelu)
-    map([&](int64_t row, int64_t column) __attribute__((always_inline)) { return gelu(read(row, column)).value; });
+    map([&](int64_t row, int64_t column) __attribute__((always_inline)) { return gelu_as<T>(read(row, column)); });
   else if (p.then == Then::geglu)
     map([&](int64_t row, int64_t column)
-            __attribute__((always_inline)) { return gelu(read(row, column)).value * read(row, width + column); });
+            __attribute__((always_inline)) { return gelu_as<T>(read(row, column)) * read(row, width + column); });
+  else if (p.residual == nullptr)
+    norm(static_cast<const T*>(block.given[p.residual_of]) + block.offset * width);
   else if (p.residual_dtype == DType::float32)
-    norm(static_cast<const float*>(p.residual), static_cast<float*>(p.z));
+    norm(static_cast<const float*>(p.residual) + first);
   else
-    norm(static_cast<const bf16*>(p.residual), static_cast<bf16*>(p.z));
+    norm(static_cast<const bf16*>(p.residual) + first);
 }
 
 template <class T, class R>
-void run_block(const PackedCall& p, Range block, Scratch& scratch) {
-  using Lane = typename Operand<R>::Lane;
+void run_layer(const PackedLayer& p, const RowBlock<T>& block, const T* x, T* out) {
   const PackedLinear<R> packed(p.in_features, p.out_features, const_cast<void*>(p.packed));
-  const int64_t rows = block.size(), lanes = Operand<R>::lanes(p.in_features);
-  const int64_t there = rows + Operand<R>::kRowStep - 1;  // of which the matrix unit may read and write
-  // an odd number of lines from row to row spreads the rows over the cache's sets
-  const int64_t stride = (lanes + kLinePad) / kLinePad * kLinePad | kLinePad;
-  const int64_t sums_row = packed.padded(p.out_features) + kLinePad;
-  Lane* const a = scratch.take<Lane>(there * stride);
-  float *const units = scratch.take<float>(rows), *const sums = scratch.take<float>(there * sums_row);
-  take_rows<T, R>(static_cast<const T*>(p.x) + block.begin * p.in_features, rows, p.in_features, a, stride, units);
-  multiply_panels<R>({a, stride}, rows, packed.w, lanes, p.out_features, sums, sums_row);
-  finish<T>(p, block, scratch, [&](int64_t row, int64_t column) __attribute__((always_inline)) {
-    const float unit = Operand<R>::kQuantised ? units[row] : 1.0f;
-    return packed.w.result(column, load(sums + row * sums_row + column), unit, load(packed.bias + column));
-  });
+  const int64_t rows = block.rows.size(), lanes = Operand<R>::lanes(p.in_features), stride = operand_stride(lanes);
+  auto* const a = reinterpret_cast<typename Operand<R>::Lane*>(block.operand);
+  take_rows<T, R>(x, rows, p.in_features, a, stride, block.units);
+  const auto unit_of = [&](int64_t row) { return Operand<R>::kQuantised ? block.units[row] : 1.0f; };
+  const auto multiply = [&](int64_t row, bool tiles_alone, const auto& done) __attribute__((always_inline)) {
+    multiply_panels<R>({a, stride}, rows, packed.w, lanes, p.out_features, block.sums, row, tiles_alone, done);
+  };
+  if (!by_tile(p, lanes)) {
+    const int64_t row = packed.padded(p.out_features) + kLinePad;
+    multiply(row, false, [](Range, int64_t, int64_t) {});
+    return finish<T>(p, block, out, [&](int64_t i, int64_t column) __attribute__((always_inline)) {
+      const Floats product = load(block.sums + i * row + column);
+      return packed.w.result(column, product, unit_of(i), load(packed.bias + column));
+    });
+  }
+  const auto each = [&](const auto& then) __attribute__((always_inline)) {
+    multiply(kPanel, true, [&](Range tile, int64_t first, int64_t vecs) __attribute__((always_inline)) {
+      for (int64_t v = 0; v < vecs; ++v) {
+        const int64_t column = first + v * kLanes, left = p.out_features - column;
+        const auto columns = packed.w.at(column);
+        const Floats bias = load(packed.bias + column);
+        T* to = out + tile.begin * p.out_features + column;
+        for (int64_t i = 0; i < tile.size(); ++i, to += p.out_features) {
+          const Floats product = load(block.sums + i * kPanel + v * kLanes);
+          store(to, then(columns.result(product, unit_of(tile.begin + i), bias)), left < kLanes ? left : kLanes);
+        }
+      }
+    });
+  };
+  if (p.then == Then::gelu)
+    each([](Floats x) __attribute__((always_inline)) { return gelu_as<T>(x); });
+  else
+    each([](Floats x) __attribute__((always_inline)) { return x; });
 }
 
 // Calls work<T, R>(), T being what tensors are of.
@@ -158,8 +209,41 @@ static void pack(const Weights& w, void* memory) {
   by_kind(w.kind, w.dtype,
           [&]<class T, class R>() { PackedLinear<R>(w.in_features, w.out_features, memory).template pack<T>(w); });
 }
-static void run(const PackedCall& p, Range block, Scratch& scratch) {
-  by_kind(p.kind, p.dtype, [&]<class T, class R>() { run_block<T, R>(p, block, scratch); });
+
+// All layers, one after the other, on a block of rows. Each layer takes `p.block` of them at a time.
+template <class T>
+void run_block(const PackedCall& p, Range rows, Scratch& scratch) {
+  constexpr int64_t kThere = kHasMatrixUnit ? kAmxRows - 1 : 0;  // more rows, which the unit may read and write
+  int64_t operands = 0, sums = 0;
+  for (int64_t i = 0; i < p.count; ++i) {
+    const PackedLayer& layer = p.layers[i];
+    const int64_t lanes =
+        by_kind(layer.kind, p.dtype, [&]<class, class R>() { return Operand<R>::lanes(layer.in_features); });
+    const int64_t row = by_tile(layer, lanes) ? kPanel : panels_of(layer.out_features) * kPanel + kLinePad;
+    operands = std::max(operands, operand_stride(lanes)), sums = std::max(sums, row);
+  }
+  const int64_t pieces = (rows.size() + p.block - 1) / p.block;
+  const int64_t most = (rows.size() + pieces - 1) / pieces;
+  RowBlock<T> block{p, rows, scratch.take<uint32_t>((most + kThere) * operands), scratch.take<float>(most),
+                    scratch.take<float>((most + kThere) * sums), scratch.take<T*>(p.count), scratch};
+  const T* x = static_cast<const T*>(p.x) + rows.begin * p.layers[0].in_features;
+  for (int64_t i = 0; i < p.count; ++i) {
+    const PackedLayer& layer = p.layers[i];
+    T* const out = layer.out == nullptr ? scratch.take<T>(rows.size() * layer.width())
+                                        : static_cast<T*>(layer.out) + rows.begin * layer.width();
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const Range part = share(rows.size(), pieces, piece);
+      block.rows = {rows.begin + part.begin, rows.begin + part.end}, block.offset = part.begin;
+      by_kind(layer.kind, p.dtype, [&]<class Of, class R>() {
+        if constexpr (std::is_same_v<Of, T>)
+          run_layer<T, R>(layer, block, x + part.begin * layer.in_features, out + part.begin * layer.width());
+      });
+    }
+    block.given[i] = out, x = out;
+  }
+}
+static void run(const PackedCall& p, Range rows, Scratch& scratch) {
+  p.dtype == DType::bfloat16 ? run_block<bf16>(p, rows, scratch) : run_block<float>(p, rows, scratch);
 }
 
 }  // namespace penstock::linear::PENSTOCK_ISA

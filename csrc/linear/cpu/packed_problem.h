@@ -30,20 +30,32 @@ struct Weights {
 // (z - mean) rstd norm_weight + norm_bias, of z = residual + it.
 enum class Then { nothing, gelu, geglu, norm };
 
-// out = then(x W^T + bias). Tensors are dense.
-struct PackedCall {
+// A layer that rows go through: then(x W^T + bias). Tensors are dense.
+struct PackedLayer {
   Kind kind;
-  DType dtype;  // of x and out; that of `kind` unless that is int8
   Then then;
-  int64_t rows, in_features, out_features;  // out has half as many columns with geglu
-  const void *packed, *x;
-  void* out;
+  int64_t in_features, out_features;  // out has half as many columns with geglu
+  const void* packed;
+  void* out;  // null where only later layers of the call read it
   // with norm
-  DType residual_dtype;  // of residual and z
-  const void* residual;
+  const void* residual;  // null if it is what layer `residual_of` of the call gives
+  int64_t residual_of;
+  DType residual_dtype;                  // of residual and z
   void* z;                               // may be null: it is not asked for
   const float *norm_weight, *norm_bias;  // norm_bias may be null
   float eps;
+
+  int64_t width() const { return then == Then::geglu ? out_features / 2 : out_features; }
+};
+
+// Each layer's x is what the one before it gives.
+struct PackedCall {
+  DType dtype;  // of x and out; that of `kind` unless that is int8
+  int64_t rows;
+  const void* x;
+  const PackedLayer* layers;
+  int64_t count;
+  int64_t block;  // rows that a layer takes at a time
 };
 
 // Rows that are best computed at a time: their sums stay in the second-level cache.

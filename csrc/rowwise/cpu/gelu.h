@@ -36,6 +36,21 @@ PENSTOCK_INLINE Gelu gelu(Floats x) {
   return {x * phi, phi + x * bell * 0.39894228f};
 }
 
+// The value alone, in half the instructions, for what is rounded to bfloat16: within 6e-5. Phi(x) - 1/2 is odd, and x
+// times a polynomial of x^2, minimax up to 4.4, beyond which Phi is 0 or 1.
+PENSTOCK_INLINE Floats gelu_coarse(Floats x) {
+  const Floats near = max(splat(-4.4f), min(splat(4.4f), x)), u = near * near;
+  Floats p = u * 3.7886725e-11f - 3.94770261e-9f;
+  p = p * u + 1.81238008e-7f;
+  p = p * u - 4.86803947e-6f;
+  p = p * u + 8.5973581e-5f;
+  p = p * u - 0.00106667518f;
+  p = p * u + 0.00968910009f;
+  p = p * u - 0.0661680773f;
+  p = p * u + 0.398829073f;
+  return x * max(Floats{}, near * p + 0.5f);
+}
+
 template <class Element>
 static void gelu_forward_rows(const GeluProblem& p, const Item& item) {
   for (int64_t row = item.first; row < item.last; ++row) {
