@@ -97,8 +97,8 @@ class PackedLinear:
         Args:
             residual: (rows, out_features), in the dtype of x or float32.
         """
-        out, *z = run_layers(x, [Layer(self, "norm", residual, weight, bias, eps, prenorm)])
-        return (out, *z) if prenorm else out
+        found = run_layers(x, [Layer(self, "norm", residual, weight, bias, eps, prenorm)])
+        return (found[0], found[1]) if prenorm else found[0]
 
 
 class Layer(NamedTuple):

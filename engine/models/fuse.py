@@ -20,7 +20,7 @@ peft's plain LoRA is the exception: such a layer stays fused, and calls those of
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from penstock.engine.models.architectures import layers_of, pools_mean
 from penstock.engine.models.bridge import attend, first_tokens
 from penstock.engine.models.packed_steps import check_unprepared, forget, steps_of
-from penstock.engine.models.steps import Steps, Sublayer
+from penstock.engine.models.steps import PostNormParts, Steps, Sublayer
 from penstock.engine.models.stock import (
     ACTIVATION,
     DROPOUT,
@@ -46,6 +46,8 @@ from penstock.kernels import philox, rotary
 from penstock.kernels.autocast import autocast_dtype
 from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.embedding import embedding
+
+PartsOf: TypeAlias = Callable[[Any], PostNormParts]
 
 
 def fuse(model: PreTrainedModel, *, first_only: bool = True) -> None:
@@ -152,63 +154,60 @@ def _rate(dropout: nn.Module) -> float:
     return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
-def _bert_after_attention(self: Any, steps: Steps, out: Tensor, residual: Tensor, bounds: dict[str, Any]) -> Tensor:
-    inner = self.intermediate
+def _post_norm_layer(
+    parts_of: PartsOf,
+    self: Any,
+    steps: Steps,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *_: Any,
+    **bounds: Any,
+) -> Tensor:
+    parts, hidden = parts_of(self), _rows(hidden_states)
+    qkv = steps.products(hidden, parts.query, parts.key, parts.value)
+    q, *kv = (_heads(part, parts.head_dim) for part in qkv)
+    out = _attended(q, kv, parts.attention, attention_mask, bounds)
+    return steps.after_attention(out, hidden, parts, bounds)[None]
+
+
+def _post_norm_last_layer(
+    parts_of: PartsOf,
+    self: Any,
+    steps: Steps,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *_: Any,
+    **bounds: Any,
+) -> Tensor:
+    parts, hidden = parts_of(self), _rows(hidden_states)
+    first, bounds = first_tokens(hidden, bounds)
+    kv = [_heads(part, parts.head_dim) for part in steps.products(hidden, parts.key, parts.value)]
+    q = _heads(steps.product(first, parts.query), parts.head_dim)
+    out = _attended(q, kv, parts.attention, attention_mask, bounds)
+    return steps.after_attention(out, first, parts, bounds)[:, None]
+
+
+def _bert_parts(layer: Any) -> PostNormParts:
+    attention, inner = layer.attention.self, layer.intermediate
     first, second = (
-        Sublayer(part.dense, part.LayerNorm, _rate(part.dropout)) for part in (self.attention.output, self.output)
+        Sublayer(part.dense, part.LayerNorm, _rate(part.dropout)) for part in (layer.attention.output, layer.output)
     )
-    activation = inner.intermediate_act_fn
-    return steps.after_attention(out, residual, first, inner.dense, activation, second, bounds)
+    dense, activation, head_dim = inner.dense, inner.intermediate_act_fn, attention.attention_head_size
+    qkv = attention.query, attention.key, attention.value
+    return PostNormParts(*qkv, attention, head_dim, first, dense, activation, second)
 
 
-def _bert_layer(
-    self: Any, steps: Steps, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
-) -> Tensor:
-    attention, hidden = self.attention.self, _rows(hidden_states)
-    qkv = steps.products(hidden, attention.query, attention.key, attention.value)
-    q, *kv = (_heads(part, attention.attention_head_size) for part in qkv)
-    out = _attended(q, kv, attention, attention_mask, bounds)
-    return _bert_after_attention(self, steps, out, hidden, bounds)[None]
+def _distilbert_parts(layer: Any) -> PostNormParts:
+    attention, ffn = layer.attention, layer.ffn
+    first = Sublayer(attention.out_lin, layer.sa_layer_norm)
+    second = Sublayer(ffn.lin2, layer.output_layer_norm, _rate(ffn.dropout))
+    qkv = attention.q_lin, attention.k_lin, attention.v_lin
+    return PostNormParts(*qkv, attention, attention.attention_head_size, first, ffn.lin1, ffn.activation, second)
 
 
-def _bert_last_layer(
-    self: Any, steps: Steps, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **bounds: Any
-) -> Tensor:
-    attention, hidden = self.attention.self, _rows(hidden_states)
-    head_dim = attention.attention_head_size
-    first, bounds = first_tokens(hidden, bounds)
-    kv = [_heads(part, head_dim) for part in steps.products(hidden, attention.key, attention.value)]
-    out = _attended(_heads(steps.product(first, attention.query), head_dim), kv, attention, attention_mask, bounds)
-    return _bert_after_attention(self, steps, out, first, bounds)[:, None]
-
-
-def _distilbert_after_attention(
-    self: Any, steps: Steps, out: Tensor, residual: Tensor, bounds: dict[str, Any]
-) -> Tensor:
-    first = Sublayer(self.attention.out_lin, self.sa_layer_norm)
-    second = Sublayer(self.ffn.lin2, self.output_layer_norm, _rate(self.ffn.dropout))
-    return steps.after_attention(out, residual, first, self.ffn.lin1, self.ffn.activation, second, bounds)
-
-
-def _distilbert_layer(
-    self: Any, steps: Steps, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any
-) -> Tensor:
-    attention, hidden = self.attention, _rows(hidden_states)
-    qkv = steps.products(hidden, attention.q_lin, attention.k_lin, attention.v_lin)
-    q, *kv = (_heads(part, attention.attention_head_size) for part in qkv)
-    out = _attended(q, kv, attention, attention_mask, bounds)
-    return _distilbert_after_attention(self, steps, out, hidden, bounds)[None]
-
-
-def _distilbert_last_layer(
-    self: Any, steps: Steps, hidden_states: Tensor, attention_mask: Tensor | None = None, **bounds: Any
-) -> Tensor:
-    attention, hidden = self.attention, _rows(hidden_states)
-    head_dim = attention.attention_head_size
-    first, bounds = first_tokens(hidden, bounds)
-    kv = [_heads(part, head_dim) for part in steps.products(hidden, attention.k_lin, attention.v_lin)]
-    out = _attended(_heads(steps.product(first, attention.q_lin), head_dim), kv, attention, attention_mask, bounds)
-    return _distilbert_after_attention(self, steps, out, first, bounds)[:, None]
+def _post_norm(parts: Parts, parts_of: PartsOf) -> "_Architecture":
+    layer, last = (functools.partial(run, parts_of) for run in (_post_norm_layer, _post_norm_last_layer))
+    return _Architecture(parts, layer, last)
 
 
 def _turned(q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -313,9 +312,9 @@ _MODERNBERT_PARTS: Parts = {
     "mlp_norm": NORM,
     "mlp": {"Wi": LINEAR, "act": ACTIVATION, "drop": DROPOUT, "Wo": LINEAR},
 }
-_BERT = _Architecture(_BERT_PARTS, _bert_layer, _bert_last_layer)
+_BERT = _post_norm(_BERT_PARTS, _bert_parts)
 _ARCHITECTURES = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
-    "distilbert": _Architecture(_DISTILBERT_PARTS, _distilbert_layer, _distilbert_last_layer),
+    "distilbert": _post_norm(_DISTILBERT_PARTS, _distilbert_parts),
     "modernbert": _Architecture(_MODERNBERT_PARTS, _modernbert_layer, _modernbert_last_layer, _modernbert_needs_all),
 }

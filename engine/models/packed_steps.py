@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penstock.engine.models.steps import Steps, Sublayer, biases_of, is_gelu
+from penstock.engine.models.steps import PostNormParts, Steps, Sublayer, biases_of, is_gelu
 from penstock.engine.models.stock import is_lora
 from penstock.kernels import compiled, dispatch, packing
 from penstock.kernels.autocast import autocast_dtype
@@ -31,24 +31,12 @@ class PackedSteps(Steps):
     def bytes(self) -> int:
         return sum(packed.bytes for packed in self._packed.values())
 
-    def after_attention(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        first: Sublayer,
-        inner: nn.Linear,
-        activation: nn.Module,
-        second: Sublayer,
-        bounds: dict[str, Any],
-    ) -> Tensor:
-        if not is_gelu(activation):
-            return super().after_attention(x, residual, first, inner, activation, second, bounds)
+    def after_attention(self, x: Tensor, residual: Tensor, parts: PostNormParts, bounds: dict[str, Any]) -> Tensor:
+        if not is_gelu(parts.activation):
+            return super().after_attention(x, residual, parts, bounds)
         x = _as_called(x)
-        layers = [
-            self._norm(x, first, residual),
-            Layer(self._of(x, [inner.weight], biases_of(inner)), "gelu"),
-            self._norm(x, second, 0),
-        ]
+        inner = self._of(x, [parts.inner.weight], biases_of(parts.inner))
+        layers = [self._norm(x, parts.first, residual), Layer(inner, "gelu"), self._norm(x, parts.second, 0)]
         return run_layers(x, layers)[0]
 
     def _gelu(self, x: Tensor, dense: nn.Linear) -> Tensor:

@@ -18,6 +18,20 @@ class Sublayer(NamedTuple):
     dropout: float = 0.0
 
 
+class PostNormParts(NamedTuple):
+    """What a layer that normalises last is made of."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention: Any  # what has the scaling, and the dropout of attention weights
+    head_dim: int
+    first: Sublayer
+    inner: nn.Linear
+    activation: nn.Module
+    second: Sublayer
+
+
 class Steps:
     """By the weights themselves, recorded by autograd. Rows are (tokens, width)."""
 
@@ -54,22 +68,12 @@ class Steps:
         gate, value = self.product(x, dense).chunk(2, -1)
         return activation(gate) * value
 
-    def after_attention(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        first: Sublayer,
-        inner: nn.Linear,
-        activation: nn.Module,
-        second: Sublayer,
-        bounds: dict[str, Any],
-    ) -> Tensor:
-        """The rest of a layer that normalises last: what attention gave, x, added to the residual by `first`, and what
-        the feed-forward network makes of that by `second`.
-        """
+    def after_attention(self, x: Tensor, residual: Tensor, parts: PostNormParts, bounds: dict[str, Any]) -> Tensor:
+        """The rest of a layer that normalises last, of what attention gave, x, and of what the layer was given."""
+        first, second = parts.first, parts.second
         hidden = self.add(x, first.dense, residual, first.norm, first.dropout, bounds)
-        wide = self.activated(hidden, inner, activation)
-        return self.add(wide, second.dense, hidden, second.norm, second.dropout, bounds)
+        inner = self.activated(hidden, parts.inner, parts.activation)
+        return self.add(inner, second.dense, hidden, second.norm, second.dropout, bounds)
 
     def _gelu(self, x: Tensor, dense: nn.Linear) -> Tensor:
         return bias_gelu(*_product_and_bias(x, dense))

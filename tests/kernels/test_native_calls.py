@@ -35,7 +35,7 @@ AMX = "amx_bf16" in _native.available_isas()
 FUNCTIONS = [
     *("attention_forward", "attention_backward", "norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
     *("geglu_forward", "geglu_backward", "rotary", "dropout", "keep_mask", "forward", "backward", "pack"),
-    *("bag_mean", "bag_gradient", "bag_update", "pack_linear", "packed_linear"),
+    *("bag_mean", "bag_gradient", "bag_update", "pack_linear", "packed_layers"),
     *(["weight_gradient"] if AMX else []),
 ]
 
@@ -112,6 +112,12 @@ def test_every_name_is_needed_and_no_other(function: str, calls: dict[str, dict[
         misspelt = name[:-1] + name[-1] * 2
         with pytest.raises(TypeError, match=f"{function}.*'{name}'"):
             function_named(function)(**rest, **{misspelt: arguments[name]})
+    for layer in arguments.get("layers", []):
+        for name in layer:
+            rest = {other: value for other, value in layer.items() if other != name}
+            for wrong in (rest, {**layer, name[:-1] + name[-1] * 2: layer[name]}):
+                with pytest.raises(TypeError, match=f"{function}: a layer"):
+                    function_named(function)(**arguments | {"layers": [wrong]})
     for extra in ("bais", "sum", "Rows", ""):
         with pytest.raises(TypeError, match=f"{function}.*unexpected argument '{extra}'"):
             function_named(function)(**arguments, **{extra: 0})

@@ -147,7 +147,9 @@ def test_a_residual_stream_in_float32(isa, kind, prenorm) -> None:
 CHAINS = [(0, 5, 7), (1, 1, 1), (7, 33, 70), (50, 64, 130), (203, 70, 300), (230, 384, 600)]
 
 
-@pairwise({"isa": ISAS, "kind": [*DTYPES, torch.int8], "low": [True, False], "chain": CHAINS, "then": ["gelu", "geglu"]})
+@pairwise(
+    {"isa": ISAS, "kind": [*DTYPES, torch.int8], "low": [True, False], "chain": CHAINS, "then": ["gelu", "geglu"]}
+)
 @pytest.mark.parametrize("prenorm", [False, True])
 def test_layers_in_one_call_are_layers_one_by_one(isa, kind, low, chain, then, prenorm, uninitialised_is_nan) -> None:
     """The same bits, on any number of threads: norm, activation, norm with what the first gave as its residual."""
