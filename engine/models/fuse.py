@@ -215,10 +215,6 @@ def _turned(q: Tensor, k: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor
     return rotary(q, k, *(angle.flatten(0, 1) for angle in angles))
 
 
-def _modernbert_mlp(mlp: Any, steps: Steps, x: Tensor) -> Tensor:
-    return steps.product(mlp.drop(steps.gated(x, mlp.Wi, mlp.act)), mlp.Wo)
-
-
 def _modernbert_attention(
     self: Any,
     steps: Steps,
@@ -235,9 +231,8 @@ def _modernbert_attention(
     window = attention.sliding_window
     scaling = attention.head_dim**-0.5
     out = attend(q, k, v, attention_mask, dropout=dropout, scaling=scaling, sliding_window=window, **bounds).flatten(1)
-    rate = _rate(attention.out_drop)
-    normal, hidden = steps.add(out, attention.Wo, residual, self.mlp_norm, rate, bounds, prenorm=True)
-    return hidden + _modernbert_mlp(self.mlp, steps, normal)
+    first = Sublayer(attention.Wo, self.mlp_norm, _rate(attention.out_drop))
+    return steps.after_attention_prenorm(out, residual, first, self.mlp, bounds)
 
 
 def _modernbert_layer(

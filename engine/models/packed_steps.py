@@ -39,6 +39,17 @@ class PackedSteps(Steps):
         layers = [self._norm(x, parts.first, residual), Layer(inner, "gelu"), self._norm(x, parts.second, 0)]
         return run_layers(x, layers)[0]
 
+    def after_attention_prenorm(
+        self, x: Tensor, residual: Tensor, first: Sublayer, mlp: Any, bounds: dict[str, Any]
+    ) -> Tensor:
+        if not is_gelu(mlp.act):
+            return super().after_attention_prenorm(x, residual, first, mlp, bounds)
+        x = _as_called(x)
+        inner, outer = (self._of(x, [dense.weight], biases_of(dense)) for dense in (mlp.Wi, mlp.Wo))
+        layers = [self._norm(x, first, residual)._replace(prenorm=True), Layer(inner, "geglu"), Layer(outer)]
+        out, hidden = run_layers(x, layers)
+        return hidden + out
+
     def _gelu(self, x: Tensor, dense: nn.Linear) -> Tensor:
         return self._run(x, dense, "gelu")
 

@@ -75,6 +75,13 @@ class Steps:
         inner = self.activated(hidden, parts.inner, parts.activation)
         return self.add(inner, second.dense, hidden, second.norm, second.dropout, bounds)
 
+    def after_attention_prenorm(
+        self, x: Tensor, residual: Tensor, first: Sublayer, mlp: Any, bounds: dict[str, Any]
+    ) -> Tensor:
+        """The same of a layer that normalises first, as ModernBERT's: `first` ends in the norm of its gated MLP."""
+        normal, hidden = self.add(x, first.dense, residual, first.norm, first.dropout, bounds, prenorm=True)
+        return hidden + self.product(mlp.drop(self.gated(normal, mlp.Wi, mlp.act)), mlp.Wo)
+
     def _gelu(self, x: Tensor, dense: nn.Linear) -> Tensor:
         return bias_gelu(*_product_and_bias(x, dense))
 
