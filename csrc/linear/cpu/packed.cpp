@@ -134,7 +134,8 @@ void run(const py::kwargs& given) {
   const py::gil_scoped_release release;
   // What a row comes to does not depend on its block: few rows are shared out too.
   constexpr int64_t kLeast = 12;
-  // Weights that the second-level cache cannot hold all at once serve more rows before the next layer's take their place.
+  // Weights that the second-level cache cannot hold all at once serve more rows before the next layer's take their
+  // place.
   constexpr size_t kCached = 3 << 19;
   const int64_t most = p.block * (p.count > 1 && bytes > kCached ? 4 : 1), whole = (p.rows + most - 1) / most;
   const int64_t blocks = std::max(whole, std::min<int64_t>(where.threads, p.rows / kLeast));

@@ -76,7 +76,9 @@ PENSTOCK_INLINE bool by_tile(const PackedLayer& p, int64_t lanes) {
 }
 
 // Lanes from row to row of an operand: an odd number of lines spreads the rows over the cache's sets.
-PENSTOCK_INLINE int64_t operand_stride(int64_t lanes) { return (lanes + kLinePad - 1) / kLinePad * kLinePad | kLinePad; }
+PENSTOCK_INLINE int64_t operand_stride(int64_t lanes) {
+  return (lanes + kLinePad - 1) / kLinePad * kLinePad | kLinePad;
+}
 
 // sums (rows, stride) = a b, as products leave them: whole numbers if quantised. Rows are there up to a multiple of
 // kRowStep. If `tiles_alone`, each tile's sums (rows, kPanel) take the place of the last one's, after
@@ -224,8 +226,13 @@ void run_block(const PackedCall& p, Range rows, Scratch& scratch) {
   }
   const int64_t pieces = (rows.size() + p.block - 1) / p.block;
   const int64_t most = (rows.size() + pieces - 1) / pieces;
-  RowBlock<T> block{p, rows, scratch.take<uint32_t>((most + kThere) * operands), scratch.take<float>(most),
-                    scratch.take<float>((most + kThere) * sums), scratch.take<T*>(p.count), scratch};
+  RowBlock<T> block{p,
+                    rows,
+                    scratch.take<uint32_t>((most + kThere) * operands),
+                    scratch.take<float>(most),
+                    scratch.take<float>((most + kThere) * sums),
+                    scratch.take<T*>(p.count),
+                    scratch};
   const T* x = static_cast<const T*>(p.x) + rows.begin * p.layers[0].in_features;
   for (int64_t i = 0; i < p.count; ++i) {
     const PackedLayer& layer = p.layers[i];
