@@ -51,8 +51,12 @@ PENSTOCK_INLINE float largest_size(const T* row, int64_t size) {
     std::memcpy(&x, row + k, size_t(size - k) * sizeof(T));
     take(x);
   }
-  Floats sizes = (Floats)largest;
-  if constexpr (sizeof(Word) == 2) sizes = max((Floats)((Uints)largest << 16), (Floats)((Uints)largest & 0xFFFF0000u));
+  Uints most = (Uints)largest;  // as whole numbers to the end: a maximum of floats loses a NaN
+  if constexpr (sizeof(Word) == 2) {
+    const Uints even = most << 16, odd = most & 0xFFFF0000u;
+    most = even > odd ? even : odd;
+  }
+  const Floats sizes = (Floats)most;
   return horizontal_max(sizes) + horizontal_sum(sizes - sizes);
 }
 

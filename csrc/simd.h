@@ -140,6 +140,17 @@ PENSTOCK_INLINE Floats min(Floats a, Floats b) {
 #endif
 }
 
+PENSTOCK_INLINE Floats square_root(Floats x) {
+#if defined(__AVX512BW__)
+  return (Floats)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
 // x as a number of its own: the compiler does not join the product that it is with a sum to one instruction.
 PENSTOCK_INLINE Floats rounded(Floats x) {
 #if defined(__AVX512F__)

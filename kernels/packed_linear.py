@@ -1,6 +1,6 @@
 """Linear layers for inference, on weights that stay packed between calls (csrc/linear/cpu/packed.h)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -125,7 +125,7 @@ class Layer(NamedTuple):
         return self.packed.out_features // (2 if self.then == "geglu" else 1)
 
 
-def run_layers(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
+def run_layers(x: Tensor, layers: Iterable[Layer]) -> list[Tensor]:
     """Linear layers one after the other, each reading what the one before it gives: one call for all of a row's way.
 
     What lies between two layers stays in the cache; it is rounded to the dtype of x, as if they were called one by one.
@@ -137,6 +137,7 @@ def run_layers(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     Raises:
         TypeError, ValueError: x, a residual or a norm's parameters are others.
     """
+    layers = list(layers)
     if not layers:
         raise ValueError("there must be a layer")
     if x.ndim != 2 or x.shape[1] != layers[0].packed.in_features or x.device.type != "cpu":
@@ -148,7 +149,7 @@ def run_layers(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     kept: list[Tensor] = [x, out]  # their addresses are in use
     sums: list[Tensor] = []
     described: list[dict[str, Any]] = []
-    for layer in layers:
+    for i, layer in enumerate(layers):
         kind = layer.packed.dtype
         if x.dtype not in ((torch.float32, torch.bfloat16) if kind == torch.int8 else (kind,)):
             raise TypeError(f"products in {kind} do not take x in {x.dtype}")
@@ -164,7 +165,7 @@ def run_layers(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
                 **{name: address(tensor) for name, tensor in tensors.items()},
                 "packed": layer.packed._packed,
                 "then": layer.then,
-                "out": out.data_ptr() if layer is layers[-1] else None,
+                "out": out.data_ptr() if i + 1 == len(layers) else None,
                 "residual_of": layer.residual if isinstance(layer.residual, int) else -1,
                 "bfloat16_residual": low if residual is None else residual.dtype == torch.bfloat16,
                 "eps": checks.real("eps", layer.eps),

@@ -152,6 +152,7 @@ class Loop:
 
     def rehearse_checkpoint(self) -> None:
         """Makes the copy of all tensors that is made for a checkpoint, and keeps it as a run does."""
+        self._stepper.settle()
         if self.world.is_main:
             self.saver.copy_of({"model": self.model.saved_state(), "state": {"stepper": self._stepper.state_dict()}})
 
@@ -330,6 +331,7 @@ class Loop:
             counters.best_step = counters.step
             return bool(counters.stopped_by)
         with self.timers.during("evaluation"):
+            self._stepper.settle()
             metrics: Any = (evaluate_pretraining if self.settings.pretrains else evaluate)(
                 self.model,
                 self.data.train,
@@ -386,6 +388,7 @@ class Loop:
 
     def _copied(self, last: bool) -> dict[str, Any]:
         """What a checkpoint has of tensors; under several processes, of the main one alone."""
+        self._stepper.settle()
         tensors: dict[str, Any] = {"model": self.model.saved_state()}
         if last:
             # a finished run keeps its optimizer too: it may be extended

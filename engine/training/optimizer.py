@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from penstock.engine.errors import ConfigError
 from penstock.engine.training.adagrad import RowAdagrad
+from penstock.engine.training.table_adamw import TableAdamW
 
 
 def build_optimizer(
@@ -35,7 +36,7 @@ def build_optimizer(
         if parameter.requires_grad:
             share = 1.0 if layer_decay is None else layer_decay ** (top - depths[parameter])
             groups.setdefault((share, parameter.ndim >= 2), []).append(parameter)
-    return torch.optim.AdamW(
+    return TableAdamW(
         [
             {"params": groups[share, is_matrix], "weight_decay": weight_decay if is_matrix else 0.0, "share": share}
             for share, is_matrix in sorted(groups, reverse=True)

@@ -23,6 +23,7 @@ from penstock.engine.training.precision import autocast, gradient_scaler
 from penstock.engine.training.settings import DistillationSettings, TrainingSettings
 from penstock.engine.training.shard import is_sharded, local, share_of
 from penstock.engine.training.state import check_optimizer_state, optimizer_layout, parameters_of
+from penstock.engine.training.table_adamw import TableAdamW
 from penstock.engine.training.timers import Timers, timers_for
 from penstock.kernels import Ragged
 from penstock.kernels.bag import coalesced
@@ -178,7 +179,7 @@ class Stepper:
         self._sharded = is_sharded(model)
         self._divides = isinstance(self._optimizer, torch.optim.AdamW) and not self._scaler.is_enabled()
         self._divides &= not self._sharded  # whose gradients are shares
-        self._looked_up = None if self._sharded else _looked_up(model)
+        self._looked_up = None if self._sharded or world.device.type != "cpu" else _looked_up(model)
         self._overflows = 0
         self._layout = optimizer_layout(model, self._optimizer)
         self._loaded_from: object = None  # of a state that no step has used yet
@@ -221,6 +222,7 @@ class Stepper:
         before = timers.to("forward")
         totals = torch.tensor([0.0, 0.0, 0.0, *votes], dtype=torch.float64, device=device)
         self._model.train()
+        table, rows = self._look_up(batches)
         for index, batch in enumerate(batches):
             timers.to("forward" if self._graphs is None else "backward")  # a graph is both, mostly that
             self._seed(derive_seed(self._settings.seed, "step", step, index * world.size + world.rank))
@@ -246,7 +248,7 @@ class Stepper:
         if self._loaded_from is not None:
             self._check_loaded()
         gradients = [_entries(parameter) for parameter in self._parameters if parameter.grad is not None]
-        norm = self._norm(gradients, batches)
+        norm = self._norm(gradients, table, rows)
         if world.size > 1:
             with timers.during("communication"):
                 totals, norm = self._summed(totals, norm)
@@ -284,15 +286,40 @@ class Stepper:
         self._scaler.scale(loss_sum * factor).backward()
         return loss_sum.detach(), self._right(logits.detach(), batch.labels)
 
-    def _norm(self, gradients: list[torch.Tensor], batches: list[Batch]) -> torch.Tensor:
+    def _look_up(self, batches: list[Batch]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The table that the model only looks up rows of, if there is one, and those that have a gradient in this step,
+        ascending, if that is known: other processes look up others, and a hook may write to any.
+        """
+        table = None if self._looked_up is None else self._looked_up()
+        if table is None or self._world.size > 1 or table._post_accumulate_grad_hooks:
+            self.settle()
+            return table, None
+        # sorted by counting: `unique` takes four times as long
+        rows = torch.bincount(torch.cat([batch.tokens.values for batch in batches])).nonzero()[:, 0]
+        if isinstance(self._optimizer, TableAdamW):
+            if self._steps_by_row(table):
+                self._optimizer.look_up(table, rows)
+            else:
+                self.settle()
+        return table, rows
+
+    def _steps_by_row(self, table: torch.Tensor) -> bool:
+        """Whether the optimizer may leave rows of the table out: there is no loss scale, which skips steps."""
+        plain = type(table) is nn.Parameter and table.dtype == torch.float32 and table.is_contiguous()
+        return plain and table.requires_grad and not self._scaler.is_enabled() and self._graphs is None
+
+    def settle(self) -> None:
+        """Brings all weights to where they belong, before anybody reads them: between steps some rows of a table may be
+        behind (`TableAdamW`)."""
+        if isinstance(self._optimizer, TableAdamW):
+            self._optimizer.settle()
+
+    def _norm(
+        self, gradients: list[torch.Tensor], table: torch.Tensor | None, rows: torch.Tensor | None
+    ) -> torch.Tensor:
         """The norm of all gradients, before clipping: the same bits whatever the number of processes."""
-        table = self._looked_up() if self._world.device.type == "cpu" and self._looked_up is not None else None
         if table is None or table.grad is None:
             return nn.utils.get_total_norm(gradients)
-        rows = None  # other processes looked up others, and a hook may have written to any
-        if self._world.size == 1 and not table._post_accumulate_grad_hooks:
-            # sorted by counting: `unique` takes four times as long
-            rows = torch.bincount(torch.cat([batch.tokens.values for batch in batches])).nonzero()[:, 0]
         others = [gradient for gradient in gradients if gradient is not table.grad]
         return torch.linalg.vector_norm(torch.stack([_norm_by_row(table.grad, rows), *torch._foreach_norm(others)]))
 

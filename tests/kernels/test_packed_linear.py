@@ -234,11 +234,12 @@ def test_a_row_depends_on_itself_alone(isa, kind, then, rows) -> None:
     for row in (0, 13, rows - 1):
         alone = layer.run(packed, layer.x[row : row + 1], layer.residual[row : row + 1])
         assert all(torch.equal(a[row], b[0]) for a, b in zip(found, alone, strict=True))
-    layer.x[5, 3], layer.x[17, 60] = torch.nan, torch.inf
+    layer.x[5, 3], layer.x[8, 4], layer.x[17, 60] = torch.nan, torch.nan, torch.inf
     for before, after in zip(found, layer.run(packed), strict=True):
         assert after[5].isnan().all()
+        assert after[8].isnan().all()
         assert not after[17].isfinite().any() or kind != torch.int8
-        others = [row for row in range(rows) if row not in (5, 17)]
+        others = [row for row in range(rows) if row not in (5, 8, 17)]
         assert torch.equal(after[others], before[others])
 
 

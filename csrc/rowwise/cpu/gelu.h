@@ -37,9 +37,10 @@ PENSTOCK_INLINE Gelu gelu(Floats x) {
 }
 
 // The value alone, in half the instructions, for what is rounded to bfloat16: within 6e-5. Phi(x) - 1/2 is odd, and x
-// times a polynomial of x^2, minimax up to 4.4, beyond which Phi is 0 or 1.
+// times a polynomial of x^2, minimax up to 4.4; a little further, where all is clamped, it is beyond 1/2 whatever is
+// rounded, so that Phi is 0.
 PENSTOCK_INLINE Floats gelu_coarse(Floats x) {
-  const Floats near = max(splat(-4.4f), min(splat(4.4f), x)), u = near * near;
+  const Floats near = max(splat(-4.405f), min(splat(4.405f), x)), u = near * near;
   Floats p = u * 3.7886725e-11f - 3.94770261e-9f;
   p = p * u + 1.81238008e-7f;
   p = p * u - 4.86803947e-6f;

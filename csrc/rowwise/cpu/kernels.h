@@ -1,6 +1,7 @@
 // One instruction set's kernels: included once by each of portable.cpp, avx2.cpp, avx512.cpp and avx512_bf16.cpp.
 #pragma once
 
+#include "rowwise/cpu/adamw.h"
 #include "rowwise/cpu/dropout_rows.h"
 #include "rowwise/cpu/gelu.h"
 #include "rowwise/cpu/norm.h"
@@ -44,6 +45,7 @@ static void dropout(const DropoutProblem& p, const Item& item, Scratch& scratch)
 #define PENSTOCK_KERNELS(isa) PENSTOCK_JOIN(isa, _kernels)
 const rowwise::Kernels rowwise::PENSTOCK_KERNELS(PENSTOCK_ISA){
     PENSTOCK_ISA::norm_forward,  PENSTOCK_ISA::norm_backward,  PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward,
-    PENSTOCK_ISA::geglu_forward, PENSTOCK_ISA::geglu_backward, PENSTOCK_ISA::rotary,       PENSTOCK_ISA::dropout};
+    PENSTOCK_ISA::geglu_forward, PENSTOCK_ISA::geglu_backward, PENSTOCK_ISA::rotary,       PENSTOCK_ISA::dropout,
+    PENSTOCK_ISA::adamw_rows};
 
 }  // namespace penstock

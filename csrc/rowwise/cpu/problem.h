@@ -92,6 +92,17 @@ struct DropoutProblem {
   void* out;
 };
 
+// AdamW (Loshchilov & Hutter, ICLR 2019) in place on the rows names[0], names[1], ..., which are distinct: with
+// g = gradient / divisor, mean and square move to g and g^2 by 1 - beta1 and 1 - beta2, and then
+// parameter = decay parameter - rate mean / (correction sqrt(square) + eps).
+struct AdamWProblem {
+  int64_t rows, width;  // rows: how many are named
+  const int64_t* names;
+  float *parameter, *mean, *square;  // (table rows, width)
+  const float* gradient;             // the same
+  float beta1, beta2, decay, rate, correction, eps, divisor;
+};
+
 // Rows [first, last) that are computed at a time; `piece` is their number.
 struct Item {
   int64_t piece, first, last;
@@ -107,6 +118,7 @@ struct Kernels {
   void (*geglu_backward)(const GegluProblem&, const Item&);
   void (*rotary)(const RotaryProblem&, const Item&);
   void (*dropout)(const DropoutProblem&, const Item&, Scratch&);
+  void (*adamw)(const AdamWProblem&, const Item&);
 };
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels;
 

@@ -106,6 +106,15 @@ DropoutProblem dropout_problem(Arguments& a) {
   return p;
 }
 
+AdamWProblem adamw_problem(Arguments& a) {
+  AdamWProblem p{};
+  a.get<"rows">(p.rows), a.get<"width">(p.width), a.get<"names">(p.names);
+  a.get<"parameter">(p.parameter), a.get<"mean">(p.mean), a.get<"square">(p.square), a.get<"gradient">(p.gradient);
+  a.get<"beta1">(p.beta1), a.get<"beta2">(p.beta2), a.get<"decay">(p.decay), a.get<"rate">(p.rate);
+  a.get<"correction">(p.correction), a.get<"eps">(p.eps), a.get<"divisor">(p.divisor);
+  return p;
+}
+
 int64_t rows_per_piece(int64_t rows) { return std::max(kLeastRows, (rows + kMostPieces - 1) / kMostPieces); }
 
 int64_t pieces(int64_t rows) { return (rows + rows_per_piece(rows) - 1) / rows_per_piece(rows); }
@@ -160,6 +169,8 @@ void bind_rowwise(py::module_& module) {
   define<rotary_problem, &Kernels::rotary>(module, "rotary",
                                            "Fills the outputs of q and k; kernels/cpu.py makes the arguments.");
   define<dropout_problem, &Kernels::dropout>(module, "dropout", "Fills out; kernels/dropout.py makes the arguments.");
+  define<adamw_problem, &Kernels::adamw>(module, "adamw_rows",
+                                         "Changes parameter, mean and square; kernels/adamw.py makes the arguments.");
   module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces this many rows are divided into.");
 }
 

@@ -1,0 +1,89 @@
+"""A step of AdamW on some rows of a table: `adamw_rows`."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import checks, compiled
+
+
+@torch.no_grad()
+def adamw_rows(
+    parameter: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    gradient: Tensor,
+    rows: Tensor,
+    *,
+    step: int,
+    rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    divisor: float = 1.0,
+) -> None:
+    """What `torch.optim.AdamW` does to these rows at its step number `step`, in place; the other rows are left alone.
+
+    Args:
+        parameter: (table rows, width), float32 or float64, contiguous, on the CPU.
+        mean, square: of the gradients and their squares (exp_avg and exp_avg_sq): of that shape, dtype and layout.
+        gradient: the same; of other rows it is not read.
+        rows: int64, (count,), distinct. rate: the learning rate. divisor: of the gradient, before all else.
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it. IndexError: a row is not the table's.
+    """
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"parameter must be float32 or float64, got {parameter.dtype}")
+    if parameter.ndim != 2:
+        raise ValueError(f"parameter must have shape (rows, width), got {tuple(parameter.shape)}")
+    for name, tensor in (("parameter", parameter), ("mean", mean), ("square", square), ("gradient", gradient)):
+        if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+            raise ValueError(
+                f"{name} must be {parameter.dtype} {tuple(parameter.shape)}, got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_neg():
+            raise ValueError(f"{name} must be contiguous and on the CPU")
+    if rows.dtype != torch.int64 or rows.ndim != 1 or rows.device.type != "cpu":
+        raise ValueError(f"rows must be int64 of one dimension on the CPU, got {rows.dtype} {tuple(rows.shape)}")
+    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= parameter.shape[0]):
+        raise IndexError(f"rows are {int(rows.min())} to {int(rows.max())}, the table has {parameter.shape[0]}")
+    beta1, beta2 = (checks.real("betas", beta) for beta in betas)
+    numbers = {
+        "beta1": beta1,
+        "beta2": beta2,
+        "decay": 1 - rate * weight_decay,
+        "rate": rate / (1 - beta1**step),
+        "correction": 1 / math.sqrt(1 - beta2**step),
+        "eps": eps,
+        "divisor": divisor,
+    }
+    if compiled.available() is not None or parameter.dtype != torch.float32:
+        return _plain(parameter, mean, square, gradient, rows, **numbers)
+    tensors = {"names": rows.contiguous(), "parameter": parameter, "mean": mean, "square": square, "gradient": gradient}
+    sizes = {"rows": rows.shape[0], "width": parameter.shape[1]}
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    compiled.call(compiled.native.adamw_rows, {**sizes, **addresses, **numbers})
+    torch.autograd.graph.increment_version((parameter, mean, square))  # C++ has written to them
+
+
+def _plain(
+    parameter: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    gradient: Tensor,
+    rows: Tensor,
+    *,
+    beta1: float,
+    beta2: float,
+    decay: float,
+    rate: float,
+    correction: float,
+    eps: float,
+    divisor: float,
+) -> None:
+    g = gradient[rows] / divisor
+    m = mean[rows].mul_(beta1).add_(g, alpha=1 - beta1)
+    v = square[rows].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    mean[rows], square[rows] = m, v
+    parameter[rows] = parameter[rows] * decay - rate * m / (v.sqrt() * correction + eps)
