@@ -253,7 +253,7 @@ def test_wide_inputs_are_summed_in_parts(isa, input_size) -> None:
     assert torch.equal(many[:1], y)
 
 
-@pairwise({"isa": ISAS, "value": [torch.inf, -torch.inf, torch.nan], "dtype": DTYPES, "column": [3, 4, 19]})
+@pairwise({"isa": ISAS, "value": [torch.inf, -torch.inf, torch.nan], "dtype": DTYPES, "column": [3, 4, 8]})
 def test_what_is_not_finite_comes_out_as_nan(isa, value, dtype, column) -> None:
     module, batch = module_of(20, dtype).prepare_inference(torch.int8), batch_of([1] * 4, dtype)
     expected, *_ = answers(module, batch)
