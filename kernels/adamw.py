@@ -1,4 +1,4 @@
-"""A step of AdamW on some rows of a table: `adamw_rows`."""
+"""AdamW on some rows of a table: `adamw_rows`, and `decay_rows` for steps that had no gradient of them."""
 
 import math
 
@@ -33,21 +33,12 @@ def adamw_rows(
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. IndexError: a row is not the table's.
     """
-    if parameter.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"parameter must be float32 or float64, got {parameter.dtype}")
-    if parameter.ndim != 2:
-        raise ValueError(f"parameter must have shape (rows, width), got {tuple(parameter.shape)}")
-    for name, tensor in (("parameter", parameter), ("mean", mean), ("square", square), ("gradient", gradient)):
+    _check_table(parameter, rows)
+    for name, tensor in (("mean", mean), ("square", square), ("gradient", gradient)):
         if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
-            raise ValueError(
-                f"{name} must be {parameter.dtype} {tuple(parameter.shape)}, got {tensor.dtype} {tuple(tensor.shape)}"
-            )
-        if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_neg():
-            raise ValueError(f"{name} must be contiguous and on the CPU")
-    if rows.dtype != torch.int64 or rows.ndim != 1 or rows.device.type != "cpu":
-        raise ValueError(f"rows must be int64 of one dimension on the CPU, got {rows.dtype} {tuple(rows.shape)}")
-    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= parameter.shape[0]):
-        raise IndexError(f"rows are {int(rows.min())} to {int(rows.max())}, the table has {parameter.shape[0]}")
+            wanted, found = tuple(parameter.shape), tuple(tensor.shape)
+            raise ValueError(f"{name} must be {parameter.dtype} {wanted}, got {tensor.dtype} {found}")
+        _check_dense(name, tensor)
     beta1, beta2 = (checks.real("betas", beta) for beta in betas)
     numbers = {
         "beta1": beta1,
@@ -60,11 +51,53 @@ def adamw_rows(
     }
     if compiled.available() is not None or parameter.dtype != torch.float32:
         return _plain(parameter, mean, square, gradient, rows, **numbers)
-    tensors = {"names": rows.contiguous(), "parameter": parameter, "mean": mean, "square": square, "gradient": gradient}
+    _run("adamw_rows", parameter, rows, {"mean": mean, "square": square, "gradient": gradient}, numbers)
+    torch.autograd.graph.increment_version((parameter, mean, square))  # C++ has written to them
+
+
+@torch.no_grad()
+def decay_rows(parameter: Tensor, rows: Tensor, factors: Tensor) -> None:
+    """Multiplies rows of a table by each factor in turn, in place: the bits of as many steps without a gradient.
+
+    Args:
+        parameter, rows: as of `adamw_rows`. factors: (count,), of the parameter's dtype, contiguous, on the CPU.
+    Raises:
+        TypeError, ValueError, IndexError: as of `adamw_rows`.
+    """
+    _check_table(parameter, rows)
+    if factors.dtype != parameter.dtype or factors.ndim != 1:
+        raise ValueError(f"factors must be {parameter.dtype} of one dimension, got {factors.dtype} {factors.ndim}")
+    _check_dense("factors", factors)
+    if compiled.available() is not None or parameter.dtype != torch.float32:
+        for factor in factors:
+            parameter[rows] *= factor
+        return
+    _run("decay_rows", parameter, rows, {"factors": factors}, {"count": factors.shape[0]})
+    torch.autograd.graph.increment_version(parameter)
+
+
+def _run(function: str, parameter: Tensor, rows: Tensor, others: dict[str, Tensor], numbers: dict[str, float]) -> None:
+    tensors = {"names": rows.contiguous(), "parameter": parameter, **others}
     sizes = {"rows": rows.shape[0], "width": parameter.shape[1]}
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    compiled.call(compiled.native.adamw_rows, {**sizes, **addresses, **numbers})
-    torch.autograd.graph.increment_version((parameter, mean, square))  # C++ has written to them
+    compiled.call(getattr(compiled.native, function), {**sizes, **addresses, **numbers})
+
+
+def _check_table(parameter: Tensor, rows: Tensor) -> None:
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"parameter must be float32 or float64, got {parameter.dtype}")
+    if parameter.ndim != 2:
+        raise ValueError(f"parameter must have shape (rows, width), got {tuple(parameter.shape)}")
+    _check_dense("parameter", parameter)
+    if rows.dtype != torch.int64 or rows.ndim != 1 or rows.device.type != "cpu":
+        raise ValueError(f"rows must be int64 of one dimension on the CPU, got {rows.dtype} {tuple(rows.shape)}")
+    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= parameter.shape[0]):
+        raise IndexError(f"rows are {int(rows.min())} to {int(rows.max())}, the table has {parameter.shape[0]}")
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_neg():
+        raise ValueError(f"{name} must be contiguous and on the CPU")
 
 
 def _plain(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.kernels.adamw import adamw_rows
+from penstock.kernels.adamw import adamw_rows, decay_rows
 
 
 class TableAdamW(torch.optim.AdamW):
@@ -28,15 +28,14 @@ class TableAdamW(torch.optim.AdamW):
         """
         if self._table is not table:
             self.settle()
-            self._table, self._behind = table, 1.0
-            # from the state, so that a run that goes on from a checkpoint and one that did not stop there do the same
+            self._table = table
+            self._behind: list[float] = []  # what the rows that were not looked up are still to be multiplied by
             state = self.state.get(table)
             self._seen = state["exp_avg_sq"].any(1) if state else torch.zeros(table.shape[0], dtype=torch.bool)
             self._rows = self._seen.nonzero()[:, 0]
         new = rows[~self._seen[rows]]
         if new.numel():
-            with torch.no_grad():
-                table[new] *= self._behind
+            self._catch_up(new)
             self._seen[new] = True
             self._rows = self._seen.nonzero()[:, 0]
 
@@ -72,16 +71,22 @@ class TableAdamW(torch.optim.AdamW):
             weight_decay=group["weight_decay"],
             divisor=1.0 if divisor is None else float(divisor),
         )
-        self._behind *= 1 - group["lr"] * group["weight_decay"]
+        if group["weight_decay"]:
+            self._behind.append(1 - group["lr"] * group["weight_decay"])
 
-    @torch.no_grad()
     def settle(self) -> None:
-        """Makes up for what the rows that were not looked up are behind."""
-        if self._table is not None and self._behind != 1.0:
-            factors = torch.full((self._table.shape[0], 1), self._behind)
-            factors[self._seen] = 1.0
-            self._table.mul_(factors)
+        """Makes up for what the rows that were not looked up are behind.
+
+        Step by step: the bits do not depend on when this is called.
+        """
+        if self._table is not None:
+            self._catch_up((~self._seen).nonzero()[:, 0])
         self._table = None
+
+    def _catch_up(self, rows: Tensor) -> None:
+        assert self._table is not None
+        if self._behind:
+            decay_rows(self._table.detach(), rows, torch.tensor(self._behind, dtype=self._table.dtype))
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()

@@ -5,7 +5,7 @@ import torch
 from kernel_cases import isas, on_threads, pairwise
 from subtested import as_subtests
 
-from penstock.kernels.adamw import adamw_rows
+from penstock.kernels.adamw import adamw_rows, decay_rows
 
 SETTINGS = {"lr": 2e-3, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 WIDTHS, DTYPES = [1, 7, 16, 40, 256], [torch.float32, torch.float64]
@@ -54,6 +54,23 @@ def test_what_is_not_finite_stays_in_its_place() -> None:
     gradient[1, 4], gradient[2, 5] = torch.nan, torch.inf
     found = ours(table, [gradient], torch.arange(3))[0]
     assert found.isnan().nonzero().tolist() == [[1, 4], [2, 5]]
+
+
+@pairwise({"isa": isas("norm"), "width": [1, 16, 130, 256, 300], "dtype": DTYPES, "count": [0, 1, 40]})
+def test_decay_has_the_bits_of_as_many_steps(isa, width, dtype, count) -> None:
+    torch.manual_seed(width)
+    table, rows = torch.randn(50, width, dtype=dtype), torch.randperm(50)[:20]
+    factors = 1 - torch.rand(count, dtype=dtype) * 1e-3
+    expected = table.clone()
+    for factor in factors:
+        expected[rows] *= factor
+
+    def decayed() -> torch.Tensor:
+        found = table.clone()
+        decay_rows(found, rows, factors)
+        return found
+
+    assert all(torch.equal(found, expected) for found in on_threads([1, 3], decayed))
 
 
 T, ROWS = torch.zeros(4, 3), torch.arange(2)

@@ -27,7 +27,7 @@ from penstock.kernels import (
     use_backend,
     varlen_attention,
 )
-from penstock.kernels.adamw import adamw_rows
+from penstock.kernels.adamw import adamw_rows, decay_rows
 from penstock.kernels.dropout import dropout, keep_mask
 from penstock.kernels.lstm import cpu as lstm_cpu
 from penstock.kernels.packed_linear import PackedLinear
@@ -36,7 +36,7 @@ AMX = "amx_bf16" in _native.available_isas()
 FUNCTIONS = [
     *("attention_forward", "attention_backward", "norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
     *("geglu_forward", "geglu_backward", "rotary", "dropout", "keep_mask", "forward", "backward", "pack"),
-    *("bag_mean", "bag_gradient", "bag_update", "pack_linear", "packed_layers", "adamw_rows"),
+    *("bag_mean", "bag_gradient", "bag_update", "pack_linear", "packed_layers", "adamw_rows", "decay_rows"),
     *(["weight_gradient"] if AMX else []),
 ]
 
@@ -82,6 +82,7 @@ def use_everything() -> None:
     assert table.grad is not None
     adagrad_rows(table, torch.zeros(9), table.grad, rate=0.1)
     adamw_rows(*torch.zeros(4, 9, 4), torch.arange(2), step=1, rate=0.1)
+    decay_rows(torch.zeros(9, 4), torch.arange(2), torch.ones(3))
     low = x.bfloat16().detach()
     linear(low, [torch.randn(3, 8, requires_grad=True)]).sum().backward()
 

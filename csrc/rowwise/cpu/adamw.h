@@ -22,4 +22,26 @@ static void adamw_rows(const AdamWProblem& p, const Item& item) {
   }
 }
 
+// Several vectors at a time: each waits for its last multiplication.
+static void decay_rows(const DecayProblem& p, const Item& item) {
+  constexpr int kTogether = 8;
+  for (int64_t i = item.first; i < item.last; ++i) {
+    float* const row = p.parameter + p.names[i] * p.width;
+    int64_t d = 0;
+    for (; d + kTogether * kLanes <= p.width; d += kTogether * kLanes) {
+      Floats x[kTogether];
+      for (int v = 0; v < kTogether; ++v) x[v] = load(row + d + v * kLanes);
+      for (int64_t k = 0; k < p.count; ++k)
+        for (int v = 0; v < kTogether; ++v) x[v] *= p.factors[k];
+      for (int v = 0; v < kTogether; ++v) store(row + d + v * kLanes, x[v]);
+    }
+    for (; d < p.width; d += kLanes) {
+      const int64_t n = p.width - d < kLanes ? p.width - d : kLanes;
+      Floats x = load(row + d, n);
+      for (int64_t k = 0; k < p.count; ++k) x *= p.factors[k];
+      store(row + d, x, n);
+    }
+  }
+}
+
 }  // namespace penstock::PENSTOCK_ISA

@@ -46,6 +46,6 @@ static void dropout(const DropoutProblem& p, const Item& item, Scratch& scratch)
 const rowwise::Kernels rowwise::PENSTOCK_KERNELS(PENSTOCK_ISA){
     PENSTOCK_ISA::norm_forward,  PENSTOCK_ISA::norm_backward,  PENSTOCK_ISA::gelu_forward, PENSTOCK_ISA::gelu_backward,
     PENSTOCK_ISA::geglu_forward, PENSTOCK_ISA::geglu_backward, PENSTOCK_ISA::rotary,       PENSTOCK_ISA::dropout,
-    PENSTOCK_ISA::adamw_rows};
+    PENSTOCK_ISA::adamw_rows,    PENSTOCK_ISA::decay_rows};
 
 }  // namespace penstock

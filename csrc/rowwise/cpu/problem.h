@@ -103,6 +103,14 @@ struct AdamWProblem {
   float beta1, beta2, decay, rate, correction, eps, divisor;
 };
 
+// parameter *= factors[0], then *= factors[1], ..., each rounded, on the rows that are named.
+struct DecayProblem {
+  int64_t rows, width, count;  // count: of factors
+  const int64_t* names;
+  float* parameter;
+  const float* factors;
+};
+
 // Rows [first, last) that are computed at a time; `piece` is their number.
 struct Item {
   int64_t piece, first, last;
@@ -119,6 +127,7 @@ struct Kernels {
   void (*rotary)(const RotaryProblem&, const Item&);
   void (*dropout)(const DropoutProblem&, const Item&, Scratch&);
   void (*adamw)(const AdamWProblem&, const Item&);
+  void (*decay)(const DecayProblem&, const Item&);
 };
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels;
 

@@ -115,6 +115,13 @@ AdamWProblem adamw_problem(Arguments& a) {
   return p;
 }
 
+DecayProblem decay_problem(Arguments& a) {
+  DecayProblem p{};
+  a.get<"rows">(p.rows), a.get<"width">(p.width), a.get<"count">(p.count), a.get<"names">(p.names);
+  a.get<"parameter">(p.parameter), a.get<"factors">(p.factors);
+  return p;
+}
+
 int64_t rows_per_piece(int64_t rows) { return std::max(kLeastRows, (rows + kMostPieces - 1) / kMostPieces); }
 
 int64_t pieces(int64_t rows) { return (rows + rows_per_piece(rows) - 1) / rows_per_piece(rows); }
@@ -171,6 +178,8 @@ void bind_rowwise(py::module_& module) {
   define<dropout_problem, &Kernels::dropout>(module, "dropout", "Fills out; kernels/dropout.py makes the arguments.");
   define<adamw_problem, &Kernels::adamw>(module, "adamw_rows",
                                          "Changes parameter, mean and square; kernels/adamw.py makes the arguments.");
+  define<decay_problem, &Kernels::decay>(module, "decay_rows",
+                                         "Changes parameter; kernels/adamw.py makes the arguments.");
   module.def("row_pieces", &pieces, py::arg("rows"), "How many pieces this many rows are divided into.");
 }
 
