@@ -43,6 +43,8 @@ def adamw_rows(
     numbers = {
         "beta1": beta1,
         "beta2": beta2,
+        "rest1": 1 - beta1,
+        "rest2": 1 - beta2,
         "decay": 1 - rate * weight_decay,
         "rate": rate / (1 - beta1**step),
         "correction": 1 / math.sqrt(1 - beta2**step),
@@ -69,8 +71,10 @@ def decay_rows(parameter: Tensor, rows: Tensor, factors: Tensor) -> None:
         raise ValueError(f"factors must be {parameter.dtype} of one dimension, got {factors.dtype} {factors.ndim}")
     _check_dense("factors", factors)
     if compiled.available() is not None or parameter.dtype != torch.float32:
+        found = parameter[rows]
         for factor in factors:
-            parameter[rows] *= factor
+            found *= factor
+        parameter[rows] = found
         return
     _run("decay_rows", parameter, rows, {"factors": factors}, {"count": factors.shape[0]})
     torch.autograd.graph.increment_version(parameter)
@@ -109,6 +113,8 @@ def _plain(
     *,
     beta1: float,
     beta2: float,
+    rest1: float,
+    rest2: float,
     decay: float,
     rate: float,
     correction: float,
@@ -116,7 +122,7 @@ def _plain(
     divisor: float,
 ) -> None:
     g = gradient[rows] / divisor
-    m = mean[rows].mul_(beta1).add_(g, alpha=1 - beta1)
-    v = square[rows].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    m = mean[rows].mul_(beta1).add_(g, alpha=rest1)
+    v = square[rows].mul_(beta2).addcmul_(g, g, value=rest2)
     mean[rows], square[rows] = m, v
     parameter[rows] = parameter[rows] * decay - rate * m / (v.sqrt() * correction + eps)

@@ -25,7 +25,7 @@ from penstock.engine.training.shard import is_sharded, local, share_of
 from penstock.engine.training.state import check_optimizer_state, optimizer_layout, parameters_of
 from penstock.engine.training.table_adamw import TableAdamW
 from penstock.engine.training.timers import Timers, timers_for
-from penstock.kernels import Ragged
+from penstock.kernels import Ragged, compiled
 from penstock.kernels.bag import coalesced
 
 # A loss scale halves at every overflow: after as many in a row it is not the scale that is wrong.
@@ -291,11 +291,14 @@ class Stepper:
         ascending, if that is known: other processes look up others, and a hook may write to any.
         """
         table = None if self._looked_up is None else self._looked_up()
-        if table is None or self._world.size > 1 or table._post_accumulate_grad_hooks:
+        hooked = table is not None and table._post_accumulate_grad_hooks
+        tokens = torch.cat([batch.tokens.values for batch in batches]) if table is not None and batches else None
+        if table is None or hooked or self._world.size > 1 or not table.requires_grad or tokens is None:
             self.settle()
             return table, None
-        # sorted by counting: `unique` takes four times as long
-        rows = torch.bincount(torch.cat([batch.tokens.values for batch in batches])).nonzero()[:, 0]
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < table.shape[0]:
+            return table, None  # the look-up will say what is wrong
+        rows = torch.bincount(tokens).nonzero()[:, 0]  # sorted by counting: `unique` takes four times as long
         if isinstance(self._optimizer, TableAdamW):
             if self._steps_by_row(table):
                 self._optimizer.look_up(table, rows)
@@ -306,7 +309,8 @@ class Stepper:
     def _steps_by_row(self, table: torch.Tensor) -> bool:
         """Whether the optimizer may leave rows of the table out: there is no loss scale, which skips steps."""
         plain = type(table) is nn.Parameter and table.dtype == torch.float32 and table.is_contiguous()
-        return plain and table.requires_grad and not self._scaler.is_enabled() and self._graphs is None
+        has_it = any(table is parameter for parameter in self._parameters)
+        return plain and has_it and not self._scaler.is_enabled() and self._graphs is None and not compiled.available()
 
     def settle(self) -> None:
         """Brings all weights to where they belong, before anybody reads them: between steps some rows of a table may be

@@ -13,8 +13,8 @@ static void adamw_rows(const AdamWProblem& p, const Item& item) {
     const float* gradient = p.gradient + at;
     for_columns(p.width, [&](auto c) __attribute__((always_inline)) {
       const Floats g = c.load(gradient) * scale;
-      const Floats m = c.load(mean) * p.beta1 + g * (1.0f - p.beta1);
-      const Floats v = c.load(square) * p.beta2 + g * g * (1.0f - p.beta2);
+      const Floats m = c.load(mean) * p.beta1 + g * p.rest1;
+      const Floats v = c.load(square) * p.beta2 + g * p.rest2 * g;
       c.store(mean, m), c.store(square, v);
       const Floats size = square_root(v) * p.correction + p.eps;
       c.store(parameter, c.load(parameter) * p.decay - p.rate * m / size);

@@ -93,14 +93,14 @@ struct DropoutProblem {
 };
 
 // AdamW (Loshchilov & Hutter, ICLR 2019) in place on the rows names[0], names[1], ..., which are distinct: with
-// g = gradient / divisor, mean and square move to g and g^2 by 1 - beta1 and 1 - beta2, and then
+// g = gradient / divisor, mean and square move to g and g^2 by rest = 1 - beta, and then
 // parameter = decay parameter - rate mean / (correction sqrt(square) + eps).
 struct AdamWProblem {
   int64_t rows, width;  // rows: how many are named
   const int64_t* names;
   float *parameter, *mean, *square;  // (table rows, width)
   const float* gradient;             // the same
-  float beta1, beta2, decay, rate, correction, eps, divisor;
+  float beta1, beta2, rest1, rest2, decay, rate, correction, eps, divisor;
 };
 
 // parameter *= factors[0], then *= factors[1], ..., each rounded, on the rows that are named.

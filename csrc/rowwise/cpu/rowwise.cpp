@@ -110,7 +110,8 @@ AdamWProblem adamw_problem(Arguments& a) {
   AdamWProblem p{};
   a.get<"rows">(p.rows), a.get<"width">(p.width), a.get<"names">(p.names);
   a.get<"parameter">(p.parameter), a.get<"mean">(p.mean), a.get<"square">(p.square), a.get<"gradient">(p.gradient);
-  a.get<"beta1">(p.beta1), a.get<"beta2">(p.beta2), a.get<"decay">(p.decay), a.get<"rate">(p.rate);
+  a.get<"beta1">(p.beta1), a.get<"beta2">(p.beta2), a.get<"rest1">(p.rest1), a.get<"rest2">(p.rest2);
+  a.get<"decay">(p.decay), a.get<"rate">(p.rate);
   a.get<"correction">(p.correction), a.get<"eps">(p.eps), a.get<"divisor">(p.divisor);
   return p;
 }

@@ -102,3 +102,59 @@ def test_torchs_state_is_read_and_read_by_torch() -> None:
     own.settle()
     for mine, true in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_whose_squares_are_too_small_to_be_seen_keeps_its_mean() -> None:
+    """The same bits, whether weights were read after its first step or not."""
+    found = []
+    for settles in (True, False):
+        parameters = model()
+        own = optimizers(parameters, TableAdamW)
+        for step in range(5):
+            own.look_up(parameters[0], torch.tensor([step > 0]).long() + 1)
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            parameters[0].grad[1 + (step > 0)] = 1.0 if step else 3e-22
+            own.step()
+            if settles and not step:
+                own.settle()
+        found.append(own.state_dict()["state"][0]["exp_avg"][1])
+    assert found[0].any()
+    assert torch.equal(*found)
+
+
+def test_a_gradient_of_a_row_that_was_not_named_is_seen() -> None:
+    """At the first step, and from then on."""
+    ours, theirs = model(), model()
+    own, torchs = optimizers(ours, TableAdamW), optimizers(theirs, torch.optim.AdamW)
+    for step in range(4):
+        own.look_up(ours[0], torch.tensor([3]))
+        for parameters, optimizer in ((ours, own), (theirs, torchs)):
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            parameters[0].grad[[3, 20 + step]] = 1.0
+            optimizer.step()
+        own.settle()
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+
+
+def test_step_hooks_run_once() -> None:
+    parameters = model()
+    optimizers(model(), torch.optim.AdamW)  # torch then has a hook of its own in AdamW.step
+    own, seen = optimizers(parameters, TableAdamW), []
+    own.register_step_post_hook(lambda *_: seen.append(parameters[0].grad is not None))
+    train(parameters, own, range(3))
+    assert seen == [True] * 3
+
+
+def test_many_steps_without_a_look_are_made_up_for_on_the_way(monkeypatch) -> None:
+    monkeypatch.setattr("penstock.engine.training.table_adamw._MOST_BEHIND", 4)
+    ours, theirs = model(), model()
+    own, other = optimizers(ours, TableAdamW), optimizers(theirs, TableAdamW)
+    train(ours, own, range(13))
+    assert len(own._behind) <= 4
+    monkeypatch.undo()
+    train(theirs, other, range(13))
+    own.settle()
+    other.settle()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
