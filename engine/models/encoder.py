@@ -117,10 +117,13 @@ class EncoderClassifier(EncoderBody):
         """The table of the token embeddings, as `LSTMClassifier.looked_up`; the tokens that fill a batch up to a round
         size have no gradient.
 
-        None where something else than a look-up may stand on it.
+        None where something else than a look-up may stand on it, or may change the ids.
         """
         table: Any = self.get_input_embeddings()
+        base: Any = self.model.base_model
+        above = (self, self.model, base, base.embeddings)
         plain = is_fused(table) and only_looks_up(table) and not has_hooks(table)
+        plain &= not any(module._forward_pre_hooks for module in above)
         return table.weight if plain and not table.weight._backward_hooks else None
 
     def freeze_layers(self, count: int) -> None:

@@ -77,10 +77,11 @@ class LSTMClassifier(LSTMBody, RaggedClassifier):
     def looked_up(self) -> Tensor | None:
         """The table that a batch only looks up rows of, those of its token ids: no other row of its gradient is there.
 
-        None where that cannot be known, as something stands on the embeddings.
+        None where that cannot be known, as something stands on the embeddings or changes what the model is called with.
         """
         weight = self.embeddings.weight
-        return weight if self._embeddings_are_plain() and not weight._backward_hooks else None
+        plain = self._embeddings_are_plain() and not self._forward_pre_hooks
+        return weight if plain and not weight._backward_hooks else None
 
 
 AutoModelForSequenceClassification.register(LSTMClassifierConfig, LSTMClassifier)

@@ -82,6 +82,22 @@ def test_it_is_torchs_own(store, monkeypatch, name, limit, width):
         assert all(one.grad_norm > limit for one in found)  # it was clipped
 
 
+@pytest.mark.parametrize("name", ["plain", "encoder"])
+def test_rows_that_a_hook_puts_in_the_place_of_others_are_trained(store, name):
+    model = model_of(store, **MODELS[name])
+    before = table_of(model).weight.detach().clone()
+    steps(model, steps_of(store, 1)[:1], 0)
+    named = (table_of(model).weight - before).abs().amax(1) > 1e-3
+    assert 0 < named.sum() < len(before) - 1
+    model = model_of(store, **MODELS[name])
+    last = len(before) - 1
+    model.register_forward_pre_hook(lambda _, given: (given[0].with_values(torch.full_like(given[0].values, last)),))
+    assert model.looked_up() is None
+    steps(model, steps_of(store, 1)[:1], 0)
+    found = (table_of(model).weight - before).abs().amax(1) > 1e-3
+    assert found.nonzero()[:, 0].tolist() == [last]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_only_rows_that_are_looked_up_are_read(store, name):
     model = model_of(store, **MODELS[name])
