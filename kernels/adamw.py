@@ -95,8 +95,10 @@ def _check_table(parameter: Tensor, rows: Tensor) -> None:
     _check_dense("parameter", parameter)
     if rows.dtype != torch.int64 or rows.ndim != 1 or rows.device.type != "cpu":
         raise ValueError(f"rows must be int64 of one dimension on the CPU, got {rows.dtype} {tuple(rows.shape)}")
-    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= parameter.shape[0]):
-        raise IndexError(f"rows are {int(rows.min())} to {int(rows.max())}, the table has {parameter.shape[0]}")
+    if rows.numel():
+        lowest, highest = map(int, rows.aminmax())
+        if lowest < 0 or highest >= parameter.shape[0]:
+            raise IndexError(f"rows are {lowest} to {highest}, the table has {parameter.shape[0]}")
 
 
 def _check_dense(name: str, tensor: Tensor) -> None:

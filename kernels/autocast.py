@@ -23,6 +23,12 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def as_called(x: Tensor) -> Tensor:
+    """x in the dtype that autocast asks for."""
+    dtype = autocast_dtype(x)
+    return x if dtype is None else x.to(dtype)
+
+
 def cast(tensor: _MaybeTensor, dtype: torch.dtype) -> _MaybeTensor:
     """In the dtype, if it is floating point; else as it is, for the caller's checks to refuse."""
     return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor

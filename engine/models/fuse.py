@@ -43,7 +43,7 @@ from penstock.engine.models.stock import (
     only_looks_up,
 )
 from penstock.kernels import philox, rotary
-from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.autocast import as_called
 from penstock.kernels.dropout import dropout as ragged_dropout
 from penstock.kernels.embedding import embedding
 
@@ -138,9 +138,7 @@ def _heads(x: Tensor, head_dim: int) -> Tensor:
 
 def _rows(hidden_states: Tensor) -> Tensor:
     """(1, tokens, width) -> (tokens, width), in the dtype that autocast asks for: cast once, not by every product."""
-    dtype = autocast_dtype(hidden_states)
-    rows = hidden_states.flatten(0, 1)  # unlike [0], whose gradient is copied into zeros
-    return rows if dtype is None else rows.to(dtype)
+    return as_called(hidden_states.flatten(0, 1))  # unlike [0], whose gradient is copied into zeros
 
 
 def _attended(q: Tensor, kv: Any, attention: Any, attention_mask: Tensor | None, bounds: dict[str, Any]) -> Tensor:

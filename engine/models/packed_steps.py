@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from penstock.engine.models.steps import PostNormParts, Steps, Sublayer, biases_of, is_gelu
 from penstock.engine.models.stock import is_lora
 from penstock.kernels import compiled, dispatch, packing
-from penstock.kernels.autocast import autocast_dtype
+from penstock.kernels.autocast import as_called, autocast_dtype
 from penstock.kernels.packed_linear import Layer, PackedLinear, run_layers
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -34,7 +34,7 @@ class PackedSteps(Steps):
     def after_attention(self, x: Tensor, residual: Tensor, parts: PostNormParts, bounds: dict[str, Any]) -> Tensor:
         if not is_gelu(parts.activation):
             return super().after_attention(x, residual, parts, bounds)
-        x = _as_called(x)
+        x = as_called(x)
         inner = self._of(x, [parts.inner.weight], biases_of(parts.inner))
         layers = [self._norm(x, parts.first, residual), Layer(inner, "gelu"), self._norm(x, parts.second, 0)]
         return run_layers(x, layers)[0]
@@ -44,7 +44,7 @@ class PackedSteps(Steps):
     ) -> Tensor:
         if not is_gelu(mlp.act):
             return super().after_attention_prenorm(x, residual, first, mlp, bounds)
-        x = _as_called(x)
+        x = as_called(x)
         inner, outer = (self._of(x, [dense.weight], biases_of(dense)) for dense in (mlp.Wi, mlp.Wo))
         layers = [self._norm(x, first, residual)._replace(prenorm=True), Layer(inner, "geglu"), Layer(outer)]
         out, hidden = run_layers(x, layers)
@@ -59,7 +59,7 @@ class PackedSteps(Steps):
     def add(
         self, x: Tensor, dense: nn.Linear, residual: Tensor, norm: nn.LayerNorm, /, *_: Any, prenorm: bool = False
     ) -> Any:
-        x = _as_called(x)
+        x = as_called(x)
         out, *z = run_layers(x, [self._norm(x, Sublayer(dense, norm), residual)._replace(prenorm=prenorm)])
         return (out, *z) if prenorm else out
 
@@ -68,11 +68,11 @@ class PackedSteps(Steps):
         return Layer(packed, "norm", residual, norm.weight, norm.bias, norm.eps)
 
     def _run(self, x: Tensor, dense: nn.Linear, then: str) -> Tensor:
-        x = _as_called(x)
+        x = as_called(x)
         return run_layers(x, [Layer(self._of(x, [dense.weight], biases_of(dense)), then)])[0]
 
     def _linear(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-        x = _as_called(x)
+        x = as_called(x)
         return self._of(x, weights, biases)(x)
 
     def _of(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> PackedLinear:
@@ -89,12 +89,6 @@ class PackedSteps(Steps):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return packing.nothing, ()
-
-
-def _as_called(x: Tensor) -> Tensor:
-    """In the dtype that autocast asks for."""
-    dtype = autocast_dtype(x)
-    return x if dtype is None else x.to(dtype)
 
 
 def prepare(layers: nn.ModuleList, dtype: torch.dtype | None) -> None:

@@ -152,7 +152,6 @@ class Loop:
 
     def rehearse_checkpoint(self) -> None:
         """Makes the copy of all tensors that is made for a checkpoint, and keeps it as a run does."""
-        self._stepper.settle()
         if self.world.is_main:
             self.saver.copy_of({"model": self.model.saved_state(), "state": {"stepper": self._stepper.state_dict()}})
 

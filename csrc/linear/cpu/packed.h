@@ -69,10 +69,13 @@ void take_rows(const T* x, int64_t rows, int64_t size, typename Operand<R>::Lane
   }
 }
 
-// Whether what follows a layer's product needs a column alone: it is then done tile by tile, while the sums are in the
-// first-level cache. Else the sums of whole rows are kept.
-PENSTOCK_INLINE bool by_tile(const PackedLayer& p, int64_t lanes) {
-  return (p.then == Then::nothing || p.then == Then::gelu) && lanes <= kPanelDepth;
+// Whether what follows a layer's product needs whole rows of it. Else it is done tile by tile.
+PENSTOCK_INLINE bool needs_rows(const PackedLayer& p) { return p.then == Then::geglu || p.then == Then::norm; }
+
+// Floats from row to row of a layer's sums, which are there for whole rows or, in the first-level cache, for one tile.
+PENSTOCK_INLINE int64_t sums_stride(const PackedLayer& p, int64_t lanes) {
+  const bool whole = needs_rows(p) || lanes > kPanelDepth;
+  return whole ? panels_of(p.out_features) * kPanel + kLinePad : kPanel;
 }
 
 // Lanes from row to row of an operand: an odd number of lines spreads the rows over the cache's sets.
@@ -81,11 +84,11 @@ PENSTOCK_INLINE int64_t operand_stride(int64_t lanes) {
 }
 
 // sums (rows, stride) = a b, as products leave them: whole numbers if quantised. Rows are there up to a multiple of
-// kRowStep. If `tiles_alone`, each tile's sums (rows, kPanel) take the place of the last one's, after
-// done(rows, first column, vectors).
+// kRowStep. Calls done(rows, first column, vectors, sums) for each tile that is finished; with a stride of kPanel the
+// next one takes its place.
 template <class R, class Done>
 void multiply_panels(Rows<typename Operand<R>::Lane> a, int64_t rows, const PackedColumns<R>& b, int64_t lanes,
-                     int64_t columns, float* sums, int64_t stride, bool tiles_alone, const Done& done) {
+                     int64_t columns, float* sums, int64_t stride, const Done& done) {
   [[maybe_unused]] const typename Operand<R>::Unit unit{};
   const Tiling<R> tiles(rows);
   for (int64_t k = 0; k < lanes; k += kPanelDepth) {
@@ -98,10 +101,10 @@ void multiply_panels(Rows<typename Operand<R>::Lane> a, int64_t rows, const Pack
         Prefetches prefetches;  // the next panel, which comes from beyond the second-level cache
         if (panel + 1 < panels)
           prefetches.add_panel(part + (lanes - k) * width + k * kPanel, depth * width, tiles.count, i);
-        float* const to = sums + (tiles_alone ? 0 : tile.begin * stride + panel * kPanel);
+        float* const to = stride == kPanel ? sums : sums + tile.begin * stride + panel * kPanel;
         multiply_rows<R>(tile.size(), vecs, {a.data + tile.begin * a.stride + k, a.stride}, part, depth, to, stride,
                          k > 0, prefetches);
-        if (tiles_alone) done(tile, panel * kPanel, vecs);
+        if (k + depth == lanes) done(tile, panel * kPanel, vecs, to);
       }
     }
   }
@@ -116,7 +119,6 @@ PENSTOCK_INLINE Floats gelu_as(Floats x) {
 // A block of rows on its way through the layers of a call.
 template <class T>
 struct RowBlock {
-  const PackedCall& call;
   Range rows;
   uint32_t* operand;  // x as products want it
   float *units, *sums;
@@ -125,15 +127,10 @@ struct RowBlock {
   int64_t offset = 0;  // rows of pieces before this one
 };
 
-// What becomes of a layer's product, read(row, column) being a vector of it with its bias.
+// What becomes of whole rows of a layer's product, read(row, column) being a vector of it with its bias.
 template <class T, class Read>
 void finish(const PackedLayer& p, const RowBlock<T>& block, T* out, const Read& read) {
   const int64_t width = p.width(), first = block.rows.begin * width;
-  const auto map = [&](auto value) __attribute__((always_inline)) {
-    for (int64_t row = 0; row < block.rows.size(); ++row)
-      for_columns(width,
-                  [&](auto c) __attribute__((always_inline)) { c.store(out + row * width, value(row, c.begin)); });
-  };
   const auto norm = [&]<class Residual>(const Residual* residual) {
     rowwise::NormProblem n{};
     n.width = width, n.eps = p.eps, n.weight = p.norm_weight, n.bias = p.norm_bias, n.out = out;
@@ -141,13 +138,11 @@ void finish(const PackedLayer& p, const RowBlock<T>& block, T* out, const Read& 
     norm_rows<T, Residual>(n, {0, 0, block.rows.size()}, block.scratch,
                            [&](int64_t row, auto c) __attribute__((always_inline)) { return read(row, c.begin); });
   };
-  if (p.then == Then::nothing)
-    map(read);
-  else if (p.then == Then::gelu)
-    map([&](int64_t row, int64_t column) __attribute__((always_inline)) { return gelu_as<T>(read(row, column)); });
-  else if (p.then == Then::geglu)
-    map([&](int64_t row, int64_t column)
-            __attribute__((always_inline)) { return gelu_as<T>(read(row, column)) * read(row, width + column); });
+  if (p.then == Then::geglu)
+    for (int64_t row = 0; row < block.rows.size(); ++row)
+      for_columns(width, [&](auto c) __attribute__((always_inline)) {
+        c.store(out + row * width, gelu_as<T>(read(row, c.begin)) * read(row, width + c.begin));
+      });
   else if (p.residual == nullptr)
     norm(static_cast<const T*>(block.given[p.residual_of]) + block.offset * width);
   else if (p.residual_dtype == DType::float32)
@@ -163,26 +158,26 @@ void run_layer(const PackedLayer& p, const RowBlock<T>& block, const T* x, T* ou
   auto* const a = reinterpret_cast<typename Operand<R>::Lane*>(block.operand);
   take_rows<T, R>(x, rows, p.in_features, a, stride, block.units);
   const auto unit_of = [&](int64_t row) { return Operand<R>::kQuantised ? block.units[row] : 1.0f; };
-  const auto multiply = [&](int64_t row, bool tiles_alone, const auto& done) __attribute__((always_inline)) {
-    multiply_panels<R>({a, stride}, rows, packed.w, lanes, p.out_features, block.sums, row, tiles_alone, done);
+  const int64_t sums_row = sums_stride(p, lanes);
+  const auto multiply = [&](const auto& done) __attribute__((always_inline)) {
+    multiply_panels<R>({a, stride}, rows, packed.w, lanes, p.out_features, block.sums, sums_row, done);
   };
-  if (!by_tile(p, lanes)) {
-    const int64_t row = packed.padded(p.out_features) + kLinePad;
-    multiply(row, false, [](Range, int64_t, int64_t) {});
+  if (needs_rows(p)) {
+    multiply([](Range, int64_t, int64_t, const float*) {});
     return finish<T>(p, block, out, [&](int64_t i, int64_t column) __attribute__((always_inline)) {
-      const Floats product = load(block.sums + i * row + column);
+      const Floats product = load(block.sums + i * sums_row + column);
       return packed.w.result(column, product, unit_of(i), load(packed.bias + column));
     });
   }
   const auto each = [&](const auto& then) __attribute__((always_inline)) {
-    multiply(kPanel, true, [&](Range tile, int64_t first, int64_t vecs) __attribute__((always_inline)) {
+    multiply([&](Range tile, int64_t first, int64_t vecs, const float* sums) __attribute__((always_inline)) {
       for (int64_t v = 0; v < vecs; ++v) {
         const int64_t column = first + v * kLanes, left = p.out_features - column;
         const auto columns = packed.w.at(column);
         const Floats bias = load(packed.bias + column);
         T* to = out + tile.begin * p.out_features + column;
         for (int64_t i = 0; i < tile.size(); ++i, to += p.out_features) {
-          const Floats product = load(block.sums + i * kPanel + v * kLanes);
+          const Floats product = load(sums + i * sums_row + v * kLanes);
           store(to, then(columns.result(product, unit_of(tile.begin + i), bias)), left < kLanes ? left : kLanes);
         }
       }
@@ -221,13 +216,11 @@ void run_block(const PackedCall& p, Range rows, Scratch& scratch) {
     const PackedLayer& layer = p.layers[i];
     const int64_t lanes =
         by_kind(layer.kind, p.dtype, [&]<class, class R>() { return Operand<R>::lanes(layer.in_features); });
-    const int64_t row = by_tile(layer, lanes) ? kPanel : panels_of(layer.out_features) * kPanel + kLinePad;
-    operands = std::max(operands, operand_stride(lanes)), sums = std::max(sums, row);
+    operands = std::max(operands, operand_stride(lanes)), sums = std::max(sums, sums_stride(layer, lanes));
   }
   const int64_t pieces = (rows.size() + p.block - 1) / p.block;
   const int64_t most = (rows.size() + pieces - 1) / pieces;
-  RowBlock<T> block{p,
-                    rows,
+  RowBlock<T> block{rows,
                     scratch.take<uint32_t>((most + kThere) * operands),
                     scratch.take<float>(most),
                     scratch.take<float>((most + kThere) * sums),
