@@ -319,16 +319,19 @@ class FolderLock:
     Args:
         folder: it exists. shared: several may hold it at a time, and keep out who wants it alone.
         file: the name of the file in the folder that is locked, made where there is none; None for the folder itself.
-        busy: what to raise where another process holds it.
+        busy: what to raise where another process holds it; None to wait until it does no longer.
     """
 
-    def __init__(self, folder: Path, busy: PenstockError, *, shared: bool = False, file: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, busy: PenstockError | None, *, shared: bool = False, file: str | None = None
+    ) -> None:
         if file is None:
             self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         else:
             self._descriptor = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(self._descriptor, how if busy is None else how | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
             raise busy from None

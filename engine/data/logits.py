@@ -120,8 +120,7 @@ def make_logits(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-    busy = RunError(f"{folder}: another process is clearing it: start this one again")
-    with FolderLock(folder, busy, shared=True):
+    with FolderLock(folder, None, shared=True):  # who has it alone clears it, which is done at once
         there = read_of(folder)
         if there is None:
             write_checked(folder / LOGITS_NAME, asdict(of))
@@ -138,7 +137,7 @@ def make_logits(
         missing = missing_parts(folder, of)
     if not missing:
         # others that write here clear it themselves
-        with contextlib.suppress(RunError), FolderLock(folder, busy), disk_errors(folder):
+        with contextlib.suppress(RunError), FolderLock(folder, RunError("busy")), disk_errors(folder):
             remove_leftovers(folder)
     return not missing
 

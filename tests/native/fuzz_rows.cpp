@@ -2,6 +2,7 @@
 // layer on packed weights, on random sizes and options, on every instruction set of this machine. What comes back must
 // be written in full, and finite.
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "fuzzing.h"
@@ -173,44 +174,79 @@ void weight_gradient(int64_t isas, int64_t round) {
 #endif
 }
 
-void packed(int64_t isas, int64_t round) {
-  using namespace linear;
+const linear::PackedKernels& packed_kernels_of(int64_t isas) {
 #ifdef __x86_64__
-  const PackedKernels& kernels = table_for(Isa(pick(0, isas - 1)), portable_packed, avx2_packed, avx512_packed,
-                                           avx512_bf16_packed, amx_bf16_packed);
+  return table_for(Isa(pick(0, isas - 1)), linear::portable_packed, linear::avx2_packed, linear::avx512_packed,
+                   linear::avx512_bf16_packed, linear::amx_bf16_packed);
 #else
   (void)isas;
-  const PackedKernels& kernels = portable_packed;
+  return linear::portable_packed;
 #endif
-  const Kind kind = Kind(pick(0, 2));
-  PackedCall p{};
-  p.kind = kind, p.then = Then(pick(0, 3)), p.eps = 1e-5f;
-  p.dtype = kind == Kind::int8 ? any_dtype() : kind == Kind::bfloat16 ? DType::bfloat16 : DType::float32;
-  p.rows = pick(1, 60), p.in_features = pick(1, chance(0.2) ? 1400 : 90);
-  Weights weights{kind, kind == Kind::int8 ? any_dtype() : p.dtype, p.in_features, 0, nullptr, pick(1, 3)};
-  std::vector<Tensor> tensors;
-  std::vector<Part> parts;
-  tensors.reserve(2 * weights.count);
-  for (int64_t i = 0; i < weights.count; ++i) {
-    const int64_t rows = 2 * pick(1, chance(0.2) ? 90 : 20);
-    tensors.emplace_back(weights.dtype, rows * p.in_features).random(0.1f);
-    const void* weight = tensors.back().pointer();
-    tensors.emplace_back(DType::float32, rows).random(1.0f);
-    parts.push_back({weight, chance(0.7) ? tensors.back().as<float>() : nullptr, rows});
-    weights.out_features += rows;
+}
+
+// Layers that rows go through, each as wide as the next one reads, and the memory that they name.
+struct Layers {
+  std::vector<linear::PackedLayer> all;
+  std::vector<std::pair<Tensor, const char*>> written;
+  std::vector<Tensor> read;
+  std::vector<penstock::Block> packed;
+
+  const void* random(DType dtype, int64_t count, float scale) {
+    read.emplace_back(dtype, count).random(scale);
+    return read.back().pointer();
   }
-  weights.parts = parts.data(), p.out_features = weights.out_features;
-  const penstock::Block memory(kernels.bytes(weights));
-  kernels.pack(weights, memory.as<void>());
-  const int64_t width = p.then == Then::geglu ? p.out_features / 2 : p.out_features;
-  p.residual_dtype = p.dtype == DType::bfloat16 && chance(0.5) ? DType::bfloat16 : DType::float32;
-  Tensor x(p.dtype, p.rows * p.in_features), out(p.dtype, p.rows * width), residual(p.residual_dtype, p.rows * width);
-  Tensor z(p.residual_dtype, p.rows * width), norm_weight(DType::float32, width), norm_bias(DType::float32, width);
-  for (Tensor* input : {&x, &residual, &norm_weight, &norm_bias}) input->random(1.0f);
-  p.packed = memory.as<void>(), p.x = x.pointer(), p.out = out.pointer();
-  p.residual = residual.pointer(), p.norm_weight = norm_weight.as<float>();
-  if (chance(0.5)) p.norm_bias = norm_bias.as<float>();
-  if (p.then == Then::norm && chance(0.5)) p.z = z.pointer();
+  void* poisoned(DType dtype, int64_t count, const char* name) {
+    written.emplace_back(Tensor(dtype, count), name);
+    return written.back().first.pointer();
+  }
+
+  void add(const linear::PackedKernels& kernels, DType dtype, int64_t rows, int64_t in_features, bool last) {
+    using namespace linear;
+    PackedLayer p{};
+    p.kind = chance(0.4) ? Kind::int8 : dtype == DType::bfloat16 ? Kind::bfloat16 : Kind::float32;
+    p.then = Then(pick(0, 3)), p.in_features = in_features, p.eps = 1e-5f;
+    // often as wide as an earlier one, which a norm can then add
+    const int64_t like = chance(0.5) && !all.empty() ? all[pick(0, int64_t(all.size()) - 1)].width() : 0;
+    Weights weights{p.kind, p.kind == Kind::int8 ? any_dtype() : dtype, in_features, 0, nullptr, like ? 1 : pick(1, 3)};
+    std::vector<Part> parts;
+    for (int64_t i = 0; i < weights.count; ++i) {
+      const int64_t size = like ? like * (p.then == Then::geglu ? 2 : 1) : 2 * pick(1, chance(0.2) ? 90 : 20);
+      const void* weight = random(weights.dtype, size * in_features, 0.1f);
+      const void* bias = chance(0.7) ? random(DType::float32, size, 1.0f) : nullptr;
+      parts.push_back({weight, static_cast<const float*>(bias), size});
+      weights.out_features += size;
+    }
+    weights.parts = parts.data(), p.out_features = weights.out_features;
+    p.packed = packed.emplace_back(kernels.bytes(weights)).as<void>();
+    kernels.pack(weights, packed.back().as<void>());
+    const int64_t width = p.width();
+    if (last || chance(0.5)) p.out = poisoned(dtype, rows * width, "a packed layer's out");
+    if (p.then == Then::norm) {
+      p.norm_weight = static_cast<const float*>(random(DType::float32, width, 1.0f));
+      if (chance(0.5)) p.norm_bias = static_cast<const float*>(random(DType::float32, width, 1.0f));
+      p.residual_dtype = dtype == DType::bfloat16 && chance(0.5) ? DType::bfloat16 : DType::float32;
+      p.residual = random(p.residual_dtype, rows * width, 1.0f);
+      for (size_t i = 0; i < all.size(); ++i)
+        if (all[i].width() == width && chance(0.5))
+          p.residual = nullptr, p.residual_of = int64_t(i), p.residual_dtype = dtype;
+      if (chance(0.5)) p.z = poisoned(p.residual_dtype, rows * width, "a packed layer's z");
+    }
+    all.push_back(p);
+  }
+};
+
+void packed(int64_t isas, int64_t round) {
+  const linear::PackedKernels& kernels = packed_kernels_of(isas);
+  linear::PackedCall p{};
+  p.dtype = any_dtype(), p.rows = pick(1, 60), p.count = pick(1, 4), p.block = pick(1, 40);
+  Layers layers;
+  int64_t features = pick(1, chance(0.2) ? 1400 : 90);
+  const Tensor x = std::move(Tensor(p.dtype, p.rows * features).random(1.0f));
+  for (int64_t i = 0; i < p.count; ++i) {
+    layers.add(kernels, p.dtype, p.rows, features, i + 1 == p.count);
+    features = layers.all.back().width();
+  }
+  p.x = x.data.get(), p.layers = layers.all.data();
   Scratch scratch;
   const int64_t blocks = pick(1, 4);
   for (int64_t i = 0; i < blocks; ++i) {
@@ -218,8 +254,7 @@ void packed(int64_t isas, int64_t round) {
     const Range block = share(p.rows, blocks, i);
     if (!block.empty()) kernels.run(p, block, scratch);
   }
-  check("a packed layer's out", out, round);
-  if (p.z != nullptr) check("a packed layer's z", z, round);
+  for (const auto& [tensor, name] : layers.written) check(name, tensor, round);
 }
 
 void run(int64_t round, int64_t isas) {

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.prepare import prepare
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, PenstockError, RunError, StoreError
+from penstock.engine.files import FolderLock
 from penstock.engine.models.output import distillation_loss
 from penstock.engine.training.distil import distil
 from penstock.engine.training.settings import load_settings
@@ -157,6 +160,19 @@ def test_shares_and_an_interruption_give_the_same_files(teachers, raw, tmp_path)
     assert whole.fingerprint == rest.fingerprint
     assert whole.seconds > 0
     assert whole.cpu_seconds > 0
+
+
+def test_a_process_waits_while_another_one_clears(teachers, raw, tmp_path):
+    rows, opened = np.arange(RAW), open_teachers(teachers)
+    of, read = logits_of(raw, rows, opened), Labeller(raw, rows, opened)
+    make_logits(tmp_path, of, read)
+    clearing = FolderLock(tmp_path, RunError("busy"))
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(make_logits, tmp_path, of, read, (1, 2))
+        time.sleep(0.2)
+        assert not second.done()
+        clearing.close()
+        assert second.result()
 
 
 def contents(folder: Path) -> dict[str, object]:
