@@ -332,9 +332,9 @@ class FolderLock:
         try:
             how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(self._descriptor, how if busy is None else how | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
             self.close()
-            raise busy from None
+            raise busy or error from None
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 self.close()
