@@ -64,7 +64,6 @@ VARIANTS = {
     "pretrain": {
         "masked": [*LSTM, "pretraining.candidates=50"],
         "replaced": [*LSTM, "pretraining.objective=replaced"],
-        "next": [*LSTM, "pretraining.objective=next", "pretraining.candidates=50"],
         "encoder": ["model.kind=encoder", "model.encoder=ENCODER", *OFTEN],
     },
     "study": {"plain": ["model.num_layers=1", "training.epochs=2", "training.checkpoint_every_steps=2"]},

@@ -24,15 +24,11 @@ _EXACT_PLACES = 1_024  # scored over the whole vocabulary at a time
 
 
 class LSTMForPretraining(LSTMBody):
-    """Token embeddings and a (bidirectional, stacked) LSTM, with one of three tasks.
+    """Token embeddings and a (bidirectional, stacked) LSTM, with one of two tasks.
 
     masked: a share of the tokens is replaced by the mask token; what stood there is told from the LSTM's output, over
     the embeddings of the vocabulary (Devlin et al., NAACL 2019; always the mask token, as Wettig et al., EACL 2023,
     found no worse). In training the softmax is over a sample of the vocabulary, in evaluation over all of it.
-
-    next: a share of the tokens is told twice, nothing being hidden: from the forward direction's output one token
-    before it, and from the backward direction's one token after it (Peters et al., NAACL 2018, section 3.1). So a
-    direction may not see the other one's outputs: several layers have one direction.
 
     replaced: a share of the tokens is replaced by others, drawn as often as they occur; of every token it is told
     whether it was (Clark et al., ICLR 2020, with the unigram generator of their section 3.2).
@@ -45,9 +41,9 @@ class LSTMForPretraining(LSTMBody):
 
     def __init__(self, config: LSTMPretrainingConfig) -> None:
         super().__init__(config)
-        tells_tokens = config.objective != "replaced"
-        self.head = nn.Linear(self.width, config.embedding_size if tells_tokens else 1)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if tells_tokens else None
+        self.masks = config.objective == "masked"
+        self.head = nn.Linear(self.width, config.embedding_size if self.masks else 1)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if self.masks else None
         self.post_init()
 
     def learn_from(self, vocabulary: Vocabulary) -> None:
@@ -67,10 +63,7 @@ class LSTMForPretraining(LSTMBody):
 
     def expected_count(self, tokens: int) -> float:
         """How much there is to tell in this many tokens, on average."""
-        if self.config.objective == "replaced":
-            return float(tokens)
-        directions = 2 if self.config.objective == "next" and self.config.bidirectional else 1
-        return tokens * self.config.share * directions
+        return tokens * self.config.share if self.masks else float(tokens)
 
     def forward(self, tokens: Ragged, token_type_ids: Tensor | None = None) -> PretrainingOutput:
         """
@@ -80,14 +73,11 @@ class LSTMForPretraining(LSTMBody):
         buffers: Any = self
         seed = corruption_seed(self.training, tokens.values.device)
         chosen = corruption.drawn(tokens, self.config.share, seed, buffers.special)
-        if self.config.objective == "next":
-            return self._told_apart(*self._beside(self._states(tokens.values, tokens, seed), tokens, chosen))
-        if self.config.objective == "masked":
+        if self.masks:
             assert self.config.mask_token_id is not None
             places = corruption.places_of(chosen)
             hidden = self._states(tokens.values.masked_fill(chosen, self.config.mask_token_id), tokens, seed)
-            targets = places.targets(tokens.values, IGNORED)
-            return self._told_apart(self.head(hidden[places.rows]), targets, places.number)
+            return self._told_apart(hidden[places.rows], places.targets(tokens.values, IGNORED), places.number)
         values = corruption.replaced(tokens, chosen.nonzero()[:, 0], seed, buffers.cumulative)
         scores = self.head(self._states(values, tokens, seed))[:, 0].float()
         differs = values != tokens.values
@@ -100,28 +90,13 @@ class LSTMForPretraining(LSTMBody):
         batch, options = self._lstm_input(tokens.with_values(values), seed if self.training else None)
         return self.lstm(batch, **options)[0].values
 
-    def _beside(self, states: Tensor, tokens: Ragged, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the chosen tokens are told from, (places, embedding_size), these tokens, and how many they are: first
-        those of the forward direction, then those of the backward one."""
-        places, units = corruption.places_of(chosen), self.config.hidden_size
-        parts, targets = [], []
-        starts, ends = tokens.cu_seqlens[:-1], tokens.cu_seqlens[1:] - 1
-        for direction, (step, outermost) in enumerate(((-1, starts), (1, ends))[: self.width // units]):
-            weight = self.head.weight[:, direction * units : (direction + 1) * units]
-            rows = (places.rows + step).clamp(0, len(states) - 1)
-            parts.append(F.linear(states[rows, direction * units : (direction + 1) * units], weight, self.head.bias))
-            alone = torch.isin(places.rows, outermost)  # nothing stands beside it
-            targets.append(places.targets(tokens.values, IGNORED).masked_fill(alone, IGNORED))
-        wanted = torch.cat(targets)
-        return torch.cat(parts), wanted, (wanted != IGNORED).sum()
-
     def _told_apart(self, hidden: Tensor, targets: Tensor, count: Tensor) -> PretrainingOutput:
-        """The loss of tokens, from what the head makes of the LSTM's outputs, (places, embedding_size)."""
+        """The loss of the hidden tokens, from the LSTM's outputs at their places, (places, width)."""
         buffers: Any = self
         table, bias = self.embeddings.weight, self.bias
         assert bias is not None
         # embeddings begin at a standard deviation of 1, which as an output layer would be too much
-        hidden = hidden * self.config.embedding_size**-0.5
+        hidden = self.head(hidden) * self.config.embedding_size**-0.5
         if self.training and self.config.candidates < self.config.vocab_size:
             candidates = draw_candidates(buffers.inclusion)
             loss = sampled_cross_entropy(hidden, table, bias, targets, candidates, buffers.log_inclusion)

@@ -32,14 +32,8 @@ def build_pretraining(
 
     Raises:
         ModelError: the encoder cannot be loaded or used, or the data was prepared with another tokenizer than its own,
-            or the tokenizer has no mask token where one is needed, or the LSTM's layers would see what they tell.
+            or the tokenizer has no mask token where one is needed.
     """
-    if pretraining.objective == "next" and settings.bidirectional and settings.num_layers != 1:
-        raise ModelError(
-            f"pretraining.objective=next tells a token from one side of it, and each of the {settings.num_layers} "
-            "layers but the lowest sees both: set model.bidirectional=false, model.num_layers=1, or "
-            "pretraining.objective=masked"
-        )
     if pretraining.objective == "masked" and tokenizer.mask_token_id is None:
         remedy = "set pretraining.objective=replaced, or " if settings.kind == "lstm" else ""
         raise ModelError(

@@ -10,18 +10,16 @@ from penstock.engine.setting import check_section, setting
 class PretrainingSettings:
     """How `penstock pretrain` learns. Without an objective a run trains a classifier.
 
-    What the objectives made of an LSTM is in docs/log.md.
+    What the two objectives made of an LSTM is in docs/log.md.
     """
 
-    objective: Literal["masked", "replaced", "next"] | None = setting(
-        None,
-        "what is learnt of texts without labels: to tell hidden tokens, which tokens were replaced, or from what "
-        "stands on one side of a token which it is",
+    objective: Literal["masked", "replaced"] | None = setting(
+        None, "what is learnt of texts without labels: to tell hidden tokens, or which tokens were replaced"
     )
-    share: float = setting(0.15, "of the tokens, hidden, replaced or told", minimum=0.01, maximum=0.9)
+    share: float = setting(0.15, "of the tokens, hidden or replaced", minimum=0.01, maximum=0.9)
     candidates: int = setting(
         4096,
-        "tokens of the vocabulary that one is told from in training, drawn for each batch",
+        "tokens of the vocabulary that a hidden one is told from in training, drawn for each batch",
         minimum=1,
         used_by="lstm",
     )

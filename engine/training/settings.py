@@ -227,7 +227,7 @@ CLASSIFIER_ONLY = frozenset(
     )
 )
 # The kinds of model that each way of learning without labels is for.
-OBJECTIVES = {"masked": ("lstm", "encoder"), "replaced": ("lstm",), "next": ("lstm",)}
+OBJECTIVES = {"masked": ("lstm", "encoder"), "replaced": ("lstm",)}
 # What cannot be had where most labels are the teachers', and why.
 NOT_DISTILLED = {
     "training.class_weights": "most of its labels are the teachers'",

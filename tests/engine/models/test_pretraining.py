@@ -170,41 +170,6 @@ def test_nothing_of_a_hidden_token_reaches_the_head(sizes: dict) -> None:
     assert first.loss != second.loss
 
 
-@pytest.mark.parametrize("sizes", [{}, {"bidirectional": False}, {"bidirectional": False, "num_layers": 3}])
-def test_a_neighbour_is_told_from_its_own_side_alone(sizes: dict) -> None:
-    """As if each direction had been run on what lies before a token or after it, and on nothing else."""
-    model, parts, ids = lstm("next", **sizes).eval(), texts([12, 1, 0, 7, 20]), [3, 4, 6, 5, 9]
-    special = torch.zeros(VOCAB, dtype=torch.bool)
-    special[list(SPECIAL)] = True
-    chosen = corruption.drawn(ragged(parts, ids), 0.3, torch.tensor(0), special).split([len(part) for part in parts])
-    units, table = model.config.hidden_size, model.embeddings.weight
-    expected, told = torch.zeros(()), 0
-    for part, places in zip(parts, chosen, strict=True):
-        for place in places.nonzero()[:, 0].tolist():
-            for direction, (side, end) in enumerate(((part[:place], -1), (part[place + 1 :], 0))):
-                if (direction == 1 and sizes) or not len(side):
-                    continue
-                of = slice(direction * units, (direction + 1) * units)
-                state = model.lstm(ragged([side], [0]).with_values(model.embeddings(side)))
-                hidden = F.linear(state[0].values[end, of], model.head.weight[:, of], model.head.bias)
-                scores = F.linear(hidden * model.config.embedding_size**-0.5, table, model.bias)
-                expected, told = expected + F.cross_entropy(scores, part[place].long()), told + 1
-    output = model(ragged(parts, ids))
-    assert told > 6
-    assert output.told == told
-    torch.testing.assert_close(output.loss, expected)
-    found, wanted = (torch.autograd.grad(loss, list(model.parameters())) for loss in (output.loss, expected))
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-def test_a_batch_without_neighbours_has_no_loss() -> None:
-    model = lstm("next")
-    for mode in (True, False):
-        output = model.train(mode)(ragged(texts([1, 1]), [0, 1]))
-        assert output.told == output.loss == 0
-
-
 def test_replaced_tokens_are_told_at_every_token() -> None:
     model, batch = lstm("replaced").eval(), ragged(texts([12, 7, 20]), [3, 4, 5])
     output = model(batch)
@@ -214,7 +179,7 @@ def test_replaced_tokens_are_told_at_every_token() -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
-@as_subtests("objective", ["masked", "replaced", "next"])
+@as_subtests("objective", ["masked", "replaced"])
 def test_training_draws_from_torchs_generator_and_evaluation_does_not(objective: str) -> None:
     model, batch = lstm(objective), ragged(texts([40, 30]), [0, 1])
     losses = {}

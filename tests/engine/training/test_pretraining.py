@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ from penstock.engine.training.train import train
 from penstock.engine.training.trained import TrainedRun
 
 TINY = ["model.hidden_size=8", "model.embedding_size=8", "training.tensorboard=false", "training.log_every_steps=1"]
-KINDS = ("masked", "replaced", "next", "encoder")
+KINDS = ("masked", "replaced", "encoder")
 
 
 def penstock(*arguments):
@@ -53,10 +52,10 @@ def wanted(settings, encoder):
     """The settings of a pretraining run of a kind."""
 
     def make(kind, *overrides):
-        chosen = ["pretraining.objective=" + ("masked" if kind == "encoder" else kind)]
+        chosen = ["pretraining.objective=" + ("replaced" if kind == "replaced" else "masked")]
         if kind == "encoder":
             chosen += ["model.kind=encoder", f"model.encoder={encoder}"]
-        if kind in ("masked", "next"):
+        if kind == "masked":
             chosen += ["pretraining.candidates=40"]
         return settings(*chosen, "training.precision=fp32", *overrides)
 
@@ -104,7 +103,7 @@ def test_stopped_anywhere_it_ends_as_if_nothing_had_been(tmp_path, store, wanted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["masked", "replaced", "next"])
+@pytest.mark.parametrize("kind", ["masked", "replaced"])
 def test_several_processes_hide_the_same_tokens(tmp_path, store, kind):
     chosen = [*TINY, f"pretraining.objective={kind}", "data.tokens_per_batch=128", "data.batches_per_step=4"]
     chosen += ["training.learning_rate=1e-2", "training.max_steps=5", "training.precision=fp32"]
@@ -239,7 +238,6 @@ def test_pretraining_refuses_what_it_does_not_use(pretrained, encoder, key):
         (["pretraining.candidates=5"], "penstock pretrain reads it"),
         (["pretraining.objective=replaced", "pretraining.candidates=5"], "tells no tokens"),
         (["pretraining.objective=replaced", "model.encoder=x"], "this model is an encoder"),
-        (["pretraining.objective=next", "model.encoder=x"], "this model is an encoder"),
         (["pretraining.objective=masked", "model.encoder=x", "pretraining.candidates=5"], "does not use it"),
         (["pretraining.objective=masked", "model.kind=bag"], "this model is a bag"),
         (["pretraining.objective=else"], "must be masked"),
@@ -261,17 +259,6 @@ def test_a_tokenizer_without_mask(store, settings):
     tokenizer.mask_token = None
     with pytest.raises(ModelError, match=r"no mask token.*set pretraining.objective=replaced"):
         build_pretraining(chosen.model, chosen.pretraining, store.vocab_size, tokenizer)
-
-
-def test_layers_that_see_both_sides(store, settings):
-    for chosen, fits in (("num_layers=2", False), ("num_layers=2 model.bidirectional=false", True)):
-        read = settings("pretraining.objective=next", *f"model.{chosen}".split())
-        build = partial(build_pretraining, read.model, read.pretraining, store.vocab_size, store.tokenizer())
-        if fits:
-            build()
-        else:
-            with pytest.raises(ModelError, match=r"each of the 2 layers but the lowest sees both: set model\.bidir"):
-                build()
 
 
 def test_the_commands(tmp_path, store, encoder):
