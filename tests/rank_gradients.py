@@ -18,7 +18,7 @@ from penstock.engine.data.loader import Batch
 from penstock.engine.models import EncoderClassifier, LSTMClassifier, LSTMClassifierConfig
 from penstock.engine.models.output import MULTI_LABEL
 from penstock.engine.training.distributed import World
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.sections import TrainingSettings
 from penstock.engine.training.shard import place, whole
 from penstock.engine.training.step import Stepper
 from penstock.kernels import Ragged, use_backend

@@ -16,7 +16,8 @@ from penstock.engine.models.architectures import layers_of
 from penstock.engine.training.distil import distil
 from penstock.engine.training.distributed import World
 from penstock.engine.training.loop import Loop
-from penstock.engine.training.settings import TrainingSettings, load_settings
+from penstock.engine.training.sections import TrainingSettings
+from penstock.engine.training.settings import load_settings
 from penstock.engine.training.shard import local, place
 from penstock.engine.training.train import train
 

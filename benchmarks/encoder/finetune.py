@@ -44,7 +44,7 @@ from penstock.engine.models.loading import quiet
 from penstock.engine.study.settings import packaged_encoder
 from penstock.engine.training.distributed import World
 from penstock.engine.training.memory import keep_freed_memory
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.sections import TrainingSettings
 from penstock.engine.training.step import Stepper
 
 LEARNING_RATE, WEIGHT_DECAY, WINDOW = 5e-5, 0.01, 50

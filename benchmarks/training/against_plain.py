@@ -19,7 +19,7 @@ from penstock.engine.data.store import Store
 from penstock.engine.models import build_model
 from penstock.engine.models.settings import ModelSettings
 from penstock.engine.training.distributed import World
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.sections import TrainingSettings
 from penstock.engine.training.step import Stepper
 
 

@@ -65,7 +65,7 @@ def stated_options(context: typer.Context) -> list[str]:
 
 def _list_settings(wanted: bool) -> None:
     if wanted:
-        from penstock.engine.training.settings import describe_settings
+        from penstock.engine.training.sections import describe_settings
 
         typer.echo(describe_settings())
         raise typer.Exit

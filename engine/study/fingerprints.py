@@ -105,7 +105,7 @@ def precision_here(precision: str | None) -> str | None:
 
 def result_settings(settings: "Settings | BaselineSettings") -> dict[str, Any]:
     """{"section.key": value} of resolved settings as JSON gives it back, without what changes no result."""
-    from penstock.engine.training.settings import FREE_KEYS
+    from penstock.engine.training.setting_use import FREE_KEYS
 
     flat = {key: value for key, value in settings.flat().items() if key not in FREE_KEYS}
     return json.loads(json.dumps(flat))

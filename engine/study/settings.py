@@ -262,7 +262,8 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
     """
     from penstock.engine.training.reading import LENGTH, TRUNCATION, WHOLE
     from penstock.engine.training.recipe import most_tokens
-    from penstock.engine.training.settings import check_distillation, check_not_distilled, settings_from
+    from penstock.engine.training.setting_use import check_distillation, check_not_distilled
+    from penstock.engine.training.settings import settings_from
 
     family = FAMILIES[name]
     values: dict[str, Any] = {f"model.{key}": value for key, value in family.model.items()} | {"training.seed": seed}
@@ -303,7 +304,8 @@ def pretraining_settings(study: StudySettings) -> "Settings":
     Raises:
         ConfigError: a setting of the section has a wrong value or no use, or no family begins with a pretraining.
     """
-    from penstock.engine.training.settings import CLASSIFIER_ONLY, settings_from
+    from penstock.engine.training.setting_use import CLASSIFIER_ONLY
+    from penstock.engine.training.settings import settings_from
 
     name = next(name for name in study.families if FAMILIES[name].pretrains)
     shared = ("model.", "data.max_length", "data.truncation", "training.precision", "training.tensorboard")
@@ -404,7 +406,8 @@ def used_earlier(study: StudySettings) -> list[str]:
 def _has_use(key: str, family: str) -> bool:
     """Whether a setting for all families means something to this one."""
     from penstock.engine.study.baselines.settings import SHARED_KEYS
-    from penstock.engine.training.settings import NOT_DISTILLED, used_by
+    from penstock.engine.training.sections import used_by
+    from penstock.engine.training.setting_use import NOT_DISTILLED
 
     kind, taught = FAMILIES[family].kind, FAMILIES[family].teacher is not None
     if key.startswith("pretraining."):

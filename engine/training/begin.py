@@ -22,20 +22,18 @@ from penstock.engine.training.reading import LENGTH, OWN, TRUNCATION, as_settled
 from penstock.engine.training.recipe import TrainingSet
 from penstock.engine.training.run_directory import RunDirectory, another_run
 from penstock.engine.training.run_record import check_kind, read_record
-from penstock.engine.training.settings import (
+from penstock.engine.training.sections import used_by
+from penstock.engine.training.setting_use import (
     DECIDED,
     ENDING_KEYS,
     FREE_KEYS,
     LIMITS,
     WITH_VALIDATION,
-    Settings,
     check_distillation,
     check_not_distilled,
     check_used,
-    inherit,
-    load_saved_settings,
-    used_by,
 )
+from penstock.engine.training.settings import Settings, inherit, load_saved_settings
 
 
 def new_settings(

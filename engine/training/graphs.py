@@ -16,7 +16,7 @@ from penstock.engine.data.loader import Batch
 from penstock.engine.errors import ConfigError, RunError, first_line, is_out_of_memory
 from penstock.engine.models.ragged_input import filled_up
 from penstock.engine.training.distributed import World
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.sections import TrainingSettings
 
 ABSENT = -100  # the label of a text that fills up; torch's own sign for a label that no loss counts
 _MOST_SHAPES = 64  # graphs that are kept: a batch of one more shape runs without

@@ -13,7 +13,8 @@ from penstock.engine.errors import RunError
 from penstock.engine.training.reading import Reading, read_by
 from penstock.engine.training.run_directory import VALIDATION_NAME
 from penstock.engine.training.run_record import about_cut, as_trained, how_stored
-from penstock.engine.training.settings import FREE_KEYS, Settings, load_saved_settings
+from penstock.engine.training.setting_use import FREE_KEYS
+from penstock.engine.training.settings import Settings, load_saved_settings
 from penstock.engine.training.split import split_rows
 
 

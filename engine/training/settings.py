@@ -1,14 +1,10 @@
 """The configuration of a run: defaults, under a YAML file, under `section.key=value` from the command line."""
 
 import dataclasses
-import functools
-import importlib.util
-import json
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -16,224 +12,20 @@ from penstock.engine.data.hub_names import is_same
 from penstock.engine.errors import ConfigError
 from penstock.engine.models.pretraining_settings import PretrainingSettings
 from penstock.engine.models.settings import ModelSettings
-from penstock.engine.setting import check_section, checked, describe_range, describe_type, setting, split_key_value
+from penstock.engine.setting import checked, split_key_value
 from penstock.engine.training.recipe import TrainingSet, pretraining_recipe, recipe
+from penstock.engine.training.sections import (
+    DataSettings,
+    DistillationSettings,
+    TrainingSettings,
+    default_values,
+    known_settings,
+    section_types,
+)
+from penstock.engine.training.setting_use import CLASSIFIER_ONLY, check_used
 from penstock.engine.training.suggestions import suggest
 
 OVERRIDE_FORM = "section.key=value, such as training.epochs=3"
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    tokens_per_batch: int | Literal["auto"] | None = setting(
-        None,
-        "tokens in one batch at most, padding never counts; null: by the recipe; auto: as many as memory has room for",
-        minimum=1,
-    )
-    batches_per_step: int = setting(1, "batches in one optimizer step: ranks x accumulation", minimum=1)
-    mode: Literal["auto", "pack", "bucket"] = setting(
-        "auto", "pack in shuffled order, or group by length; auto: by model"
-    )
-    validation_fraction: float | None = setting(
-        None,
-        "share of the training rows kept for validation; null: 0.1, of few rows 0.2, in pretraining 1,000 rows",
-        minimum=0.0,
-        maximum=0.5,
-    )
-    validation_max: int = setting(5000, "rows kept for validation at most", minimum=1)
-    max_length: int | Literal["whole"] | None = setting(
-        None,
-        "tokens read of a text at most; whole: all that the store keeps; null: encoder 512, lstm 1024, bag whole",
-        minimum=1,
-    )
-    truncation: Literal["auto", "head", "tail", "head+tail"] = setting(
-        "auto", "what is read of a longer text; auto: as the store was prepared"
-    )
-    reader: Literal["auto", "mmap", "pread"] = setting(
-        "auto", "how stores are read: mapped, or with system calls; auto: pread on network and FUSE file systems"
-    )
-
-    def __post_init__(self) -> None:
-        check_section(self, "data")
-
-    @property
-    def tokens(self) -> int:
-        """`tokens_per_batch`, once resolved."""
-        assert isinstance(self.tokens_per_batch, int)
-        return self.tokens_per_batch
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    epochs: int | None = setting(None, "passes over the training rows; null: by the recipe", minimum=1)
-    max_steps: int | None = setting(None, "optimizer steps at most", minimum=1)
-    learning_rate: float | None = setting(
-        None, "peak learning rate; null: lstm 2e-3, encoder 5e-5 at width 768, bag 0.2", minimum=0.0
-    )
-    weight_decay: float = setting(
-        0.01, "AdamW's decoupled decay, not on biases and norms", minimum=0.0, used_by=("lstm", "encoder")
-    )
-    layer_decay: float | None = setting(
-        None,
-        "a layer's learning rate as a share of the one above it, such as 0.9",
-        minimum=0.0,
-        maximum=1.0,
-        used_by=("lstm", "encoder"),
-    )
-    warmup: float = setting(0.06, "share of the run in which the learning rate rises", minimum=0.0, maximum=1.0)
-    schedule: Literal["linear", "cosine", "constant"] = setting("linear", "how the learning rate falls after warm-up")
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", minimum=0.0)
-    class_weights: Literal["balanced"] | dict[str, float] | None = setting(  # noqa: RUF009 -- a frozen default
-        None,
-        "weights of the examples in the training loss, by label; balanced: each class weighs the same in total; for "
-        "lists of labels: what a label weighs where it is present, balanced: as much as all the rows without it",
-        minimum=1e-6,
-        maximum=1e6,
-    )
-    label_smoothing: float = setting(0.0, "share of a training label spread over all classes", minimum=0.0, below=1.0)
-    calibrate: bool = setting(False, "scale the best model's logits by one temperature, found on the validation rows")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto",
-        "auto: bf16 where the device computes in it, else fp16 on a GPU, fp32 on a CPU; a bag computes in fp32",
-        used_by=("lstm", "encoder"),
-    )
-    tf32: bool | None = setting(
-        None, "multiply float32 matrices in TF32, on GPUs; null: as torch is set", used_by=("lstm", "encoder")
-    )
-    compile: bool = setting(False, "run the model through torch.compile", used_by=("lstm", "encoder"))
-    cuda_graphs: bool = setting(
-        False,
-        "on a GPU, replay forward and backward from CUDA graphs, of batches filled up to few shapes",
-        used_by=("lstm", "encoder"),
-    )
-    seed: int = setting(
-        0, "seeds the initial weights, the order, dropout and the validation split", minimum=0, maximum=2**63 - 1
-    )
-    evaluate_every_steps: int = setting(0, "steps between evaluations; 0: after every epoch", minimum=0)
-    metric: Literal["accuracy", "macro_f1", "micro_f1", "loss"] = setting(
-        "accuracy", "what chooses the best model, of lists of labels micro_f1; between equals the lower loss does"
-    )
-    patience: int | None = setting(
-        None, "evaluations without a better one before stopping; 0: never; null: by the recipe", minimum=0
-    )
-    checkpoint_every_steps: int = setting(0, "steps between checkpoints; 0: about every five minutes", minimum=0)
-    keep_checkpoints: int = setting(
-        2, "checkpoints to resume from that are kept, the best model beside them", minimum=1
-    )
-    log_every_steps: int = setting(10, "steps between lines of metrics.jsonl", minimum=1)
-    rank_timeout: float = setting(
-        600.0, "seconds that a process waits for another one before the run ends", minimum=1.0, maximum=1e6
-    )
-    shard: bool = setting(
-        False,
-        "under torchrun, each process keeps a share of weights, gradients and optimizer (FSDP2) instead of all of them",
-        used_by=("lstm", "encoder"),
-    )
-    tensorboard: bool = setting(True, "write TensorBoard events where it is installed")
-    wandb_project: str | None = setting(None, "log to this Weights & Biases project")
-
-    def __post_init__(self) -> None:
-        check_section(self, "training")
-
-
-@dataclass(frozen=True)
-class DistillationSettings:
-    """What `penstock distil` reads; a training from labels alone reads none of it."""
-
-    temperature: float = setting(
-        2.0, "by which the teachers' and the student's logits are divided before they are compared", minimum=0.01
-    )
-    mix: float = setting(
-        0.5,
-        "of a row with a true label, the share of that label in its loss; the rest is what the teachers say",
-        minimum=0.0,
-        maximum=1.0,
-    )
-    texts: int | None = setting(
-        None, "unlabelled texts that are learned from at most, drawn at random; null: all", minimum=1
-    )
-    drop_overlap: bool = setting(
-        False, "leave out unlabelled texts that are test texts too, which are an error otherwise (--drop-overlap)"
-    )
-
-    def __post_init__(self) -> None:
-        check_section(self, "distillation")
-
-
-# What does not change the run's result: a run may go on with other values of these.
-FREE_KEYS = frozenset(
-    (
-        "data.reader",
-        "training.checkpoint_every_steps",
-        "training.keep_checkpoints",
-        "training.log_every_steps",
-        "training.rank_timeout",
-        "training.shard",
-        "training.tensorboard",
-        "training.wandb_project",
-    )
-)
-# What says when a run is over: it may go on with larger ones.
-ENDING_KEYS = ("training.epochs", "training.max_steps", "training.patience", "pretraining.tokens")
-# Those of them without which a run has one limit less; without epochs it has the recipe's.
-LIMITS = ("training.max_steps", "pretraining.tokens")
-# What a new run decides where it is left open: one that has begun keeps what it has.
-DECIDED = frozenset(
-    (
-        "model.kind",
-        "model.preset",
-        "model.embedding_size",
-        "model.buckets",
-        "model.encoder",
-        "data.tokens_per_batch",
-        "data.mode",
-        "data.validation_fraction",
-        "data.max_length",
-        "data.truncation",
-        "training.epochs",
-        "training.learning_rate",
-        "training.patience",
-    )
-)
-
-# What has no meaning without validation rows.
-WITH_VALIDATION = frozenset(
-    (
-        "data.validation_max",
-        "training.metric",
-        "training.patience",
-        "training.evaluate_every_steps",
-        "training.calibrate",
-    )
-)
-# What a run without labels has no use for, or does not offer.
-CLASSIFIER_ONLY = frozenset(
-    (
-        "model.pooling",
-        "model.head_dropout",
-        "model.encoder_head_dropout",
-        "model.freeze_embeddings",
-        "model.freeze_layers",
-        "model.lora_rank",
-        "model.start_from",
-        "training.layer_decay",
-        "training.class_weights",
-        "training.label_smoothing",
-        "training.calibrate",
-        "training.metric",
-        "training.compile",
-        "training.cuda_graphs",
-        "training.shard",
-    )
-)
-# The kinds of model that each way of learning without labels is for.
-OBJECTIVES = {"masked": ("lstm", "encoder"), "replaced": ("lstm",)}
-# What cannot be had where most labels are the teachers', and why.
-NOT_DISTILLED = {
-    "training.class_weights": "most of its labels are the teachers'",
-    "training.calibrate": "most of its validation labels are the teachers'",
-    "training.cuda_graphs": "graphs hold no teachers' logits",
-}
 _OPEN = (None, "auto")  # values that leave a choice to the recipe
 
 
@@ -279,7 +71,7 @@ class Settings:
         """What the user stated, other than that it be left open."""
         flat = self.flat()
         if self.given is None:
-            return {key for key, value in flat.items() if value != _defaults()[key] and value not in _OPEN}
+            return {key for key, value in flat.items() if value != default_values()[key] and value not in _OPEN}
         return {key for key in self.given if flat[key] not in _OPEN}
 
     def left_open(self) -> set[str]:
@@ -310,16 +102,16 @@ class Settings:
         """{"section.key": value} of every setting."""
         return {
             f"{section}.{name}": value
-            for section in _sections()
+            for section in section_types()
             for name, value in dataclasses.asdict(getattr(self, section)).items()
         }
 
     def to_yaml(self) -> str:
-        sections = [name for name in _sections() if name != "pretraining" or self.pretrains]
+        sections = [name for name in section_types() if name != "pretraining" or self.pretrains]
         return yaml.safe_dump({name: dataclasses.asdict(getattr(self, name)) for name in sections}, sort_keys=False)
 
     def _with(self, values: Mapping[str, Any]) -> "Settings":
-        sections: dict[str, dict[str, Any]] = {name: {} for name in _sections()}
+        sections: dict[str, dict[str, Any]] = {name: {} for name in section_types()}
         for key, value in values.items():
             section, name = key.split(".")
             sections[section][name] = value
@@ -380,7 +172,7 @@ def settings_from(values: Mapping[str, Any], *, begun: Path | None = None) -> Se
     settings = _settings(values)
     if settings.model.start_from is not None:
         settings = inherit(settings, begun)
-    defaults, flat = _defaults(), settings.flat()
+    defaults, flat = default_values(), settings.flat()
     for key, entry in values.items():
         where = entry[1] if isinstance(entry, tuple) else ""
         # a default asks for nothing; a run's own config.yaml lists every setting
@@ -459,130 +251,19 @@ _ARCHITECTURE = (
 )
 
 
-def check_used(settings: Settings, keys: Iterable[str], where: str = "") -> None:
-    """
-    Args:
-        keys: "section.key" of the settings that were stated.
-        where: the beginning of the message.
-
-    Raises:
-        ConfigError: the model or the run has no use for one of them.
-    """
-    flat = settings.flat()
-    for key in keys:
-        section, name = key.split(".")
-        reason = (settings.model.unused(name) if section == "model" else None) or _unused(settings, key)
-        if reason is not None:
-            raise ConfigError(f"{where}{key}={flat[key]} has no effect: {reason}")
-
-
-def _unused(settings: Settings, key: str) -> str | None:
-    """Why a run does not use a setting; None if it does."""
-    value, model = settings.flat()[key], settings.model
-    if key.startswith("pretraining.") and not settings.pretrains:
-        return "this run trains a classifier: penstock pretrain reads it"
-    if settings.pretrains and (key in CLASSIFIER_ONLY or key.startswith("distillation.")) and value:
-        return "this run learns from texts without labels: leave it out, or give it to penstock train"
-    if key == "pretraining.objective" and not model.is_of(OBJECTIVES[value]):
-        return f"this model is {model.named}, which does not learn so: penstock pretrain is for lstm and encoder" + (
-            " (masked)" if model.kind == "encoder" else ""
-        )
-    if key == "pretraining.candidates" and settings.pretraining.objective == "replaced":
-        return "pretraining.objective=replaced tells no tokens from others: leave it out"
-    if key == "training.precision" and value == "fp32" and model.kind == "bag":
-        return None  # that is what a bag computes in, and its config.yaml says
-    if value is not None and not model.is_of(used_by(key)):
-        return f"this model is {model.named}, which does not use it: leave it out"
-    if key in WITH_VALIDATION and value and settings.data.validation_fraction == 0:
-        return "data.validation_fraction=0 leaves no rows to evaluate on"
-    if key == "training.wandb_project" and value and not importlib.util.find_spec("wandb"):
-        return "wandb is not installed: pip install 'penstock[tracking]'"
-    return None
-
-
-def check_distillation(settings: Settings) -> None:
-    """
-    Raises:
-        ConfigError: a setting has no meaning where most labels are the teachers'.
-    """
-    flat = settings.flat()
-    for key, why in NOT_DISTILLED.items():
-        if flat[key]:
-            raise ConfigError(f"{key}={flat[key]} cannot be had in a distillation: {why}; leave it out")
-
-
-def check_not_distilled(settings: Settings) -> None:
-    """
-    Raises:
-        ConfigError: a setting of the section `distillation` asks for something, of a run that learns from labels alone.
-    """
-    flat, defaults = settings.flat(), _defaults()
-    for key in sorted(key for key in flat if key.startswith("distillation.") and flat[key] != defaults[key]):
-        raise ConfigError(
-            f"{key}={flat[key]} has no effect: this run learns from labels alone; leave it out, or learn "
-            "from a teacher with penstock distil"
-        )
-
-
 def _settings(values: Mapping[str, Any]) -> Settings:
     """As `settings_from`, whatever the model has a use for."""
-    known = _keys()
-    sections: dict[str, dict[str, Any]] = {name: {} for name in _sections()}
+    known = known_settings()
+    sections: dict[str, dict[str, Any]] = {name: {} for name in section_types()}
     for key, entry in values.items():
         value, where = entry if isinstance(entry, tuple) else (entry, "")
         if key not in known:
-            lists = f"the sections are {', '.join(_sections())}; `penstock train --settings` lists every key"
+            lists = f"the sections are {', '.join(section_types())}; `penstock train --settings` lists every key"
             raise ConfigError(f"{where}unknown setting {key!r}: {suggest(key, list(known)) or lists}")
         section, name = key.split(".")
         sections[section][name] = checked(value, *known[key], where=f"{where}{key}")
-    made = {name: cls(**sections[name]) for name, cls in _sections().items()}
+    made = {name: cls(**sections[name]) for name, cls in section_types().items()}
     return Settings(**made, given=frozenset(values))
-
-
-def describe_settings() -> str:
-    """One line for each setting: key, default, type and range, meaning."""
-    lines = []
-    for key, (annotation, metadata) in _keys().items():
-        only = f"{' and '.join(metadata['used_by'])} only" if metadata["used_by"] else ""
-        limits = ", ".join(part for part in (describe_range(metadata), only) if part)
-        more = f"  [{limits}]" if limits else ""
-        default = json.dumps(metadata["default"])
-        lines.append(f"{key}={default}  ({describe_type(annotation)})  {metadata['help']}{more}")
-    return "\n".join(lines)
-
-
-def used_by(key: str) -> tuple[str, ...]:
-    """The kinds of model that read a setting; empty if all do, or if there is no such setting."""
-    return _keys()[key][1]["used_by"] if key in _keys() else ()
-
-
-@functools.cache
-def _sections() -> dict[str, type]:
-    return {
-        "model": ModelSettings,
-        "data": DataSettings,
-        "training": TrainingSettings,
-        "pretraining": PretrainingSettings,
-        "distillation": DistillationSettings,
-    }
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    return Settings().flat()
-
-
-@functools.cache
-def _keys() -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """{"section.key": (type, metadata and default)}"""
-    return {
-        f"{section}.{entry.name}": (
-            typing.get_type_hints(cls)[entry.name],
-            {**entry.metadata, "default": entry.default},
-        )
-        for section, cls in _sections().items()
-        for entry in dataclasses.fields(cls)
-    }
 
 
 class _Loader(yaml.SafeLoader):
@@ -604,10 +285,10 @@ def _from_file(file: Path) -> dict[str, tuple[Any, str]]:
     """{"section.key": (value, prefix of its messages)}"""
     values: dict[str, tuple[Any, str]] = {}
     for section, entries in _read_yaml(file).items():
-        if entries is None and section in _sections():
+        if entries is None and section in section_types():
             continue
         if not isinstance(entries, Mapping):
-            keys = ", ".join(_sections())
+            keys = ", ".join(section_types())
             raise ConfigError(f"{file}: {section!r} must be a section of keys (one of {keys}), got {entries!r}")
         for key, value in entries.items():
             values[f"{section}.{key}"] = (value, f"{file}: ")
@@ -628,5 +309,5 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
     if document is None:
         return {}
     if not isinstance(document, Mapping):
-        raise ConfigError(f"{file}: expected sections ({', '.join(_sections())}), got {type(document).__name__}")
+        raise ConfigError(f"{file}: expected sections ({', '.join(section_types())}), got {type(document).__name__}")
     return document

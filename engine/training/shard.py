@@ -17,7 +17,8 @@ from penstock.engine.models import EncoderClassifier
 from penstock.engine.models.architectures import layers_of
 from penstock.engine.models.stock import is_sharded
 from penstock.engine.training.distributed import World
-from penstock.engine.training.settings import Settings, TrainingSettings
+from penstock.engine.training.sections import TrainingSettings
+from penstock.engine.training.settings import Settings
 
 __all__ = ["check_can_shard", "is_sharded", "is_share", "local", "place", "shard", "share_of", "whole"]
 

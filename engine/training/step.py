@@ -20,7 +20,7 @@ from penstock.engine.training.distributed import World
 from penstock.engine.training.graphs import StepGraphs, check_graphs, present
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.precision import autocast, gradient_scaler
-from penstock.engine.training.settings import DistillationSettings, TrainingSettings
+from penstock.engine.training.sections import DistillationSettings, TrainingSettings
 from penstock.engine.training.shard import is_sharded, local, share_of
 from penstock.engine.training.state import check_optimizer_state, optimizer_layout, parameters_of
 from penstock.engine.training.table_adamw import TableAdamW

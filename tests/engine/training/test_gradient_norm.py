@@ -10,7 +10,7 @@ from penstock.engine.data.plan import PlanParameters
 from penstock.engine.models import EncoderClassifier, build_model
 from penstock.engine.models.settings import ModelSettings
 from penstock.engine.training.distributed import World
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.sections import TrainingSettings
 from penstock.engine.training.step import Stepper, _looked_up, _norm_by_row
 from penstock.kernels import Ragged
 

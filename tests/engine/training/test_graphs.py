@@ -24,7 +24,7 @@ from penstock.engine.models import EncoderClassifier, LSTMClassifier, LSTMClassi
 from penstock.engine.training import graphs, step
 from penstock.engine.training.distributed import World
 from penstock.engine.training.graphs import ABSENT, StepGraphs, check_graphs, filled, present, shape_for
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.sections import TrainingSettings
 from penstock.engine.training.step import Stepper
 from penstock.kernels import Ragged
 

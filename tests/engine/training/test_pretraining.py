@@ -20,7 +20,8 @@ from penstock.engine.models import load_model
 from penstock.engine.models.pretrained import build_pretraining, load_pretraining
 from penstock.engine.training.optimizer import build_optimizer
 from penstock.engine.training.recipe import TrainingSet, pretraining_recipe
-from penstock.engine.training.settings import CLASSIFIER_ONLY, load_settings
+from penstock.engine.training.setting_use import CLASSIFIER_ONLY
+from penstock.engine.training.settings import load_settings
 from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.train import train
 from penstock.engine.training.trained import TrainedRun

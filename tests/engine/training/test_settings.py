@@ -7,7 +7,8 @@ from subtested import as_subtests
 from penstock.engine.errors import ConfigError
 from penstock.engine.training import suggestions
 from penstock.engine.training.recipe import TrainingSet
-from penstock.engine.training.settings import Settings, describe_settings, load_saved_settings, load_settings
+from penstock.engine.training.sections import describe_settings
+from penstock.engine.training.settings import Settings, load_saved_settings, load_settings
 
 MIDDLING = TrainingSet(examples=20_000, mean_length=50.0, max_length=256)
 

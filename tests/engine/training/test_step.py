@@ -7,7 +7,7 @@ from penstock.engine.data.loader import Batch
 from penstock.engine.errors import NonFiniteError
 from penstock.engine.training.distributed import World
 from penstock.engine.training.optimizer import build_optimizer
-from penstock.engine.training.settings import TrainingSettings
+from penstock.engine.training.sections import TrainingSettings
 from penstock.engine.training.step import Stepper, derive_seed
 from penstock.kernels import Ragged
 
