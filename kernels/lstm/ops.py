@@ -264,7 +264,8 @@ class _Layer(torch.autograd.Function):
             found = InputGrads(*transforms.call(operation, *grads, *layer, y, saved, *options))
         of_weights: list[Tensor | None] = [None] * len(need_each_weight)
         if need_weights:
-            biases = [*found.bias, *found.bias] if LayerWeights(*weights).b_ih else []
+            # whoever changes one gradient in place must not change the other
+            biases = [*found.bias, *(bias.clone() for bias in found.bias)] if LayerWeights(*weights).b_ih else []
             of_weights = [*found.w_ih, *found.w_hh, *biases, *found.w_hr]
         dx, dh0, dc0 = found.x if need_x else None, found.h0, found.c0
         return None, None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, *of_weights

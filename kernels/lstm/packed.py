@@ -83,9 +83,10 @@ class Prepared:
             if self.dtype is None:
                 return None
             packing.refuse("LSTM", self.dtype, reason)
-        if self.packed.made_from != _state(weights, call_dtype):
-            self.packed = _pack(weights, call_dtype, self.dtype)
-        return self.packed
+        packed = self.packed  # another thread, that computes in another dtype, may replace it
+        if packed.made_from != _state(weights, call_dtype):
+            packed = self.packed = _pack(weights, call_dtype, self.dtype)
+        return packed
 
     def __repr__(self) -> str:
         return packing.name(self.dtype or self.packed.dtype)

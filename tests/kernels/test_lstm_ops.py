@@ -165,3 +165,9 @@ def test_cell_errors() -> None:
     for dtype in (torch.int64, torch.bool, torch.complex64):
         with pytest.raises(TypeError, match="c must be floating point"):
             lstm_cell(torch.randn(3, 8), torch.ones(3, 2, dtype=dtype))
+
+
+def test_no_two_gradients_share_memory():
+    lstm = LSTM(4, 8, num_layers=2, bidirectional=True)
+    found = torch.autograd.grad(lstm(torch.randn(3, 2, 4))[0].sum(), list(lstm.parameters()))
+    assert len({gradient.data_ptr() for gradient in found}) == len(found) == 16
