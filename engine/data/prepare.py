@@ -120,9 +120,8 @@ def prepare(
         DiskError: the disk is full or cannot be written.
     """
     options = _Options(text, label, bad_rows, overwrite, rows_per_shard, progress, reading, cluster, unlabelled)
-    preparation = _survey(
-        sources, Path(out), PreparationSettings(tokenizer, max_length, truncation, like, unlabelled), options
-    )
+    settings = PreparationSettings(tokenizer, max_length, truncation, like, unlabelled)
+    preparation = _survey(sources, Path(out), settings, options)
     if preparation is not None:
         preparation.run()
     return Store.open(out, labelled=False)

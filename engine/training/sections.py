@@ -179,11 +179,19 @@ def section_types() -> dict[str, type]:
     }
 
 
+def values_of(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """{"section.key": value} of sections by their names."""
+    return {
+        f"{section}.{name}": value
+        for section, made in sections.items()
+        for name, value in dataclasses.asdict(made).items()
+    }
+
+
 @functools.cache
 def default_values() -> dict[str, Any]:
     """{"section.key": value}"""
-    made = {section: dataclasses.asdict(cls()) for section, cls in section_types().items()}
-    return {f"{section}.{name}": value for section, values in made.items() for name, value in values.items()}
+    return values_of({section: cls() for section, cls in section_types().items()})
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from penstock.engine.training.sections import (
     default_values,
     known_settings,
     section_types,
+    values_of,
 )
 from penstock.engine.training.setting_use import CLASSIFIER_ONLY, check_used
 from penstock.engine.training.suggestions import suggest
@@ -100,11 +101,7 @@ class Settings:
 
     def flat(self) -> dict[str, Any]:
         """{"section.key": value} of every setting."""
-        return {
-            f"{section}.{name}": value
-            for section in section_types()
-            for name, value in dataclasses.asdict(getattr(self, section)).items()
-        }
+        return values_of({section: getattr(self, section) for section in section_types()})
 
     def to_yaml(self) -> str:
         sections = [name for name in section_types() if name != "pretraining" or self.pretrains]
