@@ -37,41 +37,61 @@ struct RowProduct {
   }
 
  private:
+  // A panel of columns of a tile of rows, for a part of k.
+  struct Tile {
+    Range rows;
+    int64_t column, vecs;
+    bool last;  // part of k
+    float* sums;
+    int64_t stride;  // of sums
+    alignas(64) float whole[Operand<R>::kTileRows * kPanel];
+    TileProduct<R> product;  // into `sums`
+  };
+
   void run_block(int64_t first, int64_t rows, float* partial) const {
     const Tiling<R> tiles(rows);
-    const int64_t panels = panels_of(columns);
-    for (int64_t k = 0; k < lanes; k += kPanelDepth) {
-      const int64_t depth = lanes - k < kPanelDepth ? lanes - k : kPanelDepth;
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t vecs = vecs_of_panel(columns, panel);
-        const Lane* b_part = b.w + panel * kPanel * lanes + k * vecs * kLanes;
-        for (int64_t i = 0; i < tiles.count; ++i) {
-          const Range tile = tiles[i];
-          const bool last = k + depth == lanes;
-          const Rows<Lane> a_rows{a + (first + tile.begin) * a_stride + k, a_stride};
-          alignas(64) float result[Operand<R>::kTileRows * kPanel];
-          const bool in_parts = lanes > kPanelDepth;
-          float* sums = in_parts ? partial + tile.begin * panels * kPanel + panel * kPanel : result;
-          const int64_t stride = in_parts ? panels * kPanel : kPanel;
-          Prefetches prefetches;
-          for (int64_t r = 0; r < tile.size(); ++r) {
-            if (k > 0) prefetches.add(sums + r * stride, vecs * kLanes);
-            if (last) prefetches.add(c + (first + tile.begin + r) * columns + panel * kPanel, vecs * kLanes);
-          }
-          multiply_rows<R>(tile.size(), vecs, a_rows, b_part, depth, sums, stride, k > 0, prefetches);
-          if (last) finish(first + tile.begin, tile.size(), panel * kPanel, vecs, sums, stride);
-        }
-      }
-    }
+    const int64_t parts = (lanes + kPanelDepth - 1) / kPanelDepth, count = parts * panels_of(columns) * tiles.count;
+    for_tiles<R, Tile>(
+        count, [&](Tile& tile, int64_t i) __attribute__((always_inline)) { begin(tile, first, tiles, i, partial); },
+        [&](Tile& tile, TileProduct<R>& next) __attribute__((always_inline)) {
+          if (tile.last) write(tile, next);
+        });
   }
 
-  void finish(int64_t row, int64_t rows, int64_t first_column, int64_t vecs, const float* sums, int64_t stride) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float unit = Operand<R>::kQuantised ? units[row + r] : 1.0f;
-      for (int64_t v = 0; v < vecs; ++v) {
-        const int64_t column = first_column + v * kLanes;
+  void begin(Tile& tile, int64_t first, const Tiling<R>& tiles, int64_t i, float* partial) const {
+    const int64_t panels = panels_of(columns), panel = i / tiles.count % panels;
+    const int64_t k = i / tiles.count / panels * kPanelDepth;
+    const int64_t depth = lanes - k < kPanelDepth ? lanes - k : kPanelDepth;
+    const Range rows = tiles[i % tiles.count];
+    tile.rows = {first + rows.begin, first + rows.end};
+    tile.column = panel * kPanel;
+    tile.vecs = vecs_of_panel(columns, panel);
+    tile.last = k + depth == lanes;
+    const bool in_parts = lanes > kPanelDepth;
+    tile.sums = in_parts ? partial + rows.begin * panels * kPanel + tile.column : tile.whole;
+    tile.stride = in_parts ? panels * kPanel : kPanel;
+    Prefetches prefetches;
+    for (int64_t r = 0; !Operand<R>::kMatrixUnit && r < rows.size(); ++r) {
+      if (k > 0) prefetches.add(tile.sums + r * tile.stride, tile.vecs * kLanes);
+      if (tile.last) prefetches.add(c + (tile.rows.begin + r) * columns + tile.column, tile.vecs * kLanes);
+    }
+    tile.product.start(rows.size(), tile.vecs, {a + tile.rows.begin * a_stride + k, a_stride},
+                       b.w + tile.column * lanes + k * tile.vecs * kLanes, depth, tile.sums, tile.stride, k > 0,
+                       prefetches);
+  }
+
+  // A tile whose product is made, while the next one's is.
+  void write(const Tile& tile, TileProduct<R>& next_product) const {
+    const int64_t steps_a_row = (next_product.steps_left() + tile.rows.size() - 1) / tile.rows.size();
+    for (int64_t r = 0; r < tile.rows.size(); ++r) {
+      const int64_t row = tile.rows.begin + r;
+      for (int64_t i = 0; i < steps_a_row; ++i) next_product.step();
+      if constexpr (Operand<R>::kMatrixUnit) prefetch(c + row * columns + tile.column + kPanel, kPanel);
+      const float unit = Operand<R>::kQuantised ? units[row] : 1.0f;
+      for (int64_t v = 0; v < tile.vecs; ++v) {
+        const int64_t column = tile.column + v * kLanes;
         const Floats rest = bias ? load(bias + column) : Floats{};
-        store(c + (row + r) * columns + column, b.result(column, load(sums + r * stride + v * kLanes), unit, rest),
+        store(c + row * columns + column, b.result(column, load(tile.sums + r * tile.stride + v * kLanes), unit, rest),
               columns - column < kLanes ? columns - column : kLanes);
       }
     }

@@ -183,6 +183,9 @@ struct Tiles {
   }
 };
 
+template <class Lane>
+class StepwiseProduct;
+
 #if defined(__AMX_BF16__)
 // What a register of B holds: kAmxPairs lanes of k by kLanes columns, one after the other in memory.
 constexpr int64_t kAmxBlock = kAmxPairs * kLanes;
@@ -215,6 +218,85 @@ PENSTOCK_INLINE void multiply_in_matrix_unit(int64_t rows, int64_t vecs, Rows<La
     if (vecs == 3) part.template operator()<1, 1>(2, rest);
   }
 }
+
+// A product of whole rows in the matrix unit that is made a step of k at a time, so that other work runs between: the
+// unit multiplies, and waits for B, while the vector units compute. Its sums stay in the unit's registers meanwhile, so
+// a thread has one such product at a time.
+template <class Lane>
+class StepwiseProduct {
+ public:
+  // For `rows` of at most 2 * kAmxRows; the other operands are multiply_rows's.
+  void start(int64_t rows, int64_t vecs, Rows<Lane> a, const Lane* b, int64_t lanes, float* out, int64_t stride,
+             bool add, const Prefetches&) {
+    add_ = add;
+    two_ = rows > kAmxRows;
+    a_ = a, b_ = b, out_ = out, vecs_ = vecs, lanes_ = lanes, stride_ = stride;
+    vec_ = k_ = 0;
+    left_ = (two_ ? (vecs + 1) / 2 : 1) * (lanes / kAmxPairs);
+  }
+
+  int64_t steps_left() const { return left_; }
+
+  PENSTOCK_INLINE void step() {
+    if (left_ == 0) return;
+    --left_;
+    if (two_) {
+      vecs_ - vec_ > 1 ? step_of<2, 2>() : step_of<2, 1>();
+    } else {
+      switch (vecs_) {
+        case 1:
+          return step_of<1, 1>();
+        case 2:
+          return step_of<1, 2>();
+        case 3:
+          return step_of<1, 3>();
+        default:
+          return step_of<1, 4>();
+      }
+    }
+  }
+
+  void finish() {
+    while (left_ > 0) step();
+  }
+
+ private:
+  template <int kRows, int kColumns>
+  PENSTOCK_INLINE void step_of() {
+    constexpr bool kBytes = std::is_same_v<Lane, BytesUnit>;
+    constexpr int kA = 4, kB = kA + kRows, kBs = 8 - kB;
+    const auto for_c = [&](auto body) __attribute__((always_inline)) {
+      unroll<kRows * kColumns>([&](auto n) __attribute__((always_inline)) {
+        body(n, out_ + (n / kColumns) * kAmxRows * stride_ + (vec_ + n % kColumns) * kLanes);
+      });
+    };
+    if (k_ == 0) {
+      for_c([&](auto n, float* at)
+                __attribute__((always_inline)) { add_ ? load_register<n>(at, stride_) : clear_register<n>(); });
+    }
+    unroll<kRows>([&](auto i) __attribute__((always_inline)) {
+      load_register<kA + i>(a_.data + i * kAmxRows * a_.stride + k_, a_.stride);
+    });
+    const Lane* b = b_ + (k_ / kAmxPairs * vecs_ + vec_) * kAmxBlock;
+    unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
+      load_register<kB + j % kBs>(b + j * kAmxBlock, kLanes);
+      unroll<kRows>([&](auto i) __attribute__((always_inline)) {
+        add_product<i * kColumns + j, kA + i, kB + j % kBs, kBytes>();
+      });
+    });
+    k_ += kAmxPairs;
+    if (k_ < lanes_) return;
+    for_c([&](auto n, float* at) __attribute__((always_inline)) { store_register<n>(at, stride_); });
+    k_ = 0;
+    vec_ += kColumns;
+  }
+
+  Rows<Lane> a_{};
+  const Lane* b_ = nullptr;
+  float* out_ = nullptr;
+  int64_t vecs_ = 0, lanes_ = 0, stride_ = 0, vec_ = 0, k_ = 0, left_ = 0;
+  bool two_ = false, add_ = false;
+};
 #endif
 
 template <class T>
@@ -235,6 +317,23 @@ PENSTOCK_INLINE void multiply_packed(int64_t rows, int64_t vecs, const typename 
   Tiles<T, true>::of(rows, vecs)(a, b, lanes, out, stride, add, prefetches);
 }
 
+// The same product without a matrix unit: made at once, when it starts.
+template <class T>
+struct WholeProduct {
+  PENSTOCK_INLINE void start(int64_t rows, int64_t vecs, Rows<typename Operand<T>::Lane> a,
+                             const typename Operand<T>::Lane* b, int64_t lanes, float* out, int64_t stride, bool add,
+                             const Prefetches& prefetches) {
+    multiply_rows<T>(rows, vecs, a, b, lanes, out, stride, add, prefetches);
+  }
+  int64_t steps_left() const { return 0; }
+  void step() {}
+  void finish() {}
+};
+
+template <class T>
+using TileProduct =
+    std::conditional_t<Operand<T>::kMatrixUnit, StepwiseProduct<typename Operand<T>::Lane>, WholeProduct<T>>;
+
 // Rows cut into tiles of near-equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1. Heights are whole steps of rows, all
 // but the last.
 template <class T>
@@ -254,5 +353,37 @@ struct Tiling {
     return {begin * kStep, end * kStep < rows ? end * kStep : rows};
   }
 };
+
+// Tile i of those that rows and panels make: a panel of B after the other, so that each is read once. The matrix unit
+// takes a tile of rows after the other: what is fetched for its next panel is then still there.
+template <class T>
+struct PanelTile {
+  int64_t panel;
+  Range rows;
+
+  PanelTile(Range panels, const Tiling<T>& tiles, int64_t i) {
+    constexpr bool kRowsFirst = Operand<T>::kMatrixUnit;
+    panel = panels.begin + (kRowsFirst ? i % panels.size() : i / tiles.count);
+    rows = tiles[kRowsFirst ? i / panels.size() : i % tiles.count];
+  }
+};
+
+// For every i in [0, count) begin(tile, i), which starts tile.product, then apply(tile, the next one's product). On the
+// matrix unit the next one's has begun by then, and `apply` takes its steps between its own.
+template <class T, class Tile, class Begin, class Apply>
+PENSTOCK_INLINE void for_tiles(int64_t count, const Begin& begin, const Apply& apply) {
+  constexpr bool kAhead = Operand<T>::kMatrixUnit;
+  Tile tiles[2];
+  for (int64_t i = 0; i < count; ++i) {
+    Tile &here = tiles[i % 2], &next = tiles[(i + 1) % 2];
+    if (!kAhead || i == 0) {
+      begin(here, i);
+      here.product.finish();
+    }
+    if (kAhead && i + 1 < count) begin(next, i + 1);
+    apply(here, next.product);
+    next.product.finish();
+  }
+}
 
 }  // namespace penstock::PENSTOCK_ISA

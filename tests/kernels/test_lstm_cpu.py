@@ -138,6 +138,20 @@ def test_forget_gate_near_saturation(dtype):
     Problem([150, 40], 12, 32, 2, dtype, forget=6.0, seed=1).check()
 
 
+@all_codes
+def test_a_memory_decays_as_its_gate_says(isa, dtype):
+    """The error of a forget gate counts once for each step, over all of which nothing else enters."""
+    steps = 1000
+    problem = Problem([steps], 3, 20, 2, dtype)
+    for tensor in (problem.x, *(each for kind in problem.weights for each in kind)):
+        tensor.zero_()
+    forget = torch.linspace(6, 9, 20).to(dtype).double()
+    for b_ih in problem.weights.b_ih:
+        b_ih[20:40] = forget
+    values, _ = problem.run("cpu")
+    torch.testing.assert_close(values["c_n"].double(), forget.sigmoid() ** steps * problem.c0, atol=0, rtol=2e-3)
+
+
 @pytest.mark.slow
 def test_two_thousand_steps_of_memory():
     """With recurrent weights so small that the recurrence does not amplify rounding, whoever computes it."""

@@ -80,34 +80,30 @@ struct BackwardTeam {
     int64_t active = 0;
     for (int64_t step = longest; step-- > 0;) {
       while (active < rows && sequences[active * parts].length > step) ++active;
-      for_tiles(active, panels, [&](int64_t panel, Range tile, Prefetches& prefetches) {
-        const int64_t ahead =
-            units_ahead(panels, panel, kPanel, (direction == 0 ? -directions : directions) * hidden_size);
-        step_tile(step, panel, ahead, tile.begin, tile.size(), prefetches);
-      });
+      const Tiling<T> tiles(active);
+      for_tiles<T, Tile>(
+          panels.size() * tiles.count,
+          [&](Tile& tile, int64_t i) __attribute__((always_inline)) { begin(tile, step, panels, tiles, i); },
+          [&](Tile& tile, TileProduct<T>& next) __attribute__((always_inline)) { apply_cell(tile, step, next); });
       barrier.wait();
     }
     if (dh0 == nullptr) return;
-    for_tiles(rows, panels,
-              [&](int64_t panel, Range tile, Prefetches&) { initial_tile(panel, tile.begin, tile.size()); });
+    const Tiling<T> tiles(rows);
+    for_tiles<T, Tile>(
+        panels.size() * tiles.count,
+        [&](Tile& tile, int64_t i) __attribute__((always_inline)) { begin(tile, -1, panels, tiles, i); },
+        [&](Tile& tile, TileProduct<T>&) __attribute__((always_inline)) { write_initial(tile); });
   }
 
  private:
-  template <class Function>
-  void for_tiles(int64_t active, Range panels, const Function& function) const {
-    const Tiling<T> tiles(active);
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      const int64_t next = next_around(panels, panel);
-      const int64_t lanes = vecs_of_panel(hidden_size, next) * kLanes * Operand<T>::lanes(4 * hidden_size);
-      for (int64_t i = 0; i < tiles.count; ++i) {
-        Prefetches prefetches;
-        if (!Operand<T>::kMatrixUnit && tiles.count > 1)
-          prefetches.add_panel(w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, next), lanes, tiles.count,
-                               i);
-        function(panel, tiles[i], prefetches);
-      }
-    }
-  }
+  // A panel of units of a tile of rows at a step.
+  struct Tile {
+    int64_t first, end;  // of the units
+    int64_t ahead;       // to the units that the same rows come to next
+    int64_t first_row, height;
+    alignas(64) float dh[Operand<T>::kTileRows][kPanel];  // what comes from the step after
+    TileProduct<T> product;                               // into `dh`
+  };
 
   const Sequence& sequence(int64_t row) const { return sequences[row * parts]; }
 
@@ -115,26 +111,37 @@ struct BackwardTeam {
     return sequence(row).start + (direction == 0 ? step : sequence(row).length - 1 - step);
   }
 
-  // dh that comes from the step after `step`, for a tile of units; step -1 gives the initial state's.
-  void recurrent_share(int64_t step, int64_t panel, int64_t first_row, int64_t height, float* out,
-                       const Prefetches& prefetches) const {
-    const Rows<Lane> a{reinterpret_cast<const Lane*>(after[(step + 1) % 2] + first_row * after_stride),
+  // Tile i of a step; step -1 gives the initial state's.
+  void begin(Tile& tile, int64_t step, Range panels, const Tiling<T>& tiles, int64_t i) const {
+    const PanelTile<T> place(panels, tiles, i);
+    const int64_t panel = place.panel, lanes = Operand<T>::lanes(4 * hidden_size);
+    tile.first = panel * kPanel;
+    tile.end = tile.first + kPanel < hidden_size ? tile.first + kPanel : hidden_size;
+    tile.ahead = units_ahead(panels, panel, kPanel, (direction == 0 ? -directions : directions) * hidden_size);
+    tile.first_row = place.rows.begin;
+    tile.height = place.rows.size();
+    Prefetches prefetches;
+    if constexpr (!Operand<T>::kMatrixUnit) {
+      const int64_t next = next_around(panels, panel);
+      if (tiles.count > 1)
+        prefetches.add_panel(w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, next),
+                             vecs_of_panel(hidden_size, next) * kLanes * lanes, tiles.count, i % tiles.count);
+      if (step >= 0) add_needed(step, panel, tile.first_row, tile.height, prefetches);
+    }
+    const Rows<Lane> a{reinterpret_cast<const Lane*>(after[(step + 1) % 2] + tile.first_row * after_stride),
                        after_stride / Operand<T>::kPerLane};
-    multiply_rows<T>(height, vecs_of_panel(hidden_size, panel), a,
-                     w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, panel),
-                     Operand<T>::lanes(4 * hidden_size), out, kPanel, false, prefetches);
+    tile.product.start(tile.height, vecs_of_panel(hidden_size, panel), a,
+                       w_hh + RecurrentWeightsBackward<T>::panel_offset(hidden_size, panel), lanes, tile.dh[0], kPanel,
+                       false, prefetches);
   }
 
-  void step_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height,
-                 Prefetches& prefetches) const {
-    alignas(64) float dh_recurrent[Operand<T>::kTileRows][kPanel];
-    if constexpr (!Operand<T>::kMatrixUnit) add_needed(step, panel, first_row, height, prefetches);
-    recurrent_share(step, panel, first_row, height, dh_recurrent[0], prefetches);
-
-    const int64_t first = panel * kPanel;
-    const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
+  // The cell's backward of a tile whose product is made, while the next one's is.
+  void apply_cell(const Tile& tile, int64_t step, TileProduct<T>& next_product) const {
+    const int64_t first = tile.first, end = tile.end, ahead = tile.ahead, height = tile.height;
+    const int64_t cells = height * ((end - first + kLanes - 1) / kLanes);
+    const int64_t steps_a_cell = (next_product.steps_left() + cells - 1) / cells;
     for (int64_t r = 0; r < height; ++r) {
-      const int64_t row = first_row + r, here = token(row, step);
+      const int64_t row = tile.first_row + r, here = token(row, step);
       const int64_t cell = here * directions + direction;
       const float* c_before = step > 0 ? c + (token(row, step - 1) * directions + direction) * hidden_size
                               : c0     ? c0 + sequence(row).index * hidden_size
@@ -142,6 +149,7 @@ struct BackwardTeam {
       const T* last_dh = dh_n && step + 1 == sequence(row).length ? dh_n + sequence(row).index * hidden_size : nullptr;
       for (int64_t unit = first; unit < end; unit += kLanes) {
         const int64_t n = end - unit < kLanes ? end - unit : kLanes;
+        for (int64_t i = 0; i < steps_a_cell; ++i) next_product.step();
         const GateSlot slot = gate_slot(unit, hidden_size);
         const T* gate = gates + cell * 4 * hidden_size + slot.offset;
         if constexpr (Operand<T>::kMatrixUnit) {
@@ -151,7 +159,7 @@ struct BackwardTeam {
           if (dy) prefetch(dy + cell * hidden_size + unit + ahead, kLanes);
           prefetch(dgates + here * dgates_stride + direction * 4 * hidden_size + slot.offset + 4 * ahead, 4 * kLanes);
         }
-        Floats dh = load(dh_recurrent[r] + (unit - first));
+        Floats dh = load(tile.dh[r] + (unit - first));
         if (dy) dh += load(dy + cell * hidden_size + unit, n);
         if (last_dh) dh += load(last_dh + unit, n);
         if (dpooled.gradient) dh += dpooled.at(sequence(row), int32_t(here), unit, n);
@@ -159,9 +167,9 @@ struct BackwardTeam {
         Floats dc_here = load(dc_state, n);
         if (dcells) dc_here += load(dcells + cell * hidden_size + unit, n);
         const CellGradient gradient =
-            cell_backward(load(gate, n), load(gate + slot.stride, n), load(gate + 2 * slot.stride, n),
-                          load(gate + 3 * slot.stride, n), c_before ? load(c_before + unit, n) : Floats{},
-                          load(c + cell * hidden_size + unit, n), dh, dc_here);
+            cell_backward<T>(load(gate, n), load(gate + slot.stride, n), load(gate + 2 * slot.stride, n),
+                             load(gate + 3 * slot.stride, n), c_before ? load(c_before + unit, n) : Floats{},
+                             load(c + cell * hidden_size + unit, n), dh, dc_here);
         for (Element* out : {dgates + here * dgates_stride + direction * 4 * hidden_size + slot.offset,
                              after[step % 2] + row * after_stride + slot.offset}) {
           store(out, gradient.i, n);
@@ -188,16 +196,12 @@ struct BackwardTeam {
     }
   }
 
-  void initial_tile(int64_t panel, int64_t first_row, int64_t height) const {
-    alignas(64) float dh[Operand<T>::kTileRows][kPanel];
-    recurrent_share(-1, panel, first_row, height, dh[0], Prefetches{});
-    const int64_t first = panel * kPanel;
-    const int64_t end = first + kPanel < hidden_size ? first + kPanel : hidden_size;
-    for (int64_t r = 0; r < height; ++r) {
-      const Sequence& s = sequence(first_row + r);
-      for (int64_t unit = first; unit < end; unit += kLanes) {
-        const int64_t n = end - unit < kLanes ? end - unit : kLanes;
-        Floats value = load(dh[r] + (unit - first));
+  void write_initial(const Tile& tile) const {
+    for (int64_t r = 0; r < tile.height; ++r) {
+      const Sequence& s = sequence(tile.first_row + r);
+      for (int64_t unit = tile.first; unit < tile.end; unit += kLanes) {
+        const int64_t n = tile.end - unit < kLanes ? tile.end - unit : kLanes;
+        Floats value = load(tile.dh[r] + (unit - tile.first));
         if (dh_n && s.length == 0) value += load(dh_n + s.index * hidden_size + unit, n);
         store(dh0 + s.index * hidden_size + unit, value, n);
       }

@@ -73,19 +73,10 @@ struct ForwardTeam {
       while (active > 0 && sequences[(active - 1) * parts].length <= step) --active;
       if (active == 0) return;
       const Tiling<R> tiles(active);
-      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const int64_t ahead =
-            units_ahead(panels, panel, kLanes, (direction == 0 ? directions : -directions) * hidden_size);
-        const int64_t next = next_around(panels, panel);
-        const int64_t panel_lanes = RecurrentPanels::kColumns * Operand<R>::lanes(hidden_size);
-        for (int64_t i = 0; i < tiles.count; ++i) {
-          const Range tile = tiles[i];
-          Prefetches prefetches;
-          if (!Operand<R>::kMatrixUnit && tiles.count > 1)
-            prefetches.add_panel(w_hh.w + next * panel_lanes, panel_lanes, tiles.count, i);
-          run_tile(step, panel, ahead, tile.begin, tile.size(), prefetches);
-        }
-      }
+      for_tiles<R, Tile>(
+          panels.size() * tiles.count,
+          [&](Tile& tile, int64_t i) __attribute__((always_inline)) { begin(tile, step, panels, tiles, i); },
+          [&](Tile& tile, TileProduct<R>& next) __attribute__((always_inline)) { apply_cell(tile, step, next); });
       barrier.wait();
     }
   }
@@ -116,51 +107,78 @@ struct ForwardTeam {
     return sequence.start + (direction == 0 ? step : sequence.length - 1 - step);
   }
 
-  void run_tile(int64_t step, int64_t panel, int64_t ahead, int64_t first_row, int64_t height,
-                Prefetches& prefetches) const {
-    const int64_t unit = panel * kLanes;
-    const int64_t n = hidden_size - unit < kLanes ? hidden_size - unit : kLanes;
-    const GateSlot slot = gate_slot(unit, hidden_size);
+  // 16 units of a tile of rows at a step.
+  struct Tile {
+    int64_t unit, n;  // the units' first and number
+    int64_t ahead;    // to the units that the same rows come to next
+    int64_t first_row, height;
+    int64_t cell[Operand<R>::kTileRows];  // (token, direction)
+    const T* gate_in[Operand<R>::kTileRows];
+    alignas(64) float sums[Operand<R>::kTileRows][4][kLanes];
+    TileProduct<R> product;  // into `sums`
+  };
+
+  // Tile i of a step.
+  void begin(Tile& tile, int64_t step, Range panels, const Tiling<R>& tiles, int64_t i) const {
+    const PanelTile<R> place(panels, tiles, i);
+    const int64_t panel = place.panel, next = next_around(panels, panel);
+    const int64_t lanes = Operand<R>::lanes(hidden_size), panel_lanes = RecurrentPanels::kColumns * lanes;
+    tile.unit = panel * kLanes;
+    tile.n = hidden_size - tile.unit < kLanes ? hidden_size - tile.unit : kLanes;
+    tile.ahead = units_ahead(panels, panel, kLanes, (direction == 0 ? directions : -directions) * hidden_size);
+    tile.first_row = place.rows.begin;
+    tile.height = place.rows.size();
+    const GateSlot slot = gate_slot(tile.unit, hidden_size);
     const Element* h_before = h[step % 2];
     Element* h_after = h[(step + 1) % 2];
-
-    constexpr int kTileRows = Operand<R>::kTileRows;
-    int64_t cell[kTileRows];  // (token, direction)
-    const T* gate_in[kTileRows];
-    const Rows<Lane> a{reinterpret_cast<const Lane*>(h_before + first_row * h_stride), h_stride / Operand<R>::kPerLane};
-    for (int64_t r = 0; r < height; ++r) {
-      const int64_t row = first_row + r;
+    Prefetches prefetches;
+    if (!Operand<R>::kMatrixUnit && tiles.count > 1)
+      prefetches.add_panel(w_hh.w + next * panel_lanes, panel_lanes, tiles.count, i % tiles.count);
+    for (int64_t r = 0; r < tile.height; ++r) {
+      const int64_t row = tile.first_row + r;
       const int64_t here = token(row, step);
-      cell[r] = here * directions + direction;
-      gate_in[r] =
+      tile.cell[r] = here * directions + direction;
+      tile.gate_in[r] =
           projected + ((row_of ? row_of[here] : here) * directions + direction) * 4 * hidden_size + slot.offset;
       if constexpr (Operand<R>::kMatrixUnit) continue;
-      prefetches.add(gate_in[r], 4 * n);
-      if (gates && row_of) prefetches.add(gates + cell[r] * 4 * hidden_size + slot.offset, 4 * n);
-      prefetches.add(c + row * hidden_size + unit, n);
-      if (c_saved) prefetches.add(c_saved + cell[r] * hidden_size + unit, n);
-      if (y) prefetches.add(y + cell[r] * hidden_size + unit, n);
-      prefetches.add(h_after + row * h_stride + unit, n);
+      prefetches.add(tile.gate_in[r], 4 * tile.n);
+      if (gates && row_of) prefetches.add(gates + tile.cell[r] * 4 * hidden_size + slot.offset, 4 * tile.n);
+      prefetches.add(c + row * hidden_size + tile.unit, tile.n);
+      if (c_saved) prefetches.add(c_saved + tile.cell[r] * hidden_size + tile.unit, tile.n);
+      if (y) prefetches.add(y + tile.cell[r] * hidden_size + tile.unit, tile.n);
+      prefetches.add(h_after + row * h_stride + tile.unit, tile.n);
     }
-    alignas(64) float product[kTileRows][4][kLanes];
-    const int64_t lanes = Operand<R>::lanes(hidden_size);
-    multiply_rows<R>(height, 4, a, w_hh.w + panel * RecurrentPanels::kColumns * lanes, lanes, product[0][0], 4 * kLanes,
-                     false, prefetches);
+    const Rows<Lane> a{reinterpret_cast<const Lane*>(h_before + tile.first_row * h_stride),
+                       h_stride / Operand<R>::kPerLane};
+    tile.product.start(tile.height, 4, a, w_hh.w + panel * panel_lanes, lanes, tile.sums[0][0], 4 * kLanes, false,
+                       prefetches);
+  }
+
+  // The cell of a tile whose product is made, while the next one's is.
+  void apply_cell(Tile& tile, int64_t step, TileProduct<R>& next_product) const {
+    const int64_t unit = tile.unit, n = tile.n, first_row = tile.first_row, height = tile.height;
+    const int64_t *cell = tile.cell, ahead = tile.ahead;
+    const T* const* gate_in = tile.gate_in;
+    float (*const product)[4][kLanes] = tile.sums;
+    const GateSlot slot = gate_slot(unit, hidden_size);
+    Element* h_after = h[(step + 1) % 2];
+    const int64_t steps_a_row = (next_product.steps_left() + height - 1) / height;
 
     // Gates are read for all rows before any are written: rows lie a power of two apart, and a load waits for an
     // earlier store whose address ends alike.
     for (int64_t r = 0; r < height; ++r) {
       for (int v = 0; v < 4; ++v) {
         const Floats from_input = load(gate_in[r] + v * slot.stride, n);
-        const int64_t column = panel * RecurrentPanels::kColumns + v * kLanes;
+        const int64_t column = 4 * unit + v * kLanes;
         store(product[r][v], w_hh.result(column, load(product[r][v]), 1.0f, from_input));
       }
     }
     for (int64_t r = 0; r < height; ++r) {
+      for (int64_t i = 0; i < steps_a_row; ++i) next_product.step();
       Floats value[4];
       for (int v = 0; v < 4; ++v) value[v] = load(product[r][v]);
       float* state = c + (first_row + r) * hidden_size + unit;
-      const Cell after = cell_forward(value[0], value[1], value[2], value[3], load(state, n));
+      const Cell after = cell_forward<T>(value[0], value[1], value[2], value[3], load(state, n));
       store(state, after.c, n);
       if constexpr (Operand<R>::kMatrixUnit) {
         // The unit is so fast that a list of lines costs as much as the product.

@@ -95,7 +95,7 @@ def test_accumulation_is_one_large_batch(tmp_path, store, settings):
     assert one.examples == four.examples == 4 * 240
     for a, b in zip(records(tmp_path / "one", "train"), records(tmp_path / "four", "train"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=2e-3)  # of bfloat16
 
 
 @pytest.mark.parametrize("stops", [[1, 20], [9, 11]])
