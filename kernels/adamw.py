@@ -29,7 +29,8 @@ def adamw_rows(
         parameter: (table rows, width), float32 or float64, contiguous, on the CPU.
         mean, square: of the gradients and their squares (exp_avg and exp_avg_sq): of that shape, dtype and layout.
         gradient: the same; of other rows it is not read.
-        rows: int64, (count,), distinct. rate: the learning rate. divisor: of the gradient, before all else.
+        rows: int64, (count,), distinct. step: from 1. rate: the learning rate. betas: in [0, 1). divisor: of the
+            gradient, before all else; more than 0.
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. IndexError: a row is not the table's.
     """
@@ -38,8 +39,12 @@ def adamw_rows(
         if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
             wanted, found = tuple(parameter.shape), tuple(tensor.shape)
             raise ValueError(f"{name} must be {parameter.dtype} {wanted}, got {tensor.dtype} {found}")
-        _check_dense(name, tensor)
-    beta1, beta2 = (checks.real("betas", beta) for beta in betas)
+    checks.dense_and_apart(parameter.device, parameter=parameter, mean=mean, square=square, gradient=gradient)
+    step, rate, eps = checks.integer("step", step, 1), checks.real("rate", rate, 0), checks.real("eps", eps, 0)
+    weight_decay, divisor = checks.real("weight_decay", weight_decay, 0), checks.real("divisor", divisor, 0)
+    if divisor == 0:
+        raise ValueError("divisor must be more than 0, got 0")
+    beta1, beta2 = _check_betas(betas)
     numbers = {
         "beta1": beta1,
         "beta2": beta2,
@@ -69,7 +74,7 @@ def decay_rows(parameter: Tensor, rows: Tensor, factors: Tensor) -> None:
     _check_table(parameter, rows)
     if factors.dtype != parameter.dtype or factors.ndim != 1:
         raise ValueError(f"factors must be {parameter.dtype} of one dimension, got {factors.dtype} {factors.ndim}")
-    _check_dense("factors", factors)
+    checks.dense_and_apart(parameter.device, parameter=parameter, factors=factors)
     if compiled.available() is not None or parameter.dtype != torch.float32:
         found = parameter[rows]
         for factor in factors:
@@ -88,22 +93,19 @@ def _run(function: str, parameter: Tensor, rows: Tensor, others: dict[str, Tenso
 
 
 def _check_table(parameter: Tensor, rows: Tensor) -> None:
-    if parameter.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"parameter must be float32 or float64, got {parameter.dtype}")
-    if parameter.ndim != 2:
-        raise ValueError(f"parameter must have shape (rows, width), got {tuple(parameter.shape)}")
-    _check_dense("parameter", parameter)
+    checks.table("parameter", parameter)
+    if parameter.device.type != "cpu":
+        raise ValueError(f"parameter must be on the CPU, got {parameter.device}")
     if rows.dtype != torch.int64 or rows.ndim != 1 or rows.device.type != "cpu":
         raise ValueError(f"rows must be int64 of one dimension on the CPU, got {rows.dtype} {tuple(rows.shape)}")
-    if rows.numel():
-        lowest, highest = map(int, rows.aminmax())
-        if lowest < 0 or highest >= parameter.shape[0]:
-            raise IndexError(f"rows are {lowest} to {highest}, the table has {parameter.shape[0]}")
+    checks.rows("rows", rows, parameter.shape[0])
 
 
-def _check_dense(name: str, tensor: Tensor) -> None:
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_neg():
-        raise ValueError(f"{name} must be contiguous and on the CPU")
+def _check_betas(betas: tuple[float, float]) -> list[float]:
+    numbers = [checks.real("betas", beta) for beta in betas]
+    if len(numbers) != 2 or not all(0 <= beta < 1 for beta in numbers):
+        raise ValueError(f"betas must be two numbers from 0 to below 1, got {betas}")
+    return numbers
 
 
 def _plain(

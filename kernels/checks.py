@@ -2,6 +2,7 @@
 
 import numbers
 import operator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,17 +33,19 @@ def _indexed(name: str, value: Any) -> int:
     return operator.index(value)
 
 
-def real(name: str, value: Any) -> float:
+def real(name: str, value: Any, least: float | None = None) -> float:
     """The value, if it is a real number: Python's, one of NumPy's, or what a compiler has in its place.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is none. ValueError: it is below `least`, or NaN where there is one.
     """
-    if type(value) is float or isinstance(value, torch.SymFloat):
-        return value  # type: ignore[return-value]
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r} of {type(value).__name__}")
-    return float(value)
+    if type(value) is not float and not isinstance(value, torch.SymFloat):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {value!r} of {type(value).__name__}")
+        value = float(value)
+    if least is not None and not value >= least:
+        raise ValueError(f"{name} must be at least {least:g}, got {value}")
+    return value
 
 
 def probability(name: str, p: Any) -> float:
@@ -58,6 +61,43 @@ def floating(name: str, *tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+def table(name: str, tensor: Tensor) -> None:
+    """A table of embeddings. Raises TypeError or ValueError if it is not (rows, width), float32 or float64."""
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}")
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} must have shape (rows, width), got {tuple(tensor.shape)}")
+
+
+def dense_and_apart(device: torch.device, **tensors: Tensor) -> None:
+    """What is read and changed by address. Raises ValueError if a tensor is not contiguous on the device, or two share
+    memory, of which one may be changed."""
+    ends: list[tuple[int, int, str]] = []
+    for name, tensor in tensors.items():
+        if tensor.device != device or not tensor.is_contiguous() or tensor.is_neg():
+            raise ValueError(
+                f"{name} must be contiguous and on {device}, got strides {tensor.stride()}, {tensor.device}"
+            )
+        if tensor.numel():
+            ends.append((tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.itemsize, name))
+    for (_, end, one), (start, _, other) in pairwise(sorted(ends)):
+        if start < end:
+            raise ValueError(f"{one} and {other} share memory, but a step changes them in place: clone one of them")
+
+
+def rows(name: str, rows: Tensor, count: int) -> None:
+    """Rows of a table of `count`. Raises IndexError if one is not there, ValueError if one is named twice: on several
+    threads, both would be changed at once."""
+    if not rows.numel():
+        return
+    ascending = bool((rows[1:] > rows[:-1]).all())
+    lowest, highest = map(int, (rows[0], rows[-1]) if ascending else rows.aminmax())
+    if lowest < 0 or highest >= count:
+        raise IndexError(f"{name} are {lowest} to {highest}, the table has {count}")
+    if not ascending and rows.unique().numel() < rows.numel():
+        raise ValueError(f"{name} must be distinct, but one is named twice")
 
 
 def as_int32(integers: Tensor) -> Tensor:

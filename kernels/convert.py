@@ -19,15 +19,19 @@ class RaggedForm:
 
     Attributes:
         ragged: the input, values of (tokens, features).
-        tokens_in: from the input's form, without features, to (tokens,).
+        shape: of the input without its features; (tokens,) of what lies in no rectangle.
+        in_order: from that shape to (tokens,).
         values_out: from (tokens, width) to the input's form.
         batched: False if the input was one sequence without a batch dimension.
+        offsets: of a NestedTensor, else None.
     """
 
     ragged: Ragged
-    tokens_in: Callable[[Tensor], Tensor]
+    shape: torch.Size
+    in_order: Callable[[Tensor], Tensor]
     values_out: Callable[[Tensor], Any]
     batched: bool = True
+    offsets: Tensor | None = None
 
     @classmethod
     def of(cls, input: Tensor | PackedSequence | Ragged, batch_first: bool, features: bool = True) -> "RaggedForm":
@@ -38,7 +42,7 @@ class RaggedForm:
         if isinstance(input, Ragged):
             if features and input.values.ndim != 2:
                 raise ValueError(f"input's values must be (tokens, features), got {tuple(input.values.shape)}")
-            return cls(input, lambda tokens: tokens, input.with_values)
+            return cls(input, input.values.shape[:1], _unchanged, input.with_values)
         if isinstance(input, PackedSequence):
             return _of_packed(input)
         if not isinstance(input, Tensor):
@@ -46,10 +50,25 @@ class RaggedForm:
         if input.is_nested:
             return _of_nested(input)
         if input.ndim == 2:
-            return cls(rectangle(input[None]), lambda tokens: tokens, lambda values: values, batched=False)
+            return cls(rectangle(input[None]), input.shape[:1], _unchanged, _unchanged, batched=False)
         if input.ndim == 3:
             return _of_padded(input, batch_first)
         raise ValueError(f"input must have 2 dimensions (unbatched) or 3, got {input.ndim}")
+
+    def tokens_in(self, name: str, tokens: Any) -> Tensor:
+        """What the caller gives for each token, from the input's form without features to (tokens,).
+
+        Raises:
+            TypeError: no tensor. ValueError: of another form, which would be read as that of other tokens.
+        """
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tokens).__name__}")
+        if tokens.is_nested and self.offsets is not None:
+            tokens = _nested_values(name, tokens, self.offsets)
+        if tokens.is_nested or tokens.shape != self.shape:
+            found = "a NestedTensor" if tokens.is_nested else tuple(tokens.shape)
+            raise ValueError(f"{name} must have shape {tuple(self.shape)}, one for each token of input, got {found}")
+        return self.in_order(tokens)
 
     def state_in(self, state: Tensor) -> Tensor:
         if state.ndim != (3 if self.batched else 2):
@@ -58,6 +77,10 @@ class RaggedForm:
 
     def state_out(self, state: Tensor) -> Tensor:
         return state if self.batched else state.squeeze(1)
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def rectangle(values: Tensor) -> Ragged:
@@ -73,10 +96,11 @@ def rectangle(values: Tensor) -> Ragged:
 def _of_padded(input: Tensor, batch_first: bool) -> RaggedForm:
     if batch_first:
         batch, time = input.shape[:2]
-        return RaggedForm(rectangle(input), lambda tokens: tokens.flatten(), lambda y: y.view(batch, time, y.shape[1]))
+        return RaggedForm(rectangle(input), input.shape[:2], torch.flatten, lambda y: y.view(batch, time, y.shape[1]))
     time, batch = input.shape[:2]
     return RaggedForm(
         rectangle(input.transpose(0, 1)),
+        input.shape[:2],
         lambda tokens: tokens.t().flatten(),
         lambda y: y.view(batch, time, y.shape[1]).transpose(0, 1).contiguous(),
     )
@@ -105,7 +129,7 @@ def _of_packed(input: PackedSequence) -> RaggedForm:
         # by name: torch.compile makes an empty one of input._replace
         return PackedSequence(values[token], sizes, input.sorted_indices, input.unsorted_indices)
 
-    return RaggedForm(ragged, lambda tokens: tokens[packed_row], out)
+    return RaggedForm(ragged, data.shape[:1], lambda tokens: tokens[packed_row], out)
 
 
 def _of_nested(input: Any) -> RaggedForm:
@@ -124,4 +148,20 @@ def _of_nested(input: Any) -> RaggedForm:
     def out(values: Tensor) -> Tensor:
         return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=max_seqlen)
 
-    return RaggedForm(ragged, lambda tokens: tokens.values() if tokens.is_nested else tokens, out)
+    return RaggedForm(ragged, ragged.values.shape[:1], _unchanged, out, offsets=offsets)
+
+
+def _nested_values(name: str, tokens: Any, offsets: Tensor) -> Tensor:
+    """The values of a jagged NestedTensor of (B, *), whose sequences must be as long as the input's."""
+    if tokens.layout != torch.jagged or tokens.ndim != 2:
+        raise ValueError(f"{name} must be a jagged NestedTensor of shape (B, *), got {tokens.layout}, {tokens.ndim}-d")
+    if tokens.lengths() is not None:
+        tokens = tokens.contiguous()
+    own = tokens.offsets()
+    if own is not offsets and not torch.equal(own.to(offsets), offsets):
+        raise ValueError(f"{name} must end its sequences where input does, at {_some(offsets)}, got {_some(own)}")
+    return tokens.values()
+
+
+def _some(offsets: Tensor) -> str:
+    return f"{offsets[1:9].tolist()}{' and so on' if offsets.numel() > 9 else ''}"

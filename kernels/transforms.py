@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 
 def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
@@ -63,8 +65,15 @@ def is_intercepted() -> bool:
     return (
         _is_watched()  # first: a compiler that traces this cannot ask the others
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._is_torch_function_mode_enabled()
+        or _is_in_a_function_mode()
     )
+
+
+def _is_in_a_function_mode() -> bool:
+    """Whether a mode looks on that is more than a default device, of which nothing here makes use."""
+    if not torch._C._is_torch_function_mode_enabled():
+        return False
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def is_seen() -> bool:

@@ -168,7 +168,8 @@ def varlen_attention(
         dropout_p: probability of dropping an attention weight. The caller passes 0 in evaluation.
         softmax_scale: multiplies q k^T; head_dim ** -0.5 if None.
         causal: query i sees no key behind it, the last query being aligned with the last key as in FlashAttention 2.
-        window: (left, right), how many keys before and after its own place a query sees; -1 is unbounded.
+        window: (left, right), how many keys before and after its own place a query sees; -1, or more than there can
+            be, is unbounded.
         ids: int64, (batch,), names the examples for dropout; their place in the batch if None.
         seed: int64 scalar, the key of dropout; drawn from torch's generator if None.
     Returns:
@@ -183,10 +184,12 @@ def varlen_attention(
     dtype = autocast_dtype(q)
     if dtype is not None:
         q, k, v = cast(q, dtype), cast(k, dtype), cast(v, dtype)
-    _check(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window, ids, seed)
+    _check(q, k, v, cu_seqlens_q, cu_seqlens_k, ids, seed)
+    max_seqlen_q = checks.integer("max_seqlen_q", max_seqlen_q, 0)
+    max_seqlen_k = checks.integer("max_seqlen_k", max_seqlen_k, 0)
+    window_left, window_right = _check_window(window)
     dropout_p = checks.real("dropout_p", dropout_p)
     scale = q.shape[2] ** -0.5 if softmax_scale is None else checks.real("softmax_scale", softmax_scale)
-    window_left, window_right = window
     if causal:
         window_right = 0
     if philox.threshold(dropout_p) == 0:
@@ -222,9 +225,6 @@ def _check(
     v: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    window: tuple[int, int],
     ids: Tensor | None,
     seed: Tensor | None,
 ) -> None:
@@ -251,11 +251,13 @@ def _check(
         raise ValueError(
             f"cu_seqlens_q holds {cu_seqlens_q.shape[0] - 1} sequences, cu_seqlens_k {cu_seqlens_k.shape[0] - 1}"
         )
-    checks.integer("max_seqlen_q", max_seqlen_q, 0)
-    checks.integer("max_seqlen_k", max_seqlen_k, 0)
-    if len(window) != 2:
-        raise ValueError(f"window must be two integers of at least -1, got {window}")
-    for bound in window:
-        checks.integer("window", bound, -1)
     checks.seed(seed, q.device)
     checks.ids(ids, cu_seqlens_q.shape[0] - 1, q.device)
+
+
+def _check_window(window: tuple[int, int]) -> list[int]:
+    """A bound as large as int32, in which places are counted, is none: its sum with a place might overflow."""
+    if len(window) != 2:
+        raise ValueError(f"window must be two integers of at least -1, got {window}")
+    bounds = [checks.integer("window", bound, -1) for bound in window]
+    return [-1 if bound >= torch.iinfo(torch.int32).max else bound for bound in bounds]

@@ -245,7 +245,9 @@ def _flash_serves(problem: Problem | Backward) -> bool:
 def _flash_arguments(problem: Problem | Backward) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The bounds, no dropout and whether it is causal; by name, scale and window."""
     causal = problem.window_left < 0 and problem.window_right == 0
-    bounds = problem.cu_seqlens_q, problem.cu_seqlens_k, problem.max_seqlen_q, problem.max_seqlen_k
+    # FlashAttention counts in int32, and a bound may be larger than what it bounds
+    most_q, most_k = min(problem.max_seqlen_q, problem.q.shape[0]), min(problem.max_seqlen_k, problem.k.shape[0])
+    bounds = problem.cu_seqlens_q, problem.cu_seqlens_k, most_q, most_k
     window = {"window_size_left": problem.window_left, "window_size_right": problem.window_right}
     return (*bounds, 0.0, causal), {"scale": problem.scale, **window}
 

@@ -1,7 +1,7 @@
 """Attention over ragged batches in Triton: which tiles, and how the kernels of `triton_kernels.py` and
 `triton_backward.py` are launched."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ _TILES = {
         256: Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
     },
 }
+_Asked = TypeVar("_Asked", Problem, Backward)
+_WIDEST = 1 << 30  # window: no sequence that fits into memory is as long, and added to a place it stays within int32
 _SHORT = 64  # up to this max_seqlen no block is longer than this: half of a longer one would be empty
 _MEAN = 256  # below this mean length forward's tiles are half as tall, and as many share a multiprocessor as before
 _PROGRAMS = 256  # fewer of `backward_kernel` would leave a large GPU half empty
@@ -152,7 +154,15 @@ def _choose(problem: Problem | Backward) -> Tiles:
     return choose_tiles(problem.q.dtype, problem.q.shape[2], longest, tokens // max(batch, 1))
 
 
+def _within_int32(problem: _Asked) -> _Asked:
+    """The same problem with bounds that kernels may add to places: a caller's may be larger than they need be."""
+    most_q, most_k = min(problem.max_seqlen_q, problem.q.shape[0]), min(problem.max_seqlen_k, problem.k.shape[0])
+    left, right = min(problem.window_left, _WIDEST), min(problem.window_right, _WIDEST)
+    return problem._replace(max_seqlen_q=most_q, max_seqlen_k=most_k, window_left=left, window_right=right)
+
+
 def varlen_attention(problem: Problem) -> Results:
+    problem = _within_int32(problem)
     (tokens, heads, _), batch = problem.q.shape, problem.cu_seqlens_q.shape[0] - 1
     made, tile = problem.empty(), _choose(problem).forward
     programs, blocks = division(tokens, batch, problem.max_seqlen_q, tile.block_q)
@@ -168,6 +178,7 @@ def varlen_attention(problem: Problem) -> Results:
 
 
 def varlen_attention_backward(problem: Backward) -> Gradients:
+    problem = _within_int32(problem)
     tile, batch = _choose(problem).backward, problem.cu_seqlens_q.shape[0] - 1
     parts = max(1, min(_MOST_PARTS, _blocks(problem.max_seqlen_k, _PART_KEYS)))
     with on_device(problem.q):

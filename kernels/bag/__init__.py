@@ -126,10 +126,7 @@ def ngram_bag(tokens: Tensor, cu_seqlens: Tensor, table: Tensor, *, vocabulary: 
         raise TypeError(f"tokens must be int32, got {tokens.dtype}")
     if tokens.ndim != 1:
         raise ValueError(f"tokens must have shape (total_tokens,), got {tuple(tokens.shape)}")
-    if table.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"table must be float32 or float64, got {table.dtype}")
-    if table.ndim != 2:
-        raise ValueError(f"table must have shape (vocabulary + buckets, width), got {tuple(table.shape)}")
+    checks.table("table", table)
     if table.device != tokens.device:
         raise ValueError(f"table is on {table.device}, tokens is on {tokens.device}")
     check_cu_seqlens_form("cu_seqlens", cu_seqlens, tokens.device)
@@ -155,11 +152,8 @@ def adagrad_rows(table: Tensor, sums: Tensor, gradient: Tensor, *, rate: float, 
         TypeError, ValueError: an argument is wrong; the message names it. IndexError: the gradient names a row that the
             table does not have.
     """
-    rate, eps = checks.real("rate", rate), checks.real("eps", eps)
-    if table.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"table must be float32 or float64, got {table.dtype}")
-    if table.ndim != 2:
-        raise ValueError(f"table must have shape (rows, width), got {tuple(table.shape)}")
+    rate, eps = checks.real("rate", rate, 0), checks.real("eps", eps, 0)
+    checks.table("table", table)
     if gradient.layout != torch.sparse_coo or gradient.shape != table.shape or gradient.dtype != table.dtype:
         raise ValueError(
             f"gradient must be sparse, of the table's shape {tuple(table.shape)} and dtype {table.dtype}, "
@@ -169,17 +163,12 @@ def adagrad_rows(table: Tensor, sums: Tensor, gradient: Tensor, *, rate: float, 
         raise ValueError(f"gradient must be sparse in its rows alone, it is in {gradient.sparse_dim()} dimensions")
     if sums.shape != table.shape[:1] or sums.dtype != table.dtype:
         raise ValueError(f"sums must be {table.dtype} ({table.shape[0]},), got {sums.dtype} {tuple(sums.shape)}")
-    for name, tensor in (("sums", sums), ("gradient", gradient)):
-        if tensor.device != table.device:
-            raise ValueError(f"{name} is on {tensor.device}, table is on {table.device}")
-    if any(not each.is_contiguous() or each.is_neg() for each in (table, sums)):
-        raise ValueError("table and sums must be contiguous: they are changed in place")
+    if gradient.device != table.device:
+        raise ValueError(f"gradient is on {gradient.device}, table is on {table.device}")
     gradient = coalesced(gradient)
     rows, values = gradient.indices()[0], gradient.values().resolve_neg().contiguous()
-    if rows.numel():  # torch does not check them, unless it is told to
-        lowest, highest = rows.aminmax()
-        if lowest < 0 or highest >= table.shape[0]:
-            raise IndexError(f"gradient names rows {lowest} to {highest}, table has {table.shape[0]}")
+    checks.dense_and_apart(table.device, table=table, sums=sums, gradient=values)
+    checks.rows("the gradient's rows", rows, table.shape[0])  # torch does not check them, unless it is told to
     backend = dispatch.choose("ngram_bag", device_type=table.device.type, dtype=table.dtype)
     found = Update(table, sums, rows.contiguous(), values, rate, eps)
     dispatch.implementation("ngram_bag", backend).adagrad_rows(found)

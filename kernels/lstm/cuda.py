@@ -172,7 +172,7 @@ class _Call:
                 directions=self.directions,
                 batch=self.batch,
                 tokens=self.tokens,
-                max_seqlen=inputs.max_seqlen,
+                max_seqlen=inputs.steps,
                 backward=backward,
             )
             native.rank(stream, self.cu_seqlens.data_ptr(), self.batch, self.tokens, self.ranked.data_ptr())

@@ -247,7 +247,7 @@ def _check_tensor(
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
     if tensor.dtype not in dtypes:
-        why = ": that is what x is, convert either with .to()" if x.dtype in dtypes else ""
+        why = f": x is {x.dtype}, convert either with .to()" if x.dtype in dtypes else ""
         raise TypeError(f"{name} must be {_either(dtypes)}, got {tensor.dtype}{why}")
     if tensor.device != x.device:
         raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")

@@ -105,10 +105,10 @@ class LSTM(nn.RNNBase):
         each weight tell. After a smaller one of these call this again.
 
         Args:
-            dtype: None, to compute as before, with the same results to the bit. torch.bfloat16, to compute in it
-                whatever the weights' dtype and the input's; results stay in the dtype that they had. torch.int8, to
-                multiply in whole numbers of 8 bits, with a scale for each row of W_ih, W_hh and x, and compute the rest
-                as before; h_0 must then lie in [-1, 1].
+            dtype: None, to compute as before, with the same results to the bit. torch.bfloat16, to compute in it where
+                weights and input are float32; the input is still of the weights' dtype, and so are the results.
+                torch.int8, to multiply in whole numbers of 8 bits, with a scale for each row of W_ih, W_hh and x, and
+                compute the rest as before; h_0 must then lie in [-1, 1].
 
         Calls that record gradients or are traced, compiled or transformed take the weights themselves; with a dtype
         they raise RuntimeError.
@@ -187,7 +187,8 @@ class LSTM(nn.RNNBase):
                 (tokens, I); or a jagged NestedTensor of (B, *, I).
             hx: (h_0, c_0), (L * D, B, P) and (L * D, B, H), without B if unbatched; zero if None.
             resets: bool, True at tokens where a new segment starts; of input's shape without I, or (tokens,) in the
-                order of the values of a Ragged, a NestedTensor, a PackedSequence.
+                order of the values of a Ragged, a NestedTensor, a PackedSequence. For a NestedTensor it may also be
+                one, of the same lengths.
             return_cells: also return all cell states, a list with one entry per layer, in the input's form but float32.
             seed: int64 scalar for dropout; drawn from torch's generator if None.
             embeddings: (rows, I), a table that input, a Ragged of int32 or int64 (tokens,), looks up. Faster than
@@ -214,6 +215,7 @@ class LSTM(nn.RNNBase):
             name = "input" if embeddings is None else "embeddings"
             raise ValueError(f"{name} has {table.shape[-1]} features, expected input_size = {self.input_size}")
         h0, c0 = (None, None) if hx is None else (form.state_in(state) for state in hx)
+        resets = None if resets is None else form.tokens_in("resets", resets)
         checks.seed(seed, ragged.values.device)
         if seed is None and self.training and (self.dropout or self.weight_dropout or any(self.zoneout)):
             seed = philox.new_seed(ragged.values.device)
@@ -231,7 +233,7 @@ class LSTM(nn.RNNBase):
             variational=self.variational,
             zoneout=self.zoneout,
             training=self.training,
-            resets=None if resets is None else form.tokens_in(resets),
+            resets=resets,
             return_cells=return_cells,
             ids=ragged.ids,
             seed=seed,

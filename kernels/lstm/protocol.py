@@ -67,6 +67,11 @@ class LayerInputs(NamedTuple):
         return (self.x if self.ids is None else self.ids).shape[0]
 
     @property
+    def steps(self) -> int:
+        """As max_seqlen, which a caller may have set far above the lengths, while each step may be a launch."""
+        return min(self.max_seqlen, self.tokens)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.weights.w_ih[0].dtype
 

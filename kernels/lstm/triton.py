@@ -70,7 +70,7 @@ def forward(inputs: LayerInputs, return_cells: bool, save: bool) -> LayerOutputs
                 )
             else:
                 grid, options = _step_launch(inputs)
-                for step in range(inputs.max_seqlen):
+                for step in range(inputs.steps):
                     step_forward[grid](
                         *first, y, cells, h_n, c_n, step, tokens, batch, FIRST=step == 0, **shared, **options
                     )
@@ -108,7 +108,7 @@ def backward(
                 persistent_backward[launch](*first, dh, dc, tokens, batch, **shared, **options)
             else:
                 grid, options = _step_launch(inputs)
-                for step in reversed(range(inputs.max_seqlen)):
+                for step in reversed(range(inputs.steps)):
                     step_backward[grid](
                         *first, dh, dc, step, tokens, batch,
                         FIRST=step == 0, HAS_DH_N=grads.h_n is not None, **shared, **options,

@@ -133,6 +133,8 @@ def segment_pool(
             raise TypeError(f"scores must be floating point, got {scores.dtype}")
         if scores.device != values.device:
             raise ValueError(f"scores is on {scores.device}, values is on {values.device}")
+    if bidirectional and mode != "last":
+        raise ValueError(f"bidirectional is for mode 'last' alone, the mode is {mode!r}")
     if bidirectional and values.shape[1] % 2:
         raise ValueError(f"values has {values.shape[1]} features, which do not split into two directions")
     backend = dispatch.choose("segment_pool", device_type=values.device.type, dtype=values.dtype, mode=mode)

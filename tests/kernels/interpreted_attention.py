@@ -15,16 +15,19 @@ from penstock.kernels.philox_triton import dropout_bits, head_key, keep_weights
 
 LENGTHS_Q = [5, 0, 1, 70, 2]
 LENGTHS_K = [3, 3, 1, 66, 0]
+LONGEST = max(LENGTHS_Q), max(LENGTHS_K)
 VARIANTS = {
     "full": {},
     "causal": {"window_right": 0},
     "window": {"window_left": 7, "window_right": 3},
     "dropout": {"dropout_p": 0.2},
     "all": {"dropout_p": 0.1, "window_left": 40, "window_right": 0},
+    # places are int32 there, and the sum would wrap
+    "far": {"window_left": 2**31 - 2, "window_right": 2**31 - 2, "longest": (2**31, 2**40)},
 }
 
 
-def compute(module, dtype, heads, kv_heads, head_dim, **options):
+def compute(module, dtype, heads, kv_heads, head_dim, longest=LONGEST, **options):
     generator = torch.Generator().manual_seed(0)
     tokens = sum(LENGTHS_Q), sum(LENGTHS_K), sum(LENGTHS_K), sum(LENGTHS_Q)
     sizes = zip(tokens, (heads, kv_heads, kv_heads, heads), strict=True)
@@ -34,7 +37,7 @@ def compute(module, dtype, heads, kv_heads, head_dim, **options):
     bounds = [torch.tensor([0, *x]).cumsum(0).to(torch.int32) for x in (LENGTHS_Q, LENGTHS_K)]
     seed, ids = torch.tensor(-(2**62) + 12345), torch.arange(len(LENGTHS_Q)) + 2**33
     options = {"window_left": -1, "window_right": -1, "dropout_p": 0.0, "seed": seed, "ids": ids, **options}
-    fields = *bounds, max(LENGTHS_Q), max(LENGTHS_K), head_dim**-0.5
+    fields = *bounds, *longest, head_dim**-0.5
     out, lse = module.varlen_attention(Problem(q, k, v, *fields, **options))
     return lse, out, *module.varlen_attention_backward(Backward(grad_out, q, k, v, out, lse, *fields, **options))
 
@@ -42,7 +45,7 @@ def compute(module, dtype, heads, kv_heads, head_dim, **options):
 @pytest.mark.parametrize(
     ("dtype", "shape", "variant"),
     [
-        *((torch.float32, (2, 1, 20), variant) for variant in ("window", "dropout", "all")),
+        *((torch.float32, (2, 1, 20), variant) for variant in ("window", "dropout", "all", "far")),
         *(pytest.param(torch.float32, (2, 1, 20), variant, marks=pytest.mark.slow) for variant in ("full", "causal")),
         pytest.param(torch.float32, (1, 1, 80), "all", marks=pytest.mark.slow),
         pytest.param(torch.float16, (2, 2, 64), "dropout", marks=pytest.mark.slow),
@@ -61,7 +64,14 @@ def test_equals_reference(dtype, shape, variant):
 
 @pytest.mark.parametrize("part_keys", [256, 40])
 @pytest.mark.parametrize(
-    ("shape", "variant"), [((2, 1, 20), "all"), ((1, 1, 64), "full"), ((2, 2, 64), "dropout"), ((1, 1, 32), "window")]
+    ("shape", "variant"),
+    [
+        ((2, 1, 20), "all"),
+        ((1, 1, 64), "full"),
+        ((2, 2, 64), "dropout"),
+        ((1, 1, 32), "window"),
+        ((1, 1, 32), "far"),
+    ],
 )
 def test_one_backward_kernel_equals_reference(shape, variant, part_keys, monkeypatch):
     """Also where the keys of long sequences are shared out to several programs."""

@@ -1,5 +1,7 @@
 """The Triton LSTM in Triton's interpreter; run by test_triton.py, in a process of its own."""
 
+from collections import defaultdict
+
 import lstm_cases as cases
 import pytest
 import torch
@@ -8,6 +10,7 @@ from kernel_cases import pairwise
 
 from penstock.kernels import lstm_cell, use_backend
 from penstock.kernels.lstm import triton as backend
+from penstock.kernels.lstm.protocol import OutputGrads
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # lengths, I, H, and options
@@ -57,6 +60,19 @@ def test_bounds_outside_the_tokens_stay_in_memory(persistent: bool, monkeypatch:
     torch.testing.assert_close(
         y[3:].double(), cases.truth(inputs, [*cases.cotangents(inputs)])[0][0][3:], atol=1e-5, rtol=0
     )
+
+
+def test_a_bound_far_above_the_lengths_costs_no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches: list[int] = []
+    monkeypatch.setattr(backend, "_RESIDENT_BYTES", 0)
+    for name in ("step_forward", "step_backward"):
+        monkeypatch.setattr(backend, name, defaultdict(lambda: lambda *_, **__: launches.append(1)))
+    inputs = cases.recorded(cases.layer([3, 2], 3, 5), torch.float32)._replace(max_seqlen=1000)
+    with torch.no_grad():
+        found = backend.forward(inputs, False, True)
+        grads = OutputGrads(found.y, None, None, None)
+        backend.backward(grads, inputs, found.y, found.saved, True, True)
+    assert len(launches) == 2 * 5
 
 
 @pytest.mark.parametrize("persistent", [True, False])

@@ -1,4 +1,5 @@
 import itertools
+import sys
 
 import pytest
 import torch
@@ -108,6 +109,43 @@ def test_error_against_float64_is_within_bounds(variant, dtype):
     for y, r, limit in zip(found, expected, limits, strict=True):
         assert y.dtype == dtype
         assert (y.double() - r).norm() <= limit * r.norm()
+
+
+HUGE = [2**30, 2**31 - 2, 2**31 - 1, 2**31, 2**32 + 1, 2**62, sys.maxsize, sys.maxsize + 1, 2**70]
+
+
+@as_subtests(
+    "backend, huge, window, causal",
+    [
+        (backend, huge, window, causal)
+        for backend in ("cpu", "torch", "reference")
+        for huge in HUGE
+        for window in ((huge, huge), (-1, huge), (huge, -1), (9, huge), (huge, 3))
+        for causal in (False, True)
+    ],
+)
+def test_a_window_that_no_place_reaches_is_none(backend, huge, window, causal):
+    lengths = [5, 0, 21], [7, 3, 19]
+    qkv, grad_out = tensors(*lengths, dtype=torch.float32)
+    found = forward_backward(qkv, grad_out, *lengths, backend=backend, window=window, causal=causal)
+    unbounded = tuple(-1 if bound == huge else bound for bound in window)
+    expected = forward_backward(qkv, grad_out, *lengths, backend=backend, window=unbounded, causal=causal)
+    torch.testing.assert_close(found, expected)
+
+
+@as_subtests("backend, bound", itertools.product(["cpu", "torch", "reference"], [2**31, 2**32 + 1, 2**70]))
+def test_bounds_of_lengths_may_be_any(backend, bound):
+    qkv, _ = tensors([3, 2], [4, 1], dtype=torch.float32)
+    each = bounds([3, 2]), bounds([4, 1])
+    with use_backend(backend):
+        assert torch.equal(varlen_attention(*qkv, *each, bound, bound), varlen_attention(*qkv, *each, 3, 4))
+
+
+def test_flash_attention_is_given_bounds_in_int32():
+    """It would cut them to their lower half."""
+    q, k = torch.zeros(5, 1, 8), torch.zeros(6, 1, 8)
+    rest = bounds([3, 2]), bounds([4, 2]), 2**32 + 1, 2**40, 1.0, -1, -1, 0.0, None, None
+    assert tiles._flash_arguments(Problem(q, k, k, *rest))[0][2:4] == (5, 6)
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout_p": 0.1, "seed": SEED}, {"causal": True}])
@@ -264,6 +302,9 @@ def test_autocast():
         ({"max_seqlen_q": 2}, ValueError, "max_seqlen is 2, but cu_seqlens_q"),
         ({"max_seqlen_k": -1}, ValueError, "max_seqlen_k"),
         ({"window": (-2, 0)}, ValueError, "window"),
+        ({"window": (0, -2)}, ValueError, "window"),
+        ({"window": (0,)}, ValueError, "window must be two integers"),
+        ({"window": (0, 0, 0)}, ValueError, "window must be two integers"),
         ({"dropout_p": 1.5}, ValueError, "dropout p"),
         ({"dropout_p": 0.5, "ids": torch.zeros(3, dtype=torch.int64)}, ValueError, "ids"),
         ({"dropout_p": 0.5, "seed": torch.zeros(2)}, ValueError, "seed"),

@@ -209,25 +209,53 @@ def sparse(rows, values, size=(4, 2), **options):
     return torch.sparse_coo_tensor(torch.tensor(rows), torch.as_tensor(values), size, check_invariants=False, **options)
 
 
+WRONG_NUMBERS, BELOW_ZERO = ["0.1", None, True, torch.tensor(0.1)], [-0.1, float("nan"), float("-inf")]
+SHARED = torch.zeros(8)
 WRONG_STEPS = {
-    "a row before": (IndexError, "names rows -1 to 2", {"gradient": sparse([[-1, 2]], torch.ones(2, 2))}),
-    "a row beyond": (IndexError, "names rows 0 to 4", {"gradient": sparse([[0, 4]], torch.ones(2, 2))}),
-    "a row far beyond": (IndexError, "names rows", {"gradient": sparse([[2**40]], torch.ones(1, 2))}),
+    "a row before": (
+        IndexError,
+        "rows are -1 to 2, the table has 4",
+        {"gradient": sparse([[-1, 2]], torch.ones(2, 2))},
+    ),
+    "a row beyond": (IndexError, "rows are 0 to 4", {"gradient": sparse([[0, 4]], torch.ones(2, 2))}),
+    "a row far beyond": (IndexError, "the gradient's rows are", {"gradient": sparse([[2**40]], torch.ones(1, 2))}),
     "a row beyond, said to be in order": (
         IndexError,
-        "names rows 1 to 9",
+        "rows are 1 to 9",
         {"gradient": sparse([[9, 1]], torch.ones(2, 2), is_coalesced=True)},
     ),
     "sparse in both": (ValueError, "sparse in its rows alone", {"gradient": torch.eye(4, 2).to_sparse()}),
     "another size": (ValueError, "gradient must be sparse", {"gradient": torch.zeros(5, 2).to_sparse(1)}),
     "another dtype": (ValueError, "gradient must be sparse", {"gradient": torch.zeros(4, 2).double().to_sparse(1)}),
     "elsewhere": (ValueError, "gradient is on meta", {"gradient": torch.zeros(4, 2).to_sparse(1).to("meta")}),
-    "sums elsewhere": (ValueError, "sums is on meta", {"sums": torch.zeros(4, device="meta")}),
+    "sums elsewhere": (
+        ValueError,
+        "sums must be contiguous and on cpu, got .* meta",
+        {"sums": torch.zeros(4, device="meta")},
+    ),
     "sums apart": (ValueError, "contiguous", {"sums": torch.zeros(8)[::2]}),
     "sums negated": (ValueError, "contiguous", {"sums": torch._neg_view(torch.zeros(4))}),
     "integers": (TypeError, "table must be float32", {"table": torch.zeros(4, 2, dtype=torch.int64)}),
     "flat": (ValueError, "table must have shape", {"table": torch.zeros(4)}),
-    "a rate": (TypeError, "rate must be a number", {"rate": "0.1"}),
+    "a row twice, said to be distinct": (
+        ValueError,
+        "rows must be distinct",
+        {"gradient": sparse([[1, 1]], torch.ones(2, 2), is_coalesced=True)},
+    ),
+    **{f"a rate of {rate!r}": (TypeError, "rate must be a number", {"rate": rate}) for rate in WRONG_NUMBERS},
+    **{f"an eps of {eps!r}": (TypeError, "eps must be a number", {"eps": eps}) for eps in WRONG_NUMBERS},
+    **{f"a rate of {rate}": (ValueError, "rate must be at least 0", {"rate": rate}) for rate in BELOW_ZERO},
+    **{f"an eps of {eps}": (ValueError, "eps must be at least 0", {"eps": eps}) for eps in BELOW_ZERO},
+    "sums in the table": (
+        ValueError,
+        "table and sums share memory|sums and table share memory",
+        {"table": SHARED.view(4, 2), "sums": SHARED[2:6]},
+    ),
+    "a gradient in the table": (
+        ValueError,
+        "gradient and table share memory|table and gradient share memory",
+        {"table": SHARED.view(4, 2), "gradient": sparse([[1]], SHARED.view(4, 2)[:1], is_coalesced=True)},
+    ),
 }
 
 

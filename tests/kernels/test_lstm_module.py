@@ -2,13 +2,14 @@
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from subtested import as_subtests
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from penstock.kernels import LSTM, Ragged, lstm, use_backend
 from penstock.kernels.lstm.protocol import LayerWeights
@@ -237,6 +238,132 @@ def test_resets_and_cells_of_a_padded_batch() -> None:
     torch.testing.assert_close(time_first(x.transpose(0, 1), resets=resets.t())[0].transpose(0, 1), output)
 
 
+PADDED, FLAGS = torch.randn(5, 2, 3), torch.arange(10).view(5, 2) % 4 == 1
+IN_TURN = [torch.randn(n, 3) for n in (4, 1, 3)]
+OF_EACH = [torch.arange(n) % 2 == 1 for n in (4, 1, 3)]
+
+
+def jagged(pieces: list[Tensor]) -> Tensor:
+    return torch.nested.nested_tensor(pieces, layout=torch.jagged)
+
+
+def narrowed(padded: Tensor, starts: list[int], lengths: list[int]) -> Tensor:
+    starts, lengths = torch.tensor(starts), torch.tensor(lengths)
+    return torch.nested.narrow(padded, 1, starts, lengths, layout=torch.jagged)
+
+
+NESTED, ROWS = jagged(IN_TURN), torch.randn(3, 6, 3)
+# {form: (input, resets that are right, each sequence of input with its resets)}; whatever fits another is wrong here
+RESETS: dict[str, tuple[Any, dict[str, Any], list[tuple[Tensor, Tensor]]]] = {
+    "padded": (PADDED, {"(T, B)": FLAGS}, [(PADDED[:, b], FLAGS[:, b]) for b in range(2)]),
+    "batch_first": (
+        PADDED.transpose(0, 1),
+        {"(B, T)": FLAGS.t()},
+        [(PADDED[:, b], FLAGS[:, b]) for b in range(2)],
+    ),
+    "unbatched": (PADDED[:, 0], {"(T,)": FLAGS[:, 0]}, [(PADDED[:, 0], FLAGS[:, 0])]),
+    "ragged": (
+        Ragged.from_lengths(torch.cat(IN_TURN), [4, 1, 3]),
+        {"(8,)": torch.cat(OF_EACH)},
+        [*zip(IN_TURN, OF_EACH, strict=True)],
+    ),
+    "packed": (
+        pack_sequence(IN_TURN, enforce_sorted=False),
+        {"(8,) as packed": pack_sequence(OF_EACH, enforce_sorted=False).data},
+        [*zip(IN_TURN, OF_EACH, strict=True)],
+    ),
+    "nested": (
+        NESTED,
+        {
+            "(8,)": torch.cat(OF_EACH),
+            "nested": jagged(OF_EACH),
+            "nested, with input's offsets": torch.nested.nested_tensor_from_jagged(
+                torch.cat(OF_EACH), NESTED.offsets()
+            ),
+            "nested, with int32 offsets": torch.nested.nested_tensor_from_jagged(
+                torch.cat(OF_EACH), NESTED.offsets().int()
+            ),
+            "narrowed": narrowed(
+                nn.utils.rnn.pad_sequence([*OF_EACH, torch.zeros(6, dtype=torch.bool)], batch_first=True)[:3],
+                [0, 0, 0],
+                [4, 1, 3],
+            ),
+        },
+        [*zip(IN_TURN, OF_EACH, strict=True)],
+    ),
+    "narrowed": (
+        narrowed(ROWS, [0, 2, 1], [4, 1, 3]),
+        {"(8,)": torch.cat(OF_EACH), "nested": jagged(OF_EACH)},
+        [*zip([ROWS[0, :4], ROWS[1, 2:3], ROWS[2, 1:4]], OF_EACH, strict=True)],
+    ),
+}
+
+
+def each_sequence(form: str, output: Any) -> list[Tensor]:
+    if isinstance(output, PackedSequence):
+        padded, lengths = pad_packed_sequence(output, batch_first=True)
+        return [row[:n] for row, n in zip(padded, lengths, strict=True)]
+    if isinstance(output, Ragged):
+        return [*output.values.split(output.lengths.tolist())]
+    if output.is_nested:
+        return [*output.unbind()]
+    return [output] if form == "unbatched" else [*output.unbind(0 if form == "batch_first" else 1)]
+
+
+@as_subtests("form, resets", [(form, given) for form, (_, right, _) in RESETS.items() for given in right])
+def test_resets_are_read_in_inputs_form(form: str, resets: str) -> None:
+    x, right, expected = RESETS[form]
+    module = LSTM(3, 4, bidirectional=True, batch_first=form == "batch_first")
+    found = each_sequence(form, module(x, resets=right[resets])[0])
+    for mine, (sequence, flags) in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, module(sequence, resets=flags)[0])
+    with torch.no_grad():  # NestedTensors are not among what packed weights would refuse
+        low = module.eval().prepare_inference(torch.bfloat16)(x, resets=right[resets])[0]
+    for mine, other in zip(each_sequence(form, low), found, strict=True):
+        torch.testing.assert_close(mine, other, atol=0.05, rtol=0)
+
+
+def fits(resets: Tensor, right: Iterable[Tensor]) -> bool:
+    if not resets.is_nested:
+        return any(not each.is_nested and each.shape == resets.shape for each in right)
+    jagged_rows = resets.layout == torch.jagged and resets.ndim == 2
+    return jagged_rows and any(each.is_nested for each in right) and [len(row) for row in resets.unbind()] == [4, 1, 3]
+
+
+def wrong_resets() -> list[tuple[str, Tensor]]:
+    """For each form: what is right for others, and as many flags in other shapes."""
+    shapes = [(10,), (1, 10), (10, 1), (5, 2, 1), (1, 5, 2), (8, 1), (1, 8), (7,), (9,), (5, 1), (1, 5), (), (0,), (3,)]
+    lengths = [1, 4, 3], [4, 1, 2, 1], [8]
+    every = [torch.zeros(shape, dtype=torch.bool) for shape in shapes]
+    every += [jagged([torch.zeros(n, dtype=torch.bool) for n in each]) for each in lengths]
+    every += [jagged([flags[:, None] for flags in OF_EACH]), torch.nested.nested_tensor(OF_EACH)]
+    every += [given for _, right, _ in RESETS.values() for given in right.values()]
+    return [
+        (form, given) for form, (_, right, _) in RESETS.items() for given in every if not fits(given, right.values())
+    ]
+
+
+@as_subtests("form, resets", wrong_resets())
+def test_resets_of_another_form_are_refused(form: str, resets: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^resets must .*, got ") as caught:
+        LSTM(3, 4, batch_first=form == "batch_first")(RESETS[form][0], resets=resets)
+    assert "\n" not in str(caught.value)
+
+
+@as_subtests("form", RESETS)
+def test_resets_are_a_tensor(form: str) -> None:
+    packed = pack_sequence(OF_EACH, enforce_sorted=False)
+    for wrong in (FLAGS.tolist(), packed, True, 3):
+        with pytest.raises(TypeError, match="resets must be a tensor"):
+            LSTM(3, 4, batch_first=form == "batch_first")(RESETS[form][0], resets=wrong)
+
+
+def test_many_resets_of_other_lengths_make_a_short_message() -> None:
+    with pytest.raises(ValueError, match=r"got .* and so on") as caught:
+        LSTM(3, 4)(jagged([torch.randn(n + 1, 3) for n in range(99)]), resets=jagged([torch.ones(50) > 0] * 99))
+    assert len(str(caught.value)) < 200
+
+
 def test_distributed_data_parallel_and_checkpointing(tmp_path) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
@@ -298,6 +425,8 @@ ERRORS = [
     (lambda: LSTM(4, 4)(torch.nested.nested_tensor(PIECES, layout=torch.jagged).transpose(1, 2)), ValueError, "input"),
     (lambda: LSTM(4, 4)(torch.nested.nested_tensor(PIECES)), ValueError, "input"),
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 4).double()), TypeError, "w_ih"),
+    (lambda: LSTM(4, 4)(torch.randn(3, 4).half()), TypeError, r"w_ih must be torch.float16, .*: x is torch.float16"),
+    (lambda: LSTM(4, 4).half()(torch.randn(3, 4)), TypeError, r"w_ih must be torch.float32, .*: x is torch.float32"),
     (lambda: LSTM(4, 4)(torch.ones(2, 3, 4, dtype=torch.int32)), TypeError, "x"),
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 4), (torch.zeros(1, 2, 4), torch.zeros(1, 3, 4))), ValueError, "h0"),
     (lambda: LSTM(4, 4)(torch.randn(2, 3, 4), (torch.zeros(1, 3, 4), torch.zeros(1, 3, 5))), ValueError, "c0"),

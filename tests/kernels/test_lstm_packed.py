@@ -2,8 +2,11 @@
 
 import copy
 import io
+import itertools
 import pickle
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from torch.nn.utils import parametrizations, prune
 from penstock import _native
 from penstock.kernels import LSTM, Ragged, use_backend
 from penstock.kernels.lstm import cpu
+from penstock.kernels.lstm.packed import Prepared
 
 ISAS, CODES = isas("lstm"), codes("lstm")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -144,6 +148,40 @@ def test_threads(isa, dtype, threads, monkeypatch) -> None:
         expected = answers(module, batch)
         for found in on_threads([1, threads], lambda m=module, b=batch: answers(m.prepare_inference(), b)):
             assert_equal(found, expected)
+
+
+@as_subtests("dtype, autocast", itertools.product([None, torch.bfloat16, torch.int8], [False, True]))
+def test_another_thread_in_another_dtype_has_its_turn(dtype, autocast: bool, monkeypatch) -> None:
+    """Whenever this thread has touched what is shared, the weights as a call used them last, the other one calls."""
+    module, batch = module_of("layers").prepare_inference(dtype), batch_of("layers")
+    this, turns = threading.get_ident(), []
+
+    def call(autocast: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return answers(module, batch)
+
+    expected, of_other = call(autocast), call(not autocast)
+
+    def let_the_other_call() -> None:
+        if threading.get_ident() == this:
+            with ThreadPoolExecutor(1) as pool:
+                turns.append(pool.submit(call, not autocast).result())
+
+    def get(prepared: Prepared) -> Any:
+        found = vars(prepared)["packed"]
+        let_the_other_call()
+        return found
+
+    def put(prepared: Prepared, packed: Any) -> None:
+        vars(prepared)["packed"] = packed
+        let_the_other_call()
+
+    monkeypatch.setattr(Prepared, "packed", property(get, put), raising=False)
+    for _ in range(2):
+        assert_equal(call(autocast), expected)
+    assert len(turns) >= 2
+    for found in turns:
+        assert_equal(found, of_other)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -455,6 +493,36 @@ def test_refused_in_training_and_of_other_dtypes() -> None:
     for dtype in (torch.float16, torch.float32, torch.int32, "int8"):
         with pytest.raises(ValueError, match=r"prepare_inference takes None, torch.bfloat16"):
             module.eval().prepare_inference(dtype)
+
+
+def watched_functions(module: LSTM, batch: Ragged) -> Tensor:
+    class Looking(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("cpu"), Looking(), torch.device("cpu"):
+        return module(batch)[0].values
+
+
+@as_subtests("dtype", [None, torch.bfloat16, torch.int8])
+def test_a_default_device_is_no_mode_that_watches(dtype, monkeypatch) -> None:
+    module, batch = module_of("odd").prepare_inference(dtype), batch_of("odd")
+    expected = answers(module, batch)
+    for device in ("cpu", "meta"):
+        with torch.device(device), torch.device("cpu"), torch.no_grad():
+            assert_equal(answers(module, batch), expected)
+            assert uses_packed(module, batch, monkeypatch) == [True]
+        torch.set_default_device(device)
+        try:
+            assert_equal(answers(module, batch), expected)
+        finally:
+            torch.set_default_device(None)
+    with torch.no_grad():
+        if dtype is None:
+            assert torch.equal(watched_functions(module, batch), expected[0])
+        else:
+            with pytest.raises(RuntimeError, match="watched by a mode of torch"):
+                watched_functions(module, batch)
 
 
 @as_subtests("wrong", ["x", "h0", "features"])

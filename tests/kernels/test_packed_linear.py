@@ -365,6 +365,21 @@ def test_weights_are_what_is_documented(what, kind) -> None:
         (lambda: run_layers(X, [Step(INT8), Step(BF16)]), TypeError, "products in torch.bfloat16 do not take x in"),
         (lambda: run_layers(X, [Step(INT8, "norm", 0, W[0, :2])]), ValueError, "a norm needs residual, or residual_of"),
         (lambda: run_layers(X, [Step(INT8, "norm", -1, W[0, :2])]), ValueError, "a norm needs residual, or"),
+        *(
+            (
+                lambda then=then, of_norm=of_norm: run_layers(X, [Step(INT8, then, **of_norm)]),
+                ValueError,
+                "norm's alone",
+            )
+            for then in ("", "gelu", "geglu")
+            for of_norm in (
+                {"residual": X[:, :2]},
+                {"residual": 0},
+                {"weight": X[0]},
+                {"bias": X[0]},
+                {"prenorm": True},
+            )
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(call, error, message) -> None:

@@ -209,6 +209,14 @@ def test_compiles_whole_and_once_for_all_batches():
         ({"mode": "attention", "scores": torch.zeros(4)}, ValueError, "scores"),
         ({"mode": "attention", "scores": torch.zeros(5, dtype=torch.int32)}, TypeError, "scores"),
         ({"values": torch.zeros(5, 3), "mode": "last", "bidirectional": True}, ValueError, "values"),
+        *(
+            (
+                {"mode": mode, "bidirectional": True, **scores},
+                ValueError,
+                f"for mode 'last' alone, the mode is '{mode}'",
+            )
+            for mode, scores in (("max", {}), ("mean", {}), ("attention", {"scores": torch.zeros(5)}))
+        ),
     ],
 )
 def test_bad_arguments_are_named(change, error, message):
