@@ -39,7 +39,7 @@ def compare(
             "--id",
             metavar="COLUMN",
             help="Says which row of a raw source a file's prediction is of.  [default: id, where both have one, else "
-            "the order of the rows]",
+            "the file's row, a number from 0, else the order of the rows]",
         ),
     ] = None,
     cluster: Annotated[

@@ -34,7 +34,9 @@ def prepare(
         typer.Argument(help="Files (csv, tsv, jsonl, parquet, arrow), folders, patterns, hf:..., synthetic:..."),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = ...,  # type: ignore[assignment]
-    tokenizer: Annotated[str | None, typer.Option(help="Hub name, path, train:bpe:N or train:wordpiece:N.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Hub name, path, store, train:bpe:N or train:wordpiece:N.")
+    ] = None,
     text: TextOption = None,
     label: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
     separator: SeparatorOption = None,

@@ -120,7 +120,7 @@ def distil(
     command = read_distil_command(options, models, overrides or [])
 
     from penstock.engine.training.distil import distil as run_distil
-    from penstock.engine.training.distil import label_share
+    from penstock.engine.training.distil import go_on, label_share
     from penstock.engine.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -130,5 +130,6 @@ def distil(
             typer.echo(f"{folder}: {f'{missing:,} parts are missing' if missing else 'complete'}")
         return
     assert out is not None
-    run = partial(run_distil, command.settings, command.teachers, command.unlabelled, out, **stores)
+    start = go_on if command.goes_on else run_distil
+    run = partial(start, command.settings, command.teachers, command.unlabelled, out, **stores)
     train_to_end(out, run, resume, "validation (against true labels, or else the teachers')")

@@ -54,7 +54,7 @@ def inspect(
     from penstock.engine.data.inspect import duplicates, look, require_rows, shared_texts
     from penstock.engine.data.progress import RowProgress
     from penstock.engine.data.sources import Reading
-    from penstock.engine.data.sources.labels import notices
+    from penstock.engine.data.sources.labels import merged_notices, notices
     from penstock.engine.data.sources.open import check_once, check_splits
     from penstock.engine.errors import ConfigError
     from penstock.engine.output_file import check_output
@@ -78,6 +78,8 @@ def inspect(
         if test is not None:
             require_rows(test)
     for line in notices(train_sources[0].label or "", train.label_spellings):
+        print(line, file=sys.stderr)
+    for line in [] if test is None else merged_notices(test_sources[0].label or "", test.label_spellings):
         print(line, file=sys.stderr)
     found = duplicates(train)
     shared = shared_texts(train, test) if test is not None else None

@@ -9,9 +9,9 @@ import hashlib
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from penstock.engine.data.sources.text_columns import Text, parts_of
 from penstock.engine.data.survey import MAX_LABELS
 from penstock.engine.errors import SourceError
 
+NO_LABELS = "(none)"  # the name of an empty list
 PAIR_MARK = "\0"  # between the texts of a pair
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
 FIRST_BAD = 5  # rows that cannot be used, shown with their places
@@ -58,8 +59,8 @@ class Looked:
         labels: int32, (rows,): numbers of label names; -1 without labels.
         positions: int64, (rows,): lines or rows in their source, from 1.
         label_counts: rows of each label, by number; label_names: of the first MAX_LABELS of them.
-        label_spellings: of each class the spellings with their rows, as `labels.merged_spellings` has them; empty where
-            there are more than MAX_LABELS of them, which stay as they are spelled.
+        label_spellings: of each class the spellings with their rows, as `labels.merged_spellings` has them; in lists,
+            of each label. Empty where there are more than MAX_LABELS classes, which stay as they are spelled.
         empty: rows whose text is empty or white space.
         bad: number of rows that cannot be used; bad_rows: the first of them, "place: reason".
     """
@@ -111,7 +112,7 @@ def look(
         SourceError: one cannot be read.
     """
     characters, words = Lengths(), Lengths()
-    numbers: dict[str, int] = {}
+    numbers: dict[Spelled, int] = {}
     exact, normal, labels, positions, empty = [], [], [], [], []
     starts, bad, rows = [0], 0, 0
     bad_rows: list[str] = []
@@ -125,8 +126,8 @@ def look(
             if source.label is None:
                 labels.append(np.full(len(texts), -1, np.int32))
             else:
-                names = map(list_name, batch.labels) if source.multi_label else batch.labels
-                labels.append(np.array([_number(label, numbers) for label in names], np.int32))
+                spelled = map(_in_order, batch.labels) if source.multi_label else batch.labels
+                labels.append(np.array([_number(label, numbers) for label in spelled], np.int32))
             positions.append(np.fromiter(batch.positions, np.int64, len(texts)))
             characters.add([sum(map(len, parts_of(text))) for text in texts])
             own_words = [sum(len(part.split()) for part in parts_of(text)) for text in texts]
@@ -163,31 +164,52 @@ def require_rows(looked: Looked) -> None:
         raise SourceError(f"{looked.bad_rows[0]}; none of the {looked.bad:,} rows can be used")
 
 
-def list_name(labels: tuple[str, ...]) -> str:
-    """One name for a row's labels, whatever their order: rows are compared by all of them."""
-    return " + ".join(sorted(labels)) or "(none)"
+Spelled: TypeAlias = str | tuple[str, ...]  # a row's label, or all labels of its list in one order
+
+
+def _in_order(labels: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(labels))
+
+
+def list_name(labels: Iterable[str]) -> str:
+    """One name for a row's labels, whatever their order, that no other labels have: rows are compared by it."""
+    return " + ".join(sorted(map(_quoted, labels))) or NO_LABELS
+
+
+def _quoted(label: str) -> str:
+    return repr(label) if "+" in label or label == NO_LABELS or label[:1] in ("'", '"') else label
+
+
+def _name(spelled: Spelled, names: Mapping[str, str]) -> str:
+    """The class of a row, by the names of the single labels."""
+    return names[spelled] if isinstance(spelled, str) else list_name({names[one] for one in spelled})
 
 
 def _classes(
-    spelled: list[str], labels: np.ndarray, like: Looked | None
+    spelled: list[Spelled], labels: np.ndarray, like: Looked | None
 ) -> tuple[list[str], np.ndarray, dict[str, dict[str, int]]]:
     """Names of the classes, their numbers by row, and their spellings, from the spellings and their numbers by row.
 
     Which spellings are one class shows only when the whole column has been read.
     """
+    counts: Counter[str] = Counter()
     if not spelled or int(labels.max(initial=-1)) >= len(spelled):
-        return spelled, labels, {}
-    counts = dict(zip(spelled, np.bincount(labels, minlength=len(spelled)).tolist(), strict=True))
+        return [one if isinstance(one, str) else list_name(one) for one in spelled], labels, {}
+    for one, rows in zip(spelled, np.bincount(labels, minlength=len(spelled)).tolist(), strict=True):
+        counts.update(dict.fromkeys([one] if isinstance(one, str) else one, rows))
     if like is not None and like.label_spellings:
-        named, rule = LabelNames(like.label_names), KINDS[kind_of(like.label_names)]
-        names = {spelling: named(spelling) or rule(spelling) or spelling.strip() for spelling in spelled}
+        known = list(like.label_spellings)
+        named, rule = LabelNames(known), KINDS[kind_of(known)]
         merged: dict[str, dict[str, int]] = {}
-        for spelling, name in names.items():
-            merged.setdefault(name, {})[spelling] = counts[spelling]
+        for spelling, rows in counts.items():
+            merged.setdefault(named(spelling) or rule(spelling) or spelling.strip(), {})[spelling] = rows
     else:
         merged = merged_spellings(counts)
-    numbers = {spelling: number for number, name in enumerate(merged) for spelling in merged[name]}
-    return list(merged), np.array([numbers[spelling] for spelling in spelled], np.int32)[labels], merged
+    names = {spelling: name for name in merged for spelling in merged[name]}
+    numbers: dict[str, int] = {}
+    for one in sorted(spelled):
+        numbers.setdefault(_name(one, names), len(numbers))
+    return list(numbers), np.array([numbers[_name(one, names)] for one in spelled], np.int32)[labels], merged
 
 
 def normal_form(text: str) -> str:
@@ -322,14 +344,14 @@ def _hashes(text: Text) -> bytes:
     return first + (first if form == text else hashlib.blake2b(form.encode(), digest_size=8).digest())
 
 
-def _number(label: str, numbers: dict[str, int]) -> int:
+def _number(label: Spelled, numbers: dict[Spelled, int]) -> int:
     """The label's number; beyond MAX_LABELS labels, numbers are hashes, and names are not kept."""
     number = numbers.get(label)
     if number is None:
         if len(numbers) < MAX_LABELS:
             number = numbers[label] = len(numbers)
         else:
-            number = _hashed(label)
+            number = _hashed(label if isinstance(label, str) else list_name(label))
     return number
 
 

@@ -102,7 +102,7 @@ class PreparationSettings:
         if self.like is not None and self.like.is_pair != is_pair:
             here, there = ("pairs of texts", "single texts") if is_pair else ("single texts", "pairs of texts")
             raise SourceError(
-                f"--like: {self.like.path} has {there} (--text {self.like.manifest.sources[0].text}), the sources give "
+                f"{self.like.path} has {there} (--text {self.like.manifest.sources[0].text}), the sources give "
                 f"{here}: name the same columns with --text"
             )
         if self.like is not None:

@@ -39,7 +39,7 @@ from penstock.engine.data.preparation_settings import PreparationSettings
 from penstock.engine.data.progress import RowProgress
 from penstock.engine.data.sources import PLAIN_READING, Reading, Source, open_sources
 from penstock.engine.data.sources.alike import Columns, open_alike
-from penstock.engine.data.sources.labels import notices, sort_labels
+from penstock.engine.data.sources.labels import merged_notices, notices, sort_labels
 from penstock.engine.data.sources.open import BAD_ROWS, check_once, check_splits
 from penstock.engine.data.sources.text_columns import single_texts
 from penstock.engine.data.store import Store
@@ -260,7 +260,8 @@ def _survey(
             advance=bar.advance,
         )
     label_names = [] if unlabelled else settings.label_names or sort_labels(list(found.label_counts))
-    for line in notices(opened[0].label or "", found.label_spellings) if settings.label_names is None else ():
+    about_labels = notices if settings.label_names is None else merged_notices
+    for line in [*found.notes, *about_labels(opened[0].label or "", found.label_spellings)]:
         print(line, file=sys.stderr, flush=True)
     if not label_names and not unlabelled:
         raise SourceError(f"{opened[0].name}: no row has a label: all lists of column {opened[0].label!r} are empty")

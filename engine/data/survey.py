@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -18,12 +18,20 @@ from penstock.engine.data.clusters import ClusterKeys, check_several
 from penstock.engine.data.manifest import SourceEntry
 from penstock.engine.data.sources import BadRow, Rows, Source
 from penstock.engine.data.sources.base import NAME_IT
-from penstock.engine.data.sources.labels import KINDS, LabelNames, kind_of, merged_spellings, mostly_single
+from penstock.engine.data.sources.labels import (
+    KINDS,
+    LabelNames,
+    kind_of,
+    known_spellings,
+    merged_spellings,
+    mostly_single,
+)
 from penstock.engine.data.sources.text_columns import single_texts
 from penstock.engine.errors import SourceError
 from penstock.engine.files import committed
 
 MAX_LABELS = 10_000
+_LISTED = 3  # bad rows of several lines
 
 
 class ContentHash:
@@ -99,6 +107,7 @@ class Survey:
         content: digest of the good rows' texts and labels, in order; source_contents: the same of each source.
         positions: digest of their places.
         clusters: int64: the keys of the good rows' values in the column that was asked for, in order; None if none was.
+        notes: lines that the user should read, of bad rows that took other lines with them.
     """
 
     sources: list[SourceEntry]
@@ -107,6 +116,7 @@ class Survey:
     source_contents: list[str]
     positions: str
     clusters: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def label_counts(self) -> dict[str, int]:
@@ -122,17 +132,25 @@ class Survey:
         return sum(source.bad_rows for source in self.sources)
 
 
-def usable_rows(source: Source, known_labels: Sequence[str] | None) -> Iterator[Rows]:
-    """All rows; where the classes are known, with their names for labels, and any other among the bad ones."""
+def usable_rows(
+    source: Source, known_labels: Sequence[str] | None, spelled: Counter[str] | None = None
+) -> Iterator[Rows]:
+    """All rows; where the classes are known, with their names for labels, and any other among the bad ones.
+
+    Args:
+        spelled: counts the known labels of the good rows as they are spelled.
+    """
     if known_labels is None:
         yield from source.rows()
         return
     named = _Names(LabelNames(known_labels))
     for rows in source.rows():
         if source.multi_label:
-            yield _named_lists(rows, named)
+            yield _named_lists(rows, named, spelled)
             continue
         labels = [named[label] for label in rows.labels]
+        if spelled is not None:
+            spelled.update(label for label, name in zip(rows.labels, labels, strict=True) if name is not None)
         yield _named(rows, labels)
         if len(named) > MAX_LABELS:
             named.clear()
@@ -159,8 +177,9 @@ def survey(
             column of clusters, a good row without a value in it, or one value in all rows.
     """
     multi_label = sources[0].multi_label
-    digest, counts = ContentHash(multi_label), Counter[str]()
+    digest, counts, spelled = ContentHash(multi_label), Counter[str](), Counter[str]()
     entries, hashes = [], []
+    swallowed: list[str] = []
     keys, of_rows = ClusterKeys(cluster or ""), [np.empty(0, np.int64)]
     if cluster is not None:
         for source in sources:
@@ -169,7 +188,7 @@ def survey(
         for source in sources:
             of_source, good, bad = ContentHash(multi_label), 0, 0
             encoding = _EncodingCheck(source)
-            for rows in usable_rows(source, known_labels):
+            for rows in usable_rows(source, known_labels, spelled):
                 encoding.update(rows)
                 if rows.bad and file is None:
                     encoding.finish()
@@ -180,6 +199,7 @@ def survey(
                 if file is not None:
                     for row in rows.bad:
                         file.write(_quarantined(source, row))
+                    swallowed += [_swallowed(source, row) for row in rows.bad if row.lines > 1]
                 digest.update(rows)
                 of_source.update(rows)
                 if cluster is not None:
@@ -200,7 +220,7 @@ def survey(
         if sources[0].label is None:
             kind, spellings = "text", {}
         elif known_labels is not None:  # the rows came with the classes' names
-            kind, spellings = "text", {name: {name: rows} for name, rows in counts.items()}
+            kind, spellings = "text", known_spellings(spelled, known_labels)
         else:
             kind, spellings = kind_of(counts), merged_spellings(counts)
             single = mostly_single({name: sum(rows.values()) for name, rows in spellings.items()})
@@ -215,7 +235,7 @@ def survey(
     if cluster is not None and clusters is not None:
         check_several(clusters, cluster, sources[0].name)
     contents = [of_source.content(kind) for of_source in hashes]
-    return Survey(entries, spellings, digest.content(kind), contents, digest.positions(), clusters)
+    return Survey(entries, spellings, digest.content(kind), contents, digest.positions(), clusters, _first(swallowed))
 
 
 class _EncodingCheck:
@@ -243,9 +263,22 @@ class _EncodingCheck:
             )
 
 
+def _swallowed(source: Source, row: BadRow) -> str:
+    return f"{source.position(row.position)}: {row.reason}: {row.lines:,} lines are set aside as one bad row"
+
+
+def _first(notes: list[str]) -> list[str]:
+    more = [f"... and {len(notes) - _LISTED:,} more bad rows of several lines"] if len(notes) > _LISTED else []
+    return [*notes[:_LISTED], *more]
+
+
 def _quarantined(source: Source, row: BadRow) -> bytes:
     entry = {"source": source.name, source.unit: row.position, "reason": row.reason, "excerpt": row.excerpt}
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
+
+def _unknown(position: int, label: str) -> BadRow:
+    return BadRow(position, f"label {label!r} is not among the labels of the training data")
 
 
 def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
@@ -253,7 +286,7 @@ def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
     if None not in names:
         return replace(rows, labels=list(names))
     unseen = [
-        BadRow(position, f"label {label!r} is not among the labels of the store given by --like")
+        _unknown(position, label)
         for label, position, name in zip(rows.labels, rows.positions, names, strict=True)
         if name is None
     ]
@@ -267,15 +300,17 @@ def _named(rows: Rows, names: Sequence[str | None]) -> Rows:
     return Rows(texts, labels, positions, bad, rows.carried)
 
 
-def _named_lists(rows: Rows, named: _Names) -> Rows:
+def _named_lists(rows: Rows, named: _Names, counted: Counter[str] | None) -> Rows:
     """As `_named`, of rows with several labels: a row with an unknown one is bad."""
     texts, labels, positions, unseen = [], [], [], []
     for text, spelled, position in zip(rows.texts, rows.labels, rows.positions, strict=True):
         names = [named[one] for one in spelled]
         if None in names:
             label = spelled[names.index(None)]
-            unseen.append(BadRow(position, f"label {label!r} is not among the labels of the store given by --like"))
+            unseen.append(_unknown(position, label))
             continue
+        if counted is not None:
+            counted.update(spelled)
         texts.append(text)
         labels.append(tuple(dict.fromkeys(names)))
         positions.append(position)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from penstock.engine.data.manifest import MAX_VOCABULARY, Truncation, digest
+from penstock.engine.data.manifest import MANIFEST_NAME, MAX_VOCABULARY, TOKENIZER_NAME, Truncation, digest
 from penstock.engine.data.own_code import NONE_IS_RUN, code_of_tokenizer
 from penstock.engine.errors import PenstockError, TokenizerError, first_line
 
@@ -262,7 +262,7 @@ def probe_texts() -> tuple[str, ...]:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """A tokenizer by local folder, tokenizer.json file or hub name.
+    """A tokenizer by local folder, a store's too, tokenizer.json file or hub name.
 
     Raises:
         TokenizerError: there is none, or it is not a fast one.
@@ -270,6 +270,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     path = Path(os.path.expanduser(name))
+    if (path / MANIFEST_NAME).is_file() and (path / TOKENIZER_NAME).is_dir():
+        path /= TOKENIZER_NAME
     try:
         if path.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
@@ -280,7 +282,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     except BaseException as error:  # whatever the library may raise for a name that is none
         if not _of_library(error):
             raise
-        if path.exists():
+        if path.is_dir() and not (path / "tokenizer.json").exists():  # of which the library says much, in many lines
+            reason = "no tokenizer can be loaded from it: there is no tokenizer.json in this folder"
+        elif path.exists():
             reason = f"no tokenizer can be loaded from it: {first_line(error)}"
         elif name.startswith(("/", ".", "~")):
             reason = "no such folder or file"

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from penstock.engine.data.sources.open import form_of
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, RunError, SourceError, StoreError
 from penstock.engine.study.compare import Judged, Truth
-from penstock.engine.study.prediction_files import IdColumn, PredictionFile, read_content, read_prediction_file
+from penstock.engine.study.prediction_files import PredictionFile, read_content, read_prediction_file
 from penstock.engine.study.predictions import Predictions, parse_predictions
 from penstock.engine.training.run_record import (
     as_trained,
@@ -27,6 +27,7 @@ from penstock.engine.training.run_record import (
 )
 
 ID = "id"
+ROW = "row"  # the test row's number, from 0, as `--flips` and `study --external` have it
 _LISTED = 10
 
 
@@ -35,8 +36,8 @@ class Options:
     """
     Attributes:
         text, label, reading: of test data that is a source. cluster: its column of rows that belong together.
-        id: the column that says which row a prediction is of, in files and in the source; None for `id` where all have
-            it, and the order of the rows otherwise.
+        id: the column that says which row a prediction is of, in a file and in the source; None for `id` where both
+            have it, else the file's `row`, else the order of the rows.
     """
 
     text: str | None = None
@@ -45,15 +46,10 @@ class Options:
     id: str | None = None
     reading: Reading = PLAIN_READING
 
-    def id_column(self, name: str, columns: Sequence[str]) -> str | None:
-        """The one of a file with these columns.
-
-        Raises:
-            SourceError: it lacks the one that was asked for.
-        """
-        if self.id is not None and self.id not in columns:
-            raise SourceError(f"{name}: no column {self.id!r}; there are: {', '.join(columns)}")
-        return self.id or (ID if ID in columns else None)
+    def id_column(self, columns: Collection[str], there: Collection[str]) -> str | None:
+        """The one of a file with these columns, for test data with those."""
+        both = ID in columns and ID in there
+        return self.id or (ID if both else ROW if ROW in columns else None)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,34 @@ class _Trial:
         return self.predictions.label_names
 
 
-Given = _Run | PredictionFile | _Trial
+@dataclass(frozen=True)
+class _Unread:
+    """A file of predictions. Which of its columns says what they are of is a question of the test data too.
+
+    Attributes:
+        content: of a parquet file, which was looked into.
+    """
+
+    name: str
+    content: bytes | None
+
+
+@dataclass(frozen=True)
+class _File:
+    """
+    Attributes:
+        by: the column that says which rows the predictions are of; None for their order.
+    """
+
+    read: PredictionFile
+    by: str | None
+
+    @property
+    def name(self) -> str:
+        return self.read.name
+
+
+Given = _Run | _File | _Trial
 
 
 class _Classes:
@@ -144,13 +167,13 @@ def read_inputs(first: str, second: str, data: str, options: Options) -> tuple[T
     Raises:
         PenstockError: one of them is missing, damaged or does not fit the others.
     """
-    given = [_open(name, options.id_column) for name in (first, second)]
+    given = [_open(name) for name in (first, second)]
     if is_store(data):
         return _on_store(given, data, options)
     return _on_source(given, data, options)
 
 
-def _open(name: str, id_column: IdColumn) -> Given:
+def _open(name: str) -> _Run | _Unread | _Trial:
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         record = read_trained_record(path)
@@ -168,10 +191,38 @@ def _open(name: str, id_column: IdColumn) -> Given:
             raise SourceError(str(error)) from None
         if found is not None:
             return _Trial(name, found)
-    return read_prediction_file(name, id_column, content)
+    return _Unread(name, content)
 
 
-def _on_store(given: Sequence[Given], data: str, options: Options) -> tuple[Truth, Judged, Judged, list[str]]:
+def _read(
+    given: Sequence[_Run | _Unread | _Trial], data: str, there: Collection[str] | None, options: Options
+) -> tuple[list[Given], list[str]]:
+    """The files read, and a line for each that has a column which could say what its rows are and is not used.
+
+    Args:
+        there: the columns of the test data; None of a store, which keeps none.
+    """
+    found: list[Given] = []
+    notes = []
+    for each in given:
+        if not isinstance(each, _Unread):
+            found.append(each)
+            continue
+        read = read_prediction_file(each.name, lambda _, columns: options.id_column(columns, there or ()), each.content)
+        by = options.id_column(read.columns, there or ())
+        found.append(_File(read, by))
+        if by is None and ID in read.columns:
+            lacks = "has no such column" if there is not None else "is a store, which keeps no such column"
+            notes.append(
+                f"{each.name}: its column {ID!r} is not used, as {data} {lacks}: its rows are taken for the test rows "
+                "in their order"
+            )
+    return found, notes
+
+
+def _on_store(
+    opened: Sequence[_Run | _Unread | _Trial], data: str, options: Options
+) -> tuple[Truth, Judged, Judged, list[str]]:
     if options.text or options.label or options.reading != PLAIN_READING:
         raise ConfigError(f"{data} is a store: --text, --label, --separator and --encoding are for raw data")
     if options.id is not None:
@@ -179,6 +230,7 @@ def _on_store(given: Sequence[Given], data: str, options: Options) -> tuple[Trut
     store = Store.open(data)
     if store.multi_label:
         raise StoreError(f"{data} has lists of labels; single labels are compared")
+    given, notes = _read(opened, data, None, options)
     for each in given:
         if isinstance(each, _Run):
             check_fits(store, each.record["data"])
@@ -190,32 +242,37 @@ def _on_store(given: Sequence[Given], data: str, options: Options) -> tuple[Trut
     _add(given, classes)
     labels = classes.numbers_of(store.label_names)[store.labels]
     truth = Truth(data, labels, classes.names, clusters, lambda rows: _decoded(store, rows), options.cluster or "")
-    return truth, *_judged(given, truth, classes, None, lambda run: _run_on_store(run, store)), []
+    return truth, *_judged(given, truth, classes, {}, lambda run: _run_on_store(run, store)), notes
 
 
-def _on_source(given: Sequence[Given], data: str, options: Options) -> tuple[Truth, Judged, Judged, list[str]]:
-    runs = [each for each in given if isinstance(each, _Run)]
+def _on_source(
+    opened: Sequence[_Run | _Unread | _Trial], data: str, options: Options
+) -> tuple[Truth, Judged, Judged, list[str]]:
+    runs = [each for each in opened if isinstance(each, _Run)]
 
-    def opened() -> list[Source]:
+    def sources() -> list[Source]:
         if runs:
             record = runs[0].record["data"]
             return open_like_training(data, record, text=options.text, label=options.label, reading=options.reading)
         return open_sources(data, text=options.text, label=options.label, reading=options.reading)
 
-    spelled, ids, clusters = _read_truth(opened(), options)
+    rows = sources()
+    given, notes = _read(opened, data, set.intersection(*(set(source.columns) for source in rows)), options)
+    keys = {options.id, *(each.by for each in given if isinstance(each, _File))}
+    spelled, ids, clusters = _read_truth(rows, keys, options)
     classes = _Classes()
     _add(given, classes)
     classes.add_spelled(set(spelled))
     numbers = {one: classes(one) for one in set(spelled)}
     labels = np.array([numbers[one] for one in spelled], np.int64)
     rows_of = Counter(labels.tolist())
-    notes = [
+    notes += [
         f"{run.name} does not know the class {classes.names[number]!r} ({rows_of[number]:,} rows): they count as wrong"
         for run in runs
         for number in sorted(rows_of.keys() - set(classes.numbers_of(run.label_names).tolist()))
     ]
     truth = Truth(
-        data, labels, classes.names, clusters, lambda rows: list(_texts(opened(), rows)), options.cluster or ""
+        data, labels, classes.names, clusters, lambda rows: list(_texts(sources(), rows)), options.cluster or ""
     )
     judged = _judged(given, truth, classes, ids, lambda run: _run_on_source(run, data, options))
     return truth, *judged, notes
@@ -223,43 +280,48 @@ def _on_source(given: Sequence[Given], data: str, options: Options) -> tuple[Tru
 
 def _add(given: Sequence[Given], classes: _Classes) -> None:
     for each in given:
-        if not isinstance(each, PredictionFile):
+        if not isinstance(each, _File):
             classes.add(each.label_names)
 
 
-def _read_truth(sources: Sequence[Source], options: Options) -> tuple[list[str], list[str] | None, np.ndarray | None]:
-    """Labels as they are spelled, ids and clusters of all rows."""
-    has_ids = all(ID in source.columns for source in sources)
-    wanted = options.id or (ID if has_ids else None)
+def _read_truth(
+    sources: Sequence[Source], by: Collection[str | None], options: Options
+) -> tuple[list[str], dict[str, list[str]], np.ndarray | None]:
+    """Labels as they are spelled, {column: what it has}, and clusters, of all rows.
+
+    Args:
+        by: the columns that say which rows files' predictions are of; `row`, where the data has none, is the number.
+    """
+    has_rows = all(ROW in source.columns for source in sources)
+    ids: dict[str, list[str]] = {name: [] for name in by if name is not None and (name != ROW or has_rows)}
     keys = ClusterKeys(options.cluster or "")
     spelled: list[str] = []
-    ids: list[str] = []
     clusters: list[np.ndarray] = []
     for source in sources:
         if source.multi_label:
             raise SourceError(f"{source.name}: column {source.label!r} has lists of labels; single ones are compared")
-        source.carry([name for name in (wanted, options.cluster) if name is not None])
+        source.carry([*ids, *([] if options.cluster is None else [options.cluster])])
         for rows in source.rows():
             if rows.bad:
                 raise SourceError(f"{source.position(rows.bad[0].position)}: {rows.bad[0].reason}")
             spelled += rows.labels
-            if wanted is not None:
-                ids += map(str, carried_values(rows.carried, wanted, len(rows.texts)))
+            for name, own in ids.items():
+                own += map(str, carried_values(rows.carried, name, len(rows.texts)))
             if options.cluster is not None:
                 clusters.append(keys.of_rows(source, rows))
-    return spelled, ids if wanted else None, np.concatenate(clusters) if options.cluster is not None else None
+    return spelled, ids, np.concatenate(clusters) if options.cluster is not None else None
 
 
 def _judged(
     given: Sequence[Given],
     truth: Truth,
     classes: _Classes,
-    ids: Sequence[str] | None,
+    ids: Mapping[str, Sequence[str]],
     predicted: Callable[[_Run], np.ndarray],
 ) -> tuple[Judged, Judged]:
     """
     Args:
-        ids: of the test rows. predicted: gives a run's classes of them.
+        ids: {column: what it has} of the test rows. predicted: gives a run's classes of them.
     """
     found = {}
     for each in sorted(given, key=lambda one: isinstance(one, _Run)):  # what is wrong shows before a model is loaded
@@ -272,7 +334,8 @@ def _judged(
     return first, second
 
 
-def _of_file(given: PredictionFile, truth: Truth, classes: _Classes, ids: Sequence[str] | None) -> Judged:
+def _of_file(file: _File, truth: Truth, classes: _Classes, ids: Mapping[str, Sequence[str]]) -> Judged:
+    given = file.read
     if len(given.spelled) != len(truth.labels):
         raise SourceError(
             f"{given.name}: {len(given.spelled):,} rows, and {truth.name} has {len(truth.labels):,}: each needs one "
@@ -287,22 +350,23 @@ def _of_file(given: PredictionFile, truth: Truth, classes: _Classes, ids: Sequen
                 "it, give the data as a store that is prepared --like the training data"
             )
     labels = np.array([numbers[spelled] for spelled in given.spelled], np.int64)
-    if ids is None or given.ids is None:
+    if file.by is None or given.ids is None:
         return Judged(given.name, None, labels)
-    return Judged(given.name, None, labels[_places(given, given.ids, truth, ids)])
+    numbers_of_rows = list(map(str, range(len(truth.labels))))
+    of_rows, what = (ids[file.by], "id") if file.by in ids else (numbers_of_rows, "row number")
+    return Judged(given.name, None, labels[_places(given, given.ids, truth, of_rows, what)])
 
 
-def _places(given: PredictionFile, theirs: Sequence[str], truth: Truth, ids: Sequence[str]) -> np.ndarray:
-    """int64: for each test row the place of its prediction in the file."""
-    places: dict[str, int] = {}
-    for what, values in ((truth.name, ids), (given.name, theirs)):
+def _places(given: PredictionFile, theirs: Sequence[str], truth: Truth, ids: Sequence[str], what: str) -> np.ndarray:
+    """int64: for each test row the place of its prediction in the file. `what` the ids are, messages say."""
+    for name, values in ((truth.name, ids), (given.name, theirs)):
         twice = next((value for value, count in Counter(values).items() if count > 1), None)
         if twice is not None:
-            raise SourceError(f"{what}: two rows have the id {twice!r}: rows cannot be told apart")
+            raise SourceError(f"{name}: two rows have the {what} {twice!r}: rows cannot be told apart")
     places = {value: place for place, value in enumerate(theirs)}
     missing = next((value for value in ids if value not in places), None)
     if missing is not None:
-        raise SourceError(f"{given.name}: no row has the id {missing!r}, which {truth.name} has")
+        raise SourceError(f"{given.name}: no row has the {what} {missing!r}, which {truth.name} has")
     return np.array([places[value] for value in ids], np.int64)
 
 

@@ -1,6 +1,7 @@
 """The directory of a study: whose it is, and the lock on it."""
 
 import os
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from penstock.engine.study.trials import trial_named
 from penstock.engine.training.run_record import in_use
 
 STUDY_NAME = "study.json"
+EXTERNAL = "external"  # the folder of predictions from elsewhere
 _OLD_TRIALS = "cells"  # what an earlier penstock called them
+_PLAN = "plan.json"  # as `plan.PLAN_NAME`, which comes with much else
 
 
 _ENTRIES: dict[str, Any] = {
@@ -72,8 +75,15 @@ def planned_trials(study: dict[str, Any]) -> list[str]:
     return study.get("trials", study.get(_OLD_TRIALS, []))
 
 
+def has_begun(folder: Path, study: dict[str, Any]) -> bool:
+    """Whether trials are planned, or something is there of one. Before that nothing was made from the study's data,
+    which a study may then be refused for: whatever the next command gives instead takes its place."""
+    of_trials = (trials_folder(folder), folder / "runs")
+    return bool(planned_trials(study)) or any(place.is_dir() and any(place.iterdir()) for place in of_trials)
+
+
 def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
-    """Locks the directory and makes sure that it is this study's, or new."""
+    """Locks the directory and makes sure that it is this study's, or new, or of one that has not begun."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: give a directory for the study")
     path = folder / STUDY_NAME
@@ -87,11 +97,15 @@ def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
             study = read_study(folder)
             there, families = study["identity"], families_of(folder, study)
             for key in [*identity, *there]:
-                if not _is_alike(key, there.get(key), identity.get(key), families):
+                if _is_alike(key, there.get(key), identity.get(key), families):
+                    continue
+                if has_begun(folder, study):
                     raise RunError(
                         f"{folder} belongs to another study: {key} is {there.get(key)!r} there and "
                         f"{identity.get(key)!r} here; give another --out"
                     )
+                _begin_as(folder, identity)
+                break
         else:
             write_study(folder, {"identity": identity})
         folders = [folder / "data", folder / "costs", trials_folder(folder), folder / "runs"]
@@ -103,6 +117,14 @@ def claim(folder: Path, identity: dict[str, Any]) -> FolderLock:
         lock.close()
         raise
     return lock
+
+
+def _begin_as(folder: Path, identity: dict[str, Any]) -> None:
+    """Gives the directory of a study that has not begun to another one. Stores and costs say themselves what they were
+    made from; the rest goes."""
+    (folder / _PLAN).unlink(missing_ok=True)
+    shutil.rmtree(folder / EXTERNAL, ignore_errors=True)
+    write_study(folder, {"identity": identity})
 
 
 def _is_alike(key: str, there: Any, here: Any, families: Collection[str]) -> bool:

@@ -16,9 +16,11 @@ from penstock.engine.errors import ConfigError, OtherDataError, RunError, StoreE
 from penstock.engine.study.check import HAS_LISTS, check_plan, is_store
 from penstock.engine.study.clusters import settle_clusters
 from penstock.engine.study.directory import (
+    EXTERNAL,
     STUDY_NAME,
     claim,
     families_of,
+    has_begun,
     planned_trials,
     read_study,
     trials_folder,
@@ -92,10 +94,11 @@ def opened(
         if settings.prices is not None:
             settings.prices.keep(folder)
         existing = Existing(folder)
-        train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress)
+        renew = not has_begun(folder, existing.study)
+        train = open_or_prepare(settings.train, folder / "data" / "train", settings, None, progress, renew)
         existing.check_data("train", train)
         trials = grid_of(settings, train)
-        test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress)
+        test = open_or_prepare(settings.test, folder / "data" / "test", settings, train, progress, renew)
         existing.check_data("test", test)
         _check_alike(train, test)
         for store in (train, test):
@@ -109,7 +112,7 @@ def opened(
             unknown = f"whether the training data shares groups with the test data is not known: {found}"
             shown.note(f"--cluster {settings.cluster}: {unknown if clusters is None else found}")
         for name, file in settings.external.items():
-            keep_external(folder / "external", name, file, test, settings.max_test)
+            keep_external(folder / EXTERNAL, name, file, test, settings.max_test)
 
         def task_of(trial: Trial) -> TrialTask:
             return _task(settings, trial, folder, train, test, keep_runs, jobs)
@@ -218,12 +221,20 @@ def with_earlier(trials: Sequence[Trial], settings: StudySettings, existing: Exi
 
 
 def open_or_prepare(
-    sources: Sequence[str], folder: Path, settings: StudySettings, like: Store | None, progress: bool
+    sources: Sequence[str],
+    folder: Path,
+    settings: StudySettings,
+    like: Store | None,
+    progress: bool,
+    renew: bool = False,
 ) -> Store:
     """The store that the one source is, or one prepared from the sources with the study's tokenizer.
 
+    Args:
+        renew: a store in `folder` of something else than the sources hold now is replaced.
+
     Raises:
-        RunError: `folder` holds a store of something else than the sources hold now.
+        RunError: `folder` holds such a store, and it is not to be replaced.
         StoreError, SourceError, TokenizerError, DiskError: as `prepare` and `Store.open`.
     """
     if is_store(sources):
@@ -246,6 +257,8 @@ def open_or_prepare(
     try:
         return prepare(list(sources), folder, progress=progress, **choices)
     except OtherDataError:
+        if renew:
+            return prepare(list(sources), folder, progress=progress, overwrite=True, **choices)
         raise RunError(
             f"{folder} was prepared from other data or settings than {', '.join(sources)} gives now. Put back what was "
             f"there, give another --out, or remove {remains(folder.parent.parent)} to train all trials again"

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from penstock.engine.data.logits import Logits, LogitsOf, difference, make_logits, missing_parts, read_of
+from penstock.engine.data.logits import (
+    Logits,
+    LogitsOf,
+    difference,
+    digest_of_rows,
+    make_logits,
+    missing_parts,
+    read_of,
+)
 from penstock.engine.data.overlap import shared_rows
 from penstock.engine.data.progress import RowProgress, print_line
 from penstock.engine.data.store import Store, check_stores
@@ -25,7 +33,15 @@ from penstock.engine.training.resume import Confirm, Resume
 from penstock.engine.training.run_directory import check_out
 from penstock.engine.training.run_record import about_cut, has_checkpoint, read_record
 from penstock.engine.training.settings import Settings
-from penstock.engine.training.teachers import Labeller, Teacher, check_store, folder_of, logits_of, open_teachers
+from penstock.engine.training.teachers import (
+    Labeller,
+    Teacher,
+    check_store,
+    folder_of,
+    identities,
+    logits_of,
+    open_teachers,
+)
 
 _NAMED = 3  # rows of a message
 
@@ -151,6 +167,58 @@ def distil(
     )
 
 
+def go_on(
+    settings: Settings,
+    teachers: Sequence[Path | str],
+    unlabelled: Store,
+    out_dir: Path | str,
+    *,
+    train_store: Store | None = None,
+    test_store: Store | None = None,
+    logits: Path | str | None = None,
+    device: Any = None,
+    progress: Mode = "auto",
+    resume: Resume = "last",
+    confirm: Confirm | None = None,
+) -> TrainResult:
+    """As `distil`, of a run that has begun: from the logits that it has, whatever has become of its teachers.
+
+    Args:
+        as `distil`, all as run.json has them.
+
+    Raises:
+        RunError: logits are missing or damaged, or which texts it learns from cannot be told without the teachers.
+        PenstockError: as `distil`.
+    """
+    from penstock.engine.training.train import train
+
+    out, say = Path(out_dir), print_line if progress != "none" else _silent
+    origin = read_record(out)["data"]["distillation"]
+    places = [Path(place) for place in origin["logits"]]
+    there = read_of(places[-1])
+    opened, gone = [], []
+    for path in teachers:
+        try:
+            opened.append(Teacher.open(Path(path)))
+        except RunError as error:
+            gone.append(str(error))
+    options: dict[str, Any] = {"device": device, "progress": progress, "resume": resume, "confirm": confirm}
+    if there is None or (not gone and identities(opened) == there.teachers):
+        stores: dict[str, Any] = {"train_store": train_store, "test_store": test_store, "logits": logits}
+        return distil(settings, teachers, unlabelled, out, **stores, **options)
+    changed = "; ".join(gone) or "its teachers are no longer what they were"
+    say(f"note: {changed}: {out} goes on with their logits in {places[-1]}")
+    material = material_for(settings, opened, unlabelled, train_store, test_store, say)
+    if there.rows_digest != digest_of_rows(material.rows):
+        raise RunError(
+            f"{out} goes on with the texts that it began with, and which these are cannot be told without its teachers "
+            f"({changed}): put them back, or give another --out"
+        )
+    found = [Logits.open(place, rows) for place, (_, rows) in zip(places, material.parts, strict=True)]
+    whole = material.transfer_set(found, origin["teachers"], origin["like"])
+    return train(settings, whole, out, rows=material.rows_of(whole), test_store=test_store, **options)
+
+
 def label_share(
     settings: Settings,
     teachers: Sequence[Path | str],
@@ -266,7 +334,10 @@ def _check_begun(run: Path, made: Sequence[LogitsOf]) -> None:
     for place, here in zip(map(Path, places), made, strict=False):
         there = read_of(place)
         if there is not None and (other := difference(there, here)) is not None:
-            raise RunError(f"{run} holds another run, which learns from logits of {other}; give another --out")
+            raise RunError(
+                f"{run} holds another run, which learns from logits of {other}; give another --out, or --out {run} "
+                "alone to go on with those"
+            )
 
 
 def _silent(line: str) -> None:

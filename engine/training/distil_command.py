@@ -37,6 +37,7 @@ class DistilCommand:
     Attributes:
         unlabelled, train, test: the stores, open; the last two are None where none was asked for.
         logits: the folder for those of the unlabelled texts; None for one beside their store.
+        goes_on: the run has begun, and all is as it has it.
     """
 
     settings: Settings
@@ -45,6 +46,7 @@ class DistilCommand:
     train: Store | None
     test: Store | None
     logits: Path | None
+    goes_on: bool = False
 
 
 def read_distil_command(options: Options, models: Mapping[str, str | None], overrides: Sequence[str]) -> DistilCommand:
@@ -88,7 +90,8 @@ def _as_it_was(out: Path, options: Options, settings: Settings, asked: bool) -> 
         raise ConfigError(f"give --teacher and --unlabelled too, or leave all of them out: {out} knows what it had")
     if options.raw.stated:
         raise ConfigError(f"{options.raw.stated[0]} has no effect: {out} goes on with the texts that it had")
-    if not has_checkpoint(out):
+    goes_on = has_checkpoint(out)
+    if not goes_on:
         # nothing to go on from: the run begins again, with what it was begun with
         if asked:
             raise ConfigError(f"{out} has no checkpoint yet: to begin it with other settings, give --teacher too")
@@ -101,10 +104,13 @@ def _as_it_was(out: Path, options: Options, settings: Settings, asked: bool) -> 
         teachers = [Path(teacher) for teacher in places["teachers"]]
         train = None if places["labelled"] is None else Store.open(places["labelled"])
         unlabelled = Store.open(places["unlabelled"], labelled=False)
+        if goes_on and len(places["logits"]) != 1 + (train is not None):
+            raise TypeError
     except (KeyError, TypeError, IndexError):
         raise RunError(f"{out / 'run.json'} is damaged: data.distillation is not what penstock writes") from None
     place = record["data"].get("test")
-    return DistilCommand(settings, teachers, unlabelled, train, None if place is None else Store.open(place), logits)
+    test = None if place is None else Store.open(place)
+    return DistilCommand(settings, teachers, unlabelled, train, test, logits, goes_on)
 
 
 def _as_begun(out: Path, settings: Settings) -> Settings:

@@ -103,7 +103,7 @@ def logits_of(store: Store, rows: np.ndarray, teachers: Sequence[Teacher]) -> Lo
         tokenizer=store.manifest.tokenizer.fingerprint,
         rows=len(rows),
         rows_digest=digest_of_rows(rows),
-        teachers=[_identity(teacher) for teacher in teachers],
+        teachers=identities(teachers),
         label_names=teachers[0].data["label_names"],
     )
 
@@ -112,6 +112,15 @@ def folder_of(store: Store, of: LogitsOf) -> Path:
     """Beside the store."""
     whole = store.path.resolve()
     return whole.with_name(f"{whole.name}.logits") / of.name
+
+
+def identities(teachers: Sequence[Teacher]) -> list[str]:
+    """What the logits of each depend on, as a digest; in the order of `open_teachers`.
+
+    Raises:
+        RunError, ModelError: a teacher's settings cannot be read.
+    """
+    return [_identity(teacher) for teacher in sorted(teachers, key=lambda teacher: teacher.weights)]
 
 
 def _identity(teacher: Teacher) -> str:

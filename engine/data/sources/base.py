@@ -90,12 +90,14 @@ class BadRow:
         position: its line or row, from 1.
         excerpt: the beginning of what stands there.
         foreign: its bytes are not UTF-8 and look like another encoding's letters.
+        lines: that it takes.
     """
 
     position: int
     reason: str
     excerpt: str = ""
     foreign: bool = False
+    lines: int = 1
 
 
 @dataclass

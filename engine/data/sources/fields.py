@@ -49,9 +49,9 @@ class Names:
             outer, name = (*outer, cut[0]), cut[1]
         present = list(map(str, self._at(outer)))
         if not outer:
-            return f"there are: {', '.join(present) or 'none'}"
+            return f"there are: {', '.join(map(_shown, present)) or 'none'}"
         more = f" and {len(present) - LISTED:,} more" if len(present) > LISTED else ""
-        said = f"in {'.'.join(outer)!r} there are: {', '.join(present[:LISTED])}{more}"
+        said = f"in {'.'.join(outer)!r} there are: {', '.join(map(_shown, present[:LISTED]))}{more}"
         return said.encode("utf-8", "backslashreplace").decode()  # half a character in a name cannot be shown
 
     def _at(self, outer: Steps) -> Collection[str]:
@@ -63,6 +63,11 @@ class Names:
         for place in range(len(name) - 1, -1, -1):
             if name[place] == "." and name[:place] in present:
                 yield name[:place], name[place + 1 :]
+
+
+def _shown(name: str) -> str:
+    """A name in a list of names: in quotes where one would not see where it begins and ends."""
+    return name if name and not any(letter.isspace() or letter == "," for letter in name) else repr(name)
 
 
 def value_at(value: Any, steps: Steps) -> Any:

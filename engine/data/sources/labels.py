@@ -175,6 +175,27 @@ def merged_spellings(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
     return merged
 
 
+def known_spellings(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """As `merged_spellings`, of labels that are among the known classes."""
+    named = LabelNames(names)
+    merged: dict[str, dict[str, int]] = {}
+    for spelled in sorted(counts):
+        name = named(spelled)
+        assert name is not None
+        merged.setdefault(name, {})[spelled] = counts[spelled]
+    return merged
+
+
+def merged_notices(column: str, merged: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """As `notices`, of merged labels alone: of data whose classes those of other data are."""
+    joined = {name: spelled for name, spelled in merged.items() if len(spelled) > 1}
+    listed = [
+        " and ".join(f"{one!r} ({rows:,} rows)" for one, rows in spelled.items()) + f" as {name!r}"
+        for name, spelled in joined.items()
+    ]
+    return [f"column {column!r}: labels that are one class: {_listed(listed, '; ')}"] if listed else []
+
+
 def notices(column: str, merged: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Lines about labels that are, or may not be, what was meant: merged ones, words for nothing, several in one,
     lookalikes.
@@ -183,14 +204,7 @@ def notices(column: str, merged: Mapping[str, Mapping[str, int]]) -> list[str]:
         column: the label column's name.
         merged: as `merged_spellings` gives them.
     """
-    lines = []
-    joined = {name: spelled for name, spelled in merged.items() if len(spelled) > 1}
-    if joined:
-        listed = [
-            " and ".join(f"{one!r} ({rows:,} rows)" for one, rows in spelled.items()) + f" as {name!r}"
-            for name, spelled in joined.items()
-        ]
-        lines.append(f"column {column!r}: labels that are one class: {_listed(listed, '; ')}")
+    lines = merged_notices(column, merged)
     counts = {name: sum(spelled.values()) for name, spelled in merged.items()}
     nothing = [f"{name!r} ({rows:,} rows)" for name, rows in counts.items() if name.lower() in _NOTHING]
     if nothing:

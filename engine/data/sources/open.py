@@ -276,10 +276,12 @@ def _open_named(name: str, text: str | None, label: str | None, need_label: bool
         raise SourceError(f"{name}: was in the memory of the process that began; write it to a file to share the work")
     path = Path(os.path.expanduser(name))
     form = form_of(path)
+    if not path.exists():
+        raise SourceError(f"{name}: no such file{'' if form in FORMS_BY_ENDING else ' or folder'}")
+    if not path.is_file():
+        raise SourceError(f"{name}: a pipe or device, and sources are read more than once: write it to a file first")
     if form not in FORMS_BY_ENDING:
         raise SourceError(f"{name}: unknown form; known are {FORMS}")
-    if not path.is_file():
-        raise SourceError(f"{name}: no such file")
     if path.stat().st_size == 0:
         raise SourceError(f"{name}: empty")
     if form == ".txt":

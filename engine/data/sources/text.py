@@ -194,9 +194,10 @@ class JsonLinesSource(TextFileSource):
                     rows.bad.append(BadRow(number, str(error), excerpt(line), looks_foreign(line)))
                     _carry(rows, None)
                 else:
-                    _carry(rows, record)
+                    whole = record
                     if self.inner:
                         record = self._lifted(record)
+                    _carry(rows, whole if self._carried == self.columns else record)
                     label = MISSING if self.label is None else record.get(self.label, MISSING)
                     texts = tuple(record.get(name, MISSING) for name in names)
                     _append(rows, texts[0] if self.text_columns.is_plain else texts, label, number)
@@ -221,8 +222,7 @@ class JsonLinesSource(TextFileSource):
         if self._carried == self.columns:
             return carried
         wanted = dict.fromkeys(self._carried)
-        rows = [row and self._lifted(row) for row in carried] if self.inner else carried
-        return [None if row is None else {name: row[name] for name in wanted if name in row} for row in rows]
+        return [None if row is None else {name: row[name] for name in wanted if name in row} for row in carried]
 
     def _lifted(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record with the fields inside of its objects that are read or carried as fields of its own."""
@@ -327,7 +327,7 @@ class CsvSource(TextFileSource):
             except StopIteration:
                 raise SourceError(f"{self.name}: empty: it has no header line") from None
             except csv.Error as error:
-                return error
+                return csv.Error(f"{error}{_goes_on(reader, 1)}")
         if self.may_be_foreign and any(looks_foreign(column) for column in header):
             raise SourceError(
                 f"{self.name}: line {reader.line_num}: not valid UTF-8: if the file is in another encoding, {NAME_IT}"
@@ -340,9 +340,10 @@ class CsvSource(TextFileSource):
         text_of = itemgetter(*texts_at)  # of one place gives what stands there, of several a tuple
         label_at = self._header.index(self.label) if self.label is not None else texts_at[0]
         rows, characters = _new_rows(self), 0
-        with open_bytes(self._path, self.name) as file:
+        with open_bytes(self._path, self.name) as file, open_bytes(self._path, self.name) as again:
             reader = self._records(file, self._separator)
             next(reader)
+            lines = enumerate(self._open_text(again, ""), 1)  # read up to the last row that is no csv, if there is one
             while True:
                 line = reader.line_num + 1
                 try:
@@ -350,10 +351,8 @@ class CsvSource(TextFileSource):
                 except StopIteration:
                     break
                 except csv.Error as error:
-                    reason = str(error)
-                    if reader.line_num > line:
-                        reason += f" (the row goes on to line {reader.line_num}: a quote that is not closed?)"
-                    rows.bad.append(BadRow(line, reason))
+                    beginning = next((text.rstrip("\r\n") for number, text in lines if number == line), "")
+                    rows.bad.append(self._bad_row(reader, line, str(error), beginning))
                     _carry(rows, None)
                     continue
                 if record:
@@ -363,7 +362,7 @@ class CsvSource(TextFileSource):
                     characters += sum(len(record[place]) for place in texts_at)
                 elif record:
                     reason = f"{len(record)} fields where the header has {width}"
-                    rows.bad.append(BadRow(line, reason, excerpt(self._separator.join(record))))
+                    rows.bad.append(self._bad_row(reader, line, reason, self._separator.join(record)))
                 if len(rows.texts) + len(rows.bad) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
                     yield rows
                     rows, characters = _new_rows(self), 0
@@ -373,12 +372,25 @@ class CsvSource(TextFileSource):
         places = [self.columns.index(name) for name in self._carried]
         return super().pack([row and [_visible(row[place]) for place in places] for row in carried])
 
+    def _bad_row(self, reader: Any, line: int, reason: str, found: str) -> BadRow:
+        """The row that begins in a line and ends where the reader is."""
+        lines = reader.line_num - line + 1
+        return BadRow(line, reason + _goes_on(reader, line), excerpt(found), lines=lines)
+
     def _records(self, file: io.BufferedReader, separator: str) -> Any:
         """A csv.reader that stands before the header."""
         reader = csv.reader(self._open_text(file, ""), delimiter=separator, strict=True)
         for _ in range(self._lines_before):
             next(reader)
         return reader
+
+
+def _goes_on(reader: Any, line: int) -> str:
+    """What to add to the reason why a row that begins in this line is bad: a quote that is not closed takes all the
+    lines up to the next one into the row."""
+    return (
+        f" (the row goes on to line {reader.line_num}: a quote that is not closed?)" if reader.line_num > line else ""
+    )
 
 
 def _new_rows(source: Source) -> RawRows:

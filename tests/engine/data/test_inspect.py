@@ -18,6 +18,7 @@ from penstock.engine.data import inspect as inspecting
 from penstock.engine.data.inspect import Groups, Lengths, duplicates, look, normal_form, require_rows, shared_texts
 from penstock.engine.data.manifest import INDEX_NAME, MANIFEST_NAME
 from penstock.engine.data.sources import open_sources
+from penstock.engine.data.sources.labels import merged_spellings
 from penstock.engine.errors import SourceError
 
 VARIANTS = [str, str.upper, lambda text: f"  {text} ", lambda text: text.replace(" ", "\t"), str.title]
@@ -348,3 +349,49 @@ def test_a_test_set_is_read_from_the_columns_of_the_training_set(tmp_path: Path)
     train = str(tmp_path / "train.csv")
     named = json.loads(run(train, "--against", str(tmp_path / "test.csv"), *options))
     assert named["against"]["overlap"] == {"exact": 1, "normalised": 0, "share": 0.5, "other_label": 0}
+
+
+# A row's labels, as sets of names: which of them are the same set, whatever they are spelled like.
+LISTED = [
+    [[1, 2], [1.0, 2], ["2.0", "1.00"]],
+    [[1, "b"], ["b", "1"]],
+    [["a + b"], ["a", "b"]],
+    [["a +", "b"], ["a", "+ b"]],
+    [["'a + b'"], ["'a", "b'"], ["a + b"]],
+    [["(none)"], []],
+    [["C++"], ["C", ""]],
+    [["True", "x"], ["true", "x"]],
+    [["True"], ["true"]],
+    [["a"], [" a "], ["a", "a "]],
+]
+
+
+@as_subtests("lists", [[one for one in lists if "" not in one] for lists in LISTED])
+def test_lists_are_the_same_where_their_classes_are(tmp_path: Path, lists):
+    spelled = {str(label) for labels in lists for label in labels}
+    of = {one: name for name, spellings in merged_spellings(dict.fromkeys(spelled, 1)).items() for one in spellings}
+    expected = {frozenset(of[str(label)] for label in labels) for labels in lists}
+    path = write_lists(tmp_path / "a.jsonl", [("same", labels) for labels in lists])
+    seen = looked(path)
+    assert len(set(seen.label_names)) == len(seen.label_names) == len(expected)
+    assert len(duplicates(seen).contradictions) == (len(expected) > 1)
+    assert seen.label_counts.sum() == len(lists)
+    for labels in lists:  # as a test set of it
+        test = look(open_sources([write_lists(tmp_path / "b.jsonl", [("same", labels)])]), like=seen)
+        assert shared_texts(seen, test).other_label == 0
+    assert set(of.values()) == set(seen.label_spellings)
+
+
+def test_lists_beyond_the_labels_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inspecting, "MAX_LABELS", 2)
+    path = write_lists(tmp_path / "a.jsonl", [("same", ["b", "a"]), ("x", ["c"]), ("y", ["d", "e"]), ("y", ["e", "d"])])
+    seen = looked(path)
+    assert len(duplicates(seen).contradictions) == 0
+    assert shared_texts(seen, seen).other_label == 0
+
+
+def test_what_is_merged_in_a_test_set_is_said(tmp_path: Path):
+    train = write_csv(tmp_path / "a.csv", [("one", "1"), ("two", "2")])
+    test = write_csv(tmp_path / "b.csv", [("one", "1"), ("two", "1.0"), ("three", "2")])
+    said = CliRunner().invoke(cli.app, ["inspect", train, "--against", test]).stderr
+    assert "labels that are one class: '1' (1 rows) and '1.0' (1 rows) as '1'" in said.replace("\n", " ")

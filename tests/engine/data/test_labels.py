@@ -166,3 +166,34 @@ def test_memory_sources(tmp_path, tokenizer_path):
     )
     assert first.fingerprint == second.fingerprint
     assert [rows.texts for rows in open_source(["x", "y"], need_label=False).rows()] == [["x", "y"]]
+
+
+@pytest.mark.parametrize(
+    ("known", "labels", "said"),
+    [
+        (["1", "2"], ["1", "1.0", "1.0", "2"], "'1' (1 rows) and '1.0' (2 rows) as '1'"),
+        (["true", "false"], ["True", "TRUE", "false"], "'TRUE' (1 rows) and 'True' (1 rows) as 'true'"),
+        (["pos", "neg"], ["pos", " pos", "neg"], "' pos' (1 rows) and 'pos' (1 rows) as 'pos'"),
+        (["1", "2"], ["1", "2", "2"], None),
+        (["1", "2"], ["1", "7", "7.0", "2"], None),
+    ],
+)
+@pytest.mark.parametrize("lists", [False, True])
+def test_what_is_merged_into_the_classes_of_another_store_is_said(
+    tmp_path, tokenizer_path, capsys, known, labels, said, lists
+):
+    """Without the warnings about the classes themselves, which the other store's preparation gave."""
+
+    def source(name: str, values: list[str]) -> str:
+        rows = [{"text": f"text {i}", "label": [value] if lists else value} for i, value in enumerate(values)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    options = {"progress": False, "bad_rows": "quarantine"}
+    like = prepare(source("a.jsonl", [*known, "nan"] if said is None else known), tmp_path / "a",
+                   tokenizer=tokenizer_path, **options)  # fmt: skip
+    capsys.readouterr()
+    test = prepare(source("b.jsonl", labels), tmp_path / "b", like=like.path, **options)
+    assert test.label_names == like.label_names
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ([] if said is None else [f"column 'label': labels that are one class: {said}"])

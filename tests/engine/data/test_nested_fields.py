@@ -379,3 +379,22 @@ def test_csv_has_no_objects(tmp_path):
     assert (rows.texts, rows.bad) == (["own"], list[BadRow]())
     with pytest.raises(SourceError, match=r"no column 'a\.c'; there are: a\.b, a, label"):
         open_source(str(tmp_path / "a.csv"), text="a.c")
+
+
+@pytest.mark.parametrize("carried", [["ticket.body"], ["ticket.body", "id"], ["id"], None])
+def test_a_record_is_lifted_once(tmp_path, monkeypatch, carried):
+    """Where all is carried, as it stands there."""
+    rows = [{"id": number, "label": number, "ticket": {"subject": "s", "body": f"b{number}"}} for number in range(5)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n")
+    source = open_source(str(path), text="ticket.subject", label="label")
+    source.carry(carried)
+    lifted, lift = [], source._lifted
+    monkeypatch.setattr(source, "_lifted", lambda record: lifted.append(record) or lift(record))
+    (batch,) = source.rows()
+    assert len(lifted) == len(rows)
+    whole = [row if carried is None else {} for row in rows]
+    for name in carried or ():
+        whole = [row | {name: own["id"] if name == "id" else own["ticket"]["body"]}
+                 for row, own in zip(whole, rows, strict=True)]  # fmt: skip
+    assert batch.carried == [*whole, None]

@@ -145,7 +145,7 @@ def test_like_with_one_label(tmp_path, store):
 
 def test_unseen_label(tmp_path, store):
     source = write_csv(tmp_path / "a.csv", [("a", "1"), ("b", "7"), ("c", "2")])
-    with pytest.raises(SourceError, match=r"a.csv: line 3: label '7' is not among the labels of the store"):
+    with pytest.raises(SourceError, match=r"a.csv: line 3: label '7' is not among the labels of the training data"):
         prepare(source, tmp_path / "out", like=store.path, progress=False)
     made = prepare(source, tmp_path / "out", like=store.path, bad_rows="quarantine", progress=False)
     assert made.labels.tolist() == [1, 2]

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -383,6 +384,53 @@ def test_missing_column_names_those_present(tmp_path):
     (tmp_path / "a.csv").write_text("body,stars\nx,1\n")
     with pytest.raises(SourceError, match="no column 'review'; there are: body, stars"):
         open_source(str(tmp_path / "a.csv"), text="review", label="stars")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (" text", "' text'"),
+        ("text ", "'text '"),
+        ("my text", "'my text'"),
+        ("a,b", "'a,b'"),
+        ("", "''"),
+        ("text\u00a0", r"'text\\xa0'"),
+        ("body", "body"),
+        ("ticket.body", "ticket.body"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_names_are_listed_so_that_one_sees_where_they_end(tmp_path, name, shown, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending == "csv":
+        path.write_text(f'"{name}",label\nx,1\n')
+    elif ending == "jsonl":
+        path.write_text(json.dumps({name: "x", "label": 1}) + "\n")
+    else:
+        pq.write_table(pa.table({name: ["x"], "label": [1]}), path)
+    for text in ("text", "other", None) if name != "text" else ("other",):
+        with pytest.raises(SourceError, match=f"there are: {shown}, label$"):
+            open_source(str(path), text=text)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("stores/trian", "no such file or folder"),
+        ("a.xlsx", "no such file or folder"),
+        ("a.csv", "no such file$"),
+        ("a.csv.gz", "no such file$"),
+        ("pipe", "a pipe or device"),
+        ("pipe.csv", "a pipe or device"),
+        ("there.xlsx", "unknown form"),
+    ],
+)
+def test_whether_it_is_there_comes_first(tmp_path, name, said):
+    for pipe in ("pipe", "pipe.csv"):
+        os.mkfifo(tmp_path / pipe)
+    (tmp_path / "there.xlsx").write_text("PK")
+    with pytest.raises(SourceError, match=said):
+        open_source(str(tmp_path / name))
 
 
 def test_text_column_of_numbers(tmp_path):

@@ -11,6 +11,7 @@ from subtested import as_subtests
 from tokenizers import models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from penstock.engine.data.prepare import prepare
 from penstock.engine.data.tokenizer_training import parse_train_spec, train_tokenizer
 from penstock.engine.data.tokenizers import TextTokenizer, load_tokenizer, probe_texts
 from penstock.engine.errors import TokenizerError
@@ -160,3 +161,24 @@ def test_unknown_tokenizer(tmp_path, name, message):
         load_tokenizer(name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_gives_its_tokenizer(tmp_path, tokenizer_path):
+    texts = [("a film", "1"), ("the end", "2")]
+    store = prepare(texts, tmp_path / "store", tokenizer=tokenizer_path, progress=False)
+    other = prepare(texts, tmp_path / "other", tokenizer=str(store.path), progress=False)
+    assert other.manifest.tokenizer.fingerprint == store.manifest.tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("name", ["empty", "vocabulary", "damaged", "store"])
+def test_a_folder_without_a_tokenizer_is_named_whole(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    if name == "vocabulary":
+        (folder / "config.json").write_text("{}")
+    elif name == "damaged":
+        (folder / "tokenizer.json").write_text("{")
+    elif name == "store":
+        (folder / "manifest.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"no tokenizer can be loaded from it: .*[^:]$"):
+        load_tokenizer(str(folder))

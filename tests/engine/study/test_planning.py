@@ -367,8 +367,17 @@ def test_what_is_wrong_with_a_study_is_wrong_with_its_plan(settings, tmp_path):
     with pytest.raises(ConfigError, match="larger than the training data"):
         plan(replace(settings, sizes=parse_sizes("1k")), tmp_path / "study")
     plan(settings, tmp_path / "study")
+    run_study(settings, tmp_path / "study", progress=False, run_trial=quick, measure=no_cost)
     with pytest.raises(RunError, match="another study"):
         plan(replace(settings, seed=1), tmp_path / "study")
+
+
+def test_a_plan_alone_is_no_study_that_has_begun(settings, tmp_path):
+    plan(settings, tmp_path / "study")
+    with pytest.raises(ConfigError, match="the test data has 60"):
+        plan(replace(settings, max_test=61), tmp_path / "study")
+    assert read_plan(tmp_path / "study") is None, "it was of another study"
+    plan(replace(settings, seed=1), tmp_path / "study")
 
 
 def test_a_plan_that_cannot_be_read(tmp_path):

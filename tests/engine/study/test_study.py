@@ -60,6 +60,11 @@ def run(study: StudySettings, out: Path, run_trial=stand_in, **options) -> list[
     return run_study(study, out, progress=False, run_trial=run_trial, measure=no_cost, **options)
 
 
+def begin(out: Path) -> None:
+    """As if its first trial had begun, without which another study takes the place."""
+    (out / "runs" / "lstm-50-0").mkdir()
+
+
 def alone(results: Iterable[TrialResult]) -> list[TrialResult]:
     """As if they had run one at a time."""
     return [replace(made, jobs=1) for made in results]
@@ -297,6 +302,7 @@ def test_a_link_is_the_same_source_from_another_directory(study, tmp_path, monke
     monkeypatch.chdir("elsewhere")
     for name in ("../data/train.csv", str(tmp_path / "data" / "train.csv")):
         claim(tmp_path / "study", replace(study, train=(name,)).identity()).close()
+    begin(tmp_path / "study")
     with pytest.raises(RunError, match="belongs to another study: train is"):
         claim(tmp_path / "study", replace(study, train=("../data/test.csv",)).identity())
 
@@ -639,6 +645,7 @@ def test_how_files_are_read_belongs_to_a_study_only_where_it_was_given(minilm, t
     read = replace(plain, reading=Reading("tab", "cp1252"))
     assert read.identity() == plain.identity() | {"separator": "\t", "encoding": "cp1252"}
     claim(tmp_path / "study", plain.identity()).close()
+    begin(tmp_path / "study")
     with pytest.raises(RunError, match="separator"):
         claim(tmp_path / "study", read.identity())
 
@@ -667,6 +674,7 @@ def test_a_study_reads_its_files_as_it_is_told(study, tmp_path, minilm):
 def test_an_older_study_that_said_nothing_of_truncation_goes_on(study, tmp_path, then, now, same):
     """It noted "head"; the stores say what they were made with."""
     claim(tmp_path / "study", replace(study, truncation=then).identity()).close()
+    begin(tmp_path / "study")
     identity = replace(study, truncation=now).identity()
     if same:
         claim(tmp_path / "study", identity).close()

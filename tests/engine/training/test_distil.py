@@ -24,11 +24,15 @@ from penstock.engine.data.logits import Logits, make_logits, missing_parts
 from penstock.engine.data.overlap import shared_rows
 from penstock.engine.data.plan import PlanParameters
 from penstock.engine.data.prepare import prepare
+from penstock.engine.data.sources import PLAIN_READING
 from penstock.engine.data.store import Store
 from penstock.engine.errors import ConfigError, PenstockError, RunError, StoreError
 from penstock.engine.files import FolderLock
 from penstock.engine.models.output import distillation_loss
-from penstock.engine.training.distil import distil
+from penstock.engine.training import distil as distil_module
+from penstock.engine.training.distil import distil, go_on
+from penstock.engine.training.distil_command import Options, read_distil_command
+from penstock.engine.training.raw_texts import RawTexts
 from penstock.engine.training.settings import load_settings
 from penstock.engine.training.signals import Interrupted
 from penstock.engine.training.teachers import Labeller, logits_of, open_teachers
@@ -390,6 +394,65 @@ def test_the_command_does_the_same_and_goes_on_by_its_out_alone(plain, teachers,
     other = penstock("distil", "--out", run, "distillation.temperature=3")
     assert other.returncode == RunError.exit_code
     assert "distillation.temperature is 2.0 there and 3.0 here" in other.stderr
+
+
+def go_on_alone(run: Path):
+    """As `penstock distil --out RUN`."""
+    command = read_distil_command(
+        Options(run, [], None, None, None, None, None, RawTexts(None, PLAIN_READING), None), {}, []
+    )
+    return go_on(command.settings, command.teachers, command.unlabelled, run, train_store=command.train,
+                 test_store=command.test, logits=command.logits, progress="auto")  # fmt: skip
+
+
+def moved(teacher: Path, other: Path) -> None:
+    teacher.rename(teacher.with_name("elsewhere"))
+
+
+def trained_further(teacher: Path, other: Path) -> None:
+    """The weights are others: here another run's."""
+    shutil.rmtree(teacher)
+    shutil.copytree(other, teacher)
+
+
+@pytest.mark.parametrize(
+    ("change", "most", "said"),
+    [(moved, None, "elsewhere|no run|no such"), (trained_further, 100, "its teachers are no longer what they were")],
+)
+def test_a_run_alone_goes_on_whatever_has_become_of_its_teacher(
+    change, most, said, teachers, raw, store, settings, tmp_path, capsys
+):
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    chosen = settings() if most is None else settings(f"distillation.texts={most}")
+    shutil.copytree(teachers[0], teacher)
+    expected = tmp_path / "expected"
+    distil(chosen, [teacher], raw, expected, train_store=store, progress="none")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Interrupted):
+            distil(chosen, [teacher], raw, run, train_store=store, progress="none")
+    change(teacher, teachers[1])
+    go_on_alone(run)
+    assert re.search(f"note: .*({said}).*: {run} goes on with their logits in ", capsys.readouterr().err)
+    assert weights(run) == weights(expected)
+    shutil.rmtree(folder_of_logits(run))
+    with pytest.raises(RunError):
+        go_on_alone(run)
+
+
+def test_texts_that_only_a_teacher_tells_are_not_guessed(teachers, raw, settings, tmp_path):
+    """They may be all but those of a test set that is gone with the teacher."""
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(teachers[0], teacher)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Interrupted):
+            distil(settings("distillation.texts=100"), [teacher], raw, run, progress="none")
+    moved(teacher, teacher)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distil_module, "chosen", lambda rows, most, seed: rows)
+        with pytest.raises(RunError, match=r"cannot be told without its teachers .*: put them back, or give another"):
+            go_on_alone(run)
 
 
 def test_shards_on_the_command_line(teachers, raw, tmp_path):
