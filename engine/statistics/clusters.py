@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+FEW = 30  # below which percentiles of resampled clusters say little
+
 
 @dataclass(frozen=True)
 class Clusters:

@@ -8,6 +8,13 @@ them (combining the seeds' deviations with common normal weights makes a correla
 intervals of what follows from several series that hold the truth in 85% of studies); what is compared seed by seed is a
 series of its own. Both parts contain the interaction e; it is counted once (as Hillis 2007, doi.org/10.1002/sim.2532,
 for readers and cases).
+
+A lone seed tells nothing of how others would do. Its series has the variance over seeds of those that have several, of
+its family and of all (`seed_variance.lend`); where no series has, its draws are over rows alone, and say so.
+
+Rows on which two classifiers differ may be few, and resamples of few have too little spread towards the side that none
+speaks for: a difference of one seed on independent rows has Tango's score interval, any other one too while few rows or
+groups differ.
 """
 
 import zlib
@@ -18,10 +25,13 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from penstock.engine.statistics.clusters import Clusters
-from penstock.engine.statistics.seed_variance import moderate
+from penstock.engine.statistics.seed_variance import lend, moderate
+from penstock.engine.statistics.tango import differences
 
 LEVEL = 0.95
 DRAWS = 4000
+LEAST_P = 2 / (DRAWS + 1)  # that draws can tell: it stands for itself and for everything below
+_FEW = 15  # rows or groups that differ: fewer say little of how they would differ in other samples
 Key = TypeVar("Key")
 Scale = Literal["share", "difference"]  # within [0, 1], within [-1, 1]
 
@@ -34,11 +44,13 @@ class Series:
         scores: float64, (seeds, rows): right or wrong (0 or 1), or a difference of two such.
         size: training examples.
         fixed: nothing about it depends on the seed, as of the most frequent class: it says nothing of how others do.
+        family: whose seeds differ alike.
     """
 
     scores: np.ndarray
     size: int
     fixed: bool = False
+    family: str = ""
 
     @property
     def seeds(self) -> int:
@@ -53,10 +65,11 @@ class Drawn:
     Attributes:
         mean: over seeds and rows.
         draws: float64, (DRAWS,).
-        seeds: how many; with one, the draws know nothing of how seeds differ.
+        seeds: how many.
         rows, clusters: test rows and the groups that they were drawn in.
-        unrejected: a value that an exact test does not reject, which the interval therefore holds: four resampled rows
-            that speak for one side leave no other in 98% of the draws. None for none.
+        exact: the p-value of an exact test that it is 0, which the interval holds where that does not reject it: four
+            resampled rows that speak for one side leave no other in 98% of the draws. None for no test.
+        borrowed: there is one seed, and how seeds differ is known from other series.
     """
 
     mean: float
@@ -64,18 +77,31 @@ class Drawn:
     seeds: int
     rows: int
     clusters: int
-    unrejected: float | None = None
+    exact: float | None = None
+    borrowed: bool = False
+
+    @property
+    def over_seeds(self) -> bool:
+        """Whether the draws know how seeds differ."""
+        return self.seeds > 1 or self.borrowed
+
+    @property
+    def may_be_nothing(self) -> bool:
+        """Whether the exact test does not reject that it is 0."""
+        return self.exact is not None and self.exact >= 1 - LEVEL
 
     @property
     def interval(self) -> tuple[float, float]:
-        held = [self.mean] if self.unrejected is None else [self.mean, self.unrejected]
+        held = [self.mean, 0.0] if self.may_be_nothing else [self.mean]
         ends = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
         return min(*ends, *held), max(*ends, *held)
 
-    def p_value(self, threshold: float = 0.0) -> float:
-        """Two-sided, of the quantity being the threshold; at least 2 / (DRAWS + 1)."""
-        tail = min((self.draws <= threshold).sum(), (self.draws >= threshold).sum())
-        return float(min(1.0, 2 * (tail + 1) / (len(self.draws) + 1)))
+    def p_value(self) -> float:
+        """Two-sided, of the quantity being 0; at least `LEAST_P`, and what the exact test says if that does not reject
+        it."""
+        tail = min((self.draws <= 0).sum(), (self.draws >= 0).sum())
+        p_value = float(min(1.0, 2 * (tail + 1) / (len(self.draws) + 1)))
+        return max(p_value, self.exact) if self.exact is not None and self.may_be_nothing else p_value
 
 
 def draw(
@@ -133,47 +159,86 @@ def _draw(
 ) -> dict[Key, Drawn]:
     """of_rows: float64, (draws, series), the rows' part of each draw; means: (series,)."""
     draws, found = len(of_rows), {}
-    of_seeds = _of_seeds(list(series.values()), draws, randoms)
+    spreads = _spreads(list(series.values()))
+    interactions = {key: _interaction(own.scores, clusters) for key, own in series.items() if own.seeds > 1}
     for place, (key, own) in enumerate(series.items()):
-        rows = of_rows[:, place] * _rows_alone(own.scores, clusters)
-        if not of_rows[:, place].any():  # the same in every resample
-            rows = _of_unseen_rows(means[place], scale, clusters.count, draws, randoms[place]) - means[place]
-        drawn = _on_scale(means[place], rows, of_seeds[place], scale, clusters.count)
-        found[key] = Drawn(float(means[place]), drawn, own.seeds, clusters.rows, clusters.count)
+        rows, random, spread = of_rows[:, place], randoms[place], spreads[place]
+        of_seeds = np.zeros(draws)
+        if spread is not None:
+            variance, freedom = spread
+            of_seeds = random.standard_t(freedom, draws) * np.sqrt(variance / own.seeds)
+        if scale == "difference":
+            rows = _by_score(own.scores, clusters, rows, random)
+        elif not rows.any():  # the same in every resample: Jeffreys' prior, with that many rows seen
+            seen = means[place] * clusters.count
+            rows = random.beta(seen + 0.5, clusters.count - seen + 0.5, draws) - means[place]
+        if spread is not None:  # the interaction of rows and seeds is in the seeds' part already
+            alike = [share for other, share in interactions.items() if series[other].family == own.family]
+            share = interactions[key] if own.seeds > 1 else np.mean(alike or list(interactions.values()))
+            rows = rows * np.sqrt((1 - share) / (1 - share + share / own.seeds))
+        drawn = _on_scale(means[place], rows, of_seeds, scale, clusters.count)
+        found[key] = Drawn(
+            float(means[place]),
+            drawn,
+            own.seeds,
+            clusters.rows,
+            clusters.count,
+            borrowed=own.seeds == 1 and spread is not None,
+        )
     return found
 
 
-def _of_unseen_rows(mean: float, scale: Scale, clusters: int, draws: int, random: np.random.Generator) -> np.ndarray:
-    """Draws of the mean where every row has the same score: Jeffreys' prior, with that many rows seen."""
-    if scale == "share":
-        return random.beta(mean * clusters + 0.5, (1 - mean) * clusters + 0.5, draws)
-    seen = np.array([max(mean, 0.0), max(-mean, 0.0), 1 - abs(mean)]) * clusters
-    better, worse, _ = random.dirichlet(seen + 0.5, draws).T
-    return better - worse
+def _by_score(scores: np.ndarray, clusters: Clusters, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The rows' part of a difference, by Tango's score: the same draws in the same order, so what is paired stays so.
+
+    Seeds that agree in part, and groups, are counted as that many rows of which each tells as much (their effective
+    number, as Rao & Scott 1992, doi.org/10.2307/2532311). Few do not tell how alike the rows of a group are, so what
+    lies on the same side of nothing anyway is as far from it as if one group more differed as a whole. Where many
+    differ the resampled draws are as good, and stay.
+
+    Args:
+        scores: (seeds, rows). rows: (draws,), resampled.
+    """
+    leads = clusters.sums(scores.mean(0))
+    independent = len(scores) == 1 and clusters.count == clusters.rows
+    if not independent and np.count_nonzero(leads) >= min(_FEW, clusters.count / 10) and rows.any():
+        return rows
+    from scipy.special import ndtri
+
+    ranks = np.argsort(np.lexsort((random.random(len(rows)), rows)))  # ties fall as chance has it
+    deviates = ndtri((ranks + 0.5) / len(rows))
+    counts = np.array([leads[leads > 0].sum(), -leads[leads < 0].sum(), clusters.rows])
+    size, squares, total = clusters.rows / clusters.count, (leads**2).sum(), counts[:2].sum()
+    each = squares / total if total else size  # how many rows count as one
+    found = differences(deviates, *counts / each)
+    if not independent:
+        wider = differences(deviates, *counts / max(each, (squares + size**2) / (total + size)))
+        found = np.where(np.sign(wider) == np.sign(found), wider, found)
+    return found - scores.mean()
 
 
-def _rows_alone(scores: np.ndarray, clusters: Clusters) -> float:
-    """By how much the rows' part is scaled down: the interaction with the seeds is in the seeds' part already."""
+def _interaction(scores: np.ndarray, clusters: Clusters) -> float:
+    """The share of one seed's variance over rows that is the rows' interaction with the seeds."""
     seeds = len(scores)
-    if seeds == 1:
-        return 1.0
-    of_rows = float(clusters.variance_of_mean(scores.mean(0)))
     interaction = float(clusters.variance_of_mean(scores - scores.mean(0)).sum() / (seeds - 1))
-    return float(np.sqrt(max(of_rows - interaction / seeds, 0.0) / of_rows)) if of_rows > 0 else 1.0
+    of_rows = max(float(clusters.variance_of_mean(scores.mean(0))) - interaction / seeds, 0.0)
+    return interaction / (of_rows + interaction) if interaction > 0 else 0.0
 
 
-def _of_seeds(series: Sequence[Series], draws: int, randoms: Sequence[np.random.Generator]) -> list[np.ndarray]:
-    """The seeds' part of each series, (draws,) each; zero for a lone seed, and for what is fixed."""
+def _spreads(series: Sequence[Series]) -> list[tuple[float, float] | None]:
+    """For each series the variance over its seeds, of one of them, with its degrees of freedom; None for what is fixed,
+    and for a lone seed where no other series tells."""
     several = [place for place, own in enumerate(series) if own.seeds > 1 and not own.fixed]
-    counts = np.array([series[place].seeds for place in several])
-    variances, freedoms = moderate(
-        np.array([series[place].scores.mean(1).var(ddof=1) for place in several]),
-        counts - 1,
-        np.array([series[place].size for place in several]),
-    )
-    found = [np.zeros(draws) for _ in series]
-    for place, count, variance, freedom in zip(several, counts, variances, freedoms, strict=True):
-        found[place] = randoms[place].standard_t(freedom, draws) * np.sqrt(variance / count)
+    raw = np.array([series[place].scores.mean(1).var(ddof=1) for place in several])
+    freedoms = np.array([series[place].seeds - 1 for place in several])
+    sizes = np.array([series[place].size for place in several])
+    found: list[tuple[float, float] | None] = [None] * len(series)
+    for place, *spread in zip(several, *moderate(raw, freedoms, sizes), strict=True):
+        found[place] = spread[0], spread[1]
+    for place, own in enumerate(series):
+        if own.seeds == 1 and not own.fixed:
+            alike = np.array([series[other].family == own.family for other in several], bool)
+            found[place] = lend(raw, freedoms, sizes, alike, own.size)
     return found
 
 
@@ -185,6 +250,6 @@ def _on_scale(mean: float, rows: np.ndarray, seeds: np.ndarray, scale: Scale, cl
     width = 1.0 - low
     edge = 0.5 / (clusters + 1)
     share = np.clip((mean - low) / width, edge, 1 - edge)
-    drawn = np.clip(share + rows / width, edge / 2, 1 - edge / 2)
+    drawn = np.clip((mean - low + rows) / width, edge / 2, 1 - edge / 2)
     logits = np.log(drawn / (1 - drawn)) + seeds / width / (share * (1 - share))
     return low + width * special.expit(logits)

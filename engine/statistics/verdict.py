@@ -1,5 +1,6 @@
 """What a difference in accuracy means, in words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,17 @@ def kind_of(low: float, high: float, margin: float = MARGIN) -> Kind:
     return "no worse" if low >= -margin else "cannot tell"
 
 
+def decimals(low: float, high: float, edges: Sequence[float]) -> int:
+    """With how many decimals in points an interval's ends lie where they do: below, on or above the edges that a
+    verdict goes by. 0.04 is no 0.0 where the interval is said to exclude that."""
+
+    def sides(*ends: float) -> list[bool]:
+        return [test for end in ends for edge in edges for test in (end > edge, end < edge)]
+
+    exact = sides(low, high)
+    return next((n for n in range(1, 6) if sides(round(100 * low, n) / 100, round(100 * high, n) / 100) == exact), 6)
+
+
 def verdict(difference: Drawn, first: str, second: str, margin: float = MARGIN) -> Verdict:
     """
     Args:
@@ -38,7 +50,8 @@ def verdict(difference: Drawn, first: str, second: str, margin: float = MARGIN) 
         margin: how much worse still counts as no worse, a share.
     """
     low, high = difference.interval
-    figures = f"{100 * difference.mean:+z.1f} points, 95% interval {100 * low:+z.1f} to {100 * high:+z.1f}"
+    shown = f"+z.{decimals(low, high, (-margin, 0.0))}f"
+    figures = f"{100 * difference.mean:{shown}} points, 95% interval {100 * low:{shown}} to {100 * high:{shown}}"
     points = f"{100 * margin:g} point" + ("" if margin == 0.01 else "s")
     kind = kind_of(low, high, margin)
     if kind in ("better", "worse"):

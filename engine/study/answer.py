@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from penstock.engine.statistics.mcnemar import Discordant, rows_needed
-from penstock.engine.statistics.verdict import kind_of
+from penstock.engine.statistics.verdict import decimals, kind_of
 from penstock.engine.study.break_even import THRESHOLD, BreakEven, rounded
 from penstock.engine.study.families import FAMILIES, REFERENCE, learns
 from penstock.engine.study.intervals import Estimate
@@ -55,10 +55,11 @@ class Contest:
         rows: test rows; 0 likewise. groups: that they belong to; 0 where they are independent.
         break_even: of the rival.
         needed: {family: examples that it needs to be as accurate as the encoder is here}; largest: {family: its largest
-            size}.
+            size}, of all that are rivals.
         best_beyond: the largest size of all and who is best there, where that is larger than `size`.
         encoder_beyond: the encoder there; None where it was not trained.
         all_seeds: whether the encoder and the rival have no other seeds at `size` than those that both have.
+        taught: whether there are families too that need the encoder as their teacher, which are no rivals.
     """
 
     encoder: str
@@ -75,6 +76,7 @@ class Contest:
     encoder_beyond: Point | None = None
     groups: int = 0
     all_seeds: bool = True
+    taught: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -109,24 +111,9 @@ class Contest:
     def _until(self) -> str:
         if self.kind == "no longer pays":
             return self._since()
-        return self._would_tell() if self.kind == "cannot tell" else self._equivalent()
-
-    def _would_tell(self) -> str:
-        needed = settling_rows(self.gap.mean, self.pairs)
-        if self.pairs is not None and self.pairs.first + self.pairs.second == 0:
-            return f"More {'groups of ' if self.groups else ''}test rows would."  # on these both always agree
-        if self.groups:
-            # the interval of one seed is of rows alone, and so tells how much less than independent ones they count
-            width = None if self.pairs is None or self.gap.count > 1 else _of_rows(self.gap, self.pairs, self.rows)
-            if needed is None or not width or self.gap.half_width is None:
-                return "More groups of test rows would, or more seeds."
-            groups = self.groups * needed / self.rows * (self.gap.half_width / width) ** 2
-            return f"About {rounded(groups)} groups of test rows would."
-        if needed is None or needed <= self.rows:
-            return "More seeds would."
-        if self.pairs is not None and seeds_prevail(self.gap, self.pairs, self.rows, clustered=False):
-            return "More seeds would."
-        return f"About {rounded(needed)} test rows would."
+        if self.kind == "cannot tell":
+            return f"{capital(what_would_tell(self.gap, self.pairs, self.rows, self.groups))} would."
+        return self._equivalent()
 
     def _since(self) -> str:
         found, lead = self.break_even, f"the lead over {name_of(self.rival)} is below one point"
@@ -151,8 +138,7 @@ class Contest:
         size, low, high = self.needed[family]
         aim = f"{self.encoder} is with {self.size:,}"
         if math.isinf(size):
-            most = max(self.largest[name] for name in self.needed)
-            return f"No other family tried, with up to {most:,} labels, is as accurate as {aim}."
+            return self._none_reaches(aim)
         if size == 0:
             return ""
         bounds = ""
@@ -163,6 +149,17 @@ class Contest:
             )
             bounds = f" (95% interval {ends[0]} to {ends[1]})"
         return f"{capital(name_of(family))} is as accurate as {aim} from about {rounded(size)} labels on{bounds}."
+
+    def _none_reaches(self, aim: str) -> str:
+        """Each family by what it had: one that was stopped at 8,000 labels was not tried with 200,000."""
+        families: dict[int, list[str]] = {}
+        for name in self.needed:
+            families.setdefault(self.largest[name], []).append(name_of(name))
+        none = f"{'But for those that it teaches, no' if self.taught else 'No'} other family tried"
+        if len(families) == 1:
+            return f"{none}, with up to {max(families):,} labels, is as accurate as {aim}."
+        tried = "; ".join(f"{', '.join(names)} with up to {most:,}" for most, names in sorted(families.items()))
+        return f"{none} is as accurate as {aim}: {tried}."
 
     def _beyond(self) -> str:
         best, own = self.best_beyond, self.encoder_beyond
@@ -182,6 +179,8 @@ class Contest:
     def _leaves_out(self) -> str:
         if self.gap.count > 1:
             return ""
+        if self.gap.borrowed:
+            return "This is one seed: how much others would differ is taken from sizes and families that have several."
         over = "the interval is over test rows alone and" if self.gap.low is not None else "it"
         return f"This is one seed: {over} leaves out what another subset or other initial weights would change."
 
@@ -276,8 +275,30 @@ def _answer(
         encoder_beyond=table.get(REFERENCE, largest),
         groups=0 if table.paired.column is None else table.paired.clusters,
         all_seeds=_all_shared(table, best),
+        taught=any(_is_student(family) and table.points(family) for family in table.families),
     )
     return contest.answer()
+
+
+def what_would_tell(gap: Estimate, pairs: Discordant | None, rows: int, groups: int) -> str:
+    """What would settle a gap whose interval holds both nothing and the threshold.
+
+    Args:
+        pairs, rows, groups: as in `Contest`.
+    """
+    needed = settling_rows(gap.mean, pairs)
+    if pairs is not None and pairs.first + pairs.second == 0:
+        return f"more {'groups of ' if groups else ''}test rows"  # on these both always agree
+    if groups:
+        # an interval of rows alone tells how much less than independent ones they count
+        width = None if pairs is None or gap.over_seeds else _of_rows(gap, pairs, rows)
+        if needed is None or not width or gap.half_width is None:
+            return "more groups of test rows, or more seeds,"
+        more = groups * needed / rows * (gap.half_width / width) ** 2
+        return f"about {rounded(more)} groups of test rows" if more > groups else "more groups of test rows"
+    if needed is None or needed <= rows or (pairs is not None and _seeds_prevail(gap, pairs, rows)):
+        return "more seeds"
+    return f"about {rounded(needed)} test rows"
 
 
 def settling_rows(gap: float, pairs: Discordant | None) -> int | None:
@@ -290,10 +311,10 @@ def settling_rows(gap: float, pairs: Discordant | None) -> int | None:
     return rows_needed(discordant, difference) if 0 < difference < discordant else None
 
 
-def seeds_prevail(gap: Estimate, pairs: Discordant, rows: int, clustered: bool) -> bool:
-    """Whether the interval of a gap is mostly of seeds, so that more test rows would not narrow it: it is half as wide
-    again as that of one pair of models. Of rows in groups that is not known, and taken not to be so."""
-    if gap.count < 2 or gap.half_width is None or clustered or not rows:
+def _seeds_prevail(gap: Estimate, pairs: Discordant, rows: int) -> bool:
+    """Whether the interval of a gap is mostly of seeds, so that more independent test rows would not narrow it: it is
+    half as wide again as that of one pair of models."""
+    if not gap.over_seeds or gap.half_width is None or not rows:
         return False
     return gap.half_width > 1.5 * _of_rows(gap, pairs, rows)
 
@@ -359,12 +380,13 @@ def _interval(estimate: Estimate) -> str:
 def _ends(gap: Estimate) -> str:
     if gap.low is None or gap.high is None:
         return ""
-    return f", 95% interval {_signed(gap.low)} to {_signed(gap.high)}"
+    digits = decimals(gap.low, gap.high, (0.0, THRESHOLD))
+    return f", 95% interval {_signed(gap.low, digits)} to {_signed(gap.high, digits)}"
 
 
-def _signed(share: float) -> str:
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+def _signed(share: float, digits: int = 1) -> str:
+    text = f"{100 * share:+z.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.engine.statistics.resample import LEVEL, Drawn
-from penstock.engine.statistics.seed_variance import moderate
+from penstock.engine.statistics.seed_variance import lend, moderate
 from penstock.engine.study.curves import Curve
 from penstock.engine.study.intervals import percentile_interval, t_interval
 
@@ -24,10 +24,12 @@ class BreakEven:
     Attributes:
         size: on average, in examples; None if it was not reached, 0 if the gap was below the threshold from the start.
         low, high: the ends of its 95% interval; None where nothing tells how the gap varies; `inf` and 0 as for `size`.
-        reliable: the size from which the gap stays below the threshold in 95% of draws; None and `inf` as for `low`.
+        reliable: the size from which the gap stays below the threshold in 95% of draws; `inf` as for `low`, and None
+            too where nothing tells how seeds differ.
         smallest, largest: the sizes that both families were measured at.
-        extrapolated: the size that the fitted curves predict beyond the largest one, with its interval.
+        extrapolated: the size that the fitted curves put it at, with its interval; 0 and `inf` as for `size`.
         note: why there is nothing, or what was not done.
+        of_rows: the interval is over test rows alone at sizes that have one seed.
     """
 
     size: float | None
@@ -38,6 +40,7 @@ class BreakEven:
     extrapolated: tuple[float, float, float] | None = None
     note: str = ""
     reliable: float | None = None
+    of_rows: bool = False
 
     def __str__(self) -> str:
         if not self.largest:
@@ -52,9 +55,10 @@ class BreakEven:
         # an interval that repeats what was said already is left out
         if self.low is not None and self.high is not None and ends not in ((0, 0), (math.inf, math.inf)):
             text += f", 95% interval {self._end(self.low)} to {self._end(self.high)}"
+            text += ", over test rows alone where there is one seed" if self.of_rows else ""
         text += self._reliably()
         if self.extrapolated is not None:
-            size, low, high = (_far(value, self.largest) for value in self.extrapolated)
+            size, low, high = map(self._far, self.extrapolated)
             text += f"; the fitted curves, extrapolated, put it at {size} (95% interval {low} to {high})"
         return text + (f"; {self.note}" if self.note else "")
 
@@ -73,6 +77,9 @@ class BreakEven:
         if value == 0:
             return f"below {self.smallest:,}"
         return f"above {self.largest:,}" if math.isinf(value) else rounded(value)
+
+    def _far(self, value: float) -> str:
+        return f"more than {self.largest * FARTHEST:,}" if math.isinf(value) else self._end(value)
 
 
 def crossing(sizes: Sequence[int], gaps: Sequence[float] | np.ndarray, threshold: float = THRESHOLD) -> float:
@@ -116,21 +123,22 @@ def break_even(
     values = [np.array(list(gaps[size].values())) for size in sizes]
     size = crossing(sizes, [float(own.mean()) for own in values], threshold)
     low, high, reliable = None, None, None
+    of_rows = False
     if drawn is not None and all(own in drawn for own in sizes):
         draws: np.ndarray | None = np.stack([drawn[own].draws for own in sizes], 1)
-        limits = (0.0, math.inf)
+        limits, of_rows = (0.0, math.inf), not all(drawn[own].over_seeds for own in sizes)
     else:
         draws, limits = _draw_means(values, sizes, seed), _not_ruled_out(values, sizes, threshold)
     if draws is not None:
         crossings = np.clip([crossing(sizes, row, threshold) for row in draws], *limits)
         low, high = percentile_interval(crossings)
         low, high = min(low, size), max(high, size)
-        reliable = float(np.quantile(crossings, LEVEL, method="inverted_cdf"))
+        reliable = None if of_rows else float(np.quantile(crossings, LEVEL, method="inverted_cdf"))
     extrapolated, note = None, ""
     if math.isinf(size) and curves is not None:
-        extrapolated, note = _extrapolate(curves, sizes[-1], threshold)
+        extrapolated, note = _extrapolate(curves, sizes[0], sizes[-1], threshold)
     found = None if math.isinf(size) else size
-    return BreakEven(found, low, high, sizes[0], sizes[-1], extrapolated, note, reliable)
+    return BreakEven(found, low, high, sizes[0], sizes[-1], extrapolated, note, reliable, of_rows)
 
 
 def equivalent_size(
@@ -165,29 +173,41 @@ def equivalent_size(
 
 
 def _draw_means(values: Sequence[np.ndarray], sizes: Sequence[int], seed: int) -> np.ndarray | None:
-    """(RESAMPLES, len(values)): means drawn from their t distributions, with moderated variances over seeds; those of a
-    single seed stay what they are. None where nothing has two seeds."""
-    several = [place for place, own in enumerate(values) if len(own) > 1]
-    if not several:
+    """(RESAMPLES, len(values)): means drawn from their t distributions, with moderated variances over seeds; a single
+    seed has that of the others. None where nothing tells how seeds differ."""
+    spreads = _spreads(values, sizes)
+    if spreads is None:
         return None
-    counts = np.array([len(values[place]) for place in several])
-    variances, freedoms = moderate(
-        np.array([values[place].var(ddof=1) for place in several]),
-        counts - 1,
-        np.array([sizes[place] for place in several]),
-    )
-    draws = np.tile([own.mean() for own in values], (RESAMPLES, 1))
-    noise = np.random.default_rng(seed).standard_t(freedoms, size=(RESAMPLES, len(several)))
-    draws[:, several] += noise * np.sqrt(variances / counts)
-    return draws
+    errors, freedoms = spreads
+    noise = np.random.default_rng(seed).standard_t(freedoms, size=(RESAMPLES, len(values)))
+    return np.array([own.mean() for own in values]) + noise * errors
+
+
+def _spreads(values: Sequence[np.ndarray], sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Standard errors of means over seeds, and their degrees of freedom; None where one is not known."""
+    counts, several = np.array([len(own) for own in values]), np.array([len(own) > 1 for own in values])
+    known = np.array([own.var(ddof=1) for own in values if len(own) > 1]), counts[several] - 1, np.array(sizes)[several]
+    variances, freedoms = np.empty(len(values)), np.empty(len(values))
+    variances[several], freedoms[several] = moderate(*known)
+    for place in np.flatnonzero(~several):
+        lent = lend(*known, np.ones(several.sum(), bool), sizes[int(place)])
+        if lent is None:
+            return None
+        variances[place], freedoms[place] = lent
+    return np.sqrt(variances / counts), freedoms
 
 
 def _not_ruled_out(values: Sequence[np.ndarray], sizes: Sequence[int], threshold: float) -> tuple[float, float]:
-    """Where a crossing may lie by each size's own interval over seeds, or by its one figure: not before a size whose
-    gap is surely above the threshold, nor after one from which on all are surely below."""
-    intervals = [t_interval(own.tolist()) for own in values]
-    lows = [found.mean if found.low is None else found.low for found in intervals]
-    highs = [found.mean if found.high is None else found.high for found in intervals]
+    """Where a crossing may lie by each size's own interval over seeds: not before a size whose gap is surely above the
+    threshold, nor after one from which on all are surely below."""
+    spreads, intervals = _spreads(values, sizes), [t_interval(own.tolist()) for own in values]
+    if spreads is None:
+        return 0.0, math.inf
+    from scipy import stats
+
+    halves = stats.t.ppf((1 + LEVEL) / 2, spreads[1]) * spreads[0]
+    lows = [one.mean - half if one.low is None else one.low for one, half in zip(intervals, halves, strict=True)]
+    highs = [one.mean + half if one.high is None else one.high for one, half in zip(intervals, halves, strict=True)]
     surely_above = [place for place, low in enumerate(lows) if low >= threshold]
     maybe_above = [place for place, high in enumerate(highs) if high >= threshold]
     ends = [*map(float, sizes), math.inf]
@@ -196,7 +216,7 @@ def _not_ruled_out(values: Sequence[np.ndarray], sizes: Sequence[int], threshold
 
 
 def _extrapolate(
-    curves: tuple[Curve | str, Curve | str], largest: int, threshold: float
+    curves: tuple[Curve | str, Curve | str], smallest: int, largest: int, threshold: float
 ) -> tuple[tuple[float, float, float] | None, str]:
     for curve in curves:
         if isinstance(curve, str):
@@ -204,25 +224,16 @@ def _extrapolate(
         if not curve.identified:
             return None, f"not extrapolated: {curve.reason}"
     own, reference = (curve for curve in curves if isinstance(curve, Curve))
-    grid = np.geomspace(largest, largest * FARTHEST, 400)
+    # where they meet may lie among the measured sizes, whatever the largest one's own figures say
+    grid = np.geomspace(smallest, largest * FARTHEST, 800)
 
     def first_below(mine, theirs) -> float:
-        below = mine.error(grid) - theirs.error(grid) < threshold
-        # as with the measured sizes: from where it stays below
-        return (
-            math.inf
-            if not below[-1]
-            else float(grid[len(below) - int(np.argmin(below[::-1])) if not below.all() else 0])
-        )
+        return crossing(grid.tolist(), mine.error(grid) - theirs.error(grid), threshold)
 
     # forms of curves have fewer or more resamples; any two may be compared
     count = max(len(own.resamples), len(reference.resamples))
     samples = [first_below(*(one.resamples[i % len(one.resamples)] for one in (own, reference))) for i in range(count)]
     return (first_below(own.fit, reference.fit), *percentile_interval(np.array(samples))), ""
-
-
-def _far(value: float, largest: int) -> str:
-    return f"more than {largest * FARTHEST:,}" if math.isinf(value) else rounded(value)
 
 
 def rounded(value: float) -> str:

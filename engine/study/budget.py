@@ -4,8 +4,8 @@
    end in time is passed over. No further seed is run while a first one fits, so none takes the time of the largest.
 2. Further seeds where they decide most per second: at the gaps to the encoder whose distance from the threshold is
    smallest by the half-width of their interval, which are those beside the break-even. A gap whose interval lies above
-   or below the threshold as a whole is decided and gets none. An interval of one seed is over test rows alone and
-   leaves out what other seeds would change: it has to clear the threshold with twice its width.
+   or below the threshold as a whole is decided and gets none. An interval of one seed over test rows alone leaves out
+   what other seeds would change: it has to clear the threshold with twice its width.
 
 A pretraining is made when the first trial that begins with it has its turn, and counts as a part of that.
 """
@@ -139,7 +139,7 @@ def undecided(gap: Estimate | None, threshold: float = THRESHOLD) -> float:
     """From 0, where the gap is surely on one side of the threshold, to 1, where it lies on it or nothing tells."""
     if gap is None or gap.low is None or gap.high is None:
         return 1.0
-    wider = _ONE_SEED if gap.count == 1 else 1.0
+    wider = 1.0 if gap.over_seeds else _ONE_SEED
     low, high = gap.mean - wider * (gap.mean - gap.low), gap.mean + wider * (gap.high - gap.mean)
     if low > threshold or high < threshold or high == low:
         return float(high == low == threshold)

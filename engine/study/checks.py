@@ -11,10 +11,11 @@ import numpy as np
 
 from penstock.engine.data.clusters import ClusterOverlap
 from penstock.engine.data.overlap import Overlap
+from penstock.engine.statistics.clusters import FEW
 from penstock.engine.statistics.mcnemar import holm
 from penstock.engine.statistics.verdict import kind_of
-from penstock.engine.study.answer import seeds_prevail, settling_rows
-from penstock.engine.study.break_even import THRESHOLD, rounded
+from penstock.engine.study.answer import what_would_tell
+from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.classes import class_rows
 from penstock.engine.study.costs import Cost
 from penstock.engine.study.families import FAMILIES, REFERENCE, learns
@@ -25,7 +26,6 @@ from penstock.engine.study.trials import AT_THE_END
 CHEAP = ("majority", "linear", "bag")  # that a well trained encoder is not worse than
 COUNTING = ("linear", "bag")  # what there is of n-grams
 _LEVEL = 0.05
-_FEW_CLUSTERS = 30  # below which percentiles of resampled clusters say little
 _NAMED = 3  # at most, of what there are many of
 
 
@@ -76,7 +76,11 @@ def run_checks(study: Mapping[str, Any], table: Table, costs: Mapping[str, Cost]
 def _sizes_ahead(table: Table, family: str) -> str:
     """Where the family is better than the encoder by more than seeds and test rows explain; empty if nowhere."""
     gaps = [(point.size, point.gap) for point in _compared(table, family)]
-    return _listed(f"{size:,}" for size, gap in gaps if gap is not None and gap.high is not None and gap.high < 0)
+    return _listed(
+        f"{size:,}{'' if gap.over_seeds else ' (one seed)'}"
+        for size, gap in gaps
+        if gap is not None and gap.high is not None and gap.high < 0
+    )
 
 
 def _encoder_worse(table: Table) -> Iterator[Check]:
@@ -109,11 +113,13 @@ def _ill_behaved(table: Table) -> Iterator[Check]:
 
 
 def _p_of_rising(table: Table, small: Point, large: Point) -> float | None:
-    """One-sided, of the accuracy not falling; None where nothing tells."""
+    """One-sided, of the accuracy not falling; None where nothing tells, as of one seed what others would do."""
     if small.accuracy is None or large.accuracy is None or not learns(small.family):
         return None
     draws = [table.paired.accuracies.get((point.family, point.size)) for point in (small, large)]
     if draws[0] is not None and draws[1] is not None:
+        if not draws[0].over_seeds or not draws[1].over_seeds:
+            return None
         rises = draws[1].draws - draws[0].draws
         return float((np.count_nonzero(rises >= 0) + 1) / (len(rises) + 1))
     own, theirs = (list(point.accuracies.values()) for point in (small, large))
@@ -157,17 +163,19 @@ def _shared_clusters(study: Mapping[str, Any]) -> Iterator[Check]:
 
 def _few_clusters(table: Table) -> Iterator[Check]:
     paired = table.paired
-    if paired.column is not None and paired.clusters < _FEW_CLUSTERS:
+    if paired.column is not None and paired.clusters < FEW:
         yield Check(
             "PS012",
             f"the test rows belong to {paired.clusters:,} groups by {paired.column!r}",
-            f"intervals that rest on fewer than {_FEW_CLUSTERS} groups are rough, most of them too narrow: give test "
+            f"intervals that rest on fewer than {FEW} groups are rough, most of them too narrow: give test "
             "rows of more groups",
         )
 
 
 def _test_set_too_small(table: Table) -> Iterator[Check]:
     lines = []
+    paired = table.paired
+    groups = 0 if paired.column is None else paired.clusters
     for family in table.families:
         compared = _compared(table, family)
         if not compared or not learns(family):
@@ -178,16 +186,15 @@ def _test_set_too_small(table: Table) -> Iterator[Check]:
             continue
         if kind_of(-point.gap.high, -point.gap.low, THRESHOLD) != "cannot tell":
             continue
-        if seeds_prevail(point.gap, point.test.pairs, table.paired.rows, table.paired.column is not None):
-            continue
-        rows = settling_rows(point.gap.mean, point.test.pairs)
-        if rows is not None and rows > table.paired.rows:
-            lines.append(f"{name_of(family)} with {point.size:,} labels (about {rounded(rows)} rows would)")
+        would = what_would_tell(point.gap, point.test.pairs, paired.rows, groups)
+        if would != "more seeds":
+            lines.append(f"{name_of(family)} with {point.size:,} labels ({would} would)")
     if lines:
+        within = f" in {groups:,} groups by {paired.column!r}" if groups else ""
         yield Check(
             "PS004",
-            f"{table.paired.rows:,} test rows are too few to tell the encoder from {_listed(lines)}",
-            "give more test rows, or take the difference for unknown",
+            f"{paired.rows:,} test rows{within} are too few to tell the encoder from {_listed(lines)}",
+            f"give {'test rows of more groups' if groups else 'more test rows'}, or take the difference for unknown",
         )
 
 
@@ -207,19 +214,20 @@ def _at_the_edge(table: Table) -> Iterator[Check]:
 
 
 def _never_predicted(table: Table) -> Iterator[Check]:
-    missed: dict[tuple[str, ...], list[str]] = {}
-    for family in table.families:
+    missed: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for family in filter(learns, table.families):
         rows = [row for row in class_rows(table) if row.family == family and row.never_predicted_by]
-        if rows and learns(family):
-            families = missed.setdefault(tuple(row.name for row in rows), [])
-            most, seeds = max(row.never_predicted_by for row in rows), rows[0].seeds
-            some = f" ({most} of {seeds} seeds)" if most < seeds else ""
-            families.append(f"{name_of(family)} with {rows[0].size:,} labels{some}")
-    for names, families in missed.items():
+        for by_all in (True, False):  # what no seed predicts, and what some do
+            if own := [row for row in rows if row.never_predicted == by_all]:
+                most, seeds = max(row.never_predicted_by for row in own), own[0].seeds
+                by = "" if by_all else f"{'one' if most == 1 else f'up to {most}'} of the {seeds} seeds of "
+                families = missed.setdefault((by, tuple(row.name for row in own)), [])
+                families.append(f"{name_of(family)} with {own[0].size:,} labels")
+    for (by, names), families in missed.items():
         classes = "a class" if len(names) == 1 else f"{len(names):,} classes"
         yield Check(
             "PS006",
-            f"{classes} that the test data has ({_listed(names)}): never predicted by {_listed(families)}",
+            f"{classes} that the test data has ({_listed(names)}): never predicted by {by}{_listed(families)}",
             "accuracy hides it: look at macro-F1; training.class_weights or more examples of them may help",
         )
 
@@ -250,17 +258,22 @@ def _busy(study: Mapping[str, Any], costs: Mapping[str, Cost]) -> Iterator[Check
 
 def _one_seed(table: Table) -> Iterator[Check]:
     single: dict[int, list[str]] = {}
+    borrowed = []
     for family in table.families:
         points = table.points(family)
         if learns(family) and points and len(points[-1].accuracies) == 1:
             single.setdefault(points[-1].size, []).append(name_of(family))
+            borrowed.append(points[-1].accuracy is not None and points[-1].accuracy.borrowed)
     if single:
         named = "; ".join(f"with {size:,} labels {_listed(families)}" for size, families in single.items())
         yield Check(
             "PS009",
             f"one seed only: {named}",
             "intervals there are over test rows alone; another seed (--seeds) shows how much initial weights and "
-            "subsets matter",
+            "subsets matter"
+            if not all(borrowed)
+            else "intervals there take it from other sizes and families how much seeds differ; another seed (--seeds) "
+            "shows it",
         )
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from penstock.engine.data.clusters import check_several
 from penstock.engine.errors import SourceError
-from penstock.engine.statistics.clusters import Clusters
+from penstock.engine.statistics.clusters import FEW, Clusters
 from penstock.engine.statistics.mcnemar import Discordant, mcnemar
-from penstock.engine.statistics.resample import LEVEL, Drawn, Series, draw_groups
+from penstock.engine.statistics.resample import Drawn, Series, draw_groups
 from penstock.engine.statistics.verdict import MARGIN, Verdict, verdict
 
 EXIT_CODES = {"better": 0, "no worse": 0, "worse": 20, "cannot tell": 21}  # of a verdict; errors have others
@@ -56,8 +56,8 @@ class Comparison:
     """
     Attributes:
         rows: int64: the test rows that both predicted.
-        first, second: accuracies. difference: first minus second, paired; its interval holds 0 unless the exact test
-            of `pairs` rejects that.
+        first, second: accuracies. difference: first minus second, paired; of independent rows its interval is Tango's,
+            and it holds 0 unless the exact test of `pairs` rejects that.
         pairs: rows that exactly one has right, with McNemar's exact test, of groups where rows belong together.
         flips: int64: the test rows that the two predict differently, those that exactly one has right first.
         labels: of both, for each of `rows`.
@@ -98,7 +98,12 @@ def compare(truth: Truth, first: Judged, second: Judged, margin: float = MARGIN)
     differences = {0: Series(scores[0] - scores[1], 1)}
     accuracies, drawn = draw_groups([(shares, "share"), (differences, "difference")], clusters)
     pairs = mcnemar(right[0], right[1], clusters)
-    difference = drawn[0] if pairs.p_value < 1 - LEVEL else replace(drawn[0], unrejected=0.0)
+    difference = replace(drawn[0], exact=pairs.p_value)
+    if truth.clusters is not None and clusters.count < FEW:
+        notes.append(
+            f"the rows belong to {clusters.count:,} groups by {truth.cluster!r}: intervals that rest on fewer than "
+            f"{FEW} are rough, most of them too narrow, and so is the verdict"
+        )
     differ = np.flatnonzero(labels[0] != labels[1])
     flips = differ[np.argsort(right[0][differ] == right[1][differ], kind="stable")]
     return Comparison(

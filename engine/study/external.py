@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,18 @@ from penstock.engine.errors import ConfigError, RunError, SourceError
 from penstock.engine.records import read_record
 from penstock.engine.setting import split_key_value
 from penstock.engine.statistics.clusters import Clusters
-from penstock.engine.statistics.mcnemar import holm, mcnemar
+from penstock.engine.statistics.mcnemar import mcnemar
 from penstock.engine.statistics.resample import Series, draw
 from penstock.engine.study.families import FAMILIES, REFERENCE
 from penstock.engine.study.intervals import Estimate
-from penstock.engine.study.paired import GapTest
+from penstock.engine.study.paired import GapTest, gap_tests
 from penstock.engine.study.prediction_files import read_prediction_file
 from penstock.engine.study.predictions import Predictions, PredictionsEntry, read_predictions, write_labels
 from penstock.engine.study.subsets import subset
 from penstock.engine.study.trials import TrialResult
 
 ROW = "row"
+_OTHER_ROWS = ("id", "index", "idx", "row_id")  # what a column is called that says which row it is, in another way
 _FORM = "--external NAME=FILE, such as gpt=predictions.csv"
 _LISTED = 10
 
@@ -74,9 +75,10 @@ def read_external(file: str, test: Store, rows: np.ndarray) -> np.ndarray:
         rows: int64, ascending: those that the study evaluates.
 
     Raises:
-        SourceError: it lacks rows, or has others, or a row twice, or a label that is none of the test data's.
+        SourceError: it lacks rows, or has others, or a row twice, or a label that is none of the test data's, or says
+            by another column which rows they are.
     """
-    found = read_prediction_file(file, lambda name, columns: ROW if ROW in columns else None)
+    found = read_prediction_file(file, _row_column)
     spelled, ids = found.spelled, found.ids
     known, numbers = LabelNames(test.label_names), {name: number for number, name in enumerate(test.label_names)}
     labels = np.empty(len(spelled), np.int64)
@@ -106,6 +108,23 @@ def read_external(file: str, test: Store, rows: np.ndarray) -> np.ndarray:
     if missing is not None:
         raise SourceError(f"{file}: no prediction of row {missing}, which the study evaluates")
     return labels[[given[row] for row in rows.tolist()]]
+
+
+def _row_column(name: str, columns: Sequence[str]) -> str | None:
+    """The column with the rows' numbers; None for none.
+
+    Raises:
+        SourceError: another one tells rows apart: nobody knows whether the file's order is that of the test rows.
+    """
+    if ROW in columns:
+        return ROW
+    for column in columns:
+        if column.strip().lower() in (ROW, *_OTHER_ROWS):
+            raise SourceError(
+                f"{name}: rows cannot be found by the column {column!r}, which the study's test rows do not keep: give "
+                f"a column {ROW!r} with their numbers from 0, or take {column!r} out if the order is the test data's"
+            )
+    return None
 
 
 def keep_external(folder: Path, name: str, file: str, test: Store, max_test: int | None) -> None:
@@ -210,17 +229,12 @@ def _figures(
         series[size] = Series(right - own, size)
         pairs[size] = mcnemar(right > 0, np.broadcast_to(own > 0, right.shape), groups)
     accuracy = draw({external.name: Series(own[None], 1)}, groups, "share")
-    gaps = draw(series, groups, "difference")
-    p_values = [gaps[size].p_value() for size in series]
-    exact = [pairs[size].p_value for size in series]
-    tests = {
-        size: GapTest(pairs[size], p_value, adjusted, theirs)
-        for size, p_value, adjusted, theirs in zip(series, p_values, holm(p_values), holm(exact), strict=True)
-    }
+    drawn = draw(series, groups, "difference")
+    gaps = {size: replace(own, exact=pairs[size].p_value) for size, own in drawn.items()}
     return ExternalFigures(
         name=external.name,
         source=external.source,
         accuracy=Estimate.of(accuracy[external.name]),
-        gaps={size: Estimate.of(drawn) for size, drawn in gaps.items()},
-        tests=tests,
+        gaps={size: Estimate.of(own) for size, own in gaps.items()},
+        tests=gap_tests(list(series), gaps, pairs),
     )

@@ -16,7 +16,8 @@ class Estimate:
 
     Attributes:
         low, high: None for a single seed whose predictions of the test rows are not known.
-        rows: whether the interval is also over test rows; that of a single seed is over them alone.
+        rows: whether the interval is also over test rows; that of a single seed is over them alone, unless `borrowed`.
+        borrowed: whether that of a single seed holds how seeds differ, as other figures of the study tell it.
     """
 
     mean: float
@@ -24,10 +25,16 @@ class Estimate:
     high: float | None
     count: int
     rows: bool = False
+    borrowed: bool = False
 
     @classmethod
     def of(cls, drawn: Drawn) -> "Estimate":
-        return cls(drawn.mean, *drawn.interval, drawn.seeds, rows=True)
+        return cls(drawn.mean, *drawn.interval, drawn.seeds, rows=True, borrowed=drawn.borrowed)
+
+    @property
+    def over_seeds(self) -> bool:
+        """Whether the interval, where there is one, holds how seeds differ."""
+        return self.count > 1 or self.borrowed
 
     @property
     def half_width(self) -> float | None:

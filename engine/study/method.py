@@ -117,9 +117,11 @@ def _method(findings: Findings) -> list[str]:
     if pretrained:
         families = sorted({title_of(result.trial.family) for result in pretrained})
         items.append(
-            f"{', '.join(families)}: pretrained once on the training texts, without their labels, test texts and the "
-            "validation rows of its trials left out; each trial fine-tunes the same weights, so intervals do not hold "
-            "the chance of another pretraining. Costs include all of it, at every size."
+            f"{', '.join(families)}: pretrained once on "
+            f"{_between([own.pretrained.texts for own in pretrained if own.pretrained is not None])} of the training "
+            "texts, without their labels, test texts and the validation rows of its trials left out; each trial "
+            "fine-tunes the same weights, so intervals do not hold the chance of another pretraining. Costs include "
+            "all of it, at every size."
         )
     old = sum(result.made_from is None for result in table.results)
     if old:
@@ -144,14 +146,18 @@ def _taught(table: Table) -> list[str]:
             continue
         trial, taught = max(trials, key=lambda own: own[0].trial)
         teacher = trial.trial.teacher
-        left_out = f", but for {taught.left_out:,} that are test texts" if taught.left_out else ""
+        left_out = f"; {taught.left_out:,} that are test texts were left out" if taught.left_out else ""
         items.append(
             f"{title_of(family)}: the teacher of each trial is that of {teacher.family if teacher else '?'} with the "
-            f"same subset and seed; it read the rest of the training texts{left_out}, whose labels nobody saw. Costs "
-            "include its training and its reading. Validation labels are the true ones of the subset, else the "
-            "teacher's."
+            f"same subset and seed; it read {_between([own.texts for _, own in trials])} of the other training texts, "
+            f"whose labels nobody saw{left_out}. Costs include its training and its reading. Validation labels are the "
+            "true ones of the subset, else the teacher's."
         )
     return items
+
+
+def _between(counts: Sequence[int]) -> str:
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 
 def _machine(machine: Mapping[str, Any], table: Table) -> str:
@@ -183,7 +189,7 @@ def _intervals(table: Table) -> list[str]:
     groups = f"{paired.rows:,} test rows"
     if paired.column:
         groups = f"{paired.clusters:,} groups of test rows with the same {paired.column!r}, {paired.rows:,} rows in all"
-    points = [point for family in table.families for point in table.points(family)]
+    points = [point for family in filter(learns, table.families) for point in table.points(family)]
     items = [
         f"Intervals hold 95% of the draws of a bootstrap: {groups}, the same ones for every family."
         if of_one_seed([point.accuracy for point in points])
@@ -191,9 +197,15 @@ def _intervals(table: Table) -> list[str]:
         "family, and seeds by Student's t with variances moderated over sizes and families.",
     ]
     single = [point for point in points if point.accuracy and point.accuracy.rows and point.accuracy.count == 1]
-    if single:
+    borrowed = [point for point in single if point.accuracy and point.accuracy.borrowed]
+    if borrowed:
         items.append(
-            f"From one seed: {_named(single)}. Their intervals are over test rows alone and leave out how much another "
+            f"From one seed: {_named(borrowed)}. How much others would differ is taken from sizes and families that "
+            "have several."
+        )
+    if alone := [point for point in single if point not in borrowed]:
+        items.append(
+            f"From one seed: {_named(alone)}. Their intervals are over test rows alone and leave out how much another "
             "subset or other initial weights would change them."
         )
     lacking = [point for point in points if point.accuracy and not point.accuracy.rows]

@@ -1,8 +1,9 @@
 """What the predictions of a study's trials say together: draws over seeds and test rows, paired across families."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from penstock.engine.data.clusters import check_several, read_cluster_file
 from penstock.engine.errors import RunError, StoreError
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import Discordant, holm, mcnemar
-from penstock.engine.statistics.resample import Drawn, Series, draw_groups
+from penstock.engine.statistics.resample import LEAST_P, Drawn, Series, draw_groups
 from penstock.engine.study.families import REFERENCE, learns
 from penstock.engine.study.predictions import Predictions, read_predictions
 from penstock.engine.study.trials import Trial, TrialResult
@@ -25,7 +26,8 @@ class GapTest:
     Attributes:
         pairs: McNemar's exact test of the models as they were trained, with all seeds' answers to a row, or a group
             of rows, kept together; `first` is the reference.
-        p_value: of the families, from the draws behind the gap's interval; adjusted: by Holm over the family's sizes.
+        p_value: of the families, from the draws behind the gap's interval, so `LEAST_P` at least, and that of `pairs`
+            where this does not tell the models apart; adjusted: by Holm over the family's sizes.
         mcnemar_adjusted: the p-value of `pairs`, adjusted likewise.
     """
 
@@ -33,6 +35,11 @@ class GapTest:
     p_value: float
     adjusted: float
     mcnemar_adjusted: float
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the first two are the least that draws can tell."""
+        return self.p_value <= LEAST_P
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,11 @@ class Paired:
         both = {key: own for key, own in shared.items() if own and kept.has(key, own)}
         both = {key: own for key, own in both.items() if kept.has((REFERENCE, key[1]), own)}
         gaps = {
-            key: Series(kept.right((REFERENCE, key[1]), own) - kept.right(key, own), key[1])
+            key: Series(kept.right((REFERENCE, key[1]), own) - kept.right(key, own), key[1], family=key[0])
+            for key, own in both.items()
+        }
+        pairs = {
+            key: mcnemar(kept.right((REFERENCE, key[1]), own) > 0, kept.right(key, own) > 0, groups)
             for key, own in both.items()
         }
         accuracies, macro_f1, drawn = draw_groups(
@@ -105,11 +116,13 @@ class Paired:
             ],
             groups,
         )
+        drawn = {key: replace(own, exact=pairs[key].p_value) for key, own in drawn.items()}
+        of_families = {family: [key for key in both if key[0] == family] for family, _ in both}
         return cls(
             accuracies=accuracies,
             macro_f1=macro_f1,
             gaps=drawn,
-            tests=_tests(kept, both, drawn, groups),
+            tests={key: test for keys in of_families.values() for key, test in gap_tests(keys, drawn, pairs).items()},
             rows=groups.rows,
             clusters=groups.count,
             column=column,
@@ -161,7 +174,7 @@ class _Kept:
         return np.stack([macro_f1_scores(self.first.truth, own, classes) for own in labels])
 
     def series(self, scores, seeds: Mapping[Key, Sequence[int]]) -> dict[Key, Series]:
-        return {key: Series(scores(key, own), key[1], fixed=not learns(key[0])) for key, own in seeds.items()}
+        return {key: Series(scores(key, own), key[1], not learns(key[0]), key[0]) for key, own in seeds.items()}
 
 
 def macro_f1_scores(truth: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -183,18 +196,10 @@ def macro_f1_scores(truth: np.ndarray, labels: np.ndarray, classes: int) -> np.n
     return f1.sum() / present + influence * (len(truth) / present)
 
 
-def _tests(
-    kept: _Kept, seeds: Mapping[Key, Sequence[int]], gaps: Mapping[Key, Drawn], groups: Clusters
-) -> dict[Key, GapTest]:
-    pairs = {
-        key: mcnemar(kept.right((REFERENCE, key[1]), own) > 0, kept.right(key, own) > 0, groups)
-        for key, own in seeds.items()
+def gap_tests(keys: Sequence[Any], gaps: Mapping[Any, Drawn], pairs: Mapping[Any, Discordant]) -> dict[Any, GapTest]:
+    """The tests of some gaps, which are adjusted together."""
+    p_values, exact = [gaps[key].p_value() for key in keys], [pairs[key].p_value for key in keys]
+    return {
+        key: GapTest(pairs[key], p_value, adjusted, theirs)
+        for key, p_value, adjusted, theirs in zip(keys, p_values, holm(p_values), holm(exact), strict=True)
     }
-    found = {}
-    for family in {family for family, _ in seeds}:
-        keys = [key for key in seeds if key[0] == family]
-        p_values = [gaps[key].p_value() for key in keys]
-        exact = [pairs[key].p_value for key in keys]
-        for key, p_value, adjusted, theirs in zip(keys, p_values, holm(p_values), holm(exact), strict=True):
-            found[key] = GapTest(pairs[key], p_value, adjusted, theirs)
-    return found

@@ -8,6 +8,7 @@ from penstock.engine.page import Block, Bullets, Figure, Files, Heading, Headlin
 from penstock.engine.study.break_even import THRESHOLD
 from penstock.engine.study.classes import class_blocks
 from penstock.engine.study.csv_files import csv_files
+from penstock.engine.study.families import learns
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.method import method_blocks
 from penstock.engine.study.money import Prices
@@ -102,7 +103,8 @@ def break_even_lines(findings: Findings) -> list[str]:
 
 def _blocks(findings: Findings, narrow: dict[str, bytes], files: list[str]) -> list[Block]:
     table = findings.table
-    accuracies = [point.accuracy for family in table.families for point in table.points(family)]
+    learned = list(filter(learns, table.families)) or table.families
+    accuracies = [point.accuracy for family in learned for point in table.points(family)]
 
     def figure(name: str, caption: str, data: str) -> list[Block]:
         return [Figure(name, caption, data, narrow[name])] if name in narrow else []

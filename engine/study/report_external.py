@@ -3,7 +3,7 @@
 from penstock.engine.page import Block, Heading, Paragraph, TableBlock
 from penstock.engine.study.external import ExternalFigures
 from penstock.engine.study.intervals import Estimate
-from penstock.engine.study.report_tables import over_rows
+from penstock.engine.study.report_tables import over_rows, p_value
 
 
 def external_blocks(externals: list[ExternalFigures]) -> list[Block]:
@@ -34,8 +34,9 @@ def _share(estimate: Estimate) -> str:
 
 
 def _gap(external: ExternalFigures, size: int) -> str:
-    gap, p_value = external.gaps[size], external.tests[size].adjusted
+    gap, test = external.gaps[size], external.tests[size]
     assert gap.low is not None
     assert gap.high is not None
-    shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-    return f"{100 * gap.mean:+z.1f} [{100 * gap.low:+z.1f}; {100 * gap.high:+z.1f}], {shown}"
+    shown = p_value(test.adjusted, test.at_least)
+    shown = shown if shown[0] in "<≤" else f"= {shown}"
+    return f"{100 * gap.mean:+z.1f} [{100 * gap.low:+z.1f}; {100 * gap.high:+z.1f}], p {shown}"

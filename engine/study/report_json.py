@@ -124,7 +124,7 @@ def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
         "high": estimate.high,
         "seeds": estimate.count,
         "interval_over_test_rows": over_rows,
-        "interval_over_seeds": estimate.low is not None and estimate.count > 1,
+        "interval_over_seeds": estimate.low is not None and estimate.over_seeds,
     }
 
 

@@ -51,10 +51,10 @@ def gap_blocks(table: Table) -> list[Block]:
                 f"{title_of(point.family)}, {point.size:,}",
                 f"{100 * gap.mean:+z.1f}",
                 "–" if gap.low is None or gap.high is None else f"{100 * gap.low:+z.1f} to {100 * gap.high:+z.1f}",
-                _p_value(test.adjusted),
+                p_value(test.adjusted, test.at_least),
                 str(gap.count),
                 f"{test.pairs.first:,} / {test.pairs.second:,}",
-                _p_value(test.mcnemar_adjusted),
+                p_value(test.mcnemar_adjusted),
             ]
         )
     gaps = [point.gap for point in found]
@@ -82,13 +82,16 @@ def over_rows(estimates: Sequence[Estimate | None]) -> str:
     """The same of intervals that are over test rows."""
     if of_one_seed(estimates):
         return "test rows alone (one seed)"
-    single = any(estimate is not None and estimate.rows and estimate.count == 1 for estimate in estimates)
-    return "seeds and test rows" + (" (where there is one seed, over test rows alone)" if single else "")
+    single = [estimate for estimate in estimates if estimate is not None and estimate.rows and estimate.count == 1]
+    if not single:
+        return "seeds and test rows"
+    what = "how seeds differ is taken from others" if any(own.borrowed for own in single) else "over test rows alone"
+    return f"seeds and test rows (where there is one seed, {what})"
 
 
 def of_one_seed(estimates: Sequence[Estimate | None]) -> bool:
-    """Whether one seed is behind each of those that are over test rows."""
-    return all(estimate.count == 1 for estimate in estimates if estimate is not None and estimate.rows)
+    """Whether one seed is behind each of those that are over test rows, and nothing tells how others differ."""
+    return not any(estimate.over_seeds for estimate in estimates if estimate is not None and estimate.rows)
 
 
 def equivalent_blocks(findings: Findings) -> list[Block]:
@@ -176,5 +179,11 @@ def points(estimate: Estimate | None) -> str:
     return f"{mean} [{100 * estimate.low:.1f}; {100 * estimate.high:.1f}]"
 
 
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+def p_value(value: float, at_least: bool = False) -> str:
+    """
+    Args:
+        at_least: it is the least that draws can tell, which stands for all that are smaller.
+    """
+    if value < 0.001:
+        return "< 0.001"
+    return f"≤ {math.ceil(1000 * value) / 1000:.3f}" if at_least else f"{value:.3f}"

@@ -246,6 +246,7 @@ def _distil(
         reading_seconds=logits.seconds,
         reading_cpu_seconds=logits.cpu_seconds,
         again_seconds=again_seconds,
+        teacher_jobs=None if theirs is None else theirs.jobs,
     )
     return replace(result, train_examples=len(rows), validation_examples=0, taught=taught), parts
 

@@ -48,6 +48,7 @@ class Taught:
         reading_seconds, reading_cpu_seconds: in which the teacher read the texts.
         again_seconds: by the clock, in which the teacher was trained again, as its model was not kept; None in trials
             of an earlier penstock.
+        teacher_jobs: trials that ran at a time when the teacher was trained; None in trials of an earlier penstock.
     """
 
     texts: int
@@ -57,6 +58,7 @@ class Taught:
     reading_seconds: float
     reading_cpu_seconds: float
     again_seconds: float | None = None
+    teacher_jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,13 @@ class TrialResult:
 
     @property
     def machine_seconds(self) -> float:
-        """The same of the machine: trials that ran side by side share it, the pretraining had it to itself."""
+        """The same of the machine: trials that ran side by side share it, each with those of its own time, and the
+        pretraining had it to itself."""
         alone = 0.0 if self.pretrained is None else self.pretrained.seconds
-        return alone + (self.all_seconds - alone) / (self.jobs or 1)
+        teacher = 0.0 if self.taught is None else self.taught.teacher_seconds
+        together = self.jobs or 1
+        of_teacher = together if self.taught is None else self.taught.teacher_jobs or together
+        return alone + teacher / of_teacher + (self.all_seconds - alone - teacher) / together
 
     @property
     def spent_seconds(self) -> float:

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ from subtested import as_subtests
 from penstock.engine.statistics.clusters import Clusters
 from penstock.engine.statistics.mcnemar import holm, mcnemar, resolvable, rows_needed, sign_flips
 from penstock.engine.statistics.resample import Drawn, Series, draw, draw_groups
-from penstock.engine.statistics.seed_variance import moderate
-from penstock.engine.statistics.verdict import verdict
+from penstock.engine.statistics.seed_variance import lend, moderate
+from penstock.engine.statistics.verdict import decimals, kind_of, verdict
 
 
 def right(share, seeds, rows, seed=0):
@@ -56,8 +57,12 @@ def test_series_of_one_draw_are_paired():
     clusters = Clusters.single(500)
     alone = draw({"a": Series(first[:1], 10), "again": Series(first[:1], 10)}, clusters, "share")
     assert (alone["a"].draws == alone["again"].draws).all()
-    other = draw({"b": Series(second, 10), "a": Series(first[:1], 10)}, clusters, "share")
+    other = draw({"b": Series(second[:1], 10), "a": Series(first[:1], 10)}, clusters, "share")
     assert (other["a"].draws == alone["a"].draws).all(), "whatever is drawn beside it"
+    beside = draw({"b": Series(second, 10), "a": Series(first[:1], 10)}, clusters, "share")["a"]
+    assert beside.borrowed
+    assert not alone["a"].over_seeds
+    assert np.diff(beside.interval) > np.diff(alone["a"].interval), "unless that tells how seeds differ"
 
 
 @pytest.mark.slow
@@ -78,8 +83,8 @@ def test_no_draw_leaves_the_range(share, seeds):
         (1.0, "share", 0.95, 1.0),
         (0.0, "share", 0.0, 0.05),
         (0.0, "difference", -0.04, 0.04),
-        (1.0, "difference", 0.93, 1.0),
-        (-1.0, "difference", -1.0, -0.93),
+        (1.0, "difference", 0.92, 1.0),
+        (-1.0, "difference", -1.0, -0.92),
     ],
 )
 def test_rows_that_are_all_alike_leave_room(scores, scale, low, high):
@@ -161,6 +166,47 @@ def test_flips_of_many_rows_are_nearly_normal():
     assert 0 < sign_flips(np.full(5000, 2.0) + (np.arange(5000) % 2)) < 1e-12
 
 
+@as_subtests("counts", [(400, 30, 10), (40, 4, 0), (3000, 300, 120)])
+def test_small_chances_are_exact_too(counts):
+    """As many rows that three, two or one of three seeds tell apart, nearly all for one side."""
+    exact = np.ones(1)
+    for size, count in zip((3, 2, 1), counts, strict=True):
+        chances = np.zeros(size * count + 1)
+        chances[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        exact = np.convolve(exact, chances)
+    leads = np.repeat([3.0, 2.0, 1.0], counts)
+    leads[: counts[0] // 4] = -3
+    far = np.abs(2 * np.arange(len(exact)) - len(exact) + 1) >= abs(leads.sum())
+    assert sign_flips(leads) == pytest.approx(exact[far].sum(), rel=1e-6)
+
+
+def test_a_lone_seed_is_lent_what_others_vary():
+    """By its own family's, by the trend, and by all others'; where next to nothing is known, nothing."""
+    sizes, freedoms = np.array([100, 1000, 100, 1000]), np.full(4, 2)
+    quiet = np.array([True, True, False, False])
+    variances = np.array([1.0, 1.1, 16.0, 17.0])
+    own, freedom = lend(variances, freedoms, sizes, quiet, 10_000)
+    others, fewer = lend(variances, freedoms, sizes, quiet & False, 10_000)
+    assert 1 < own < others < 17
+    assert freedom > fewer >= 2
+    falling = np.array([100.0, 10.0, 1.0])
+    lent = [lend(falling, np.full(3, 40), np.array([10, 100, 1000]), np.ones(3, bool), size)[0] for size in (30, 10**6)]
+    assert lent == pytest.approx([10**1.5, 1.0], rel=0.1), "no trend is followed beyond"
+    assert lend(np.array([1.0]), np.array([1]), np.array([10]), np.array([True]), 10) is None
+    assert lend(np.array([1.0, 3.0]), np.array([1, 1]), np.array([10, 10]), np.array([True, False]), 9) == (2.0, 2.0)
+
+
+def test_an_exact_test_that_does_not_reject_keeps_nothing_in_the_interval():
+    four = np.zeros((1, 200))
+    four[0, :4] = 1
+    found = one(four, "difference")
+    assert found.interval[0] > 0
+    held = replace(found, exact=0.125)
+    assert held.interval == (0.0, found.interval[1])
+    assert (found.p_value() < 0.05, held.p_value()) == (True, 0.125)
+    assert replace(found, exact=0.01).interval == found.interval
+
+
 def test_seeds_of_a_row_are_not_independent():
     """With equal accuracies in all rows there are, pooled pairs of five seeds alarm in every seventh study."""
     random, alarms = np.random.default_rng(0), []
@@ -205,6 +251,22 @@ def test_verdicts(centre, spread, kind):
     assert found.kind == kind
     assert "new" in found.text
     assert "points, 95% interval" in found.text
+
+
+@as_subtests(
+    "low, high, shown",
+    [(0.0003, 0.0057, 2), (0.0044, 0.0096, 2), (-0.012, 0.006, 1), (-0.00996, 0.002, 3), (-0.00004, 0.02, 3),
+     (0.0, 0.01, 1), (0.0099996, 0.02, 5)],
+)  # fmt: skip
+def test_ends_are_shown_where_they_are(low, high, shown):
+    assert decimals(low, high, (-0.01, 0.0, 0.01)) == shown
+    rounded = [round(100 * end, shown) / 100 for end in (low, high)]
+    assert kind_of(*rounded) == kind_of(low, high)
+
+
+def test_a_verdict_does_not_contradict_its_figures():
+    drawn = Drawn(0.003, np.random.default_rng(0).uniform(0.00018, 0.0058, 4000), 1, 500, 500)
+    assert "95% interval +0.03 to +0.57)" in verdict(drawn, "new", "old").text
 
 
 def test_groups_are_drawn_as_each_alone_and_paired():

@@ -117,10 +117,10 @@ def test_no_worse_by_a_margin(source, truth, tmp_path):
     b[3] = truth[3]["label"]
     a[3] = str(int(truth[3]["label"]) % 5 + 1)
     files = labels(tmp_path / "a.csv", a), labels(tmp_path / "b.csv", b)
-    code, output = run(*files, "--data", source)
+    code, output = run(*files, "--data", source, "--margin", 0.02)
     assert code == 0
-    assert "A is no worse than B by 1 point" in output
-    assert run(*files, "--data", source, "--margin", 0.0001)[0] == 21
+    assert "A is no worse than B by 2 points" in output
+    assert run(*files, "--data", source)[0] == 21, "one of 400 rows is seen in every eleventh test set where it is 1%"
     assert run(files[0], files[0], "--data", source)[0] == 0, "the same predictions are no worse by a point"
     assert run(files[0], files[0], "--data", source, "--margin", 0)[0] == 21, "400 rows cannot tell what others would"
 
@@ -468,5 +468,92 @@ def test_a_verdict_is_one_that_the_exact_test_supports(clusters):
         assert (found.difference.interval[0] > 0) == (differ >= 6)
 
 
+@pytest.mark.parametrize(("count", "told"), [(29, True), (30, False)])
+def test_few_groups_are_told(count, told):
+    ours = np.ones(300, np.int64)
+    truth = Truth("t", ours, ["0", "1"], np.arange(300) % count, lambda rows: [], "film")
+    found = compare(truth, Judged("a", None, ours), Judged("b", None, ours))
+    said = f"the rows belong to {count} groups by 'film': intervals that rest on fewer than 30 are rough"
+    assert any(said in note for note in found.notes) == told
+
+
 def test_a_margin_of_nothing_holds_where_there_is_no_difference():
     assert verdict(Drawn(0.0, np.zeros(100), 1, 5, 5), "A", "B", 0.0).kind == "no worse"
+
+
+def keyed(path: Path, values: list[str], keys: dict[str, list], order: np.ndarray) -> Path:
+    """Predictions beside these columns, in another order."""
+    rows = [{"label": own, **{name: key[place] for name, key in keys.items()}} for place, own in enumerate(values)]
+    return write(path, [rows[place] for place in order])
+
+
+NUMBERS, IN_ORDER = list(range(ROWS)), "its rows are taken for the test rows in their order"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("on_store", "columns", "ordered", "said"),
+    [
+        (False, ["id"], False, ""),
+        (False, ["id", "row"], False, ""),
+        (False, ["row"], False, ""),
+        (True, ["row"], False, ""),
+        (True, ["id", "row"], False, ""),
+        (True, ["id"], True, f"is a store, which keeps no such column: {IN_ORDER}"),
+        ("plain", ["id"], True, f"has no such column: {IN_ORDER}"),
+        (False, [], True, ""),
+        (True, [], True, ""),
+    ],
+)
+def test_which_rows_are_matched_how(source, store, truth, tmp_path, ending, on_store, columns, ordered, said):
+    a, b = predicted(truth, 0.9, 1), predicted(truth, 0.7, 2)
+    keys = {"id": [row["id"] for row in truth], "row": NUMBERS}
+    order = np.arange(ROWS) if ordered else np.random.default_rng(0).permutation(ROWS)
+    data = store.path if on_store is True else source
+    if on_store == "plain":
+        data = tmp_path / "data.csv"
+        data.write_text(source.read_text().replace("id,", "other,", 1))
+    plain = [
+        keyed(tmp_path / f"{name}.csv", own, {"row": NUMBERS}, np.arange(ROWS)) for name, own in (("a", a), ("b", b))
+    ]
+    expected = [line for line in run(*plain, "--data", data)[1].splitlines() if line.startswith(("A - B", "verdict"))]
+    given = keyed(tmp_path / f"given{ending}", b, {name: keys[name] for name in columns}, order)
+    output = run(plain[0], given, "--data", data)[1]
+    assert [line for line in output.splitlines() if line.startswith(("A - B", "verdict"))] == expected
+    assert (f"{given}: its column 'id' is not used, as {data} {said}" in output) == bool(said)
+    assert ("in their order" in output) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (range(1, ROWS + 1), "no row has the row number '0', which"),
+        ([0, *range(ROWS - 1)], "two rows have the row number '0'"),
+    ],
+)
+def test_row_numbers_that_are_none(source, truth, tmp_path, rows, message):
+    given = keyed(tmp_path / "a.csv", predicted(truth, 0.9, 1), {"row": list(rows)}, np.arange(ROWS))
+    code, output = run(given, given, "--data", source)
+    assert (code, message in output) == (3, True), output
+
+
+def test_a_row_column_of_both_is_theirs(truth, tmp_path):
+    """Whatever it holds."""
+    data = write(tmp_path / "data.csv", [{"row": f"r{place * 7 % ROWS}", **one} for place, one in enumerate(truth)])
+    data.write_text(data.read_text().replace("row,id,", "row,other,", 1))
+    keys = [f"r{place * 7 % ROWS}" for place in range(ROWS)]
+    right = [row["label"] for row in truth]
+    given = keyed(tmp_path / "a.csv", right, {"row": keys}, np.random.default_rng(0).permutation(ROWS))
+    assert "accuracy 100.00%" in run(given, given, "--data", data)[1]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_an_id_inside_of_objects(source, truth, tmp_path, ending):
+    nested = [{"label": row["label"], "text": row["text"], "ticket": {"id": row["id"]}} for row in truth]
+    data = write(tmp_path / f"data{ending}", nested)
+    given = write(tmp_path / f"given{ending}", [nested[place] for place in np.random.default_rng(0).permutation(ROWS)])
+    assert "accuracy 100.00%" in run(given, given, "--data", data, "--id", "ticket.id")[1]
+    assert "accuracy 100.00%" not in run(given, given, "--data", data)[1]
+    code, message = run(given, given, "--data", data, "--id", "ticket.idd")
+    assert code == 3
+    assert "no column 'ticket.idd'; in 'ticket' there are: id" in message

@@ -70,7 +70,7 @@ def run(settings: StudySettings, out: Path, **options) -> dict[str, TrialResult]
 
 def timeless(made: TrialResult) -> TrialResult:
     """What does not depend on how long it took."""
-    taught = None if made.taught is None else replace(made.taught, **dict.fromkeys(TIMES, 0.0))
+    taught = None if made.taught is None else replace(made.taught, **dict.fromkeys(TIMES, 0.0), teacher_jobs=None)
     no_times = {
         "jobs": None,
         "train_seconds": 0.0,
@@ -102,6 +102,7 @@ def test_a_student_learns_from_the_encoder_of_its_subset(finished):
         assert taught.texts == 400 - size - taught.left_out
         assert (student.train_examples, student.validation_examples) == (size, 0)
         assert taught.teacher_seconds == teacher.train_seconds
+        assert taught.teacher_jobs == teacher.jobs
         assert taught.teacher_cpu_seconds == teacher.train_cpu_seconds
         assert taught.reading_seconds > 0
         assert student.all_seconds == student.train_seconds + teacher.train_seconds + taught.reading_seconds

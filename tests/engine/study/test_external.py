@@ -73,6 +73,8 @@ def test_forms_of_a_file(test_store, tmp_path, form):
         ("label", ["1"] * 39 + ["nine"], "row 40: the test data has no class 'nine' \\(1, 2, 3, 4, 5\\)"),
         ("label,note", ["1,a"] * 3 + [",a"] + ["1,a"] * 36, "row 4: .*every row needs a prediction"),
         ("stars", ["1"] * 40, "no column 'label'.*a file of predictions has such a column"),
+        ("id,label", [f"r{row},1" for row in range(40)], "rows cannot be found by the column 'id'.*a column 'row'"),
+        ("Row,label", [f"{row},1" for row in range(40)], "rows cannot be found by the column 'Row'"),
         ("row,label", [f"{row},1" for row in range(39)], "no prediction of row 39, which the study evaluates"),
         ("row,label", [f"{row},1" for row in [*range(40), 7]], "two predictions of row 7: one each"),
         ("row,label", [f"{row},1" for row in range(1, 41)], "row 40: row '40' is none of the test data's, 0 to 39"),

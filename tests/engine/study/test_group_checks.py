@@ -1,9 +1,12 @@
 """Checks on the groups of test rows, and on LSTMs that models of n-grams beat."""
 
+from dataclasses import replace
+
 import pytest
 from fabricated_study import with_predictions
 
 from penstock.engine.data.clusters import ClusterOverlap
+from penstock.engine.study.answer import what_would_tell
 from penstock.engine.study.checks import Check, run_checks
 from penstock.engine.study.paired import Paired
 from penstock.engine.study.table import Table
@@ -37,6 +40,21 @@ def test_groups_that_training_has_too(shared, rows):
 def test_few_groups(clusters, column, few):
     found = checks(Table([], Paired({}, {}, {}, {}, 2000, clusters, column, 0)))
     assert ("PS012" in found) == few
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_too_few_test_rows_in_groups(tmp_path, seeds):
+    """They count as groups here as they do in the answer."""
+    close = {"linear": {2000: 0.775}, "encoder": {2000: 0.78}}
+    results = [one for one in study(tmp_path, close) if one.trial.seed < seeds]
+    paired = Paired.of(tmp_path, results)
+    table = Table(results, replace(paired, clusters=40, column="film"))
+    found = checks(table)["PS004"]
+    assert "2,000 test rows in 40 groups by 'film' are too few" in found.found
+    assert ("groups of test rows would" if seeds == 1 else "test rows, or more seeds, would") in found.found
+    assert "test rows of more groups" in found.advice
+    point = table.get("linear", 2000)
+    assert f"({what_would_tell(point.gap, point.test.pairs, 2000, 40)} would)" in found.found
 
 
 # accuracies with 500 and 8,000 labels, and whether a model of n-grams is said to be better than the LSTM

@@ -18,7 +18,7 @@ from penstock.engine.study.money import Prices, bills, exchanges, training_secon
 from penstock.engine.study.report import write_report
 from penstock.engine.study.report_costs import exchange_line
 from penstock.engine.study.table import Table
-from penstock.engine.study.trials import Pretrained
+from penstock.engine.study.trials import Pretrained, Taught
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -52,6 +52,13 @@ def test_trials_side_by_side_share_the_machines_hours(jobs, share):
     before = Pretrained(100, 1000, 60.0, None)
     made = [replace(result("lstm", 500, seed), jobs=jobs, pretrained=before) for seed in range(2)]
     assert training_seconds(Table(made), "lstm", 500) == pytest.approx(60 + share * 500 / 900)
+
+
+@as_subtests("jobs, teacher_jobs, share", [(4, 1, 1.0), (1, 2, 0.5), (4, None, 0.25)])
+def test_a_teachers_time_is_shared_as_it_was_then(jobs, teacher_jobs, share):
+    taught = Taught(1000, 0, 1000.0, None, 100.0, 90.0, 0.0, teacher_jobs)
+    made = replace(result("lstm", 500, 0), train_seconds=50.0, jobs=jobs, taught=taught)
+    assert made.machine_seconds == pytest.approx(share * 1000 + 150 / jobs)
 
 
 def test_training_between_two_sizes_follows_a_power_law():

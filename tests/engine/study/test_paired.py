@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fabricated_study import no_cost, result, stand_in, with_predictions
 from subtested import as_subtests
 
@@ -22,12 +23,13 @@ from penstock.engine.statistics.resample import Series, draw
 from penstock.engine.study.break_even import break_even, equivalent_size
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import t_interval
-from penstock.engine.study.paired import macro_f1_scores
-from penstock.engine.study.predictions import read_predictions
+from penstock.engine.study.paired import Paired, macro_f1_scores
+from penstock.engine.study.predictions import PredictionsRecorder, read_predictions
 from penstock.engine.study.report import break_even_lines, write_report
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.sizes import parse_seeds, parse_sizes
 from penstock.engine.study.study import run_study
+from penstock.engine.study.table import Table
 from penstock.engine.study.trials import write_result
 
 ACCURACIES = {
@@ -92,7 +94,7 @@ def test_figures_are_those_of_the_kept_predictions(tmp_path):
     assert {(line["test_rows"], line["test_clusters"], line["pairs"]) for line in lines} == {("1000", "1000", "3000")}
     page = (folder / "report.md").read_text()
     assert "over seeds and test rows" in page
-    assert re.search(r"\| BiLSTM from scratch, 100 \| \+2\d\.\d \| \+\d+\.\d to \+\d+\.\d \| 0\.00\d \| 3 \|", page)
+    assert re.search(r"\| BiLSTM from scratch, 100 \| \+2\d\.\d \| \+\d+\.\d to \+\d+\.\d \| ≤ 0\.002 \| 3 \|", page)
 
 
 def test_one_seed_has_an_interval_and_the_report_says_what_it_leaves_out(tmp_path):
@@ -100,12 +102,46 @@ def test_one_seed_has_an_interval_and_the_report_says_what_it_leaves_out(tmp_pat
     findings = write_report(folder)
     assert all(line["low"] and line["high"] for line in rows(folder / "accuracy.csv") + rows(folder / "gap.csv"))
     wilson = 1.96 * math.sqrt(0.8 * 0.2 / 1000)
-    assert findings.table.get("lstm", 10000).accuracy.half_width == pytest.approx(wilson, rel=0.1)
+    assert findings.table.get("lstm", 10000).accuracy.half_width > 1.2 * wilson
+    assert findings.break_evens["lstm"].reliable is not None
     page = (folder / "report.md").read_text()
-    assert (
-        "From one seed: BiLSTM from scratch at 10,000; fine-tuned encoder at 10,000. Their intervals are over" in page
-    )
-    assert "leave out how much another subset or other initial weights" in page
+    assert "From one seed: BiLSTM from scratch at 10,000; fine-tuned encoder at 10,000. How much others would" in page
+    assert "(where there is one seed, how seeds differ is taken from others)" in page
+    assert "over test rows alone" not in page
+
+
+def test_one_seed_everywhere_tells_nothing_of_others(tmp_path):
+    folder = fabricate(tmp_path / "study", seeds=lambda size: 1)
+    findings = write_report(folder)
+    wilson = 1.96 * math.sqrt(0.8 * 0.2 / 1000)
+    assert findings.table.get("lstm", 10000).accuracy.half_width == pytest.approx(wilson, rel=0.1)
+    found = findings.break_evens["lstm"]
+    assert (found.reliable, found.of_rows) == (None, True)
+    assert "reliably" not in " ".join(break_even_lines(findings))
+    assert ("over test rows alone where there is one seed" in str(found)) == ("95% interval" in str(found))
+    page = (folder / "report.md").read_text()
+    assert "Their intervals are over test rows alone and leave out how much another subset" in page
+
+
+def test_few_rows_of_one_seed_decide_no_more_than_the_exact_test(tmp_path):
+    """Four rows that only the encoder has right (p = 0.12)."""
+    random, results = np.random.default_rng(0), []
+    right = random.random(200) < 0.7
+    for family, wrong in (("encoder", 0), ("lstm", 4)):
+        own = right.copy()
+        own[np.flatnonzero(right)[:wrong]] = False
+        recorder = PredictionsRecorder(np.arange(200), 2)
+        recorder.add(torch.arange(200), torch.ones(200, dtype=torch.long), torch.from_numpy(np.eye(2)[own.astype(int)]))
+        path = tmp_path / f"{family}-100-0.parquet"
+        about = {"test": "0" * 64, "max_test": None, "test_rows": 200, "label_names": ["a", "b"]}
+        made = result("encoder", 100, 0)
+        trial = dataclasses.replace(made.trial, family=family)
+        entry = recorder.write(path, **about)
+        results.append(dataclasses.replace(made, trial=trial, accuracy=float(own.mean()), predictions=entry))
+    paired = Paired.of(tmp_path, results)
+    assert paired.tests["lstm", 100].pairs.p_value == paired.tests["lstm", 100].p_value == 0.125
+    gap = Table(results, paired).get("lstm", 100).gap
+    assert (gap.mean, gap.low) == (0.02, 0.0)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -154,7 +190,9 @@ EXAMPLE = {100: {0: 0.05, 1: 0.38}, 300: {0: 0.25}, 1000: {0: 0.20}, 3000: {0: 0
 def test_a_range_that_the_gaps_rule_out_is_not_given(gaps):
     found = break_even(gaps)
     assert found.size is None
-    assert (found.low, found.high, found.reliable) == (math.inf, math.inf, math.inf)
+    # two seeds at one size do not tell how the others' differ
+    known = None if gaps is EXAMPLE else math.inf
+    assert (found.low, found.high, found.reliable) == (known, known, known)
     assert str(found) == "not reached within the sizes measured (up to 3,000)"
 
 

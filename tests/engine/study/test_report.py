@@ -18,13 +18,15 @@ from penstock.engine.study.costs import read_cost, write_cost
 from penstock.engine.study.external import ExternalFigures
 from penstock.engine.study.findings import Findings
 from penstock.engine.study.intervals import Estimate
+from penstock.engine.study.method import _method
 from penstock.engine.study.paired import GapTest
 from penstock.engine.study.plots import Level, accuracy_axis, frontier, limits
 from penstock.engine.study.report import break_even_lines, headline, rich_table, write_report
 from penstock.engine.study.report_costs import cost_blocks
 from penstock.engine.study.report_external import external_blocks
+from penstock.engine.study.report_tables import p_value
 from penstock.engine.study.table import Table
-from penstock.engine.study.trials import Pretrained, Trial, TrialResult, read_result, write_result
+from penstock.engine.study.trials import Pretrained, Taught, Trial, TrialResult, read_result, write_result
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +298,25 @@ def test_no_study_and_no_finished_trial(tmp_path):
     (folder / "trials" / "lstm-500-0.json").write_text("{}")
     with pytest.raises(RunError, match=r"lstm-500-0\.json: not a trial's result"):
         write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "shown"),
+    [(0.0005, True, "< 0.001"), (0.0021, False, "0.002"), (0.0021, True, "≤ 0.003"), (0.2, False, "0.200")],
+)
+def test_what_draws_can_tell_at_least_is_a_bound(value, at_least, shown):
+    assert p_value(value, at_least) == shown
+
+
+def test_texts_that_were_read_are_counted(written):
+    """Not all of the rest, where `distillation.texts` or `--pretrain-tokens` are fewer."""
+    findings = Findings.of(written)
+    made = [
+        replace(result("lstm", size, 0), trial=Trial(size, 0, "lstm-distilled"), taught=Taught(texts, 7, 1, 1, 1, 1))
+        for size, texts in ((500, 1000), (2000, 900))
+    ]
+    made.append(replace(result("lstm", 500, 0), pretrained=Pretrained(1234, 9, 1.0, 1.0)))
+    said = " ".join(_method(replace(findings, table=Table(made), plan=None)))
+    assert "it read 900 to 1,000 of the other training texts, whose labels nobody saw; 7 that are test texts" in said
+    assert "pretrained once on 1,234 of the training texts" in said
+    assert "the rest" not in said

@@ -6,7 +6,7 @@ from scipy import stats
 
 from penstock.engine.statistics.learning_curves import FORMS, POWER_LAW, choose, fit
 from penstock.engine.study.break_even import break_even, crossing, equivalent_size
-from penstock.engine.study.curves import fit_curve
+from penstock.engine.study.curves import Curve, fit_curve
 from penstock.engine.study.intervals import t_interval
 
 SIZES = (100, 300, 1000, 3000, 10000, 30000)
@@ -181,6 +181,26 @@ def test_break_even_extrapolated_by_identified_curves():
     assert low <= size <= high
     assert low < 100 * (0.3 / 0.01) ** 2 < high
     assert "extrapolated, put it at" in str(found)
+
+
+def test_an_extrapolation_is_not_bounded_by_the_largest_size():
+    """The largest size's gap lies above the threshold by chance: the curves meet before it."""
+    sizes, error = np.array(SIZES, float), {}
+    for name, scale in (("own", 0.13), ("reference", 0.1)):
+        errors = {n: dict.fromkeys(range(3), scale * (n / 100) ** -0.5 + 0.2) for n in SIZES}
+        whole = fit(POWER_LAW, sizes, np.array([own[0] for own in errors.values()]), np.full(len(sizes), 1e-6))
+        error[name] = Curve(whole, [whole] * 3, None)
+    found = break_even({100: {0: 0.03, 1: 0.03}, 1000: {0: 0.0101, 1: 0.0103}}, (error["own"], error["reference"]))
+    assert found.extrapolated == pytest.approx((900, 900, 900), rel=0.01)
+    assert "put it at 900 (95% interval 900 to 900)" in str(found)
+
+
+def test_a_lone_seed_has_the_others_noise():
+    gaps = {100: {0: 0.04, 1: 0.06, 2: 0.05}, 1000: {0: 0.02, 1: 0.03, 2: 0.01}, 10000: {0: 0.008}}
+    found = break_even(gaps)
+    assert (found.high, found.reliable) == (math.inf, math.inf), "another seed might well be above a point"
+    surely = break_even(gaps | {10000: {0: -0.09}})
+    assert surely.reliable < 10000
 
 
 def test_break_even_at_the_first_size_and_without_intervals():
