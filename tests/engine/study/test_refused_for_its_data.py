@@ -27,7 +27,7 @@ def run(settings: StudySettings, out: Path):
 
 @pytest.fixture
 def settings(tmp_path) -> StudySettings:
-    """Of two files."""
+    """A source and a test file."""
     return StudySettings(
         train=(str(write(tmp_path / "train.csv", 0)),),
         test=(str(write(tmp_path / "test.csv", 1)),),
