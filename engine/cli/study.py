@@ -95,8 +95,8 @@ def study(
     pretrain_tokens: Annotated[
         float | None,
         typer.Option(
-            help="Tokens that lstm-pretrained learns from at most, without labels, before its trials: such as 1e7.  "
-            "[default: 250 million, 20 passes at most]"
+            help="Tokens that the families lstm-pretrained... learn from at most, without labels, before their trials: "
+            "such as 1e7.  [default: 250 million, 20 passes at most]"
         ),
     ] = None,
     external: Annotated[

@@ -47,7 +47,7 @@ def check_plan(study: StudySettings) -> list[str]:
     elif study.pretrain_tokens is not None:
         raise ConfigError(
             f"--pretrain-tokens={study.pretrain_tokens} has no effect: name a family that pretrains in --families, "
-            "lstm-pretrained"
+            "such as lstm-pretrained"
         )
     encoders = set(_checked_overrides(study))
     prepared = [is_store(sources) for sources in (study.train, study.test)]

@@ -50,12 +50,19 @@ FAMILIES = {
         Family("lstm-embeddings", "BiLSTM, pretrained embeddings", {"kind": "lstm", "embeddings": "encoder"}),
         Family("lstm-pretrained", "BiLSTM, pretrained on the texts", {"kind": "lstm"}, pretrains=True),
         Family("lstm-distilled", "BiLSTM, distilled from the encoder", {"kind": "lstm"}, teacher="encoder"),
+        Family(
+            "lstm-pretrained-distilled",
+            "BiLSTM, pretrained on the texts, then distilled",
+            {"kind": "lstm"},
+            teacher="encoder",
+            pretrains=True,
+        ),
         Family("frozen", "frozen encoder, logistic regression", baseline="frozen", reads_encoder=True),
         Family("encoder", "fine-tuned encoder", {"kind": "encoder"}),
     )
 }
 # what a study compares unless told otherwise; reading all of a large set is not cheap
-ON_REQUEST = ("lstm-pretrained", "lstm-distilled", "frozen")
+ON_REQUEST = ("lstm-pretrained", "lstm-distilled", "lstm-pretrained-distilled", "frozen")
 USUAL_FAMILIES = tuple(name for name in FAMILIES if name not in ON_REQUEST)
 REFERENCE = "encoder"  # the family that gaps are measured from
 

@@ -13,6 +13,7 @@ NAMES = {
     "lstm-embeddings": "a BiLSTM on pretrained embeddings",
     "lstm-pretrained": "a BiLSTM pretrained on the texts",
     "lstm-distilled": "a BiLSTM distilled from the encoder",
+    "lstm-pretrained-distilled": "a BiLSTM pretrained on the texts and distilled from the encoder",
     "frozen": "a linear model on the frozen encoder",
     "encoder": "the fine-tuned encoder",
 }

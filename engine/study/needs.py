@@ -38,7 +38,8 @@ def needs(table: Table, bills: Sequence[Bill]) -> list[Need]:
             done = [trial for trial in table.trials(family, point.size) if trial.status == "done"]
             spent = [trial.all_cpu_seconds for trial in done]
             known = [seconds for seconds in spent if seconds is not None]
-            texts = [one.texts if (one := trial.taught or trial.pretrained) is not None else 0 for trial in done]
+            # the same texts serve a pretraining and a teacher
+            texts = [max(one.texts if one else 0 for one in (trial.taught, trial.pretrained)) for trial in done]
             assert point.accuracy is not None
             found.append(
                 Need(

@@ -34,6 +34,7 @@ _STYLES = {
     "lstm-embeddings": ("#009e73", "s"),
     "lstm-pretrained": ("#117733", "d"),
     "lstm-distilled": ("#332288", "p"),
+    "lstm-pretrained-distilled": ("#882255", ">"),
     "frozen": ("#56b4e9", "P"),
     "encoder": ("#d55e00", "D"),
 }

@@ -187,7 +187,8 @@ def texts_read(result: "TrainResult", rows: int) -> int:
 
 
 def _validation_rows(tasks: Sequence["TrialTask"], train: "Store") -> np.ndarray:
-    """int64, ascending: training rows by which any of the trials chooses its best model."""
+    """int64, ascending: training rows by which any of the trials chooses its best model. Not those of trials that have
+    a teacher: it labels theirs, which are texts without labels like others."""
     from penstock.engine.study.subsets import subset
     from penstock.engine.training.settings import Settings
     from penstock.engine.training.split import split_rows
@@ -195,6 +196,8 @@ def _validation_rows(tasks: Sequence["TrialTask"], train: "Store") -> np.ndarray
     found = [np.empty(0, np.int64)]
     for task in tasks:
         assert isinstance(task.settings, Settings)
+        if task.trial.teacher is not None:
+            continue
         found.append(split_rows(task.settings, train, subset(train.labels, task.trial.size, task.subset_seed), None)[1])
     return np.unique(np.concatenate(found))
 

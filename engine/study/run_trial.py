@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from penstock.engine.errors import NonFiniteError, OutOfMemoryError, PenstockError, RunError
-from penstock.engine.files import disk_errors, remove_folder
+from penstock.engine.files import FolderLock, disk_errors, remove_folder
 from penstock.engine.study.families import FAMILIES
 from penstock.engine.study.fingerprints import MadeFrom, difference, made_from
 from penstock.engine.study.predictions import PredictionsRecorder
@@ -42,7 +42,8 @@ class TrialTask:
         predictions: the file to write them to; None for none.
         cache: a folder that the trials share, for what a baseline makes once; None for none.
         texts: of the training data without their labels, that are learned from beside the subset.
-        teacher: the trial that it learns from; None for none. teacher_result: what came of that, once it is over.
+        teacher: the trial that it learns from, whose model stays until its last student is over; None for none.
+        teacher_result: what came of that, once it is over.
         pretraining: the pretraining run that it begins with; None for none. pretrained: what that took, once it is
             over.
     """
@@ -72,7 +73,7 @@ class TrialTask:
 
     @property
     def logits(self) -> Path:
-        """Where the teacher's logits are while the trial is under way."""
+        """A folder for the logits of its model, while trials that learn from them are under way."""
         return self.run.with_name(f"{self.run.name}.logits")
 
 
@@ -100,15 +101,20 @@ def run_trial(task: TrialTask) -> TrialResult:
             raise
         return _lost(task, "failed", f"{type(error).__name__}: {_one_line(error)}", began)
     if not task.keep_run:
-        # the teacher's own trial leaves its model for this one
-        theirs = [task.logits] + ([] if task.teacher is None or task.teacher.keep_run else [task.teacher.run])
-        for folder in (task.run, *theirs):
-            with disk_errors(folder):
-                if folder.exists():  # a baseline has none
-                    remove_folder(folder)
+        remove_run(task.run)
     if result.train_cpu_seconds is None:
         return result  # it diverged, or went on with an interrupted one
     return replace(result, wall_seconds=time.monotonic() - began)
+
+
+def remove_run(folder: Path) -> None:
+    """
+    Args:
+        folder: of the run, or of its logits; it may not be there, as a baseline has none.
+    """
+    with disk_errors(folder):
+        if folder.exists():
+            remove_folder(folder)
 
 
 def _lost(task: TrialTask, status: Literal["diverged", "failed"], error: str, began: float) -> TrialResult:
@@ -221,7 +227,6 @@ def _distil(
     from penstock.engine.training.teachers import Labeller, logits_of, open_teachers
 
     assert isinstance(task.settings, Settings)
-    again_seconds = _train_teacher(task, store, rows)
     assert task.teacher is not None
     rest = np.setdiff1d(np.arange(store.num_examples), rows)
     texts = np.setdiff1d(rest, shared_rows(store, test))
@@ -229,13 +234,18 @@ def _distil(
     texts = chosen(texts, task.settings.distillation.texts, task.settings.training.seed)
     learned, labelled = np.union1d(rows, texts), np.zeros(store.num_examples, bool)
     labelled[rows] = True
-    teachers = open_teachers([task.teacher.run])
-    of = logits_of(store, learned, teachers)
-    make_logits(task.logits, of, Labeller(store, learned, teachers))
-    logits = Logits.open(task.logits, learned, of)
+    kept = task.teacher.logits
+    with disk_errors(kept):
+        kept.mkdir(parents=True, exist_ok=True)
+    with FolderLock(kept, None):  # of two students at a time, the second finds what was made for the first
+        again_seconds = _train_teacher(task, store, rows)
+        teachers = open_teachers([task.teacher.run])
+        of = logits_of(store, learned, teachers)
+        make_logits(kept / of.name, of, Labeller(store, learned, teachers))
+    logits = Logits.open(kept / of.name, learned, of)
     place = str(store.path.resolve())
     origin = {"teachers": [str(task.teacher.run.resolve())], "unlabelled": place, "labelled": None}
-    origin |= {"logits": [str(task.logits.resolve())], "like": place}
+    origin |= {"logits": [str(logits.folder.resolve())], "like": place}
     result, parts = _train_by_loop(task, TransferSet([store], [labelled], [logits], origin), learned, test, test_rows)
     theirs = task.teacher_result
     taught = Taught(

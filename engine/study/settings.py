@@ -299,15 +299,29 @@ def family_settings(study: StudySettings, name: str, seed: int = 0) -> "Settings
 
 def pretraining_settings(study: StudySettings) -> "Settings":
     """The settings of the study's pretraining, before its recipe: the model, the reading and the precision of the
-    family that begins with it, and the section `pretraining`.
+    families that begin with it, and the section `pretraining`.
 
     Raises:
-        ConfigError: a setting of the section has a wrong value or no use, or no family begins with a pretraining.
+        ConfigError: a setting of the section has a wrong value or no use, or two families need different ones.
     """
+    first, *others = (name for name in study.families if FAMILIES[name].pretrains)
+    settings = _pretraining_for(study, first)
+    for other in others:
+        own = _pretraining_for(study, other).flat()
+        for key, value in settings.flat().items():
+            if own[key] != value:
+                raise ConfigError(
+                    f"{first} and {other} begin with one pretraining, but have {key}={value} and {key}={own[key]}: "
+                    "give both the same, or leave one out with --families"
+                )
+    return settings
+
+
+def _pretraining_for(study: StudySettings, name: str) -> "Settings":
+    """As `pretraining_settings`, for one of the families."""
     from penstock.engine.training.setting_use import CLASSIFIER_ONLY
     from penstock.engine.training.settings import settings_from
 
-    name = next(name for name in study.families if FAMILIES[name].pretrains)
     shared = ("model.", "data.max_length", "data.truncation", "training.precision", "training.tensorboard")
     family, used = family_settings(study, name), _used(study, overrides_for(study.overrides, name), name)
     values = {key: value for key, value in family.flat().items() if key in (family.given or ())}

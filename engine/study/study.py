@@ -4,7 +4,7 @@ study.json       what is studied
 data/            the stores, where the sources were not stores already, and the test rows' clusters
 costs/           one file per family
 trials/          a finished trial's figures, and its predictions
-pretraining/     the one that trials of lstm-pretrained begin with
+pretraining/     the one that trials of lstm-pretrained and lstm-pretrained-distilled begin with
 encoded/         texts as vectors of the frozen encoder
 external/        predictions that were made elsewhere
 runs/            a trial in progress, or all of them on request
@@ -41,7 +41,7 @@ from penstock.engine.study.plan import plan_for
 from penstock.engine.study.planning import MeasureSpeed, estimates_for, pretraining_seconds
 from penstock.engine.study.pretraining import Pretraining, pretrain
 from penstock.engine.study.progress import StudyProgress
-from penstock.engine.study.run_trial import TrialTask, run_trial
+from penstock.engine.study.run_trial import TrialTask, remove_run, run_trial
 from penstock.engine.study.settings import StudySettings
 from penstock.engine.study.table import Table
 from penstock.engine.study.trials import Pretrained, Trial, TrialResult, write_result
@@ -250,6 +250,17 @@ def _gaps(folder: Path, cluster: str | None, results: Iterable[TrialResult]) -> 
     return {(point.family, point.size): point.gap for point in points if point.gap is not None}
 
 
+def _leave_teacher(teacher: Trial | None, tasks: Sequence[TrialTask], finished: Mapping[Trial, TrialResult]) -> None:
+    """Removes a teacher's model and logits once nothing learns from them any more."""
+    students = [task for task in tasks if teacher is not None and task.trial.teacher == teacher]
+    if any((result := finished.get(task.trial)) is None or result.status == "failed" for task in students):
+        return
+    for model in (task.teacher for task in students[:1]):
+        if model is not None and not model.keep_run:
+            remove_run(model.run)
+            remove_run(model.logits)
+
+
 def _run(
     tasks: Sequence[TrialTask],
     finished: dict[Trial, TrialResult],
@@ -284,6 +295,7 @@ def _run(
             write_study(folder, read_study(folder) | {"machine": machine})
         write_result(trials_folder(folder), result)
         finished[result.trial] = result
+        _leave_teacher(result.trial.teacher, tasks, finished)
         progress.finished(result, time.monotonic() - started)
         started = time.monotonic()
     if scheduler is not None:

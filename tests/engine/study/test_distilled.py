@@ -1,4 +1,4 @@
-"""The family lstm-distilled: the encoder's trial of the same subset and seed is the teacher of each of its trials."""
+"""The families that are distilled: the teacher of each trial is the encoder's of the same subset and seed."""
 
 import json
 import shutil
@@ -128,7 +128,7 @@ def test_test_texts_are_never_learned_from(tmp_path, tiny, settings):
     chosen = subset(train.labels, 30, subset_seed(0, 0))
     learned = np.union1d(chosen, np.setdiff1d(np.arange(126), found))
     assert made.taught.left_out == len(np.setdiff1d(found, chosen)) > 0
-    record = json.loads((tmp_path / "study" / "runs" / "lstm-distilled-30-0.logits" / "logits.json").read_text())
+    (record,) = map(json.loads, map(Path.read_text, (tmp_path / "study" / "runs").glob("*.logits/*/logits.json")))
     assert (record["rows"], record["rows_digest"]) == (len(learned), digest_of_rows(learned))
     identity = json.loads((tmp_path / "study" / "runs" / "lstm-distilled-30-0" / "run.json").read_text())["identity"]
     both = [int(identity[f"{kind} rows"].split()[0]) for kind in ("training", "validation")]
@@ -190,8 +190,7 @@ def test_an_interrupted_student_goes_on(moment, tmp_path, settings, finished, mo
             stop_at(patch, 3)
         with pytest.raises((KeyboardInterrupt, Interrupted)):
             run(study, out)
-    place = out / "runs" / "lstm-distilled-30-0.logits"
-    assert len(list(place.glob("part-*.arrow"))) == (3 if moment == "reading" else 7)
+    assert len(list((out / "runs" / "encoder-30-0.logits").glob("*/part-*.arrow"))) == (3 if moment == "reading" else 7)
     steps = []
     take = Stepper.__call__
 
@@ -203,6 +202,78 @@ def test_an_interrupted_student_goes_on(moment, tmp_path, settings, finished, mo
     again = run(study, out)
     assert steps == ([1, 2, 3, 4, 5, 6] if moment == "reading" else [5, 6])
     assert timeless(again["lstm-distilled-30-0"]) == timeless(made["lstm-distilled-30-0"])
+
+
+# -- students that share a teacher -------------------------------------------------------------------------------------
+
+STUDENTS = ("lstm-distilled", "lstm-pretrained-distilled")
+
+
+@pytest.fixture
+def shared(settings) -> StudySettings:
+    """A study of both students; one begins with a pretraining."""
+    alike = [value.replace("lstm-distilled", STUDENTS[1]) for value in QUICK if value.startswith("lstm-distilled")]
+    return replace(
+        settings,
+        sizes=parse_sizes("30"),
+        families=(*STUDENTS, "encoder"),
+        overrides=(*QUICK, *alike, "pretraining.candidates=50"),
+        pretrain_tokens=9_000,
+    )
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_students_of_one_teacher_share_its_reading(jobs, tmp_path, shared, finished):
+    _, _, alone = finished
+    made = run(shared, tmp_path / "study", jobs=jobs)
+    plain, both = (made[f"{name}-30-0"] for name in STUDENTS)
+    assert (plain.status, both.status) == ("done", "done")
+    assert timeless(plain) == timeless(alone["lstm-distilled-30-0"])
+    assert replace(both.taught, again_seconds=0.0) == replace(plain.taught, again_seconds=0.0), "read once, for both"
+    assert plain.pretrained is None
+    assert both.pretrained.tokens >= 9_000
+    assert both.made_from.pretraining
+    assert both.loss != plain.loss
+    of_teacher = both.taught.teacher_seconds + both.taught.reading_seconds
+    assert both.all_seconds == both.train_seconds + both.pretrained.seconds + of_teacher
+    assert not any((tmp_path / "study" / "runs").iterdir())
+
+
+def test_a_teacher_stays_for_the_student_that_needs_it(tmp_path, shared, monkeypatch):
+    """One is over and the other is not, or has failed; a start later it finds the teacher's model and logits."""
+    from penstock.engine.study.run_trial import run_trial
+
+    def stops(task: TrialTask) -> TrialResult:
+        if task.trial.family == STUDENTS[1]:
+            raise KeyboardInterrupt
+        return run_trial(task)
+
+    out = tmp_path / "study"
+    with pytest.raises(KeyboardInterrupt):
+        run(shared, out, run_trial=stops)
+    assert {path.name for path in (out / "runs").iterdir()} == {"encoder-30-0", "encoder-30-0.logits"}
+
+    def fails(task: TrialTask) -> TrialResult:
+        return TrialResult(task.trial, "failed", error="no memory")
+
+    run(shared, out, run_trial=fails)
+    assert {path.name for path in (out / "runs").iterdir()} == {"encoder-30-0", "encoder-30-0.logits"}
+
+    monkeypatch.setattr(logits_module, "_write", pytest.fail)
+    made = run(shared, out)
+    assert made["lstm-pretrained-distilled-30-0"].status == "done"
+    assert not any((out / "runs").iterdir())
+
+
+def test_one_pretraining_is_for_all_that_begin_with_it(tmp_path, shared):
+    study = replace(
+        shared,
+        families=("lstm-pretrained", *shared.families),
+        overrides=(*shared.overrides, "lstm-pretrained.model.hidden_size=16", "lstm-pretrained.model.embedding_size=8"),
+    )
+    with pytest.raises(ConfigError, match=r"begin with one pretraining, but have model.hidden_size=16 and .*=8"):
+        run(study, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 # -- waiting for the teacher -------------------------------------------------------------------------------------------
