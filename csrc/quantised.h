@@ -17,7 +17,7 @@ constexpr int kZero = kHasByteProducts ? 128 : 0;
 using QuantisedWeight = std::conditional_t<kHasByteProducts, int8_t, int16_t>;
 using QuantisedState = typename Operand<int8_t>::Element;
 
-// The first n lanes of value * factor, which lies within 127; what a NaN becomes is a number.
+// The first n lanes of value * factor, which rounds to 127 at most; what a NaN becomes is a number.
 PENSTOCK_INLINE void store_quantised(QuantisedState* to, Floats value, float factor, int64_t n) {
   constexpr float kShift = 12582912.0f + kZero;  // 1.5 * 2^23: the low bits of the sum are the whole number
   const Uints bits = (Uints)(value * factor + kShift);

@@ -86,6 +86,7 @@ struct RowProduct {
     for (int64_t r = 0; r < tile.rows.size(); ++r) {
       const int64_t row = tile.rows.begin + r;
       for (int64_t i = 0; i < steps_a_row; ++i) next_product.step();
+      // the next panel's, which these rows come to when all of the block have had this one
       if constexpr (Operand<R>::kMatrixUnit) prefetch(c + row * columns + tile.column + kPanel, kPanel);
       const float unit = Operand<R>::kQuantised ? units[row] : 1.0f;
       for (int64_t v = 0; v < tile.vecs; ++v) {

@@ -102,7 +102,7 @@ def _check_table(parameter: Tensor, rows: Tensor) -> None:
 
 
 def _check_betas(betas: tuple[float, float]) -> list[float]:
-    numbers = [checks.real("betas", beta) for beta in betas]
+    numbers = [checks.real("betas", beta) for beta in betas] if isinstance(betas, tuple | list) else []
     if len(numbers) != 2 or not all(0 <= beta < 1 for beta in numbers):
         raise ValueError(f"betas must be two numbers from 0 to below 1, got {betas}")
     return numbers

@@ -76,7 +76,9 @@ def dense_and_apart(device: torch.device, **tensors: Tensor) -> None:
     memory, of which one may be changed."""
     ends: list[tuple[int, int, str]] = []
     for name, tensor in tensors.items():
-        if tensor.device != device or not tensor.is_contiguous() or tensor.is_neg():
+        if tensor.is_neg():
+            raise ValueError(f"{name} must not be a negated view: call resolve_neg()")
+        if tensor.device != device or not tensor.is_contiguous():
             raise ValueError(
                 f"{name} must be contiguous and on {device}, got strides {tensor.stride()}, {tensor.device}"
             )

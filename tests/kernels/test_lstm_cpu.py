@@ -152,6 +152,20 @@ def test_a_memory_decays_as_its_gate_says(isa, dtype):
     torch.testing.assert_close(values["c_n"].double(), forget.sigmoid() ** steps * problem.c0, atol=0, rtol=2e-3)
 
 
+@all_codes
+def test_saturated_gates_learn_nothing(isa, dtype):
+    """On both sides of 0, as the functions say it: no least slope where their arguments are bounded."""
+    problem = Problem([1], 3, 32, 2, dtype)
+    for tensor in (problem.x, problem.h0, problem.c0, *(each for kind in problem.weights for each in kind)):
+        tensor.zero_()
+    for b_ih in problem.weights.b_ih:
+        b_ih[64:96] = torch.cat([torch.linspace(-40, -7, 16), torch.linspace(7, 40, 16)]).to(dtype).double()
+    _, expected = problem.run("reference", torch.float64)
+    _, found = problem.run("cpu")
+    for name in ("b_ih[0]", "b_ih[1]"):
+        torch.testing.assert_close(found[name].double()[64:96], expected[name][64:96], atol=1e-6, rtol=2e-2)
+
+
 @pytest.mark.slow
 def test_two_thousand_steps_of_memory():
     """With recurrent weights so small that the recurrence does not amplify rounding, whoever computes it."""

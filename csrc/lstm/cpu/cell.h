@@ -67,9 +67,11 @@ struct Functions {
 // reciprocal is whole: a memory of a thousand steps has its error a thousand times.
 template <>
 struct Functions<bf16> {
-  static PENSTOCK_INLINE Floats exp_minus(Floats x) { return exp2_roughly(min(splat(kSigmoidBound), x * -kLog2E)); }
+  static PENSTOCK_INLINE Floats exp_minus(Floats x) {
+    return exp2_roughly(min(splat(kSigmoidBound * kLog2E), x * -kLog2E));
+  }
   static PENSTOCK_INLINE Floats expm1_twice(Floats x) {
-    return exp2m1_roughly(min(splat(kTanhBound), x * (2 * kLog2E)));
+    return exp2m1_roughly(min(splat(kTanhBound * kLog2E), x * (2 * kLog2E)));
   }
   static PENSTOCK_INLINE Floats reciprocal(Floats x) { return (Floats)_mm512_rcp14_ps((__m512)x); }
 };
