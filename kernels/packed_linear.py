@@ -157,7 +157,9 @@ def run_layers(x: Tensor, layers: Iterable[Layer]) -> list[Tensor]:
         if layer.then == "norm":
             tensors = _of_norm(layer, (rows, layer.width), x.dtype)
         elif layer.prenorm or any(each is not None for each in (layer.residual, layer.weight, layer.bias)):
-            raise ValueError(f"residual, weight, bias and prenorm are a norm's alone, and this layer's then is {layer.then!r}")
+            raise ValueError(
+                f"residual, weight, bias and prenorm are a norm's alone, and this layer's then is {layer.then!r}"
+            )
         if tensors["z"] is not None:
             sums.append(tensors["z"])
         kept += [tensor for tensor in tensors.values() if tensor is not None]

@@ -128,7 +128,11 @@ NAN = float("nan")
 SETTINGS_REFUSED = {
     "step": ([1.5, "1", None, True, torch.tensor(1)], [0, -1], "step must be"),
     "rate": (["0.1", None, True, torch.tensor(0.1)], [-0.1, NAN], "rate must be"),
-    "betas": ([("0.9", 0.9), (0.9, None), (torch.tensor(0.9), 0.9)], [(0.9,), (0.9, 0.9, 0.9), 0.9, None], "betas must be"),
+    "betas": (
+        [("0.9", 0.9), (0.9, None), (torch.tensor(0.9), 0.9)],
+        [(0.9,), (0.9, 0.9, 0.9), 0.9, None],
+        "betas must be",
+    ),
     "eps": (["0.1", None, True, torch.tensor(0.1)], [-1e-8, NAN], "eps must be"),
     "weight_decay": (["0.1", None, True, torch.tensor(0.1)], [-0.1, NAN], "weight_decay must be"),
     "divisor": (["1", None, True, torch.tensor(1.0)], [0, 0.0, -1.0, NAN], "divisor must be"),
